@@ -1,0 +1,88 @@
+"""How every command starts and ends: flags checked whole, mendable errors as messages, a polite stop."""
+
+from collections.abc import Callable, Sequence
+import signal
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from mma_dfer_jax.errors import UserError, listed
+
+
+def run(main: Callable[[Sequence[str]], int | None]) -> None:
+  """Runs a command: what a user can mend ends as a message and exit status 1, wrong flags as exit status 2."""
+  app.run(lambda argv: _guarded(main, argv), flags_parser=_parse)
+
+
+def _guarded(main, argv):
+  if len(argv) > 1:
+    sys.exit(_complain(f"unexpected arguments: {' '.join(argv[1:])}", status=2))
+  try:
+    return main(argv)
+  except UserError as error:
+    return _complain(error)
+  except FileNotFoundError as error:
+    return _complain(f"no such file or folder: {error.filename or error}")
+
+
+def _parse(argv: list[str]) -> list[str]:
+  logging.set_verbosity(logging.WARNING)  # orbax and tfds report every file they touch at INFO
+  try:
+    return flags.FLAGS(argv)
+  except (flags.Error, UserError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    unknown = _unknown_config_keys(argv)
+    sys.exit(_complain(unknown or error, status=2))
+
+
+def _unknown_config_keys(argv: list[str]) -> UserError | None:
+  """All `--config.key` overrides that the config file does not have, with what it has instead."""
+  path = next((a.split("=", 1)[1] for a in argv if a.startswith(("--config=", "-config="))), None)
+  if path is None:
+    return None
+  values = flags.FlagValues()
+  holder = config_flags.DEFINE_config_file("config", path, "", flag_values=values)
+  try:
+    values([argv[0]])
+  except (flags.Error, OSError, ImportError):
+    return None  # the file itself cannot be read: the first error says so
+  problems = []
+  for argument in argv[1:]:
+    if not argument.lstrip("-").startswith(("config.", "noconfig.")):
+      continue
+    key = argument.lstrip("-").split("=", 1)[0].removeprefix("no").removeprefix("config.")
+    node = holder.value
+    for part in key.split("."):
+      if not hasattr(node, "keys") or part not in node:
+        allowed = ", ".join(node.keys()) if hasattr(node, "keys") else "no further keys"
+        problems.append(f"{key}: there is no {part!r} here; there is {allowed}")
+        break
+      node = node[part]
+  return listed(f"the config {path} has no such keys", problems) if problems else None
+
+
+def _complain(error: object, status: int = 1) -> int:
+  print(f"error: {error}", file=sys.stderr, flush=True)
+  return status
+
+
+class StopSignal:
+  """Becomes true when SIGTERM or Ctrl-C asks to stop; a second one stops at once."""
+
+  def __init__(self):
+    self.received: signal.Signals | None = None
+    for number in (signal.SIGTERM, signal.SIGINT):
+      signal.signal(number, self._receive)
+
+  def _receive(self, number, frame):
+    del frame
+    self.received = signal.Signals(number)
+    signal.signal(number, signal.SIG_DFL)
+
+  def __bool__(self) -> bool:
+    return self.received is not None
+
+  @property
+  def exit_status(self) -> int:
+    """0 after SIGTERM (a scheduler took the machine back, all is saved), 130 after Ctrl-C, as shells do."""
+    return 130 if self.received == signal.SIGINT else 0

@@ -1,0 +1,380 @@
+"""Draws and voices small audio-visual clips of seven classes, so that the program can be tried without a data set.
+
+  python -m mma_dfer_jax.data.demo --out=DIR [--clips_per_class_train=40] [--clips_per_class_test=20] [--seed=0]
+
+writes mp4 files (H.264 and AAC) and DIR/clips.csv with the header `path,label,split`. A class is a face gesture together with a voice style, and every gesture and every style is
+shared by several classes: only a model that hears and sees can tell all seven apart. The clips prove the program,
+not the science.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from fractions import Fraction
+import math
+import multiprocessing
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from absl import flags
+import av
+import cv2
+from jaxtyping import Float, Int, UInt8
+import numpy as np
+from tqdm import tqdm
+
+from mma_dfer_jax.errors import UserError, listed
+
+# Class -> (face gesture, voice style), in the order of DFEW's labels.
+CLASSES = {
+  "happy": ("smiling", "lively"),
+  "sad": ("lowered", "soft"),
+  "neutral": ("smiling", "soft"),
+  "angry": ("lowered", "lively"),
+  "surprise": ("raised", "lively"),
+  "disgust": ("lowered", "trembling"),
+  "fear": ("raised", "trembling"),
+}
+SIZE = 96  # height and width of the picture, pixels
+FPS = 20
+SAMPLE_RATE = 16_000  # Hz
+MIN_FRAMES, MAX_FRAMES = 32, 40  # 1.6 to 2.0 seconds
+
+# Not in the flags of absl's whole program: modules that import `write_clip` may have a --seed of their own.
+_OPTIONS = flags.FlagValues()
+_OUT = flags.DEFINE_string("out", None, "folder for the clips", flag_values=_OPTIONS, required=True)
+_TRAIN = flags.DEFINE_integer("clips_per_class_train", 40, "training clips per class", flag_values=_OPTIONS)
+_TEST = flags.DEFINE_integer("clips_per_class_test", 20, "test clips per class", flag_values=_OPTIONS)
+_SEED = flags.DEFINE_integer("seed", 0, "another seed gives other clips", flag_values=_OPTIONS)
+
+
+class Expression(NamedTuple):
+  """What a gesture moves in a face, as lengths in half face heights."""
+
+  brow_lift: float  # both brows up
+  brow_frown: float  # inner ends of the brows down and inward
+  eye_open: float  # half the height of an eye
+  mouth_width: float  # half the width of the mouth
+  mouth_smile: float  # corners of the mouth up, or down if negative
+  mouth_open: float  # half the height of the gap between the lips
+
+
+REST = Expression(0.0, 0.0, 0.10, 0.30, 0.0, 0.03)
+GESTURES = {
+  "smiling": Expression(0.02, 0.0, 0.09, 0.46, 0.26, 0.06),
+  "lowered": Expression(-0.05, 0.20, 0.055, 0.30, -0.20, 0.02),
+  "raised": Expression(0.20, -0.03, 0.17, 0.22, 0.0, 0.20),
+}
+
+
+class Style(NamedTuple):
+  """What sets one way of speaking apart from another."""
+
+  level: float  # peak of the waveform; full scale is 1
+  pitch: float  # times the pitch of the speaker
+  glide: float  # change of pitch over the clip, octaves
+  accent: float  # rise of pitch within a syllable, as a share of the pitch
+  rate: float  # syllables per second
+  irregular: float  # spread of the lengths of syllables, as a share of the mean
+  vibrato: float  # depth of the wobble of the pitch, as a share of the pitch
+  tremolo: float  # depth of the wobble of the loudness, 0 to 1
+
+
+STYLES = {
+  "lively": Style(0.70, 1.6, 0.15, 0.20, 5.5, 0.1, 0.0, 0.0),
+  "soft": Style(0.12, 0.8, -0.50, 0.0, 2.2, 0.1, 0.0, 0.0),
+  "trembling": Style(0.30, 1.15, 0.0, 0.0, 3.5, 0.6, 0.07, 0.8),
+}
+
+# First and second formant of some vowels (a, i, u, e, o), Hz.
+_VOWELS = np.array([(800, 1250), (320, 2300), (340, 850), (480, 1900), (500, 950)], float)
+
+
+class Look(NamedTuple):
+  """What makes one face differ from another: nothing of it tells the class. Colours are RGB, 0 to 255."""
+
+  skin: Float[np.ndarray, "3"]
+  hair: Float[np.ndarray, "3"]
+  background: Float[np.ndarray, "3"]
+  fringe: float  # where the hair ends on the forehead, in half face heights above the middle of the face
+
+
+def best_single_modality_score() -> float:
+  """The best accuracy to be expected of any model from the picture alone or from the sound alone.
+
+  Classes that share a gesture have the same distribution of pictures, so that, on equally many clips of each
+  class, every gesture allows one right class; likewise every voice style. A finite test set scatters around it.
+
+  Returns:
+    The larger of the two bounds, a share of 1.
+  """
+  gestures, styles = zip(*CLASSES.values(), strict=True)
+  return max(len(set(gestures)), len(set(styles))) / len(CLASSES)
+
+
+def _arc(num: int, rng: np.random.Generator) -> Float[np.ndarray, "T"]:
+  """Onset, apex and offset over `num` steps: 0 at both ends and 1 around an apex at a random time."""
+  apex, half_hold = rng.uniform(0.42, 0.58), rng.uniform(0.14, 0.22)
+  ramp = rng.uniform(0.12, 0.18)
+  linear = np.clip((half_hold + ramp - np.abs(np.linspace(0, 1, num) - apex)) / ramp, 0, 1)
+  return linear**2 * (3 - 2 * linear)
+
+
+def _syllables(
+  times: Float[np.ndarray, "T"], rate: float, irregular: float, rng: np.random.Generator
+) -> tuple[Float[np.ndarray, "T"], Int[np.ndarray, "T"]]:
+  """Loudness, 0 to 1, and number of the syllable at each of the times, in seconds; 0 between syllables."""
+  count = math.ceil((times[-1] + 1) * rate / (1 - irregular)) + 1
+  lengths = (1 + irregular * rng.uniform(-1, 1, count)) / rate
+  starts = np.cumsum(lengths) - lengths - rng.uniform() * lengths[0]
+  number = np.searchsorted(starts, times, side="right") - 1
+  phase = (times - starts[number]) / lengths[number]
+  return np.sin(np.pi * phase) ** 2 * rng.uniform(0.7, 1, count)[number], number
+
+
+def draw_face(
+  look: Look, expression: Expression, centre: tuple[float, float], size: float, roll: float
+) -> UInt8[np.ndarray, "H W 3"]:
+  """Draws one face.
+
+  Args:
+    look: whose face.
+    expression: what the face does.
+    centre: x and y of the middle of the face, pixels.
+    size: half the height of the face, pixels.
+    roll: tilt of the head, radians, clockwise.
+
+  Returns:
+    The picture, RGB, 96 by 96 pixels.
+  """
+  canvas = np.empty((2 * SIZE, 2 * SIZE, 3), np.uint8)  # drawn at twice the size: thin lines stay smooth
+  canvas[:] = (look.background * np.linspace(1.1, 0.8, 2 * SIZE)[:, None, None]).clip(0, 255)
+  axes = size * np.array([(math.cos(roll), math.sin(roll)), (-math.sin(roll), math.cos(roll))])
+  across = np.sin(np.linspace(-np.pi / 2, np.pi / 2, 25))  # closer together where curves are steep
+  angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)
+
+  def fill(x: np.ndarray, y: np.ndarray, colour: Sequence[float] | np.ndarray) -> None:
+    # Sixteenths of a pixel of the picture, which are eighths on the canvas, so that slow movement is smooth.
+    points = (np.stack([x, y], axis=1) @ axes + centre) * 16
+    cv2.fillPoly(canvas, [points.round().astype(np.int32)], [float(c) for c in colour], cv2.LINE_AA, 3)
+
+  def oval(x: float, y: float, width: float, height: float, colour: Sequence[float] | np.ndarray) -> None:
+    fill(x + width * np.cos(angle), y + height * np.sin(angle), colour)
+
+  def band(x: np.ndarray, top: np.ndarray, bottom: np.ndarray, colour: Sequence[float] | np.ndarray) -> None:
+    fill(np.concatenate([x, x[::-1]]), np.concatenate([top, bottom[::-1]]), colour)
+
+  lips = 0.6 * look.skin + 0.4 * np.array([170, 40, 50])
+  ink = (30, 20, 18)
+  oval(0.0, 1.5, 0.95, 0.6, 0.5 * look.hair + 0.25 * look.background)  # shoulders
+  oval(0.0, -0.12, 0.86, 0.98, look.hair)
+  oval(0.0, 0.9, 0.3, 0.4, 0.85 * look.skin)  # neck
+  oval(0.0, 0.0, 0.76, 1.0, look.skin)
+  band(0.84 * across, -0.05 - 1.03 * np.sqrt(1 - across**2), -look.fringe * np.sqrt(1 - across**4), look.hair)
+  band(0.1 * across, 0.2 - 0.06 * across**2, 0.26 - 0.06 * across**2, 0.75 * look.skin)  # nose
+
+  e = expression
+  for side in (-1, 1):
+    oval(side * 0.33, -0.1, 0.19, e.eye_open, (250, 250, 250))
+    oval(side * 0.33, -0.1, min(0.09, 1.2 * e.eye_open), min(0.09, e.eye_open), ink)
+    inward = (1 - across) / 2  # 1 at the inner end of the brow, 0 at the outer
+    brow_x = side * (0.34 + 0.2 * across - 0.4 * e.brow_frown * inward)
+    brow_y = -0.34 - e.brow_lift + e.brow_frown * (1.2 * inward - 0.3) - 0.06 * (1 - across**2)
+    band(brow_x, brow_y - 0.045, brow_y + 0.045, ink)
+
+  lip_line = 0.5 + e.mouth_smile * (0.4 - across**2)
+  gap = e.mouth_open * (1 - across**2)
+  lip = 0.07 * (1 - across**4) + 0.01
+  band(e.mouth_width * across, lip_line - 0.7 * gap - lip, lip_line + gap + lip, lips)
+  band(0.95 * e.mouth_width * across, lip_line - 0.7 * gap, lip_line + gap, (70, 15, 22))
+  return cv2.resize(canvas, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+
+
+def clip_picture(gesture: str, rng: np.random.Generator, num_frames: int) -> UInt8[np.ndarray, "T H W 3"]:
+  """Draws a speaking face that goes from rest to a gesture and back.
+
+  Args:
+    gesture: a key of `GESTURES`.
+    rng: gives everything else: who it is, the light, when and how strongly the gesture comes, the movements.
+    num_frames: number of frames at 20 frames per second.
+
+  Returns:
+    The frames, RGB.
+  """
+  times = np.arange(num_frames) / FPS
+  skin = np.array([125, 85, 65]) + rng.uniform() * np.array([120, 125, 125])
+  hair = rng.uniform(20, 190) * rng.uniform(0.4, 1, 3)
+  look = Look(skin, hair, background=rng.uniform(40, 220, 3), fringe=rng.uniform(0.68, 0.82))
+  size = rng.uniform(34, 41)
+  drift = np.sin(2 * np.pi * (rng.uniform(0.2, 0.6, (3, 1)) * times + rng.uniform(size=(3, 1))))
+  x, y = SIZE / 2 + rng.uniform(-4, 4, (2, 1)) + rng.uniform(0, 2, (2, 1)) * drift[:2]
+  roll = rng.uniform(-0.08, 0.08) + 0.06 * drift[2]
+  strength = rng.uniform(0.75, 1) * _arc(num_frames, rng)
+  # The rhythm of the lips is a nuisance, not that of the voice: it would give the style away to the eye.
+  speech = rng.uniform(0.03, 0.06) * _syllables(times, rng.uniform(2, 6), rng.uniform(0, 0.6), rng)[0]
+  blink_at = rng.uniform(0, 1.6) + np.array([0, rng.uniform(0.8, 1.2)])
+  lids = np.clip(np.abs(times[:, None] - blink_at).min(axis=1) / 0.08, 0.1, 1)
+
+  frames = []
+  for t in range(num_frames):
+    pose = Expression(*(a + strength[t] * (b - a) for a, b in zip(REST, GESTURES[gesture], strict=True)))
+    pose = pose._replace(eye_open=pose.eye_open * lids[t], mouth_open=pose.mouth_open + speech[t])
+    frames.append(draw_face(look, pose, (x[t], y[t]), size, roll[t]))
+  clean = np.stack(frames).astype(np.float32)
+  noise = rng.standard_normal(clean.shape, np.float32)  # of a sensor
+  return (rng.uniform(0.85, 1.05) * clean + rng.uniform(1, 5) * noise).clip(0, 255).astype(np.uint8)
+
+
+def clip_voice(style: str, rng: np.random.Generator, seconds: float) -> Float[np.ndarray, "S"]:
+  """Voices some syllables: harmonics of a gliding pitch under the formants of vowels.
+
+  Args:
+    style: a key of `STYLES`.
+    rng: gives everything else: the speaker, the vowels, when the voice is loudest, the noise.
+    seconds: length of the clip.
+
+  Returns:
+    The waveform, mono, 16 kHz, float32 between -1 and 1.
+  """
+  s = STYLES[style]
+  times = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+  loudness, syllable = _syllables(times, s.rate * rng.uniform(0.9, 1.1), s.irregular, rng)
+  wobble = np.sin(2 * np.pi * (rng.uniform(7, 9) * times + rng.uniform()))
+  pitch = rng.uniform(110, 170) * s.pitch * 2 ** (s.glide * (times / seconds - 0.5))
+  pitch *= (1 + s.accent * loudness) * (1 + s.vibrato * wobble)
+  turns = (2 * np.pi * (np.cumsum(pitch) / SAMPLE_RATE % 1)).astype(np.float32)
+  pitch = pitch.astype(np.float32)  # half the width: the sum over all harmonics takes most of the time
+  vowels = _VOWELS[rng.integers(len(_VOWELS), size=syllable[-1] + 1)] * rng.uniform(0.9, 1.15)
+  first, second = vowels.astype(np.float32)[syllable].T
+  voice = np.zeros_like(pitch)
+  for k in range(1, int(4000 / pitch.min())):
+    hertz = k * pitch
+    weight = np.exp(-(((hertz - first) / 160) ** 2)) + 0.5 * np.exp(-(((hertz - second) / 250) ** 2)) + 0.04
+    voice += weight / math.sqrt(k) * np.sin(k * turns)
+  voice += 0.03 * rng.standard_normal(times.size)  # breath
+  voice *= loudness * (0.3 + 0.7 * _arc(times.size, rng)) * (1 - s.tremolo * (0.5 + 0.5 * wobble))
+  voice *= s.level * rng.uniform(0.85, 1.15) / np.abs(voice).max()
+  room = 10 ** rng.uniform(-3.5, -2.8) * rng.standard_normal(times.size)
+  return (voice + room).astype(np.float32)
+
+
+def write_clip(
+  path: Path,
+  frames: UInt8[np.ndarray, "T H W 3"],
+  waveform: Float[np.ndarray, "S"] | Float[np.ndarray, "S C"] | None,
+  fps: int | float | Fraction,
+  sample_rate: int,
+) -> None:
+  """Writes an mp4 file with H.264 video and, if there is a waveform, AAC audio; half a file never appears.
+
+  Args:
+    path: the file; what lies there is replaced.
+    frames: the picture, RGB.
+    waveform: the sound, -1 to 1, mono or with 1, 2 or 6 channels; None for a file without sound.
+    fps: frames per second.
+    sample_rate: of the waveform, Hz; one that AAC knows, such as 16000, 44100 or 48000.
+  """
+  height, width = frames.shape[1:3]
+  unfinished = path.with_name(path.name + ".part")
+  with av.open(str(unfinished), "w", format="mp4") as container:
+    video = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+    video.width, video.height = width, height
+    video.pix_fmt = "yuv444p" if width % 2 or height % 2 else "yuv420p"  # 4:2:0 needs an even size
+    # One thread: the clips, not their parts, are made in parallel.
+    video.options = {"preset": "veryfast", "crf": "18", "threads": "1"}
+    if waveform is not None:
+      channels = waveform.reshape(len(waveform), -1).T
+      layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(channels)]
+      audio = container.add_stream("aac", rate=sample_rate, layout=layout)
+      audio.options = {"aac_coder": "fast"}
+      sound = av.AudioFrame.from_ndarray(np.ascontiguousarray(channels, np.float32), "fltp", layout)
+      sound.sample_rate, sound.pts = sample_rate, 0
+    for frame in frames:
+      container.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+    container.mux(video.encode())
+    if waveform is not None:
+      container.mux(audio.encode(sound))
+      container.mux(audio.encode())
+  os.replace(unfinished, path)
+
+
+def _make_clip(path: Path, seed: int, split: int, index: int) -> None:
+  """Draws, voices and writes clip `index` of a split; what it shows depends on nothing but the three numbers."""
+  gesture, style = list(CLASSES.values())[index % len(CLASSES)]
+  rng = np.random.default_rng([seed, split, index])
+  num_frames = int(rng.integers(MIN_FRAMES, MAX_FRAMES + 1))
+  # Streams of their own, so that neither modality depends on how much the other one draws.
+  picture_rng, voice_rng = rng.spawn(2)
+  frames = clip_picture(gesture, picture_rng, num_frames)
+  write_clip(path, frames, clip_voice(style, voice_rng, num_frames / FPS), FPS, SAMPLE_RATE)
+
+
+def generate(out: Path | str, train_per_class: int, test_per_class: int, seed: int) -> Path:
+  """Makes the clips that are not there yet, on all cores, and then the table of all that were asked for.
+
+  Args:
+    out: the folder; made if it does not exist.
+    train_per_class: number of training clips of each class, at least 1.
+    test_per_class: number of test clips of each class, at least 1.
+    seed: another seed gives other clips, in files of other names; at least 0.
+
+  Returns:
+    The path of the table, clips.csv.
+
+  Raises:
+    UserError: a number is too small, or the folder cannot be made.
+  """
+  out = Path(out)
+  counts = {"train": train_per_class, "test": test_per_class}
+  problems = [f"--clips_per_class_{k}={n}: must be at least 1" for k, n in counts.items() if n < 1]
+  if seed < 0:
+    problems.append(f"--seed={seed}: must be at least 0")
+  if problems:
+    raise listed("The demonstration clips cannot be made", problems)
+
+  rows, jobs = ["path,label,split"], []
+  for split, (name, per_class) in enumerate(counts.items()):
+    # The classes take turns, so that the number of clips asked for does not change which clip is which.
+    for index in range(per_class * len(CLASSES)):
+      label = list(CLASSES)[index % len(CLASSES)]
+      path = Path(name, f"{label}_s{seed}_{index // len(CLASSES):04d}.mp4")
+      rows.append(f"{path.as_posix()},{label},{name}")
+      if not (out / path).exists():
+        jobs.append((out / path, seed, split, index))
+  try:
+    for name in counts:
+      (out / name).mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(f"--out={out}: the folder cannot be made ({error.strerror}); give another one") from error
+
+  if jobs:
+    # Spawned, not forked: whoever calls may have threads of its own, such as those of JAX.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(len(jobs), os.cpu_count() or 1), context) as pool:
+      done = pool.map(_make_clip, *zip(*jobs, strict=True), chunksize=4)
+      for _ in tqdm(done, "Making clips", len(jobs), unit="clip"):
+        pass
+
+  table = out / "clips.csv"
+  unfinished = out / "clips.csv.part"
+  unfinished.write_text("\n".join(rows) + "\n", encoding="utf-8")
+  os.replace(unfinished, table)
+  return table
+
+
+def main(argv: Sequence[str]) -> None:
+  """Runs the command line: the name of the program and its flags."""
+  try:
+    superfluous = _OPTIONS(argv)[1:]
+  except flags.Error as error:
+    raise UserError(f"{error}\n\n{__doc__}") from error
+  if superfluous:
+    raise UserError(f"Not a flag: {' '.join(superfluous)}\n\n{__doc__}")
+  print(generate(_OUT.value, _TRAIN.value, _TEST.value, _SEED.value))
+
+
+if __name__ == "__main__":
+  from mma_dfer_jax import cli
+
+  flags.FLAGS.append_flag_values(_OPTIONS)  # shared, so that it does not matter who parses first
+  cli.run(main)

@@ -1,0 +1,69 @@
+"""One mesh ("data", "fsdp"), one rule by shape; the model knows nothing of it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
+
+from mma_dfer_jax.errors import UserError
+
+
+def make_mesh(data: int, fsdp: int) -> Mesh:
+  """A mesh over all devices of all hosts.
+
+  Args:
+    data: devices along which the batch is split; -1 for all that `fsdp` leaves.
+    fsdp: devices along which large parameters are split too.
+  Raises:
+    UserError: if the two do not multiply to the number of devices.
+  """
+  devices = jax.device_count()
+  if data < 0:
+    data = max(devices // fsdp, 1)
+  if data * fsdp != devices:
+    raise UserError(f"mesh.data={data} x mesh.fsdp={fsdp} must be the {devices} devices there are")
+  return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Clips are split over all devices."""
+  return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def check_batch_size(batch_size: int) -> None:
+  """Raises UserError, naming sizes that fit, unless the batch splits evenly over the devices."""
+  devices = jax.device_count()
+  if batch_size % devices:
+    below = batch_size // devices * devices
+    fitting = f"{below} or {below + devices}" if below else f"{devices}"
+    raise UserError(f"batch_size={batch_size} must be a multiple of the {devices} devices; use {fitting}")
+
+
+def fsdp_sharding(tree: Any, mesh: Mesh, min_size_mb: float) -> Any:
+  """A sharding for each array: large ones are split over `fsdp` on their longest axis that divides evenly.
+
+  The rule sees shapes only, so that the moments of an optimizer follow their parameters.
+  """
+
+  def rule(x) -> NamedSharding:
+    axes: list[str | None] = [None] * x.ndim
+    if x.size * x.dtype.itemsize >= min_size_mb * 2**20 and mesh.shape["fsdp"] > 1:
+      for axis in np.argsort(x.shape)[::-1]:
+        if x.shape[axis] % mesh.shape["fsdp"] == 0:
+          axes[axis] = "fsdp"
+          break
+    return NamedSharding(mesh, PartitionSpec(*axes))
+
+  return jax.tree.map(rule, tree)
+
+
+def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+  """The global batch from this host's share of it; strings (clip ids) stay behind."""
+  sharding = batch_sharding(mesh)
+  return {
+    name: jax.make_array_from_process_local_data(sharding, np.asarray(value))
+    for name, value in batch.items()
+    if np.asarray(value).dtype.kind not in "OSU"
+  }
