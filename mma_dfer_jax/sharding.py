@@ -1,6 +1,8 @@
-"""One mesh ("data", "fsdp"), one rule by shape; the model knows nothing of it."""
+"""Devices: how JAX is started, one mesh ("data", "fsdp"), one rule by shape; the model knows nothing of it."""
 
 from collections.abc import Mapping
+import os
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -8,6 +10,21 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from mma_dfer_jax.errors import UserError
+
+
+def start_jax(matmul_precision: str = "float32") -> None:
+  """Joins the other hosts if there are any, and keeps compiled programs for the next process.
+
+  Args:
+    matmul_precision: of float32 matrix products; accelerators would otherwise take a coarser one on their own.
+  """
+  if os.environ.get("MMA_DFER_DISTRIBUTED"):
+    jax.distributed.initialize()
+  jax.config.update("jax_default_matmul_precision", matmul_precision)
+  if not jax.config.jax_compilation_cache_dir:
+    jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache/mma_dfer_jax/xla"))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def make_mesh(data: int, fsdp: int) -> Mesh:

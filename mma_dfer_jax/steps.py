@@ -1,11 +1,19 @@
-"""The pure functions that are jitted: a batch to model inputs, one update, one evaluated batch."""
+"""One update and one evaluated batch, the pure functions that are jitted; and the evaluation of a whole split."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+import numpy as np
 import optax
+import tqdm
 
+from mma_dfer_jax.data.pipeline import EvalOrder, Preprocessing, eval_batches
 from mma_dfer_jax.metrics import confusion_matrix
+from mma_dfer_jax.sharding import to_global
 from mma_dfer_jax.train_state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -55,4 +63,49 @@ def eval_step(
     "confusion": confusion_matrix(logits, batch["label"], batch["mask"]),
     "loss": (losses * batch["mask"]).sum(),
     "without_sound": (batch["mask"] & ~batch["has_audio"]).sum(),
+  }
+
+
+def evaluate_split(
+  eval_fn: Callable[[nnx.State, nnx.State, Batch], dict[str, jax.Array]],
+  tunable: nnx.State,
+  frozen: nnx.State,
+  records: Sequence[Any],
+  spec: Preprocessing,
+  *,
+  mesh: Mesh,
+  batch_size: int,
+  num_workers: int = 0,
+  prefetch: int = 2,
+  without: str = "",
+  title: str = "evaluate",
+  stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any] | None:
+  """Every clip of a split through the model, once.
+
+  Args:
+    eval_fn: `eval_step`, jitted, with its graph definition bound.
+    without: "sound" or "picture" to take that away from every clip.
+    stop: asked before each batch; if true, the evaluation ends without a result.
+  Returns:
+    confusion_matrix (C, C), loss (mean cross-entropy), clips_without_sound; or None if stopped.
+  """
+  order = EvalOrder(records, 0, batch_size, 1, jax.process_index(), jax.process_count())
+  with eval_batches(order, spec, num_workers=num_workers, prefetch=prefetch, without=without) as batches:
+    sums = None
+    bar = tqdm.tqdm(total=len(records), desc=title, unit="clip", leave=False, disable=jax.process_index() != 0)
+    for batch in batches:
+      if stop():
+        return None
+      result = eval_fn(tunable, frozen, to_global(batch, mesh))
+      sums = result if sums is None else jax.tree.map(jnp.add, sums, result)
+      bar.update(min(batch_size, len(records) - bar.n))
+    bar.close()
+  sums = jax.tree.map(np.asarray, sums)
+  if sums["confusion"].sum() != len(records):
+    raise RuntimeError(f"{sums['confusion'].sum()} clips were counted, the split has {len(records)}")
+  return {
+    "confusion_matrix": sums["confusion"].tolist(),
+    "test_loss": float(sums["loss"]) / len(records),
+    "clips_without_sound": int(sums["without_sound"]),
   }

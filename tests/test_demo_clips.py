@@ -1,4 +1,4 @@
-"""The demonstration clips: real files, the same every time, and neither modality is enough for all classes."""
+"""The demonstration clips: real files, always the same, and neither modality is enough for all classes."""
 
 from fractions import Fraction
 import itertools
@@ -127,12 +127,6 @@ def test_write_clip_takes_any_size_and_rate(tmp_path, size, fps, rate, channels)
 
 
 def test_mistakes_on_the_command_line_are_explained(tmp_path):
-  with pytest.raises(UserError, match="out"):
-    demo.main(["demo"])
-  with pytest.raises(UserError, match="'sed'"):
-    demo.main(["demo", f"--out={tmp_path}", "--sed=1"])
-  with pytest.raises(UserError, match="Not a flag: clips"):
-    demo.main(["demo", f"--out={tmp_path}", "clips"])
   with pytest.raises(UserError, match=r"train=0.*\n.*test=-1.*\n.*seed=-2"):
     demo.main(
       ["demo", f"--out={tmp_path}", "--clips_per_class_train=0", "--clips_per_class_test=-1", "--seed=-2"]

@@ -1,0 +1,286 @@
+"""What a run leaves on disk to go on from, or to answer with.
+
+    workdir/run.json                 what the run is: config, class names, recipe of the data, version
+    workdir/frozen/                  ❄ parameters, written once
+    workdir/checkpoints/<step>/      tunable (🔥 parameters), optimizer (moments and step), meta (run.json + history)
+"""
+
+from collections.abc import Mapping
+import contextlib
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from mma_dfer_jax.config import MAY_CHANGE, flat_config
+from mma_dfer_jax.errors import UserError, listed
+from mma_dfer_jax.model import ModelConfig
+from mma_dfer_jax.train_state import TrainState, Tunable, abstract_model
+
+VERSION = importlib.metadata.version("mma_dfer_jax")
+ITEMS = ("tunable", "optimizer", "meta")
+
+
+def describe_run(config: Mapping[str, Any], cfg: ModelConfig, classes: tuple[str, ...], recipe: Mapping[str, Any]) -> dict[str, Any]:  # fmt: skip
+  """What identifies a run, as JSON knows it; the recipe of the data set and what the model makes of its records."""
+  sizes = {"image_size": cfg.image_size, "num_frames": cfg.num_frames, "audio_shape": list(cfg.audio_shape)}
+  return json.loads(
+    json.dumps(
+      {
+        "config": flat_config(config),
+        "classes": classes,
+        "recipe": dict(recipe) | sizes,
+        "version": VERSION,
+      }
+    )
+  )
+
+
+def claim_workdir(workdir: Path, run: Mapping[str, Any]) -> None:
+  """Writes run.json, or checks that the one that is there describes the same run.
+
+  Raises:
+    UserError: naming every difference; nothing in the folder is touched then.
+  """
+  file = workdir / "run.json"
+  if file.exists():
+    check_same_run(read_json(file), run, str(workdir))
+  workdir.mkdir(parents=True, exist_ok=True)
+  write_json(file, run)
+
+
+def check_same_run(there: Mapping[str, Any], now: Mapping[str, Any], place: str) -> None:
+  """Raises UserError with every difference in classes, recipe or config that changes what is computed."""
+  differences = [
+    f"{field}: {there[field]} there, {now[field]} now" for field in ("classes",) if there[field] != now[field]
+  ]
+  for part in ("recipe", "config"):
+    before, after = there[part], now[part]
+    differences += [
+      f"{part} {key}: {before.get(key, 'nothing')!r} there, {after.get(key, 'nothing')!r} now"
+      for key in sorted(before.keys() | after.keys())
+      if before.get(key) != after.get(key) and not (part == "config" and key in MAY_CHANGE)
+    ]
+  if differences:
+    raise listed(f"{place} holds another run", differences, "choose another --workdir, or give the values it was made with")  # fmt: skip
+
+
+def read_json(path: Path) -> dict[str, Any]:
+  try:
+    return json.loads(path.read_text())
+  except json.JSONDecodeError as error:
+    raise UserError(f"{path} is damaged: {error}") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+  """Writes a file whole or not at all."""
+  partial = path.with_name(path.name + ".partial")
+  partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+  partial.replace(path)
+
+
+class Checkpointer:
+  """Saves and restores tunable parameters, optimizer and step; keeps the newest and the best by WAR.
+
+  Args:
+    workdir: folder of the run.
+    keep: how many of the newest to keep; a new one is complete before an old one goes.
+  """
+
+  def __init__(self, workdir: Path, *, keep: int = 2, read_only: bool = False):
+    self.folder = workdir.absolute() / "checkpoints"
+    newest = preservation_policy.LatestN(keep)
+    best = preservation_policy.BestN(get_metric_fn=lambda metrics: metrics["war"], n=1)
+    # Orbax writes the metrics to disk only if `best_fn` is given too, and forgets the best at a restart without them.
+    options = ocp.CheckpointManagerOptions(
+      best_fn=lambda metrics: metrics["war"],
+      preservation_policy=preservation_policy.AnyPreservationPolicy([newest, best]),
+      cleanup_tmp_directories=not read_only,
+      read_only=read_only,
+    )
+    self.manager = ocp.CheckpointManager(self.folder, options=options, item_names=ITEMS)
+
+  def latest_step(self) -> int | None:
+    return self.manager.latest_step()
+
+  def best_step(self) -> int | None:
+    return self.manager.best_step()
+
+  def save(self, state: TrainState, meta: Mapping[str, Any], war: float | None) -> None:
+    """Starts to save; the old checkpoints stay until the new one is whole.
+
+    Raises:
+      UserError: if the disk does not take it; what was saved before stays as it is.
+    """
+    items = ocp.args.Composite(
+      tunable=ocp.args.StandardSave(nnx.to_pure_dict(state.tunable)),
+      optimizer=ocp.args.StandardSave({"opt_state": state.opt_state, "step": state.step}),
+      meta=ocp.args.JsonSave(dict(meta)),
+    )
+    with self._explaining("save"):
+      self.manager.wait_until_finished()
+      # A save within an epoch has no score and is never the best.
+      self.manager.save(int(state.step), args=items, metrics={"war": -1.0 if war is None else war}, force=True)
+
+  def wait(self) -> None:
+    with self._explaining("save"):
+      self.manager.wait_until_finished()
+
+  def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    """The state saved at a step, spread as `like`, whose frozen part it keeps; and the meta saved with it."""
+    optimizer = {"opt_state": like.opt_state, "step": like.step}
+    items = ocp.args.Composite(
+      tunable=ocp.args.StandardRestore(_targets(nnx.to_pure_dict(like.tunable))),
+      optimizer=ocp.args.StandardRestore(_targets(optimizer)),
+      meta=ocp.args.JsonRestore(),
+    )
+    with self._explaining("restore"):
+      restored = self.manager.restore(step, args=items)
+    tunable = _from_pure(like.tunable, restored.tunable)
+    return like._replace(tunable=tunable, **restored.optimizer), restored.meta
+
+  def restore_tunable(self, step: int, like: nnx.State) -> tuple[nnx.State, dict[str, Any]]:
+    """Only what is needed to answer: the tunable parameters, and meta."""
+    items = ocp.args.Composite(
+      tunable=ocp.args.StandardRestore(_targets(nnx.to_pure_dict(like))), meta=ocp.args.JsonRestore()
+    )
+    with self._explaining("restore"):
+      restored = self.manager.restore(step, args=items)
+    return _from_pure(like, restored.tunable), restored.meta
+
+  def close(self) -> None:
+    self.manager.close()
+
+  @contextlib.contextmanager
+  def _explaining(self, verb: str):
+    """Orbax and TensorStore report a full disk or a damaged file in many ways; all of them end a run."""
+    try:
+      yield
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+      steps = self.manager.all_steps()
+      kept = f"the checkpoints of steps {', '.join(map(str, steps))} are whole" if steps else "there is none yet"
+      raise UserError(f"cannot {verb} a checkpoint in {self.folder} ({kept}): {_short(error)}") from error
+
+
+def save_frozen(workdir: Path, frozen: nnx.State) -> None:
+  """Writes the frozen parameters once; a killed run leaves no half folder under that name."""
+  folder = workdir.absolute() / "frozen"
+  if folder.exists() or not jax.tree.leaves(frozen):
+    return
+  try:
+    with ocp.StandardCheckpointer() as checkpointer:
+      checkpointer.save(folder, nnx.to_pure_dict(frozen))
+  except (OSError, ValueError, RuntimeError) as error:
+    raise UserError(f"cannot save the frozen parameters in {folder}: {_short(error)}") from error
+
+
+def load_frozen(workdir: Path, like: nnx.State) -> nnx.State:
+  """The frozen parameters of a run, spread as `like`."""
+  if not jax.tree.leaves(like):
+    return like
+  folder = workdir.absolute() / "frozen"
+  try:
+    with ocp.StandardCheckpointer() as checkpointer:
+      return _from_pure(like, checkpointer.restore(folder, _targets(nnx.to_pure_dict(like))))
+  except (OSError, ValueError, KeyError, RuntimeError) as error:
+    raise UserError(f"cannot read the frozen parameters in {folder}: {_short(error)}") from error
+
+
+def _targets(tree: Any) -> Any:
+  """Shapes, dtypes and, where they are known, shardings that a restored tree must have."""
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)), tree
+  )
+
+
+def _from_pure(like: nnx.State, values: Any) -> nnx.State:
+  """A state of the structure of `like` with the given values; `like` may hold shapes only."""
+  return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(values))
+
+
+def _short(error: BaseException) -> str:
+  text = " ".join(str(error).split())
+  return text if len(text) <= 600 else f"{text[:300]} … {text[-300:]}"
+
+
+class TrainedModel:
+  """A trained MMA-DFER and what it must be fed with; call it with a batch to get logits.
+
+  Attributes:
+    cfg: sizes.
+    classes: names, in the order of the logits.
+    recipe: how its data were prepared.
+    step: updates it has seen.
+    config: all fields of the run, flat ("data.fold").
+  """
+
+  def __init__(
+    self, graphdef: nnx.GraphDef, tunable: nnx.State, frozen: nnx.State, *, run: Mapping[str, Any], step: int
+  ):
+    self.graphdef, self.tunable, self.frozen = graphdef, tunable, frozen
+    self.cfg = model_config(run["config"], run["classes"])
+    self.classes: tuple[str, ...] = tuple(run["classes"])
+    self.recipe: dict[str, Any] = run["recipe"]
+    self.config: dict[str, Any] = run["config"]
+    self.run, self.step = run, step
+    self._logits = jax.jit(lambda tunable, frozen, *inputs: nnx.merge(graphdef, tunable, frozen)(*inputs))
+
+  def __call__(
+    self,
+    video: Float[np.ndarray | Array, "B T H W 3"] | UInt8[np.ndarray | Array, "B T H W 3"],
+    spectrogram: Float[np.ndarray | Array, "B F K"],
+  ) -> Float[np.ndarray, "B C"]:
+    """Logits (B, C) float32.
+
+    Args:
+      video: (B, T, H, W, 3) RGB, float in [0, 1] or uint8.
+      spectrogram: (B, F, K) float32, normalised log-mel, as `mma_dfer_jax.data.fbank.spectrogram` makes it.
+    Raises:
+      ValueError: if the shapes are not those of `cfg`.
+    """
+    pixels = jnp.asarray(video, jnp.float32) / (255.0 if video.dtype == np.uint8 else 1.0)
+    return np.asarray(self._logits(self.tunable, self.frozen, pixels, jnp.asarray(spectrogram, jnp.float32)))
+
+
+def model_config(flat: Mapping[str, Any], classes: tuple[str, ...] | list[str]) -> ModelConfig:
+  """The sizes of a run from its flat config; `num_classes=0` means as many as there are class names."""
+  fields = {key.removeprefix("model."): value for key, value in flat.items() if key.startswith("model.")}
+  fields["num_classes"] = fields["num_classes"] or len(classes)
+  return ModelConfig(**fields | {"audio_shape": tuple(fields["audio_shape"])})
+
+
+def load_model(workdir: str | Path, *, step: int | str = "last") -> TrainedModel:
+  """Opens the model of a training workdir.
+
+  Args:
+    workdir: folder that `mma_dfer_jax.train` was given.
+    step: "last", "best" (by WAR), or a step that was kept.
+  Raises:
+    UserError: if there is no such checkpoint.
+  """
+  workdir = Path(workdir)
+  if not (workdir / "run.json").exists():
+    raise UserError(f"{workdir} is no workdir of mma_dfer_jax.train: it has no run.json")
+  run = read_json(workdir / "run.json")
+  checkpointer = Checkpointer(workdir, read_only=True)
+  try:
+    named = {"last": checkpointer.latest_step(), "best": checkpointer.best_step()}
+    found = named[step] if isinstance(step, str) and step in named else step
+    steps = checkpointer.manager.all_steps()
+    if found not in steps:
+      raise UserError(f"{workdir} has no checkpoint {step!r}; it has the steps {', '.join(map(str, steps)) or 'none'}")
+    graphdef, params = abstract_model(model_config(run["config"], run["classes"]))
+    _, tunable, frozen = nnx.split(nnx.merge(graphdef, params), Tunable(run["config"]["tunable"]), ...)
+    tunable, meta = checkpointer.restore_tunable(int(found), tunable)
+    check_same_run(run, meta["run"], f"{workdir}/run.json")
+    return TrainedModel(graphdef, tunable, load_frozen(workdir, frozen), run=run, step=int(found))
+  finally:
+    checkpointer.close()

@@ -1,0 +1,189 @@
+"""Data sets on disk: what a record holds, how it is written by tfds without TensorFlow, how it is opened."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+import dataclasses
+import json
+import os
+from pathlib import Path
+import resource
+import struct
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import shuffle
+
+from mma_dfer_jax.errors import UserError
+
+RECIPE_FIELDS = {
+  "sample_rate": "native: the file's own, never resampled",
+  "sound_channel": "first",
+  "frame_order": "presentation: as the video is played",
+  "frame_size": "native: as decoded, not cropped",
+  "frame_coding": "jpeg, quality 95",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+  """One labelled clip: where its decoded form lies until the data set is written."""
+
+  clip_id: str
+  label: str
+  split: str
+  decoded: Path  # .npz: jpegs, lengths, waveform, sample_rate
+
+
+class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """Writes clips as tfds records: JPEG frames, first-channel waveform, label; one split per split of the clips."""
+
+  VERSION = tfds.core.Version("1.0.0")
+
+  def __init__(
+    self,
+    *,
+    clips: Sequence[Clip],
+    classes: Sequence[str],
+    recipe: Mapping[str, Any],
+    fingerprint: str,
+    data_dir: str | os.PathLike,
+  ):
+    self.clips, self.classes = clips, list(classes)
+    self.facts = {"classes": self.classes, "recipe": dict(recipe), "fingerprint": fingerprint}
+    super().__init__(data_dir=data_dir, file_format="array_record")
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    features = tfds.features.FeaturesDict(
+      {
+        "clip_id": tfds.features.Text(),
+        "frames": tfds.features.Sequence(tfds.features.Text()),  # JPEG bytes; Image would decode all of them
+        "waveform": tfds.features.Tensor(shape=(None,), dtype=np.int16),
+        "sample_rate": np.int32,  # Hz
+        "has_audio": np.bool_,
+        "label": tfds.features.ClassLabel(names=self.classes),
+      }
+    )
+    # As text: tfds would bring back lists of metadata as something else.
+    metadata = tfds.core.MetadataDict(facts=json.dumps(self.facts))
+    return tfds.core.DatasetInfo(builder=self, features=features, metadata=metadata)
+
+  def _split_generators(self, dl_manager):
+    del dl_manager
+    splits = dict.fromkeys(clip.split for clip in self.clips)
+    return {split: self._generate_examples(c for c in self.clips if c.split == split) for split in splits}
+
+  def _generate_examples(self, clips: Iterable[Clip]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for clip in clips:
+      with np.load(clip.decoded) as decoded:
+        ends = np.cumsum(decoded["lengths"])
+        jpegs = [part.tobytes() for part in np.split(decoded["jpegs"], ends[:-1])]
+        waveform, sample_rate = decoded["waveform"], int(decoded["sample_rate"])
+      yield (
+        clip.clip_id,
+        {
+          "clip_id": clip.clip_id,
+          "frames": jpegs,
+          "waveform": waveform,
+          "sample_rate": sample_rate,
+          "has_audio": sample_rate > 0,
+          "label": clip.label,
+        },
+      )
+
+  def write(self) -> None:
+    """Writes the data set; a killed run leaves only a folder that no reader takes for a data set."""
+    _use_local_buckets()
+    self.download_and_prepare()
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+  """A data set on disk: class names in label order, the recipe that made it, clips per split."""
+
+  path: Path
+  classes: tuple[str, ...]
+  recipe: dict[str, Any]
+  fingerprint: str
+  splits: dict[str, int]
+
+  def records(self, split: str) -> Sequence[Mapping[str, Any]]:
+    """Random access to the records of a split, or of several: "fold1+fold3"; frames stay JPEG bytes."""
+    return tfds.builder_from_directory(self.path).as_data_source(split)
+
+  def train_and_test(self, fold: int) -> tuple[str, str]:
+    """The split expressions of a run.
+
+    Args:
+      fold: k to test on `foldk` and train on the other folds; 0 for the splits `train` and `test`.
+    Raises:
+      UserError: if the data set has no such splits.
+    """
+    folds = [split for split in self.splits if split.startswith("fold")]
+    test = f"fold{fold}" if fold else "test"
+    train = [split for split in folds if split != test] if fold else ["train"]
+    if test not in self.splits or not train or train[0] not in self.splits:
+      advice = f"set config.data.fold to 1…{len(folds)}" if folds else "set config.data.fold=0"
+      raise UserError(
+        f"config.data.fold={fold} needs the splits {' and '.join([*(train or ['other folds']), test])}, but "
+        f"{self.path} has {', '.join(self.splits)}; {advice}"
+      )
+    return "+".join(train), test
+
+
+def open_data_set(data_dir: str | os.PathLike, name: str) -> DataSet:
+  """Opens a data set that `mma_dfer_jax.data.prepare` has written.
+
+  Raises:
+    UserError: if there is none, naming the command that writes it.
+  """
+  versions = [
+    path.parent for path in Path(data_dir, name).glob("*/dataset_info.json") if "incomplete" not in str(path)
+  ]
+  if not versions:
+    raise UserError(
+      f"there is no data set {name!r} in {data_dir}; write it with\n"
+      f"  python -m mma_dfer_jax.data.prepare --dataset={name} --data_dir={data_dir} …"
+    )
+  info = tfds.builder_from_directory(max(versions)).info
+  facts = json.loads((info.metadata or {}).get("facts", "{}"))
+  if not facts:
+    raise UserError(f"{max(versions)} was not written by mma_dfer_jax.data.prepare: it has no recipe")
+  splits = {split: info.splits[split].num_examples for split in info.splits}
+  return DataSet(max(versions), tuple(facts["classes"]), facts["recipe"], facts["fingerprint"], splits)
+
+
+class _LocalBucket(shuffle._Bucket):
+  """tfds spills splits over 1 GB into buckets that it opens with TensorFlow; this one uses `open`."""
+
+  def add(self, key, data):
+    if not self._fobj:
+      os.makedirs(os.path.dirname(self._path), exist_ok=True)
+      self._fobj = open(self._path, "wb")  # noqa: SIM115 (closed by flush)
+    self._fobj.write(shuffle._hkey_to_bytes(key) + struct.pack("=Q", len(data)) + data)
+    self._length += 1
+    self._size += len(data)
+
+  def flush(self):
+    if self._fobj:
+      self._fobj.close()
+
+  def read_values(self):
+    self.flush()
+    if not os.path.exists(self._path):
+      return
+    with open(self._path, "rb") as bucket:
+      while key := bucket.read(shuffle.HKEY_SIZE_BYTES):
+        (size,) = struct.unpack("=Q", bucket.read(8))
+        yield shuffle._read_hkey(key), bucket.read(size)
+
+  def del_file(self):
+    if os.path.exists(self._path):
+      os.remove(self._path)
+
+
+def _use_local_buckets() -> None:
+  shuffle._Bucket = _LocalBucket
+  # All 1000 buckets stay open at once; the usual soft limit is 1024 files.
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  wanted = 4096 if hard == resource.RLIM_INFINITY else min(4096, hard)
+  resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))

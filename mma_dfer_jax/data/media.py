@@ -1,0 +1,142 @@
+"""Video files: their pictures in display order and the first channel of their sound, read with PyAV alone."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+import os
+import re
+import stat
+from typing import NamedTuple
+
+import av
+from av.container import InputContainer
+from jaxtyping import Int16, UInt8
+import numpy as np
+
+from mma_dfer_jax.errors import UserError
+
+# Formats that write their length down, so that a file that was cut short can be told by it. For others FFmpeg guesses.
+FORMATS_WITH_LENGTH = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "asf")
+SYNC_TOLERANCE = 0.02  # seconds between picture and sound that are left alone: less than a frame, two rows of log-mel
+
+
+class MediaError(UserError):
+  """A file from which pictures or sound cannot be taken completely."""
+
+
+class Sound(NamedTuple):
+  """The first channel of a sound, at its own sample rate (Hz): (S,) int16; and how many channels there were."""
+
+  waveform: Int16[np.ndarray, "S"]
+  sample_rate: int
+  num_channels: int
+
+
+def iterate_frames(path: str | os.PathLike[str]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+  """Pictures of a video file one after the other, in the order and the orientation in which they are shown.
+
+  Args:
+    path: a file on this machine in any format that FFmpeg knows. Of several video streams the first is read; cover
+      pictures are no video.
+  Yields:
+    (H, W, 3) uint8 RGB in the video's own size.
+  Raises:
+    MediaError: while iterating, if there is no such file or video stream, or no picture in it, or the file is damaged or
+      cut short. The last can be known only after the last picture.
+  """
+  with _opened(path) as container:
+    stream = _video_stream(container)
+    if stream is None:
+      raise MediaError(f"{path}: holds no video stream")
+    stream.thread_type = "AUTO"
+    for frame in _decoded(container, stream, path):
+      yield _upright(frame)
+
+
+def read_sound(path: str | os.PathLike[str]) -> Sound | None:
+  """First channel of the first sound stream of a file, starting with the first picture; never mixed or resampled.
+
+  Args:
+    path: a file on this machine. If its sound starts more than 20 ms after the pictures, zeros are put in front, if it
+      starts before them, that much is cut. What the encoder added at the end is cut where the file tells the length.
+  Returns:
+    the sound, or None if the file has no sound stream or nothing in it.
+  Raises:
+    MediaError: if there is no such file, it is damaged or cut short, or the sample rate changes within it.
+  """
+  with _opened(path) as container:
+    if not container.streams.audio:
+      return None
+    stream, picture = container.streams.audio[0], _video_stream(container)
+    pieces: list[np.ndarray] = []
+    start, sample_rate, num_channels = 0.0, 0, 0
+    for frame in _decoded(container, stream, path):
+      if not pieces:
+        start, sample_rate, num_channels = frame.time or 0.0, frame.sample_rate, frame.layout.nb_channels
+      if frame.sample_rate != sample_rate:
+        raise MediaError(f"{path}: the sound's sample rate changes from {sample_rate} to {frame.sample_rate} Hz")
+      samples = frame.to_ndarray()  # planar (channels, S) or interleaved (1, S * channels)
+      pieces.append(_as_int16(samples[0] if frame.format.is_planar else samples[0, :: frame.layout.nb_channels]))
+    if not pieces:
+      return None
+    waveform = np.concatenate(pieces)
+    if stream.duration:
+      waveform = waveform[: round(stream.duration * stream.time_base * sample_rate)]
+    delay = start - _seconds(picture.start_time, picture) if picture and picture.start_time is not None else 0.0
+    if delay > SYNC_TOLERANCE:
+      waveform = np.pad(waveform, (round(delay * sample_rate), 0))
+    elif delay < -SYNC_TOLERANCE:
+      waveform = waveform[round(-delay * sample_rate) :]
+    return Sound(waveform, sample_rate, num_channels)
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[InputContainer]:
+  """The file opened; whatever FFmpeg objects to within the block becomes a MediaError."""
+  name = os.path.abspath(path)
+  try:
+    status = os.stat(name)
+  except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+    if re.match("[a-z][a-z0-9+.-]+:/", os.fspath(path), re.IGNORECASE):
+      raise MediaError(f"{path}: is an address, not a file; download it first") from error
+    raise MediaError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+  if stat.S_ISDIR(status.st_mode):
+    raise MediaError(f"{path}: is a folder, not a video file")
+  if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device might never end
+    raise MediaError(f"{path}: is a device or a pipe, not a regular file")
+  if status.st_size == 0:
+    raise MediaError(f"{path}: is empty")
+  doing = "is not a video or sound file that can be read"
+  try:
+    # "file:" so that a name with a colon is no protocol; the list so that a playlist cannot send us to the network.
+    with av.open(f"file:{name}", options={"protocol_whitelist": "file"}, metadata_errors="replace") as container:
+      doing = "is damaged or cut short"
+      yield container
+  except av.error.FFmpegError as error:
+    raise MediaError(f"{path}: {doing} ({error.strerror})") from error
+
+
+def _video_stream(container: InputContainer) -> av.VideoStream | None:
+  """The first video stream that is not a cover picture."""
+  cover = av.stream.Disposition.attached_pic
+  return next((stream for stream in container.streams.video if not stream.disposition & cover), None)
+
+
+def _decoded(container: InputContainer, stream: av.stream.Stream, path: str | os.PathLike[str]) -> Iterator:
+  """All frames of a stream; then makes sure that there was one and that the file did not end early."""
+  lengths: dict[int | None, int] = {}  # of packets, to know when the last picture ends
+  reached = reached_by_any = None  # seconds
+  for packet in container.demux():
+    if packet.pts is not None:
+      end = _seconds(packet.pts + (packet.duration or 0), packet)
+      reached_by_any = end if reached_by_any is None else max(end, reached_by_any)
+    if packet.stream.index != stream.index:
+      continue
+    lengths[packet.pts] = packet.duration or 0
+    for frame in packet.decode():
+      if packet.is_corrupt or frame.is_corrupt:
+        raise MediaError(f"{path}: is damaged or cut short at {frame.time or 0:.2f} s")
+      if frame.pts is not None:
+        reached = max(reached or 0.0, _seconds(frame.pts + lengths.pop(frame.pts, 0), frame))
+      yield frame
+  if not lengths:
+    return

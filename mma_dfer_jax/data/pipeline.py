@@ -1,0 +1,208 @@
+"""From records to batches: which clip comes when, what becomes of it, who decodes it (grain).
+
+The clip and the augmentation at a position of the global order follow from (seed, position) alone, so that neither
+the number of hosts nor that of workers changes a batch, and the step number is all that a resumed run needs.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import dataclasses
+import functools
+from typing import Any
+
+import grain
+import numpy as np
+
+from mma_dfer_jax.data.fbank import missing_spectrogram, spectrogram
+from mma_dfer_jax.data.frames import augment, decode_frame, draw_augmentation, resize, sample_frames
+from mma_dfer_jax.errors import UserError
+
+Record = Mapping[str, Any]
+Example = dict[str, Any]
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+  """What a record becomes: sizes of the model's inputs, and the ranges of the training augmentation."""
+
+  image_size: int = 224  # pixels
+  num_frames: int = 16
+  audio_shape: tuple[int, int] = (512, 128)  # spectrogram rows (10 ms) and mel bins
+  crop_scale: tuple[float, float] = (0.08, 1.0)
+  crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+  flip: float = 0.5
+  brightness: float = 0.5
+
+
+def train_example(record: Record, spec: Preprocessing, rng: np.random.Generator) -> Example:
+  """16 frames drawn from their segments, with one augmentation for all of them, and the whole sound's beginning."""
+  with _naming(record):
+    chosen = sample_frames(len(record["frames"]), train=True, rng=rng, num_segments=spec.num_frames)
+    frames = {i: decode_frame(record["frames"][i]) for i in set(chosen.tolist())}
+    height, width, _ = frames[chosen[0]].shape  # the box of all frames comes from the first
+    augmentation = draw_augmentation(
+      height, width, spec.image_size, rng,
+      scale=spec.crop_scale, ratio=spec.crop_ratio, flip=spec.flip, brightness=spec.brightness,
+    )  # fmt: skip
+    pixels = {i: augment(frame, augmentation, spec.image_size) for i, frame in frames.items()}
+    return _example(record, np.stack([pixels[i] for i in chosen.tolist()]), spec)
+
+
+def eval_example(record: Record, spec: Preprocessing) -> Example:
+  """The middle frames of 16 segments, stretched to the model's size; nothing is drawn."""
+  with _naming(record):
+    chosen = sample_frames(len(record["frames"]), train=False, num_segments=spec.num_frames).tolist()
+    pixels = {i: resize(decode_frame(record["frames"][i]), spec.image_size) for i in set(chosen)}
+    return _example(record, np.stack([pixels[i] for i in chosen]), spec)
+
+
+def _example(record: Record, video: np.ndarray, spec: Preprocessing) -> Example:
+  """video (T, H, W, 3) uint8, spectrogram (F, K) float32, label int32, has_audio, mask, clip_id."""
+  rows, bins = spec.audio_shape
+  if record["has_audio"]:
+    waveform = np.asarray(record["waveform"], np.float32) / 32768.0  # as a 16-bit wav is read
+    sound = spectrogram(waveform, int(record["sample_rate"]), rows, bins)
+  else:
+    sound = missing_spectrogram(rows, bins)
+  return {
+    "video": video,
+    "spectrogram": sound,
+    "label": np.int32(record["label"]),
+    "has_audio": np.bool_(record["has_audio"]),
+    "mask": np.bool_(True),
+    "clip_id": record["clip_id"],
+  }
+
+
+@contextlib.contextmanager
+def _naming(record: Record) -> Iterator[None]:
+  """A clip that cannot be read is named, never skipped."""
+  try:
+    yield
+  except ValueError as error:
+    raise UserError(
+      f"clip {record['clip_id'].decode()} cannot be read: {error}; prepare the data again"
+    ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOrder:
+  """One host's share of all updates: (position in the global order, record) by index.
+
+  Every epoch is a fresh permutation without its last `len(records) % batch_size` clips (`drop_last` of the
+  original); a host takes a contiguous block of each batch, so that the global batch is the same for any number.
+  """
+
+  records: Sequence[Record]
+  seed: int
+  batch_size: int
+  num_epochs: int
+  host: int = 0
+  num_hosts: int = 1
+
+  @property
+  def steps_per_epoch(self) -> int:
+    return len(self.records) // self.batch_size
+
+  def __len__(self) -> int:
+    return self.num_epochs * self.steps_per_epoch * (self.batch_size // self.num_hosts)
+
+  def __getitem__(self, index: int) -> tuple[int, Record]:
+    share = self.batch_size // self.num_hosts
+    step, row = divmod(index, share)
+    position = step * self.batch_size + self.host * share + row
+    epoch, place = divmod(position, self.steps_per_epoch * self.batch_size)
+    return position, self.records[int(_permutation(len(self.records), self.seed, epoch)[place])]
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
+  return np.random.default_rng([seed, epoch]).permutation(size)
+
+
+class EvalOrder(TrainOrder):
+  """One host's share of a split in its own order, filled up with None to whole batches."""
+
+  @property
+  def steps_per_epoch(self) -> int:
+    return -(-len(self.records) // self.batch_size)
+
+  def __getitem__(self, index: int) -> tuple[int, Record | None]:
+    share = self.batch_size // self.num_hosts
+    step, row = divmod(index, share)
+    position = step * self.batch_size + self.host * share + row
+    return position, self.records[position] if position < len(self.records) else None
+
+
+@dataclasses.dataclass(frozen=True)
+class ToTrainExample(grain.transforms.Map):
+  """Record -> augmented example; the draws follow from (seed, position)."""
+
+  spec: Preprocessing
+  seed: int
+
+  def map(self, element: tuple[int, Record]) -> Example:
+    position, record = element
+    return train_example(record, self.spec, np.random.default_rng([self.seed, position]))
+
+
+@dataclasses.dataclass(frozen=True)
+class ToEvalExample(grain.transforms.Map):
+  """Record -> example; a place without a record becomes an example with mask False."""
+
+  spec: Preprocessing
+  without: str = ""  # "sound" or "picture": the example is given as if that had been missing
+
+  def map(self, element: tuple[int, Record | None]) -> Example:
+    _, record = element
+    spec = self.spec
+    if record is None:
+      return {
+        "video": np.zeros((spec.num_frames, spec.image_size, spec.image_size, 3), np.uint8),
+        "spectrogram": np.zeros(spec.audio_shape, np.float32),
+        "label": np.int32(0),
+        "has_audio": np.bool_(False),
+        "mask": np.bool_(False),
+        "clip_id": b"",
+      }
+    example = eval_example(record, spec)
+    if self.without == "sound":
+      example |= {"spectrogram": missing_spectrogram(*spec.audio_shape), "has_audio": np.bool_(False)}
+    elif self.without == "picture":
+      example["video"] = np.zeros_like(example["video"])
+    return example
+
+
+@contextlib.contextmanager
+def train_batches(
+  order: TrainOrder, spec: Preprocessing, *, start_step: int, num_workers: int, prefetch: int
+) -> Iterator[Iterator[Batch]]:
+  """Training batches of this host from `start_step` to the end of the last epoch."""
+  with _batches(order, ToTrainExample(spec, order.seed), start_step, num_workers, prefetch) as batches:
+    yield batches
+
+
+@contextlib.contextmanager
+def eval_batches(
+  order: EvalOrder, spec: Preprocessing, *, num_workers: int, prefetch: int, without: str = ""
+) -> Iterator[Iterator[Batch]]:
+  """Every clip of a split once; the last batch is filled up with examples whose mask is False."""
+  with _batches(order, ToEvalExample(spec, without), 0, num_workers, prefetch) as batches:
+    yield batches
+
+
+@contextlib.contextmanager
+def _batches(order, transform, start_step: int, num_workers: int, prefetch: int) -> Iterator[Iterator[Batch]]:
+  share = order.batch_size // order.num_hosts
+  batches = grain.MapDataset.source(order).map(transform).batch(share, drop_remainder=True)[start_step:]
+  stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=prefetch, prefetch_buffer_size=prefetch))
+  if num_workers:
+    options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=prefetch)
+    stream = stream.mp_prefetch(options)
+  iterator = iter(stream)
+  try:
+    yield iterator
+  finally:
+    if hasattr(iterator, "close"):
+      iterator.close()  # else worker processes linger
