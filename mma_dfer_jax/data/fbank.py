@@ -124,7 +124,9 @@ def spectrogram(
     raise ValueError(
       f"the sound has {len(waveform)} samples at {sample_rate} Hz, shorter than one window of {window} samples (25 ms)"
     )
-  return normalised(log_mel_fbank(waveform, sample_rate, num_mel_bins=num_mel_bins, max_rows=num_rows), num_rows)
+  return normalised(
+    log_mel_fbank(waveform, sample_rate, num_mel_bins=num_mel_bins, max_rows=num_rows), num_rows
+  )
 
 
 def missing_spectrogram(num_rows: int = 512, num_mel_bins: int = 128) -> Float[np.ndarray, "F K"]:

@@ -41,7 +41,9 @@ def sample_frames(
     return segments * length + rng.integers(length, size=num_segments)
   if num_frames > num_segments:
     length = num_frames / num_segments
-    return (length / 2 + length * segments).astype(np.int64)  # conversion truncates, like the original's int()
+    return (length / 2 + length * segments).astype(
+      np.int64
+    )  # conversion truncates, like the original's int()
   return np.minimum(segments, num_frames - 1)
 
 
@@ -66,7 +68,12 @@ def decode_frame(data: bytes) -> UInt8[np.ndarray, "H W 3"]:
         if pixels is not None:
           return pixels
       return np.asarray(picture.convert("RGB"))
-  except (OSError, SyntaxError, Image.DecompressionBombError, cv2.error) as error:  # PIL calls broken PNG a SyntaxError
+  except (
+    OSError,
+    SyntaxError,
+    Image.DecompressionBombError,
+    cv2.error,
+  ) as error:  # PIL calls broken PNG a SyntaxError
     raise ValueError(f"{len(data)} bytes cannot be decoded as a picture: {error}") from error
 
 

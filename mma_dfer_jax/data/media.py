@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import os
 import re
 import stat
+import struct
 from typing import NamedTuple
 
 import av
@@ -16,7 +17,11 @@ from mma_dfer_jax.errors import UserError
 
 # Formats that write their length down, so that a file that was cut short can be told by it. For others FFmpeg guesses.
 FORMATS_WITH_LENGTH = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "asf")
-SYNC_TOLERANCE = 0.02  # seconds between picture and sound that are left alone: less than a frame, two rows of log-mel
+# Not opened: these only name other files or addresses; a "live" playlist would even be waited for without an end.
+PLAYLISTS = {"concat", "dash", "hls", "imf", "rtsp", "sdp", "webm_dash_manifest"}
+SYNC_TOLERANCE = (
+  0.02  # seconds between picture and sound that are left alone: less than a frame, two rows of log-mel
+)
 
 
 class MediaError(UserError):
@@ -73,15 +78,21 @@ def read_sound(path: str | os.PathLike[str]) -> Sound | None:
       if not pieces:
         start, sample_rate, num_channels = frame.time or 0.0, frame.sample_rate, frame.layout.nb_channels
       if frame.sample_rate != sample_rate:
-        raise MediaError(f"{path}: the sound's sample rate changes from {sample_rate} to {frame.sample_rate} Hz")
+        raise MediaError(
+          f"{path}: the sound's sample rate changes from {sample_rate} to {frame.sample_rate} Hz"
+        )
       samples = frame.to_ndarray()  # planar (channels, S) or interleaved (1, S * channels)
-      pieces.append(_as_int16(samples[0] if frame.format.is_planar else samples[0, :: frame.layout.nb_channels]))
+      pieces.append(
+        _as_int16(samples[0] if frame.format.is_planar else samples[0, :: frame.layout.nb_channels])
+      )
     if not pieces:
       return None
     waveform = np.concatenate(pieces)
     if stream.duration:
       waveform = waveform[: round(stream.duration * stream.time_base * sample_rate)]
-    delay = start - _seconds(picture.start_time, picture) if picture and picture.start_time is not None else 0.0
+    delay = (
+      start - _seconds(picture.start_time, picture) if picture and picture.start_time is not None else 0.0
+    )
     if delay > SYNC_TOLERANCE:
       waveform = np.pad(waveform, (round(delay * sample_rate), 0))
     elif delay < -SYNC_TOLERANCE:
@@ -107,8 +118,9 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[InputContainer]:
     raise MediaError(f"{path}: is empty")
   doing = "is not a video or sound file that can be read"
   try:
-    # "file:" so that a name with a colon is no protocol; the list so that a playlist cannot send us to the network.
-    with av.open(f"file:{name}", options={"protocol_whitelist": "file"}, metadata_errors="replace") as container:
+    # "file:" so that a name with a colon is no protocol; the whitelists so that a file cannot lead to other places.
+    options = {"protocol_whitelist": "file", "format_whitelist": ",".join(av.formats_available - PLAYLISTS)}
+    with av.open(f"file:{name}", options=options, metadata_errors="replace") as container:
       doing = "is damaged or cut short"
       yield container
   except av.error.FFmpegError as error:
@@ -122,21 +134,79 @@ def _video_stream(container: InputContainer) -> av.VideoStream | None:
 
 
 def _decoded(container: InputContainer, stream: av.stream.Stream, path: str | os.PathLike[str]) -> Iterator:
-  """All frames of a stream; then makes sure that there was one and that the file did not end early."""
-  lengths: dict[int | None, int] = {}  # of packets, to know when the last picture ends
-  reached = reached_by_any = None  # seconds
+  """All frames of a stream; then makes sure that there was something and that the file did not end early."""
+  lengths: dict[int | None, int] = {}  # of packets, to know when the last frame ends
+  reached = reached_by_any = 0.0  # seconds
+  decoded = False
   for packet in container.demux():
     if packet.pts is not None:
-      end = _seconds(packet.pts + (packet.duration or 0), packet)
-      reached_by_any = end if reached_by_any is None else max(end, reached_by_any)
+      reached_by_any = max(reached_by_any, _seconds(packet.pts + (packet.duration or 0), packet))
     if packet.stream.index != stream.index:
       continue
+    if packet.is_corrupt:
+      raise MediaError(f"{path}: is damaged or cut short after {reached:.2f} s")
     lengths[packet.pts] = packet.duration or 0
     for frame in packet.decode():
-      if packet.is_corrupt or frame.is_corrupt:
-        raise MediaError(f"{path}: is damaged or cut short at {frame.time or 0:.2f} s")
+      if frame.is_corrupt:
+        raise MediaError(f"{path}: is damaged after {reached:.2f} s")
       if frame.pts is not None:
-        reached = max(reached or 0.0, _seconds(frame.pts + lengths.pop(frame.pts, 0), frame))
+        reached = max(reached, _seconds(frame.pts + lengths.pop(frame.pts, 0), frame))
+      decoded = True
       yield frame
-  if not lengths:
+  _check_length(container, stream, reached, reached_by_any, path)
+  if not decoded and stream.type == "video":
+    raise MediaError(f"{path}: holds no picture that can be decoded")
+
+
+def _check_length(
+  container: InputContainer,
+  stream: av.stream.Stream,
+  reached: float,
+  reached_by_any: float,
+  path: str | os.PathLike[str],
+) -> None:
+  """Compares what was read with the length that the file declares; times in seconds.
+
+  The rule: a stream must come within 5 %, or two frames where that is more, of its own declared end; where only the
+  whole file declares a length (Matroska, Flash), the longest of all its streams must.
+  """
+  if container.format.name not in FORMATS_WITH_LENGTH:
     return
+  rate = stream.average_rate if stream.type == "video" else None
+  if container.format.name == "avi" and rate and stream.frames:
+    declared = float(
+      stream.frames / rate
+    )  # FFmpeg lessens an AVI's duration to what is there, but not the count
+  elif stream.duration:
+    declared = _seconds((stream.start_time or 0) + stream.duration, stream)
+  else:
+    declared, reached = (container.duration or 0) / av.time_base, reached_by_any
+  tolerance = max(0.05 * declared, 2 / float(rate) if rate else 0.1)
+  if reached < declared - tolerance:
+    raise MediaError(f"{path}: is cut short: its {stream.type} ends at {reached:.2f} s of {declared:.2f} s")
+
+
+def _seconds(time: int, source: av.stream.Stream | av.Packet | av.frame.Frame) -> float:
+  return float(time * source.time_base)
+
+
+def _upright(frame: av.VideoFrame) -> np.ndarray:
+  """Pixels turned and mirrored as the file's display matrix says (telephones film sideways)."""
+  pixels = frame.to_ndarray(format="rgb24")
+  matrix = frame.side_data.get("DISPLAYMATRIX")
+  if matrix is None:
+    return pixels
+  # A pixel at column x, row y is shown at column a x + c y, row b x + d y. Between quarter turns the nearest is taken.
+  a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
+  if abs(a) + abs(d) < abs(b) + abs(c):
+    pixels, a, d = pixels.transpose(1, 0, 2), c, b
+  return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+
+
+def _as_int16(samples: np.ndarray) -> np.ndarray:
+  """Samples of any decoder as 16-bit: floats are rounded and cut at full scale, integers lose or gain low bits."""
+  if samples.dtype.kind == "f":
+    return np.clip(np.rint(samples * 32768.0), -32768, 32767).astype(np.int16)
+  if samples.dtype == np.uint8:  # unsigned: silence is 128
+    return (samples.astype(np.int16) - 128) << 8
+  return (samples >> 8 * (samples.dtype.itemsize - 2)).astype(np.int16)

@@ -1,0 +1,60 @@
+"""Four simulated devices, flags parsed as a command would, and the golden numbers of the original."""
+
+import json
+import os
+from pathlib import Path
+import sys
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+
+from absl import flags
+import jax
+import numpy as np
+import pytest
+
+from mma_dfer_jax.model import ModelConfig
+from mma_dfer_jax.sharding import start_jax
+
+GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(GOLDEN))  # make_weights.py and gen_preprocess_helpers.py, which made the golden inputs
+
+import make_weights
+
+start_jax()
+flags.FLAGS.mark_as_parsed()  # grain's worker processes ask for it
+
+TINY = ModelConfig(
+  image_size=64, width=48, heads=4, mlp_dim=192, bottleneck_width=16,
+  temporal_width=32, temporal_heads=8, temporal_head_dim=8, temporal_mlp_dim=64,
+)  # fmt: skip
+CONFIGS = {"tiny_64_7": TINY, "full_224_7": ModelConfig()}
+
+
+def golden_json(name: str):
+  return json.loads((GOLDEN / f"{name}.json").read_text())
+
+
+def golden_weights(case: str, seed: int = 1) -> dict[str, np.ndarray]:
+  """The state dict, by the names of the original, that a golden case was run with."""
+  return make_weights.make_state_dict(golden_json(f"spec_{case}"), seed)
+
+
+def golden_inputs(case: str, seed: int = 2, batch: int = 2):
+  """video (B, T, H, W, 3), spectrogram (B, F, K), labels (B,) of a golden case."""
+  cfg = CONFIGS[case]
+  images, audio, labels = make_weights.make_inputs(seed, batch, cfg.image_size, num_classes=cfg.num_classes)
+  return np.ascontiguousarray(images.transpose(0, 1, 3, 4, 2)), audio[:, 0], labels.astype(np.int32)
+
+
+def slice_of(array: np.ndarray, size: int) -> np.ndarray:
+  """The elements that a golden slice holds: evenly spaced in C order."""
+  flat = np.asarray(array).ravel()
+  return flat[[i * (flat.size - 1) // (size - 1) for i in range(size)]]
+
+
+@pytest.fixture
+def float64():
+  with jax.enable_x64(True):
+    yield

@@ -1,0 +1,249 @@
+"""Equal to the original: logits, every probed tensor, gradients, updates, drop path (numbers in tests/golden)."""
+
+import dataclasses
+import functools
+
+from conftest import CONFIGS, GOLDEN, TINY, golden_inputs, golden_json, golden_weights, slice_of
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mma_dfer_jax import convert, model, vit
+from mma_dfer_jax.config import PAPER_TUNABLE
+from mma_dfer_jax.steps import train_step
+from mma_dfer_jax.train_state import TrainState, Tunable, abstract_model, cosine_by_epoch, flat_params, make_optimizer
+
+
+def build(case: str, dtype=np.float32) -> model.MmaDfer:
+  """Our model with the golden weights of a case."""
+  cfg = CONFIGS[case]
+  graphdef, params = abstract_model(cfg)
+  shapes = {path: variable.shape for path, variable in flat_params(params).items()}
+  arrays = convert.from_torch(golden_weights(case), cfg, shapes)
+  leaves = [jnp.asarray(arrays[path].astype(dtype)) for path in flat_params(params)]
+  return nnx.merge(graphdef, jax.tree.unflatten(jax.tree.structure(params), leaves))
+
+
+@functools.cache
+def golden(case: str):
+  return dict(np.load(GOLDEN / f"forward_{case}.npz"))
+
+
+def record(mp: pytest.MonkeyPatch, net: model.MmaDfer) -> dict[str, np.ndarray]:
+  """Keeps what the parts of a model return, by the golden probes' names, while it runs eagerly."""
+  seen: dict[str, np.ndarray] = {}
+  names: dict[int, str] = {id(net.joint_adaptation): "vision_proj", id(net.temporal): "temporal_cls"}
+  for stream in ("image", "audio"):
+    encoder, prompts = getattr(net, f"{stream}_encoder"), getattr(net, f"{stream}_prompts")
+    names |= {id(encoder): f"{stream}.tokens_in", id(encoder.patch_embed): f"{stream}.patch_embed"}
+    names |= {id(prompts): f"{stream}.block{{}}.post", id(encoder.norm): f"{stream}.norm"}
+    names |= {id(block): f"{stream}.block{i}.pre" for i, block in enumerate(encoder.blocks)}
+  for i, fusion in enumerate(net.fusion):
+    names |= {id(fusion.image_norm): f"image_lowdim_norm.{i}", id(fusion.audio_norm): f"audio_lowdim.{i}"}
+
+  def watch(cls, method):
+    original = getattr(cls, method)
+
+    @functools.wraps(original)
+    def wrapper(self, *args, **kwargs):
+      out = original(self, *args, **kwargs)
+      if name := names.get(id(self)):
+        seen[name.format(args[1] if method == "update" else "")] = np.asarray(out)
+      if cls is model.JointAdaptation:
+        seen["fused_features"] = np.asarray(args[0] + args[1][:, None])
+      return out
+
+    mp.setattr(cls, method, wrapper)
+
+  watch(vit.MaeEncoder, "embed")
+  watch(model.ProgressivePrompts, "update")
+  for cls in (nnx.Conv, nnx.LayerNorm, vit.TransformerBlock, model.JointAdaptation, model.MultimodalTemporalTransformer):
+    watch(cls, "__call__")
+  return seen
+
+
+@pytest.mark.parametrize("case", ["tiny_64_7", "full_224_7"])
+def test_logits_and_every_probe(case, monkeypatch):
+  net = build(case)
+  video, sound, _ = golden_inputs(case)
+  seen = record(monkeypatch, net)
+  logits = np.asarray(net(jnp.asarray(video), jnp.asarray(sound)))
+  for stream in ("image", "audio"):  # after the last block the original's probe is already the normalised class token
+    seen[f"{stream}.block11.post"] = seen[f"{stream}.norm"][:, 0]
+  want, stats = golden(case), golden_json(f"forward_{case}")["stats"]
+  assert np.abs(logits - want["logits"]).max() < 2e-5
+  np.testing.assert_allclose(seen["image.norm"][:, 0], want["encoder_image"], atol=2e-5)
+  np.testing.assert_allclose(seen["audio.norm"][:, 0], want["encoder_audio"], atol=2e-5)
+  np.testing.assert_allclose(seen["temporal_cls"], want["temporal_cls"], atol=2e-5)
+  probes = [key.removeprefix("slice/") for key in want if key.startswith("slice/")]
+  assert len(probes) == len(stats) == 79
+  for probe in probes:
+    assert seen[probe].size == np.prod(stats[probe]["shape"]), probe
+    error = np.abs(slice_of(seen[probe], 32) - want[f"slice/{probe}"]).max() / stats[probe]["std"]
+    assert error < 1e-5, (probe, error)
+    assert np.isclose(np.std(seen[probe]), stats[probe]["std"], rtol=1e-5), probe
+
+
+@pytest.mark.usefixtures("float64")
+def test_float64_logits_catch_even_an_epsilon():
+  net = build("tiny_64_7", np.float64)
+  video, sound, _ = golden_inputs("tiny_64_7")
+  logits = np.asarray(net(jnp.asarray(video, jnp.float64), jnp.asarray(sound, jnp.float64)))
+  assert logits.dtype == np.float64
+  assert np.abs(logits - golden("tiny_64_7")["logits64"]).max() < 1e-8
+
+
+def tiny_state(dtype=np.float32, *, lr=1e-4):
+  graphdef, tunable, frozen = nnx.split(build("tiny_64_7", dtype), Tunable(PAPER_TUNABLE), ...)
+  tx = make_optimizer(lambda step: lr, weight_decay=1e-2)
+  return graphdef, tx, TrainState(jnp.zeros((), jnp.int32), tunable, frozen, tx.init(tunable))
+
+
+def tiny_loss(graphdef, frozen, *, train=False):
+  video, sound, labels = golden_inputs("tiny_64_7")
+
+  def loss(tunable):
+    logits = nnx.merge(graphdef, tunable, frozen)(
+      jnp.asarray(video, jnp.result_type(float)), jnp.asarray(sound, jnp.result_type(float)), rngs=nnx.Rngs(drop_path=0) if train else None
+    )
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), logits
+
+  return loss
+
+
+def as_original(tree) -> dict[str, np.ndarray]:
+  return convert.to_torch({path: np.asarray(v[...]) for path, v in flat_params(tree).items()}, TINY)
+
+
+def check_gradients(dtype, suffix: str, rel: float, atol: float) -> None:
+  graphdef, _, state = tiny_state(dtype)
+  grads, _ = jax.jit(jax.grad(tiny_loss(graphdef, state.frozen), has_aux=True))(state.tunable)
+  ours, want = as_original(grads), dict(np.load(GOLDEN / "train_tiny_64_7.npz"))
+  norms = golden_json("train_tiny_64_7")[f"grad_norms{suffix and '_float64'}"]
+  norms = {name: norm for name, norm in norms.items() if norm is not None}
+  assert set(ours) == set(norms)
+  assert len(norms) == 194
+  for name, norm in norms.items():
+    assert abs(np.linalg.norm(ours[name]) - norm) <= max(rel * norm, atol), name
+    slices = want[f"grad{suffix}/{name}"]
+    typical = max(norm / np.sqrt(ours[name].size), np.abs(slices).max())
+    assert np.abs(slice_of(ours[name], 8) - slices).max() <= max(rel * typical, atol), name
+
+
+@pytest.mark.usefixtures("float64")
+def test_first_gradient_of_every_tunable_parameter_in_float64():
+  check_gradients(np.float64, "64", rel=1e-7, atol=0)
+
+
+def test_first_gradient_of_every_tunable_parameter():
+  # The floor is for one scalar, audio_model.all_gate.5: 4e-4 left of sums near 1, the original itself is 6e-5 off.
+  check_gradients(np.float32, "", rel=1e-4, atol=1e-7)
+
+
+def test_three_updates():
+  """Losses of four steps, parameters after one and three; frozen bits stay, and nothing is kept for them."""
+  graphdef, tx, state = tiny_state(lr=1e-4)
+  video, sound, labels = golden_inputs("tiny_64_7")
+  frozen = jax.tree.map(np.array, state.frozen)
+  want, facts = dict(np.load(GOLDEN / "train_tiny_64_7.npz")), golden_json("train_tiny_64_7")
+
+  loss_of = jax.jit(tiny_loss(graphdef, state.frozen))
+  gradient = jax.jit(jax.grad(tiny_loss(graphdef, state.frozen), has_aux=True))
+  losses = []
+  for step in range(4):
+    losses.append(float(loss_of(state.tunable)[0]))
+    if step in (1, 3):
+      ours = as_original(state.tunable)
+      live = set(facts["trainable"]) - set(facts["trainable_but_unused"])
+      assert set(ours) == live
+      for name in live:
+        np.testing.assert_allclose(
+          slice_of(ours[name], 8), want[f"param_after{step}/{name}"], atol=2e-6, rtol=0, err_msg=name
+        )
+    grads, _ = gradient(state.tunable)
+    updates, opt_state = tx.update(grads, state.opt_state, state.tunable)
+    state = state._replace(tunable=optax.apply_updates(state.tunable, updates), opt_state=opt_state)
+  np.testing.assert_allclose(losses, facts["losses_float32"], atol=2e-6)
+  moments = sum(x.size for x in jax.tree.leaves(state.opt_state))
+  assert moments == 2 * facts["n_trainable_elements_with_gradient"] + 2  # two step counts
+  assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, np.asarray(b)), frozen, state.frozen))
+  del video, sound, labels
+
+
+def test_train_step_is_that_update():
+  """The step of `mma_dfer_jax.train`, fed with pixels, makes the update that the parts above make by hand."""
+  graphdef, tx, state = tiny_state()
+  video, sound, labels = golden_inputs("tiny_64_7")
+  pixels = np.round(video * 255).astype(np.uint8)
+  graphdef_quiet = nnx.split(
+    nnx.eval_shape(lambda: model.MmaDfer(quiet(TINY), rngs=nnx.Rngs(0))), Tunable(PAPER_TUNABLE), ...
+  )[0]
+
+  def loss(tunable):
+    logits = nnx.merge(graphdef_quiet, tunable, state.frozen)(
+      jnp.asarray(pixels, jnp.float32) / 255, jnp.asarray(sound)
+    )
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+  value, grads = jax.jit(jax.value_and_grad(loss))(state.tunable)
+  updates, _ = tx.update(grads, state.opt_state, state.tunable)
+  want = optax.apply_updates(state.tunable, updates)
+  batch = {"video": jnp.asarray(pixels), "spectrogram": jnp.asarray(sound), "label": jnp.asarray(labels)}
+  new, metrics = jax.jit(functools.partial(train_step, graphdef=graphdef_quiet, tx=tx))(state, batch, jax.random.key(0))
+  assert float(metrics["loss"]) == pytest.approx(float(value), abs=1e-6)
+  assert int(new.step) == 1
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), want, new.tunable)
+  assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), state.frozen, new.frozen))
+
+
+def quiet(cfg):
+  import dataclasses
+
+  return dataclasses.replace(cfg, drop_path=0.0)
+
+
+def test_drop_path_rates_lie_on_a_line():
+  rates = golden_json("train_tiny_64_7")["drop_path_rates"]
+  net = build("tiny_64_7")
+  for stream, encoder in (("image_encoder", net.image_encoder), ("audio_model", net.audio_encoder)):
+    for i, block in enumerate(encoder.blocks):
+      assert [block.drop_path.rate] * 2 == pytest.approx(rates[f"{stream}.blocks.{i}"], abs=1e-7)
+
+
+def test_drop_path_with_the_given_masks(monkeypatch):
+  """Per frame in the image stream, per clip in the audio stream, both branches apart, scaled by 1 / keep."""
+  given = dict(np.load(GOLDEN / "train_tiny_droppath_masks.npz"))
+  streams = ("image", "audio")
+  ours = iter(f"{stream}.{i}.{branch}" for i in range(1, 12) for stream in streams for branch in (1, 2))
+
+  def bernoulli(key, p, shape):
+    del key
+    name = next(ours)
+    assert p == pytest.approx(1 - given[f"p/{name}"], abs=1e-7), name
+    assert shape == (len(given[f"mask/{name}"]), 1, 1), name
+    return jnp.asarray(given[f"mask/{name}"] > 0).reshape(shape)
+
+  monkeypatch.setattr(vit.jax.random, "bernoulli", bernoulli)
+  net = build("tiny_64_7")
+  for i in range(1, 12):  # some rates were raised for this case, so that more is dropped
+    for stream in streams:
+      getattr(net, f"{stream}_encoder").blocks[i].drop_path.rate = float(given[f"p/{stream}.{i}.1"])
+  graphdef, tunable, frozen = nnx.split(net, Tunable(PAPER_TUNABLE), ...)
+  (loss, logits), grads = jax.value_and_grad(tiny_loss(graphdef, frozen, train=True), has_aux=True)(tunable)
+  assert next(ours, None) is None  # all 44 were asked for
+  np.testing.assert_allclose(np.asarray(logits), given["logits"], atol=2e-5)
+  assert float(loss) == pytest.approx(float(given["loss"]), abs=2e-6)
+  for name, grad in as_original(grads).items():
+    norm = float(given[f"gradnorm/{name}"])
+    assert np.linalg.norm(grad) == pytest.approx(norm, rel=1e-4, abs=1e-7), name
+
+
+def test_learning_rate_of_every_epoch():
+  want = golden_json("lr_schedule")["lr_per_epoch"]
+  schedule = cosine_by_epoch(1e-4, 25, steps_per_epoch=7)
+  for epoch, lr in enumerate(want):
+    for step in (7 * epoch, 7 * epoch + 6):
+      assert float(schedule(step)) == pytest.approx(lr, rel=2e-6, abs=1e-12)
