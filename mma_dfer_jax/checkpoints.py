@@ -1,8 +1,8 @@
 """What a run leaves on disk to go on from, or to answer with.
 
-    workdir/run.json                 what the run is: config, class names, recipe of the data, version
-    workdir/frozen/                  ❄ parameters, written once
-    workdir/checkpoints/<step>/      tunable (🔥 parameters), optimizer (moments and step), meta (run.json + history)
+workdir/run.json                 what the run is: config, class names, recipe of the data, version
+workdir/frozen/                  ❄ parameters, written once
+workdir/checkpoints/<step>/      tunable (🔥 parameters), optimizer (moments and step), meta (run.json + history)
 """
 
 from collections.abc import Mapping
@@ -128,7 +128,9 @@ class Checkpointer:
     with self._explaining("save"):
       self.manager.wait_until_finished()
       # A save within an epoch has no score and is never the best.
-      self.manager.save(int(state.step), args=items, metrics={"war": -1.0 if war is None else war}, force=True)
+      self.manager.save(
+        int(state.step), args=items, metrics={"war": -1.0 if war is None else war}, force=True
+      )
 
   def wait(self) -> None:
     with self._explaining("save"):
@@ -166,7 +168,9 @@ class Checkpointer:
       yield
     except (OSError, ValueError, KeyError, RuntimeError) as error:
       steps = self.manager.all_steps()
-      kept = f"the checkpoints of steps {', '.join(map(str, steps))} are whole" if steps else "there is none yet"
+      kept = (
+        f"the checkpoints of steps {', '.join(map(str, steps))} are whole" if steps else "there is none yet"
+      )
       raise UserError(f"cannot {verb} a checkpoint in {self.folder} ({kept}): {_short(error)}") from error
 
 
@@ -276,7 +280,9 @@ def load_model(workdir: str | Path, *, step: int | str = "last") -> TrainedModel
     found = named[step] if isinstance(step, str) and step in named else step
     steps = checkpointer.manager.all_steps()
     if found not in steps:
-      raise UserError(f"{workdir} has no checkpoint {step!r}; it has the steps {', '.join(map(str, steps)) or 'none'}")
+      raise UserError(
+        f"{workdir} has no checkpoint {step!r}; it has the steps {', '.join(map(str, steps)) or 'none'}"
+      )
     graphdef, params = abstract_model(model_config(run["config"], run["classes"]))
     _, tunable, frozen = nnx.split(nnx.merge(graphdef, params), Tunable(run["config"]["tunable"]), ...)
     tunable, meta = checkpointer.restore_tunable(int(found), tunable)

@@ -10,13 +10,18 @@ from ml_collections import config_flags
 from mma_dfer_jax.errors import UserError, listed
 
 
-def run(main: Callable[[Sequence[str]], int | None]) -> None:
-  """Runs a command: what a user can mend ends as a message and exit status 1, wrong flags as exit status 2."""
-  app.run(lambda argv: _guarded(main, argv), flags_parser=_parse)
+def run(main: Callable[[Sequence[str]], int | None], *, takes_files: bool = False) -> None:
+  """Runs a command: what a user can mend ends as a message and exit status 1, wrong flags as exit status 2.
+
+  Args:
+    main: gets the command line without flags; returns the exit status, None for 0.
+    takes_files: whether anything but flags may stand on the command line.
+  """
+  app.run(lambda argv: _guarded(main, argv, takes_files), flags_parser=_parse)
 
 
-def _guarded(main, argv):
-  if len(argv) > 1:
+def _guarded(main, argv, takes_files):
+  if len(argv) > 1 and not takes_files:
     sys.exit(_complain(f"unexpected arguments: {' '.join(argv[1:])}", status=2))
   try:
     return main(argv)

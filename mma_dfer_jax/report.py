@@ -76,7 +76,12 @@ def scores_as_json(scores: Scores) -> dict[str, Any]:
 
 
 def write_report(
-  workdir: Path, *, run: Mapping[str, Any], history: Sequence[Mapping[str, Any]], step: int, facts: Mapping[str, Any]
+  workdir: Path,
+  *,
+  run: Mapping[str, Any],
+  history: Sequence[Mapping[str, Any]],
+  step: int,
+  facts: Mapping[str, Any],
 ) -> dict[str, Any]:
   """Writes report.json, report.md, confusion_matrix.png and learning_curves.png; returns the report.
 
@@ -137,7 +142,10 @@ def _as_markdown(report: Mapping[str, Any], scores: Scores) -> str:
     "\n\nUAR is undefined, as in the original: a class was predicted that no test clip has. Over the classes that "
     f"have clips it is {percent(report['uar_of_present_classes'])}."
   )  # fmt: skip
-  matrix = ["| true \\ predicted | " + " | ".join(scores.classes) + " |", "|---|" + "---:|" * len(scores.classes)]
+  matrix = [
+    "| true \\ predicted | " + " | ".join(scores.classes) + " |",
+    "|---|" + "---:|" * len(scores.classes),
+  ]
   matrix += [
     f"| {name} | " + " | ".join(map(str, row)) + " |"
     for name, row in zip(scores.classes, scores.confusion, strict=True)
@@ -205,7 +213,9 @@ def draw_confusion_matrix(scores: Scores, path: Path) -> None:
   plt.close(figure)
 
 
-def _draw_learning_curves(workdir: Path, history: Sequence[Mapping[str, Any]], scores: Sequence[Scores]) -> None:
+def _draw_learning_curves(
+  workdir: Path, history: Sequence[Mapping[str, Any]], scores: Sequence[Scores]
+) -> None:
   epochs = [epoch["epoch"] for epoch in history]
   style = {"marker": "o", "markersize": 3}
   figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")

@@ -93,7 +93,9 @@ def evaluate_split(
   order = EvalOrder(records, 0, batch_size, 1, jax.process_index(), jax.process_count())
   with eval_batches(order, spec, num_workers=num_workers, prefetch=prefetch, without=without) as batches:
     sums = None
-    bar = tqdm.tqdm(total=len(records), desc=title, unit="clip", leave=False, disable=jax.process_index() != 0)
+    bar = tqdm.tqdm(
+      total=len(records), desc=title, unit="clip", leave=False, disable=jax.process_index() != 0
+    )
     for batch in batches:
       if stop():
         return None

@@ -19,7 +19,15 @@ import numpy as np
 import tqdm
 
 from mma_dfer_jax import cli
-from mma_dfer_jax.checkpoints import Checkpointer, check_same_run, claim_workdir, describe_run, load_frozen, model_config, save_frozen  # fmt: skip
+from mma_dfer_jax.checkpoints import (  # fmt: skip
+  Checkpointer,
+  check_same_run,
+  claim_workdir,
+  describe_run,
+  load_frozen,
+  model_config,
+  save_frozen,
+)
 from mma_dfer_jax.config import flat_config, problems_of
 from mma_dfer_jax.data.datasets import open_data_set
 from mma_dfer_jax.data.pipeline import Preprocessing, TrainOrder, train_batches
@@ -28,10 +36,19 @@ from mma_dfer_jax.metrics import Scores
 from mma_dfer_jax.report import MetricsLog, percent, write_report
 from mma_dfer_jax.sharding import check_batch_size, make_mesh, start_jax, to_global
 from mma_dfer_jax.steps import eval_step, evaluate_split, train_step
-from mma_dfer_jax.train_state import cosine_by_epoch, count, create_train_state, dead_elements, make_optimizer, parameter_table  # fmt: skip
+from mma_dfer_jax.train_state import (  # fmt: skip
+  cosine_by_epoch,
+  count,
+  create_train_state,
+  dead_elements,
+  make_optimizer,
+  parameter_table,
+)
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Path of the config.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and the report.", required=True)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Folder for checkpoints, metrics and the report.", required=True
+)
 flags.mark_flag_as_required("config")
 
 
@@ -99,7 +116,9 @@ def log_steps(log: MetricsLog, pending, schedule, clips_per_second: float) -> li
   if fetched:
     means = {name: float(np.mean([m[name] for _, m in fetched])) for name in fetched[0][1]}
     last = fetched[-1][0]
-    log.write(last, means | {"learning_rate": float(schedule(last - 1)), "clips_per_second": clips_per_second})
+    log.write(
+      last, means | {"learning_rate": float(schedule(last - 1)), "clips_per_second": clips_per_second}
+    )
   return [(metrics["loss"], metrics["accuracy"]) for _, metrics in fetched]
 
 
@@ -192,12 +211,16 @@ def main(argv: Sequence[str]) -> int:
         )  # fmt: skip
         if result is not None:
           loss, accuracy = np.mean(this_epoch, axis=0).tolist()
-          history.append({"epoch": len(history) + 1, "step": step, "loss": loss, "accuracy": accuracy, **result})
+          history.append(
+            {"epoch": len(history) + 1, "step": step, "loss": loss, "accuracy": accuracy, **result}
+          )
           this_epoch = []
           scores = Scores(np.array(result["confusion_matrix"]), data_set.classes)
           log.write(step, {"epoch": len(history), "test_loss": result["test_loss"], "test_war": scores.war,
                            "test_uar": scores.uar})  # fmt: skip
-          bar.write(f"epoch {len(history)}: loss {loss:.4f}, test WAR {percent(scores.war)}, UAR {percent(scores.uar)}")
+          bar.write(
+            f"epoch {len(history)}: loss {loss:.4f}, test WAR {percent(scores.war)}, UAR {percent(scores.uar)}"
+          )
         since = time.monotonic()
       evaluated = bool(history) and history[-1]["step"] == step
       if step != saved_step and (evaluated or save_due or stop):
@@ -229,7 +252,9 @@ def main(argv: Sequence[str]) -> int:
       "splits": f"train {train_split}, test {test_split}",
     }
     report = write_report(workdir, run=run, history=history, step=total_steps, facts=facts)
-    print(f"WAR {percent(report['war'])}, UAR {percent(report['uar'])} on {report['clips']} clips; {workdir}/report.md")
+    print(
+      f"WAR {percent(report['war'])}, UAR {percent(report['uar'])} on {report['clips']} clips; {workdir}/report.md"
+    )
   return 0
 
 

@@ -20,7 +20,7 @@ GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(GOLDEN))  # make_weights.py and gen_preprocess_helpers.py, which made the golden inputs
 
-import make_weights
+import make_weights  # noqa: E402
 
 start_jax()
 flags.FLAGS.mark_as_parsed()  # grain's worker processes ask for it

@@ -9,19 +9,47 @@ import resource
 import struct
 from typing import Any
 
+import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import shuffle
+import tqdm
 
+from mma_dfer_jax.data import media
 from mma_dfer_jax.errors import UserError
 
-RECIPE_FIELDS = {
+JPEG_QUALITY = 95
+SHORTEST_SOUND = 0.025  # seconds: one window of the spectrogram
+
+# How a file becomes a record; stored with the data set and with every checkpoint, and compared.
+RECIPE = {
   "sample_rate": "native: the file's own, never resampled",
   "sound_channel": "first",
   "frame_order": "presentation: as the video is played",
   "frame_size": "native: as decoded, not cropped",
-  "frame_coding": "jpeg, quality 95",
+  "frame_coding": f"jpeg, quality {JPEG_QUALITY}",
 }
+
+
+def read_record(file: str | os.PathLike) -> dict[str, Any]:
+  """A video file, decoded to its end, as the record that training would see.
+
+  Returns:
+    frames: JPEG bytes of every frame; waveform: (S,) int16, first channel, empty if there is less sound than one
+    window; sample_rate in Hz, 0 then; has_audio.
+  Raises:
+    MediaError: if the file is no video or damaged.
+  """
+  sound = media.read_sound(file)
+  has_audio = sound is not None and len(sound.waveform) >= SHORTEST_SOUND * sound.sample_rate
+  quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+  pictures = (cv2.cvtColor(frame, cv2.COLOR_RGB2BGR) for frame in media.iterate_frames(file))
+  return {
+    "frames": [cv2.imencode(".jpg", picture, quality)[1].tobytes() for picture in pictures],
+    "waveform": sound.waveform if has_audio else np.zeros(0, np.int16),
+    "sample_rate": sound.sample_rate if has_audio else 0,
+    "has_audio": has_audio,
+  }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +66,7 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """Writes clips as tfds records: JPEG frames, first-channel waveform, label; one split per split of the clips."""
 
   VERSION = tfds.core.Version("1.0.0")
+  url_infos: Mapping[str, Any] = {}  # noqa: RUF012 (nothing is downloaded; tfds would look for a file that says so)
 
   def __init__(
     self,
@@ -70,10 +99,11 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def _split_generators(self, dl_manager):
     del dl_manager
     splits = dict.fromkeys(clip.split for clip in self.clips)
-    return {split: self._generate_examples(c for c in self.clips if c.split == split) for split in splits}
+    return {split: self._generate_examples([c for c in self.clips if c.split == split]) for split in splits}
 
   def _generate_examples(self, clips: Iterable[Clip]) -> Iterator[tuple[str, dict[str, Any]]]:
     for clip in clips:
+      self.bar.update()
       with np.load(clip.decoded) as decoded:
         ends = np.cumsum(decoded["lengths"])
         jpegs = [part.tobytes() for part in np.split(decoded["jpegs"], ends[:-1])]
@@ -90,10 +120,20 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         },
       )
 
-  def write(self) -> None:
-    """Writes the data set; a killed run leaves only a folder that no reader takes for a data set."""
+  def write(self) -> Path:
+    """Writes the data set and returns its folder, which gets its name when all is in it."""
     _use_local_buckets()
-    self.download_and_prepare()
+    tfds.disable_progress_bar()
+    with tqdm.tqdm(desc="write", total=len(self.clips), unit="clip") as self.bar:
+      self.download_and_prepare(
+        download_dir=self.data_path.parent
+      )  # nothing is; tfds makes the folder all the same
+    return Path(self.data_path)
+
+  def _log_download_bytes(self) -> None:
+    """Silent: tfds would speak of downloads."""
+
+  _log_download_done = _log_download_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,9 +176,7 @@ def open_data_set(data_dir: str | os.PathLike, name: str) -> DataSet:
   Raises:
     UserError: if there is none, naming the command that writes it.
   """
-  versions = [
-    path.parent for path in Path(data_dir, name).glob("*/dataset_info.json") if "incomplete" not in str(path)
-  ]
+  versions = [path.parent for path in Path(data_dir, name).glob("*/dataset_info.json")]
   if not versions:
     raise UserError(
       f"there is no data set {name!r} in {data_dir}; write it with\n"

@@ -33,17 +33,16 @@ def sample_frames(
   """
   if num_frames < 1:
     raise ValueError("a clip without frames cannot be sampled")
-  if train and rng is None:
-    raise ValueError("train=True needs rng")
   segments = np.arange(num_segments)
-  if train and num_frames >= num_segments:
-    length = num_frames // num_segments
-    return segments * length + rng.integers(length, size=num_segments)
-  if num_frames > num_segments:
+  if train:
+    if rng is None:
+      raise ValueError("train=True needs rng")
+    whole = num_frames // num_segments
+    if whole > 0:
+      return segments * whole + rng.integers(whole, size=num_segments)
+  elif num_frames > num_segments:
     length = num_frames / num_segments
-    return (length / 2 + length * segments).astype(
-      np.int64
-    )  # conversion truncates, like the original's int()
+    return (length / 2 + length * segments).astype(np.int64)  # truncates, like the original's int()
   return np.minimum(segments, num_frames - 1)
 
 

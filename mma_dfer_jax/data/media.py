@@ -6,7 +6,7 @@ import os
 import re
 import stat
 import struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 from av.container import InputContainer
@@ -19,9 +19,7 @@ from mma_dfer_jax.errors import UserError
 FORMATS_WITH_LENGTH = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "asf")
 # Not opened: these only name other files or addresses; a "live" playlist would even be waited for without an end.
 PLAYLISTS = {"concat", "dash", "hls", "imf", "rtsp", "sdp", "webm_dash_manifest"}
-SYNC_TOLERANCE = (
-  0.02  # seconds between picture and sound that are left alone: less than a frame, two rows of log-mel
-)
+SYNC_TOLERANCE = 0.02  # seconds between picture and sound that are left alone: two rows of log-mel
 
 
 class MediaError(UserError):
@@ -78,21 +76,17 @@ def read_sound(path: str | os.PathLike[str]) -> Sound | None:
       if not pieces:
         start, sample_rate, num_channels = frame.time or 0.0, frame.sample_rate, frame.layout.nb_channels
       if frame.sample_rate != sample_rate:
-        raise MediaError(
-          f"{path}: the sound's sample rate changes from {sample_rate} to {frame.sample_rate} Hz"
-        )
-      samples = frame.to_ndarray()  # planar (channels, S) or interleaved (1, S * channels)
-      pieces.append(
-        _as_int16(samples[0] if frame.format.is_planar else samples[0, :: frame.layout.nb_channels])
-      )
+        raise MediaError(f"{path}: its sample rate changes from {sample_rate} to {frame.sample_rate} Hz")
+      step = 1 if frame.format.is_planar else frame.layout.nb_channels  # else channels take turns in one row
+      pieces.append(_as_int16(frame.to_ndarray()[0, ::step]))
     if not pieces:
       return None
     waveform = np.concatenate(pieces)
-    if stream.duration:
-      waveform = waveform[: round(stream.duration * stream.time_base * sample_rate)]
-    delay = (
-      start - _seconds(picture.start_time, picture) if picture and picture.start_time is not None else 0.0
-    )
+    if stream.duration and container.format.name in FORMATS_WITH_LENGTH:  # elsewhere a guess
+      waveform = waveform[: round(_seconds(stream.duration, stream) * sample_rate)]
+    delay = 0.0
+    if picture is not None and picture.start_time is not None:
+      delay = start - _seconds(picture.start_time, picture)
     if delay > SYNC_TOLERANCE:
       waveform = np.pad(waveform, (round(delay * sample_rate), 0))
     elif delay < -SYNC_TOLERANCE:
@@ -119,8 +113,9 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[InputContainer]:
   doing = "is not a video or sound file that can be read"
   try:
     # "file:" so that a name with a colon is no protocol; the whitelists so that a file cannot lead to other places.
+    # (As container_options: with plain options PyAV before 18 crashes on Flash files.)
     options = {"protocol_whitelist": "file", "format_whitelist": ",".join(av.formats_available - PLAYLISTS)}
-    with av.open(f"file:{name}", options=options, metadata_errors="replace") as container:
+    with av.open(f"file:{name}", container_options=options, metadata_errors="replace") as container:
       doing = "is damaged or cut short"
       yield container
   except av.error.FFmpegError as error:
@@ -133,7 +128,9 @@ def _video_stream(container: InputContainer) -> av.VideoStream | None:
   return next((stream for stream in container.streams.video if not stream.disposition & cover), None)
 
 
-def _decoded(container: InputContainer, stream: av.stream.Stream, path: str | os.PathLike[str]) -> Iterator:
+def _decoded(
+  container: InputContainer, stream: av.stream.Stream, path: str | os.PathLike[str]
+) -> Iterator[Any]:
   """All frames of a stream; then makes sure that there was something and that the file did not end early."""
   lengths: dict[int | None, int] = {}  # of packets, to know when the last frame ends
   reached = reached_by_any = 0.0  # seconds
@@ -146,7 +143,8 @@ def _decoded(container: InputContainer, stream: av.stream.Stream, path: str | os
     if packet.is_corrupt:
       raise MediaError(f"{path}: is damaged or cut short after {reached:.2f} s")
     lengths[packet.pts] = packet.duration or 0
-    for frame in packet.decode():
+    frames: list[Any] = packet.decode()
+    for frame in frames:
       if frame.is_corrupt:
         raise MediaError(f"{path}: is damaged after {reached:.2f} s")
       if frame.pts is not None:
@@ -176,24 +174,26 @@ def _check_length(
   if container.format.name == "avi" and rate and stream.frames:
     declared = float(
       stream.frames / rate
-    )  # FFmpeg lessens an AVI's duration to what is there, but not the count
+    )  # FFmpeg cuts an AVI's duration to what is there, but not this count
   elif stream.duration:
     declared = _seconds((stream.start_time or 0) + stream.duration, stream)
   else:
     declared, reached = (container.duration or 0) / av.time_base, reached_by_any
   tolerance = max(0.05 * declared, 2 / float(rate) if rate else 0.1)
   if reached < declared - tolerance:
-    raise MediaError(f"{path}: is cut short: its {stream.type} ends at {reached:.2f} s of {declared:.2f} s")
+    ends = f"its {stream.type} ends at {reached:.2f} s of {declared:.2f} s"
+    raise MediaError(f"{path}: is damaged or cut short: {ends}")
 
 
-def _seconds(time: int, source: av.stream.Stream | av.Packet | av.frame.Frame) -> float:
+def _seconds(time: int, source: Any) -> float:
+  """A time of a stream, packet or frame, which count in units of their own."""
   return float(time * source.time_base)
 
 
 def _upright(frame: av.VideoFrame) -> np.ndarray:
   """Pixels turned and mirrored as the file's display matrix says (telephones film sideways)."""
   pixels = frame.to_ndarray(format="rgb24")
-  matrix = frame.side_data.get("DISPLAYMATRIX")
+  matrix: Any = frame.side_data.get("DISPLAYMATRIX")
   if matrix is None:
     return pixels
   # A pixel at column x, row y is shown at column a x + c y, row b x + d y. Between quarter turns the nearest is taken.

@@ -9,6 +9,7 @@ written then. A killed run continues where it was.
 
 from collections.abc import Sequence
 import concurrent.futures
+import concurrent.futures.process
 import csv
 import hashlib
 import json
@@ -17,19 +18,17 @@ import os
 from pathlib import Path
 import re
 import shutil
+import threading
+from typing import NamedTuple
 
 from absl import flags
-import cv2
 import numpy as np
 import tqdm
 
 from mma_dfer_jax import cli
 from mma_dfer_jax.data import media
-from mma_dfer_jax.data.datasets import RECIPE_FIELDS, Clip, Clips, open_data_set
+from mma_dfer_jax.data.datasets import RECIPE, SHORTEST_SOUND, Clip, Clips, open_data_set, read_record
 from mma_dfer_jax.errors import UserError, listed
-
-JPEG_QUALITY = 95
-SHORTEST_SOUND = 0.025  # seconds: one window of the spectrogram
 
 _DATASET = flags.DEFINE_enum(
   "dataset", "clips", ["clips"], "What is prepared: any video files with a manifest."
@@ -45,14 +44,25 @@ _ALLOW_MISSING_SOUND = flags.DEFINE_bool(
 _LEAVE_OUT_BAD = flags.DEFINE_bool(
   "leave_out_bad", False, "Leave bad rows out, listing them, instead of failing."
 )
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a data set made from something else.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the data set that is there.")
 _NUM_WORKERS = flags.DEFINE_integer("num_workers", os.cpu_count(), "Processes that decode.", lower_bound=1)
 
+SCRATCH = "unfinished"  # beside the data set: decoded clips, and the data set while it is written
+_ADVICE = "run the command again when that is mended, it goes on where it was"
 
-def read_manifest(
-  manifest: Path, classes: Sequence[str]
-) -> tuple[list[tuple[str, Path, str, str]], list[str]]:
-  """Rows (clip id, file, label, split) of a manifest, and what is wrong with the others.
+
+class Row(NamedTuple):
+  """One line of a manifest."""
+
+  line: int
+  clip_id: str  # the path as written
+  file: Path
+  label: str
+  split: str  # empty if it is no name of a split
+
+
+def read_manifest(manifest: Path, classes: Sequence[str]) -> tuple[list[Row], dict[int, str]]:
+  """All rows of a manifest, and what is wrong with some of them, by line.
 
   Raises:
     UserError: if the file is no manifest at all.
@@ -60,104 +70,127 @@ def read_manifest(
   try:
     with manifest.open(newline="", encoding="utf-8-sig") as file:
       reader = csv.DictReader(file, skipinitialspace=True, strict=True)
-      header = reader.fieldnames or []
-      rows = [(reader.line_num, row) for row in reader]
-  except (OSError, UnicodeDecodeError, csv.Error) as error:
-    raise UserError(f"the manifest {manifest} cannot be read: {error}") from error
-  place = {"split", "fold"} & set(header)
-  if not {"path", "label"} <= set(header) or len(place) != 1:
+      header = reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+      values = [(reader.line_num, row) for row in reader]
+  except UnicodeDecodeError as error:
+    raise UserError(f"the manifest {manifest} must be saved as UTF-8: {error}") from error
+  except csv.Error as error:
+    raise UserError(f"the manifest {manifest} cannot be read: line {reader.line_num}: {error}") from error
+  except OSError as error:
+    raise UserError(f"the manifest {manifest} cannot be read: {error.strerror}") from error
+  place = [name for name in header if name in ("split", "fold")]
+  if sorted({*header} & {"path", "label", *place}) != sorted(["label", "path", *place]) or len(place) != 1:
     raise UserError(
-      f"{manifest} must begin with the line path,label,split or path,label,fold; it begins with {','.join(header)!r}"
+      f"{manifest} must begin with the line path,label,split or path,label,fold; "
+      f"it begins with {','.join(header)!r}"
     )
-  if extra := set(header) - {"path", "label", "split", "fold"}:
+  if extra := set(header) - {"path", "label", *place}:
     print(f"columns of {manifest} that are not used: {', '.join(sorted(extra))}")
-  good, problems, seen = [], [], {}
-  for line, row in rows:
-    path, label = (row["path"] or "").strip(), (row["label"] or "").strip()
-    split = (row[place.copy().pop()] or "").strip()
-    if "fold" in place:
-      split = f"fold{split.removeprefix('fold')}"
+  rows, problems, seen = [], {}, {}
+  for line, row in values:
+    path, label, split = ((row[name] or "").strip() for name in ("path", "label", *place))
     wrong = []
     if None in row:
-      wrong.append(f"{len(row[None])} values too many")
+      wrong.append(f"{len(row[None])} values too many (quote values that hold commas)")
     if not path:
       wrong.append("no path")
     if not label:
       wrong.append("no label")
     elif classes and label not in classes:
       wrong.append(f"label {label!r} is not one of the classes {', '.join(classes)}")
-    if "fold" in place and not re.fullmatch(r"fold[1-9]\d*", split):
-      wrong.append(f"fold {row['fold']!r} is not a number from 1 on")
+    if place == ["fold"]:
+      split = f"fold{split.removeprefix('fold')}"
+    if place == ["fold"] and not re.fullmatch(r"fold[1-9][0-9]*", split):
+      wrong.append(f"fold {row['fold'] or ''!r} is not a number from 1 on")
+      split = ""
     elif not re.fullmatch(r"[a-z][a-z0-9_]*", split) or split == "all":
       wrong.append(f"split {split!r} is not a name of lower-case letters, digits and _ (and not 'all')")
+      split = ""
     file = Path(os.path.abspath(manifest.parent / path))
-    if path and file in seen:
-      wrong.append(f"{path} is in line {seen[file]} already")
-    seen.setdefault(file, line)
+    same = os.path.realpath(file)  # the same clip in training and in the test would make the score a lie
+    if path and same in seen:
+      wrong.append(f"{path} is in line {seen[same]} already")
+    seen.setdefault(same, line)
+    rows.append(Row(line, path, file, label, split))
     if wrong:
-      problems.append(f"line {line}: {'; '.join(wrong)}")
-    else:
-      good.append((path, file, label, split))
+      problems[line] = "; ".join(wrong)
   if not rows:
-    problems.append("there are no rows")
-  return good, problems
+    raise UserError(f"{manifest} holds no rows, only {','.join(header)}")
+  return rows, problems
 
 
 def decode_clip(file: Path, decoded: Path, allow_missing_sound: bool) -> str | None:
-  """Decodes a video to its end and keeps JPEG frames and first-channel sound; returns what is wrong, or None."""
+  """Decodes a video to its end and keeps its record in a file; returns what is wrong, or None."""
   try:
-    sound = media.read_sound(file)
-    seconds = len(sound.waveform) / sound.sample_rate if sound else 0.0
-    if seconds < SHORTEST_SOUND and not allow_missing_sound:
-      found = f"{1000 * seconds:.1f} ms of sound, 25 are needed" if sound else "no audio stream"
-      return f"{found} (--allow_missing_sound takes such clips)"
-    jpegs = []
-    for frame in media.iterate_frames(file):
-      bgr = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
-      jpegs.append(cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1])
+    record = read_record(file)
   except media.MediaError as error:
     return str(error)
-  heard = sound is not None and seconds >= SHORTEST_SOUND
+  if not record["has_audio"] and not allow_missing_sound:
+    return (
+      f"{file}: no audio stream, or less than {1000 * SHORTEST_SOUND:.0f} ms in it "
+      "(--allow_missing_sound takes such clips)"
+    )
   partial = decoded.with_suffix(f".{os.getpid()}.partial")
   with partial.open("wb") as file_object:
     np.savez(
       file_object,
-      jpegs=np.concatenate(jpegs),
-      lengths=[len(jpeg) for jpeg in jpegs],
-      waveform=sound.waveform if heard else np.zeros(0, np.int16),
-      sample_rate=sound.sample_rate if heard else 0,
+      jpegs=np.frombuffer(b"".join(record["frames"]), np.uint8),
+      lengths=[len(jpeg) for jpeg in record["frames"]],
+      waveform=record["waveform"],
+      sample_rate=record["sample_rate"],
     )
   partial.replace(decoded)  # a killed run leaves no half clip
   return None
 
 
 def decode_all(
-  rows: Sequence[tuple[str, Path, str, str]], scratch: Path, allow_missing_sound: bool, num_workers: int
-) -> tuple[list[Clip], list[str]]:
-  """Decodes every file that is not decoded yet, by several processes; returns the clips, and what is wrong."""
+  rows: Sequence[Row], scratch: Path, allow_missing_sound: bool, num_workers: int
+) -> tuple[list[Clip], dict[int, str]]:
+  """Decodes every file that is not decoded yet, by several processes; returns the clips, and what is wrong by line.
+
+  Raises:
+    OSError: if what is decoded cannot be kept.
+    UserError: if a process was ended from outside.
+  """
   scratch.mkdir(parents=True, exist_ok=True)
-  clips = [Clip(clip_id, label, split, scratch / f"{_key(file, allow_missing_sound)}.npz") for clip_id, file, label, split in rows]  # fmt: skip
-  todo = [
-    (file, clip) for (_, file, _, _), clip in zip(rows, clips, strict=True) if not clip.decoded.exists()
-  ]
-  if len(todo) < len(clips):
-    print(f"{len(clips) - len(todo)} of {len(clips)} clips are decoded already")
+  for partial in scratch.glob("*.partial"):
+    partial.unlink()
+  clips = {
+    row: Clip(row.clip_id, row.label, row.split, scratch / f"{_key(row.file, allow_missing_sound)}.npz")
+    for row in rows
+  }
+  todo = [row for row in rows if not clips[row].decoded.exists()]
+  if len(todo) < len(rows):
+    print(f"{len(rows) - len(todo)} of {len(rows)} clips are decoded already")
   problems = {}
   context = multiprocessing.get_context("spawn")
   workers = max(1, min(num_workers, len(todo)))
-  with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-    futures = {pool.submit(decode_clip, file, clip.decoded, allow_missing_sound): clip for file, clip in todo}
-    for future in tqdm.tqdm(
-      concurrent.futures.as_completed(futures),
-      "decode",
-      len(clips),
-      initial=len(clips) - len(todo),
-      unit="clip",
-    ):
-      if problem := future.result():
-        problems[futures[future].clip_id] = problem
-  good = [clip for clip in clips if clip.clip_id not in problems]
-  return good, [problems[clip.clip_id] for clip in clips if clip.clip_id in problems]
+  with (
+    tqdm.tqdm(desc="decode", total=len(rows), initial=len(rows) - len(todo), unit="clip") as bar,
+    concurrent.futures.ProcessPoolExecutor(workers, context, initializer=_follow_parent) as pool,
+  ):
+    futures = {
+      pool.submit(decode_clip, row.file, clips[row].decoded, allow_missing_sound): row for row in todo
+    }
+    try:
+      for future in concurrent.futures.as_completed(futures):
+        if problem := future.result():
+          problems[futures[future].line] = problem
+        bar.update()
+    except concurrent.futures.process.BrokenProcessPool as error:
+      raise UserError(
+        "a process that decodes was ended from outside, most often for lack of memory; run the command again, it goes "
+        "on from here, with a smaller --num_workers"
+      ) from error
+    finally:
+      pool.shutdown(cancel_futures=True)
+  return [clip for row, clip in clips.items() if row.line not in problems], problems
+
+
+def _follow_parent() -> None:
+  """Ends this process when the one that started it is killed; it would wait for work for ever."""
+  parent = multiprocessing.parent_process()
+  threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _key(file: Path, allow_missing_sound: bool) -> str:
@@ -167,7 +200,7 @@ def _key(file: Path, allow_missing_sound: bool) -> str:
     version = (str(file), stat.st_size, stat.st_mtime_ns)
   except OSError:
     version = (str(file), -1, -1)
-  return hashlib.sha256(json.dumps([*version, allow_missing_sound, RECIPE_FIELDS]).encode()).hexdigest()[:32]
+  return hashlib.sha256(json.dumps([*version, allow_missing_sound, RECIPE]).encode()).hexdigest()[:32]
 
 
 def prepare_clips(
@@ -183,37 +216,57 @@ def prepare_clips(
   """The whole command: manifest -> checked, decoded clips -> data set `clips` in data_dir.
 
   Raises:
-    UserError: with every bad row, unless they are to be left out; if data_dir holds another data set.
+    UserError: with every bad row, unless they are to be left out; if data_dir holds another data set; if it cannot be
+      written.
   """
+  if len(set(classes)) < len(classes) or not all(classes):
+    raise UserError(f"--classes={','.join(classes)}: every class needs a name of its own")
   rows, problems = read_manifest(manifest, classes)
+  good = [row for row in rows if row.line not in problems]
+  classes = list(classes) or sorted({row.label for row in good}, key=_natural)
   home = data_dir / "clips"
-  scratch = home / "decoded"
-  classes = list(classes) or sorted({label for _, _, label, _ in rows}, key=_natural)
-  settings = [classes, allow_missing_sound, leave_out_bad, RECIPE_FIELDS]
-  described = [[row[0], row[2], row[3], _key(row[1], allow_missing_sound)] for row in rows]
-  fingerprint = hashlib.sha256(json.dumps([described, problems, settings]).encode()).hexdigest()
-  if list(home.glob("*/dataset_info.json")) and not overwrite:
-    there = open_data_set(data_dir, "clips")
-    if there.fingerprint != fingerprint:
-      raise UserError(
-        f"{there.path} was made from other clips or settings; choose another --data_dir, or --overwrite"
-      )
-    print(f"{there.path} is complete already: {_described(there.splits)}")
-    return
-  clips, bad_files = decode_all(rows, scratch, allow_missing_sound, num_workers)
-  problems += bad_files
-  if problems and not leave_out_bad:
-    raise listed(f"{len(problems)} rows of {manifest} cannot be used, nothing was written", problems,
-                 "mend them, or add --leave_out_bad to go on without them")  # fmt: skip
-  if problems:
-    print(f"left out {len(problems)} rows:", *problems, sep="\n  - ")
-  if not clips:
-    raise UserError(f"no clip of {manifest} is left")
-  for stale in [*home.glob("*incomplete*"), *(home.glob("[0-9]*") if overwrite else [])]:
-    shutil.rmtree(stale)
-  recipe = RECIPE_FIELDS | {"missing_sound": "constant spectrogram" if allow_missing_sound else "refused"}
-  Clips(clips=clips, classes=classes, recipe=recipe, fingerprint=fingerprint, data_dir=data_dir).write()
-  shutil.rmtree(scratch)
+  target, scratch = home / str(Clips.VERSION), home / SCRATCH
+  described = [(row.clip_id, row.label, row.split, _key(row.file, allow_missing_sound)) for row in good]
+  facts = [described, problems, classes, allow_missing_sound, leave_out_bad, RECIPE]
+  fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+  try:
+    if (scratch / "replaced").exists() and not target.exists():
+      (scratch / "replaced").rename(target)  # killed between the two renames below
+    if target.exists() and not overwrite:
+      there = open_data_set(data_dir, "clips")
+      if there.fingerprint != fingerprint:
+        raise UserError(
+          f"{there.path} was made from other clips or settings; choose another --data_dir, or --overwrite"
+        )
+      shutil.rmtree(scratch, ignore_errors=True)
+      print(f"{there.path} is complete already: {_described(there.splits)}")
+      return
+    clips, bad_files = decode_all(good, scratch / "decoded", allow_missing_sound, num_workers)
+    problems |= bad_files
+    bad = [f"line {line}: {problems[line]}" for line in sorted(problems)]
+    if bad and not leave_out_bad:
+      raise listed(f"{len(bad)} of {len(rows)} rows of {manifest} cannot be used, no data set was written", bad,
+                   "mend them, or add --leave_out_bad to go on without them")  # fmt: skip
+    if gone := {row.split for row in rows if row.split} - {clip.split for clip in clips}:
+      raise listed(f"no clip of {', '.join(sorted(gone))} in {manifest} can be used", bad)
+    if bad:
+      print(f"left out {len(bad)} of {len(rows)} rows:", *bad, sep="\n  - ")
+    recipe = RECIPE | {"missing_sound": "constant spectrogram" if allow_missing_sound else "refused"}
+    shutil.rmtree(scratch / "clips", ignore_errors=True)  # what a killed run was writing
+    new = Clips(
+      clips=clips, classes=classes, recipe=recipe, fingerprint=fingerprint, data_dir=scratch
+    ).write()
+    if target.exists():
+      shutil.rmtree(scratch / "replaced", ignore_errors=True)
+      target.rename(scratch / "replaced")
+    new.rename(target)
+    shutil.rmtree(scratch)
+  except OSError as error:
+    raise UserError(
+      f"{error.filename or home} cannot be written: {error.strerror or error}; {_ADVICE}"
+    ) from error
+  except RuntimeError as error:  # from array_record, which is not Python
+    raise UserError(f"{home} cannot be written: {error}; {_ADVICE}") from error
   made = open_data_set(data_dir, "clips")
   print(f"wrote {made.path}: {_described(made.splits)}")
   print(f"classes, in label order: {', '.join(made.classes)}")
@@ -224,11 +277,12 @@ def _described(splits: dict[str, int]) -> str:
   return ", ".join(f"{split} {clips} clips" for split, clips in splits.items())
 
 
-def _natural(label: str) -> list[tuple[int, int, str]]:
+def _natural(label: str) -> tuple[list[tuple[int, int, str]], str]:
   """Sorts labels as people do: 2 before 10."""
-  return [
-    (0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", label) if part
+  parts = [
+    (0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", label) if part
   ]
+  return parts, label  # 1 and 01 too have an order
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,0 +1,31 @@
+"""Any labelled videos (`prepare --dataset=clips`), with a small model that trains from scratch on a CPU.
+
+  python -m mma_dfer_jax.train --config=configs/clips.py --config.data.data_dir=data --workdir=runs/clips
+
+With pretrained encoders at hand, start from configs/dfew.py and `--config.data.name=clips` instead.
+"""
+
+from mma_dfer_jax.config import default_config
+
+
+def get_config():
+  c = default_config()
+  c.num_epochs = 30
+  c.batch_size = 8
+  c.learning_rate = 1e-3
+  c.tunable = (".*",)  # nothing is pretrained, so nothing is worth freezing
+  c.model.image_size = 96
+  c.model.width = 96
+  c.model.depth = 4
+  c.model.layers_per_stage = 2
+  c.model.heads = 4
+  c.model.mlp_dim = 288
+  c.model.drop_path = 0.0
+  c.model.bottleneck_width = 32
+  c.model.temporal_width = 96
+  c.model.temporal_heads = 4
+  c.model.temporal_head_dim = 24
+  c.model.temporal_mlp_dim = 192
+  c.data.crop_scale = (0.6, 1.0)
+  c.data.num_workers = 0
+  return c

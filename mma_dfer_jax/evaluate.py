@@ -1,0 +1,100 @@
+"""Evaluate a trained model, whole or with the sound or the picture taken away.
+
+  python -m mma_dfer_jax.evaluate --workdir=runs/demo/run --without=none,sound,picture
+
+Writes WORKDIR/evaluation.json, and a confusion matrix picture for each line of it.
+"""
+
+from collections.abc import Sequence
+import functools
+from pathlib import Path
+
+from absl import flags
+import jax
+import numpy as np
+
+from mma_dfer_jax import cli
+from mma_dfer_jax.checkpoints import load_model, write_json
+from mma_dfer_jax.data.datasets import open_data_set
+from mma_dfer_jax.data.pipeline import Preprocessing
+from mma_dfer_jax.errors import UserError, listed
+from mma_dfer_jax.metrics import Scores
+from mma_dfer_jax.report import draw_confusion_matrix, percent, recall_table, scores_as_json
+from mma_dfer_jax.sharding import check_batch_size, make_mesh, start_jax
+from mma_dfer_jax.steps import eval_step, evaluate_split
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run.", required=True)
+_STEP = flags.DEFINE_string("step", "last", "Which checkpoint: last, best (by WAR), or a step that was kept.")
+_DATA_DIR = flags.DEFINE_string(
+  "data_dir", None, "Where the data set is now; if not given, where it was in training."
+)
+_SPLIT = flags.DEFINE_string("split", None, "Split to evaluate; if not given, the run's test split.")
+_WITHOUT = flags.DEFINE_list(
+  "without", ["none"], "What is taken away, one evaluation each: none, sound, picture."
+)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 0, "Clips at a time; 0: as in training.", lower_bound=0)
+
+
+def same_preparation(model_recipe: dict, data_recipe: dict) -> None:
+  """Raises UserError with every difference between the data the model was trained on and these."""
+  differences = [
+    f"{key}: the model was trained on {model_recipe.get(key)!r}, these data have {value!r}"
+    for key, value in data_recipe.items()
+    if model_recipe.get(key) != value
+  ]
+  if differences:
+    raise listed(
+      "the data were not prepared as the model's", differences, "prepare them with the same recipe"
+    )
+
+
+def main(argv: Sequence[str]) -> None:
+  del argv
+  if wrong := [name for name in _WITHOUT.value if name not in ("none", "sound", "picture")]:
+    raise UserError(f"--without={','.join(wrong)}: none, sound and picture can be given")
+  start_jax()
+  workdir = Path(_WORKDIR.value)
+  step = int(_STEP.value) if _STEP.value.isdigit() else _STEP.value
+  model = load_model(workdir, step=step)
+  config = model.config
+  data_set = open_data_set(_DATA_DIR.value or config["data.data_dir"], config["data.name"])
+  if data_set.classes != model.classes:
+    raise UserError(
+      f"the model tells apart {', '.join(model.classes)}; the data have {', '.join(data_set.classes)}"
+    )
+  same_preparation(model.recipe, data_set.recipe)
+  split = _SPLIT.value or data_set.train_and_test(config["data.fold"])[1]
+  if unknown := set(split.split("+")) - set(data_set.splits):
+    raise UserError(f"there is no split {', '.join(sorted(unknown))}; there are {', '.join(data_set.splits)}")
+  batch_size = _BATCH_SIZE.value or config["batch_size"]
+  check_batch_size(batch_size)
+  spec = Preprocessing(model.cfg.image_size, model.cfg.num_frames, model.cfg.audio_shape)
+  records = data_set.records(split)
+  mesh = make_mesh(-1, 1)
+  eval_fn = jax.jit(functools.partial(eval_step, graphdef=model.graphdef))
+
+  evaluations = {}
+  for without in _WITHOUT.value:
+    result = evaluate_split(
+      eval_fn, model.tunable, model.frozen, records, spec, mesh=mesh, batch_size=batch_size,
+      without="" if without == "none" else without, title=f"without {without}",
+    )  # fmt: skip
+    assert result is not None  # nothing stops it
+    scores = Scores(np.array(result["confusion_matrix"]), model.classes)
+    evaluations[without] = {
+      **scores_as_json(scores),
+      "clips_without_sound": result["clips_without_sound"],
+      "loss": result["test_loss"],
+    }
+    draw_confusion_matrix(scores, workdir / f"evaluation_without_{without}.png")
+    print(
+      f"\n{split}, without {without}: WAR {percent(scores.war)}, UAR {percent(scores.uar)}, {scores.clips} clips"
+    )
+    print(recall_table(scores))
+  about = {"split": split, "step": model.step, "classes": model.classes, "version": model.run["version"]}
+  write_json(workdir / "evaluation.json", {**about, "without": evaluations})
+  print(f"\nwrote {workdir}/evaluation.json")
+
+
+if __name__ == "__main__":
+  cli.run(main)

@@ -1,0 +1,227 @@
+"""Sampling, decoding, resizing and augmentation against the original: every pixel the same."""
+
+import io
+import json
+from pathlib import Path
+import random
+import sys
+
+import numpy as np
+from PIL import Image, ImageEnhance
+import pytest
+
+from mma_dfer_jax.data import frames
+
+GOLDEN = Path(__file__).parent / "golden"
+sys.path.insert(0, str(GOLDEN))
+from gen_preprocess_helpers import picture  # noqa: E402
+
+INDICES = json.loads((GOLDEN / "frame_indices.json").read_text())
+CASES = json.loads((GOLDEN / "images.json").read_text())
+PIXELS = np.load(GOLDEN / "images.npz")
+
+
+class PythonRandom(np.random.Generator):
+  """Draws from Python's random, which the original used, so that its golden pictures can be drawn again."""
+
+  def __init__(self, seed):
+    super().__init__(np.random.PCG64(0))
+    self.source = random.Random(seed)
+
+  def uniform(self, low, high):
+    return self.source.uniform(low, high)
+
+  def random(self):
+    return self.source.random()
+
+  def integers(self, last, endpoint):
+    assert endpoint
+    return self.source.randint(0, last)
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+  target = io.BytesIO()
+  image.save(target, kind, **options)
+  return target.getvalue()
+
+
+def test_test_indices_match_the_original():
+  assert len(INDICES["test"]) > 20
+  for num_frames, expected in INDICES["test"].items():
+    assert frames.sample_frames(int(num_frames), train=False).tolist() == expected, num_frames
+
+
+def test_train_indices_cover_the_segments_of_the_original():
+  rng = np.random.default_rng(0)
+  for num_frames in range(1, 101):
+    drawn = np.stack([frames.sample_frames(num_frames, train=True, rng=rng) for _ in range(200)])
+    length = num_frames // 16
+    if length == 0:
+      assert (drawn == frames.sample_frames(num_frames, train=False)).all()
+      continue
+    assert (drawn.min(axis=0) == np.arange(16) * length).all(), num_frames
+    assert (drawn.max(axis=0) == np.arange(16) * length + length - 1).all(), num_frames
+    if length > 1:  # each segment has its own draw
+      assert len(np.unique(drawn[0] % length)) > 1, num_frames
+
+
+def test_clips_without_frames_and_training_without_rng_are_refused():
+  for train in (False, True):
+    with pytest.raises(ValueError, match="without frames"):
+      frames.sample_frames(0, train=train, rng=np.random.default_rng(0))
+  with pytest.raises(ValueError, match="needs rng"):
+    frames.sample_frames(20, train=True)
+
+
+@pytest.mark.parametrize("name", ["jpeg420_q90", "jpeg444_q95", "jpeg_grey", "png_rgba"])
+def test_golden_pictures_are_decoded_to_the_same_pixels(name):
+  np.testing.assert_array_equal(
+    frames.decode_frame(PIXELS[f"bytes_{name}"].tobytes()), PIXELS[f"decoded_{name}"]
+  )
+
+
+def test_every_kind_of_picture_is_decoded_as_by_pil():
+  image = Image.fromarray(picture(97, 131))
+  turned = Image.Exif()
+  turned[0x112] = 6  # "rotate by 90 degrees to show"
+  deep = Image.fromarray(picture(97, 131)[..., 0].astype(np.uint16) * 200)
+  files = {
+    "progressive": encoded(image, "JPEG", progressive=True),
+    "cmyk": encoded(image.convert("CMYK"), "JPEG"),
+    "exif": encoded(image, "JPEG", exif=turned),
+    "trailing bytes": encoded(image, "JPEG") + b"more",
+    "16 bit": encoded(deep, "PNG"),
+    **{f"png {mode}": encoded(image.convert(mode), "PNG") for mode in ("RGB", "RGBA", "P", "L", "LA", "1")},
+  }
+  for name, data in files.items():
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    np.testing.assert_array_equal(frames.decode_frame(data), expected, err_msg=name)
+
+
+def test_broken_pictures_are_refused():
+  jpeg, png = (encoded(Image.fromarray(picture(97, 131)), kind) for kind in ("JPEG", "PNG"))
+  for data in (
+    b"",
+    b"no picture",
+    jpeg[: len(jpeg) // 2],
+    jpeg[:-2],
+    jpeg[:100],
+    png[: len(png) // 2],
+    png[:40],
+  ):
+    with pytest.raises(ValueError, match=f"^{len(data)} bytes cannot be decoded"):
+      frames.decode_frame(data)
+
+
+@pytest.mark.parametrize(
+  ("width", "height", "size"), [(300, 260, 224), (300, 260, 160), (224, 224, 160), (97, 131, 224)]
+)
+def test_resize_matches_the_original(width, height, size):
+  expected = PIXELS[f"resize_{width}x{height}_to_{size}"]
+  np.testing.assert_array_equal(frames.resize(picture(width, height), size), expected)
+
+
+def test_resize_to_the_same_size_changes_nothing():
+  np.testing.assert_array_equal(frames.resize(picture(224, 224), 224), picture(224, 224))
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.77, 1.0, 1.25, 1.5])
+def test_brightness_matches_the_original(factor):
+  whole = frames.Augmentation((0, 0, 64, 48), factor, flip=False)
+  expected = np.asarray(
+    Image.fromarray(PIXELS[f"brightness_{factor}"]).resize((50, 50), Image.Resampling.BILINEAR)
+  )
+  np.testing.assert_array_equal(frames.augment(picture(64, 48), whole, 50), expected)
+
+
+def test_brightness_is_pils_for_every_factor():
+  ramp = np.tile(np.arange(256, dtype=np.uint8)[None, :, None], (256, 1, 3))
+  factors = [
+    *np.random.default_rng(0).uniform(0, 2, 300),
+    *(np.arange(1, 200) / 100),
+  ]  # products near whole numbers
+  for factor in factors:
+    expected = np.asarray(ImageEnhance.Brightness(Image.fromarray(ramp)).enhance(float(factor)))
+    augmentation = frames.Augmentation((0, 0, 256, 256), float(factor), flip=False)
+    np.testing.assert_array_equal(frames.augment(ramp, augmentation, 256), expected, err_msg=str(factor))
+
+
+@pytest.mark.parametrize("case", CASES["random_sized_crop"], ids=lambda case: case["key"])
+def test_crops_match_the_original(case):
+  box = (case["x1"], case["y1"], case["x1"] + case["crop_w"], case["y1"] + case["crop_h"])
+  augmentation = frames.Augmentation(box, 1.0, flip=False)
+  np.testing.assert_array_equal(
+    frames.augment(picture(*case["picture"]), augmentation, case["size"]), PIXELS[case["key"]]
+  )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whole_training_transform_matches_the_original(seed):
+  clip = [picture(97, 131, 21), picture(97, 131, 22)]
+  augmentation = frames.draw_augmentation(131, 97, 64, PythonRandom(seed))
+  result = np.stack([frames.augment(frame, augmentation, 64) for frame in clip])
+  np.testing.assert_array_equal(result.transpose(0, 3, 1, 2), PIXELS[f"train_transform_seed{seed}"])
+
+
+def test_first_box_matches_the_original():
+  class WithoutBrightness(PythonRandom):
+    """The golden box was drawn without brightness before it: its draw is answered without asking the source."""
+
+    def uniform(self, low, high):
+      return 1.0 if (low, high) == (0.5, 1.5) else super().uniform(low, high)
+
+  box = frames.draw_augmentation(224, 224, 224, WithoutBrightness(0)).box
+  assert list(box) == CASES["digests"]["rsc_stats_224"]["first_5_boxes_python_random_seed_0"][0]
+
+
+def test_drawn_boxes_have_the_distribution_of_the_original():
+  rng, stats = np.random.default_rng(0), CASES["digests"]["rsc_stats_224"]
+  drawn = [frames.draw_augmentation(224, 224, 224, rng) for _ in range(4000)]
+  boxes = np.array([augmentation.box for augmentation in drawn])
+  width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+  assert boxes.min() >= 0
+  assert boxes.max() == 224  # the last row and column can be reached
+  assert abs(width.mean() - stats["mean_w"]) < 2
+  assert abs(height.mean() - stats["mean_h"]) < 2
+  assert abs((width * height).mean() / 224**2 - stats["mean_area_fraction"]) < 0.012
+  assert 0.74 < (width / height).min() < 0.77 < 1.3 < (width / height).max() < 1.35
+  assert abs(np.mean([augmentation.flip for augmentation in drawn]) - 0.5) < 0.03
+  factors = [augmentation.brightness_factor for augmentation in drawn]
+  assert 0.5 <= min(factors) < 0.51
+  assert 1.49 < max(factors) <= 1.5
+
+
+def test_frames_of_other_sizes_are_padded_with_black_or_cut_at_the_same_place():
+  augmentation = frames.Augmentation((10, 20, 110, 120), 1.5, flip=False)
+  for width, height in ((300, 260), (97, 131), (12, 200), (5, 5)):
+    frame = picture(width, height)
+    image = ImageEnhance.Brightness(Image.fromarray(frame)).enhance(1.5).crop(augmentation.box)
+    expected = np.asarray(image.resize((64, 64), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(frames.augment(frame, augmentation, 64), expected)
+  assert not frames.augment(picture(5, 5), augmentation, 64).any()
+
+
+def test_long_frames_fall_back_to_a_square_of_the_shorter_side():
+  frame, rng = picture(300, 20), np.random.default_rng(0)
+  brightened = ImageEnhance.Brightness(Image.fromarray(frame))
+  lefts = []
+  for _ in range(20):
+    augmentation = frames.draw_augmentation(20, 300, 224, rng, scale=(0.9, 1.0))
+    left, top, right, bottom = augmentation.box
+    assert (augmentation.shorter_side, top, right - left, bottom) == (224, 0, 224, 224)
+    scaled = brightened.enhance(augmentation.brightness_factor).resize((3360, 224), Image.Resampling.BILINEAR)
+    expected = np.asarray(scaled.crop(augmentation.box))
+    expected = expected[:, ::-1] if augmentation.flip else expected
+    np.testing.assert_array_equal(frames.augment(frame, augmentation, 224), expected)
+    lefts.append(left)
+  assert max(lefts) > 2000
+
+
+def test_settings_switch_single_augmentations_off():
+  rng = np.random.default_rng(0)
+  for _ in range(20):
+    augmentation = frames.draw_augmentation(
+      64, 64, 64, rng, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0, brightness=0.0
+    )
+    assert augmentation == frames.Augmentation((0, 0, 64, 64), 1.0, flip=False)
+  assert frames.draw_augmentation(64, 64, 64, rng, flip=1.0).flip

@@ -1,0 +1,178 @@
+"""The model by itself: sizes, where each part acts, what trains and what stays."""
+
+import dataclasses
+
+from conftest import TINY
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mma_dfer_jax import convert
+from mma_dfer_jax.config import PAPER_TUNABLE
+from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.model import FusionBottleneck, MmaDfer, ModelConfig, ProgressivePrompts
+from mma_dfer_jax.train_state import Tunable, abstract_model, check_tunable, count, dead_elements, flat_params
+
+SMALL = dataclasses.replace(TINY, depth=4, layers_per_stage=2, audio_shape=(64, 32), image_size=32)
+
+
+@pytest.fixture(scope="module")
+def small():
+  return MmaDfer(SMALL, rngs=nnx.Rngs(0))
+
+
+def inputs(cfg: ModelConfig, batch: int = 2):
+  rng = np.random.default_rng(0)
+  video = rng.random((batch, cfg.num_frames, cfg.image_size, cfg.image_size, 3), np.float32)
+  return jnp.asarray(video), jnp.asarray(rng.standard_normal((batch, *cfg.audio_shape), np.float32))
+
+
+@pytest.mark.parametrize(
+  ("cfg", "elements"),
+  [
+    # The original counts 179,312,147 and 179,240,471; its two unused heads and `norm2` are not in our model.
+    (ModelConfig(), 179_312_147),
+    (ModelConfig(image_size=160, num_classes=11), 179_240_471),
+  ],
+)
+def test_number_of_elements_is_the_originals(cfg, elements):
+  _, params = abstract_model(cfg)
+  heads = (1000 + 12) * (cfg.width + 1)
+  assert count(params) == elements - heads - dead_elements(cfg)
+
+
+def test_tunable_set_of_the_paper():
+  graphdef, params = abstract_model(ModelConfig())
+  _, tunable, frozen = nnx.split(nnx.merge(graphdef, params), Tunable(PAPER_TUNABLE), ...)
+  assert count(tunable) == 7_630_367
+  assert count(tunable) + dead_elements(ModelConfig()) == 7_632_415
+  assert count(frozen) == 171_679_732 - (1000 + 12) * 769  # the original's frozen count includes both heads
+  paths = set(flat_params(tunable))
+  assert {path.split("/")[-1] for path in paths if "encoder" in path} == {"pos_embed"}
+  assert not any("cls_token" in path for path in paths if not path.startswith("temporal/"))
+  assert all(f"fusion/{i}/{part}_gate" in paths for i in range(12) for part in ("image", "audio"))
+
+
+def test_patterns_that_match_nothing_are_all_named():
+  paths = list(flat_params(abstract_model(SMALL)[1]))
+  with pytest.raises(UserError, match=r"fusoin.*matches no parameter") as error:
+    check_tunable((r"fusoin/.*", r"classifier/.*", r"(", "temporal"), paths)
+  assert "no regular expression" in str(error.value)
+  assert "'temporal' matches no" in str(error.value)  # a pattern must match the whole path
+  with pytest.raises(UserError, match="nothing would be trained"):
+    check_tunable((), paths)
+
+
+def test_wrong_sizes_are_all_named():
+  with pytest.raises(UserError) as error:
+    ModelConfig(image_size=100, width=100, heads=12, depth=7, audio_shape=(512, 120))
+  for word in ("image_size=100", "width=100", "depth=7", "audio_shape[1]=120"):
+    assert word in str(error.value)
+  with pytest.raises(UserError, match="positive whole number"):
+    ModelConfig(width=0)
+  with pytest.raises(UserError, match="drop_path"):
+    ModelConfig(drop_path=1.0)
+
+
+@pytest.mark.parametrize(("size", "classes"), [(160, 11), (224, 7), (32, 2)])
+def test_shapes_of_other_sizes(size, classes):
+  cfg = dataclasses.replace(SMALL, image_size=size, num_classes=classes)
+  graphdef, params = abstract_model(cfg)
+  logits = jax.eval_shape(lambda p, v, s: nnx.merge(graphdef, p)(v, s), params, *inputs(cfg, 3))
+  assert logits.shape == (3, classes)
+
+
+def test_inputs_of_another_shape_are_refused(small):
+  video, sound = inputs(SMALL)
+  with pytest.raises(ValueError, match=r"video \(B, 16, 32, 32, 3\)"):
+    small(video[:, :8], sound)
+  with pytest.raises(ValueError, match=r"spectrogram \(B, 64, 32\)"):
+    small(video, sound[:, :32])
+
+
+def test_evaluation_draws_nothing_and_training_does(small):
+  video, sound = inputs(dataclasses.replace(SMALL))
+  assert (small(video, sound) == small(video, sound)).all()
+  first, second = (small(video, sound, rngs=nnx.Rngs(drop_path=seed)) for seed in (0, 1))
+  assert not (first == second).all()
+  again = small(video, sound, rngs=nnx.Rngs(drop_path=0))
+  assert (first == again).all()
+
+
+def test_closed_gates_leave_the_encoders_alone():
+  fusion = FusionBottleneck(SMALL, rngs=nnx.Rngs(0))
+  image, audio = jnp.ones((32, 11, 48)), jnp.ones((2, 15, 48))
+  out = fusion(image, audio, num_frames=16)
+  assert (out[0] == image).all()
+  assert (out[1] == audio).all()
+  fusion.image_gate[...] = jnp.full((1,), 0.5)
+  out = fusion(image, audio, num_frames=16)
+  assert not (out[0] == image).any()
+  assert (out[1] == audio).all()
+
+
+def test_audio_summary_goes_to_the_frames_of_its_own_clip():
+  fusion = FusionBottleneck(SMALL, rngs=nnx.Rngs(0))
+  fusion.image_gate[...] = jnp.ones((1,))
+  image, audio = jnp.ones((32, 11, 48)), jnp.ones((2, 15, 48))
+  changed = audio.at[1].set(jnp.linspace(-1, 1, 48))
+  before, after = (fusion(image, a, num_frames=16)[0] for a in (audio, changed))
+  same = (before == after).all(axis=(1, 2))
+  assert same[:16].all()
+  assert not same[16:].any()
+
+
+def test_updates_reach_their_prompts_only():
+  prompts = ProgressivePrompts(TINY, rngs=nnx.Rngs(0))
+  tokens = jnp.zeros((2, 23, 48))
+  for layer in range(12):
+    changed = np.flatnonzero(np.asarray(prompts.update(tokens, layer) != 0).any(axis=(0, 2)))
+    assert changed.tolist() == {0: [17, 18, 19], 6: [20, 21, 22]}.get(layer, [])
+
+
+def test_fresh_parameters_start_as_pytorchs():
+  net = MmaDfer(dataclasses.replace(TINY, width=192), rngs=nnx.Rngs(0))
+  kernel = np.asarray(net.fusion[3].image_down.kernel[...])
+  assert np.abs(kernel).max() <= 192**-0.5
+  assert np.std(kernel) == pytest.approx(192**-0.5 / 3**0.5, rel=0.05)
+  assert np.abs(np.asarray(net.fusion[3].image_up.bias[...])).max() > 0.5 * 16**-0.5  # biases are drawn, too
+  assert not np.asarray(net.fusion[0].audio_gate[...]).any()
+  assert np.std(np.asarray(net.image_prompts.prompt_tokens[...])) == pytest.approx(192**-0.5, rel=0.1)
+  rows = np.asarray(net.image_encoder.pos_embed[...])[0]
+  assert np.std(rows[17:]) == pytest.approx(1, rel=0.1)  # the prompts' rows
+  assert np.std(rows[:17]) == pytest.approx(0.02, rel=0.1)
+  assert np.std(np.asarray(net.temporal.pos_embed[...])) == pytest.approx(1, rel=0.2)
+
+
+def test_every_parameter_has_its_name_in_the_authors_file_and_back():
+  _, params = abstract_model(SMALL)
+  shapes = {path: variable.shape for path, variable in flat_params(params).items()}
+  table = convert.name_table(SMALL)
+  assert sorted(row.path for row in table) == sorted(shapes)
+  names = [name for row in table for name in row.torch_names]
+  assert len(names) == len(set(names))
+  rng = np.random.default_rng(0)
+  ours = {path: rng.standard_normal(shape, np.float32) for path, shape in shapes.items()}
+  back = convert.from_torch(convert.to_torch(ours, SMALL), SMALL, shapes)
+  assert all(np.array_equal(back[path], ours[path]) for path in shapes)
+
+
+def test_a_checkpoint_that_does_not_fit_names_everything():
+  _, params = abstract_model(SMALL)
+  shapes = {path: variable.shape for path, variable in flat_params(params).items()}
+  theirs = convert.to_torch({path: np.zeros(shape, np.float32) for path, shape in shapes.items()}, SMALL)
+  theirs |= {name: np.zeros(1) for name in convert.unused_names(SMALL)}
+  convert.from_torch(theirs, SMALL, shapes)  # the unused ones may be there
+  del theirs["our_classifier.bias"], theirs["temporal_net.cls_token"]
+  theirs["fc.weight"] = np.zeros((7, 32))
+  theirs["vision_proj.weight"] = np.zeros((48, 48))
+  theirs["image_encoder.patch_embed.proj.weight"] = np.zeros((48, 768))
+  with pytest.raises(convert.CheckpointMismatchError) as error:
+    convert.from_torch(theirs, SMALL, shapes)
+  assert error.value.missing == ["our_classifier.bias", "temporal_net.cls_token"]
+  assert error.value.unexpected == ["fc.weight"]
+  assert len(error.value.wrong_shape) == 2
+  for name in ("our_classifier.bias", "temporal_net.cls_token", "fc.weight", "vision_proj.weight"):
+    assert name in str(error.value)
