@@ -8,15 +8,15 @@ from mma_dfer_jax.config import default_config
 
 def get_config():
   c = default_config()
-  c.num_epochs = 20
+  c.num_epochs = 22
   c.batch_size = 16
-  c.learning_rate = 1e-3
+  c.learning_rate = 2e-3
   c.tunable = (".*",)
   c.model.image_size = 64
-  c.model.audio_shape = (256, 128)  # 2.56 s, the clips are shorter
+  c.model.audio_shape = (192, 128)  # 1.92 s, the clips are 1.6 to 2.0 s long
   c.model.width = 64
-  c.model.depth = 4
-  c.model.layers_per_stage = 2
+  c.model.depth = 2
+  c.model.layers_per_stage = 1
   c.model.heads = 4
   c.model.mlp_dim = 192
   c.model.drop_path = 0.0

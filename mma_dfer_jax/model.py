@@ -164,6 +164,7 @@ class MultimodalTemporalTransformer(nnx.Module):
         qkv_bias=False,
         eps=TORCH_EPS,
         tanh_gelu=True,
+        linear=torch_linear,
         rngs=rngs,
       )
       for _ in range(cfg.temporal_depth)
@@ -196,8 +197,9 @@ class MmaDfer(nnx.Module):
     )
     image_grid = (cfg.image_size // cfg.patch_size,) * 2
     audio_grid = (cfg.audio_shape[0] // cfg.patch_size, cfg.audio_shape[1] // cfg.patch_size)
-    self.image_encoder = MaeEncoder(image_grid, channels=3, rngs=rngs, **sizes)
-    self.audio_encoder = MaeEncoder(audio_grid, channels=1, rngs=rngs, **sizes)
+    # Pixels in [0, 1] have ImageNet's mean and deviation, spectrograms AudioMAE's by their normalisation.
+    self.image_encoder = MaeEncoder(image_grid, 3, input_mean=0.45, input_std=0.225, rngs=rngs, **sizes)
+    self.audio_encoder = MaeEncoder(audio_grid, 1, input_mean=0.0, input_std=0.5, rngs=rngs, **sizes)
     self.image_prompts = ProgressivePrompts(cfg, rngs=rngs)
     self.audio_prompts = ProgressivePrompts(cfg, rngs=rngs)
     self.fusion = nnx.List(FusionBottleneck(cfg, rngs=rngs) for _ in range(cfg.depth))

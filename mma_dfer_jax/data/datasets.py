@@ -3,10 +3,13 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import json
+import multiprocessing
 import os
 from pathlib import Path
 import resource
+import signal
 import struct
+import threading
 from typing import Any
 
 import cv2
@@ -66,7 +69,7 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """Writes clips as tfds records: JPEG frames, first-channel waveform, label; one split per split of the clips."""
 
   VERSION = tfds.core.Version("1.0.0")
-  url_infos: Mapping[str, Any] = {}  # noqa: RUF012 (nothing is downloaded; tfds would look for a file that says so)
+  url_infos: Mapping[str, Any] = {}  # nothing is downloaded; tfds would look for a file that says so
 
   def __init__(
     self,
@@ -125,9 +128,8 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     _use_local_buckets()
     tfds.disable_progress_bar()
     with tqdm.tqdm(desc="write", total=len(self.clips), unit="clip") as self.bar:
-      self.download_and_prepare(
-        download_dir=self.data_path.parent
-      )  # nothing is; tfds makes the folder all the same
+      # Nothing is downloaded, but tfds makes a folder for it.
+      self.download_and_prepare(download_dir=self.data_path.parent)
     return Path(self.data_path)
 
   def _log_download_bytes(self) -> None:
@@ -225,3 +227,19 @@ def _use_local_buckets() -> None:
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
   wanted = 4096 if hard == resource.RLIM_INFINITY else min(4096, hard)
   resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+
+
+def follow_parent(*_: int) -> None:
+  """For processes that decode: leaves Ctrl-C to the parent, and ends with it, even when it is killed.
+
+  A worker would else be stopped before the parent has saved; or wait for a killed parent for ever.
+  """
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  parent = multiprocessing.parent_process()
+  assert parent is not None
+
+  def follow() -> None:
+    parent.join()
+    os._exit(1)
+
+  threading.Thread(target=follow, daemon=True).start()

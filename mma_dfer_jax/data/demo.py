@@ -43,13 +43,13 @@ MIN_FRAMES, MAX_FRAMES = 32, 40  # 1.6 to 2.0 seconds
 # Not among the flags of every program that imports `write_clip`: it may have an --out of its own.
 _OPTIONS = flags.FlagValues()
 _OUT = flags.DEFINE_string("out", None, "folder for the clips", flag_values=_OPTIONS, required=True)
-_TRAIN = flags.DEFINE_integer("clips_per_class_train", 40, "training clips per class", flag_values=_OPTIONS)
+_TRAIN = flags.DEFINE_integer("clips_per_class_train", 60, "training clips per class", flag_values=_OPTIONS)
 _TEST = flags.DEFINE_integer("clips_per_class_test", 20, "test clips per class", flag_values=_OPTIONS)
 _SEED = flags.DEFINE_integer("seed", 0, "another seed gives other clips", flag_values=_OPTIONS)
 
 
 class Expression(NamedTuple):
-  """What a gesture moves in a face, as lengths in half face heights."""
+  """What a gesture moves in a face, as lengths in half face heights; and how the head goes with it."""
 
   brow_lift: float  # both brows up
   brow_frown: float  # inner ends of the brows down and inward
@@ -57,13 +57,15 @@ class Expression(NamedTuple):
   mouth_width: float  # half the width of the mouth
   mouth_smile: float  # corners of the mouth up, or down if negative
   mouth_open: float  # half the height of the gap between the lips
+  lean: float  # size of the head times this: towards the camera or back from it
+  tilt: float  # of the head, radians, clockwise
 
 
-REST = Expression(0.0, 0.0, 0.10, 0.30, 0.0, 0.03)
+REST = Expression(0.0, 0.0, 0.10, 0.30, 0.0, 0.03, 1.0, 0.0)
 GESTURES = {
-  "smiling": Expression(0.02, 0.0, 0.09, 0.46, 0.26, 0.06),
-  "lowered": Expression(-0.05, 0.20, 0.055, 0.30, -0.20, 0.02),
-  "raised": Expression(0.20, -0.03, 0.17, 0.22, 0.0, 0.20),
+  "smiling": Expression(0.02, 0.0, 0.09, 0.46, 0.26, 0.06, 1.0, 0.30),
+  "lowered": Expression(-0.05, 0.20, 0.055, 0.30, -0.20, 0.02, 1.25, 0.0),
+  "raised": Expression(0.20, -0.03, 0.17, 0.22, 0.0, 0.20, 0.80, 0.0),
 }
 
 
@@ -78,12 +80,13 @@ class Style(NamedTuple):
   irregular: float  # spread of the lengths of syllables, as a share of the mean
   vibrato: float  # depth of the wobble of the pitch, as a share of the pitch
   tremolo: float  # depth of the wobble of the loudness, 0 to 1
+  breath: float  # noise in the voice, beside harmonics near 1
 
 
 STYLES = {
-  "lively": Style(0.70, 1.6, 0.15, 0.20, 5.5, 0.1, 0.0, 0.0),
-  "soft": Style(0.12, 0.8, -0.50, 0.0, 2.2, 0.1, 0.0, 0.0),
-  "trembling": Style(0.30, 1.15, 0.0, 0.0, 3.5, 0.6, 0.07, 0.8),
+  "lively": Style(0.70, 1.8, 0.15, 0.20, 5.5, 0.1, 0.0, 0.0, 0.01),
+  "soft": Style(0.12, 0.8, -0.50, 0.0, 2.2, 0.1, 0.0, 0.0, 0.03),
+  "trembling": Style(0.30, 1.15, 0.0, 0.0, 3.5, 0.6, 0.07, 0.8, 0.25),
 }
 
 # First and second formant of some vowels (a, i, u, e, o), Hz.
@@ -114,8 +117,8 @@ def best_single_modality_score() -> float:
 
 def _arc(num: int, rng: np.random.Generator) -> Float[np.ndarray, "T"]:
   """Onset, apex and offset over `num` steps: 0 at both ends and 1 around an apex at a random time."""
-  apex, half_hold = rng.uniform(0.42, 0.58), rng.uniform(0.14, 0.22)
-  ramp = rng.uniform(0.12, 0.18)
+  apex, half_hold = rng.uniform(0.42, 0.58), rng.uniform(0.2, 0.28)
+  ramp = rng.uniform(0.1, 0.14)
   linear = np.clip((half_hold + ramp - np.abs(np.linspace(0, 1, num) - apex)) / ramp, 0, 1)
   return linear**2 * (3 - 2 * linear)
 
@@ -202,14 +205,14 @@ def clip_picture(gesture: str, rng: np.random.Generator, num_frames: int) -> UIn
     The frames, RGB.
   """
   times = np.arange(num_frames) / FPS
-  skin = np.array([125, 85, 65]) + rng.uniform() * np.array([120, 125, 125])
-  hair = rng.uniform(20, 190) * rng.uniform(0.4, 1, 3)
-  look = Look(skin, hair, background=rng.uniform(40, 220, 3), fringe=rng.uniform(0.68, 0.82))
-  size = rng.uniform(34, 41)
+  skin = np.array([125, 85, 65]) + rng.uniform(0.3, 0.9) * np.array([120, 125, 125])
+  hair = rng.uniform(20, 120) * rng.uniform(0.6, 1, 3)
+  look = Look(skin, hair, background=rng.uniform(90, 150, 3), fringe=rng.uniform(0.68, 0.82))
+  size = rng.uniform(38, 42)
   drift = np.sin(2 * np.pi * (rng.uniform(0.2, 0.6, (3, 1)) * times + rng.uniform(size=(3, 1))))
-  x, y = SIZE / 2 + rng.uniform(-4, 4, (2, 1)) + rng.uniform(0, 2, (2, 1)) * drift[:2]
-  roll = rng.uniform(-0.08, 0.08) + 0.06 * drift[2]
-  strength = rng.uniform(0.75, 1) * _arc(num_frames, rng)
+  x, y = SIZE / 2 + rng.uniform(-2, 2, (2, 1)) + rng.uniform(0, 1.5, (2, 1)) * drift[:2]
+  roll = rng.uniform(-0.05, 0.05) + 0.04 * drift[2]
+  strength = rng.uniform(0.85, 1.1) * _arc(num_frames, rng)
   # The rhythm of the lips is a nuisance, not that of the voice: it would give the style away to the eye.
   speech = rng.uniform(0.03, 0.06) * _syllables(times, rng.uniform(2, 6), rng.uniform(0, 0.6), rng)[0]
   blink_at = rng.uniform(0, 1.6) + np.array([0, rng.uniform(0.8, 1.2)])
@@ -219,7 +222,7 @@ def clip_picture(gesture: str, rng: np.random.Generator, num_frames: int) -> UIn
   for t in range(num_frames):
     pose = Expression(*(a + strength[t] * (b - a) for a, b in zip(REST, GESTURES[gesture], strict=True)))
     pose = pose._replace(eye_open=pose.eye_open * lids[t], mouth_open=pose.mouth_open + speech[t])
-    frames.append(draw_face(look, pose, (x[t], y[t]), size, roll[t]))
+    frames.append(draw_face(look, pose, (x[t], y[t]), size * pose.lean, roll[t] + pose.tilt))
   clean = np.stack(frames).astype(np.float32)
   noise = rng.standard_normal(clean.shape, np.float32)  # of a sensor
   return (rng.uniform(0.85, 1.05) * clean + rng.uniform(1, 5) * noise).clip(0, 255).astype(np.uint8)
@@ -251,7 +254,7 @@ def clip_voice(style: str, rng: np.random.Generator, seconds: float) -> Float[np
     hertz = k * pitch
     weight = np.exp(-(((hertz - first) / 160) ** 2)) + 0.5 * np.exp(-(((hertz - second) / 250) ** 2)) + 0.04
     voice += weight / math.sqrt(k) * np.sin(k * turns)
-  voice += 0.03 * rng.standard_normal(times.size)  # breath
+  voice += s.breath * rng.standard_normal(times.size)
   voice *= loudness * (0.3 + 0.7 * _arc(times.size, rng)) * (1 - s.tremolo * (0.5 + 0.5 * wobble))
   voice *= s.level * rng.uniform(0.85, 1.15) / np.abs(voice).max()
   room = 10 ** rng.uniform(-3.5, -2.8) * rng.standard_normal(times.size)

@@ -13,6 +13,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from mma_dfer_jax.data.datasets import follow_parent
 from mma_dfer_jax.data.fbank import missing_spectrogram, spectrogram
 from mma_dfer_jax.data.frames import augment, decode_frame, draw_augmentation, resize, sample_frames
 from mma_dfer_jax.errors import UserError
@@ -82,7 +83,7 @@ def _naming(record: Record) -> Iterator[None]:
     yield
   except ValueError as error:
     raise UserError(
-      f"clip {record['clip_id'].decode()} cannot be read: {error}; prepare the data again"
+      f"clip {record['clip_id'].decode()} cannot be read: {error}; prepare the data again with --overwrite"
     ) from error
 
 
@@ -113,7 +114,16 @@ class TrainOrder:
     step, row = divmod(index, share)
     position = step * self.batch_size + self.host * share + row
     epoch, place = divmod(position, self.steps_per_epoch * self.batch_size)
-    return position, self.records[int(_permutation(len(self.records), self.seed, epoch)[place])]
+    return position, _read(self.records, int(_permutation(len(self.records), self.seed, epoch)[place]))
+
+
+def _read(records: Sequence[Record], index: int) -> Record:
+  try:
+    return records[index]
+  except RuntimeError as error:  # array_record keeps checksums
+    raise UserError(
+      f"record {index} cannot be read: {error}; prepare the data again with --overwrite"
+    ) from error
 
 
 @functools.lru_cache(maxsize=4)
@@ -132,7 +142,7 @@ class EvalOrder(TrainOrder):
     share = self.batch_size // self.num_hosts
     step, row = divmod(index, share)
     position = step * self.batch_size + self.host * share + row
-    return position, self.records[position] if position < len(self.records) else None
+    return position, _read(self.records, position) if position < len(self.records) else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +209,7 @@ def _batches(order, transform, start_step: int, num_workers: int, prefetch: int)
   stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=prefetch, prefetch_buffer_size=prefetch))
   if num_workers:
     options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=prefetch)
-    stream = stream.mp_prefetch(options)
+    stream = stream.mp_prefetch(options, follow_parent)
   iterator = iter(stream)
   try:
     yield iterator

@@ -18,7 +18,6 @@ import os
 from pathlib import Path
 import re
 import shutil
-import threading
 from typing import NamedTuple
 
 from absl import flags
@@ -27,7 +26,15 @@ import tqdm
 
 from mma_dfer_jax import cli
 from mma_dfer_jax.data import media
-from mma_dfer_jax.data.datasets import RECIPE, SHORTEST_SOUND, Clip, Clips, open_data_set, read_record
+from mma_dfer_jax.data.datasets import (
+  RECIPE,
+  SHORTEST_SOUND,
+  Clip,
+  Clips,
+  follow_parent,
+  open_data_set,
+  read_record,
+)
 from mma_dfer_jax.errors import UserError, listed
 
 _DATASET = flags.DEFINE_enum(
@@ -45,9 +52,11 @@ _LEAVE_OUT_BAD = flags.DEFINE_bool(
   "leave_out_bad", False, "Leave bad rows out, listing them, instead of failing."
 )
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the data set that is there.")
-_NUM_WORKERS = flags.DEFINE_integer("num_workers", os.cpu_count(), "Processes that decode.", lower_bound=1)
+_NUM_WORKERS = flags.DEFINE_integer(
+  "num_workers", os.cpu_count() or 1, "Processes that decode.", lower_bound=1
+)
 
-SCRATCH = "unfinished"  # beside the data set: decoded clips, and the data set while it is written
+SCRATCH = ".unfinished"  # beside the data set: decoded clips, and the data set while it is written
 _ADVICE = "run the command again when that is mended, it goes on where it was"
 
 
@@ -68,27 +77,34 @@ def read_manifest(manifest: Path, classes: Sequence[str]) -> tuple[list[Row], di
     UserError: if the file is no manifest at all.
   """
   try:
-    with manifest.open(newline="", encoding="utf-8-sig") as file:
-      reader = csv.DictReader(file, skipinitialspace=True, strict=True)
+    with manifest.open(newline="", encoding="utf-8-sig") as table:
+      reader = csv.DictReader(table, skipinitialspace=True, strict=True)
       header = reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
       values = [(reader.line_num, row) for row in reader]
   except UnicodeDecodeError as error:
     raise UserError(f"the manifest {manifest} must be saved as UTF-8: {error}") from error
   except csv.Error as error:
-    raise UserError(f"the manifest {manifest} cannot be read: line {reader.line_num}: {error}") from error
+    raise UserError(
+      f"the manifest {manifest} cannot be read after line {reader.line_num}: {error}"
+    ) from error
   except OSError as error:
     raise UserError(f"the manifest {manifest} cannot be read: {error.strerror}") from error
-  place = [name for name in header if name in ("split", "fold")]
-  if sorted({*header} & {"path", "label", *place}) != sorted(["label", "path", *place]) or len(place) != 1:
+  used = [name for name in header if name in ("path", "label", "split", "fold")]
+  if sorted(used) not in (["label", "path", "split"], ["fold", "label", "path"]):
     raise UserError(
       f"{manifest} must begin with the line path,label,split or path,label,fold; "
       f"it begins with {','.join(header)!r}"
     )
-  if extra := set(header) - {"path", "label", *place}:
+  if extra := set(header) - set(used):
     print(f"columns of {manifest} that are not used: {', '.join(sorted(extra))}")
-  rows, problems, seen = [], {}, {}
+  folds = "fold" in used
+  rows: list[Row] = []
+  problems: dict[int, str] = {}
+  seen: dict[str, int] = {}
   for line, row in values:
-    path, label, split = ((row[name] or "").strip() for name in ("path", "label", *place))
+    path, label, split = (
+      (row[name] or "").strip() for name in ("path", "label", "fold" if folds else "split")
+    )
     wrong = []
     if None in row:
       wrong.append(f"{len(row[None])} values too many (quote values that hold commas)")
@@ -98,9 +114,9 @@ def read_manifest(manifest: Path, classes: Sequence[str]) -> tuple[list[Row], di
       wrong.append("no label")
     elif classes and label not in classes:
       wrong.append(f"label {label!r} is not one of the classes {', '.join(classes)}")
-    if place == ["fold"]:
+    if folds:
       split = f"fold{split.removeprefix('fold')}"
-    if place == ["fold"] and not re.fullmatch(r"fold[1-9][0-9]*", split):
+    if folds and not re.fullmatch(r"fold[1-9][0-9]*", split):
       wrong.append(f"fold {row['fold'] or ''!r} is not a number from 1 on")
       split = ""
     elif not re.fullmatch(r"[a-z][a-z0-9_]*", split) or split == "all":
@@ -108,9 +124,8 @@ def read_manifest(manifest: Path, classes: Sequence[str]) -> tuple[list[Row], di
       split = ""
     file = Path(os.path.abspath(manifest.parent / path))
     same = os.path.realpath(file)  # the same clip in training and in the test would make the score a lie
-    if path and same in seen:
+    if path and seen.setdefault(same, line) != line:
       wrong.append(f"{path} is in line {seen[same]} already")
-    seen.setdefault(same, line)
     rows.append(Row(line, path, file, label, split))
     if wrong:
       problems[line] = "; ".join(wrong)
@@ -167,7 +182,7 @@ def decode_all(
   workers = max(1, min(num_workers, len(todo)))
   with (
     tqdm.tqdm(desc="decode", total=len(rows), initial=len(rows) - len(todo), unit="clip") as bar,
-    concurrent.futures.ProcessPoolExecutor(workers, context, initializer=_follow_parent) as pool,
+    concurrent.futures.ProcessPoolExecutor(workers, context, initializer=follow_parent) as pool,
   ):
     futures = {
       pool.submit(decode_clip, row.file, clips[row].decoded, allow_missing_sound): row for row in todo
@@ -185,12 +200,6 @@ def decode_all(
     finally:
       pool.shutdown(cancel_futures=True)
   return [clip for row, clip in clips.items() if row.line not in problems], problems
-
-
-def _follow_parent() -> None:
-  """Ends this process when the one that started it is killed; it would wait for work for ever."""
-  parent = multiprocessing.parent_process()
-  threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _key(file: Path, allow_missing_sound: bool) -> str:

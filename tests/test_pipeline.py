@@ -1,0 +1,432 @@
+"""From records to batches: what a batch holds, that its order follows from seed and step alone, and what goes wrong."""
+
+import contextlib
+import io
+import os
+from pathlib import Path
+import re
+import signal
+import subprocess
+import sys
+import time
+
+from conftest import ROOT
+import numpy as np
+from PIL import Image
+import pytest
+
+from mma_dfer_jax.data import pipeline
+from mma_dfer_jax.data.datasets import open_data_set
+from mma_dfer_jax.data.demo import write_clip
+from mma_dfer_jax.data.fbank import log_mel_fbank
+from mma_dfer_jax.data.pipeline import (
+  EvalOrder,
+  Preprocessing,
+  TrainOrder,
+  eval_batches,
+  eval_example,
+  train_batches,
+  train_example,
+)  # fmt: skip
+from mma_dfer_jax.data.prepare import prepare_clips
+from mma_dfer_jax.errors import UserError
+
+SPEC = Preprocessing(image_size=24, audio_shape=(64, 32))
+MISSING = 0.46703  # what the original feeds for a clip without sound
+RATE = 16_000
+
+
+def jpeg(pixels):
+  file = io.BytesIO()
+  Image.fromarray(pixels).save(file, "JPEG", quality=95)
+  return file.getvalue()
+
+
+def record(i, frames=17, size=(30, 40), same=False, **other):
+  """Noise of its own in every clip; and in every frame, unless they are to be the same."""
+  rng = np.random.default_rng([7, i])
+  pictures = [jpeg(rng.integers(0, 200, (*size, 3)).astype(np.uint8)) for _ in range(1 if same else frames)]
+  return {
+    "clip_id": f"clip {i}".encode(),
+    "frames": pictures * frames if same else pictures,
+    "waveform": rng.integers(-9000, 9000, RATE // 4 + 100 * i).astype(np.int16),
+    "sample_rate": RATE,
+    "has_audio": True,
+    "label": i % 7,
+  } | other
+
+
+@pytest.fixture(scope="module")
+def records():
+  return [record(i) for i in range(11)]
+
+
+def train(records, *, seed=1, batch_size=4, num_epochs=3, start_step=0, num_workers=0, prefetch=2, **host):
+  order = TrainOrder(records, seed, batch_size, num_epochs, **host)
+  with train_batches(
+    order, SPEC, start_step=start_step, num_workers=num_workers, prefetch=prefetch
+  ) as batches:
+    return list(batches)
+
+
+def evaluate(records, *, batch_size=4, num_workers=0, without="", spec=SPEC, **host):
+  order = EvalOrder(records, 0, batch_size, 1, **host)
+  with eval_batches(order, spec, num_workers=num_workers, prefetch=2, without=without) as batches:
+    return list(batches)
+
+
+def assert_same(one, other):
+  assert len(one) == len(other)
+  for a, b in zip(one, other, strict=True):
+    assert a.keys() == b.keys()
+    for key in a:
+      assert key == "clip_id" or a[key].dtype == b[key].dtype  # text is as wide as the longest of a batch
+      np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+
+
+def ids(batches):
+  return [clip_id.decode() for batch in batches for clip_id in batch["clip_id"]]
+
+
+CONTRACT = {
+  "video": ((16, 24, 24, 3), np.uint8),
+  "spectrogram": ((64, 32), np.float32),
+  "label": ((), np.int32),
+  "has_audio": ((), np.bool_),
+  "mask": ((), np.bool_),
+}
+
+
+@pytest.mark.parametrize("batches", [train, evaluate])
+def test_the_contract(records, batches):
+  found = batches(records)
+  assert len(found) == (6 if batches is train else 3)
+  for batch in found:
+    assert batch.keys() == {*CONTRACT, "clip_id"}
+    for key, (shape, dtype) in CONTRACT.items():
+      assert batch[key].shape == (4, *shape), key
+      assert batch[key].dtype == dtype, key
+    assert batch["clip_id"].shape == (4,)
+    for clip_id, label, mask in zip(batch["clip_id"], batch["label"], batch["mask"], strict=True):
+      assert not mask or label == int(clip_id.split()[1]) % 7  # the label stays with its clip
+  if batches is train:
+    assert all(batch["mask"].all() for batch in found)
+
+
+def test_default_sizes():
+  example = eval_example(record(0), Preprocessing())
+  assert example["video"].shape == (16, 224, 224, 3)
+  assert example["spectrogram"].shape == (512, 128)
+
+
+def by_hand(record, indices):
+  """The test transform in the words of the original: PIL, stretched to the square, nothing else."""
+  pictures = [Image.open(io.BytesIO(record["frames"][i])).convert("RGB") for i in indices]
+  return np.stack([np.asarray(p.resize((24, 24), Image.Resampling.BILINEAR)) for p in pictures])
+
+
+@pytest.mark.parametrize("frames", [1, 5, 16, 17, 40, 101])
+def test_eval_example_by_hand(frames):
+  clip = record(3, frames)
+  example = eval_example(clip, SPEC)
+  tick = frames / 16
+  indices = (
+    [int(tick / 2 + tick * i) for i in range(16)] if frames > 16 else [min(i, frames - 1) for i in range(16)]
+  )
+  np.testing.assert_array_equal(example["video"], by_hand(clip, indices))
+  rows = log_mel_fbank(clip["waveform"] / np.float32(32768), RATE, num_mel_bins=32)[:64]
+  expected = (np.pad(rows, ((0, 64 - len(rows)), (0, 0))) + 4.2677393) / (2 * 4.5689974)
+  np.testing.assert_allclose(example["spectrogram"], expected, atol=1e-6)
+  assert 0 < len(rows) < 64  # some of it is padding
+  assert_same([example | {"clip_id": np.array(example["clip_id"])}],
+              [(again := eval_example(clip, SPEC)) | {"clip_id": np.array(again["clip_id"])}])  # fmt: skip
+
+
+def test_the_rate_of_the_file_is_used():
+  clip = record(0, sample_rate=44_100)
+  rows = log_mel_fbank(clip["waveform"] / np.float32(32768), 44_100, num_mel_bins=32)[:64]
+  found = eval_example(clip, SPEC)["spectrogram"][: len(rows)]
+  np.testing.assert_allclose(found, (rows + 4.2677393) / (2 * 4.5689974), atol=1e-6)
+
+
+def test_one_augmentation_for_all_frames():
+  """If all frames are the same before, they are the same after, whatever was drawn for the clip."""
+  clip, plain = record(0, same=True), by_hand(record(0, same=True), [0])[0]
+  drawn = [train_example(clip, SPEC, np.random.default_rng(seed))["video"] for seed in range(12)]
+  for video in drawn:
+    assert (video == video[0]).all()
+    assert not (video[0] == plain).all()
+  assert len({video.tobytes() for video in drawn}) == 12  # other draws, another augmentation
+  means = [video.mean() / plain.mean() for video in drawn]
+  assert min(means) < 0.8 < 1.2 < max(means)  # brightness
+
+
+@pytest.mark.parametrize("mirrored", [0.0, 1.0])
+def test_the_settings_of_the_augmentation_are_used(mirrored):
+  spec = Preprocessing(
+    image_size=24, audio_shape=(64, 32), crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=mirrored, brightness=0.0
+  )  # fmt: skip
+  clip = record(0, frames=16, size=(36, 36))
+  found = train_example(clip, spec, np.random.default_rng(0))["video"]
+  plain = by_hand(clip, range(16))
+  np.testing.assert_array_equal(found, plain[:, :, ::-1] if mirrored else plain)
+
+
+@pytest.mark.parametrize("frames", [5, 16, 33, 160])
+@pytest.mark.parametrize("training", [True, False])
+def test_only_the_chosen_frames_are_decoded(monkeypatch, frames, training):
+  decoded = []
+  clip = record(0, frames)
+
+  def counted(data):
+    decoded.append(clip["frames"].index(data))
+    return decode(data)
+
+  decode = pipeline.decode_frame
+  monkeypatch.setattr(pipeline, "decode_frame", counted)
+  if training:
+    train_example(clip, SPEC, np.random.default_rng(0))
+  else:
+    eval_example(clip, SPEC)
+  assert len(decoded) == len(set(decoded)) == min(frames, 16)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_missing_sound_is_the_constant_of_the_original(training):
+  clip = record(0, waveform=np.zeros(0, np.int16), sample_rate=0, has_audio=False)
+  example = train_example(clip, SPEC, np.random.default_rng(0)) if training else eval_example(clip, SPEC)
+  np.testing.assert_allclose(example["spectrogram"], MISSING, atol=1e-5)
+  assert example["spectrogram"].shape == (64, 32)
+  assert not example["has_audio"]
+
+
+def test_without_sound_or_picture(records):
+  whole, deaf, blind = (evaluate(records, without=w) for w in ("", "sound", "picture"))
+  for a, b, c in zip(whole, deaf, blind, strict=True):
+    mask = a["mask"]
+    np.testing.assert_allclose(b["spectrogram"][mask], MISSING, atol=1e-5)
+    assert not b["has_audio"].any()
+    np.testing.assert_array_equal(b["video"], a["video"])
+    assert not c["video"].any()
+    assert a["video"][mask].any()
+    np.testing.assert_array_equal(c["spectrogram"], a["spectrogram"])
+    np.testing.assert_array_equal(c["has_audio"], a["has_audio"])
+    for key in ("label", "mask", "clip_id"):
+      np.testing.assert_array_equal(b[key], a[key])
+      np.testing.assert_array_equal(c[key], a[key])
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+@pytest.mark.parametrize("batches", [train, evaluate])
+def test_any_number_of_hosts_gives_the_same_batches(records, hosts, batches):
+  shares = [batches(records, host=host, num_hosts=hosts) for host in range(hosts)]
+  joined = [
+    {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    for parts in zip(*shares, strict=True)
+  ]
+  assert_same(joined, batches(records))
+
+
+def test_workers_and_start_change_nothing(records):
+  """Real worker processes, started at a step that is no multiple of their number; and two hosts at once."""
+  whole = train(records)
+  for start_step in (1, 2, 5, 6):
+    assert_same(train(records, start_step=start_step), whole[start_step:])
+  assert_same(train(records, num_workers=2), whole)
+  assert_same(train(records, num_workers=2, start_step=3, prefetch=1), whole[3:])
+  assert_same(train(records, num_workers=2, start_step=3, host=1, num_hosts=2),
+              [{key: value[2:] for key, value in batch.items()} for batch in whole[3:]])  # fmt: skip
+  assert_same(evaluate(records, num_workers=2), evaluate(records))
+
+
+def test_epochs(records):
+  """Every epoch is another permutation without the last 11 % 4 clips; another seed gives another one."""
+  epochs = [ids(train(records, num_epochs=4)[2 * e : 2 * e + 2]) for e in range(4)]
+  for epoch in epochs:
+    assert len(set(epoch)) == 8
+  assert len({tuple(epoch) for epoch in epochs}) == 4
+  assert set().union(*epochs) == {f"clip {i}" for i in range(11)}  # the left out ones change
+  assert ids(train(records, num_epochs=1)) == epochs[0]  # whatever the number of epochs
+  assert ids(train(records, num_epochs=1, seed=2)) != epochs[0]
+  exact = ids(train(records[:8], num_epochs=2))
+  assert sorted(exact[:8]) == sorted(exact[8:]) == [f"clip {i}" for i in range(8)]
+
+
+def test_augmentation_is_fresh_in_every_epoch_and_seed(records):
+  def seen(batches):
+    return [(c, v.tobytes()) for b in batches for c, v in zip(b["clip_id"].tolist(), b["video"], strict=True)]
+
+  clips = records[:4]
+  first, other_seed = seen(train(clips, num_epochs=5)), seen(train(clips, num_epochs=5, seed=2))
+  assert len(first) == len(other_seed) == 20
+  assert len({*first, *other_seed}) == 40
+  assert len({clip for clip, _ in first}) == 4
+
+
+def test_frames_are_drawn_anew():
+  """In training the frame of a segment is drawn: 160 frames, each of one grey."""
+  clip = record(0, 160) | {"frames": [jpeg(np.full((30, 30, 3), i, np.uint8)) for i in range(160)]}
+  spec = Preprocessing(image_size=8, audio_shape=(8, 8), brightness=0.0)
+  drawn = [train_example(clip, spec, np.random.default_rng(s))["video"].mean((1, 2, 3)) for s in range(8)]
+  for greys in drawn:
+    assert (np.abs(greys - (np.arange(16) * 10 + 4.5)) < 7).all()  # one of each segment, in order
+  assert len({tuple(np.rint(greys)) for greys in drawn}) == 8
+
+
+@pytest.mark.parametrize(("clips", "hosts"), [(1, 1), (3, 1), (4, 2), (5, 1), (8, 4), (9, 4), (11, 2)])
+def test_eval_gives_every_clip_once(records, clips, hosts):
+  shares = [evaluate(records[:clips], host=h, num_hosts=hosts) for h in range(hosts)]
+  batches = [b for share in shares for b in share]
+  mask = np.concatenate([b["mask"] for b in batches])
+  assert mask.sum() == clips
+  assert len(mask) == 4 * -(-clips // 4)
+  found = [c for c, m in zip(ids(batches), mask, strict=True) if m]
+  assert sorted(found) == sorted(f"clip {i}" for i in range(clips))
+  assert len({len(share) for share in shares}) == 1  # hosts that wait for each other take as many steps
+  for batch in batches:
+    padding = ~batch["mask"]
+    assert not batch["video"][padding].any()
+    assert not batch["has_audio"][padding].any()
+  if hosts == 1:
+    assert found == [f"clip {i}" for i in range(clips)]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("batches", [train, evaluate])
+def test_a_corrupt_record_is_named(records, batches, num_workers):
+  """A clear end, no hang: the name of the clip comes out of threads and worker processes."""
+  broken = records[5] | {"frames": [data[: len(data) // 2] for data in records[5]["frames"]]}
+  since = time.monotonic()
+  with pytest.raises(UserError, match=r"clip clip 5 cannot be read: .*prepare the data again"):
+    batches([*records[:5], broken, *records[6:]], num_workers=num_workers)
+  assert time.monotonic() - since < 20
+
+
+@pytest.mark.parametrize(
+  "change", [{"frames": []}, {"frames": [b"nothing"] * 20}, {"waveform": np.zeros(3, np.int16)}]
+)
+def test_other_broken_records_are_named(change):
+  for example in (
+    lambda r: eval_example(r, SPEC),
+    lambda r: train_example(r, SPEC, np.random.default_rng(0)),
+  ):
+    with pytest.raises(UserError, match="clip clip 9 cannot be read"):
+      example(record(9) | change)
+
+
+class Counted(list):
+  """Records that count how often they are asked for."""
+
+  reads = 0
+
+  def __getitem__(self, index):
+    self.reads += 1
+    return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("prefetch", [1, 4])
+def test_prefetch_bounds_what_is_read_ahead(records, prefetch):
+  counted = Counted(records)
+  order = TrainOrder(counted, 1, 2, 100)
+  with train_batches(order, SPEC, start_step=0, num_workers=0, prefetch=prefetch) as batches:
+    next(batches)
+    deadline = time.monotonic() + 20
+    while counted.reads < 2 * (1 + prefetch) and time.monotonic() < deadline:
+      time.sleep(0.01)
+    time.sleep(0.3)
+    assert counted.reads == 2 * (1 + prefetch)
+
+
+def test_a_real_data_set_through_workers(tmp_path):
+  """Records of files, read by processes that open the files themselves."""
+  rng = np.random.default_rng(0)
+  rows = "path,label,fold\n"
+  for i in range(6):
+    pictures = np.full((20, 32, 48, 3), 30 * (i + 1), np.uint8)
+    write_clip(tmp_path / f"{i}.mp4", pictures, rng.normal(0, 0.1, 2 * RATE), 10, RATE)
+    rows += f"{i}.mp4,{i % 2},{1 + i % 3}\n"
+  (tmp_path / "m.csv").write_text(rows)
+  prepare_clips(tmp_path / "m.csv", tmp_path / "data")
+  data_set = open_data_set(tmp_path / "data", "clips")
+  training, test = data_set.train_and_test(2)
+  assert (training, test) == ("fold1+fold3", "fold2")
+  one, two = (train(data_set.records(training), batch_size=2, num_workers=n) for n in (0, 2))
+  assert_same(one, two)
+  assert set(ids(one)) == {"0.mp4", "3.mp4", "2.mp4", "5.mp4"}
+  batches = evaluate(data_set.records(test), num_workers=2)
+  assert [c for c in sorted(ids(batches)) if c] == ["1.mp4", "4.mp4"]
+  for clip_id, video, label in zip(ids(batches), batches[0]["video"], batches[0]["label"], strict=True):
+    if clip_id:
+      i = int(clip_id[0])
+      assert label == i % 2
+      assert abs(video.mean() - 30 * (i + 1)) < 2
+
+  # A damaged file of the data set is an error that says so. In another process, as checking types reads records.
+  (file,) = (tmp_path / "data").rglob("*fold2.array_record*")
+  data = file.read_bytes()
+  file.write_bytes(data[:9000] + b"damaged" + data[9007:])
+  code = (
+    "from mma_dfer_jax.data import datasets, pipeline\n"
+    f"records = datasets.open_data_set({str(tmp_path / 'data')!r}, 'clips').records('fold2')\n"
+    "for order in (pipeline.TrainOrder, pipeline.EvalOrder):\n"
+    "  try:\n"
+    "    [order(records, 1, 2, 1)[i] for i in range(2)]\n"
+    "  except pipeline.UserError as error:\n"
+    "    print(error)\n"
+  )
+  said = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT)
+  assert len(re.findall(r"record \d cannot be read: .*prepare the data again with --overwrite", said)) == 2
+
+
+SCRIPT = """
+from test_pipeline import SPEC, TrainOrder, record, train_batches
+if __name__ == "__main__":
+  order = TrainOrder([record(i) for i in range(4)], 1, 2, 10_000)
+  with train_batches(order, SPEC, start_step=0, num_workers=2, prefetch=2) as batches:
+    while True:
+      next(batches)
+      print("batch", flush=True)
+"""
+
+
+def test_workers_leave_ctrl_c_to_the_parent_and_end_with_it(tmp_path):
+  """Ctrl-C reaches the whole group; kill -9 must leave no processes and no shared memory behind."""
+  (tmp_path / "script.py").write_text(SCRIPT)
+  environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+  shared = Path("/dev/shm")
+  process = subprocess.Popen(
+    [sys.executable, tmp_path / "script.py"],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.DEVNULL,
+    env=environment,
+  )
+  try:
+    for _ in range(3):
+      assert process.stdout.readline() == b"batch\n"
+    workers = descendants(process.pid)
+    for pid in workers:
+      os.kill(pid, signal.SIGINT)
+    for _ in range(30):  # more than was prefetched
+      assert process.stdout.readline() == b"batch\n"
+    used = {name for pid in [process.pid, *workers] for name in mapped(pid)}
+  finally:
+    process.kill()
+  assert len(workers) >= 2
+  process.wait()
+  deadline = time.monotonic() + 10
+  while any(Path(f"/proc/{pid}").exists() for pid in workers):
+    assert time.monotonic() < deadline, "workers are left over"
+    time.sleep(0.1)
+  assert not [name for name in used if (shared / name).exists()]
+
+
+def descendants(pid):
+  children = [c for task in Path(f"/proc/{pid}/task").glob("*/children") for c in task.read_text().split()]
+  return [int(child) for child in children]
+
+
+def mapped(pid):
+  with contextlib.suppress(OSError):
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return {line.split("/dev/shm/")[1].split()[0] for line in lines if "/dev/shm/psm" in line}
+  return set()

@@ -1,0 +1,508 @@
+"""The command that makes a data set of video files: what it writes, what it refuses, what it survives."""
+
+import contextlib
+import os
+from pathlib import Path
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+from conftest import ROOT
+import numpy as np
+import pytest
+from tensorflow_datasets.core import shuffle
+
+from mma_dfer_jax.data.datasets import RECIPE, open_data_set
+from mma_dfer_jax.data.demo import write_clip
+from mma_dfer_jax.data.frames import decode_frame
+from mma_dfer_jax.data.prepare import decode_clip, prepare_clips
+from mma_dfer_jax.errors import UserError
+
+FPS, RATE = 10, 16_000
+
+
+def make(path, grey, frames=6, seconds=0.6, size=(32, 48), rate=RATE):
+  """A clip of one grey that gets 4 lighter with every frame, and a tone on the left only; None: no sound."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  pictures = np.stack([np.full((*size, 3), grey + 4 * i, np.uint8) for i in range(frames)])
+  sound = None
+  if seconds is not None:
+    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(round(seconds * rate)) / rate)
+    sound = np.stack([tone, 0 * tone], axis=1)
+  write_clip(path, pictures, sound, FPS, rate)
+  return path
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+  """a.mp4 … f.mp4 of grey 20, 40 …, and every kind of bad file."""
+  folder = tmp_path_factory.mktemp("clips")
+  for i, name in enumerate("abcdef"):
+    make(folder / f"{name}.mp4", 20 * (i + 1))
+  make(folder / "big.mp4", 30, frames=40, seconds=4, size=(240, 320))
+  make(folder / "rate.mp4", 30, rate=44_100)
+  make(folder / "silent.mp4", 30, seconds=None)
+  make(folder / "short.mp4", 30, seconds=0.02)
+  make(folder / "just.mp4", 30, seconds=0.025)
+  (folder / "text.mp4").write_text("this is no video " * 100)
+  (folder / "empty.mp4").touch()
+  noisy = folder / "whole.mp4"
+  rng = np.random.default_rng(0)
+  write_clip(
+    noisy, rng.integers(0, 255, (20, 64, 64, 3)).astype(np.uint8), rng.normal(0, 0.1, 2 * RATE), FPS, RATE
+  )
+  data = noisy.read_bytes()
+  (folder / "cut.mp4").write_bytes(data[: len(data) // 2])
+  import av
+
+  with av.open(str(folder / "sound_only.mp4"), "w") as container:
+    stream = container.add_stream("aac", rate=RATE, layout="mono")
+    frame = av.AudioFrame.from_ndarray(np.zeros((1, RATE), np.float32), "fltp", "mono")
+    frame.sample_rate, frame.pts = RATE, 0
+    container.mux(stream.encode(frame))
+    container.mux(stream.encode())
+  with av.open(str(folder / "no_frames.avi"), "w") as container:
+    stream = container.add_stream("mpeg4", rate=25)
+    stream.width = stream.height = 64
+    stream.pix_fmt = "yuv420p"
+    sound = container.add_stream("pcm_s16le", rate=RATE, layout="mono")
+    frame = av.AudioFrame.from_ndarray(np.zeros((1, RATE), np.int16), "s16", "mono")
+    frame.sample_rate, frame.pts = RATE, 0
+    container.mux(sound.encode(frame))
+    container.mux(sound.encode())
+  return folder
+
+
+def manifest(folder, text, name="m.csv", encoding="utf-8"):
+  (folder / name).write_bytes(text.encode(encoding))
+  return folder / name
+
+
+def contents(data_dir):
+  """clip id -> (split, label) of all records."""
+  data_set = open_data_set(data_dir, "clips")
+  found = {}
+  for split, size in data_set.splits.items():
+    records = data_set.records(split)
+    assert len(records) == size
+    for record in records:
+      assert record["clip_id"].decode() not in found
+      found[record["clip_id"].decode()] = (split, data_set.classes[record["label"]])
+  return found
+
+
+def records_of(data_dir):
+  data_set = open_data_set(data_dir, "clips")
+  return {r["clip_id"].decode(): r for split in data_set.splits for r in data_set.records(split)}
+
+
+def command(*flags, **options):
+  return subprocess.run(start(*flags), cwd=ROOT, capture_output=True, text=True, timeout=120, **options)
+
+
+def start(*flags):
+  return [sys.executable, "-m", "mma_dfer_jax.data.prepare", *map(str, flags)]
+
+
+def nothing_stands(data_dir):
+  """No reader finds a data set."""
+  with pytest.raises(UserError, match="there is no data set"):
+    open_data_set(data_dir, "clips")
+  return not list(Path(data_dir).glob("clips/*/dataset_info.json"))
+
+
+def test_the_command(clips, tmp_path):
+  """As a user runs it: the output says what was made, twice is once, TensorFlow is not needed to read."""
+  rows = "path,label,split\r\na.mp4, 10,train\r\nb.mp4, 2 ,train\r\nc.mp4,10, test\r\nrate.mp4,1,test\r\n\r\n"
+  flags = ["--manifest", manifest(clips, rows, encoding="utf-8-sig"), "--data_dir", tmp_path / "data"]
+  done = command(*flags)
+  assert done.returncode == 0, done.stderr
+  assert "train 2 clips, test 2 clips" in done.stdout
+  assert "1, 2, 10" in done.stdout
+  assert all(value in done.stdout for value in RECIPE.values())
+  for noise in ("ownload", "Shuffling", "examples", "Dataset", "Traceback"):
+    assert noise not in done.stdout + done.stderr
+  assert "decode: 100%" in done.stderr
+  assert "write: 100%" in done.stderr
+  assert os.listdir(tmp_path / "data") == ["clips"]
+  assert os.listdir(tmp_path / "data/clips") == ["1.0.0"]
+  assert not [name for name in os.listdir(tmp_path / "data/clips/1.0.0") if "download" in name]
+  again = command(*flags)
+  assert again.returncode == 0
+  assert "complete already: train 2 clips, test 2 clips" in again.stdout
+  assert "decode" not in again.stderr
+
+  code = (
+    "import sys; from mma_dfer_jax.data.datasets import open_data_set\n"
+    f"print(len(open_data_set({str(tmp_path / 'data')!r}, 'clips').records('train')[0]['frames']), "
+    "[m for m in sys.modules if m in ('tensorflow', 'jax', 'torch')])"
+  )
+  assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT) == "6 []\n"
+
+  assert contents(tmp_path / "data") == {
+    "a.mp4": ("train", "10"), "b.mp4": ("train", "2"), "c.mp4": ("test", "10"), "rate.mp4": ("test", "1"),
+  }  # fmt: skip
+  data_set = open_data_set(tmp_path / "data", "clips")
+  assert data_set.classes == ("1", "2", "10")
+  assert data_set.recipe == RECIPE | {"missing_sound": "refused"}
+  records = records_of(tmp_path / "data")
+  for clip_id, grey in {"a.mp4": 20, "b.mp4": 40, "c.mp4": 60, "rate.mp4": 30}.items():
+    pictures = [decode_frame(jpeg) for jpeg in records[clip_id]["frames"]]
+    assert [p.shape for p in pictures] == [(32, 48, 3)] * 6
+    means = [p.mean() for p in pictures]
+    np.testing.assert_allclose(means, grey + 4 * np.arange(6), atol=2)  # the right clip, in order
+    record = records[clip_id]
+    rate = 44_100 if clip_id == "rate.mp4" else RATE
+    assert record["sample_rate"] == rate
+    assert record["has_audio"]
+    waveform = record["waveform"]
+    assert waveform.dtype == np.int16
+    assert abs(len(waveform) - 0.6 * rate) <= 2048
+    middle = waveform[len(waveform) // 4 : -len(waveform) // 4].astype(float)
+    assert (
+      abs(np.sqrt((middle**2).mean()) - 0.5 * 32768 / np.sqrt(2)) < 1000
+    )  # first channel, not the mean of both
+    crossings = np.diff(np.sign(middle)).astype(bool).sum() / (len(middle) / rate)
+    assert abs(crossings - 880) < 20  # 440 Hz at the rate that is written down
+
+
+def test_folds_names_and_paths(clips, tmp_path):
+  here = tmp_path / "videos, with spaces"
+  here.mkdir()
+  for name, source in {"ä ö 表情.mp4": "a", "b,c.mp4": "b", "sub/d.mp4": "c", " x.mp4": "d"}.items():
+    (here / name).parent.mkdir(exist_ok=True)
+    shutil.copy(clips / f"{source}.mp4", here / name)
+  text = (
+    "label, fold ,path,note\n"
+    f'zorn, 1, "b,c.mp4",x\nüber, 2, ä ö 表情.mp4,\nzorn,fold2, sub/../sub/d.mp4,\nüber,1,{clips / "e.mp4"},\n'
+  )
+  prepare_clips(manifest(here, text), tmp_path / "data", classes=["zorn", "über", "nie"])
+  assert contents(tmp_path / "data") == {
+    "b,c.mp4": ("fold1", "zorn"), "ä ö 表情.mp4": ("fold2", "über"),
+    "sub/../sub/d.mp4": ("fold2", "zorn"), str(clips / "e.mp4"): ("fold1", "über"),
+  }  # fmt: skip
+  data_set = open_data_set(tmp_path / "data", "clips")
+  assert data_set.classes == ("zorn", "über", "nie")
+  assert data_set.train_and_test(1) == ("fold2", "fold1")
+  records = records_of(tmp_path / "data")
+  for clip_id, grey in {"b,c.mp4": 40, "ä ö 表情.mp4": 20, "sub/../sub/d.mp4": 60}.items():
+    assert abs(decode_frame(records[clip_id]["frames"][0]).mean() - grey) < 2
+
+
+def test_labels_in_natural_order(clips, tmp_path):
+  labels = ["a10²", "a10", "a2", "1", "01", "B"]
+  rows = "".join(f"{name}.mp4,{label},train\n" for name, label in zip("abcdef", labels, strict=True))
+  prepare_clips(manifest(clips, "path,label,split\n" + rows), tmp_path)
+  assert open_data_set(tmp_path, "clips").classes == ("01", "1", "B", "a2", "a10", "a10²")
+  assert contents(tmp_path)["c.mp4"] == ("train", "a2")
+
+
+BAD = {  # manifest line: (what stands there, a word of what is said about it)
+  3: ("missing.mp4,x,train", "No such file"),
+  4: ("text.mp4,x,train", "not a video"),
+  5: ("cut.mp4,x,train", ""),
+  6: ("sound_only.mp4,x,train", "no video stream"),
+  7: ("no_frames.avi,x,train", ""),
+  8: ("silent.mp4,x,train", "no audio stream"),
+  9: ("short.mp4,x,train", "less than 25 ms"),
+  10: ("b.mp4,w,train", "label 'w' is not one of the classes x, y"),
+  11: ("b.mp4,,train", "no label"),
+  12: ("a.mp4,x,test", "line 2 already"),
+  13: ("./a.mp4,x,test", "line 2 already"),
+  14: ("link.mp4,x,test", "line 2 already"),
+  15: ("c.mp4,x,Train!", "split 'Train!' is not a name"),
+  16: ("c.mp4,x", "split '' is not a name"),
+  17: ("c.mp4,x,train,1,2", "2 values too many"),
+  18: (",x,train", "no path"),
+  19: ("empty.mp4,x,train", "empty"),
+  20: (".,x,train", "folder"),
+  21: ("d.mp4,x,all", "split 'all'"),
+}
+
+
+@pytest.fixture
+def bad_manifest(clips):
+  if not (clips / "link.mp4").exists():
+    (clips / "link.mp4").symlink_to(clips / "a.mp4")
+  rows = ["path,label,split", "a.mp4,x,train", *(text for text, _ in BAD.values()), "f.mp4,y,test"]
+  return manifest(clips, "\n".join(rows) + "\n", "bad.csv")
+
+
+def test_all_bad_rows_are_named_at_once(bad_manifest, tmp_path):
+  flags = ["--manifest", bad_manifest, "--data_dir", tmp_path, "--classes=x,y", "--num_workers=2"]
+  done = command(*flags)
+  assert done.returncode == 1
+  assert "Traceback" not in done.stderr
+  assert f"{len(BAD)} of {len(BAD) + 2} rows" in done.stderr
+  said = [line.split("  - line ", 1)[1] for line in done.stderr.splitlines() if "  - line " in line]
+  assert [int(line.split(":")[0]) for line in said] == list(BAD)
+  for line, (row, word) in zip(said, BAD.values(), strict=True):
+    assert word in line
+    if word in ("", "No such file", "not a video", "no video stream", "no audio stream"):
+      assert row.split(",")[0] in line
+  assert nothing_stands(tmp_path)
+
+  # The same, but left out: exactly those are listed, the others are there.
+  done = command(*flags, "--leave_out_bad")
+  assert done.returncode == 0, done.stderr
+  listed = [line.split("  - line ", 1)[1] for line in done.stdout.splitlines() if "  - line " in line]
+  assert listed == said
+  assert contents(tmp_path) == {"a.mp4": ("train", "x"), "f.mp4": ("test", "y")}
+  assert os.listdir(tmp_path / "clips") == ["1.0.0"]
+
+
+@pytest.mark.parametrize("fold", ["0", "x", "1.5", "", "-1", "02"])
+def test_a_bad_fold(clips, tmp_path, fold):
+  with pytest.raises(UserError, match=f"line 3: fold '{fold}' is not a number from 1 on"):
+    prepare_clips(manifest(clips, f"path,label,fold\na.mp4,x,1\nb.mp4,x,{fold}\n"), tmp_path)
+  assert nothing_stands(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("text", "words"),
+  [
+    ("", "must begin with the line path,label,split or path,label,fold"),
+    ("path,label,split\n", "holds no rows"),
+    ("path;label;split\na.mp4;x;train\n", "it begins with 'path;label;split'"),
+    ("path,label\na.mp4,x\n", "it begins with 'path,label'"),
+    ("path,label,split,fold\na.mp4,x,train,1\n", "must begin"),
+    ("path,label,split,split\na.mp4,x,train,test\n", "must begin"),
+    ("path,path,label,split\na.mp4,b.mp4,x,train\n", "must begin"),
+    ("a.mp4,x,train\n", "must begin"),
+    ('path,label,split\n"a.mp4"z,x,train\n', "after line 1: ',' expected"),
+    ("path,label,split\nä.mp4,x,train\n".encode("latin-1"), "UTF-8"),
+  ],
+)
+def test_what_is_no_manifest(clips, tmp_path, text, words):
+  path = clips / "none.csv"
+  path.write_bytes(text if isinstance(text, bytes) else text.encode())
+  with pytest.raises(UserError, match=words):
+    prepare_clips(path, tmp_path)
+  assert not list(tmp_path.iterdir())
+
+
+def test_no_manifest_at_all(tmp_path):
+  done = command("--manifest", tmp_path / "none.csv", "--data_dir", tmp_path)
+  assert done.returncode == 1
+  assert "none.csv" in done.stderr
+  assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("classes", [["x", "x"], ["x", ""]])
+def test_classes_need_names(clips, tmp_path, classes):
+  with pytest.raises(UserError, match="--classes"):
+    prepare_clips(manifest(clips, "path,label,split\na.mp4,x,train\n"), tmp_path, classes=classes)
+
+
+def test_a_split_that_vanishes_is_an_error(clips, tmp_path):
+  path = manifest(clips, "path,label,split\na.mp4,x,train\nb.mp4,x,test\ntext.mp4,x,val\nc.mp4,,dev\n")
+  with pytest.raises(UserError, match="no clip of dev, val ") as error:
+    prepare_clips(path, tmp_path, leave_out_bad=True)
+  assert "line 4" in str(error.value)
+  assert "line 5: no label" in str(error.value)
+  assert nothing_stands(tmp_path)
+
+
+def test_missing_sound_when_allowed(clips, tmp_path):
+  path = manifest(clips, "path,label,split\na.mp4,x,train\nsilent.mp4,x,train\nshort.mp4,x,train\n")
+  prepare_clips(path, tmp_path, allow_missing_sound=True)
+  records = records_of(tmp_path)
+  assert {clip: bool(r["has_audio"]) for clip, r in records.items()} == {
+    "a.mp4": True, "silent.mp4": False, "short.mp4": False,
+  }  # fmt: skip
+  assert len(records["silent.mp4"]["waveform"]) == 0
+  assert len(records["silent.mp4"]["frames"]) == 6
+  assert open_data_set(tmp_path, "clips").recipe["missing_sound"] == "constant spectrogram"
+
+
+def test_again_and_other_and_overwrite(clips, tmp_path, capsys, monkeypatch):
+  first = manifest(clips, "path,label,split\na.mp4,x,train\nb.mp4,y,test\n", "first.csv")
+  other = manifest(clips, "path,label,split\na.mp4,x,train\nc.mp4,y,test\n", "other.csv")
+  own = tmp_path / "clips/2/mine.mp4"  # a user may keep videos there
+  own.parent.mkdir(parents=True)
+  own.touch()
+  prepare_clips(first, tmp_path)
+  since = time.monotonic()
+  prepare_clips(first, tmp_path)
+  assert time.monotonic() - since < 1
+  assert "complete already" in capsys.readouterr().out
+  for settings in (
+    {"manifest": other},
+    {"manifest": first, "classes": ["y", "x"]},
+    {"manifest": first, "allow_missing_sound": True},
+  ):
+    with pytest.raises(UserError, match="--overwrite"):
+      prepare_clips(data_dir=tmp_path, **settings)
+  before = contents(tmp_path)
+
+  # While, and after, a new one fails in writing, the old one stays.
+  def fails(self, clips):
+    yield from list(generate(self, clips))[:-1]
+    assert contents(tmp_path) == before
+    raise OSError(28, "No space left on device", "somewhere")
+
+  from mma_dfer_jax.data.datasets import Clips
+
+  generate = Clips._generate_examples
+  with monkeypatch.context() as patch:
+    patch.setattr(Clips, "_generate_examples", fails)
+    with pytest.raises(UserError, match="somewhere cannot be written: No space left"):
+      prepare_clips(other, tmp_path, overwrite=True)
+  assert contents(tmp_path) == before
+  with pytest.raises(UserError, match="line 2"):
+    prepare_clips(manifest(clips, "path,label,split\ntext.mp4,x,train\n"), tmp_path, overwrite=True)
+  assert contents(tmp_path) == before
+
+  prepare_clips(other, tmp_path, overwrite=True)
+  assert contents(tmp_path) == {"a.mp4": ("train", "x"), "c.mp4": ("test", "y")}
+  assert own.exists()
+  assert sorted(os.listdir(tmp_path / "clips")) == ["1.0.0", "2"]
+
+
+def test_killed_between_the_two_renames(clips, tmp_path, monkeypatch, capsys):
+  first = manifest(clips, "path,label,split\na.mp4,x,train\n", "first.csv")
+  other = manifest(clips, "path,label,split\nb.mp4,x,train\n", "other.csv")
+  prepare_clips(first, tmp_path)
+  rename = Path.rename
+
+  def killed(self, to):
+    if "replaced" not in str(to) and self.parent.name == "clips" and Path(to).parent == tmp_path / "clips":
+      raise KeyboardInterrupt
+    return rename(self, to)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+      prepare_clips(other, tmp_path, overwrite=True)
+  assert nothing_stands(tmp_path)
+  prepare_clips(first, tmp_path)  # the old one is back, not made again
+  assert "complete already" in capsys.readouterr().out
+  assert contents(tmp_path) == {"a.mp4": ("train", "x")}
+  assert os.listdir(tmp_path / "clips") == ["1.0.0"]
+
+
+def test_killed_while_a_clip_is_kept(clips, tmp_path, monkeypatch):
+  """What was written by half is not taken for a decoded clip, and goes away."""
+  path = manifest(clips, "path,label,split\na.mp4,x,train\n")
+  decoded = tmp_path / "clips/.unfinished/decoded"
+  decoded.mkdir(parents=True)
+
+  def half(file, **arrays):
+    file.write(b"PK")
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(np, "savez", half)
+    with pytest.raises(KeyboardInterrupt):
+      decode_clip(clips / "a.mp4", decoded / "a.npz", False)
+  (left,) = decoded.iterdir()
+  assert left.suffix == ".partial"
+  with pytest.raises(UserError, match="line 2"):
+    prepare_clips(manifest(clips, "path,label,split\ntext.mp4,x,train\n"), tmp_path)
+  assert not list(decoded.iterdir())
+  prepare_clips(path, tmp_path)
+  assert contents(tmp_path) == {"a.mp4": ("train", "x")}
+
+
+def test_large_splits_go_through_files(clips, tmp_path, monkeypatch):
+  rows = "".join(f"{name}.mp4,{i % 2},train\n" for i, name in enumerate("abcdef"))
+  path = manifest(clips, "path,label,split\n" + rows)
+  prepare_clips(path, tmp_path / "memory")
+  monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 2000)
+  prepare_clips(path, tmp_path / "files")
+  assert not list((tmp_path / "files").rglob("bucket*"))
+  assert_same(records_of(tmp_path / "files"), records_of(tmp_path / "memory"))
+  assert len(records_of(tmp_path / "files")) == 6
+
+
+def assert_same(one, other):
+  assert list(one) == list(other)  # in the same order
+  for clip_id in one:
+    np.testing.assert_equal(one[clip_id], other[clip_id])
+
+
+@contextlib.contextmanager
+def killed_when(flags, sign):
+  """Runs the command until sign() is true, then kill -9; gives the ids of its processes."""
+  process = subprocess.Popen(start(*flags), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+  children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+  try:
+    while not sign():
+      assert process.poll() is None, "it was over before it could be killed"
+    family = [int(child) for child in children.read_text().split()]
+  finally:
+    process.kill()
+  assert process.wait() == -signal.SIGKILL
+  yield family
+
+
+@pytest.mark.parametrize("moment", ["decoding", "writing"])
+def test_kill_9_and_again(clips, tmp_path, moment, capsys):
+  many = tmp_path / "videos"
+  many.mkdir()
+  for i in range(16):
+    os.link(clips / "big.mp4", many / f"{i}.mp4")
+  rows = "".join(f"{i}.mp4,{i % 3},{'test' if i < 4 else 'train'}\n" for i in range(16))
+  for i in range(16):  # links are one file: they count as copies, so make them files of their own
+    (many / f"{i}.mp4").unlink()
+    shutil.copy(clips / "big.mp4", many / f"{i}.mp4")
+  path, data_dir = manifest(many, "path,label,split\n" + rows), tmp_path / "data"
+  flags = ["--manifest", path, "--data_dir", data_dir, "--num_workers=2"]
+  scratch = data_dir / "clips/.unfinished"
+  signs = {
+    "decoding": lambda: len(list(scratch.glob("decoded/*.npz"))) >= 2,
+    "writing": lambda: bool(list(scratch.glob("clips/*incomplete*/*"))),
+  }
+  with killed_when(flags, signs[moment]) as family:
+    assert nothing_stands(data_dir)
+    done = len(list(scratch.glob("decoded/*.npz")))
+    assert done < 16 if moment == "decoding" else done == 16
+    assert moment != "decoding" or family
+    waited = time.monotonic()
+    while any(map(alive, family)):  # processes that nobody waits for would stay for ever
+      assert time.monotonic() - waited < 10
+      time.sleep(0.05)
+  done = len(list(scratch.glob("decoded/*.npz")))
+  prepare_clips(path, data_dir, num_workers=2)
+  assert f"{done} of 16 clips are decoded already" in capsys.readouterr().out
+  assert os.listdir(data_dir / "clips") == ["1.0.0"]
+  assert len(contents(data_dir)) == 16
+  prepare_clips(path, tmp_path / "fresh", num_workers=2)
+  assert_same(records_of(data_dir), records_of(tmp_path / "fresh"))
+  assert not list(data_dir.rglob("*incomplete*"))
+
+
+def alive(pid):
+  try:
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+  except FileNotFoundError:
+    return False
+
+
+@pytest.mark.parametrize("limit", [2_000, 300_000])
+def test_a_full_disk(clips, tmp_path, limit):
+  """The limit on the size of a file acts like a full disk: first on decoded clips, then on the data set."""
+  for i in range(6):
+    shutil.copy(clips / "whole.mp4", tmp_path / f"{i}.mp4")
+  rows = "".join(f"{i}.mp4,x,train\n" for i in range(6))
+  flags = ["--manifest", manifest(tmp_path, "path,label,split\n" + rows), "--data_dir", tmp_path / "data"]
+  full = command(*flags, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+  decoded = list((tmp_path / "data/clips/.unfinished/decoded").glob("*.npz"))
+  assert len(decoded) == (0 if limit == 2_000 else 6)
+  assert full.returncode == 1
+  assert "Traceback" not in full.stderr
+  assert "File too large" in full.stderr
+  assert nothing_stands(tmp_path / "data")
+  again = command(*flags)
+  assert again.returncode == 0, again.stderr
+  assert len(contents(tmp_path / "data")) == 6
+  assert os.listdir(tmp_path / "data/clips") == ["1.0.0"]
+
+
+def test_a_folder_that_cannot_be_written(clips, tmp_path):
+  (tmp_path / "file").touch()
+  with pytest.raises(UserError, match="cannot be written: Not a directory"):
+    prepare_clips(manifest(clips, "path,label,split\na.mp4,x,train\n"), tmp_path / "file")
