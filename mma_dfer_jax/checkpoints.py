@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flax import nnx
+from flax.traverse_util import flatten_dict
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
@@ -23,7 +24,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from mma_dfer_jax.config import MAY_CHANGE, flat_config
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.model import ModelConfig
-from mma_dfer_jax.train_state import TrainState, Tunable, abstract_model
+from mma_dfer_jax.train_state import TrainState, abstract_model, split_tunable
 
 VERSION = importlib.metadata.version("mma_dfer_jax")
 ITEMS = ("tunable", "optimizer", "meta")
@@ -207,7 +208,8 @@ def _targets(tree: Any) -> Any:
 
 def _from_pure(like: nnx.State, values: Any) -> nnx.State:
   """A state of the structure of `like` with the given values; `like` may hold shapes only."""
-  return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(values))
+  by_path = flatten_dict(values)
+  return nnx.from_flat_state([(path, v.replace(by_path[path])) for path, v in nnx.to_flat_state(like)])
 
 
 def _short(error: BaseException) -> str:
@@ -279,14 +281,14 @@ def load_model(workdir: str | Path, *, step: int | str = "last") -> TrainedModel
     named = {"last": checkpointer.latest_step(), "best": checkpointer.best_step()}
     found = named[step] if isinstance(step, str) and step in named else step
     steps = checkpointer.manager.all_steps()
-    if found not in steps:
+    if not isinstance(found, int) or found not in steps:
       raise UserError(
         f"{workdir} has no checkpoint {step!r}; it has the steps {', '.join(map(str, steps)) or 'none'}"
       )
-    graphdef, params = abstract_model(model_config(run["config"], run["classes"]))
-    _, tunable, frozen = nnx.split(nnx.merge(graphdef, params), Tunable(run["config"]["tunable"]), ...)
-    tunable, meta = checkpointer.restore_tunable(int(found), tunable)
+    abstract = nnx.merge(*abstract_model(model_config(run["config"], run["classes"])))
+    graphdef, tunable, frozen = split_tunable(abstract, run["config"]["tunable"])
+    tunable, meta = checkpointer.restore_tunable(found, tunable)
     check_same_run(run, meta["run"], f"{workdir}/run.json")
-    return TrainedModel(graphdef, tunable, load_frozen(workdir, frozen), run=run, step=int(found))
+    return TrainedModel(graphdef, tunable, load_frozen(workdir, frozen), run=run, step=found)
   finally:
     checkpointer.close()

@@ -1,7 +1,9 @@
 """Every field of a run, its default and where the number comes from; files in `configs/` change a few of them."""
 
+from collections.abc import Mapping
 import dataclasses
 import math
+from typing import Any
 
 import ml_collections
 
@@ -93,9 +95,9 @@ def problems_of(config: ml_collections.ConfigDict) -> list[str]:
   return problems
 
 
-def flat_config(config: dict, prefix: str = "") -> dict[str, object]:
+def flat_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
   """A nested config as {"model.width": 768, …}; tuples as lists, so that it equals itself read from JSON."""
-  flat: dict[str, object] = {}
+  flat: dict[str, Any] = {}
   for key, value in config.items():
     if isinstance(value, dict):
       flat |= flat_config(value, f"{prefix}{key}.")

@@ -4,7 +4,7 @@ Our parameters are a flat dict from "/"-joined paths (`fusion/3/image_down/kerne
 dict without the `module.` prefix. The table below is the whole translation, in both directions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 
 import numpy as np
@@ -13,14 +13,14 @@ from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.model import ModelConfig
 
 # How a layout changes: PyTorch keeps linear weights as (out, in) and convolutions as (out, in, height, width).
-TO_JAX = {
+TO_JAX: dict[str, Callable[[list[np.ndarray]], np.ndarray]] = {
   "keep": lambda tensors: tensors[0],
   "linear": lambda tensors: tensors[0].T,
   "conv": lambda tensors: tensors[0].transpose(2, 3, 1, 0),
   "concat": lambda tensors: np.concatenate(tensors, axis=0).T,  # to_q (q), to_kv (k, v) -> one qkv
   "stack": np.stack,  # one tensor per stage
 }
-TO_TORCH = {
+TO_TORCH: dict[str, Callable[[np.ndarray], list[np.ndarray]]] = {
   "keep": lambda array: [array],
   "linear": lambda array: [array.T],
   "conv": lambda array: [array.transpose(3, 2, 0, 1)],
@@ -139,9 +139,10 @@ def from_torch(
     parts = [np.asarray(tensors[name]) for name in row.torch_names]
     try:
       params[row.path] = np.ascontiguousarray(TO_JAX[row.layout](parts))
+      fits = params[row.path].shape == tuple(shapes[row.path])
     except ValueError:  # wrong number of axes, or parts that do not go together
-      params[row.path] = None
-    if params[row.path] is None or params[row.path].shape != tuple(shapes[row.path]):
+      fits = False
+    if not fits:
       given = ", ".join(f"{name} {part.shape}" for name, part in zip(row.torch_names, parts, strict=True))
       wrong_shape.append(f"{given} for {row.path} {tuple(shapes[row.path])}")
   if missing or unexpected or wrong_shape:

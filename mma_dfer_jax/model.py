@@ -6,6 +6,7 @@ W of the temporal transformer, P prompts, C classes.
 """
 
 import dataclasses
+from typing import Any
 
 from einops import rearrange
 from flax import nnx
@@ -186,7 +187,7 @@ class MmaDfer(nnx.Module):
   """
 
   def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs):
-    sizes = dict(
+    sizes: dict[str, Any] = dict(
       patch_size=cfg.patch_size,
       width=cfg.width,
       depth=cfg.depth,

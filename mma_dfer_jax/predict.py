@@ -9,6 +9,7 @@ cut as the training clips were. One JSON file for each clip.
 from collections.abc import Sequence
 from pathlib import Path
 import sys
+from typing import Any
 
 from absl import flags
 import numpy as np
@@ -26,7 +27,7 @@ _MODEL = flags.DEFINE_string("model", None, "Workdir of a run.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Folder for the answers.", required=True)
 
 
-def predict_clip(model: TrainedModel, file: str | Path) -> dict[str, object]:
+def predict_clip(model: TrainedModel, file: str | Path) -> dict[str, Any]:
   """What the model says of one video file.
 
   Returns:

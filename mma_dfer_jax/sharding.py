@@ -21,7 +21,7 @@ def start_jax(matmul_precision: str = "float32") -> None:
   if os.environ.get("MMA_DFER_DISTRIBUTED"):
     jax.distributed.initialize()
   jax.config.update("jax_default_matmul_precision", matmul_precision)
-  if not jax.config.jax_compilation_cache_dir:
+  if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
     jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache/mma_dfer_jax/xla"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -188,7 +188,7 @@ def main(argv: Sequence[str]) -> int:
 
   # The loop: `step` updates have been made at its top.
   log = MetricsLog(workdir, start_step)
-  pending = []  # metrics still on the device
+  pending: list[tuple[int, dict[str, jax.Array]]] = []  # metrics still on the device
   since, since_step = time.monotonic(), start_step
   bar = tqdm.tqdm(total=total_steps, initial=start_step, desc="train", unit="step", disable=not chief)
   with train_batches(
@@ -236,7 +236,7 @@ def main(argv: Sequence[str]) -> int:
   checkpointer.wait()
   checkpointer.close()
   log.close()
-  if stop:
+  if stop.received:
     print(f"stopped by {stop.received.name} after step {step}; the same command goes on from there")
     return stop.exit_status
 

@@ -62,6 +62,12 @@ def abstract_model(cfg: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
   return nnx.split(nnx.eval_shape(lambda: MmaDfer(cfg, rngs=nnx.Rngs(0))))
 
 
+def split_tunable(model: MmaDfer, patterns: Sequence[str]) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+  """(graph definition, tunable, frozen) parameters of a model."""
+  graphdef, tunable, frozen = nnx.split(model, Tunable(patterns), ...)  # type: ignore[misc] # three for two filters
+  return graphdef, tunable, frozen
+
+
 def cosine_by_epoch(learning_rate: float, num_epochs: int, steps_per_epoch: int) -> optax.Schedule:
   """lr · (1 + cos(π · epoch / epochs)) / 2, constant within an epoch; CosineAnnealingLR(T_max=epochs) of main.py."""
   # Made in float64: close to the end 1 + cos loses half of float32's digits.
@@ -90,7 +96,7 @@ def create_train_state(
   """
   model = MmaDfer(cfg, rngs=nnx.Rngs(params=seed))
   check_tunable(patterns, list(flat_params(nnx.state(model))))
-  graphdef, tunable, frozen = nnx.split(model, Tunable(patterns), ...)
+  graphdef, tunable, frozen = split_tunable(model, patterns)
   tunable, frozen = (
     jax.device_put(part, fsdp_sharding(part, mesh, fsdp_min_size_mb)) for part in (tunable, frozen)
   )

@@ -167,6 +167,7 @@ class MaeEncoder(nnx.Module):
   ):
     patch = (patch_size, patch_size)
     self.patch_embed = nnx.Conv(channels, width, patch, strides=patch, padding="VALID", rngs=rngs)
+    assert self.patch_embed.bias is not None  # it is there unless use_bias=False
     # Xavier on the flattened patch, as in MAE, and the input's normalisation folded in: MMA-DFER leaves it out, and
     # without it a fresh encoder hardly sees its input (a pretrained one brings weights of its own).
     flat = nnx.initializers.xavier_uniform()(rngs.params(), (channels * patch_size**2, width)) / input_std

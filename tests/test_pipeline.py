@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import ClassVar
 
 from conftest import ROOT
 import numpy as np
@@ -314,27 +315,27 @@ def test_other_broken_records_are_named(change):
       example(record(9) | change)
 
 
-class Counted(list):
-  """Records that count how often they are asked for."""
+class CountedOrder(TrainOrder):
+  """An order that notes what it is asked for."""
 
-  reads = 0
+  asked: ClassVar[list[int]] = []
 
   def __getitem__(self, index):
-    self.reads += 1
+    self.asked.append(index)
     return super().__getitem__(index)
 
 
 @pytest.mark.parametrize("prefetch", [1, 4])
 def test_prefetch_bounds_what_is_read_ahead(records, prefetch):
-  counted = Counted(records)
-  order = TrainOrder(counted, 1, 2, 100)
+  order = CountedOrder(records, 1, 2, 100)
+  order.asked.clear()
   with train_batches(order, SPEC, start_step=0, num_workers=0, prefetch=prefetch) as batches:
     next(batches)
     deadline = time.monotonic() + 20
-    while counted.reads < 2 * (1 + prefetch) and time.monotonic() < deadline:
+    while len(order.asked) < 2 * (1 + prefetch) and time.monotonic() < deadline:
       time.sleep(0.01)
     time.sleep(0.3)
-    assert counted.reads == 2 * (1 + prefetch)
+    assert sorted(order.asked) == list(range(2 * (1 + prefetch)))
 
 
 def test_a_real_data_set_through_workers(tmp_path):

@@ -401,7 +401,7 @@ def test_killed_while_a_clip_is_kept(clips, tmp_path, monkeypatch):
   (left,) = decoded.iterdir()
   assert left.suffix == ".partial"
   with pytest.raises(UserError, match="line 2"):
-    prepare_clips(manifest(clips, "path,label,split\ntext.mp4,x,train\n"), tmp_path)
+    prepare_clips(manifest(clips, "path,label,split\ntext.mp4,x,train\n", "text.csv"), tmp_path)
   assert not list(decoded.iterdir())
   prepare_clips(path, tmp_path)
   assert contents(tmp_path) == {"a.mp4": ("train", "x")}

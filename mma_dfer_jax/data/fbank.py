@@ -6,6 +6,7 @@ import math
 from jaxtyping import Float
 import numpy as np
 import scipy.fft
+import scipy.sparse
 
 # Mean and doubled standard deviation of log-mel energies in AudioSet; original: video_dataloader.py.
 ENERGY_MEAN, ENERGY_SCALE = 4.2677393, 2 * 4.5689974  # the mean is stored with its sign changed
@@ -28,7 +29,7 @@ def window_and_hop(sample_rate: int) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=8)
-def mel_triangles(sample_rate: int, padded: int, num_mel_bins: int) -> Float[np.ndarray, "frequency K"]:
+def mel_triangles(sample_rate: int, padded: int, num_mel_bins: int) -> scipy.sparse.csr_array:
   """Weights of the mel filters: triangles that are equally spaced and straight-sided on the mel scale.
 
   Args:
@@ -36,7 +37,8 @@ def mel_triangles(sample_rate: int, padded: int, num_mel_bins: int) -> Float[np.
     padded: length of the Fourier transform; its Nyquist bin belongs to no filter and is left out.
     num_mel_bins: number of filters. A filter that is narrower than a Fourier bin may be empty.
   Returns:
-    (padded / 2, K) float32.
+    (K, padded / 2) float32, sparse: hardly 2 % of it is not zero, and a dense product would start BLAS threads that
+    fight with those of the training step.
   Source: torchaudio.compliance.kaldi.get_mel_banks, in float32 like there.
   """
   lowest, highest = (1127.0 * math.log(1.0 + f / 700.0) for f in (LOWEST_FREQUENCY, sample_rate / 2))
@@ -45,7 +47,8 @@ def mel_triangles(sample_rate: int, padded: int, num_mel_bins: int) -> Float[np.
   left, centre, right = corners[:-2], corners[1:-1], corners[2:]  # (K,) each
   frequency = np.float32(sample_rate / padded) * np.arange(padded // 2, dtype=np.float32)[:, None]
   mel = np.float32(1127.0) * np.log(1 + frequency / np.float32(700.0))  # (padded / 2, 1)
-  return np.maximum(0, np.minimum((mel - left) / (centre - left), (right - mel) / (right - centre)))
+  triangles = np.maximum(0, np.minimum((mel - left) / (centre - left), (right - mel) / (right - centre)))
+  return scipy.sparse.csr_array(triangles.T)
 
 
 def log_mel_fbank(
@@ -86,12 +89,10 @@ def log_mel_fbank(
     block = block - block.mean(axis=1, keepdims=True)
     emphasised = padded_block[: len(block), :window]
     np.subtract(block[:, 1:], PRE_EMPHASIS * block[:, :-1], out=emphasised[:, 1:])
-    emphasised *= (
-      hann  # its first weight is 0, so that the first sample's missing predecessor does not matter
-    )
+    emphasised *= hann  # its first weight is 0, so that the first sample's missing predecessor does not matter
     spectrum = scipy.fft.rfft(padded_block[: len(block)])[:, : padded // 2]
     power = spectrum.real**2 + spectrum.imag**2
-    energy[start : start + BLOCK] = power.astype(np.float32) @ triangles
+    energy[start : start + BLOCK] = (triangles @ power.T).T
   return np.log(np.maximum(energy, ENERGY_FLOOR))
 
 

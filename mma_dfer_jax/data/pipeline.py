@@ -109,7 +109,7 @@ class TrainOrder:
   def __len__(self) -> int:
     return self.num_epochs * self.steps_per_epoch * (self.batch_size // self.num_hosts)
 
-  def __getitem__(self, index: int) -> tuple[int, Record]:
+  def __getitem__(self, index: int) -> tuple[int, Record | None]:
     share = self.batch_size // self.num_hosts
     step, row = divmod(index, share)
     position = step * self.batch_size + self.host * share + row

@@ -1,0 +1,316 @@
+"""The real command in real processes: it trains, reports, survives kills, and says what is wrong."""
+
+from collections.abc import Callable
+import json
+import os
+from pathlib import Path
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+from conftest import ROOT
+import numpy as np
+import pytest
+
+from mma_dfer_jax.checkpoints import load_model
+from mma_dfer_jax.data.demo import generate
+from mma_dfer_jax.data.prepare import prepare_clips
+from mma_dfer_jax.train_state import flat_params
+
+# Three epochs of five steps on 21 generated clips, with a model that compiles within seconds.
+SMALL = {
+  "num_epochs": 3, "batch_size": 4, "log_every_steps": 2, "learning_rate": 1e-3, "keep_checkpoints": 2,
+  "model.image_size": 32, "model.width": 16, "model.heads": 2, "model.mlp_dim": 32, "model.audio_shape": "(64,128)",
+  "model.bottleneck_width": 8, "model.temporal_width": 16, "model.temporal_heads": 2, "model.temporal_head_dim": 8,
+  "model.temporal_mlp_dim": 16, "model.drop_path": 0.2,
+}  # fmt: skip
+FROZEN = ("fusion/.*", "classifier/.*", ".*_prompts/.*", "temporal/.*", "joint_adaptation/.*", ".*/pos_embed")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+  return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory) -> Path:
+  folder = tmp_path_factory.mktemp("data")
+  prepare_clips(generate(folder / "clips", 3, 1, 0), folder, num_workers=2)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def start(cache, data_dir) -> Callable[..., subprocess.Popen]:
+  """Starts `python -m mma_dfer_jax.train` on the small clips; keyword arguments override the config."""
+
+  def popen(workdir, *flags, preexec_fn=None, **overrides) -> subprocess.Popen:
+    fields = {**SMALL, "data.data_dir": data_dir, **overrides}
+    command = [sys.executable, "-m", "mma_dfer_jax.train", "--config=configs/demo.py", f"--workdir={workdir}"]
+    command += [f"--config.{name}={value}" for name, value in fields.items()]
+    command.append(f"--config.tunable={FROZEN!r}")
+    return spawn([*command, *flags], cache, preexec_fn)
+
+  return popen
+
+
+def spawn(command, cache, preexec_fn=None) -> subprocess.Popen:
+  environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}  # one device
+  environment |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PLATFORMS": "cpu"}
+  return subprocess.Popen(
+    command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    preexec_fn=preexec_fn,
+  )  # fmt: skip
+
+
+def finish(process: subprocess.Popen, status: int = 0) -> str:
+  """Waits, checks the exit status, and returns all that was printed."""
+  out, err = process.communicate(timeout=300)
+  assert process.returncode == status, out + err
+  assert "Traceback" not in out + err, out + err
+  return out + err
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
+  """Polls as fast as it can, so that moments of a few milliseconds are hit."""
+  deadline = time.monotonic() + 200
+  while not condition():
+    assert time.monotonic() < deadline
+    assert process.poll() is None, "".join(process.communicate())
+    time.sleep(0.0005)
+
+
+def steps_logged(workdir: Path) -> int:
+  path = workdir / "metrics.jsonl"
+  lines = path.read_text().split("\n")[:-1] if path.exists() else []
+  return max((json.loads(line)["step"] for line in lines), default=0)
+
+
+def parameters(workdir: Path) -> dict[str, np.ndarray]:
+  model = load_model(workdir)
+  return {p: np.asarray(v[...]) for part in (model.tunable, model.frozen) for p, v in flat_params(part).items()}
+
+
+def assert_same_bits(a: dict, b: dict) -> None:
+  assert a.keys() == b.keys()
+  for path in a:
+    assert a[path].tobytes() == b[path].tobytes(), path
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, start):
+  """A run that nothing has disturbed: (workdir, what it printed)."""
+  workdir = tmp_path_factory.mktemp("runs") / "whole"
+  return workdir, finish(start(workdir))
+
+
+def test_a_run_leaves_a_whole_report(uninterrupted):
+  workdir, printed = uninterrupted
+  report = json.loads((workdir / "report.json").read_text())
+  assert {"war", "uar", "recall", "confusion_matrix", "classes", "clips", "clips_without_sound", "config", "recipe",
+          "version", "step", "epoch", "best_epoch", "clips_seen"} <= report.keys()  # fmt: skip
+  matrix = np.array(report["confusion_matrix"])
+  assert matrix.sum() == report["clips"] == 7
+  assert report["war"] == pytest.approx(100 * matrix.trace() / 7)
+  assert (report["step"], report["epoch"], report["clips_seen"]) == (15, 3, 60)
+  assert f"WAR {report['war']:.2f} %" in printed
+  assert f"WAR {report['war']:.2f} %" in (workdir / "report.md").read_text()
+  for picture in ("confusion_matrix.png", "learning_curves.png"):
+    assert (workdir / picture).read_bytes().startswith(b"\x89PNG")
+  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  assert [line["step"] for line in lines if "loss" in line] == [2, 4, 5, 6, 8, 10, 12, 14, 15]
+  assert [line["epoch"] for line in lines if "epoch" in line] == [1, 2, 3]
+  rates = {line["step"]: line["learning_rate"] for line in lines if "loss" in line}
+  assert rates[4] == pytest.approx(1e-3)
+  assert rates[10] == pytest.approx(0.75e-3)  # cosine, constant within an epoch
+  assert rates[15] == pytest.approx(0.25e-3)
+  assert list((workdir / "tensorboard").iterdir())
+
+
+def test_tensorboard_reads_the_same_numbers(uninterrupted):
+  from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+  workdir, _ = uninterrupted
+  board = EventAccumulator(str(workdir / "tensorboard"))
+  board.Reload()
+  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  expected = {line["step"]: line["loss"] for line in lines if "loss" in line}
+  assert {e.step: pytest.approx(e.value, rel=1e-5) for e in board.Scalars("loss")} == expected
+
+
+def test_frozen_weights_are_stored_once_and_keep_their_bits(uninterrupted):
+  workdir, printed = uninterrupted
+  model = load_model(workdir)
+  saved = {p for p in flat_params(model.tunable)}
+  assert not any(re.match(".*_encoder/(blocks|patch_embed|cls_token|norm)", path) for path in saved)
+  sizes = [sum(f.stat().st_size for f in step.rglob("*") if f.is_file()) for step in (workdir / "checkpoints").iterdir()]
+  assert (workdir / "frozen").is_dir()
+  assert len(sizes) >= 2
+  from flax import nnx
+
+  from mma_dfer_jax.model import MmaDfer
+
+  fresh = flat_params(nnx.state(MmaDfer(model.cfg, rngs=nnx.Rngs(params=1))))
+  for path, variable in flat_params(model.frozen).items():
+    np.testing.assert_array_equal(np.asarray(variable[...]), np.asarray(fresh[path][...]), err_msg=path)
+  changed = [p for p, v in flat_params(model.tunable).items() if (np.asarray(v[...]) != np.asarray(fresh[p][...])).any()]
+  assert set(changed) == saved
+  assert "tunable elements" in printed
+
+
+def test_finished_run_says_so_again_without_training(uninterrupted, start):
+  workdir, printed = uninterrupted
+  before = parameters(workdir)
+  again = finish(start(workdir))
+  assert "go on after step 15 of 15" in again
+  assert re.search("WAR .*", again).group() == re.search(r"\nWAR .*", printed).group().strip()
+  assert_same_bits(before, parameters(workdir))
+
+
+def test_kill_9_at_several_moments_changes_nothing(uninterrupted, start, tmp_path):
+  """Before the first checkpoint, within an epoch, and inside a save; then on to the end."""
+  workdir = tmp_path / "run"
+  checkpoints = workdir / "checkpoints"
+  moments = [
+    ("before any checkpoint", lambda: steps_logged(workdir) >= 2),
+    ("in the second epoch", lambda: steps_logged(workdir) >= 8),
+    ("inside a save", lambda: any("tmp" in entry.name for entry in os.scandir(checkpoints))),
+    ("inside another save", lambda: steps_logged(workdir) > 10 and any("tmp" in e.name for e in os.scandir(checkpoints))),
+  ]
+  for name, moment in moments:
+    process = start(workdir, **{"save_every_steps": 2})
+    wait_for(moment, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, name
+  finish(start(workdir, **{"save_every_steps": 2}))
+  whole, _ = uninterrupted
+  assert_same_bits(parameters(whole), parameters(workdir))
+  reports = [json.loads((folder / "report.json").read_text()) for folder in (whole, workdir)]
+  assert reports[0]["confusion_matrix"] == reports[1]["confusion_matrix"]
+  steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  assert steps == sorted(steps)  # lines of the killed runs that were not saved are gone
+  assert not [path for path in checkpoints.iterdir() if "tmp" in path.name]
+
+
+def test_sigterm_saves_and_ends_well(uninterrupted, start, tmp_path):
+  process = start(tmp_path)
+  wait_for(lambda: steps_logged(tmp_path) >= 6, process)
+  process.send_signal(signal.SIGTERM)
+  printed = finish(process, status=0)
+  step = int(re.search(r"stopped by SIGTERM after step (\d+)", printed).group(1))
+  assert step >= 6
+  assert (tmp_path / "checkpoints" / str(step)).is_dir()
+  finish(start(tmp_path))
+  assert_same_bits(parameters(uninterrupted[0]), parameters(tmp_path))
+
+
+def test_loss_that_is_not_finite_ends_the_run(start, tmp_path):
+  printed = finish(start(tmp_path, learning_rate=1e30), status=1)
+  assert re.search(r"error: the loss is (nan|inf) at step \d+ .*learning rate 1e\+30.*lower config.learning_rate", printed)
+  assert not (tmp_path / "report.json").exists()
+  assert not [path for path in (tmp_path / "checkpoints").glob("[0-9]*")]
+
+
+def test_full_disk_while_saving_loses_nothing(uninterrupted, start, tmp_path):
+  process = start(tmp_path)
+  wait_for(lambda: (tmp_path / "checkpoints/5/commit_success.txt").exists() or steps_logged(tmp_path) >= 8, process)
+  process.send_signal(signal.SIGTERM)
+  finish(process)
+  kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+
+  def no_more_than_4_kb():  # a disk that takes small files but no arrays
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+  process = start(tmp_path, preexec_fn=no_more_than_4_kb)
+  out, err = process.communicate(timeout=200)
+  assert process.returncode == 1, out + err
+  assert "error: cannot" in err
+  assert "Traceback" not in err
+  left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if "tmp" not in path.name)
+  assert left == kept
+  finish(start(tmp_path))
+  assert_same_bits(parameters(uninterrupted[0]), parameters(tmp_path))
+
+
+@pytest.mark.parametrize(
+  ("flags", "words"),
+  [
+    (["--config.batchsize=4", "--config.data.flod=1", "--config.num_epochs=2"],
+     ["batchsize: there is no 'batchsize'", "data.flod: there is no 'flod'", "batch_size"]),
+    (["--config.batch_size=four"], ["batch_size", "four"]),
+    (["--config.batch_size=0", "--config.data.fold=3", "--config.model.num_classes=5", "--config.model.width=15"],
+     ["batch_size=0", "data.fold=3", "train, test", "model.num_classes=5", "7 classes", "width=15"]),
+    (["--config.batch_size=40"], ["batch_size=40", "21 clips"]),
+    (["--config.data.classes=('a','b')"], ["data.classes", "angry"]),
+    (["--config.data.data_dir=/nowhere"], ["no data set 'clips'", "mma_dfer_jax.data.prepare"]),
+    (["--config.tunable=('clasifier/.*',)"], ["clasifier", "matches no parameter"]),
+    (["--workdir=gs://bucket/run"], ["gs://bucket/run", "folder"]),
+    (["stray"], ["stray"]),
+  ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_before_anything_starts(start, tmp_path, flags, words):
+  workdir = tmp_path / "run"
+  process = start(workdir, *flags)
+  out, err = process.communicate(timeout=120)
+  assert process.returncode in (1, 2)
+  assert "Traceback" not in err, err
+  assert [word for word in words if word not in err] == [], err
+  assert not workdir.exists()
+
+
+def test_another_runs_workdir_is_refused(uninterrupted, start):
+  workdir, _ = uninterrupted
+  before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
+  printed = finish(start(workdir, **{"model.width": 32, "seed": 5}), status=1)
+  assert "config model.width: 16 there, 32 now" in printed
+  assert "config seed: 1 there, 5 now" in printed
+  assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
+
+
+def test_other_classes_or_recipe_are_refused(uninterrupted, start, cache, data_dir, tmp_path):
+  """The same clips prepared in another way, or with another label order, are not gone on with nor evaluated."""
+  workdir, _ = uninterrupted
+  manifest = data_dir / "clips/clips.csv"
+  order = ["happy", "sad", "neutral", "angry", "surprise", "disgust", "fear"]
+  prepare_clips(manifest, tmp_path / "order", classes=order, num_workers=2)
+  prepare_clips(manifest, tmp_path / "recipe", allow_missing_sound=True, num_workers=2)
+  printed = finish(start(workdir, **{"data.data_dir": tmp_path / "order"}), status=1)
+  assert "classes: ['angry'" in printed
+  printed = finish(start(workdir, **{"data.data_dir": tmp_path / "recipe"}), status=1)
+  assert "recipe missing_sound: 'refused' there" in printed
+  evaluate = [sys.executable, "-m", "mma_dfer_jax.evaluate", f"--workdir={workdir}"]
+  assert "label" not in finish(spawn([*evaluate, f"--data_dir={tmp_path / 'recipe'}"], cache), status=1).split("error")[0]
+  assert "the model tells apart angry" in finish(spawn([*evaluate, f"--data_dir={tmp_path / 'order'}"], cache), status=1)
+
+
+def test_evaluate_and_predict(uninterrupted, cache, data_dir, tmp_path):
+  workdir, _ = uninterrupted
+  report = json.loads((workdir / "report.json").read_text())
+  evaluate = [sys.executable, "-m", "mma_dfer_jax.evaluate", f"--workdir={workdir}"]
+  printed = finish(spawn([*evaluate, "--without=none,sound,picture"], cache))
+  result = json.loads((workdir / "evaluation.json").read_text())["without"]
+  assert result["none"]["confusion_matrix"] == report["confusion_matrix"]
+  assert result["sound"]["clips_without_sound"] == 7
+  assert result["sound"]["loss"] != result["none"]["loss"] != result["picture"]["loss"]
+  assert "without picture" in printed
+  assert "--without=smell" in finish(spawn([*evaluate, "--without=smell"], cache), status=1)
+  assert "no split fold9" in finish(spawn([*evaluate, "--split=fold9"], cache), status=1)
+  assert "no checkpoint 3" in finish(spawn([*evaluate, "--step=3"], cache), status=1)
+
+  clips = data_dir / "clips/test"
+  files = sorted(clips.glob("*.mp4"))[:2]
+  broken = tmp_path / "broken.mp4"
+  broken.write_bytes(files[0].read_bytes()[:5000])
+  predict = [sys.executable, "-m", "mma_dfer_jax.predict", f"--model={workdir}", f"--out={tmp_path / 'answers'}"]
+  printed = finish(spawn([*predict, *map(str, [files[0], broken, files[1]])], cache), status=1)
+  assert "broken.mp4" in printed
+  assert "1 of 3 clips could not be read" in printed
+  answers = [json.loads((tmp_path / f"answers/{file.stem}.json").read_text()) for file in files]
+  for answer in answers:
+    assert sum(answer["probabilities"].values()) == pytest.approx(1)
+    assert answer["top"] == max(answer["probabilities"], key=answer["probabilities"].get)
+    assert answer["sound"] is True
