@@ -8,7 +8,7 @@ from mma_dfer_jax.config import default_config
 
 def get_config():
   c = default_config()
-  c.num_epochs = 22
+  c.num_epochs = 18
   c.batch_size = 16
   c.learning_rate = 2e-3
   c.tunable = (".*",)
@@ -26,6 +26,8 @@ def get_config():
   c.model.temporal_head_dim = 16
   c.model.temporal_mlp_dim = 128
   c.data.data_dir = "runs/demo/data"
-  c.data.crop_scale = (0.6, 1.0)  # a small crop can lose the brows
+  c.data.crop_scale = (0.85, 1.0)  # heads lean in and out: a small crop would hide it
+  c.data.crop_ratio = (0.9, 1.1)
+  c.data.brightness = 0.2
   c.data.num_workers = 0
   return c

@@ -29,10 +29,14 @@ def _guarded(main, argv, takes_files):
     return _complain(error)
   except FileNotFoundError as error:
     return _complain(f"no such file or folder: {error.filename or error}")
+  except KeyboardInterrupt:
+    return _complain("stopped by Ctrl-C", status=130)
 
 
 def _parse(argv: list[str]) -> list[str]:
-  logging.set_verbosity(logging.WARNING)  # orbax and tfds report every file they touch at INFO
+  logging.set_verbosity(
+    logging.ERROR
+  )  # orbax and tfds tell of every file they touch, and of settings made on purpose
   try:
     return flags.FLAGS(argv)
   except (flags.Error, UserError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:

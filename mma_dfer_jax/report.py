@@ -224,7 +224,9 @@ def _draw_learning_curves(
   left.set_ylabel("cross-entropy")
   right.plot(epochs, [e["accuracy"] for e in history], label="training accuracy, mean of the epoch", **style)
   right.plot(epochs, [s.war for s in scores], label="test WAR", **style)
-  right.plot(epochs, [s.uar_present for s in scores], label="test UAR", **style)
+  right.plot(
+    epochs, [s.uar_present for s in scores], label="test UAR", linestyle="--", **style
+  )  # often on top of WAR
   right.set_ylabel("%")
   right.set_ylim(0, 102)
   for axes in (left, right):

@@ -5,6 +5,7 @@ import importlib.util
 from pathlib import Path
 import re
 import subprocess
+import sys
 
 from conftest import ROOT
 import pytest
@@ -105,3 +106,14 @@ def test_the_law():
       text = (ROOT / name).read_text()
       assert name == "tests/test_house.py" or not banned.search(text), name
   assert (ROOT / "LICENSE").read_text().lstrip().startswith("Apache License")
+
+
+def test_public_names_come_when_asked_for():
+  import mma_dfer_jax
+
+  for name in mma_dfer_jax.__all__:
+    assert callable(getattr(mma_dfer_jax, name))
+  with pytest.raises(AttributeError, match="no public name 'load_modle'"):
+    mma_dfer_jax.load_modle  # noqa: B018
+  code = "import sys, mma_dfer_jax, mma_dfer_jax.data.frames; assert 'jax' not in sys.modules"
+  subprocess.run([sys.executable, "-c", code], check=True)

@@ -90,7 +90,9 @@ def steps_logged(workdir: Path) -> int:
 
 def parameters(workdir: Path) -> dict[str, np.ndarray]:
   model = load_model(workdir)
-  return {p: np.asarray(v[...]) for part in (model.tunable, model.frozen) for p, v in flat_params(part).items()}
+  return {
+    p: np.asarray(v[...]) for part in (model.tunable, model.frozen) for p, v in flat_params(part).items()
+  }
 
 
 def assert_same_bits(a: dict, b: dict) -> None:
@@ -145,7 +147,10 @@ def test_frozen_weights_are_stored_once_and_keep_their_bits(uninterrupted):
   model = load_model(workdir)
   saved = {p for p in flat_params(model.tunable)}
   assert not any(re.match(".*_encoder/(blocks|patch_embed|cls_token|norm)", path) for path in saved)
-  sizes = [sum(f.stat().st_size for f in step.rglob("*") if f.is_file()) for step in (workdir / "checkpoints").iterdir()]
+  sizes = [
+    sum(f.stat().st_size for f in step.rglob("*") if f.is_file())
+    for step in (workdir / "checkpoints").iterdir()
+  ]
   assert (workdir / "frozen").is_dir()
   assert len(sizes) >= 2
   from flax import nnx
@@ -155,7 +160,11 @@ def test_frozen_weights_are_stored_once_and_keep_their_bits(uninterrupted):
   fresh = flat_params(nnx.state(MmaDfer(model.cfg, rngs=nnx.Rngs(params=1))))
   for path, variable in flat_params(model.frozen).items():
     np.testing.assert_array_equal(np.asarray(variable[...]), np.asarray(fresh[path][...]), err_msg=path)
-  changed = [p for p, v in flat_params(model.tunable).items() if (np.asarray(v[...]) != np.asarray(fresh[p][...])).any()]
+  changed = [
+    p
+    for p, v in flat_params(model.tunable).items()
+    if (np.asarray(v[...]) != np.asarray(fresh[p][...])).any()
+  ]
   assert set(changed) == saved
   assert "tunable elements" in printed
 
@@ -177,7 +186,10 @@ def test_kill_9_at_several_moments_changes_nothing(uninterrupted, start, tmp_pat
     ("before any checkpoint", lambda: steps_logged(workdir) >= 2),
     ("in the second epoch", lambda: steps_logged(workdir) >= 8),
     ("inside a save", lambda: any("tmp" in entry.name for entry in os.scandir(checkpoints))),
-    ("inside another save", lambda: steps_logged(workdir) > 10 and any("tmp" in e.name for e in os.scandir(checkpoints))),
+    (
+      "inside another save",
+      lambda: steps_logged(workdir) > 10 and any("tmp" in e.name for e in os.scandir(checkpoints)),
+    ),
   ]
   for name, moment in moments:
     process = start(workdir, **{"save_every_steps": 2})
@@ -209,14 +221,18 @@ def test_sigterm_saves_and_ends_well(uninterrupted, start, tmp_path):
 
 def test_loss_that_is_not_finite_ends_the_run(start, tmp_path):
   printed = finish(start(tmp_path, learning_rate=1e30), status=1)
-  assert re.search(r"error: the loss is (nan|inf) at step \d+ .*learning rate 1e\+30.*lower config.learning_rate", printed)
+  assert re.search(
+    r"error: the loss is (nan|inf) at step \d+ .*learning rate 1e\+30.*lower config.learning_rate", printed
+  )
   assert not (tmp_path / "report.json").exists()
   assert not [path for path in (tmp_path / "checkpoints").glob("[0-9]*")]
 
 
 def test_full_disk_while_saving_loses_nothing(uninterrupted, start, tmp_path):
   process = start(tmp_path)
-  wait_for(lambda: (tmp_path / "checkpoints/5/commit_success.txt").exists() or steps_logged(tmp_path) >= 8, process)
+  wait_for(
+    lambda: (tmp_path / "checkpoints/5/commit_success.txt").exists() or steps_logged(tmp_path) >= 8, process
+  )
   process.send_signal(signal.SIGTERM)
   finish(process)
   kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
@@ -255,7 +271,7 @@ def test_full_disk_while_saving_loses_nothing(uninterrupted, start, tmp_path):
 def test_what_is_wrong_is_said_before_anything_starts(start, tmp_path, flags, words):
   workdir = tmp_path / "run"
   process = start(workdir, *flags)
-  out, err = process.communicate(timeout=120)
+  _out, err = process.communicate(timeout=120)
   assert process.returncode in (1, 2)
   assert "Traceback" not in err, err
   assert [word for word in words if word not in err] == [], err
@@ -283,8 +299,13 @@ def test_other_classes_or_recipe_are_refused(uninterrupted, start, cache, data_d
   printed = finish(start(workdir, **{"data.data_dir": tmp_path / "recipe"}), status=1)
   assert "recipe missing_sound: 'refused' there" in printed
   evaluate = [sys.executable, "-m", "mma_dfer_jax.evaluate", f"--workdir={workdir}"]
-  assert "label" not in finish(spawn([*evaluate, f"--data_dir={tmp_path / 'recipe'}"], cache), status=1).split("error")[0]
-  assert "the model tells apart angry" in finish(spawn([*evaluate, f"--data_dir={tmp_path / 'order'}"], cache), status=1)
+  assert (
+    "label"
+    not in finish(spawn([*evaluate, f"--data_dir={tmp_path / 'recipe'}"], cache), status=1).split("error")[0]
+  )
+  assert "the model tells apart angry" in finish(
+    spawn([*evaluate, f"--data_dir={tmp_path / 'order'}"], cache), status=1
+  )
 
 
 def test_evaluate_and_predict(uninterrupted, cache, data_dir, tmp_path):
@@ -305,7 +326,13 @@ def test_evaluate_and_predict(uninterrupted, cache, data_dir, tmp_path):
   files = sorted(clips.glob("*.mp4"))[:2]
   broken = tmp_path / "broken.mp4"
   broken.write_bytes(files[0].read_bytes()[:5000])
-  predict = [sys.executable, "-m", "mma_dfer_jax.predict", f"--model={workdir}", f"--out={tmp_path / 'answers'}"]
+  predict = [
+    sys.executable,
+    "-m",
+    "mma_dfer_jax.predict",
+    f"--model={workdir}",
+    f"--out={tmp_path / 'answers'}",
+  ]
   printed = finish(spawn([*predict, *map(str, [files[0], broken, files[1]])], cache), status=1)
   assert "broken.mp4" in printed
   assert "1 of 3 clips could not be read" in printed

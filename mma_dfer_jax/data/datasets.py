@@ -44,14 +44,15 @@ def read_record(file: str | os.PathLike) -> dict[str, Any]:
     MediaError: if the file is no video or damaged.
   """
   sound = media.read_sound(file)
-  has_audio = sound is not None and len(sound.waveform) >= SHORTEST_SOUND * sound.sample_rate
+  if sound and len(sound.waveform) < SHORTEST_SOUND * sound.sample_rate:
+    sound = None
   quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
   pictures = (cv2.cvtColor(frame, cv2.COLOR_RGB2BGR) for frame in media.iterate_frames(file))
   return {
     "frames": [cv2.imencode(".jpg", picture, quality)[1].tobytes() for picture in pictures],
-    "waveform": sound.waveform if has_audio else np.zeros(0, np.int16),
-    "sample_rate": sound.sample_rate if has_audio else 0,
-    "has_audio": has_audio,
+    "waveform": sound.waveform if sound else np.zeros(0, np.int16),
+    "sample_rate": sound.sample_rate if sound else 0,
+    "has_audio": sound is not None,
   }
 
 
@@ -65,7 +66,7 @@ class Clip:
   decoded: Path  # .npz: jpegs, lengths, waveform, sample_rate
 
 
-class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
   """Writes clips as tfds records: JPEG frames, first-channel waveform, label; one split per split of the clips."""
 
   VERSION = tfds.core.Version("1.0.0")
@@ -194,6 +195,8 @@ def open_data_set(data_dir: str | os.PathLike, name: str) -> DataSet:
 
 class _LocalBucket(shuffle._Bucket):
   """tfds spills splits over 1 GB into buckets that it opens with TensorFlow; this one uses `open`."""
+
+  _fobj: Any
 
   def add(self, key, data):
     if not self._fobj:

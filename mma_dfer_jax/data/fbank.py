@@ -89,7 +89,9 @@ def log_mel_fbank(
     block = block - block.mean(axis=1, keepdims=True)
     emphasised = padded_block[: len(block), :window]
     np.subtract(block[:, 1:], PRE_EMPHASIS * block[:, :-1], out=emphasised[:, 1:])
-    emphasised *= hann  # its first weight is 0, so that the first sample's missing predecessor does not matter
+    emphasised *= (
+      hann  # its first weight is 0, so that the first sample's missing predecessor does not matter
+    )
     spectrum = scipy.fft.rfft(padded_block[: len(block)])[:, : padded // 2]
     power = spectrum.real**2 + spectrum.imag**2
     energy[start : start + BLOCK] = (triangles @ power.T).T

@@ -1,0 +1,35 @@
+"""MMA-DFER (arXiv 2404.09010) in JAX and Flax: emotion recognition from video and sound.
+
+The names below are the public ones. They are imported when first asked for, so that preparing data starts no JAX.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from mma_dfer_jax.checkpoints import load_model as load_model
+  from mma_dfer_jax.config import default_config as default_config
+  from mma_dfer_jax.data.fbank import log_mel_fbank as log_mel_fbank
+  from mma_dfer_jax.data.frames import sample_frames as sample_frames
+  from mma_dfer_jax.metrics import Scores as Scores
+  from mma_dfer_jax.metrics import confusion_matrix as confusion_matrix
+  from mma_dfer_jax.model import MmaDfer as MmaDfer
+  from mma_dfer_jax.model import ModelConfig as ModelConfig
+
+_HOMES = {
+  "MmaDfer": "model",
+  "ModelConfig": "model",
+  "default_config": "config",
+  "load_model": "checkpoints",
+  "log_mel_fbank": "data.fbank",
+  "sample_frames": "data.frames",
+  "Scores": "metrics",
+  "confusion_matrix": "metrics",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+  if name not in _HOMES:
+    raise AttributeError(f"mma_dfer_jax has no public name {name!r}; it has {', '.join(_HOMES)}")
+  return getattr(importlib.import_module(f"mma_dfer_jax.{_HOMES[name]}"), name)
