@@ -106,6 +106,7 @@ class Checkpointer:
       preservation_policy=preservation_policy.AnyPreservationPolicy([newest, best]),
       cleanup_tmp_directories=not read_only,
       read_only=read_only,
+      enable_async_checkpointing=False,  # a failed save then ends in one message, not in the tracebacks of threads
     )
     self.manager = ocp.CheckpointManager(self.folder, options=options, item_names=ITEMS)
 

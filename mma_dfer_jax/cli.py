@@ -1,6 +1,7 @@
 """How every command starts and ends: flags checked whole, mendable errors as messages, a polite stop."""
 
 from collections.abc import Callable, Sequence
+import errno
 import signal
 import sys
 
@@ -29,14 +30,17 @@ def _guarded(main, argv, takes_files):
     return _complain(error)
   except FileNotFoundError as error:
     return _complain(f"no such file or folder: {error.filename or error}")
+  except OSError as error:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS):
+      raise
+    return _complain(f"{error.strerror}: {error.filename or 'while writing'}; what was saved before is whole")
   except KeyboardInterrupt:
     return _complain("stopped by Ctrl-C", status=130)
 
 
 def _parse(argv: list[str]) -> list[str]:
-  logging.set_verbosity(
-    logging.ERROR
-  )  # orbax and tfds tell of every file they touch, and of settings made on purpose
+  # Orbax and tfds log every file they touch, and the tracebacks of what they raise anyway.
+  logging.set_verbosity(logging.FATAL)
   try:
     return flags.FLAGS(argv)
   except (flags.Error, UserError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
