@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Sequence
 import errno
+import logging as python_logging
+import os
+import re
+import runpy
 import signal
 import sys
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
 from mma_dfer_jax.errors import UserError, listed
 
@@ -39,8 +42,10 @@ def _guarded(main, argv, takes_files):
 
 
 def _parse(argv: list[str]) -> list[str]:
-  # Orbax and tfds log every file they touch, and the tracebacks of what they raise anyway.
+  # Orbax, tfds and their threads log every file they touch, and the tracebacks of what they raise anyway.
   logging.set_verbosity(logging.FATAL)
+  for chatty in ("concurrent.futures", "asyncio"):
+    python_logging.getLogger(chatty).setLevel("CRITICAL")
   try:
     return flags.FLAGS(argv)
   except (flags.Error, UserError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
@@ -50,28 +55,25 @@ def _parse(argv: list[str]) -> list[str]:
 
 def _unknown_config_keys(argv: list[str]) -> UserError | None:
   """All `--config.key` overrides that the config file does not have, with what it has instead."""
-  path = next((a.split("=", 1)[1] for a in argv if a.startswith(("--config=", "-config="))), None)
-  if path is None:
-    return None
-  values = flags.FlagValues()
-  holder = config_flags.DEFINE_config_file("config", path, "", flag_values=values)
-  try:
-    values([argv[0]])
-  except (flags.Error, OSError, ImportError):
-    return None  # the file itself cannot be read: the first error says so
+  joined = " ".join(argv)
+  named = re.search(r"--?config[= ]([^\s:]+)(?::(\S*))?", joined)
+  if named is None or not os.path.isfile(named[1]):
+    return None  # no file: the first error says so
+  get_config = runpy.run_path(named[1])["get_config"]
+  config = get_config(named[2]) if named[2] is not None else get_config()
   problems = []
   for argument in argv[1:]:
     if not argument.lstrip("-").startswith(("config.", "noconfig.")):
       continue
     key = argument.lstrip("-").split("=", 1)[0].removeprefix("no").removeprefix("config.")
-    node = holder.value
+    node = config
     for part in key.split("."):
       if not hasattr(node, "keys") or part not in node:
         allowed = ", ".join(node.keys()) if hasattr(node, "keys") else "no further keys"
         problems.append(f"{key}: there is no {part!r} here; there is {allowed}")
         break
       node = node[part]
-  return listed(f"the config {path} has no such keys", problems) if problems else None
+  return listed("the config has no such keys", problems) if problems else None
 
 
 def _complain(error: object, status: int = 1) -> int:
