@@ -10,6 +10,7 @@ import contextlib
 import importlib.metadata
 import json
 from pathlib import Path
+import sys
 from typing import Any
 
 from flax import nnx
@@ -117,7 +118,7 @@ class Checkpointer:
     return self.manager.best_step()
 
   def save(self, state: TrainState, meta: Mapping[str, Any], war: float | None) -> None:
-    """Starts to save; the old checkpoints stay until the new one is whole.
+    """Saves; the old checkpoints stay until the new one is whole.
 
     Raises:
       UserError: if the disk does not take it; what was saved before stays as it is.
@@ -128,15 +129,10 @@ class Checkpointer:
       meta=ocp.args.JsonSave(dict(meta)),
     )
     with self._explaining("save"):
-      self.manager.wait_until_finished()
       # A save within an epoch has no score and is never the best.
       self.manager.save(
         int(state.step), args=items, metrics={"war": -1.0 if war is None else war}, force=True
       )
-
-  def wait(self) -> None:
-    with self._explaining("save"):
-      self.manager.wait_until_finished()
 
   def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """The state saved at a step, spread as `like`, whose frozen part it keeps; and the meta saved with it."""
@@ -166,8 +162,11 @@ class Checkpointer:
   @contextlib.contextmanager
   def _explaining(self, verb: str):
     """Orbax and TensorStore report a full disk or a damaged file in many ways; all of them end a run."""
+    # Callbacks of TensorStore fail one by one once the first failure has closed their event loop; that one is enough.
+    hook, sys.unraisablehook = sys.unraisablehook, lambda error: None
     try:
       yield
+      sys.unraisablehook = hook
     except (OSError, ValueError, KeyError, RuntimeError) as error:
       steps = self.manager.all_steps()
       kept = (

@@ -190,10 +190,12 @@ def main(argv: Sequence[str]) -> int:
   log = MetricsLog(workdir, start_step)
   pending: list[tuple[int, dict[str, jax.Array]]] = []  # metrics still on the device
   since, since_step = time.monotonic(), start_step
-  bar = tqdm.tqdm(total=total_steps, initial=start_step, desc="train", unit="step", disable=not chief)
-  with train_batches(
-    order, spec, start_step=start_step, num_workers=d.num_workers, prefetch=d.prefetch
-  ) as batches:
+  with (
+    tqdm.tqdm(total=total_steps, initial=start_step, desc="train", unit="step", disable=not chief) as bar,
+    train_batches(
+      order, spec, start_step=start_step, num_workers=d.num_workers, prefetch=d.prefetch
+    ) as batches,
+  ):
     for step in range(start_step, total_steps + 1):
       epoch_ends = step > 0 and step % steps_per_epoch == 0 and len(history) < step // steps_per_epoch
       save_due = config.save_every_steps and step % config.save_every_steps == 0
@@ -232,8 +234,6 @@ def main(argv: Sequence[str]) -> int:
       state, metrics = train_fn(state, to_global(next(batches), mesh), key)
       pending.append((step + 1, metrics))
       bar.update()
-  bar.close()
-  checkpointer.wait()
   checkpointer.close()
   log.close()
   if stop.received:
