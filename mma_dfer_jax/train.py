@@ -198,7 +198,7 @@ def main(argv: Sequence[str]) -> int:
   ):
     for step in range(start_step, total_steps + 1):
       epoch_ends = step > 0 and step % steps_per_epoch == 0 and len(history) < step // steps_per_epoch
-      save_due = config.save_every_steps and step % config.save_every_steps == 0
+      save_due = step > start_step and config.save_every_steps and step % config.save_every_steps == 0
       if pending and (epoch_ends or save_due or stop or step % config.log_every_steps == 0):
         now = time.monotonic()
         clips_per_second = (step - since_step) * config.batch_size / (now - since)
