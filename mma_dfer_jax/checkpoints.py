@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from mma_dfer_jax.config import MAY_CHANGE, flat_config
+from mma_dfer_jax.data.datasets import DataSet
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.model import ModelConfig
 from mma_dfer_jax.train_state import TrainState, abstract_model, split_tunable
@@ -31,19 +32,17 @@ VERSION = importlib.metadata.version("mma_dfer_jax")
 ITEMS = ("tunable", "optimizer", "meta")
 
 
-def describe_run(config: Mapping[str, Any], cfg: ModelConfig, classes: tuple[str, ...], recipe: Mapping[str, Any]) -> dict[str, Any]:  # fmt: skip
+def describe_run(config: Mapping[str, Any], cfg: ModelConfig, data_set: DataSet) -> dict[str, Any]:
   """What identifies a run, as JSON knows it; the recipe of the data set and what the model makes of its records."""
-  sizes = {"image_size": cfg.image_size, "num_frames": cfg.num_frames, "audio_shape": list(cfg.audio_shape)}
-  return json.loads(
-    json.dumps(
-      {
-        "config": flat_config(config),
-        "classes": classes,
-        "recipe": dict(recipe) | sizes,
-        "version": VERSION,
-      }
-    )
-  )
+  sizes = {"image_size": cfg.image_size, "num_frames": cfg.num_frames, "audio_shape": cfg.audio_shape}
+  run = {
+    "config": flat_config(config),
+    "classes": data_set.classes,
+    "recipe": data_set.recipe | sizes,
+    "data_set": {"fingerprint": data_set.fingerprint, "splits": data_set.splits},
+    "version": VERSION,
+  }
+  return json.loads(json.dumps(run))
 
 
 def claim_workdir(workdir: Path, run: Mapping[str, Any]) -> None:
@@ -60,11 +59,11 @@ def claim_workdir(workdir: Path, run: Mapping[str, Any]) -> None:
 
 
 def check_same_run(there: Mapping[str, Any], now: Mapping[str, Any], place: str) -> None:
-  """Raises UserError with every difference in classes, recipe or config that changes what is computed."""
-  differences = [
-    f"{field}: {there[field]} there, {now[field]} now" for field in ("classes",) if there[field] != now[field]
-  ]
-  for part in ("recipe", "config"):
+  """Raises UserError with every difference in classes, recipe, clips or config that changes what is computed."""
+  differences = [f"classes: {there['classes']} there, {now['classes']} now"] * (
+    there["classes"] != now["classes"]
+  )
+  for part in ("recipe", "data_set", "config"):
     before, after = there[part], now[part]
     differences += [
       f"{part} {key}: {before.get(key, 'nothing')!r} there, {after.get(key, 'nothing')!r} now"

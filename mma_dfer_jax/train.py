@@ -153,7 +153,7 @@ def main(argv: Sequence[str]) -> int:
   )
 
   # Where it goes: another run's folder is refused, its own is gone on with.
-  run = describe_run(config.to_dict(), cfg, data_set.classes, data_set.recipe)
+  run = describe_run(config.to_dict(), cfg, data_set)
   claim_workdir(workdir, run)
   check_disk(workdir, state, config.keep_checkpoints)
   checkpointer = Checkpointer(workdir, keep=config.keep_checkpoints)
@@ -197,16 +197,17 @@ def main(argv: Sequence[str]) -> int:
     ) as batches,
   ):
     for step in range(start_step, total_steps + 1):
+      stopping = bool(stop)  # asked once: what is logged, evaluated and saved must agree
       epoch_ends = step > 0 and step % steps_per_epoch == 0 and len(history) < step // steps_per_epoch
       save_due = step > start_step and config.save_every_steps and step % config.save_every_steps == 0
-      if pending and (epoch_ends or save_due or stop or step % config.log_every_steps == 0):
+      if pending and (epoch_ends or save_due or stopping or step % config.log_every_steps == 0):
         now = time.monotonic()
         clips_per_second = (step - since_step) * config.batch_size / (now - since)
         this_epoch += log_steps(log, pending, schedule, clips_per_second)
         pending, since, since_step = [], now, step
         loss, accuracy = this_epoch[-1]
         bar.set_postfix_str(f"loss {loss:.3f}, accuracy {accuracy:.0f} %, {clips_per_second:.1f} clips/s")
-      if epoch_ends and not stop:
+      if epoch_ends and not stopping:
         result = evaluate_split(
           eval_fn, state.tunable, state.frozen, test_records, spec, mesh=mesh, batch_size=config.batch_size,
           num_workers=d.num_workers, prefetch=d.prefetch, stop=lambda: bool(stop),
@@ -223,20 +224,21 @@ def main(argv: Sequence[str]) -> int:
           bar.write(
             f"epoch {len(history)}: loss {loss:.4f}, test WAR {percent(scores.war)}, UAR {percent(scores.uar)}"
           )
+        stopping = result is None
         since = time.monotonic()
       evaluated = bool(history) and history[-1]["step"] == step
-      if step != saved_step and (evaluated or save_due or stop):
+      if step != saved_step and (evaluated or save_due or stopping):
         checkpointer.save(state, {"run": run, "history": history, "this_epoch": this_epoch},
                           scores.war if evaluated else None)  # fmt: skip
         saved_step = step
-      if stop or step == total_steps:
+      if stopping or step == total_steps:
         break
       state, metrics = train_fn(state, to_global(next(batches), mesh), key)
       pending.append((step + 1, metrics))
       bar.update()
   checkpointer.close()
   log.close()
-  if stop.received:
+  if stopping and stop.received:
     print(f"stopped by {stop.received.name} after step {step}; the same command goes on from there")
     return stop.exit_status
 
@@ -248,7 +250,7 @@ def main(argv: Sequence[str]) -> int:
       "tunable_parameters": count(state.tunable),
       "frozen_parameters": count(state.frozen),
       "pretrained": "nothing: the encoders started from random weights",
-      "data_set": f"{config.data.name}, {data_set.fingerprint[:12]}",
+      "data_set": f"{config.data.name}, fingerprint {data_set.fingerprint[:12]}",
       "splits": f"train {train_split}, test {test_split}",
     }
     report = write_report(workdir, run=run, history=history, step=total_steps, facts=facts)
