@@ -142,8 +142,28 @@ def test_fresh_parameters_start_as_pytorchs():
   assert np.std(np.asarray(net.image_prompts.prompt_tokens[...])) == pytest.approx(192**-0.5, rel=0.1)
   rows = np.asarray(net.image_encoder.pos_embed[...])[0]
   assert np.std(rows[17:]) == pytest.approx(1, rel=0.1)  # the prompts' rows
-  assert np.std(rows[:17]) == pytest.approx(0.02, rel=0.1)
   assert np.std(np.asarray(net.temporal.pos_embed[...])) == pytest.approx(1, rel=0.2)
+
+
+def test_fresh_encoders_start_as_maes():
+  net = MmaDfer(dataclasses.replace(TINY, width=192), rngs=nnx.Rngs(0))
+  block = net.image_encoder.blocks[2]
+  assert np.abs(np.asarray(block.mlp.fc1.kernel[...])).max() == pytest.approx(
+    (6 / (192 + 192)) ** 0.5, rel=0.01
+  )
+  assert not np.asarray(block.attn.qkv.bias[...]).any()
+  table = np.asarray(net.image_encoder.pos_embed[...])[0, :17]
+  assert not table[0].any()  # class token
+  np.testing.assert_allclose((table[1:] ** 2).sum(axis=1), 192 / 2, rtol=1e-5)  # sines and cosines
+  np.testing.assert_allclose(
+    table[1 + 4 * 2 + 3, [0, 48, 96, 144]], np.array([np.sin(3), np.cos(3), np.sin(2), np.cos(2)]), rtol=1e-5
+  )
+  mean = jnp.full((1, 64, 64, 3), 0.45)  # of ImageNet's pixels: the fresh patch embedding takes it out
+  np.testing.assert_allclose(net.image_encoder.patch_embed(mean), 0, atol=1e-5)
+  noise = 0.45 + 0.225 * jax.random.normal(jax.random.key(0), (1, 64, 64, 3))
+  assert float(net.image_encoder.patch_embed(noise).std()) == pytest.approx(
+    (2 * 768 / (768 + 192)) ** 0.5, rel=0.1
+  )
 
 
 def test_every_parameter_has_its_name_in_the_authors_file_and_back():

@@ -250,7 +250,7 @@ def clip_voice(style: str, rng: np.random.Generator, seconds: float) -> Float[np
   vowels = _VOWELS[rng.integers(len(_VOWELS), size=syllable[-1] + 1)] * rng.uniform(0.9, 1.15)
   first, second = vowels.astype(np.float32)[syllable].T
   voice = np.zeros_like(pitch)
-  for k in range(1, int(4000 / pitch.min())):
+  for k in range(1, int(4000 / np.min(pitch))):
     hertz = k * pitch
     weight = np.exp(-(((hertz - first) / 160) ** 2)) + 0.5 * np.exp(-(((hertz - second) / 250) ** 2)) + 0.04
     voice += weight / math.sqrt(k) * np.sin(k * turns)
