@@ -170,7 +170,8 @@ class MaeEncoder(nnx.Module):
     assert self.patch_embed.bias is not None  # it is there unless use_bias=False
     # Xavier on the flattened patch, as in MAE, and the input's normalisation folded in: MMA-DFER leaves it out, and
     # without it a fresh encoder hardly sees its input (a pretrained one brings weights of its own).
-    flat = nnx.initializers.xavier_uniform()(rngs.params(), (channels * patch_size**2, width)) / input_std
+    shape = (channels * patch_size**2, width)
+    flat = nnx.initializers.xavier_uniform()(rngs.params(), shape, jnp.float32) / input_std
     self.patch_embed.kernel[...] = flat.reshape(*patch, channels, width)
     self.patch_embed.bias[...] = -input_mean * flat.sum(axis=0)
     self.cls_token = nnx.Param(0.02 * rngs.params.normal((1, 1, width)))

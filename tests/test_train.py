@@ -46,19 +46,19 @@ def data_dir(tmp_path_factory) -> Path:
 def start(cache, data_dir) -> Callable[..., subprocess.Popen]:
   """Starts `python -m mma_dfer_jax.train` on the small clips; keyword arguments override the config."""
 
-  def popen(workdir, *flags, preexec_fn=None, **overrides) -> subprocess.Popen:
+  def popen(workdir, *flags, preexec_fn=None, devices=1, **overrides) -> subprocess.Popen:
     fields = {**SMALL, "data.data_dir": data_dir, **overrides}
     command = [sys.executable, "-m", "mma_dfer_jax.train", "--config=configs/demo.py", f"--workdir={workdir}"]
     command += [f"--config.{name}={value}" for name, value in fields.items()]
     command.append(f"--config.tunable={FROZEN!r}")
-    return spawn([*command, *flags], cache, preexec_fn)
+    return spawn([*command, *flags], cache, preexec_fn, devices)
 
   return popen
 
 
-def spawn(command, cache, preexec_fn=None) -> subprocess.Popen:
-  environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}  # one device
-  environment |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PLATFORMS": "cpu"}
+def spawn(command, cache, preexec_fn=None, devices=1) -> subprocess.Popen:
+  environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PLATFORMS": "cpu"}
+  environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
   return subprocess.Popen(
     command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     preexec_fn=preexec_fn,
@@ -217,6 +217,22 @@ def test_sigterm_saves_and_ends_well(uninterrupted, start, tmp_path):
   assert (tmp_path / "checkpoints" / str(step)).is_dir()
   finish(start(tmp_path))
   assert_same_bits(parameters(uninterrupted[0]), parameters(tmp_path))
+
+
+@pytest.mark.parametrize("mesh", [{}, {"mesh.fsdp": 2, "fsdp_min_size_mb": 0.0005}])
+def test_four_devices_train_as_one(uninterrupted, start, tmp_path, mesh):
+  """Split over four devices, the batches, the drop path and, but for rounding, the losses stay the same."""
+  assert "4 cpu device(s)" in finish(start(tmp_path, devices=4, **mesh))
+  runs = [
+    [json.loads(line) for line in (w / "metrics.jsonl").read_text().splitlines()]
+    for w in (uninterrupted[0], tmp_path)
+  ]
+  losses = [[line["loss"] for line in run if "loss" in line] for run in runs]
+  np.testing.assert_allclose(losses[0][0], losses[1][0], rtol=2e-6)
+  np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)  # rounding grows over the updates
+  assert "must be a multiple of the 4 devices; use 4 or 8" in finish(
+    start(tmp_path / "x", devices=4, batch_size=6), status=1
+  )
 
 
 def test_loss_that_is_not_finite_ends_the_run(start, tmp_path):
