@@ -53,7 +53,7 @@ def claim_workdir(workdir: Path, run: Mapping[str, Any]) -> None:
   """
   file = workdir / "run.json"
   if file.exists():
-    check_same_run(read_json(file), run, str(workdir))
+    check_same_run(read_run(workdir), run, str(workdir))
   workdir.mkdir(parents=True, exist_ok=True)
   write_json(file, run)
 
@@ -74,11 +74,19 @@ def check_same_run(there: Mapping[str, Any], now: Mapping[str, Any], place: str)
     raise listed(f"{place} holds another run", differences, "choose another --workdir, or give the values it was made with")  # fmt: skip
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_run(workdir: Path) -> dict[str, Any]:
+  """What run.json says; UserError if it is damaged."""
+  path = workdir / "run.json"
   try:
-    return json.loads(path.read_text())
-  except json.JSONDecodeError as error:
-    raise UserError(f"{path} is damaged: {error}") from error
+    run = json.loads(path.read_text())
+  except ValueError as error:
+    raise UserError(
+      f"{path} is damaged: {error}; every checkpoint's meta/metadata holds a copy under `run`"
+    ) from error
+  expected = {"config", "classes", "recipe", "data_set", "version"}
+  if not isinstance(run, dict) or not expected <= run.keys():
+    raise UserError(f"{path} is damaged: it lacks some of {', '.join(sorted(expected))}")
+  return run
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -105,7 +113,7 @@ class Checkpointer:
       best_fn=lambda metrics: metrics["war"],
       preservation_policy=preservation_policy.AnyPreservationPolicy([newest, best]),
       cleanup_tmp_directories=not read_only,
-      read_only=read_only,
+      create=not read_only,  # Orbax's own `read_only` warns of three things on every use
       enable_async_checkpointing=False,  # a failed save then ends in one message, not in the tracebacks of threads
     )
     self.manager = ocp.CheckpointManager(self.folder, options=options, item_names=ITEMS)
@@ -127,7 +135,7 @@ class Checkpointer:
       optimizer=ocp.args.StandardSave({"opt_state": state.opt_state, "step": state.step}),
       meta=ocp.args.JsonSave(dict(meta)),
     )
-    with self._explaining("save"):
+    with self._explaining("saved", int(state.step)):
       # A save within an epoch has no score and is never the best.
       self.manager.save(
         int(state.step), args=items, metrics={"war": -1.0 if war is None else war}, force=True
@@ -141,7 +149,7 @@ class Checkpointer:
       optimizer=ocp.args.StandardRestore(_targets(optimizer)),
       meta=ocp.args.JsonRestore(),
     )
-    with self._explaining("restore"):
+    with self._explaining("read", step):
       restored = self.manager.restore(step, args=items)
     tunable = _from_pure(like.tunable, restored.tunable)
     return like._replace(tunable=tunable, **restored.optimizer), restored.meta
@@ -151,7 +159,7 @@ class Checkpointer:
     items = ocp.args.Composite(
       tunable=ocp.args.StandardRestore(_targets(nnx.to_pure_dict(like))), meta=ocp.args.JsonRestore()
     )
-    with self._explaining("restore"):
+    with self._explaining("read", step):
       restored = self.manager.restore(step, args=items)
     return _from_pure(like, restored.tunable), restored.meta
 
@@ -159,19 +167,24 @@ class Checkpointer:
     self.manager.close()
 
   @contextlib.contextmanager
-  def _explaining(self, verb: str):
-    """Orbax and TensorStore report a full disk or a damaged file in many ways; all of them end a run."""
+  def _explaining(self, doing: str, step: int):
+    """Orbax and TensorStore tell of a full disk or a damaged file in many ways, bare `Exception` among them."""
     # Callbacks of TensorStore fail one by one once the first failure has closed their event loop; that one is enough.
     hook, sys.unraisablehook = sys.unraisablehook, lambda error: None
     try:
       yield
       sys.unraisablehook = hook
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-      steps = self.manager.all_steps()
-      kept = (
-        f"the checkpoints of steps {', '.join(map(str, steps))} are whole" if steps else "there is none yet"
+    except Exception as error:
+      others = [str(other) for other in self.manager.all_steps() if other != step]
+      left = (
+        f"the checkpoints of steps {', '.join(others)} are not touched" if others else "there is no other"
       )
-      raise UserError(f"cannot {verb} a checkpoint in {self.folder} ({kept}): {_short(error)}") from error
+      advice = f"; without the folder {self.folder / str(step)} the run goes on from there" * (
+        doing == "read"
+      )
+      raise UserError(
+        f"the checkpoint of step {step} in {self.folder} cannot be {doing} ({left}{advice}): {_short(error)}"
+      ) from error
 
 
 def save_frozen(workdir: Path, frozen: nnx.State) -> None:
@@ -194,7 +207,7 @@ def load_frozen(workdir: Path, like: nnx.State) -> nnx.State:
   try:
     with ocp.StandardCheckpointer() as checkpointer:
       return _from_pure(like, checkpointer.restore(folder, _targets(nnx.to_pure_dict(like))))
-  except (OSError, ValueError, KeyError, RuntimeError) as error:
+  except Exception as error:  # Orbax raises it bare
     raise UserError(f"cannot read the frozen parameters in {folder}: {_short(error)}") from error
 
 
@@ -249,8 +262,19 @@ class TrainedModel:
       video: (B, T, H, W, 3) RGB, float in [0, 1] or uint8.
       spectrogram: (B, F, K) float32, normalised log-mel, as `mma_dfer_jax.data.fbank.spectrogram` makes it.
     Raises:
-      ValueError: if the shapes are not those of `cfg`.
+      ValueError: if shapes, types or values are not those.
     """
+    video, spectrogram = np.asarray(video), np.asarray(spectrogram)
+    if len(video) != len(spectrogram) or not len(video):
+      raise ValueError(
+        f"{len(video)} videos and {len(spectrogram)} spectrograms: give as many of each, at least one"
+      )
+    if video.dtype != np.uint8 and not (video.dtype.kind == "f" and video.min() >= 0 and video.max() <= 1):
+      raise ValueError(
+        f"video must be uint8, or floating point in [0, 1]; it is {video.dtype}, {video.min()} to {video.max()}"
+      )
+    if not np.isfinite(spectrogram).all():
+      raise ValueError("the spectrogram holds infinite or undefined (NaN) values")
     pixels = jnp.asarray(video, jnp.float32) / (255.0 if video.dtype == np.uint8 else 1.0)
     return np.asarray(self._logits(self.tunable, self.frozen, pixels, jnp.asarray(spectrogram, jnp.float32)))
 
@@ -274,7 +298,7 @@ def load_model(workdir: str | Path, *, step: int | str = "last") -> TrainedModel
   workdir = Path(workdir)
   if not (workdir / "run.json").exists():
     raise UserError(f"{workdir} is no workdir of mma_dfer_jax.train: it has no run.json")
-  run = read_json(workdir / "run.json")
+  run = read_run(workdir)
   checkpointer = Checkpointer(workdir, read_only=True)
   try:
     named = {"last": checkpointer.latest_step(), "best": checkpointer.best_step()}

@@ -13,6 +13,10 @@ from absl import app, flags, logging
 
 from mma_dfer_jax.errors import UserError, listed
 
+# Full disk, no permission, a file where a folder should be: nothing that a traceback would explain better.
+_MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST,
+             errno.ENOTDIR, errno.EISDIR}  # fmt: skip
+
 
 def run(main: Callable[[Sequence[str]], int | None], *, takes_files: bool = False) -> None:
   """Runs a command: what a user can mend ends as a message and exit status 1, wrong flags as exit status 2.
@@ -34,9 +38,9 @@ def _guarded(main, argv, takes_files):
   except FileNotFoundError as error:
     return _complain(f"no such file or folder: {error.filename or error}")
   except OSError as error:
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS):
+    if error.errno not in _MENDABLE:
       raise
-    return _complain(f"{error.strerror}: {error.filename or 'while writing'}; what was saved before is whole")
+    return _complain(f"{error.filename or 'a file'} cannot be written or read: {error.strerror}")
   except KeyboardInterrupt:
     return _complain("stopped by Ctrl-C", status=130)
 

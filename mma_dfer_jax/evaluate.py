@@ -2,7 +2,7 @@
 
   python -m mma_dfer_jax.evaluate --workdir=runs/demo/run --without=none,sound,picture
 
-Writes WORKDIR/evaluation.json, and a confusion matrix picture for each line of it.
+Writes WORKDIR/evaluation_SPLIT_stepN.json, and a picture of each confusion matrix beside it.
 """
 
 from collections.abc import Sequence
@@ -50,8 +50,8 @@ def same_preparation(model_recipe: dict, data_recipe: dict) -> None:
 
 def main(argv: Sequence[str]) -> None:
   del argv
-  if wrong := [name for name in _WITHOUT.value if name not in ("none", "sound", "picture")]:
-    raise UserError(f"--without={','.join(wrong)}: none, sound and picture can be given")
+  if not _WITHOUT.value or set(_WITHOUT.value) - {"none", "sound", "picture"}:
+    raise UserError(f"--without={','.join(_WITHOUT.value)}: none, sound and picture can be given")
   start_jax()
   workdir = Path(_WORKDIR.value)
   step = int(_STEP.value) if _STEP.value.isdigit() else _STEP.value
@@ -73,6 +73,7 @@ def main(argv: Sequence[str]) -> None:
   mesh = make_mesh(-1, 1)
   eval_fn = jax.jit(functools.partial(eval_step, graphdef=model.graphdef))
 
+  name = f"evaluation_{split.replace('+', '_')}_step{model.step}"
   evaluations = {}
   for without in _WITHOUT.value:
     result = evaluate_split(
@@ -86,14 +87,14 @@ def main(argv: Sequence[str]) -> None:
       "clips_without_sound": result["clips_without_sound"],
       "loss": result["test_loss"],
     }
-    draw_confusion_matrix(scores, workdir / f"evaluation_without_{without}.png")
+    draw_confusion_matrix(scores, workdir / f"{name}_without_{without}.png")
     print(
       f"\n{split}, without {without}: WAR {percent(scores.war)}, UAR {percent(scores.uar)}, {scores.clips} clips"
     )
     print(recall_table(scores))
   about = {"split": split, "step": model.step, "classes": model.classes, "version": model.run["version"]}
-  write_json(workdir / "evaluation.json", {**about, "without": evaluations})
-  print(f"\nwrote {workdir}/evaluation.json")
+  write_json(workdir / f"{name}.json", {**about, "without": evaluations})
+  print(f"\nwrote {workdir}/{name}.json")
 
 
 if __name__ == "__main__":

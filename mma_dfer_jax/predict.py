@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     raise UserError("name at least one video file")
   if repeated := sorted({name for name in names if names.count(name) > 1}):
     raise UserError(
-      f"several clips would be answered in the same file: {', '.join(repeated)}; ask for them apart"
+      f"several clips would be answered in {', '.join(repeated)}; ask for them with different --out"
     )
   start_jax()
   model = load_model(_MODEL.value)

@@ -24,11 +24,12 @@ class MetricsLog:
   Args:
     workdir: folder of the run.
     step: where the run starts or resumes; lines of later steps, from a killed run, are taken out.
+    epoch: epochs that were evaluated until then; later ones are taken out likewise.
   """
 
-  def __init__(self, workdir: Path, step: int):
+  def __init__(self, workdir: Path, step: int, epoch: int):
     path = workdir / "metrics.jsonl"
-    kept = [line for line in _whole_lines(path) if line["step"] <= step]
+    kept = [line for line in _whole_lines(path) if line["step"] <= step and line.get("epoch", 0) <= epoch]
     partial = path.with_suffix(".partial")
     partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
     partial.replace(path)
@@ -95,7 +96,9 @@ def write_report(
   classes = run["classes"]
   all_scores = [Scores(np.array(epoch["confusion_matrix"]), classes) for epoch in history]
   last = all_scores[-1]
-  best = max(range(len(history)), key=lambda i: all_scores[i].war)
+  best = max(
+    range(len(history)), key=lambda i: (all_scores[i].war, i)
+  )  # of equal ones the last, as it is kept
   report = {
     **scores_as_json(last),
     "epoch": history[-1]["epoch"],
@@ -150,7 +153,7 @@ def _as_markdown(report: Mapping[str, Any], scores: Scores) -> str:
     f"| {name} | " + " | ".join(map(str, row)) + " |"
     for name, row in zip(scores.classes, scores.confusion, strict=True)
   ]
-  told = ("clips", "clips_without_sound", "train_clips", "clips_seen", "step", "tunable_parameters",
+  told = ("clips", "clips_without_sound", "train_clips", "train_clips_without_sound", "clips_seen", "step", "tunable_parameters",
           "frozen_parameters", "pretrained", "data_set", "splits", "version")  # fmt: skip
   facts = [f"| {name.replace('_', ' ')} | {report[name]} |" for name in told if name in report]
   return "\n".join(

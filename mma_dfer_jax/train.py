@@ -183,11 +183,14 @@ def main(argv: Sequence[str]) -> int:
     print(f"train on {train_split}: {len(train_records)} clips, {steps_per_epoch} steps an epoch; "
           f"test on {test_split}: {len(test_records)} clips; {jax.device_count()} {jax.default_backend()} device(s)")  # fmt: skip
     print("encoders: random weights, nothing pretrained")
+    for name in data_set.classes:
+      if not sum(data_set.clips[split][name] for split in train_split.split("+")):
+        print(f"note: no training clip is {name}, so the model cannot learn it")
     if start_step:
       print(f"go on after step {start_step} of {total_steps}")
 
   # The loop: `step` updates have been made at its top.
-  log = MetricsLog(workdir, start_step)
+  log = MetricsLog(workdir, start_step, len(history))
   pending: list[tuple[int, dict[str, jax.Array]]] = []  # metrics still on the device
   since, since_step = time.monotonic(), start_step
   with (
@@ -227,7 +230,7 @@ def main(argv: Sequence[str]) -> int:
         stopping = result is None
         since = time.monotonic()
       evaluated = bool(history) and history[-1]["step"] == step
-      if step != saved_step and (evaluated or save_due or stopping):
+      if step > 0 and step != saved_step and (evaluated or save_due or stopping):
         checkpointer.save(state, {"run": run, "history": history, "this_epoch": this_epoch},
                           scores.war if evaluated else None)  # fmt: skip
         saved_step = step
@@ -246,6 +249,7 @@ def main(argv: Sequence[str]) -> int:
   if chief:
     facts = {
       "train_clips": len(train_records),
+      "train_clips_without_sound": sum(data_set.without_sound[split] for split in train_split.split("+")),
       "clips_seen": total_steps * config.batch_size,
       "tunable_parameters": count(state.tunable),
       "frozen_parameters": count(state.frozen),

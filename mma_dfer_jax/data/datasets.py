@@ -1,5 +1,6 @@
 """Data sets on disk: what a record holds, how it is written by tfds without TensorFlow, how it is opened."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import json
@@ -82,7 +83,16 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
     data_dir: str | os.PathLike,
   ):
     self.clips, self.classes = clips, list(classes)
-    self.facts = {"classes": self.classes, "recipe": dict(recipe), "fingerprint": fingerprint}
+    counts = Counter((clip.split, clip.label) for clip in clips)
+    silent = Counter(clip.split for clip in clips if np.load(clip.decoded)["sample_rate"] == 0)
+    splits = dict.fromkeys(clip.split for clip in clips)
+    self.facts = {
+      "classes": self.classes,
+      "recipe": dict(recipe),
+      "fingerprint": fingerprint,
+      "clips": {split: {label: counts[split, label] for label in self.classes} for split in splits},
+      "without_sound": {split: silent[split] for split in splits},
+    }
     super().__init__(data_dir=data_dir, file_format="array_record")
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -141,13 +151,15 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
 
 @dataclasses.dataclass(frozen=True)
 class DataSet:
-  """A data set on disk: class names in label order, the recipe that made it, clips per split."""
+  """A data set on disk: class names in label order, the recipe that made it, clips per split, and of what kind."""
 
   path: Path
   classes: tuple[str, ...]
   recipe: dict[str, Any]
   fingerprint: str
   splits: dict[str, int]
+  clips: dict[str, dict[str, int]]  # by split and class
+  without_sound: dict[str, int]  # by split
 
   def records(self, split: str) -> Sequence[Mapping[str, Any]]:
     """Random access to the records of a split, or of several: "fold1+fold3"; frames stay JPEG bytes."""
@@ -166,9 +178,9 @@ class DataSet:
     train = [split for split in folds if split != test] if fold else ["train"]
     if test not in self.splits or not train or train[0] not in self.splits:
       advice = f"set config.data.fold to 1…{len(folds)}" if folds else "set config.data.fold=0"
+      needed = f"the split {test} and other folds" if fold else "the splits train and test"
       raise UserError(
-        f"config.data.fold={fold} needs the splits {' and '.join([*(train or ['other folds']), test])}, but "
-        f"{self.path} has {', '.join(self.splits)}; {advice}"
+        f"config.data.fold={fold} needs {needed}, but {self.path} has {', '.join(self.splits)}; {advice}"
       )
     return "+".join(train), test
 
@@ -190,7 +202,8 @@ def open_data_set(data_dir: str | os.PathLike, name: str) -> DataSet:
   if not facts:
     raise UserError(f"{max(versions)} was not written by mma_dfer_jax.data.prepare: it has no recipe")
   splits = {split: info.splits[split].num_examples for split in info.splits}
-  return DataSet(max(versions), tuple(facts["classes"]), facts["recipe"], facts["fingerprint"], splits)
+  return DataSet(max(versions), tuple(facts["classes"]), facts["recipe"], facts["fingerprint"], splits,
+                 facts["clips"], facts["without_sound"])  # fmt: skip
 
 
 class _LocalBucket(shuffle._Bucket):

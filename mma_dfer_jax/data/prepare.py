@@ -120,7 +120,7 @@ def read_manifest(manifest: Path, classes: Sequence[str]) -> tuple[list[Row], di
       wrong.append(f"fold {row['fold'] or ''!r} is not a number from 1 on")
       split = ""
     elif not re.fullmatch(r"[a-z][a-z0-9_]*", split) or split == "all":
-      wrong.append(f"split {split!r} is not a name of lower-case letters, digits and _ (and not 'all')")
+      wrong.append(f"split {split!r} must be a name in lower case: letters, digits and _, and not 'all'")
       split = ""
     file = Path(os.path.abspath(manifest.parent / path))
     same = os.path.realpath(file)  # the same clip in training and in the test would make the score a lie
@@ -278,6 +278,8 @@ def prepare_clips(
     raise UserError(f"{home} cannot be written: {error}; {_ADVICE}") from error
   made = open_data_set(data_dir, "clips")
   print(f"wrote {made.path}: {_described(made.splits)}")
+  if allow_missing_sound:
+    print(f"without sound: {_described(made.without_sound)}")
   print(f"classes, in label order: {', '.join(made.classes)}")
   print("recipe:", *(f"{key}: {value}" for key, value in made.recipe.items()), sep="\n  ")
 
