@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One door to everything: ./launch.sh demo | test | train … | evaluate … | predict … | prepare …
+# One door to everything: ./launch.sh demo | test | prepare … | train … | evaluate … | predict … | convert …
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -7,10 +7,12 @@ usage() {
   cat <<'TEXT'
 ./launch.sh demo            generate clips, prepare, train, evaluate, predict one clip (minutes on two CPU cores)
 ./launch.sh test [args]     format, lint, types, tests; arguments go to pytest
+./launch.sh install         make .venv, nothing else
 ./launch.sh prepare …       python -m mma_dfer_jax.data.prepare …
 ./launch.sh train …         python -m mma_dfer_jax.train …
 ./launch.sh evaluate …      python -m mma_dfer_jax.evaluate …
 ./launch.sh predict …       python -m mma_dfer_jax.predict …
+./launch.sh convert …       python -m mma_dfer_jax.convert …
 
 Makes .venv when it is missing. PYTHON=python3.12 chooses another Python (3.11 or newer).
 TEXT
@@ -53,9 +55,10 @@ command="${1:-help}"
 shift || true
 case "$command" in
   demo) install; demo ;;
+  install) install ;;
   test) install; tests "$@" ;;
   prepare) install; run mma_dfer_jax.data.prepare "$@" ;;
-  train | evaluate | predict) install; run "mma_dfer_jax.$command" "$@" ;;
+  train | evaluate | predict | convert) install; run "mma_dfer_jax.$command" "$@" ;;
   help | -h | --help) usage ;;
   *) usage >&2; exit 2 ;;
 esac

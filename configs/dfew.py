@@ -1,14 +1,16 @@
 """The paper on DFEW: ViT-B/16 at 224 px, 7 classes, 25 epochs; published 5-fold means: UAR 67.01, WAR 77.51.
 
   python -m mma_dfer_jax.train --config=configs/dfew.py --config.data.data_dir=data --config.data.fold=1 \
+      --config.pretrained.image=mae_face_pretrain_vit_base.pth --config.pretrained.audio=pretrained.pth \
       --workdir=runs/dfew/fold1
 """
 
 from mma_dfer_jax.config import default_config
+from mma_dfer_jax.data.labels import LABEL_ORDERS
 
 
 def get_config():
   c = default_config()
   c.data.fold = 1
-  c.data.classes = ("happy", "sad", "neutral", "angry", "surprise", "disgust", "fear")  # csv label - 1
+  c.data.classes = LABEL_ORDERS["dfew"].classes
   return c

@@ -7,20 +7,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-  from mma_dfer_jax.checkpoints import load_model as load_model
   from mma_dfer_jax.config import default_config as default_config
+  from mma_dfer_jax.conversion import convert_checkpoint as convert_checkpoint
   from mma_dfer_jax.data.fbank import log_mel_fbank as log_mel_fbank
   from mma_dfer_jax.data.frames import sample_frames as sample_frames
   from mma_dfer_jax.metrics import Scores as Scores
   from mma_dfer_jax.metrics import confusion_matrix as confusion_matrix
   from mma_dfer_jax.model import MmaDfer as MmaDfer
   from mma_dfer_jax.model import ModelConfig as ModelConfig
+  from mma_dfer_jax.trained_model import load_model as load_model
 
 _HOMES = {
   "MmaDfer": "model",
   "ModelConfig": "model",
   "default_config": "config",
-  "load_model": "checkpoints",
+  "load_model": "trained_model",
+  "convert_checkpoint": "conversion",
   "log_mel_fbank": "data.fbank",
   "sample_frames": "data.frames",
   "Scores": "metrics",

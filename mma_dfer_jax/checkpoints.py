@@ -1,4 +1,4 @@
-"""What a run leaves on disk to go on from, or to answer with.
+"""What a run leaves on disk to go on from.
 
 workdir/run.json                 what the run is: config, class names, recipe of the data, version
 workdir/frozen/                  ❄ parameters, written once
@@ -16,9 +16,6 @@ from typing import Any
 from flax import nnx
 from flax.traverse_util import flatten_dict
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
-import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
@@ -26,19 +23,29 @@ from mma_dfer_jax.config import MAY_CHANGE, flat_config
 from mma_dfer_jax.data.datasets import DataSet
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.model import ModelConfig
-from mma_dfer_jax.train_state import TrainState, abstract_model, split_tunable
+from mma_dfer_jax.train_state import TrainState
 
 VERSION = importlib.metadata.version("mma_dfer_jax")
 ITEMS = ("tunable", "optimizer", "meta")
 
 
-def describe_run(config: Mapping[str, Any], cfg: ModelConfig, data_set: DataSet) -> dict[str, Any]:
-  """What identifies a run, as JSON knows it; the recipe of the data set and what the model makes of its records."""
+def describe_run(
+  config: Mapping[str, Any], cfg: ModelConfig, data_set: DataSet, pretrained: Mapping[str, str]
+) -> dict[str, Any]:
+  """What identifies a run, as JSON knows it; the recipe of the data set and what the model makes of its records.
+
+  Args:
+    config: nested, of the run.
+    cfg: sizes.
+    data_set: what it trains on.
+    pretrained: sha256 of the file that each pretrained encoder comes from.
+  """
   sizes = {"image_size": cfg.image_size, "num_frames": cfg.num_frames, "audio_shape": cfg.audio_shape}
   run = {
     "config": flat_config(config),
     "classes": data_set.classes,
     "recipe": data_set.recipe | sizes,
+    "pretrained": dict(pretrained),
     "data_set": {"fingerprint": data_set.fingerprint, "splits": data_set.splits},
     "version": VERSION,
   }
@@ -63,7 +70,7 @@ def check_same_run(there: Mapping[str, Any], now: Mapping[str, Any], place: str)
   differences = [f"classes: {there['classes']} there, {now['classes']} now"] * (
     there["classes"] != now["classes"]
   )
-  for part in ("recipe", "data_set", "config"):
+  for part in ("recipe", "pretrained", "data_set", "config"):
     before, after = there[part], now[part]
     differences += [
       f"{part} {key}: {before.get(key, 'nothing')!r} there, {after.get(key, 'nothing')!r} now"
@@ -83,7 +90,7 @@ def read_run(workdir: Path) -> dict[str, Any]:
     raise UserError(
       f"{path} is damaged: {error}; every checkpoint's meta/metadata holds a copy under `run`"
     ) from error
-  expected = {"config", "classes", "recipe", "data_set", "version"}
+  expected = {"config", "classes", "recipe", "pretrained", "data_set", "version"}
   if not isinstance(run, dict) or not expected <= run.keys():
     raise UserError(f"{path} is damaged: it lacks some of {', '.join(sorted(expected))}")
   return run
@@ -151,7 +158,7 @@ class Checkpointer:
     )
     with self._explaining("read", step):
       restored = self.manager.restore(step, args=items)
-    tunable = _from_pure(like.tunable, restored.tunable)
+    tunable = from_pure(like.tunable, restored.tunable)
     return like._replace(tunable=tunable, **restored.optimizer), restored.meta
 
   def restore_tunable(self, step: int, like: nnx.State) -> tuple[nnx.State, dict[str, Any]]:
@@ -161,7 +168,7 @@ class Checkpointer:
     )
     with self._explaining("read", step):
       restored = self.manager.restore(step, args=items)
-    return _from_pure(like, restored.tunable), restored.meta
+    return from_pure(like, restored.tunable), restored.meta
 
   def close(self) -> None:
     self.manager.close()
@@ -183,7 +190,7 @@ class Checkpointer:
         doing == "read"
       )
       raise UserError(
-        f"the checkpoint of step {step} in {self.folder} cannot be {doing} ({left}{advice}): {_short(error)}"
+        f"the checkpoint of step {step} in {self.folder} cannot be {doing} ({left}{advice}): {short(error)}"
       ) from error
 
 
@@ -196,7 +203,7 @@ def save_frozen(workdir: Path, frozen: nnx.State) -> None:
     with ocp.StandardCheckpointer() as checkpointer:
       checkpointer.save(folder, nnx.to_pure_dict(frozen))
   except (OSError, ValueError, RuntimeError) as error:
-    raise UserError(f"cannot save the frozen parameters in {folder}: {_short(error)}") from error
+    raise UserError(f"cannot save the frozen parameters in {folder}: {short(error)}") from error
 
 
 def load_frozen(workdir: Path, like: nnx.State) -> nnx.State:
@@ -206,9 +213,9 @@ def load_frozen(workdir: Path, like: nnx.State) -> nnx.State:
   folder = workdir.absolute() / "frozen"
   try:
     with ocp.StandardCheckpointer() as checkpointer:
-      return _from_pure(like, checkpointer.restore(folder, _targets(nnx.to_pure_dict(like))))
+      return from_pure(like, checkpointer.restore(folder, _targets(nnx.to_pure_dict(like))))
   except Exception as error:  # Orbax raises it bare
-    raise UserError(f"cannot read the frozen parameters in {folder}: {_short(error)}") from error
+    raise UserError(f"cannot read the frozen parameters in {folder}: {short(error)}") from error
 
 
 def _targets(tree: Any) -> Any:
@@ -218,65 +225,16 @@ def _targets(tree: Any) -> Any:
   )
 
 
-def _from_pure(like: nnx.State, values: Any) -> nnx.State:
+def from_pure(like: nnx.State, values: Any) -> nnx.State:
   """A state of the structure of `like` with the given values; `like` may hold shapes only."""
   by_path = flatten_dict(values)
   return nnx.from_flat_state([(path, v.replace(by_path[path])) for path, v in nnx.to_flat_state(like)])
 
 
-def _short(error: BaseException) -> str:
+def short(error: BaseException) -> str:
+  """The message of an error, on one line and not endless."""
   text = " ".join(str(error).split())
   return text if len(text) <= 600 else f"{text[:300]} … {text[-300:]}"
-
-
-class TrainedModel:
-  """A trained MMA-DFER and what it must be fed with; call it with a batch to get logits.
-
-  Attributes:
-    cfg: sizes.
-    classes: names, in the order of the logits.
-    recipe: how its data were prepared.
-    step: updates it has seen.
-    config: all fields of the run, flat ("data.fold").
-  """
-
-  def __init__(
-    self, graphdef: nnx.GraphDef, tunable: nnx.State, frozen: nnx.State, *, run: Mapping[str, Any], step: int
-  ):
-    self.graphdef, self.tunable, self.frozen = graphdef, tunable, frozen
-    self.cfg = model_config(run["config"], run["classes"])
-    self.classes: tuple[str, ...] = tuple(run["classes"])
-    self.recipe: dict[str, Any] = run["recipe"]
-    self.config: dict[str, Any] = run["config"]
-    self.run, self.step = run, step
-    self._logits = jax.jit(lambda tunable, frozen, *inputs: nnx.merge(graphdef, tunable, frozen)(*inputs))
-
-  def __call__(
-    self,
-    video: Float[np.ndarray | Array, "B T H W 3"] | UInt8[np.ndarray | Array, "B T H W 3"],
-    spectrogram: Float[np.ndarray | Array, "B F K"],
-  ) -> Float[np.ndarray, "B C"]:
-    """Logits (B, C) float32.
-
-    Args:
-      video: (B, T, H, W, 3) RGB, float in [0, 1] or uint8.
-      spectrogram: (B, F, K) float32, normalised log-mel, as `mma_dfer_jax.data.fbank.spectrogram` makes it.
-    Raises:
-      ValueError: if shapes, types or values are not those.
-    """
-    video, spectrogram = np.asarray(video), np.asarray(spectrogram)
-    if len(video) != len(spectrogram) or not len(video):
-      raise ValueError(
-        f"{len(video)} videos and {len(spectrogram)} spectrograms: give as many of each, at least one"
-      )
-    if video.dtype != np.uint8 and not (video.dtype.kind == "f" and video.min() >= 0 and video.max() <= 1):
-      raise ValueError(
-        f"video must be uint8, or floating point in [0, 1]; it is {video.dtype}, {video.min()} to {video.max()}"
-      )
-    if not np.isfinite(spectrogram).all():
-      raise ValueError("the spectrogram holds infinite or undefined (NaN) values")
-    pixels = jnp.asarray(video, jnp.float32) / (255.0 if video.dtype == np.uint8 else 1.0)
-    return np.asarray(self._logits(self.tunable, self.frozen, pixels, jnp.asarray(spectrogram, jnp.float32)))
 
 
 def model_config(flat: Mapping[str, Any], classes: tuple[str, ...] | list[str]) -> ModelConfig:
@@ -284,34 +242,3 @@ def model_config(flat: Mapping[str, Any], classes: tuple[str, ...] | list[str]) 
   fields = {key.removeprefix("model."): value for key, value in flat.items() if key.startswith("model.")}
   fields["num_classes"] = fields["num_classes"] or len(classes)
   return ModelConfig(**fields | {"audio_shape": tuple(fields["audio_shape"])})
-
-
-def load_model(workdir: str | Path, *, step: int | str = "last") -> TrainedModel:
-  """Opens the model of a training workdir.
-
-  Args:
-    workdir: folder that `mma_dfer_jax.train` was given.
-    step: "last", "best" (by WAR), or a step that was kept.
-  Raises:
-    UserError: if there is no such checkpoint.
-  """
-  workdir = Path(workdir)
-  if not (workdir / "run.json").exists():
-    raise UserError(f"{workdir} is no workdir of mma_dfer_jax.train: it has no run.json")
-  run = read_run(workdir)
-  checkpointer = Checkpointer(workdir, read_only=True)
-  try:
-    named = {"last": checkpointer.latest_step(), "best": checkpointer.best_step()}
-    found = named[step] if isinstance(step, str) and step in named else step
-    steps = checkpointer.manager.all_steps()
-    if not isinstance(found, int) or found not in steps:
-      raise UserError(
-        f"{workdir} has no checkpoint {step!r}; it has the steps {', '.join(map(str, steps)) or 'none'}"
-      )
-    abstract = nnx.merge(*abstract_model(model_config(run["config"], run["classes"])))
-    graphdef, tunable, frozen = split_tunable(abstract, run["config"]["tunable"])
-    tunable, meta = checkpointer.restore_tunable(found, tunable)
-    check_same_run(run, meta["run"], f"{workdir}/run.json")
-    return TrainedModel(graphdef, tunable, load_frozen(workdir, frozen), run=run, step=found)
-  finally:
-    checkpointer.close()

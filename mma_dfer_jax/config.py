@@ -34,6 +34,10 @@ def default_config() -> ml_collections.ConfigDict:
   c.model = ml_collections.ConfigDict(dataclasses.asdict(ModelConfig()))
   c.model.num_classes = 0  # 0: as many as the data set has
 
+  c.pretrained = ml_collections.ConfigDict()
+  c.pretrained.image = ""  # MAE-Face's file, mae_face_pretrain_vit_base.pth; empty: random weights
+  c.pretrained.audio = ""  # AudioMAE's file, pretrained.pth; empty: random weights
+
   c.data = ml_collections.ConfigDict()
   c.data.name = "clips"  # folder below data_dir, as written by mma_dfer_jax.data.prepare
   c.data.data_dir = ""  # required
@@ -57,8 +61,8 @@ def default_config() -> ml_collections.ConfigDict:
   return c
 
 
-# What may differ when a run is resumed: how it runs, not what it computes.
-MAY_CHANGE = ("data.data_dir", "data.num_workers", "data.prefetch", "mesh.data", "mesh.fsdp", "fsdp_min_size_mb",
+# What may differ when a run is resumed: how it runs, not what it computes (pretraining files are known by content).
+MAY_CHANGE = ("pretrained.image", "pretrained.audio", "data.data_dir", "data.num_workers", "data.prefetch", "mesh.data", "mesh.fsdp", "fsdp_min_size_mb",
               "log_every_steps", "save_every_steps", "keep_checkpoints")  # fmt: skip
 
 

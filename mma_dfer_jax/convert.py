@@ -1,163 +1,133 @@
-"""Names and layouts: the authors' PyTorch state dict <-> our parameters, tensor by tensor.
+"""Weights in and out: the authors' checkpoints, this project's, and the two pretraining files.
 
-Our parameters are a flat dict from "/"-joined paths (`fusion/3/image_down/kernel`) to arrays; theirs is a state
-dict without the `module.` prefix. The table below is the whole translation, in both directions.
+  python -m mma_dfer_jax.convert --model=dfew_fold1.pth --classes=dfew --out=models/dfew_fold1
+  python -m mma_dfer_jax.convert --model=models/dfew_fold1 --to_torch=back.pth --to_safetensors=back.safetensors
+  python -m mma_dfer_jax.convert --config=configs/dfew.py --config.pretrained.image=mae_face_pretrain_vit_base.pth \
+      --config.pretrained.audio=audiomae.pth --out=models/start
+
+Reading needs no PyTorch and executes nothing that a file holds.
 """
 
-from collections.abc import Callable, Mapping
-import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
 
-import numpy as np
+from absl import flags
+from ml_collections import config_flags
 
-from mma_dfer_jax.errors import UserError
-from mma_dfer_jax.model import ModelConfig
+from mma_dfer_jax import cli
+from mma_dfer_jax.checkpoints import model_config
+from mma_dfer_jax.config import flat_config
+from mma_dfer_jax.conversion import (  # fmt: skip
+  Source,
+  check_exports,
+  export,
+  open_checkpoint,
+  open_folder,
+  start_of_training,
+  write_folder,
+)
+from mma_dfer_jax.data.labels import LabelOrder, label_order
+from mma_dfer_jax.errors import UserError, listed
+from mma_dfer_jax.sharding import start_jax
+from mma_dfer_jax.verdict import report_text
+from mma_dfer_jax.weights import open_pretrained
 
-# How a layout changes: PyTorch keeps linear weights as (out, in) and convolutions as (out, in, height, width).
-TO_JAX: dict[str, Callable[[list[np.ndarray]], np.ndarray]] = {
-  "keep": lambda tensors: tensors[0],
-  "linear": lambda tensors: tensors[0].T,
-  "conv": lambda tensors: tensors[0].transpose(2, 3, 1, 0),
-  "concat": lambda tensors: np.concatenate(tensors, axis=0).T,  # to_q (q), to_kv (k, v) -> one qkv
-  "stack": np.stack,  # one tensor per stage
-}
-TO_TORCH: dict[str, Callable[[np.ndarray], list[np.ndarray]]] = {
-  "keep": lambda array: [array],
-  "linear": lambda array: [array.T],
-  "conv": lambda array: [array.transpose(3, 2, 0, 1)],
-  "concat": lambda array: np.split(array.T, [array.shape[1] // 3]),
-  "stack": list,
-}
-
-
-class CheckpointMismatchError(UserError):
-  """A checkpoint that is not the model asked for; says all that is missing, unexpected and of another shape."""
-
-  def __init__(self, missing: list[str], unexpected: list[str], wrong_shape: list[str]):
-    self.missing, self.unexpected, self.wrong_shape = missing, unexpected, wrong_shape
-    lists = [("missing", missing), ("unexpected", unexpected), ("wrong shape", wrong_shape)]
-    super().__init__("\n".join(
-      ["the checkpoint does not fit the model:"]
-      + [f"  {title} ({len(names)}): {', '.join(names) or 'none'}" for title, names in lists]
-    ))  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-  """One of our parameters: its path, the tensors it is made of in the authors' file, and how."""
-
-  path: str
-  torch_names: tuple[str, ...]
-  layout: str
-
-
-def name_table(cfg: ModelConfig) -> list[Row]:
-  """Every parameter of our model with its origin; the order is that of our model's figure."""
-  rows = []
-
-  def row(path: str, *torch_names: str, layout: str = "keep"):
-    rows.append(Row(path, torch_names, layout))
-
-  def linear(path: str, name: str, layout: str = "linear"):
-    row(f"{path}/kernel", f"{name}.weight", layout=layout)
-    row(f"{path}/bias", f"{name}.bias")
-
-  def norm(path: str, name: str):
-    row(f"{path}/scale", f"{name}.weight")
-    row(f"{path}/bias", f"{name}.bias")
-
-  for ours, theirs in (("image", "image_encoder"), ("audio", "audio_model")):
-    encoder = f"{ours}_encoder"
-    row(f"{encoder}/cls_token", f"{theirs}.cls_token")
-    row(f"{encoder}/pos_embed", f"{theirs}.pos_embed")
-    linear(f"{encoder}/patch_embed", f"{theirs}.patch_embed.proj", layout="conv")
-    for i in range(cfg.depth):
-      for layer in ("norm1", "norm2"):
-        norm(f"{encoder}/blocks/{i}/{layer}", f"{theirs}.blocks.{i}.{layer}")
-      for layer in ("attn/qkv", "attn/proj", "mlp/fc1", "mlp/fc2"):
-        linear(f"{encoder}/blocks/{i}/{layer}", f"{theirs}.blocks.{i}.{layer.replace('/', '.')}")
-    norm(f"{encoder}/norm", f"{theirs}.norm")
-    row(f"{ours}_prompts/prompt_tokens", f"{theirs}.learnable_prompts_init")
-    updates = [f"{theirs}.learnable_prompts_progr.{stage}" for stage in range(cfg.num_stages)]
-    row(f"{ours}_prompts/update_tokens", *updates, layout="stack")
-
-  for i in range(cfg.depth):
-    linear(f"fusion/{i}/image_down", f"image_encoder.temporal_pre.{i}")
-    norm(f"fusion/{i}/image_norm", f"image_encoder.temporal_pre_norm.{i}")
-    # The audio side's compression lives in the image encoder of the original.
-    linear(f"fusion/{i}/audio_down", f"image_encoder.audio_proj_pre.{i}.0")
-    norm(f"fusion/{i}/audio_norm", f"image_encoder.audio_proj_pre.{i}.1")
-    for ours, theirs in (("image", "image_encoder"), ("audio", "audio_model")):
-      linear(f"fusion/{i}/{ours}_up", f"{theirs}.temporal_att_post.{i}.0")
-      row(f"fusion/{i}/{ours}_gate", f"{theirs}.all_gate.{i}")
-
-  linear("joint_adaptation/proj", "vision_proj")
-  row("temporal/cls_token", "temporal_net.cls_token")
-  row("temporal/pos_embed", "temporal_net.pos_embedding")
-  for i in range(cfg.temporal_depth):
-    attention, feed_forward = (f"temporal_net.temporal_transformer.layers.{i}.{k}.fn" for k in (0, 1))
-    norm(f"temporal/blocks/{i}/norm1", f"{attention}.norm")
-    qkv = (f"{attention}.fn.to_q.weight", f"{attention}.fn.to_kv.weight")
-    row(f"temporal/blocks/{i}/attn/qkv/kernel", *qkv, layout="concat")
-    linear(f"temporal/blocks/{i}/attn/proj", f"{attention}.fn.to_out.0")
-    norm(f"temporal/blocks/{i}/norm2", f"{feed_forward}.norm")
-    linear(f"temporal/blocks/{i}/mlp/fc1", f"{feed_forward}.fn.net.0")
-    linear(f"temporal/blocks/{i}/mlp/fc2", f"{feed_forward}.fn.net.3")
-  linear("classifier", "our_classifier")
-  return rows
+_MODEL = flags.DEFINE_string(
+  "model", None, "A .pth or .safetensors file, a model folder, or the workdir of a run."
+)
+_CONFIG = config_flags.DEFINE_config_file(
+  "config",
+  None,
+  "Instead of --model: sizes, seed and pretrained.{image,audio} of a run to start.",
+  lock_config=True,
+)
+_STEP = flags.DEFINE_string("step", "last", "Of a workdir: last, best (by WAR), or a step that was kept.")
+_CLASSES = flags.DEFINE_string(
+  "classes", None, "Class names: dfew, mafw (the order of MMA-DFER's lists), mafw-official, or a,b,c."
+)
+_HEADS = flags.DEFINE_integer(
+  "heads", None, "Attention heads of the encoders, if unusual for their width.", lower_bound=1
+)
+_OUT = flags.DEFINE_string("out", None, "Model folder to write.")
+_TO_TORCH = flags.DEFINE_string("to_torch", None, "A .pth file to write; needs PyTorch.")
+_TO_SAFETENSORS = flags.DEFINE_string("to_safetensors", None, "A .safetensors file to write.")
+_VERIFY = flags.DEFINE_string(
+  "verify", None, "A .npz with video, spectrogram and the logits that they must give."
+)
+_TOLERANCE = flags.DEFINE_float(
+  "tolerance", 1e-4, "Largest difference of a logit that --verify accepts.", lower_bound=0
+)
 
 
-def unused_names(cfg: ModelConfig) -> list[str]:
-  """Tensors of the authors' file that never take part: both encoders' heads and the temporal net's `norm2`."""
-  modules = ["image_encoder.head", "audio_model.head"]
-  layers = range(cfg.temporal_depth)
-  modules += [f"temporal_net.temporal_transformer.layers.{i}.{k}.fn.norm2" for i in layers for k in (0, 1)]
-  return [f"{module}.{leaf}" for module in modules for leaf in ("weight", "bias")]
+def checked_flags() -> None:
+  """Raises UserError with everything that is wrong with the flags."""
+  problems = []
+  if (_MODEL.value is None) == (_CONFIG.value is None):
+    problems.append("give either --model, or --config with the pretraining files")
+  if not (_OUT.value or _TO_TORCH.value or _TO_SAFETENSORS.value):
+    problems.append("say what to write: --out, --to_torch, --to_safetensors")
+  if _VERIFY.value and not _OUT.value:
+    problems.append("--verify goes with --out")
+  if _HEADS.value and not Path(_MODEL.value or "").is_file():
+    problems.append("--heads is for files of weights; a folder or a config says it itself")
+  if problems:
+    raise listed("nothing to convert", problems)
 
 
-def from_torch(
-  tensors: Mapping[str, np.ndarray], cfg: ModelConfig, shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, np.ndarray]:
-  """Our parameters from the authors' state dict.
+def open_source() -> Source:
+  """What the flags name, checked whole, with nothing but names and shapes read."""
+  if _MODEL.value is None:
+    return source_of_config(_CONFIG.value)
+  path = Path(_MODEL.value)
+  if path.is_dir():
+    return open_folder(path, int(_STEP.value) if _STEP.value.isdigit() else _STEP.value, _CLASSES.value)
+  return open_checkpoint(path, _CLASSES.value, _HEADS.value)
 
-  Args:
-    tensors: state dict without `module.` prefix; heads and `norm2` may be there and are left out.
-    cfg: sizes of the model.
-    shapes: the shape of each of our parameters, by path.
-  Returns:
-    Arrays by path, in the dtype of the source.
-  Raises:
-    CheckpointMismatchError: with everything missing, unexpected or of the wrong shape.
-  """
-  table = name_table(cfg)
-  known = {name for row in table for name in row.torch_names}
-  missing = sorted(known - tensors.keys())
-  unexpected = sorted(tensors.keys() - known - set(unused_names(cfg)))
-  params, wrong_shape = {}, []
-  for row in table:
-    if not set(row.torch_names) <= tensors.keys():
-      continue
-    parts = [np.asarray(tensors[name]) for name in row.torch_names]
+
+def source_of_config(config) -> Source:
+  """The start of a run: both pretraining files, checked together."""
+  files = {stream: config.pretrained[stream] for stream in ("image", "audio")}
+  order = label_order(_CLASSES.value) if _CLASSES.value else None
+  if order is None and config.data.classes:
+    order = LabelOrder(tuple(config.data.classes), "as the config says")
+  problems = [f"config.pretrained.{stream} is empty" for stream, file in files.items() if not file]
+  if order is None:
+    problems.append("the config has no data.classes: give --classes")
+  if problems:
+    raise listed("this start of a run cannot be made", problems)
+  assert order is not None
+  cfg = model_config(flat_config(config.to_dict()), order.classes)
+  encoders = []
+  for stream, file in files.items():
     try:
-      params[row.path] = np.ascontiguousarray(TO_JAX[row.layout](parts))
-      fits = params[row.path].shape == tuple(shapes[row.path])
-    except ValueError:  # wrong number of axes, or parts that do not go together
-      fits = False
-    if not fits:
-      given = ", ".join(f"{name} {part.shape}" for name, part in zip(row.torch_names, parts, strict=True))
-      wrong_shape.append(f"{given} for {row.path} {tuple(shapes[row.path])}")
-  if missing or unexpected or wrong_shape:
-    raise CheckpointMismatchError(missing, unexpected, wrong_shape)
-  return params
+      encoders.append(open_pretrained(stream, file, cfg))
+    except UserError as error:
+      problems.append(str(error))
+  if problems:
+    raise listed("this start of a run cannot be made", problems)
+  for encoder in encoders:
+    print(encoder.describe())
+  return start_of_training(cfg, config.seed, encoders, order)
 
 
-def to_torch(params: Mapping[str, np.ndarray], cfg: ModelConfig) -> dict[str, np.ndarray]:
-  """The authors' tensors, by name without prefix, from ours (or from gradients or moments of ours).
+def main(argv: Sequence[str]) -> None:
+  del argv
+  checked_flags()
+  start_jax()
+  to_torch = Path(_TO_TORCH.value) if _TO_TORCH.value else None
+  to_safetensors = Path(_TO_SAFETENSORS.value) if _TO_SAFETENSORS.value else None
+  check_exports(to_torch, to_safetensors)
+  source = open_source()
+  if _OUT.value:
+    report = write_folder(
+      source, Path(_OUT.value), Path(_VERIFY.value) if _VERIFY.value else None, _TOLERANCE.value
+    )
+    print(report_text(report))
+    print(f"wrote {_OUT.value}")
+  if to_torch or to_safetensors:
+    export(source, to_torch, to_safetensors)
+    print(f"wrote {' and '.join(str(file) for file in (to_torch, to_safetensors) if file)}")
 
-  Paths that `params` lacks are left out, so that a part of the model can be named as well.
-  """
-  tensors: dict[str, np.ndarray] = {}
-  for row in name_table(cfg):
-    if row.path in params:
-      parts = TO_TORCH[row.layout](np.asarray(params[row.path]))
-      tensors |= {n: np.ascontiguousarray(p) for n, p in zip(row.torch_names, parts, strict=True)}
-  return tensors
+
+if __name__ == "__main__":
+  cli.run(main)

@@ -16,14 +16,17 @@ import numpy as np
 import tqdm
 
 from mma_dfer_jax import cli
-from mma_dfer_jax.checkpoints import TrainedModel, load_model, write_json
+from mma_dfer_jax.checkpoints import write_json
 from mma_dfer_jax.data import media
 from mma_dfer_jax.data.datasets import read_record
 from mma_dfer_jax.data.pipeline import Preprocessing, eval_example
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.sharding import start_jax
+from mma_dfer_jax.trained_model import TrainedModel, load_model
 
-_MODEL = flags.DEFINE_string("model", None, "Workdir of a run.", required=True)
+_MODEL = flags.DEFINE_string(
+  "model", None, "Workdir of a run, or a folder that `convert` wrote.", required=True
+)
 _OUT = flags.DEFINE_string("out", None, "Folder for the answers.", required=True)
 
 
@@ -49,7 +52,7 @@ def predict_clip(model: TrainedModel, file: str | Path) -> dict[str, Any]:
     "frames": len(record["frames"]),
     "sound": record["has_audio"],
     "seconds_of_sound": len(record["waveform"]) / record["sample_rate"] if record["has_audio"] else 0.0,
-    "model": {"step": model.step, "version": model.run["version"]},
+    "model": model.origin,
   }
 
 

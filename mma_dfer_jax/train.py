@@ -44,6 +44,7 @@ from mma_dfer_jax.train_state import (  # fmt: skip
   make_optimizer,
   parameter_table,
 )
+from mma_dfer_jax.weights import open_pretrained
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Path of the config.", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
@@ -53,13 +54,14 @@ flags.mark_flag_as_required("config")
 
 
 def checked(config):
-  """The sizes of the model, the data set and its (train, test) splits; everything wrong with a config at once.
+  """Sizes, data set, its (train, test) splits, and pretrained encoders; everything wrong with a config at once.
 
   Raises:
     UserError: with all problems, before anything long has started.
   """
   problems = problems_of(config)
   cfg = data_set = splits = None
+  encoders = []
   try:
     check_batch_size(config.batch_size)
     make_mesh(**config.mesh)
@@ -85,9 +87,15 @@ def checked(config):
     train_clips = sum(data_set.splits[split] for split in splits[0].split("+"))
     if train_clips < config.batch_size:
       problems.append(f"batch_size={config.batch_size}, but {splits[0]} has {train_clips} clips in all")
+  for stream in ("image", "audio"):
+    try:
+      if cfg and config.pretrained[stream]:
+        encoders.append(open_pretrained(stream, config.pretrained[stream], cfg))
+    except UserError as error:
+      problems.append(str(error))
   if problems:
     raise listed("this run cannot start", problems)
-  return cfg, data_set, splits
+  return cfg, data_set, splits, encoders
 
 
 def check_disk(workdir: Path, state, keep: int) -> None:
@@ -131,7 +139,7 @@ def main(argv: Sequence[str]) -> int:
 
   # Devices, and everything that can be wrong.
   start_jax(config.matmul_precision)
-  cfg, data_set, (train_split, test_split) = checked(config)
+  cfg, data_set, (train_split, test_split), encoders = checked(config)
   mesh = make_mesh(**config.mesh)
   chief = jax.process_index() == 0
 
@@ -145,15 +153,18 @@ def main(argv: Sequence[str]) -> int:
   steps_per_epoch = order.steps_per_epoch
   total_steps = steps_per_epoch * config.num_epochs
 
-  # Model and optimizer, freshly initialised.
+  # Model and optimizer, freshly initialised; pretrained encoders put over it.
   schedule = cosine_by_epoch(config.learning_rate, config.num_epochs, steps_per_epoch)
   tx = make_optimizer(schedule, config.weight_decay)
+  pretrained = {path: value for encoder in encoders for path, value in encoder.read().items()}
   graphdef, state = create_train_state(
-    cfg, config.tunable, tx, seed=config.seed, mesh=mesh, fsdp_min_size_mb=config.fsdp_min_size_mb
-  )
+    cfg, config.tunable, tx, seed=config.seed, mesh=mesh, fsdp_min_size_mb=config.fsdp_min_size_mb,
+    pretrained=pretrained,
+  )  # fmt: skip
+  del pretrained
 
   # Where it goes: another run's folder is refused, its own is gone on with.
-  run = describe_run(config.to_dict(), cfg, data_set)
+  run = describe_run(config.to_dict(), cfg, data_set, {e.stream: e.weights.sha256 for e in encoders})
   claim_workdir(workdir, run)
   check_disk(workdir, state, config.keep_checkpoints)
   checkpointer = Checkpointer(workdir, keep=config.keep_checkpoints)
@@ -182,7 +193,10 @@ def main(argv: Sequence[str]) -> int:
           f"with {dead_elements(cfg):,} that it never uses")  # fmt: skip
     print(f"train on {train_split}: {len(train_records)} clips, {steps_per_epoch} steps an epoch; "
           f"test on {test_split}: {len(test_records)} clips; {jax.device_count()} {jax.default_backend()} device(s)")  # fmt: skip
-    print("encoders: random weights, nothing pretrained")
+    for stream in {"image", "audio"} - {encoder.stream for encoder in encoders}:
+      print(f"{stream} encoder: random weights, nothing pretrained (config.pretrained.{stream} is empty)")
+    for encoder in encoders:
+      print(encoder.describe())
     for name in data_set.classes:
       if not sum(data_set.clips[split][name] for split in train_split.split("+")):
         print(f"note: no training clip is {name}, so the model cannot learn it")

@@ -1,7 +1,9 @@
 """What training carries along: the tunable and the frozen parameters, the optimizer's moments, the step."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+import functools
 import re
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from flax import nnx
@@ -62,6 +64,26 @@ def abstract_model(cfg: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
   return nnx.split(nnx.eval_shape(lambda: MmaDfer(cfg, rngs=nnx.Rngs(0))))
 
 
+@functools.lru_cache(maxsize=8)
+def parameter_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
+  """The shape of each parameter, by path; not to be written to."""
+  return {path: tuple(variable.shape) for path, variable in flat_params(abstract_model(cfg)[1]).items()}
+
+
+def put_pretrained(model: MmaDfer, pretrained: Mapping[str, np.ndarray]) -> None:
+  """Writes parameters by path over those of a fresh model, in place.
+
+  A table of positions may be given without the rows of the prompts: those stay as they were drawn, as in the original.
+  """
+  variables = flat_params(nnx.state(model))
+  for path, value in pretrained.items():
+    fresh = variables[path][...]
+    variables[path][...] = (
+      jnp.concatenate([value, fresh[:, value.shape[1] :]], axis=1) if path.endswith("pos_embed") else value
+    )
+  nnx.update(model, nnx.state(model))
+
+
 def split_tunable(model: MmaDfer, patterns: Sequence[str]) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
   """(graph definition, tunable, frozen) parameters of a model."""
   graphdef, tunable, frozen = nnx.split(model, Tunable(patterns), ...)  # type: ignore[misc] # three for two filters
@@ -88,13 +110,15 @@ def create_train_state(
   seed: int,
   mesh: Mesh,
   fsdp_min_size_mb: float,
+  pretrained: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> tuple[nnx.GraphDef, TrainState]:
-  """A freshly initialised model, split by `patterns` and spread over the mesh.
+  """A freshly initialised model with pretrained parameters put over it, split by `patterns`, spread over the mesh.
 
   Raises:
     UserError: if a pattern matches nothing.
   """
   model = MmaDfer(cfg, rngs=nnx.Rngs(params=seed))
+  put_pretrained(model, pretrained)
   check_tunable(patterns, list(flat_params(nnx.state(model))))
   graphdef, tunable, frozen = split_tunable(model, patterns)
   tunable, frozen = (

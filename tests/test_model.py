@@ -9,11 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mma_dfer_jax import convert
+from mma_dfer_jax import torch_names
 from mma_dfer_jax.config import PAPER_TUNABLE
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.model import FusionBottleneck, MmaDfer, ModelConfig, ProgressivePrompts
-from mma_dfer_jax.train_state import Tunable, abstract_model, check_tunable, count, dead_elements, flat_params
+from mma_dfer_jax.train_state import (
+  Tunable,
+  abstract_model,
+  check_tunable,
+  count,
+  dead_elements,
+  flat_params,
+  parameter_shapes,
+)
 
 SMALL = dataclasses.replace(TINY, depth=4, layers_per_stage=2, audio_shape=(64, 32), image_size=32)
 
@@ -167,32 +175,34 @@ def test_fresh_encoders_start_as_maes():
 
 
 def test_every_parameter_has_its_name_in_the_authors_file_and_back():
-  _, params = abstract_model(SMALL)
-  shapes = {path: variable.shape for path, variable in flat_params(params).items()}
-  table = convert.name_table(SMALL)
+  shapes = parameter_shapes(SMALL)
+  table = torch_names.name_table(SMALL)
   assert sorted(row.path for row in table) == sorted(shapes)
   names = [name for row in table for name in row.torch_names]
   assert len(names) == len(set(names))
   rng = np.random.default_rng(0)
   ours = {path: rng.standard_normal(shape, np.float32) for path, shape in shapes.items()}
-  back = convert.from_torch(convert.to_torch(ours, SMALL), SMALL, shapes)
+  theirs = torch_names.to_torch(ours, SMALL)
+  assert {name: tensor.shape for name, tensor in theirs.items()} == torch_names.used_shapes(SMALL, shapes)
+  back = torch_names.from_torch(theirs, table)
   assert all(np.array_equal(back[path], ours[path]) for path in shapes)
 
 
 def test_a_checkpoint_that_does_not_fit_names_everything():
-  _, params = abstract_model(SMALL)
-  shapes = {path: variable.shape for path, variable in flat_params(params).items()}
-  theirs = convert.to_torch({path: np.zeros(shape, np.float32) for path, shape in shapes.items()}, SMALL)
-  theirs |= {name: np.zeros(1) for name in convert.unused_names(SMALL)}
-  convert.from_torch(theirs, SMALL, shapes)  # the unused ones may be there
-  del theirs["our_classifier.bias"], theirs["temporal_net.cls_token"]
-  theirs["fc.weight"] = np.zeros((7, 32))
-  theirs["vision_proj.weight"] = np.zeros((48, 48))
-  theirs["image_encoder.patch_embed.proj.weight"] = np.zeros((48, 768))
-  with pytest.raises(convert.CheckpointMismatchError) as error:
-    convert.from_torch(theirs, SMALL, shapes)
+  wanted = torch_names.used_shapes(SMALL, parameter_shapes(SMALL))
+  unused = torch_names.unused_shapes(SMALL)
+  found = wanted | unused
+  torch_names.check_fit("x.pth", found, wanted, allowed=unused)  # the unused ones may be there
+  del found["our_classifier.bias"], found["temporal_net.cls_token"]
+  found |= {
+    "fc.weight": (7, 32),
+    "vision_proj.weight": (48, 48),
+    "image_encoder.patch_embed.proj.weight": (48, 768),
+  }
+  with pytest.raises(torch_names.CheckpointMismatchError) as error:
+    torch_names.check_fit("x.pth does not fit", found, wanted, allowed=unused)
   assert error.value.missing == ["our_classifier.bias", "temporal_net.cls_token"]
   assert error.value.unexpected == ["fc.weight"]
   assert len(error.value.wrong_shape) == 2
-  for name in ("our_classifier.bias", "temporal_net.cls_token", "fc.weight", "vision_proj.weight"):
-    assert name in str(error.value)
+  for word in ("x.pth", "our_classifier.bias", "temporal_net.cls_token", "fc.weight", "vision_proj.weight"):
+    assert word in str(error.value)

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from mma_dfer_jax import convert, model, vit
+from mma_dfer_jax import model, torch_names, vit
 from mma_dfer_jax.config import PAPER_TUNABLE
 from mma_dfer_jax.steps import train_step
 from mma_dfer_jax.train_state import (
@@ -28,8 +28,7 @@ def build(case: str, dtype=np.float32) -> model.MmaDfer:
   """Our model with the golden weights of a case."""
   cfg = CONFIGS[case]
   graphdef, params = abstract_model(cfg)
-  shapes = {path: variable.shape for path, variable in flat_params(params).items()}
-  arrays = convert.from_torch(golden_weights(case), cfg, shapes)
+  arrays = torch_names.from_torch(golden_weights(case), torch_names.name_table(cfg))
   leaves = [jnp.asarray(arrays[path].astype(dtype)) for path in flat_params(params)]
   return nnx.merge(graphdef, jax.tree.unflatten(jax.tree.structure(params), leaves))
 
@@ -133,7 +132,7 @@ def tiny_loss(graphdef, frozen, *, train=False):
 
 
 def as_original(tree) -> dict[str, np.ndarray]:
-  return convert.to_torch({path: np.asarray(v[...]) for path, v in flat_params(tree).items()}, TINY)
+  return torch_names.to_torch({path: np.asarray(v[...]) for path, v in flat_params(tree).items()}, TINY)
 
 
 def check_gradients(dtype, suffix: str, rel: float, atol: float) -> None:
@@ -157,8 +156,9 @@ def test_first_gradient_of_every_tunable_parameter_in_float64():
 
 
 def test_first_gradient_of_every_tunable_parameter():
-  # The floor is for one scalar, audio_model.all_gate.5: 4e-4 left of sums near 1, the original itself is 6e-5 off.
-  check_gradients(np.float32, "", rel=1e-4, atol=1e-7)
+  # The floor is for one scalar, audio_model.all_gate.5: 4e-4 left of sums near 1, which float32 knows to 1.2e-7 and
+  # processors add in different orders; the original itself is 6e-5 off.
+  check_gradients(np.float32, "", rel=1e-4, atol=2.4e-7)
 
 
 def test_three_updates():

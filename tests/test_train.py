@@ -15,11 +15,12 @@ import time
 from conftest import ROOT
 import numpy as np
 import pytest
+from torch_files import write_torch_file
 
-from mma_dfer_jax.checkpoints import load_model
 from mma_dfer_jax.data.demo import generate
 from mma_dfer_jax.data.prepare import prepare_clips
 from mma_dfer_jax.train_state import flat_params
+from mma_dfer_jax.trained_model import load_model
 
 # Three epochs of five steps on 21 generated clips, with a model that compiles within seconds.
 SMALL = {
@@ -261,6 +262,60 @@ def test_model_in_python_refuses_what_it_was_not_made_for(uninterrupted):
     model(pixels, sound[:, :32])
   best = load_model(uninterrupted[0], step="best")
   assert best.step == json.loads((uninterrupted[0] / "report.json").read_text())["best_epoch"]["step"]
+
+
+def pretraining_file(path: Path, channels: int, patches: int, seed: int) -> dict[str, np.ndarray]:
+  """An encoder of the small model's sizes as MAE names it, with a grid of its own and a decoder to be left out."""
+  rng, width, mlp = np.random.default_rng(seed), SMALL["model.width"], SMALL["model.mlp_dim"]
+  shapes = {"cls_token": (1, 1, width), "pos_embed": (1, 1 + patches, width), "mask_token": (1, 1, 8),
+            "patch_embed.proj.weight": (width, channels, 16, 16), "patch_embed.proj.bias": (width,),
+            "norm.weight": (width,), "norm.bias": (width,), "decoder_blocks.0.norm1.weight": (8,)}  # fmt: skip
+  linears = {"attn.qkv": (3 * width, width), "attn.proj": (width, width), "mlp.fc1": (mlp, width), "mlp.fc2": (width, mlp)}  # fmt: skip
+  for i in (0, 1):
+    shapes |= {
+      f"blocks.{i}.{norm}.{leaf}": (width,) for norm in ("norm1", "norm2") for leaf in ("weight", "bias")
+    }
+    for name, (outputs, inputs) in linears.items():
+      shapes |= {f"blocks.{i}.{name}.weight": (outputs, inputs), f"blocks.{i}.{name}.bias": (outputs,)}
+  state = {name: 0.1 * rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+  write_torch_file(path, {"model": state, "epoch": 400})
+  return state
+
+
+def test_a_run_starts_from_pretrained_encoders(start, tmp_path):
+  image = pretraining_file(tmp_path / "face.pth", 3, 14 * 14, 0)
+  audio = pretraining_file(tmp_path / "sound.pth", 1, 64 * 8, 1)
+  files = {"pretrained.image": tmp_path / "face.pth", "pretrained.audio": tmp_path / "sound.pth"}
+  printed = finish(start(tmp_path / "run", num_epochs=1, **files))
+  assert re.search(
+    r"image encoder: .*face\.pth, .*\(14, 14\) to \(2, 2\), 2 of its decoder left out", printed
+  )
+  assert re.search(r"audio encoder: .*sound\.pth, .*\(64, 8\) to \(4, 8\)", printed)
+  assert "random weights" not in printed
+  found = parameters(tmp_path / "run")
+  for stream, state in (("image", image), ("audio", audio)):
+    kernel = found[f"{stream}_encoder/blocks/1/mlp/fc2/kernel"]
+    np.testing.assert_array_equal(kernel, state["blocks.1.mlp.fc2.weight"].T)
+    np.testing.assert_array_equal(found[f"{stream}_encoder/cls_token"], state["cls_token"])
+    np.testing.assert_array_equal(
+      found[f"{stream}_encoder/patch_embed/kernel"], state["patch_embed.proj.weight"].transpose(2, 3, 1, 0)
+    )
+    # One epoch of small steps moves the position tables a little; the class token's row shows whose they are.
+    np.testing.assert_allclose(
+      found[f"{stream}_encoder/pos_embed"][:, 0], state["pos_embed"][:, 0], atol=0.02
+    )
+  # The files are known by content: they may move, but not change.
+  shutil.copy(tmp_path / "face.pth", tmp_path / "moved.pth")
+  moved = files | {"pretrained.image": tmp_path / "moved.pth"}
+  assert "go on after step 5" in finish(start(tmp_path / "run", num_epochs=1, **moved))
+  pretraining_file(tmp_path / "face.pth", 3, 14 * 14, 2)
+  assert "pretrained image" in finish(start(tmp_path / "run", num_epochs=1, **files), status=1)
+  # What does not fit is told for both files at once, before anything starts.
+  swapped = {"pretrained.image": files["pretrained.audio"], "pretrained.audio": tmp_path / "nowhere.pth"}
+  printed = finish(start(tmp_path / "new", **swapped), status=1)
+  assert "looks like a masked autoencoder of spectrograms" in printed
+  assert "nowhere.pth" in printed
+  assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("mesh", [{}, {"mesh.fsdp": 2, "fsdp_min_size_mb": 0.0005}])
