@@ -79,7 +79,9 @@ def main(argv: Sequence[str]) -> None:
     )
   same_preparation(model.recipe, data_set.recipe)
   if unknown_of_model := sorted(data_set.recipe.keys() - model.recipe.keys()):
-    print(f"note: the model does not say its {', '.join(unknown_of_model)}; prepare the data as its authors did")
+    print(
+      f"note: the model does not say its {', '.join(unknown_of_model)}; prepare the data as its authors did"
+    )
   split = split or data_set.train_and_test(trained_as["data.fold"])[1]
   if unknown := set(split.split("+")) - set(data_set.splits):
     raise UserError(f"there is no split {', '.join(sorted(unknown))}; there are {', '.join(data_set.splits)}")

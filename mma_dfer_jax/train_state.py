@@ -59,14 +59,14 @@ def flat_params(state: nnx.State) -> dict[str, Any]:
   return {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
 
 
+@functools.lru_cache(maxsize=8)  # tracing a dozen layers takes seconds
 def abstract_model(cfg: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
-  """The structure of the model without a single number: (graph definition, shapes)."""
+  """The structure of the model without a single number: (graph definition, shapes); to be read only."""
   return nnx.split(nnx.eval_shape(lambda: MmaDfer(cfg, rngs=nnx.Rngs(0))))
 
 
-@functools.lru_cache(maxsize=8)
 def parameter_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
-  """The shape of each parameter, by path; not to be written to."""
+  """The shape of each parameter, by path."""
   return {path: tuple(variable.shape) for path, variable in flat_params(abstract_model(cfg)[1]).items()}
 
 

@@ -1,14 +1,14 @@
 """Weights in and out: the real command on real files, against what the original wrote and computed."""
 
 import json
-import os
 from pathlib import Path
 import re
+import shutil
 import subprocess
 import sys
 import time
 
-from conftest import CONFIGS, GOLDEN, ROOT, TINY, golden_inputs, golden_json, golden_weights, slice_of
+from conftest import GOLDEN, ROOT, TINY, golden_inputs, golden_json, golden_weights, slice_of
 from flax import nnx
 import jax.numpy as jnp
 import make_weights
@@ -16,21 +16,25 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from torch_files import write_torch_file
+from torch_files import View, write_torch_file
 
 from mma_dfer_jax import convert_checkpoint, load_model
 from mma_dfer_jax.config import default_config
+from mma_dfer_jax.conversion import export, open_checkpoint, open_folder
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.model import MmaDfer, ModelConfig
 from mma_dfer_jax.torch_file import read_torch_file
-from mma_dfer_jax.torch_names import CheckpointMismatchError
-from mma_dfer_jax.train_state import put_pretrained
+from mma_dfer_jax.torch_names import CheckpointMismatchError, unused_shapes, used_shapes
+from mma_dfer_jax.train_state import parameter_shapes, put_pretrained
 from mma_dfer_jax.verdict import digest
-from mma_dfer_jax.weights import find_sizes, open_pretrained, open_weights, resize_positions
-
-TORCH = Path(
-  os.environ.get("MMA_DFER_TORCH_PYTHON", sys.executable)
-)  # a Python that has PyTorch, for those tests
+from mma_dfer_jax.weights import (
+  InMemory,
+  Weights,
+  find_sizes,
+  open_pretrained,
+  open_weights,
+  resize_positions,
+)
 
 
 def convert(*flags: object, status: int = 0) -> str:
@@ -130,10 +134,10 @@ def test_full_size_from_file_to_logits_and_back(tmp_path):
   assert {name: digest(tensor.read()) for name, tensor in back.items()} == digests
 
 
-@pytest.mark.parametrize("flags", [["--classes=dfew"], ["--classes=dfew", "--heads=4"]])
-def test_sizes_come_from_the_shapes(tiny_file, tmp_path, flags):
-  printed = convert(f"--model={tiny_file}", f"--out={tmp_path}/model", *flags)
-  assert ("assumed: heads = 4" in printed) == (len(flags) == 1)
+@pytest.mark.parametrize("heads", [None, 4])
+def test_sizes_come_from_the_shapes(tiny_file, tmp_path, heads):
+  report = convert_checkpoint(tiny_file, tmp_path / "model", classes="dfew", heads=heads)
+  assert report["assumed"].keys() == {"heads", "temporal_heads"} - ({"heads"} if heads else set())
   model = load_model(tmp_path / "model")
   assert model.cfg == TINY
   assert model.classes == ("happy", "sad", "neutral", "angry", "surprise", "disgust", "fear")
@@ -146,10 +150,6 @@ def test_sizes_come_from_the_shapes(tiny_file, tmp_path, flags):
               num_frames=8, temporal_depth=2, temporal_width=24, temporal_head_dim=4, temporal_mlp_dim=40),
 ])  # fmt: skip
 def test_other_sizes_are_found_too(cfg):
-  from mma_dfer_jax.torch_names import used_shapes
-  from mma_dfer_jax.train_state import parameter_shapes
-  from mma_dfer_jax.weights import InMemory, Weights
-
   shapes = used_shapes(cfg, parameter_shapes(cfg))
   tensors = {name: InMemory(np.broadcast_to(np.float32(0), shape)) for name, shape in shapes.items()}
   found, assumed = find_sizes(Weights(Path("x.pth"), tensors, {"mma_dfer_jax": {}}), None)
@@ -177,13 +177,13 @@ def test_the_folder_says_whose_label_order_it_has(tiny, tmp_path, flag, first, s
 
 
 def test_class_names_are_never_guessed(tiny_file, tmp_path):
-  printed = convert(f"--model={tiny_file}", f"--out={tmp_path}/model", status=1)
-  assert "7 classes" in printed
-  assert "--classes=dfew" in printed
-  assert "11" in convert(f"--model={tiny_file}", "--classes=mafw", f"--out={tmp_path}/model", status=1)
-  assert "different names" in convert(
-    f"--model={tiny_file}", "--classes=a,b,b,c,d,e,f", f"--out={tmp_path}/model", status=1
-  )
+  for given, words in (
+    (None, "7 classes .* --classes=dfew or"),
+    ("mafw", "11 class names"),
+    ("a,b,b,c,d,e,f", "different names"),
+  ):
+    with pytest.raises(UserError, match=words):
+      convert_checkpoint(tiny_file, tmp_path / "model", classes=given)
   assert not list(tmp_path.iterdir())
 
 
@@ -200,7 +200,7 @@ def test_other_precisions_keep_their_bits_and_answer(tiny, tmp_path, dtype):
   assert logits.dtype == np.float32
   tolerance = {np.float16: 2e-2, ml_dtypes.bfloat16: 2e-1, np.float64: 1e-5}[dtype]
   np.testing.assert_allclose(logits, np.load(GOLDEN / "forward_tiny_64_7.npz")["logits64"], atol=tolerance)
-  convert(f"--model={tmp_path}/model", f"--to_safetensors={tmp_path}/back.safetensors")
+  export(open_folder(tmp_path / "model", "last", None), None, tmp_path / "back.safetensors")
   back = open_weights(tmp_path / "back.safetensors").tensors
   assert {name: digest(tensor.read()) for name, tensor in back.items()} == {
     n: digest(t) for n, t in cast.items()
@@ -215,38 +215,41 @@ def test_a_verification_that_fails_leaves_nothing(tiny_file, tmp_path):
   np.savez(tmp_path / "wrong.npz", video=video, spectrogram=spectrogram, logits=np.zeros((2, 7), np.float32))
   np.savez(tmp_path / "short.npz", video=video[:, :8], logits=np.zeros((2, 7), np.float32))
   (tmp_path / "text.npz").write_text("no numbers")
-  common = (f"--model={tiny_file}", "--classes=dfew", f"--out={tmp_path}/model")
-  printed = convert(*common, f"--verify={tmp_path}/wrong.npz", status=1)
-  assert "differ from those expected by up to 1.4" in printed
-  printed = convert(*common, f"--verify={tmp_path}/short.npz", status=1)
-  assert "(2, 8, 64, 64, 3), not (2, 16, 64, 64, 3)" in printed
-  assert "spectrogram: missing" in printed
-  assert "no .npz file" in convert(*common, f"--verify={tmp_path}/text.npz", status=1)
-  # The wrong number of heads has the right shapes: only the logits tell.
   right = write_verification(tmp_path / "right.npz", "tiny_64_7")
-  assert "--heads" in convert(*common, "--heads=8", f"--verify={right}", status=1)
+  for file, heads, words in (
+    ("wrong.npz", None, r"differ from those expected by up to 1\.4"),
+    ("short.npz", None, r"(?s)\(2, 8, 64, 64, 3\), not \(2, 16, 64, 64, 3\).*spectrogram: missing"),
+    ("text.npz", None, r"no \.npz file"),
+    ("nowhere.npz", None, "no such file"),
+    (right.name, 8, "--heads"),  # other heads have the same shapes: only the logits tell
+  ):
+    with pytest.raises(UserError, match=words):
+      convert_checkpoint(tiny_file, tmp_path / "model", classes="dfew", heads=heads, verify=tmp_path / file)
   assert not [path for path in tmp_path.iterdir() if path.suffix != ".npz"]
+  report = convert_checkpoint(tiny_file, tmp_path / "model", classes="dfew", heads=4, verify=right)
+  assert report["verify"]["largest_difference"] < 1e-5
 
 
 def test_what_is_there_is_not_overwritten(tiny_file, tiny_folder, tmp_path):
   (tmp_path / "model").mkdir()
   (tmp_path / "model/precious").write_text("mine")
   (tmp_path / "x.safetensors").write_text("mine")
-  common = (f"--model={tiny_file}", "--classes=dfew")
-  assert "exists already" in convert(*common, f"--out={tmp_path}/model", status=1)
-  assert "exists already" in convert(*common, f"--to_safetensors={tmp_path}/x.safetensors", status=1)
+  with pytest.raises(UserError, match="exists already"):
+    convert_checkpoint(tiny_file, tmp_path / "model", classes="dfew")
+  with pytest.raises(UserError, match="exists already"):
+    export(open_folder(tiny_folder, "last", None), None, tmp_path / "x.safetensors")
   assert [path.read_text() for path in (tmp_path / "model/precious", tmp_path / "x.safetensors")] == [
     "mine",
     "mine",
   ]
-  assert "say what to write" in convert(*common, status=1)
-  assert "either --model, or --config" in convert(f"--out={tmp_path}/new", status=1)
-  assert "happy, sad" in convert(f"--model={tiny_folder}", "--classes=a,b", f"--out={tmp_path}/new", status=1)
+  with pytest.raises(UserError, match="happy, sad"):
+    open_folder(tiny_folder, "last", "a,b")
+  printed = convert("--config=configs/dfew.py", f"--model={tiny_file}", status=1)
+  assert "either --model, or --config" in printed
+  assert "say what to write" in printed
 
 
 def test_a_damaged_folder_is_named(tiny_folder, tmp_path):
-  import shutil
-
   shutil.copytree(tiny_folder, tmp_path / "model")
   (tmp_path / "model/params/0/manifest.ocdbt").write_bytes(b"nothing")
   with pytest.raises(UserError, match=r"cannot read .*params/0"):
@@ -274,16 +277,10 @@ def test_safetensors_there_and_back(tiny, tiny_folder, tmp_path):
 
 
 def test_heads_that_never_took_part_start_as_the_originals(tiny, tmp_path):
-  without = {
-    name: tensor
-    for name, tensor in tiny.items()
-    if ".head." not in name and "norm2" not in name.split("fn.")[-1]
-  }
+  without = {name: tensor for name, tensor in tiny.items() if name not in unused_shapes(TINY)}
+  assert len(without) == 492
   write_torch_file(tmp_path / "without.pth", {"state_dict": with_prefix(without)})
-  printed = convert(
-    f"--model={tmp_path}/without.pth", "--classes=dfew", f"--to_safetensors={tmp_path}/x.safetensors"
-  )
-  assert "wrote" in printed
+  export(open_checkpoint(tmp_path / "without.pth", "dfew", None), None, tmp_path / "x.safetensors")
   raw = safetensors.numpy.load_file(tmp_path / "x.safetensors")
   assert {name: tensor.shape for name, tensor in raw.items()} == {
     f"module.{n}": t.shape for n, t in tiny.items()
@@ -480,7 +477,7 @@ def broken_files(tiny: dict[str, np.ndarray], whole: bytes) -> dict[str, tuple[o
     "empty.pth": (b"", "empty"),
     "download.pth": (b"<!DOCTYPE html><html><body>Google Drive - Virus scan warning</body></html>", "HTML"),
     "pointer.pth": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 123\n", "git-lfs|LFS"),
-    "cut.pth": (whole[: len(whole) // 2], "cut off"),
+    "cut.pth": (whole[: len(whole) // 2], "cut short"),
     "lying.safetensors": (lying, r"no whole \.safetensors file"),
     "huge.safetensors": ((10**15).to_bytes(8, "little") + b"{}", r"no whole \.safetensors file"),
     "nan.pth": ({"state_dict": nan}, r"NaN.*\n.*vision_proj\.bias"),
@@ -520,10 +517,7 @@ def test_the_command_ends_with_a_message(tiny, tmp_path):
 
 def test_expanded_tensors_cannot_fill_the_memory(tiny, tmp_path):
   """A file of some kilobytes whose tensors claim gigabytes."""
-  from torch_files import View  # a view on a storage: here one number, seen a million times
-
   state = {name: View(np.zeros(1, np.float32), (30_000, 10_000), (0, 0)) for name in tiny}
   write_torch_file(tmp_path / "bomb.pth", {"state_dict": state})
   with pytest.raises(UserError, match=r"bomb\.pth"):
     convert_checkpoint(tmp_path / "bomb.pth", tmp_path / "model", classes="dfew")
-  assert CONFIGS["tiny_64_7"] == TINY
