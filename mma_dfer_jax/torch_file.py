@@ -4,10 +4,7 @@ Their centre is a pickle: a program that may call any function there is. Here it
 call one. It knows by name what builds tensors, and keeps an inert `StandIn` for all else that checkpoints hold.
 """
 
-from _compat_pickle import (
-  IMPORT_MAPPING,
-  NAME_MAPPING,
-)  # what Python 2 called the modules of the standard library
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # from names of Python 2
 from collections.abc import Callable
 import dataclasses
 import io
@@ -28,7 +25,7 @@ import numpy as np
 from mma_dfer_jax.errors import UserError
 
 LIMIT = 2**24  # bytes of a pickle, of a zip directory, of any single read: real checkpoints stay below 1 MiB
-MAX_STEPS = 2**21  # opcodes of a pickle: a checkpoint with its optimizer takes 0.15 million
+MAX_STEPS = 2**20  # opcodes of a pickle: a checkpoint with its optimizer takes 40 thousand
 CHUNK = 2**22  # bytes whose checksum is taken at once
 OLD_MAGIC, OLD_VERSION = 0x1950A86A20F9469CFC6C, 1001  # the first two pickles of the format before torch 1.6
 
@@ -121,9 +118,7 @@ class StoredTensor:
     """
     file, item = self.block.file, self.dtype.itemsize
     if self.nbytes > max(file.size, 2**26):
-      raise TorchFileError(
-        f"{file.path}: a tensor makes {self.nbytes:,} bytes of {self.span:,} by repeating them"
-      )
+      raise TorchFileError(f"{file.path}: a tensor repeats {self.span:,} bytes to make {self.nbytes:,}")
     raw = np.dtype(f"u{item}")
     stored = raw.newbyteorder(">" if self.block.big_endian else "<")
     try:
@@ -134,12 +129,11 @@ class StoredTensor:
       raise TorchFileError(f"{file.path}: {error.strerror or error}") from error
     if (status.st_size, status.st_mtime_ns) != (file.size, file.changed) or flat.nbytes != self.span:
       raise TorchFileError(f"{file.path}: has been changed since it was opened")
-    flat = flat != 0 if self.dtype == bool else flat.astype(raw, copy=False).view(self.dtype)
     if not self.span:
       return np.empty(self.shape, self.dtype)
-    return np.asarray(
-      np.ndarray(self.shape, self.dtype, flat, 0, [item * s for s in self.strides]), order="C"
-    )
+    flat = flat != 0 if self.dtype == bool else flat.astype(raw, copy=False).view(self.dtype)
+    strides = [item * stride for stride in self.strides]
+    return np.asarray(np.ndarray(self.shape, self.dtype, flat, 0, strides), order="C")
 
 
 def read_torch_file(path: str | os.PathLike[str]) -> Any:
@@ -213,26 +207,22 @@ def _blocks(source: _Source, file: _File) -> dict[str, _Block]:
   try:
     with zipfile.ZipFile(source) as archive:
       infos, directory = archive.infolist(), archive.start_dir
-  except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, OSError, EOFError) as error:
+  except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, OverflowError, OSError) as error:
     raise _Problem(f"is cut short or damaged: the directory at its end ({_shown(str(error))})") from error
   folder = _folder([info.filename for info in infos])
-  checked = any(
-    info.CRC for info in infos
-  )  # torch.serialization.set_crc32_options(False) leaves all of them out
+  checked = any(info.CRC for info in infos)  # torch can be told to leave all checksums out
   blocks, end = {}, 0
   for info in sorted(infos, key=lambda info: info.header_offset):
-    name, damaged = _shown(info.filename), "is damaged, or not of torch.save"
+    entry = f"is damaged, or not of torch.save: entry {_shown(info.filename)}"
     if info.flag_bits & 0x2041:
-      raise _Problem(f"{damaged}: entry {name} is encrypted")
+      raise _Problem(f"{entry} is encrypted")
     if info.compress_type != zipfile.ZIP_STORED:
-      raise _Problem(
-        f"{damaged}: entry {name} is compressed; unpack the archive and pack it without compression"
-      )
+      raise _Problem(f"{entry} is compressed; unpack the archive and pack it without compression")
     block = _Block(file, _data_offset(source, info), info.file_size)
     if info.header_offset < end or block.offset + block.nbytes > directory:
-      raise _Problem(f"{damaged}: entry {name} overlaps another one or ends outside the file")
+      raise _Problem(f"{entry} overlaps another one or ends outside the file")
     if checked and _checksum(source, block) != info.CRC:
-      raise _Problem(f"{damaged}: entry {name} does not match its checksum")
+      raise _Problem(f"{entry} does not match its checksum")
     end = block.offset + block.nbytes
     blocks[info.filename.removeprefix(folder)] = block
   return blocks
@@ -245,15 +235,11 @@ def _folder(names: list[str]) -> str:
   pickle = next((name for name in names if re.fullmatch(r"[^/\\]+/data\.pkl", name)), None)
   if pickle is None:
     some = ", ".join(_shown(name) for name in names[:3])
-    raise _Problem(
-      f"is a zip archive, but not of torch.save; it holds {some}, …. Is the checkpoint packed in it?"
-    )
+    raise _Problem(f"is a zip archive, but not of torch.save; it holds {some}, …. Unpack it")
   folder = pickle.removesuffix("data.pkl")
   for name in names:
     if not name.startswith(folder) or "\\" in name or ".." in name.split("/"):
-      raise _Problem(
-        f"is damaged, or not of torch.save: entry {_shown(name)} is not in folder {_shown(folder)}"
-      )
+      raise _Problem(f"is damaged, or not of torch.save: entry {_shown(name)} is not in {_shown(folder)}")
   if len(set(names)) < len(names):
     raise _Problem("is damaged, or not of torch.save: two entries have the same name")
   return folder
@@ -261,7 +247,7 @@ def _folder(names: list[str]) -> str:
 
 def _data_offset(source: _Source, info: zipfile.ZipInfo) -> int:
   """Where an entry's data begin, from the header in front of them, which must agree with the directory."""
-  header = source.part(max(info.header_offset, 0), 30)
+  header = source.part(info.header_offset, 30) if 0 <= info.header_offset < 2**63 else b""
   if len(header) == 30:
     magic, *_, method, _, _, crc, packed, size, n, extra = struct.unpack("<4s5H3L2H", header)
     name = source.read(n).decode("utf-8" if info.flag_bits & 0x800 else "cp437", "replace")
@@ -311,7 +297,9 @@ def _read_old(source: _Source, file: _File) -> Any:
     raise _Problem("is damaged, or of an unknown version of the old format")
   machine.run(stream)  # about the machine that wrote it; the data are little-endian on all machines
   value, keys = machine.run(stream), machine.run(stream)
-  if type(keys) is not list or any(type(key) is not str for key in keys) or sorted(keys) != sorted(blocks):
+  if type(keys) is not list or any(type(key) is not str for key in keys):
+    raise _Problem("is damaged: it has no list of storages")
+  if len(keys) != len(blocks) or set(keys) != blocks.keys():
     raise _Problem("is damaged: the storages that it has are not those that its tensors need")
   end = stream.tell()
   for key in keys:
@@ -455,14 +443,13 @@ class _Machine:
 
   def call(self, function: Any, arguments: Any, is_class: bool = False) -> Any:
     """What a call would give, for the few functions that are known."""
+    if isinstance(function, StandIn) and re.fullmatch(
+      r"torch\._?tensor\._rebuild_from_type(_v2)?", function.name
+    ):
+      function, _, arguments, _ = arguments  # a subclass of Tensor
     if not isinstance(function, StandIn) or type(arguments) is not tuple:
       raise TypeError("a call of something that is no function")
     name = function.name
-    if name == "torch._tensor._rebuild_from_type_v2":  # for a subclass of Tensor
-      function, _, arguments, _ = arguments
-      name = (
-        function.name if isinstance(function, StandIn) and function.name in _TENSORS else "another function"
-      )
     if name in _TENSORS:
       try:
         return _TENSORS[name](*arguments)
@@ -482,10 +469,10 @@ class _Machine:
 
   def storage(self, reference: Any) -> StandIn:
     """The storage that a persistent id names, or the class of a module, for which the old format has them too."""
-    match reference:
+    match reference if type(reference) is tuple else ():
       case ("module", StandIn() as cls, _, _):
         return cls
-      case ("storage", StandIn(kind), str(key), _, int(numel), *view) if 0 <= numel < 2**60:
+      case ("storage", StandIn(kind), str(key), _, numel, *view) if _is_size(numel) and len(key) <= 100:
         dtype = _STORAGES.get(re.sub(r"^torch\.(cuda\.|storage\._?)?", "", kind).removesuffix("Storage"))
         if dtype is None:
           raise _Problem(f"holds a storage of unknown type {kind}")
@@ -494,7 +481,7 @@ class _Machine:
         match view:
           case [] | [None]:
             return _Storage(kind, block, 0, block.nbytes, dtype)
-          case [(_, int(offset), int(size))] if 0 <= offset <= offset + size <= numel:
+          case [(_, offset, size)] if _is_size(offset) and _is_size(size) and offset + size <= numel:
             return _Storage(kind, block, offset * item, size * item, dtype)
     raise _Problem("refers to something outside its pickle that is no storage; nothing was executed")
 
@@ -550,8 +537,8 @@ def _is_plain(key: Any) -> bool:
 
 def _mentioned(module: Any, name: Any) -> StandIn:
   """A class or function by name: any of other packages, but of the standard library only what is harmless."""
-  if type(module) is not str or type(name) is not str:
-    raise TypeError("a name that is no string")
+  if type(module) is not str or type(name) is not str or len(module) + len(name) > 500:
+    raise TypeError("a name that is no string, or too long")
   full = ".".join(NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name)))
   if "." in name or (full.split(".")[0] in sys.stdlib_module_names and not _INERT.fullmatch(full)):
     raise _Problem(f"asks for {_shown(full)}, which no checkpoint needs; nothing was executed")
@@ -580,10 +567,12 @@ _INERT = re.compile(
 # --- Tensors ---
 
 _DTYPES = {
-  f"torch.{sign}int{bits}": np.dtype(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)
+  **{
+    f"torch.{sign}int{bits}": np.dtype(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)
+  },
+  **{f"torch.{name}": np.dtype(name) for name in ("float16", "float32", "float64", "bool")},
+  "torch.bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
-_DTYPES |= {f"torch.{name}": np.dtype(name) for name in ("float16", "float32", "float64", "bool")}
-_DTYPES |= {"torch.bfloat16": np.dtype(ml_dtypes.bfloat16)}
 _STORAGES = {
   kind: np.dtype(dtype)
   for kind, dtype in {
@@ -608,14 +597,13 @@ def _tensor(
   if len(size) != len(strides) or len(size) > 64:
     raise _Problem(f"holds a tensor of {len(size)} sizes and {len(strides)} strides")
   shown = f"shape {_numbers(size)}, strides {_numbers(strides)}, first element {_numbers((offset,))}"
-  if "?" in shown or "-" in shown:
+  if not all(_is_size(number) for number in (offset, *size, *strides)):
     raise _Problem(f"holds a tensor that cannot be: {shown}")
   stored = _DTYPES.get(getattr(dtype, "name", "")) if dtype is not None else storage.dtype
-  if (
-    stored is None or stored.type is np.void or metadata
-  ):  # metadata: torch conjugates or negates it when it is used
+  if stored is None or stored.type is np.void or metadata:  # metadata: to be conjugated or negated
     return StandIn(f"torch.Tensor ({getattr(dtype or storage, 'name', 'unknown')})")
-  end = (offset + _reach(size, strides)) * stored.itemsize if 0 not in size else 0
+  offset = 0 if 0 in size else offset  # of an empty tensor it can be any
+  end = (offset + _reach(size, strides)) * stored.itemsize
   if end > storage.nbytes:
     raise _Problem(f"holds a tensor of {shown}: it ends at byte {end:,} of a storage of {storage.nbytes:,}")
   if math.prod(max(n, 1) for n in size) * stored.itemsize >= 2**63:
@@ -624,15 +612,16 @@ def _tensor(
   return StoredTensor(size, stored, strides, storage.start + offset * stored.itemsize, storage.block)
 
 
+# s: storage, o: offset, n: size, t: strides, g: whether it requires a gradient, h: hooks.
 _TENSORS: dict[str, Callable[..., Any]] = {
   "torch._utils._rebuild_tensor": lambda s, o, n, t: _tensor(s, o, n, t),
-  "torch._utils._rebuild_tensor_v2": lambda s, o, n, t, grad, hooks, metadata=None: _tensor(
+  "torch._utils._rebuild_tensor_v2": lambda s, o, n, t, g, h, metadata=None: _tensor(
     s, o, n, t, None, metadata
   ),
-  "torch._utils._rebuild_tensor_v3": lambda s, o, n, t, grad, hooks, *typed: _tensor(s, o, n, t, *typed),
-  "torch._utils._rebuild_parameter": lambda data, grad, hooks: data,
-  "torch._utils._rebuild_parameter_with_state": lambda data, grad, hooks, state: data,
-  "torch.nn.parameter.Parameter": lambda data, grad=True: data,  # called directly before torch 0.4
+  "torch._utils._rebuild_tensor_v3": lambda s, o, n, t, g, h, *typed: _tensor(s, o, n, t, *typed),
+  "torch._utils._rebuild_parameter": lambda data, g, h: data,
+  "torch._utils._rebuild_parameter_with_state": lambda data, g, h, state: data,
+  "torch.nn.parameter.Parameter": lambda data, g=True: data,  # called directly before torch 0.4
 }
 
 
@@ -641,6 +630,10 @@ def _reach(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
   return 0 if 0 in shape else 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
 
 
+def _is_size(number: Any) -> bool:
+  return type(number) is int and 0 <= number < 2**63
+
+
 def _numbers(numbers: tuple[Any, ...]) -> str:
-  """Numbers for a message; what is none, or cannot be a size, becomes "?"."""
+  """Numbers for a message; what is none, or very large, becomes "?"."""
   return f"({', '.join(str(n) if type(n) is int and abs(n) < 2**63 else '?' for n in numbers)})"

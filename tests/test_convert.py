@@ -521,3 +521,33 @@ def test_expanded_tensors_cannot_fill_the_memory(tiny, tmp_path):
   write_torch_file(tmp_path / "bomb.pth", {"state_dict": state})
   with pytest.raises(UserError, match=r"bomb\.pth"):
     convert_checkpoint(tmp_path / "bomb.pth", tmp_path / "model", classes="dfew")
+
+
+def test_cut_and_flipped_files_are_refused_or_harmless(tmp_path):
+  """20 places to cut at and 200 seeds of flipped bytes: a message with the file's name, or exactly the same tensors."""
+  whole = (GOLDEN / "tiny_reference_checkpoint.pth").read_bytes()
+  path, out = tmp_path / "damaged.pth", tmp_path / "model"
+  intact = convert_checkpoint(GOLDEN / "tiny_reference_checkpoint.pth", out, classes="dfew")["tensors"]
+  shutil.rmtree(out)
+
+  def refused(content: bytes) -> bool:
+    path.write_bytes(content)
+    message = ""
+    try:
+      assert convert_checkpoint(path, out, classes="dfew")["tensors"] == intact
+      shutil.rmtree(out)
+    except UserError as error:
+      message = str(error)
+    assert "damaged.pth" in message or not message
+    assert [p.name for p in tmp_path.iterdir()] == ["damaged.pth"]
+    return bool(message)
+
+  rng = np.random.default_rng(3)
+  assert all(refused(whole[:size]) for size in rng.integers(1, len(whole), 20))
+  harmless = 0
+  for _ in range(200):
+    content = bytearray(whole)
+    for place in rng.integers(0, len(content), rng.integers(1, 5)):
+      content[place] ^= int(rng.integers(1, 256))
+    harmless += not refused(bytes(content))
+  assert harmless < 30  # what lies between the entries of the archive belongs to nothing

@@ -211,7 +211,7 @@ def write_archive(
 def write_zip(path: Any, entries: Iterable[tuple[str, bytes | memoryview]]) -> None:
   """A zip archive as torch writes them: sizes after the data, and an extra field that aligns the data."""
   with open(path, "wb") as file:
-    directory = b""
+    directory = bytearray()
     count = 0
     for name, data in entries:
       offset, checksum, size, flags = file.tell(), zlib.crc32(data), len(data), 0x808 if len(data) else 0x800
@@ -228,7 +228,7 @@ def write_zip(path: Any, entries: Iterable[tuple[str, bytes | memoryview]]) -> N
     file.write(directory)
     file.write(struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 0x031E, 45, 0, 0, count, count, size, start))
     file.write(struct.pack("<4sLQL", b"PK\6\7", 0, start + size, 1))
-    file.write(struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, count, count, size, start, 0))
+    file.write(struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, *[min(count, 0xFFFF)] * 2, size, start, 0))
 
 
 def write_legacy(path: Any, program: bytes, storages: dict[str, np.ndarray]) -> None:
