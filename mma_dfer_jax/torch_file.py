@@ -144,8 +144,8 @@ def read_torch_file(path: str | os.PathLike[str]) -> Any:
       compared with its checksums. The old format has none, so that a changed weight cannot be noticed there.
   Returns:
     dicts (also for OrderedDict), lists, tuples, numbers, strings, bytes, None; `StoredTensor` for tensors and
-    parameters; `StandIn` for all else: objects of other classes, sets, arrays and numbers of numpy, and tensors that are
-    quantized, sparse, complex or float8.
+    parameters; `StandIn` for all else: objects of other classes, sets, arrays and numbers of numpy, and tensors that
+    are quantized, sparse, complex or float8.
   Raises:
     TorchFileError: if there is no such file, it is something else, damaged or cut short, or its pickle asks for a
       function that has no business in a checkpoint. The message begins with the path.
@@ -443,10 +443,8 @@ class _Machine:
 
   def call(self, function: Any, arguments: Any, is_class: bool = False) -> Any:
     """What a call would give, for the few functions that are known."""
-    if isinstance(function, StandIn) and re.fullmatch(
-      r"torch\._?tensor\._rebuild_from_type(_v2)?", function.name
-    ):
-      function, _, arguments, _ = arguments  # a subclass of Tensor
+    if isinstance(function, StandIn) and function.name in _OF_SUBCLASSES:
+      function, _, arguments, _ = arguments
     if not isinstance(function, StandIn) or type(arguments) is not tuple:
       raise TypeError("a call of something that is no function")
     name = function.name
@@ -615,14 +613,14 @@ def _tensor(
 # s: storage, o: offset, n: size, t: strides, g: whether it requires a gradient, h: hooks.
 _TENSORS: dict[str, Callable[..., Any]] = {
   "torch._utils._rebuild_tensor": lambda s, o, n, t: _tensor(s, o, n, t),
-  "torch._utils._rebuild_tensor_v2": lambda s, o, n, t, g, h, metadata=None: _tensor(
-    s, o, n, t, None, metadata
-  ),
-  "torch._utils._rebuild_tensor_v3": lambda s, o, n, t, g, h, *typed: _tensor(s, o, n, t, *typed),
+  "torch._utils._rebuild_tensor_v2": lambda s, o, n, t, g, h, *more: _tensor(s, o, n, t, None, *more),
+  "torch._utils._rebuild_tensor_v3": lambda s, o, n, t, g, h, *more: _tensor(s, o, n, t, *more),
   "torch._utils._rebuild_parameter": lambda data, g, h: data,
   "torch._utils._rebuild_parameter_with_state": lambda data, g, h, state: data,
   "torch.nn.parameter.Parameter": lambda data, g=True: data,  # called directly before torch 0.4
 }
+# These call one of the former for a subclass of Tensor, and give the result its attributes.
+_OF_SUBCLASSES = {"torch._tensor._rebuild_from_type_v2", "torch.tensor._rebuild_from_type"}
 
 
 def _reach(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:

@@ -448,6 +448,11 @@ def test_mentions_without_a_call(tmp_path, format):
       "unknown type x.Storage",
     ),
     (b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("9") + text("cpu") + b"K\x01tQ.", "storage"),
+    (b"](" + text("module") + b"ctorch\nX\nNNeQ.", "outside its pickle"),
+    (
+      b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0" * 200) + b"NK\x01tQ.",
+      "outside its pickle",
+    ),
     (b"cos\nsystem\x1b[31m\n.", "os.system\\x1b[31m"),
     (b"cos\n" + b"x" * 400 + b"\n.", "os.xxx"),
     (b"cos\n" + b"x" * 10_000 + b"\n.", "too long"),
@@ -462,7 +467,8 @@ def test_mentions_without_a_call(tmp_path, format):
     (b"(K\x01d.", "zip"),
     (b"h\x05.", "KeyError"),
     (b"\x85.", "nothing on the stack"),
-    (b"K\x01(0.", "nothing on the stack"),
+    (b"K\x01(0N.", "nothing on the stack"),
+    (b"K\x01(\x94N.", "nothing on the stack"),
     (b"t.", "damaged"),
     (b"(", "pickle exhausted"),
     (b"", "pickle exhausted"),
@@ -573,7 +579,8 @@ resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
 def peak():
   return int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1]) >> 10
 for path in sys.argv[1:]:
-  open("/proc/self/clear_refs", "w").write("5")  # forgets the peak
+  with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # forgets the peak
   before, start = peak(), time.time()
   try:
     value = read_torch_file(path)
@@ -601,21 +608,21 @@ def opened_elsewhere(paths) -> str:
 
 
 def test_deep_nests_do_no_harm(tmp_path):
-  """As a value, as the key of a dict, as what is called, as its arguments, and as a persistent id."""
+  """As a value, as the key of a dict (hashing tuples would end the process), as what is called and as its arguments."""
   paths = []
-  nests = {"tuples": b"N" + b"\x85" * 10**5, "lists": b"]" * 10**5 + b"a" * (10**5 - 1)}
-  nests |= {"dicts": b"}K\x00" * 10**5 + b"N" + b"s" * 10**5, "marks": b"(" * 10**5 + b"N" + b"t" * 10**5}
+  nests = {"tuples": b"N" + b"\x85" * 200_000, "lists": b"]" * 30_000 + b"a" * 29_999}
+  nests |= {"dicts": b"}K\x00" * 30_000 + b"N" + b"s" * 30_000, "marks": b"(" * 30_000 + b"N" + b"t" * 30_000}
   for name, nest in nests.items():
     places = {"key": b"}" + nest + b"Ns", "function": nest + b")R", "reference": nest + b"Q"}
     places |= {"arguments": b"ctorch\ndevice\n" + nest + b"R", "attributes": b"}" + nest + b"b"}
     places |= {"items": b"ccollections\nOrderedDict\n" + nest + b"R", "size": b"ctorch\nSize\n" + nest + b"R"}
-    for place, program in places.items() if name != "marks" else [("value", nest)]:
+    for place, program in places.items():
       paths.append(write_program(tmp_path / f"{name} as {place}", program + b".", "zip"))
-  million = b"N" + b"\x85" * (10**6) + b"."
-  paths += [write_program(tmp_path / f"{format} a million deep", million, format) for format in FORMATS]
+  million = b"N" + b"\x85" * 10**6 + b"."
+  paths.append(write_program(tmp_path / "a million deep", million, "legacy"))
   report = opened_elsewhere(paths)
   assert report.count("-> ") == len(paths)
-  assert "zip a million deep -> tuple" in report
+  assert "a million deep -> tuple" in report
 
 
 def test_files_that_ask_for_much_memory(tmp_path):
