@@ -3,7 +3,7 @@
 Whatever comes in is seen as the authors' tensors, by name; whatever goes out is made from those, and counted.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import json
 from pathlib import Path
@@ -28,7 +28,15 @@ from mma_dfer_jax.torch_names import (
   used_shapes,
 )
 from mma_dfer_jax.train_state import flat_params, parameter_shapes, put_pretrained
-from mma_dfer_jax.trained_model import load_model, read_about, read_shards, read_tree, save_tree, sizes_in
+from mma_dfer_jax.trained_model import (
+  check_digests,
+  load_model,
+  read_about,
+  read_shards,
+  read_tree,
+  save_tree,
+  sizes_in,
+)
 from mma_dfer_jax.verdict import compare_logits, describe, digest, read_verification
 from mma_dfer_jax.weights import (  # fmt: skip
   OURS,
@@ -36,6 +44,7 @@ from mma_dfer_jax.weights import (  # fmt: skip
   PretrainedEncoder,
   Tensor,
   check_finite,
+  check_floating,
   find_sizes,
   import_torch,
   initial_unused,
@@ -98,6 +107,7 @@ def open_checkpoint(path: Path, classes: str | None, heads: int | None) -> Sourc
   cfg, assumed = find_sizes(weights, heads)
   used = used_shapes(cfg, parameter_shapes(cfg))
   check_fit(f"{path} does not fit the model", weights.shapes, used, allowed=unused_shapes(cfg))
+  check_floating(weights)
   ours = weights.about[OURS]
   order = _class_names(path, cfg.num_classes, classes, ours)
   sizes = {"image_size": cfg.image_size, "num_frames": cfg.num_frames, "audio_shape": list(cfg.audio_shape)}
@@ -135,6 +145,7 @@ def open_folder(folder: Path, step: int | str, classes: str | None) -> Source:
     tensors = _with_dots(read_tree(folder / "unused")) if (folder / "unused").exists() else {}
     for params in read_shards(folder):
       tensors |= to_torch(params, cfg)
+    check_digests(folder, tensors)
     order = LabelOrder(tuple(about["classes"]), about["class_order"])
     recipe, origin, assumed = about["recipe"], about["source"], about.get("assumed", {})
   else:
@@ -195,19 +206,29 @@ def convert_checkpoint(
 
 
 def write_folder(
-  source: Source, out: Path, verify: Path | None = None, tolerance: float = 1e-4
+  source: Source,
+  out: Path,
+  verify: Path | None = None,
+  tolerance: float = 1e-4,
+  stopping: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
   """Writes a model folder part by part, reads every part back, and reports.
 
+  Args:
+    source: what is written.
+    out: the folder; it must not exist, or be empty.
+    verify: see `read_verification`; `tolerance` is for its logits.
+    stopping: asked between two parts, for Orbax is not to be interrupted within one.
   Raises:
     UserError: and leaves nothing behind.
+    KeyboardInterrupt: likewise, if it shall stop.
   """
   check_outputs(source, out, verify)
   expected = read_verification(verify, source.cfg) if verify else None
   partial = out.with_name(f".{out.name}.partial")
   shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
   try:
-    digests = _write_parts(source, partial)
+    digests = _write_parts(source, partial, stopping)
     about = {
       "model": dataclasses.asdict(source.cfg),
       "assumed": source.assumed,
@@ -246,7 +267,7 @@ def check_outputs(source: Source, out: Path, verify: Path | None) -> None:
     raise listed("the model folder cannot be written", problems)
 
 
-def _write_parts(source: Source, folder: Path) -> dict[str, str]:
+def _write_parts(source: Source, folder: Path, stopping: Callable[[], bool]) -> dict[str, str]:
   """Writes parameters and unused tensors, reads them back and compares; returns the digest of each."""
   cfg = source.cfg
   digests: dict[str, str] = {}
@@ -254,6 +275,8 @@ def _write_parts(source: Source, folder: Path) -> dict[str, str]:
 
   def write(place: Path, theirs: dict[str, np.ndarray], rows: list[Row]) -> None:
     """Without rows: tensors that have no place in our model."""
+    if stopping():
+      raise KeyboardInterrupt
     check_finite(source.title, theirs)
     save_tree(place, from_torch(theirs, rows) if rows else _with_slashes(theirs))
     digests.update({name: digest(tensor) for name, tensor in theirs.items()})

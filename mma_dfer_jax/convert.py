@@ -68,6 +68,8 @@ def checked_flags() -> None:
     problems.append("say what to write: --out, --to_torch, --to_safetensors")
   if _VERIFY.value and not _OUT.value:
     problems.append("--verify goes with --out")
+  if _STEP.value != "last" and not Path(_MODEL.value or "", "run.json").is_file():
+    problems.append("--step is for the workdir of a run")
   if _HEADS.value and not Path(_MODEL.value or "").is_file():
     problems.append("--heads is for files of weights; a folder or a config says it itself")
   if problems:
@@ -88,9 +90,12 @@ def source_of_config(config) -> Source:
   """The start of a run: both pretraining files, checked together."""
   files = {stream: config.pretrained[stream] for stream in ("image", "audio")}
   order = label_order(_CLASSES.value) if _CLASSES.value else None
-  if order is None and config.data.classes:
-    order = LabelOrder(tuple(config.data.classes), "as the config says")
+  configured = tuple(config.data.classes)
+  if order is None and configured:
+    order = LabelOrder(configured, "as the config says")
   problems = [f"config.pretrained.{stream} is empty" for stream, file in files.items() if not file]
+  if order and configured and order.classes != configured:
+    problems.append(f"--classes={_CLASSES.value}, but config.data.classes is {', '.join(configured)}")
   if order is None:
     problems.append("the config has no data.classes: give --classes")
   if problems:
@@ -119,8 +124,9 @@ def main(argv: Sequence[str]) -> None:
   check_exports(to_torch, to_safetensors)
   source = open_source()
   if _OUT.value:
+    verify = Path(_VERIFY.value) if _VERIFY.value else None
     report = write_folder(
-      source, Path(_OUT.value), Path(_VERIFY.value) if _VERIFY.value else None, _TOLERANCE.value
+      source, Path(_OUT.value), verify, _TOLERANCE.value, stopping=cli.StopSignal().__bool__
     )
     print(report_text(report))
     print(f"wrote {_OUT.value}")

@@ -5,6 +5,12 @@ class UserError(ValueError):
   """Something given to the program does not fit: says what was given, what is allowed, what to do."""
 
 
+def shown(name: object) -> str:
+  """A name out of a file as it can stand in a message: no control characters, not endless."""
+  text = str(name)
+  return text[:200].encode("unicode_escape").decode() + "…" * (len(text) > 200)
+
+
 def listed(title: str, problems: list[str], advice: str = "") -> UserError:
   """One error for all problems found, so that nobody mends them one run at a time.
 

@@ -30,6 +30,9 @@ CHUNK = 2**22  # bytes whose checksum is taken at once
 OLD_MAGIC, OLD_VERSION = 0x1950A86A20F9469CFC6C, 1001  # the first two pickles of the format before torch 1.6
 
 
+_ADVICE = " (if the file is your own, save its state_dict alone)"
+
+
 class TorchFileError(UserError):
   """A file that torch.save did not write, that is damaged, or that asks for more than data."""
 
@@ -462,7 +465,7 @@ class _Machine:
       self.spend(len(arguments[0]))
       return tuple(arguments[0])
     if not is_class and not _INERT.fullmatch(name):
-      raise _Problem(f"asks to call {name}, which no checkpoint needs; nothing was executed")
+      raise _Problem(f"asks to call {name}, which no checkpoint needs; nothing was executed{_ADVICE}")
     return StandIn(name)
 
   def storage(self, reference: Any) -> StandIn:
@@ -539,7 +542,7 @@ def _mentioned(module: Any, name: Any) -> StandIn:
     raise TypeError("a name that is no string, or too long")
   full = ".".join(NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name)))
   if "." in name or (full.split(".")[0] in sys.stdlib_module_names and not _INERT.fullmatch(full)):
-    raise _Problem(f"asks for {_shown(full)}, which no checkpoint needs; nothing was executed")
+    raise _Problem(f"asks for {_shown(full)}, which no checkpoint needs; nothing was executed{_ADVICE}")
   return StandIn(_shown(full))
 
 

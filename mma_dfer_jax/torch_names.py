@@ -9,7 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.errors import UserError, shown
 from mma_dfer_jax.model import ModelConfig
 
 # How a layout changes: PyTorch keeps linear weights as (out, in) and convolutions as (out, in, height, width).
@@ -37,7 +37,7 @@ class CheckpointMismatchError(UserError):
     lists = [("missing", missing), ("unexpected", unexpected), ("wrong shape", wrong_shape)]
     super().__init__("\n".join(
       [f"{title}:"]
-      + [f"  {what} ({len(names)}): {', '.join(names) or 'none'}" for what, names in lists]
+      + [f"  {what} ({len(names)}): {', '.join(map(shown, names)) or 'none'}" for what, names in lists]
     ))  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 import dataclasses
 import json
 from pathlib import Path
+import sys
 from typing import Any
 
 from flax import nnx
@@ -22,9 +23,11 @@ import orbax.checkpoint as ocp
 
 from mma_dfer_jax.checkpoints import Checkpointer, check_same_run, load_frozen, model_config, read_run, short
 from mma_dfer_jax.config import PAPER_TUNABLE
-from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.model import ModelConfig
+from mma_dfer_jax.torch_names import to_torch
 from mma_dfer_jax.train_state import abstract_model, split_tunable
+from mma_dfer_jax.verdict import digest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +112,7 @@ def load_model(folder: str | Path, *, step: int | str = "last") -> TrainedModel:
   graphdef, tunable, frozen = split_tunable(nnx.merge(*abstract_model(cfg)), PAPER_TUNABLE)
   arrays: dict[str, Array] = {}
   for params in read_shards(folder):
+    check_digests(folder, to_torch(params, cfg))
     arrays |= {path: jnp.asarray(array, jnp.float32) for path, array in params.items()}
   _check_complete(folder, arrays, (tunable, frozen))
   origin = {"converted_from": about["source"], "version": about["version"]}
@@ -176,13 +180,33 @@ def sizes_in(about: Mapping[str, Any], folder: Path) -> ModelConfig:
   return cfg
 
 
+def check_digests(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:
+  """Raises UserError that names every tensor, by the authors' name, that is not what the folder's report says.
+
+  The checkpoint's own format does not notice every changed byte.
+  """
+  report = folder / "conversion.json"
+  if not report.exists():
+    return  # it is being written
+  try:
+    known = {name: tensor["sha256"] for name, tensor in json.loads(report.read_text())["tensors"].items()}
+  except (ValueError, KeyError, TypeError) as error:
+    raise UserError(f"{report} is damaged: {error}; convert the source again") from error
+  changed = [name for name, tensor in tensors.items() if digest(tensor) != known.get(name)]
+  if changed:
+    raise listed(f"{folder} is damaged: tensors are not what they were", changed, "convert the source again")
+
+
 def save_tree(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:
   """Writes arrays by "/"-joined path with Orbax; UserError if the disk does not take them."""
+  # Threads of Orbax go on complaining once the first failure has been told.
+  hook, sys.unraisablehook = sys.unraisablehook, lambda error: None
   try:
     with ocp.PyTreeCheckpointer() as checkpointer:
       checkpointer.save(folder.absolute(), unflatten_dict(dict(tensors), sep="/"))
   except (OSError, ValueError, RuntimeError) as error:
     raise UserError(f"cannot write {folder}: {short(error)}") from error
+  sys.unraisablehook = hook
 
 
 def read_tree(folder: Path) -> dict[str, np.ndarray]:

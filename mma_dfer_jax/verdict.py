@@ -53,9 +53,9 @@ def describe(cfg: ModelConfig, tensors: Mapping[str, Tensor], digests: Mapping[s
       "trained": count(groups["tunable"] + norms),
       "frozen": count(groups["frozen"] + heads),
     },
-    "digest": hashlib.sha256("".join(sorted(f"{n} {d}" for n, d in digests.items())).encode()).hexdigest()[
-      :16
-    ],
+    "digest": hashlib.sha256(
+      "".join(sorted(f"{n} {d} {tensors[n].dtype}" for n, d in digests.items())).encode()
+    ).hexdigest()[:16],
     "tensors": {
       name: {"shape": list(tensor.shape), "dtype": str(tensor.dtype), "sha256": digests[name]}
       for name, tensor in tensors.items()

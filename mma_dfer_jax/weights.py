@@ -21,13 +21,15 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from mma_dfer_jax.errors import UserError, listed
+from mma_dfer_jax.errors import UserError, listed, shown
 from mma_dfer_jax.model import ModelConfig
 from mma_dfer_jax.torch_file import StoredTensor, read_torch_file
 from mma_dfer_jax.torch_names import Row, check_fit, from_torch, name_table, unused_shapes, used_shapes
 from mma_dfer_jax.train_state import parameter_shapes
 
 OURS = "mma_dfer_jax"  # key under which the files that we write tell sizes and classes, which shapes cannot
+FLOATING = ("float32", "float16", "bfloat16", "float64")
+MOST_BLOCKS = 32  # a ViT-H has so many; tracing a model takes seconds for a dozen, and minutes for a hundred
 # Parts of the pretrained autoencoders that only training them needs: MAE's and AudioMAE's decoders.
 DECODER = re.compile(
   r"mask_token|decoder_pos_embed|decoder_(embed|norm|pred)\.(weight|bias)|decoder_blocks\.\d+\.(norm[12]|attn|mlp)\..+"
@@ -135,7 +137,7 @@ def open_weights(path: str | Path) -> Weights:
   for name, tensor in found.items():
     plain = name.removeprefix("module.")  # DataParallel's
     if plain in tensors:
-      raise UserError(f"{path}: {plain} is there with and without the prefix module.")
+      raise UserError(f"{path}: {shown(plain)} is there with and without the prefix module.")
     tensors[plain] = tensor
   weights = Weights(path, tensors, about)
   weights.check_claims()
@@ -147,7 +149,7 @@ def _is_safetensors(path: Path) -> bool:
     return False  # the reader of .pth files says what is wrong
   with open(path, "rb") as file:
     start = file.read(10)
-  return path.suffix == ".safetensors" or start[6:9] == b"\0\0{"  # a header's length, then JSON
+  return start[6:9] == b"\0\0{"  # a header's length, then JSON; the name may say anything
 
 
 def _open_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -187,12 +189,12 @@ def _open_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     (place for place in [*places, saved] if any(isinstance(v, StoredTensor) for v in place.values())), None
   )
   if state is None:
-    keys = ", ".join(str(key)[:40] for key in list(saved)[:10])
+    keys = ", ".join(shown(key) for key in list(saved)[:10])
     raise UserError(
       f"{path} holds no state dict: neither under state_dict nor model nor at the top; it has {keys or 'nothing'}"
     )
   others = [
-    str(name)[:80]
+    shown(name)
     for name, value in state.items()
     if not (isinstance(name, str) and isinstance(value, StoredTensor))
   ]
@@ -202,7 +204,9 @@ def _open_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _kind(saved: object) -> str:
-  return getattr(saved, "name", None) or f"a {type(saved).__name__}"
+  return (
+    "a tensor" if isinstance(saved, StoredTensor) else getattr(saved, "name", f"a {type(saved).__name__}")
+  )
 
 
 def _told(saved: Mapping) -> dict[str, Any]:
@@ -211,10 +215,22 @@ def _told(saved: Mapping) -> dict[str, Any]:
   if isinstance(accuracy, StoredTensor) and accuracy.shape == ():
     accuracy = float(accuracy.read())
   return {
-    "epoch": epoch if type(epoch) is int else None,
+    "epoch": epoch
+    if type(epoch) is int and 0 <= epoch < 2**53
+    else None,  # a file may hold a number of any length
     "best_acc": accuracy if isinstance(accuracy, float) and math.isfinite(accuracy) else None,
     OURS: ours if isinstance(ours, dict) else {},
   }
+
+
+def check_floating(weights: Weights) -> None:
+  """Raises UserError that names every tensor of whole numbers or truth values: weights are neither."""
+  kinds = {name: tensor.dtype for name, tensor in weights.tensors.items()}
+  bad = [f"{shown(name)}: {kind}" for name, kind in kinds.items() if kind.name not in FLOATING]
+  if bad:
+    raise listed(
+      f"{weights.path} holds tensors that are no weights", bad, f"weights are {', '.join(FLOATING)}"
+    )
 
 
 def looks_like(shapes: Mapping[str, tuple[int, ...]]) -> str:
@@ -223,7 +239,7 @@ def looks_like(shapes: Mapping[str, tuple[int, ...]]) -> str:
     return "an MMA-DFER checkpoint"
   patch, head = shapes.get("patch_embed.proj.weight", ()), shapes.get("head.weight", ())
   if len(patch) != 4 or not any(name.startswith("blocks.") for name in shapes):
-    some = ", ".join(list(shapes)[:3])
+    some = ", ".join(map(shown, list(shapes)[:3]))
     return f"no vision transformer at all (its tensors are {some}, …)"
   decoder = any(name.startswith("decoder_") for name in shapes)
   subject = {1: "spectrograms", 3: "images"}.get(patch[1], f"pictures of {patch[1]} channels")
@@ -252,15 +268,23 @@ def find_sizes(weights: Weights, heads: int | None) -> tuple[ModelConfig, dict[s
 
   def axis(name: str, i: int, otherwise: int) -> int:
     shape = shapes.get(name, ())
-    return shape[i] if len(shape) > i else otherwise
+    return shape[i] if len(shape) > i and 0 not in shape else otherwise  # an empty tensor may claim any size
 
   def numbered(pattern: str, otherwise: int) -> int:
     found = [int(match[1]) for name in shapes if (match := re.match(pattern, name))]
-    return min(max(found, default=otherwise - 1) + 1, 100)  # no more: a number in a name may be any
+    count = max(found, default=otherwise - 1) + 1
+    if count > MOST_BLOCKS:
+      raise UserError(
+        f"{weights.path} numbers its parts up to {count - 1}; no such model has more than {MOST_BLOCKS}"
+      )
+    return count
 
   paper = ModelConfig()
   width = axis("image_encoder.norm.weight", 0, paper.width)
-  depth = numbered(r"image_encoder\.blocks\.(\d{1,9})\.", paper.depth)
+  # What is missing in one of them the others tell.
+  depth = numbered(
+    r"(?:image_encoder|audio_model)\.(?:blocks|all_gate|temporal_pre)\.(\d{1,9})\b", paper.depth
+  )
   stages = numbered(r"image_encoder\.learnable_prompts_progr\.(\d{1,9})$", paper.num_stages)
   prompts = axis("image_encoder.learnable_prompts_init", 0, paper.num_prompts)
   patch = max(axis("image_encoder.patch_embed.proj.weight", 2, paper.patch_size), 1)
@@ -386,6 +410,7 @@ def open_pretrained(stream: str, path: str | Path, cfg: ModelConfig) -> Pretrain
   side = cfg.image_size // cfg.patch_size
   target = (side, side) if stream == "image" else (cfg.audio_shape[0] // cfg.patch_size, mel_patches)
   expected = {"image": "MAE-Face's pretraining file", "audio": "AudioMAE's pretraining file"}[stream]
+  check_floating(weights)
   title = f"{path} is not {expected} for this model (width {cfg.width}, {cfg.depth} blocks); it looks like"
   check_fit(f"{title} {looks_like(weights.shapes)}", weights.shapes, wanted, allowed=left_out)
   return PretrainedEncoder(stream, weights, rows, grid, target, left_out)
@@ -439,7 +464,10 @@ def cubic_matrix(size: int, target: int) -> Float[np.ndarray, "M N"]:
 
 def check_finite(title: str, tensors: Mapping[str, np.ndarray]) -> None:
   """Raises UserError that names every tensor with infinite or undefined values: such a model answers nothing."""
-  bad = [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
+  with np.errstate(over="ignore"):  # the model computes in float32: what is beyond it is infinite
+    bad = [
+      name for name, tensor in tensors.items() if not np.isfinite(tensor.astype(np.float32, copy=False)).all()
+    ]
   if bad:
     raise listed(f"{title} holds infinite or undefined (NaN) values", bad)
 
@@ -514,5 +542,11 @@ def new_file(path: Path):
   try:
     yield partial
     partial.replace(path)
+  except (
+    OSError,
+    RuntimeError,
+    safetensors.SafetensorError,
+  ) as error:  # a full disk, in the words of each library
+    raise UserError(f"cannot write {path}: {' '.join(str(error).split())[:300]}") from error
   finally:
     partial.unlink(missing_ok=True)

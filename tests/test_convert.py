@@ -251,6 +251,15 @@ def test_what_is_there_is_not_overwritten(tiny_file, tiny_folder, tmp_path):
 
 def test_a_damaged_folder_is_named(tiny_folder, tmp_path):
   shutil.copytree(tiny_folder, tmp_path / "model")
+  report = tmp_path / "model/conversion.json"
+  text = report.read_text()
+  told = json.loads(text)
+  told["tensors"]["vision_proj.bias"]["sha256"] = "0" * 16  # as if four bytes on the disk had changed
+  report.write_text(json.dumps(told))
+  for opened in (load_model, lambda folder: open_folder(folder, "last", None)):
+    with pytest.raises(UserError, match=r"(?s)is damaged.*vision_proj\.bias"):
+      opened(tmp_path / "model")
+  report.write_text(text)
   (tmp_path / "model/params/0/manifest.ocdbt").write_bytes(b"nothing")
   with pytest.raises(UserError, match=r"cannot read .*params/0"):
     load_model(tmp_path / "model")
@@ -479,7 +488,11 @@ def broken_files(tiny: dict[str, np.ndarray], whole: bytes) -> dict[str, tuple[o
     "pointer.pth": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 123\n", "git-lfs|LFS"),
     "cut.pth": (whole[: len(whole) // 2], "cut short"),
     "lying.safetensors": (lying, r"no whole \.safetensors file"),
-    "huge.safetensors": ((10**15).to_bytes(8, "little") + b"{}", r"no whole \.safetensors file"),
+    "huge.safetensors": ((10**15).to_bytes(8, "little") + b"{}", r"huge\.safetensors"),
+    "html.safetensors": (b"<html>quota exceeded</html>", "HTML"),
+    "integers.pth": ({"state_dict": tiny | {"our_classifier.bias": np.zeros(7, np.int64)}}, r"our_classifier\.bias: int64"),
+    "beyond.pth": ({"state_dict": tiny | {"vision_proj.bias": np.full(32, 1e300)}}, r"vision_proj\.bias"),
+    "wide.pth": ({"state_dict": tiny | {"image_encoder.pos_embed": np.zeros((1, 10**9, 0), "f4")}}, r"wrong shape \(1\)"),
     "nan.pth": ({"state_dict": nan}, r"NaN.*\n.*vision_proj\.bias"),
     "missing.pth": ({"state_dict": missing}, r"missing \(2\): our_classifier\.weight, vision_proj\.bias"),
     "extra.pth": ({"state_dict": tiny | {"more": np.zeros(3, "f4")}}, r"unexpected \(1\): more"),
@@ -488,6 +501,10 @@ def broken_files(tiny: dict[str, np.ndarray], whole: bytes) -> dict[str, tuple[o
     "list.pth": ([1, 2], "not a state dict"),
     "twice.pth": ({"state_dict": {"a": np.zeros(1, "f4"), "module.a": np.zeros(1, "f4")}}, "with and without the prefix"),
     "text.pth": (b"just words", "text.pth"),
+    "number.pth": ({"epoch": 10**5000, "state_dict": missing}, r"missing \(2\)"),
+    "deep.pth": ({"state_dict": tiny | {"image_encoder.blocks.99999.norm1.weight": np.zeros(48, "f4")}}, "no such model has more"),
+    "escape.pth": ({"state_dict": tiny | {"\x1b[2Jgone": np.zeros(1, "f4")}}, r"unexpected \(1\): \\x1b\[2Jgone"),
+    "block.pth": ({"state_dict": {n: t for n, t in tiny.items() if "image_encoder.blocks.11." not in n}}, r"missing \(12\)"),
   }  # fmt: skip
 
 
