@@ -193,7 +193,7 @@ def main(argv: Sequence[str]) -> int:
           f"with {dead_elements(cfg):,} that it never uses")  # fmt: skip
     print(f"train on {train_split}: {len(train_records)} clips, {steps_per_epoch} steps an epoch; "
           f"test on {test_split}: {len(test_records)} clips; {jax.device_count()} {jax.default_backend()} device(s)")  # fmt: skip
-    for stream in {"image", "audio"} - {encoder.stream for encoder in encoders}:
+    for stream in sorted({"image", "audio"} - {encoder.stream for encoder in encoders}):
       print(f"{stream} encoder: random weights, nothing pretrained (config.pretrained.{stream} is empty)")
     for encoder in encoders:
       print(encoder.describe())
