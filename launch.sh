@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One door to everything: ./launch.sh demo | test | prepare … | train … | evaluate … | predict … | convert …
+# One door to everything: ./launch.sh demo | test | prepare … | train … | folds … | evaluate … | predict … | convert …
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -10,6 +10,7 @@ usage() {
 ./launch.sh install         make .venv, nothing else
 ./launch.sh prepare …       python -m mma_dfer_jax.data.prepare …
 ./launch.sh train …         python -m mma_dfer_jax.train …
+./launch.sh folds CONFIG RUNS …   train and evaluate all folds: mma_dfer_jax.folds --config=CONFIG --runs=RUNS …
 ./launch.sh evaluate …      python -m mma_dfer_jax.evaluate …
 ./launch.sh predict …       python -m mma_dfer_jax.predict …
 ./launch.sh convert …       python -m mma_dfer_jax.convert …
@@ -33,6 +34,16 @@ install() {
 }
 
 run() { .venv/bin/python -m "$@"; }
+become() { exec .venv/bin/python -m "$@"; } # signals reach the command itself, not a shell that waits for it
+
+folds() {
+  if (($# < 2)) || [[ $1 == -* || $2 == -* ]]; then
+    echo "error: ./launch.sh folds CONFIG RUNS [flags], as in: ./launch.sh folds configs/dfew.py runs/dfew" >&2
+    exit 2
+  fi
+  install
+  become mma_dfer_jax.folds --config="$1" --runs="$2" "${@:3}"
+}
 
 demo() {
   local started=$SECONDS home=runs/demo
@@ -57,8 +68,9 @@ case "$command" in
   demo) install; demo ;;
   install) install ;;
   test) install; tests "$@" ;;
-  prepare) install; run mma_dfer_jax.data.prepare "$@" ;;
-  train | evaluate | predict | convert) install; run "mma_dfer_jax.$command" "$@" ;;
+  prepare) install; become mma_dfer_jax.data.prepare "$@" ;;
+  folds) folds "$@" ;;
+  train | evaluate | predict | convert) install; become "mma_dfer_jax.$command" "$@" ;;
   help | -h | --help) usage ;;
   *) usage >&2; exit 2 ;;
 esac

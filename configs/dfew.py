@@ -11,6 +11,7 @@ from mma_dfer_jax.data.labels import LABEL_ORDERS
 
 def get_config():
   c = default_config()
+  c.data.name = "dfew"
   c.data.fold = 1
   c.data.classes = LABEL_ORDERS["dfew"].classes
   return c

@@ -2,8 +2,8 @@
 
   python -m mma_dfer_jax.predict --model=runs/demo/run --out=answers clip.mp4 other.mov
 
-Picture and sound become exactly what the model was trained on; nothing looks for a face, so that the clips must be
-cut as the training clips were. One JSON file for each clip.
+Picture and sound become exactly what the model was trained on: if faces were cut out of its training clips, they are
+cut out here in the same way, else the clips must be cut as those were. One JSON file for each clip.
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ from mma_dfer_jax import cli
 from mma_dfer_jax.checkpoints import write_json
 from mma_dfer_jax.data import media
 from mma_dfer_jax.data.datasets import read_record
+from mma_dfer_jax.data.faces import FaceFinder, finder_of
 from mma_dfer_jax.data.pipeline import Preprocessing, eval_example
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.sharding import start_jax
@@ -28,18 +29,23 @@ _MODEL = flags.DEFINE_string(
   "model", None, "Workdir of a run, or a folder that `convert` wrote.", required=True
 )
 _OUT = flags.DEFINE_string("out", None, "Folder for the answers.", required=True)
+_FACE_MODEL = flags.DEFINE_string("face_model", None, "YuNet's .onnx file; if not given, it is fetched once.")
 
 
-def predict_clip(model: TrainedModel, file: str | Path) -> dict[str, Any]:
+def predict_clip(model: TrainedModel, file: str | Path, finder: FaceFinder | None = None) -> dict[str, Any]:
   """What the model says of one video file.
 
+  Args:
+    model: as `load_model` opens it.
+    file: any video.
+    finder: cuts the face out, as `finder_of` makes it from the model's recipe.
   Returns:
-    clip, top (class name), probabilities by class name, frames, seconds_of_sound, sound (False: the model was given
-    the constant that stands for a missing sound).
+    clip, top (class name), probabilities by class name, frames, face_share (of the frames; None: not looked for),
+    seconds_of_sound, sound (False: the model was given the constant that stands for a missing sound).
   Raises:
     MediaError: if the file is no video or damaged.
   """
-  record = read_record(file) | {"label": 0, "clip_id": str(file).encode()}
+  record = read_record(file, finder=finder) | {"label": 0, "clip_id": str(file).encode()}
   spec = Preprocessing(model.cfg.image_size, model.cfg.num_frames, model.cfg.audio_shape)
   example = eval_example(record, spec)
   logits = model(example["video"][None], example["spectrogram"][None])[0].astype(np.float64)
@@ -50,6 +56,7 @@ def predict_clip(model: TrainedModel, file: str | Path) -> dict[str, Any]:
     "top": model.classes[int(logits.argmax())],
     "probabilities": dict(zip(model.classes, probabilities.tolist(), strict=True)),
     "frames": len(record["frames"]),
+    "face_share": None if finder is None else record["face_share"],
     "sound": record["has_audio"],
     "seconds_of_sound": len(record["waveform"]) / record["sample_rate"] if record["has_audio"] else 0.0,
     "model": model.origin,
@@ -67,6 +74,7 @@ def main(argv: Sequence[str]) -> int:
     )
   start_jax()
   model = load_model(_MODEL.value)
+  finder = finder_of(model.recipe, Path(_FACE_MODEL.value) if _FACE_MODEL.value else None)
   out = Path(_OUT.value)
   out.mkdir(parents=True, exist_ok=True)
   failed = 0
@@ -74,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
     list(zip(files, names, strict=True)), "predict", unit="clip", disable=len(files) == 1
   ):
     try:
-      answer = predict_clip(model, file)
+      answer = predict_clip(model, file, finder)
     except media.MediaError as error:
       failed += 1
       tqdm.tqdm.write(f"error: {error}", file=sys.stderr)

@@ -1,6 +1,10 @@
-"""What a run leaves for people: metrics.jsonl and TensorBoard while it lasts, report.json, report.md and pictures."""
+"""What a run leaves for people: metrics.jsonl and TensorBoard while it lasts, report.json, report.md and pictures.
+
+And what the models of several folds leave together: folds.json, folds.md and the picture of their sum.
+"""
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -15,7 +19,15 @@ import numpy as np
 import tensorboardX
 
 from mma_dfer_jax.checkpoints import write_json
+from mma_dfer_jax.data.labels import LABEL_ORDERS
 from mma_dfer_jax.metrics import Scores
+
+# The paper's means over five folds, in percent, by the classes of the data set.
+PUBLISHED = {
+  LABEL_ORDERS["dfew"].classes: {"data_set": "DFEW", "war": 77.51, "uar": 67.01},
+  LABEL_ORDERS["mafw"].classes: {"data_set": "MAFW", "war": 58.52, "uar": 44.11},
+  LABEL_ORDERS["mafw-official"].classes: {"data_set": "MAFW", "war": 58.52, "uar": 44.11},
+}
 
 
 class MetricsLog:
@@ -132,11 +144,27 @@ def recall_table(scores: Scores) -> str:
   """One line per class: clips, recall, and what it was taken for most often."""
   lines = ["| class | clips | recall | most often taken for |", "|---|---:|---:|---|"]
   for i, name in enumerate(scores.classes):
-    wrong = scores.confusion[i].copy()
-    wrong[i] = 0
-    mistake = f"{scores.classes[wrong.argmax()]} ({wrong.max()})" if wrong.any() else "–"
-    lines.append(f"| {name} | {scores.confusion[i].sum()} | {percent(scores.recall[i])} | {mistake} |")
+    clips, recall = scores.confusion[i].sum(), percent(scores.recall[i])
+    lines.append(f"| {name} | {clips} | {recall} | {_mistake(scores, i)} |")
   return "\n".join(lines)
+
+
+def _mistake(scores: Scores, i: int) -> str:
+  """What a class was taken for most often."""
+  wrong = scores.confusion[i].copy()
+  wrong[i] = 0
+  return f"{scores.classes[wrong.argmax()]} ({wrong.max()})" if wrong.any() else "–"
+
+
+def _matrix_as_markdown(scores: Scores) -> list[str]:
+  lines = [
+    "| true \\ predicted | " + " | ".join(scores.classes) + " |",
+    "|---|" + "---:|" * len(scores.classes),
+  ]
+  return lines + [
+    f"| {name} | " + " | ".join(map(str, row)) + " |"
+    for name, row in zip(scores.classes, scores.confusion, strict=True)
+  ]
 
 
 def _as_markdown(report: Mapping[str, Any], scores: Scores) -> str:
@@ -145,14 +173,6 @@ def _as_markdown(report: Mapping[str, Any], scores: Scores) -> str:
     "\n\nUAR is undefined, as in the original: a class was predicted that no test clip has. Over the classes that "
     f"have clips it is {percent(report['uar_of_present_classes'])}."
   )  # fmt: skip
-  matrix = [
-    "| true \\ predicted | " + " | ".join(scores.classes) + " |",
-    "|---|" + "---:|" * len(scores.classes),
-  ]
-  matrix += [
-    f"| {name} | " + " | ".join(map(str, row)) + " |"
-    for name, row in zip(scores.classes, scores.confusion, strict=True)
-  ]
   told = ("clips", "clips_without_sound", "train_clips", "train_clips_without_sound", "clips_seen", "step", "tunable_parameters",
           "frozen_parameters", "pretrained", "data_set", "splits", "version")  # fmt: skip
   facts = [f"| {name.replace('_', ' ')} | {report[name]} |" for name in told if name in report]
@@ -170,7 +190,7 @@ def _as_markdown(report: Mapping[str, Any], scores: Scores) -> str:
       "",
       "## Confusion matrix",
       "",
-      *matrix,
+      *_matrix_as_markdown(scores),
       "",
       "![confusion matrix](confusion_matrix.png)",
       "",
@@ -196,7 +216,185 @@ def _as_markdown(report: Mapping[str, Any], scores: Scores) -> str:
   )
 
 
-def draw_confusion_matrix(scores: Scores, path: Path) -> None:
+@dataclasses.dataclass(frozen=True)
+class Fold:
+  """What one model got on the clips that it was not trained on.
+
+  Attributes:
+    name: the split.
+    scores: of the model that counts.
+    about: what else is known of it: folder, step, epoch, clips_without_sound.
+    best_epoch: as in report.json; None if only one model was evaluated.
+  """
+
+  name: str
+  scores: Scores
+  about: Mapping[str, Any]
+  best_epoch: Mapping[str, Any] | None = None
+
+
+def mean_and_deviation(values: Sequence[float | None]) -> dict[str, float | None]:
+  """Over folds, the deviation with n - 1; null if a value is undefined or, for the deviation, alone."""
+  known = [math.nan if value is None else value for value in values]
+  deviation = float(np.std(known, ddof=1)) if len(known) > 1 else math.nan
+  return {"mean": _number(float(np.mean(known))), "standard_deviation": _number(deviation)}
+
+
+def write_folds(
+  folder: Path, folds: Sequence[Fold], *, model: str, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Writes folds.json, folds.md and confusion_matrix.png, of the summed counts; returns what folds.json says.
+
+  Args:
+    folder: made if it does not exist.
+    folds: at least one, all of the same classes.
+    model: which one of each fold counts, in words.
+    facts: anything else to be told: recipe, config, version.
+  """
+  classes = tuple(folds[0].scores.classes)
+  total = Scores(np.sum([fold.scores.confusion for fold in folds], axis=0), classes)
+  results = [scores_as_json(fold.scores) for fold in folds]
+  best = [fold.best_epoch for fold in folds if fold.best_epoch]
+  summary = {
+    "model": model,
+    **{name: mean_and_deviation([result[name] for result in results]) for name in _MEANS},
+    "published": PUBLISHED.get(classes),
+    "mean_recall": _mean_recall(folds),
+    "sum": scores_as_json(total),
+    "best_epoch": {
+      "note": "by WAR on the test clips themselves, so it flatters; the headline is not this",
+      **{name: mean_and_deviation([epoch[name] for epoch in best]) for name in ("war", "uar")},
+    }
+    if len(best) == len(folds)
+    else None,
+    "folds": [
+      {"fold": fold.name, **result, **fold.about, "best_epoch": fold.best_epoch}
+      for fold, result in zip(folds, results, strict=True)
+    ],
+    "classes": list(classes),
+    **facts,
+  }
+  folder.mkdir(parents=True, exist_ok=True)
+  draw_confusion_matrix(total, folder / "confusion_matrix.png", title=f"sum of {len(folds)} folds:  ")
+  (folder / "folds.md").write_text(_folds_as_markdown(summary, total))
+  write_json(folder / "folds.json", summary)
+  return summary
+
+
+_MEANS = ("war", "uar", "uar_of_present_classes")
+
+
+def _mean_recall(folds: Sequence[Fold]) -> dict[str, float | None]:
+  """By class, over the folds that have clips of it."""
+  recalls = np.array([fold.scores.recall for fold in folds])
+  known = [column[~np.isnan(column)] for column in recalls.T]
+  return {
+    name: float(column.mean()) if column.size else None
+    for name, column in zip(folds[0].scores.classes, known, strict=True)
+  }
+
+
+def plus_minus(result: Mapping[str, float | None]) -> str:
+  """A mean and its standard deviation."""
+  mean, deviation = result["mean"], result["standard_deviation"]
+  return percent(mean) if mean is None or deviation is None else f"{mean:.2f} ± {deviation:.2f} %"
+
+
+def folds_table(summary: Mapping[str, Any]) -> str:
+  """A line per fold, then their mean, what was published, and the best epochs."""
+  rows = [
+    (fold["fold"], fold["clips"], percent(fold["war"]), percent(fold["uar"])) for fold in summary["folds"]
+  ]
+  deviation = " ± standard deviation" * (len(rows) > 1)
+  means = plus_minus(summary["war"]), plus_minus(summary["uar"])
+  rows.append((f"**mean{deviation}**", summary["sum"]["clips"], *means))
+  if published := summary["published"]:
+    rows.append(
+      (f"published, {published['data_set']}", "", percent(published["war"]), percent(published["uar"]))
+    )
+  if best := summary["best_epoch"]:
+    rows.append(
+      ("best epochs, chosen on the test clips", "", plus_minus(best["war"]), plus_minus(best["uar"]))
+    )
+  lines = ["| fold | clips | WAR | UAR |", "|---|---:|---:|---:|"]
+  return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
+
+
+def _folds_as_markdown(summary: Mapping[str, Any], total: Scores) -> str:
+  known_of_models = ("folder", "epoch", "step", "clips_without_sound", "best_epoch")
+  classes = [
+    f"| {name} | {total.confusion[i].sum()} | {percent(total.recall[i])} | {percent(summary['mean_recall'][name])} "
+    f"| {_mistake(total, i)} |"
+    for i, name in enumerate(total.classes)
+  ]
+  models = []
+  for fold in summary["folds"]:
+    told = dict(fold, best_epoch=(fold["best_epoch"] or {}).get("epoch"))
+    cells = ("–" if told.get(name) is None else str(told[name]) for name in known_of_models)
+    models.append(f"| {fold['fold']} | {' | '.join(cells)} |")
+  return "\n".join(
+    [
+      f"# MMA-DFER: {len(summary['folds'])} folds",
+      "",
+      f"**WAR {plus_minus(summary['war'])}, UAR {plus_minus(summary['uar'])}**, {summary['model']}.",
+      "",
+      folds_table(summary),
+      "",
+      *_notes_on_folds(summary),
+      "",
+      "## Classes",
+      "",
+      "| class | clips | recall in the sum | mean recall of the folds | most often taken for |",
+      "|---|---:|---:|---:|---|",
+      *classes,
+      "",
+      "## Confusion matrix, summed over the folds",
+      "",
+      *_matrix_as_markdown(total),
+      "",
+      "![confusion matrix](confusion_matrix.png)",
+      "",
+      "## The models",
+      "",
+      "| fold | " + " | ".join(name.replace("_", " ") for name in known_of_models) + " |",
+      "|---|" + "---|" * len(known_of_models),
+      *models,
+      "",
+      "Recipe of the data:",
+      "",
+      *(f"- {key}: {value}" for key, value in summary["recipe"].items()),
+      "",
+      *(f"- `{key}` = `{value}`" for key, value in summary.get("config", {}).items()),
+      "",
+    ]
+  )
+
+
+def _notes_on_folds(summary: Mapping[str, Any]) -> list[str]:
+  """How the numbers of the table are to be read."""
+  number = len(summary["folds"])
+  notes = ["One fold has no standard deviation."]
+  if number > 1:
+    notes = [
+      f"Mean and standard deviation (divided by n − 1 = {number - 1}) are over folds, each counting once."
+    ]
+  if undefined := [fold["fold"] for fold in summary["folds"] if fold["uar"] is None]:
+    notes.append(
+      f"UAR is undefined in {', '.join(undefined)}, as in the original: a class was predicted that none of its test "
+      "clips has; so is the mean. Over the classes that have clips, UAR is "
+      f"{plus_minus(summary['uar_of_present_classes'])}."
+    )
+  if published := summary["published"]:
+    notes.append(
+      f"Published are the paper's means over the five folds of {published['data_set']} (arXiv 2404.09010): to be "
+      "compared only if these are its clips and its folds."
+    )
+  if summary["best_epoch"]:
+    notes.append("A best epoch is chosen by looking at the test clips, so it flatters; it is no result.")
+  return [f"- {note}" for note in notes]
+
+
+def draw_confusion_matrix(scores: Scores, path: Path, title: str = "") -> None:
   """Counts in cells, shaded by the share of the true class; rows are true classes."""
   n = len(scores.classes)
   side = 2.5 + 0.62 * n
@@ -210,7 +408,7 @@ def draw_confusion_matrix(scores: Scores, path: Path) -> None:
   axes.set_yticks(range(n), scores.classes)
   axes.set_xlabel("predicted")
   axes.set_ylabel("true")
-  axes.set_title(f"WAR {percent(scores.war)}   UAR {percent(scores.uar)}   {scores.clips} clips")
+  axes.set_title(f"{title}WAR {percent(scores.war)}   UAR {percent(scores.uar)}   {scores.clips} clips")
   figure.colorbar(image, label="% of the true class", shrink=0.8)
   figure.savefig(path, dpi=110)
   plt.close(figure)

@@ -17,7 +17,17 @@ PACKAGE = ROOT / "mma_dfer_jax"
 MODULES = {
   path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path for path in PACKAGE.rglob("*.py")
 }
-ENTRY_POINTS = {"train", "evaluate", "predict", "convert", "data.prepare", "data.demo"}
+ENTRY_POINTS = {
+  "train",
+  "evaluate",
+  "predict",
+  "convert",
+  "folds",
+  "data.prepare",
+  "data.demo",
+  "data.doctor",
+  "data.benchmark",
+}
 GROUND = {"errors", "metrics", "data.fbank", "data.frames"}  # import nothing of ours (but errors)
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 

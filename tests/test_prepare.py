@@ -18,7 +18,8 @@ from tensorflow_datasets.core import shuffle
 from mma_dfer_jax.data.datasets import RECIPE, open_data_set
 from mma_dfer_jax.data.demo import write_clip
 from mma_dfer_jax.data.frames import decode_frame
-from mma_dfer_jax.data.prepare import decode_clip, prepare_clips
+from mma_dfer_jax.data.layouts import ClipSource
+from mma_dfer_jax.data.prepare import Decoding, decode_clip, prepare_clips
 from mma_dfer_jax.errors import UserError
 
 FPS, RATE = 10, 16_000
@@ -236,7 +237,7 @@ def test_all_bad_rows_are_named_at_once(bad_manifest, tmp_path):
   done = command(*flags)
   assert done.returncode == 1
   assert "Traceback" not in done.stderr
-  assert f"{len(BAD)} of {len(BAD) + 2} rows" in done.stderr
+  assert f"{len(BAD)} of {len(BAD) + 2} clips" in done.stderr
   said = [line.split("  - line ", 1)[1] for line in done.stderr.splitlines() if "  - line " in line]
   assert [int(line.split(":")[0]) for line in said] == list(BAD)
   for line, (row, word) in zip(said, BAD.values(), strict=True):
@@ -246,7 +247,7 @@ def test_all_bad_rows_are_named_at_once(bad_manifest, tmp_path):
   assert nothing_stands(tmp_path)
 
   # The same, but left out: exactly those are listed, the others are there.
-  done = command(*flags, "--leave_out_bad")
+  done = command(*flags, "--allow_bad=99")
   assert done.returncode == 0, done.stderr
   listed = [line.split("  - line ", 1)[1] for line in done.stdout.splitlines() if "  - line " in line]
   assert listed == said
@@ -300,7 +301,7 @@ def test_classes_need_names(clips, tmp_path, classes):
 def test_a_split_that_vanishes_is_an_error(clips, tmp_path):
   path = manifest(clips, "path,label,split\na.mp4,x,train\nb.mp4,x,test\ntext.mp4,x,val\nc.mp4,,dev\n")
   with pytest.raises(UserError, match="no clip of dev, val ") as error:
-    prepare_clips(path, tmp_path, leave_out_bad=True)
+    prepare_clips(path, tmp_path, allow_bad=9)
   assert "line 4" in str(error.value)
   assert "line 5: no label" in str(error.value)
   assert nothing_stands(tmp_path)
@@ -389,6 +390,7 @@ def test_killed_while_a_clip_is_kept(clips, tmp_path, monkeypatch):
   path = manifest(clips, "path,label,split\na.mp4,x,train\n")
   decoded = tmp_path / "clips/.unfinished/decoded"
   decoded.mkdir(parents=True)
+  source = ClipSource("a.mp4", "line 2", "x", "train", (), clips / "a.mp4", clips / "a.mp4")
 
   def half(file, **arrays):
     file.write(b"PK")
@@ -397,7 +399,7 @@ def test_killed_while_a_clip_is_kept(clips, tmp_path, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(np, "savez", half)
     with pytest.raises(KeyboardInterrupt):
-      decode_clip(clips / "a.mp4", decoded / "a.npz", False)
+      decode_clip(source, decoded / "a.npz", Decoding())
   (left,) = decoded.iterdir()
   assert left.suffix == ".partial"
   with pytest.raises(UserError, match="line 2"):

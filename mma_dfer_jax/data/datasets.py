@@ -20,12 +20,14 @@ from tensorflow_datasets.core import shuffle
 import tqdm
 
 from mma_dfer_jax.data import media
+from mma_dfer_jax.data.faces import FaceFinder
+from mma_dfer_jax.data.frames import decode_frame
 from mma_dfer_jax.errors import UserError
 
 JPEG_QUALITY = 95
 SHORTEST_SOUND = 0.025  # seconds: one window of the spectrogram
 
-# How a file becomes a record; stored with the data set and with every checkpoint, and compared.
+# How a video file becomes a record; stored with the data set and with every checkpoint, and compared.
 RECIPE = {
   "sample_rate": "native: the file's own, never resampled",
   "sound_channel": "first",
@@ -35,26 +37,67 @@ RECIPE = {
 }
 
 
-def read_record(file: str | os.PathLike) -> dict[str, Any]:
-  """A video file, decoded to its end, as the record that training would see.
+def read_record(
+  video: str | os.PathLike | None,
+  *,
+  pictures: Sequence[Path] = (),
+  sound: str | os.PathLike | None = None,
+  finder: FaceFinder | None = None,
+) -> dict[str, Any]:
+  """A clip, decoded to its end, as the record that training would see.
 
+  Args:
+    video: a file with pictures and sound; None: they are files of their own.
+    pictures: files in the order of frames; their bytes are kept as they are unless faces are cut out.
+    sound: the file with the sound that belongs to them; None: there is none.
+    finder: cuts the face out of every frame.
   Returns:
-    frames: JPEG bytes of every frame; waveform: (S,) int16, first channel, empty if there is less sound than one
-    window; sample_rate in Hz, 0 then; has_audio.
+    frames: JPEG (or the files' own) bytes of every frame; waveform: (S,) int16, first channel, empty if there is less
+    sound than one window; sample_rate in Hz, 0 then; has_audio; face_share: share of frames with a face, NaN if none was
+    looked for.
   Raises:
-    MediaError: if the file is no video or damaged.
+    MediaError: if a file is no video, sound or picture, or damaged.
   """
-  sound = media.read_sound(file)
-  if sound and len(sound.waveform) < SHORTEST_SOUND * sound.sample_rate:
-    sound = None
-  quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-  pictures = (cv2.cvtColor(frame, cv2.COLOR_RGB2BGR) for frame in media.iterate_frames(file))
+  heard = sound if video is None else video
+  found = media.read_sound(heard) if heard is not None else None
+  if found and len(found.waveform) < SHORTEST_SOUND * found.sample_rate:
+    found = None
+
+  def decoded() -> Iterator[np.ndarray]:
+    return media.iterate_frames(video) if video is not None else map(_decoded, pictures)
+
+  share = float("nan")
+  if video is None and finder is None:
+    frames = [_checked(picture) for picture in pictures]
+  else:
+    images = decoded()
+    if finder is not None:
+      images, track = finder.crops(decoded)
+      share = track.share
+    quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+    bgr = (cv2.cvtColor(image, cv2.COLOR_RGB2BGR) for image in images)
+    frames = [cv2.imencode(".jpg", image, quality)[1].tobytes() for image in bgr]
   return {
-    "frames": [cv2.imencode(".jpg", picture, quality)[1].tobytes() for picture in pictures],
-    "waveform": sound.waveform if sound else np.zeros(0, np.int16),
-    "sample_rate": sound.sample_rate if sound else 0,
-    "has_audio": sound is not None,
+    "frames": frames,
+    "waveform": found.waveform if found else np.zeros(0, np.int16),
+    "sample_rate": found.sample_rate if found else 0,
+    "has_audio": found is not None,
+    "face_share": share,
   }
+
+
+def _checked(picture: Path) -> bytes:
+  """The bytes of a picture file that can be decoded."""
+  data = picture.read_bytes()
+  try:
+    decode_frame(data)
+  except ValueError as error:
+    raise media.MediaError(f"{picture}: {error}") from error
+  return data
+
+
+def _decoded(picture: Path) -> np.ndarray:
+  return decode_frame(_checked(picture))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +111,16 @@ class Clip:
 
 
 class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-  """Writes clips as tfds records: JPEG frames, first-channel waveform, label; one split per split of the clips."""
+  """Writes clips as tfds records: JPEG frames, first-channel waveform, label; one split per split of the clips.
+
+  Args:
+    clips: decoded.
+    classes: names in label order; `class_order` says whose order it is.
+    recipe: how they were made.
+    left_out: what was wrong with the clips that are not there.
+    fingerprint: of all that the data set depends on.
+    data_dir: the folder gets the class's name, in it.
+  """
 
   VERSION = tfds.core.Version("1.0.0")
   url_infos: Mapping[str, Any] = {}  # nothing is downloaded; tfds would look for a file that says so
@@ -78,7 +130,9 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
     *,
     clips: Sequence[Clip],
     classes: Sequence[str],
+    class_order: str,
     recipe: Mapping[str, Any],
+    left_out: Sequence[str],
     fingerprint: str,
     data_dir: str | os.PathLike,
   ):
@@ -88,7 +142,9 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
     splits = dict.fromkeys(clip.split for clip in clips)
     self.facts = {
       "classes": self.classes,
+      "class_order": class_order,
       "recipe": dict(recipe),
+      "left_out": list(left_out),
       "fingerprint": fingerprint,
       "clips": {split: {label: counts[split, label] for label in self.classes} for split in splits},
       "without_sound": {split: silent[split] for split in splits},
@@ -103,6 +159,7 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
         "waveform": tfds.features.Tensor(shape=(None,), dtype=np.int16),
         "sample_rate": np.int32,  # Hz
         "has_audio": np.bool_,
+        "face_share": np.float32,  # of the frames; NaN: not looked for
         "label": tfds.features.ClassLabel(names=self.classes),
       }
     )
@@ -122,6 +179,7 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
         ends = np.cumsum(decoded["lengths"])
         jpegs = [part.tobytes() for part in np.split(decoded["jpegs"], ends[:-1])]
         waveform, sample_rate = decoded["waveform"], int(decoded["sample_rate"])
+        face_share = float(decoded["face_share"])
       yield (
         clip.clip_id,
         {
@@ -130,6 +188,7 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
           "waveform": waveform,
           "sample_rate": sample_rate,
           "has_audio": sample_rate > 0,
+          "face_share": face_share,
           "label": clip.label,
         },
       )
@@ -149,6 +208,31 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
   _log_download_done = _log_download_bytes
 
 
+class Dfew(Clips, skip_registration=True):  # type: ignore[call-arg]
+  """DFEW, in its five folds."""
+
+
+class Mafw(Clips, skip_registration=True):  # type: ignore[call-arg]
+  """MAFW's eleven single emotions, in its five folds."""
+
+
+class Ravdess(Clips, skip_registration=True):  # type: ignore[call-arg]
+  """RAVDESS, in five folds by actor."""
+
+
+class Cremad(Clips, skip_registration=True):  # type: ignore[call-arg]
+  """CREMA-D, in five folds by speaker."""
+
+
+BUILDERS: dict[str, type[Clips]] = {
+  "clips": Clips,
+  "dfew": Dfew,
+  "mafw": Mafw,
+  "ravdess": Ravdess,
+  "cremad": Cremad,
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class DataSet:
   """A data set on disk: class names in label order, the recipe that made it, clips per split, and of what kind."""
@@ -160,6 +244,8 @@ class DataSet:
   splits: dict[str, int]
   clips: dict[str, dict[str, int]]  # by split and class
   without_sound: dict[str, int]  # by split
+  class_order: str  # whose label order it is
+  left_out: tuple[str, ...]  # what was wrong with clips that are not in it
 
   def records(self, split: str) -> Sequence[Mapping[str, Any]]:
     """Random access to the records of a split, or of several: "fold1+fold3"; frames stay JPEG bytes."""
@@ -203,7 +289,8 @@ def open_data_set(data_dir: str | os.PathLike, name: str) -> DataSet:
     raise UserError(f"{max(versions)} was not written by mma_dfer_jax.data.prepare: it has no recipe")
   splits = {split: info.splits[split].num_examples for split in info.splits}
   return DataSet(max(versions), tuple(facts["classes"]), facts["recipe"], facts["fingerprint"], splits,
-                 facts["clips"], facts["without_sound"])  # fmt: skip
+                 facts["clips"], facts["without_sound"], facts.get("class_order", ""),
+                 tuple(facts.get("left_out", ())))  # fmt: skip
 
 
 class _LocalBucket(shuffle._Bucket):

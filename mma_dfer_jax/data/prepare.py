@@ -1,5 +1,7 @@
-"""Labelled video files -> a data set that training reads.
+"""Labelled clips, as they are handed out or in a manifest -> a data set that training reads.
 
+  python -m mma_dfer_jax.data.prepare --dataset=dfew --raw=DFEW-part2 --data_dir=data
+  python -m mma_dfer_jax.data.prepare --dataset=mafw --raw=MAFW --faces=yunet --data_dir=data
   python -m mma_dfer_jax.data.prepare --dataset=clips --manifest=clips.csv --data_dir=data
 
 The manifest is a csv with the columns `path,label,split` or `path,label,fold`; paths are relative to its folder.
@@ -11,6 +13,8 @@ from collections.abc import Sequence
 import concurrent.futures
 import concurrent.futures.process
 import csv
+import dataclasses
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -18,7 +22,7 @@ import os
 from pathlib import Path
 import re
 import shutil
-from typing import NamedTuple
+from typing import Any
 
 from absl import flags
 import numpy as np
@@ -27,6 +31,7 @@ import tqdm
 from mma_dfer_jax import cli
 from mma_dfer_jax.data import media
 from mma_dfer_jax.data.datasets import (
+  BUILDERS,
   RECIPE,
   SHORTEST_SOUND,
   Clip,
@@ -35,21 +40,68 @@ from mma_dfer_jax.data.datasets import (
   open_data_set,
   read_record,
 )
+from mma_dfer_jax.data.faces import POLICIES, FaceFinder, face_model, face_recipe
+from mma_dfer_jax.data.layouts import (
+  ClipSource,
+  Layout,
+  read_cremad,
+  read_dfew,
+  read_mafw,
+  read_ravdess,
+)
 from mma_dfer_jax.errors import UserError, listed
 
 _DATASET = flags.DEFINE_enum(
-  "dataset", "clips", ["clips"], "What is prepared: any video files with a manifest."
+  "dataset", "clips", list(BUILDERS), "What is prepared; clips: any video files with a manifest."
 )
-_MANIFEST = flags.DEFINE_string("manifest", None, "csv: path,label,split or path,label,fold.", required=True)
+_MANIFEST = flags.DEFINE_string("manifest", None, "Of clips: a csv, path,label,split or path,label,fold.")
+_RAW = flags.DEFINE_string("raw", None, "Of the other data sets: their folder, as it was unpacked.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder that the data set is written to.", required=True)
-_CLASSES = flags.DEFINE_list("classes", [], "Class names in label order; if not given, those found, sorted.")
+_CLASSES = flags.DEFINE_list(
+  "classes",
+  [],
+  "Class names in label order; if not given, those found, sorted. RAVDESS, CREMA-D: those to take.",
+)
+_FRAMES = flags.DEFINE_enum(
+  "frames", "all", ["all", "16f", "video"], "DFEW, MAFW: pictures from which folder."
+)
+_LISTS = flags.DEFINE_string(
+  "lists", None, "DFEW, MAFW: folder with the lists of the folds, if not in --raw."
+)
+_LABELS = flags.DEFINE_enum(
+  "labels", "mafw", ["mafw", "mafw-official"], "MAFW: whose label order is written."
+)
+_NUMBERS = flags.DEFINE_enum(
+  "numbers",
+  None,
+  ["mafw", "mafw-official"],
+  "MAFW: whose label order the numbers of the lists are, if they do not tell.",
+)
+_REFERENCE = flags.DEFINE_enum(
+  "recipe",
+  "default",
+  ["default", "reference"],
+  "DFEW, MAFW: reference orders and counts frames as the original does.",
+)
+_FACES = flags.DEFINE_enum("faces", "none", ["none", "yunet"], "Whether faces are found and cut out.")
+_FACE_POLICY = flags.DEFINE_enum(
+  "face_policy",
+  "follow",
+  list(POLICIES),
+  "follow: the largest face over time; union: all faces, as the original.",
+)
+_FACE_MODEL = flags.DEFINE_string("face_model", None, "YuNet's .onnx file; if not given, it is fetched once.")
+_FACE_SIZE = flags.DEFINE_integer("face_size", 224, "Side of the cut faces in pixels.", lower_bound=16)
 _ALLOW_MISSING_SOUND = flags.DEFINE_bool(
   "allow_missing_sound",
   False,
   "Take clips without (enough) sound: they get the original's constant spectrogram.",
 )
-_LEAVE_OUT_BAD = flags.DEFINE_bool(
-  "leave_out_bad", False, "Leave bad rows out, listing them, instead of failing."
+_ALLOW_BAD = flags.DEFINE_integer(
+  "allow_bad", 0, "Leave out at most so many bad clips, listing them, instead of failing.", lower_bound=0
+)
+_FOLLOW_LINKS = flags.DEFINE_bool(
+  "follow_links", False, "Take what symbolic links that lead out of --raw lead to."
 )
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the data set that is there.")
 _NUM_WORKERS = flags.DEFINE_integer(
@@ -60,18 +112,34 @@ SCRATCH = ".unfinished"  # beside the data set: decoded clips, and the data set 
 _ADVICE = "run the command again when that is mended, it goes on where it was"
 
 
-class Row(NamedTuple):
-  """One line of a manifest."""
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+  """What becomes of a clip's files, besides their layout.
 
-  line: int
-  clip_id: str  # the path as written
-  file: Path
-  label: str
-  split: str  # empty if it is no name of a split
+  Attributes:
+    allow_missing_sound: whether a clip without (enough) sound is taken.
+    face_model: YuNet's file; empty: faces are not looked for.
+    face_policy: "follow" or "union".
+    face_size: side of the cut faces in pixels.
+  """
+
+  allow_missing_sound: bool = False
+  face_model: str = ""
+  face_policy: str = "follow"
+  face_size: int = 224
+
+  @property
+  def recipe(self) -> dict[str, str]:
+    """What is stored of it."""
+    recipe = {"missing_sound": "constant spectrogram" if self.allow_missing_sound else "refused"}
+    if self.face_model:
+      recipe |= face_recipe(self.face_policy, self.face_size)
+      recipe["frame_coding"] = RECIPE["frame_coding"]
+    return recipe
 
 
-def read_manifest(manifest: Path, classes: Sequence[str]) -> tuple[list[Row], dict[int, str]]:
-  """All rows of a manifest, and what is wrong with some of them, by line.
+def read_manifest(manifest: Path, classes: Sequence[str]) -> Layout:
+  """The rows of a manifest as clips, and what is wrong with the others.
 
   Raises:
     UserError: if the file is no manifest at all.
@@ -98,9 +166,10 @@ def read_manifest(manifest: Path, classes: Sequence[str]) -> tuple[list[Row], di
   if extra := set(header) - set(used):
     print(f"columns of {manifest} that are not used: {', '.join(sorted(extra))}")
   folds = "fold" in used
-  rows: list[Row] = []
-  problems: dict[int, str] = {}
+  clips: list[ClipSource] = []
+  problems: list[str] = []
   seen: dict[str, int] = {}
+  splits = set()
   for line, row in values:
     path, label, split = (
       (row[name] or "").strip() for name in ("path", "label", "fold" if folds else "split")
@@ -126,23 +195,40 @@ def read_manifest(manifest: Path, classes: Sequence[str]) -> tuple[list[Row], di
     same = os.path.realpath(file)  # the same clip in training and in the test would make the score a lie
     if path and seen.setdefault(same, line) != line:
       wrong.append(f"{path} is in line {seen[same]} already")
-    rows.append(Row(line, path, file, label, split))
+    if split:
+      splits.add(split)
     if wrong:
-      problems[line] = "; ".join(wrong)
-  if not rows:
+      problems.append(f"line {line}: {'; '.join(wrong)}")
+    else:
+      clips.append(ClipSource(path, f"line {line}", label, split, (), file, file))
+  if not values:
     raise UserError(f"{manifest} holds no rows, only {','.join(header)}")
-  return rows, problems
+  names = tuple(classes) or tuple(sorted({clip.label for clip in clips}, key=_natural))
+  order = "as given by --classes" if classes else "sorted by name"
+  return Layout(names, order, clips, problems, dict(RECIPE), [], frozenset(splits))
 
 
-def decode_clip(file: Path, decoded: Path, allow_missing_sound: bool) -> str | None:
-  """Decodes a video to its end and keeps its record in a file; returns what is wrong, or None."""
+@functools.lru_cache(maxsize=1)
+def _finder(model: str, policy: str, size: int) -> FaceFinder:
+  """One for each process."""
+  return FaceFinder(Path(model), policy, size)
+
+
+def decode_clip(source: ClipSource, decoded: Path, decoding: Decoding) -> str | None:
+  """Decodes a clip to its end and keeps its record in a file; returns what is wrong, or None."""
+  finder = None
+  if decoding.face_model:
+    finder = _finder(decoding.face_model, decoding.face_policy, decoding.face_size)
   try:
-    record = read_record(file)
+    video = None if source.frames else source.video
+    record = read_record(video, pictures=source.frames, sound=source.sound, finder=finder)
+  except FileNotFoundError as error:
+    return f"{error.filename}: there is no such file"
   except media.MediaError as error:
     return str(error)
-  if not record["has_audio"] and not allow_missing_sound:
+  if source.sound and not record["has_audio"] and not decoding.allow_missing_sound:
     return (
-      f"{file}: no audio stream, or less than {1000 * SHORTEST_SOUND:.0f} ms in it "
+      f"{source.sound}: no audio stream, or less than {1000 * SHORTEST_SOUND:.0f} ms in it "
       "(--allow_missing_sound takes such clips)"
     )
   partial = decoded.with_suffix(f".{os.getpid()}.partial")
@@ -153,15 +239,16 @@ def decode_clip(file: Path, decoded: Path, allow_missing_sound: bool) -> str | N
       lengths=[len(jpeg) for jpeg in record["frames"]],
       waveform=record["waveform"],
       sample_rate=record["sample_rate"],
+      face_share=record["face_share"],
     )
   partial.replace(decoded)  # a killed run leaves no half clip
   return None
 
 
 def decode_all(
-  rows: Sequence[Row], scratch: Path, allow_missing_sound: bool, num_workers: int
-) -> tuple[list[Clip], dict[int, str]]:
-  """Decodes every file that is not decoded yet, by several processes; returns the clips, and what is wrong by line.
+  sources: Sequence[ClipSource], scratch: Path, decoding: Decoding, num_workers: int
+) -> tuple[list[Clip], list[str]]:
+  """Decodes every clip that is not decoded yet, by several processes; returns the clips, and what is wrong with others.
 
   Raises:
     OSError: if what is decoded cannot be kept.
@@ -170,27 +257,25 @@ def decode_all(
   scratch.mkdir(parents=True, exist_ok=True)
   for partial in scratch.glob("*.partial"):
     partial.unlink()
-  clips = {
-    row: Clip(row.clip_id, row.label, row.split, scratch / f"{_key(row.file, allow_missing_sound)}.npz")
-    for row in rows
-  }
-  todo = [row for row in rows if not clips[row].decoded.exists()]
-  if len(todo) < len(rows):
-    print(f"{len(rows) - len(todo)} of {len(rows)} clips are decoded already")
-  problems = {}
+  clips = [
+    Clip(source.clip_id, source.label, source.split, scratch / f"{_key(source, decoding)}.npz")
+    for source in sources
+  ]
+  todo = [i for i, clip in enumerate(clips) if not clip.decoded.exists()]
+  if len(todo) < len(clips):
+    print(f"{len(clips) - len(todo)} of {len(clips)} clips are decoded already")
+  problems: dict[int, str] = {}
   context = multiprocessing.get_context("spawn")
   workers = max(1, min(num_workers, len(todo)))
   with (
-    tqdm.tqdm(desc="decode", total=len(rows), initial=len(rows) - len(todo), unit="clip") as bar,
+    tqdm.tqdm(desc="decode", total=len(clips), initial=len(clips) - len(todo), unit="clip") as bar,
     concurrent.futures.ProcessPoolExecutor(workers, context, initializer=follow_parent) as pool,
   ):
-    futures = {
-      pool.submit(decode_clip, row.file, clips[row].decoded, allow_missing_sound): row for row in todo
-    }
+    futures = {pool.submit(decode_clip, sources[i], clips[i].decoded, decoding): i for i in todo}
     try:
       for future in concurrent.futures.as_completed(futures):
         if problem := future.result():
-          problems[futures[future].line] = problem
+          problems[futures[future]] = problem
         bar.update()
     except concurrent.futures.process.BrokenProcessPool as error:
       raise UserError(
@@ -199,17 +284,22 @@ def decode_all(
       ) from error
     finally:
       pool.shutdown(cancel_futures=True)
-  return [clip for row, clip in clips.items() if row.line not in problems], problems
+  good = [clip for i, clip in enumerate(clips) if i not in problems]
+  return good, [f"{sources[i].where}: {problems[i]}" for i in sorted(problems)]
 
 
-def _key(file: Path, allow_missing_sound: bool) -> str:
-  """Names the decoded form of a file by all that it depends on."""
-  try:
-    stat = file.stat()
-    version = (str(file), stat.st_size, stat.st_mtime_ns)
-  except OSError:
-    version = (str(file), -1, -1)
-  return hashlib.sha256(json.dumps([*version, allow_missing_sound, RECIPE]).encode()).hexdigest()[:32]
+def _key(source: ClipSource, decoding: Decoding) -> str:
+  """Names the decoded form of a clip by all that it depends on."""
+
+  def version(file: Path | None) -> tuple[str, int, int]:
+    try:
+      stat = os.stat(file) if file else None
+    except OSError:
+      stat = None
+    return str(file), stat.st_size if stat else -1, stat.st_mtime_ns if stat else -1
+
+  files = [version(file) for file in (*source.frames, source.video, source.sound)]
+  return hashlib.sha256(json.dumps([files, dataclasses.astuple(decoding), RECIPE]).encode()).hexdigest()[:32]
 
 
 def prepare_clips(
@@ -218,31 +308,60 @@ def prepare_clips(
   *,
   classes: Sequence[str] = (),
   allow_missing_sound: bool = False,
-  leave_out_bad: bool = False,
+  allow_bad: int = 0,
   overwrite: bool = False,
   num_workers: int = 1,
 ) -> None:
-  """The whole command: manifest -> checked, decoded clips -> data set `clips` in data_dir.
-
-  Raises:
-    UserError: with every bad row, unless they are to be left out; if data_dir holds another data set; if it cannot be
-      written.
-  """
+  """Any video files: manifest -> data set `clips` in data_dir; see `prepare`."""
   if len(set(classes)) < len(classes) or not all(classes):
     raise UserError(f"--classes={','.join(classes)}: every class needs a name of its own")
-  rows, problems = read_manifest(manifest, classes)
-  good = [row for row in rows if row.line not in problems]
-  classes = list(classes) or sorted({row.label for row in good}, key=_natural)
-  home = data_dir / "clips"
+  layout = read_manifest(manifest, classes)
+  decoding = Decoding(allow_missing_sound)
+  prepare(layout, "clips", data_dir, decoding, str(manifest), allow_bad, overwrite, num_workers)
+
+
+def prepare(
+  layout: Layout,
+  name: str,
+  data_dir: Path,
+  decoding: Decoding,
+  origin: str,
+  allow_bad: int = 0,
+  overwrite: bool = False,
+  num_workers: int = 1,
+) -> None:
+  """What was found -> decoded clips -> a data set in data_dir.
+
+  Args:
+    layout: the clips, and what is wrong with the others.
+    name: of the data set.
+    data_dir: the data set becomes a folder of that name in it.
+    decoding: what becomes of a clip's files.
+    origin: the manifest or folder, for messages.
+    allow_bad: so many bad clips may be left out.
+    overwrite: whether to replace the data set that is there.
+    num_workers: processes that decode.
+  Raises:
+    UserError: with every bad clip, if there are more than allowed; if data_dir holds another data set; if it cannot be
+      written.
+  """
+  home = data_dir / name
   target, scratch = home / str(Clips.VERSION), home / SCRATCH
-  described = [(row.clip_id, row.label, row.split, _key(row.file, allow_missing_sound)) for row in good]
-  facts = [described, problems, classes, allow_missing_sound, leave_out_bad, RECIPE]
+  recipe = RECIPE | layout.recipe | decoding.recipe
+  if not all(
+    clip.sound for clip in layout.clips
+  ):  # the archive has none for some, and its original takes them so
+    recipe["missing_sound"] = "constant spectrogram"
+  described = [(c.clip_id, c.label, c.split, _key(c, decoding)) for c in layout.clips]
+  facts = [described, layout.problems, layout.classes, recipe, allow_bad]
   fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+  for note in layout.notes:
+    print(f"note: {note}")
   try:
     if (scratch / "replaced").exists() and not target.exists():
       (scratch / "replaced").rename(target)  # killed between the two renames below
     if target.exists() and not overwrite:
-      there = open_data_set(data_dir, "clips")
+      there = open_data_set(data_dir, name)
       if there.fingerprint != fingerprint:
         raise UserError(
           f"{there.path} was made from other clips or settings; choose another --data_dir, or --overwrite"
@@ -250,20 +369,26 @@ def prepare_clips(
       shutil.rmtree(scratch, ignore_errors=True)
       print(f"{there.path} is complete already: {_described(there.splits)}")
       return
-    clips, bad_files = decode_all(good, scratch / "decoded", allow_missing_sound, num_workers)
-    problems |= bad_files
-    bad = [f"line {line}: {problems[line]}" for line in sorted(problems)]
-    if bad and not leave_out_bad:
-      raise listed(f"{len(bad)} of {len(rows)} rows of {manifest} cannot be used, no data set was written", bad,
-                   "mend them, or add --leave_out_bad to go on without them")  # fmt: skip
-    if gone := {row.split for row in rows if row.split} - {clip.split for clip in clips}:
-      raise listed(f"no clip of {', '.join(sorted(gone))} in {manifest} can be used", bad)
+    clips, bad_files = decode_all(layout.clips, scratch / "decoded", decoding, num_workers)
+    bad = sorted([*layout.problems, *bad_files], key=_natural)
+    total = len(layout.clips) + len(layout.problems)
+    if len(bad) > allow_bad:
+      raise listed(f"{len(bad)} of {total} clips of {origin} cannot be used, no data set was written", bad,
+                   f"mend them, or add --allow_bad={len(bad)} to go on without them")  # fmt: skip
+    named = layout.splits | {clip.split for clip in layout.clips}
+    if (gone := named - {clip.split for clip in clips}) or not clips:
+      raise listed(f"no clip of {', '.join(sorted(gone)) or 'any split'} in {origin} can be used", bad)
     if bad:
-      print(f"left out {len(bad)} of {len(rows)} rows:", *bad, sep="\n  - ")
-    recipe = RECIPE | {"missing_sound": "constant spectrogram" if allow_missing_sound else "refused"}
-    shutil.rmtree(scratch / "clips", ignore_errors=True)  # what a killed run was writing
-    new = Clips(
-      clips=clips, classes=classes, recipe=recipe, fingerprint=fingerprint, data_dir=scratch
+      print(f"left out {len(bad)} of {total} clips:", *bad, sep="\n  - ")
+    shutil.rmtree(scratch / name, ignore_errors=True)  # what a killed run was writing
+    new = BUILDERS[name](
+      clips=clips,
+      classes=layout.classes,
+      class_order=layout.class_order,
+      recipe=recipe,
+      left_out=bad,
+      fingerprint=fingerprint,
+      data_dir=scratch,
     ).write()
     if target.exists():
       shutil.rmtree(scratch / "replaced", ignore_errors=True)
@@ -276,11 +401,11 @@ def prepare_clips(
     ) from error
   except RuntimeError as error:  # from array_record, which is not Python
     raise UserError(f"{home} cannot be written: {error}; {_ADVICE}") from error
-  made = open_data_set(data_dir, "clips")
+  made = open_data_set(data_dir, name)
   print(f"wrote {made.path}: {_described(made.splits)}")
-  if allow_missing_sound:
+  if sum(made.without_sound.values()):
     print(f"without sound: {_described(made.without_sound)}")
-  print(f"classes, in label order: {', '.join(made.classes)}")
+  print(f"classes, in label order: {', '.join(made.classes)}; {made.class_order}")
   print("recipe:", *(f"{key}: {value}" for key, value in made.recipe.items()), sep="\n  ")
 
 
@@ -296,17 +421,63 @@ def _natural(label: str) -> tuple[list[tuple[int, int, str]], str]:
   return parts, label  # 1 and 01 too have an order
 
 
+def read_layout() -> tuple[Layout, str]:
+  """What the flags name, and where it is.
+
+  Raises:
+    UserError: with everything that is wrong with the flags; if nothing of the kind is there.
+  """
+  name, classes = _DATASET.value, _CLASSES.value
+  given: dict[str, Any] = {"manifest": _MANIFEST.value, "raw": _RAW.value, "lists": _LISTS.value, "numbers": _NUMBERS.value,
+           "classes": classes, "frames": _FRAMES.value != "all", "labels": _LABELS.value != "mafw",
+           "recipe": _REFERENCE.value != "default", "follow_links": _FOLLOW_LINKS.value}  # fmt: skip
+  common = {"raw", "follow_links"}
+  allowed = {
+    "clips": {"manifest", "classes"},
+    "dfew": common | {"lists", "frames", "recipe"},
+    "mafw": common | {"lists", "frames", "recipe", "labels", "numbers"},
+    "ravdess": common | {"classes"},
+    "cremad": common | {"classes"},
+  }[name]
+  problems = [
+    f"--{flag} is not for --dataset={name}" for flag, value in given.items() if value and flag not in allowed
+  ]
+  needed = "manifest" if name == "clips" else "raw"
+  if not given[needed]:
+    problems.append(f"--{needed} is needed")
+  if len(set(classes)) < len(classes) or not all(classes):
+    problems.append(f"--classes={','.join(classes)}: every class needs a name of its own")
+  if problems:
+    raise listed("the data set cannot be prepared", problems)
+  origin = Path(given[needed])
+  if name == "clips":
+    return read_manifest(origin, classes), str(origin)
+  links, silent = _FOLLOW_LINKS.value, _ALLOW_MISSING_SOUND.value
+  lists = Path(_LISTS.value) if _LISTS.value else None
+  if name == "dfew":
+    layout = read_dfew(origin, frames=_FRAMES.value, lists=lists, recipe=_REFERENCE.value,
+                       allow_missing_sound=silent, follow_links=links)  # fmt: skip
+  elif name == "mafw":
+    layout = read_mafw(origin, frames=_FRAMES.value, lists=lists, labels=_LABELS.value, numbers=_NUMBERS.value,
+                       recipe=_REFERENCE.value, allow_missing_sound=silent, follow_links=links)  # fmt: skip
+  elif name == "ravdess":
+    layout = read_ravdess(origin, classes=classes, follow_links=links)
+  else:
+    layout = read_cremad(origin, classes=classes, allow_missing_sound=silent, follow_links=links)
+  return layout, str(origin)
+
+
 def main(argv: Sequence[str]) -> None:
   del argv
-  prepare_clips(
-    Path(_MANIFEST.value),
-    Path(_DATA_DIR.value),
-    classes=_CLASSES.value,
-    allow_missing_sound=_ALLOW_MISSING_SOUND.value,
-    leave_out_bad=_LEAVE_OUT_BAD.value,
-    overwrite=_OVERWRITE.value,
-    num_workers=_NUM_WORKERS.value,
-  )
+  layout, origin = read_layout()
+  decoding = Decoding(_ALLOW_MISSING_SOUND.value)
+  if _FACES.value == "yunet":
+    model = face_model(Path(_FACE_MODEL.value) if _FACE_MODEL.value else None)
+    decoding = Decoding(_ALLOW_MISSING_SOUND.value, str(model), _FACE_POLICY.value, _FACE_SIZE.value)
+  prepare(
+    layout, _DATASET.value, Path(_DATA_DIR.value), decoding, origin, _ALLOW_BAD.value, _OVERWRITE.value,
+    _NUM_WORKERS.value,
+  )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,0 +1,506 @@
+"""The face of a clip: found every few frames, followed, and cut out as a square of one size.
+
+Detection, linking, smoothing and cutting are separate functions on small values, so that only `FaceFinder` knows that
+a clip is read twice. Coordinates are pixels of the whole frame; boxes are left, top, right, bottom.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import contextlib
+import dataclasses
+import hashlib
+import http.client
+import os
+from pathlib import Path
+import re
+import tempfile
+from typing import Any, NamedTuple
+import urllib.request
+
+import cv2
+from jaxtyping import Bool, Float, Int, UInt8
+import numpy as np
+
+from mma_dfer_jax.data.frames import resize
+from mma_dfer_jax.errors import UserError
+
+# The same bytes in two places: OpenCV's zoo, and their author's repository under the name yunet_s_640_640.onnx.
+MODEL_NAME = "face_detection_yunet_2023mar.onnx"
+MODEL_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
+MODEL_ADDRESSES = (
+  "https://media.githubusercontent.com/media/opencv/opencv_zoo/966be4cb6eefc2a4f586ed0581bf4bbaa2533070/models/"
+  f"face_detection_yunet/{MODEL_NAME}",
+  "https://raw.githubusercontent.com/ShiqiYu/libfacedetection.train/0047ac24afb1a50a0c6105001c89d1b5b805dbf1/onnx/"
+  "yunet_s_640_640.onnx",
+)
+MODEL_BYTES = 2**22  # no more is read from an address: the file has 232,589
+TIMEOUT = 10.0  # seconds without an answer
+
+POLICIES = ("follow", "union")
+EVERY = 4  # frames from one detection to the next: 6 to 7.5 a second in film and television
+SCORE = 0.6  # least score of a face: upright faces have 0.9, heads tilted by 40 degrees 0.6 to 0.85
+OVERLAP = 0.3  # of two boxes of one face, of which the better is kept (YuNet's own setting)
+# Longer side of what the detector sees. At 640 it finds faces from 1/16 of the width to the whole frame; only where
+# there is none it looks again, at five times the cost, for smaller ones. Smaller pictures are enlarged to 160.
+SIDES, LEAST_SIDE = (640, 1280), 160
+SHORTEST_SIDE = (
+  64  # of what it sees, black added: with 32 and less OpenCV 4 takes faces from memory that holds anything
+)
+MAX_GAP = 24  # frames (about a second) between two detections that are still one track
+REACH = 0.8  # how far a face may go from one detection to the next, in longer sides of its box
+GROWTH = 2.0  # and by what factor its box may grow or shrink
+LEAST_AREA = 1 / 16  # of the main face, for another face to be shown while the main one is gone
+SMOOTHING = 5.0  # frames: standard deviation of the Gaussian that centre and side are smoothed with
+SLACK = 0.1  # of a side: how far smoothing may move or resize a box, so that a fast face stays in its crop
+# Side of the crop / longer side of the face's box, which ends at the chin and near the hair: tight, like the crops that
+# data sets come with.
+MARGIN = 1.1
+
+
+class Box(NamedTuple):
+  """A face as detected: it may reach beyond the frame."""
+
+  left: float
+  top: float
+  right: float
+  bottom: float
+  score: float
+
+  @property
+  def side(self) -> float:
+    """The longer side."""
+    return max(self.right - self.left, self.bottom - self.top)
+
+  @property
+  def area(self) -> float:
+    return (self.right - self.left) * (self.bottom - self.top)
+
+  @property
+  def square(self) -> tuple[float, float, float]:
+    """Centre (x, y) and longer side."""
+    return (self.left + self.right) / 2, (self.top + self.bottom) / 2, self.side
+
+
+class Track(NamedTuple):
+  """One face over time: the frames that it was detected in, ascending, and its box in each."""
+
+  at: tuple[int, ...]
+  boxes: tuple[Box, ...]
+
+  @property
+  def area(self) -> float:
+    """Summed over detections, so that a face counts for its size and for how long it is there."""
+    return sum(box.area for box in self.boxes)
+
+  def part(self, first: int, last: int) -> "Track":
+    """What lies in the frames first <= i <= last."""
+    kept = [(i, box) for i, box in zip(self.at, self.boxes, strict=True) if first <= i <= last]
+    return Track(tuple(i for i, _ in kept), tuple(box for _, box in kept))
+
+
+@dataclasses.dataclass(frozen=True)
+class FaceTrack:
+  """Where a clip was cut.
+
+  Attributes:
+    boxes: (N, 4) left, top, right, bottom for each frame: a square inside of the frame.
+    found: (N,) whether the face was detected in that frame or between two detections at most 24 frames apart; else
+      the box is that of the nearest such frame, or without any the centre of the frame.
+    share: share of frames with a face; 0 for a clip that is only cut at its centre.
+  """
+
+  boxes: Int[np.ndarray, "N 4"]
+  found: Bool[np.ndarray, "N"]
+  share: float
+
+
+class Detector:
+  """YuNet, run by OpenCV."""
+
+  def __init__(self, model: Path):
+    """Loads the model.
+
+    Args:
+      model: YuNet as ONNX; what it says about input sizes does not matter.
+    Raises:
+      UserError: if the file cannot be read or is another model.
+    """
+    try:
+      data = model.read_bytes()
+    except OSError as error:
+      raise UserError(f"the face model {model} cannot be read: {error.strerror or error}") from error
+    if data.startswith(b"version https://git-lfs"):
+      raise UserError(f"the face model {model} is only a pointer to the file; download it again with Git LFS")
+    nothing, blank = np.zeros(0, np.uint8), np.zeros((64, 64, 3), np.uint8)
+    try:
+      with _silent_opencv():  # it prints what it raises
+        self._net = cv2.FaceDetectorYN.create(
+          "onnx", np.frombuffer(data, np.uint8), nothing, (64, 64), SCORE, OVERLAP
+        )
+        self._net.detect(blank)  # other models are noticed only here
+    except cv2.error as error:
+      raise UserError(
+        f"the face model {model} is damaged, or none that OpenCV {cv2.__version__} reads as YuNet; it reads "
+        f"{MODEL_ADDRESSES[0]}"
+      ) from error
+
+  def detect(self, frame: UInt8[np.ndarray, "H W 3"]) -> list[Box]:
+    """Faces of a frame of any size, the largest first.
+
+    Args:
+      frame: (H, W, 3) uint8 RGB.
+    Returns:
+      boxes in pixels of the frame; a face that the frame cuts has a box that reaches beyond it.
+    """
+    longer = max(frame.shape[:2])
+    for side in SIDES:
+      boxes = self._detect(frame, min(side, max(longer, LEAST_SIDE)) / longer)
+      if boxes or longer <= side:
+        break
+    return sorted(boxes, key=lambda box: (-box.area, box))
+
+  def _detect(self, frame: np.ndarray, scale: float) -> list[Box]:
+    height, width, _ = frame.shape
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    seen = cv2.resize(frame, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    below, right = max(0, SHORTEST_SIDE - size[1]), max(0, SHORTEST_SIDE - size[0])
+    seen = cv2.copyMakeBorder(seen, 0, below, 0, right, cv2.BORDER_CONSTANT)
+    self._net.setInputSize((seen.shape[1], seen.shape[0]))
+    rows = self._net.detect(cv2.cvtColor(seen, cv2.COLOR_RGB2BGR))[1]
+    if rows is None:
+      return []
+    x, y = width / size[0], height / size[1]
+    return [
+      Box(left * x, top * y, (left + w) * x, (top + h) * y, score)
+      for left, top, w, h, *_, score in rows.tolist()
+    ]
+
+
+@contextlib.contextmanager
+def _silent_opencv() -> Iterator[None]:
+  settings: Any = getattr(cv2.utils, "logging", cv2)  # OpenCV 4 has these functions at the top
+  level = settings.getLogLevel()
+  settings.setLogLevel(0)
+  try:
+    yield
+  finally:
+    settings.setLogLevel(level)
+
+
+def face_model(path: Path | None) -> Path:
+  """The file of the face detector: the one given, else a copy kept on this machine, else fetched once.
+
+  Args:
+    path: a YuNet model, or None.
+  Raises:
+    UserError: if the given file is no such model; if none is given and the public one can neither be found in
+      $XDG_CACHE_HOME/mma_dfer_jax (~/.cache without that variable) nor be fetched, or arrives with other bytes.
+  """
+  if path is not None:
+    Detector(path)
+    return path
+  kept = _cache() / MODEL_NAME
+  try:
+    if kept.is_file() and _is_model(kept.read_bytes()):
+      return kept
+    _keep(_fetched(), kept)
+  except (OSError, http.client.HTTPException) as error:  # all that goes wrong on a network is an OSError
+    raise UserError(
+      f"the face model cannot be fetched ({error}); give it with --face_model=PATH, or download {MODEL_ADDRESSES[0]} "
+      f"and put it at {kept}"
+    ) from error
+  return kept
+
+
+def _cache() -> Path:
+  base = os.environ.get("XDG_CACHE_HOME", "")
+  return Path(base if os.path.isabs(base) else os.path.expanduser("~/.cache")) / "mma_dfer_jax"
+
+
+def _is_model(data: bytes) -> bool:
+  return hashlib.sha256(data).hexdigest() == MODEL_SHA256
+
+
+def _fetched() -> bytes:
+  """The model from the first address that has it.
+
+  Raises:
+    OSError, HTTPException: of the last address, if none has.
+  """
+  for address in MODEL_ADDRESSES:
+    try:
+      with urllib.request.urlopen(address, timeout=TIMEOUT) as answer:
+        data = answer.read(MODEL_BYTES)
+      if not _is_model(data):
+        raise OSError(f"{address} has {len(data)} bytes with another sha256 than {MODEL_SHA256}")
+      return data
+    except (OSError, http.client.HTTPException) as error:
+      problem = error
+  raise problem
+
+
+def _keep(data: bytes, file: Path) -> None:
+  """Writes a file that other processes see whole or not at all."""
+  file.parent.mkdir(parents=True, exist_ok=True)
+  handle, partial = tempfile.mkstemp(dir=file.parent, prefix=f"{file.name}.")
+  try:
+    with os.fdopen(handle, "wb") as target:
+      target.write(data)
+    os.replace(partial, file)
+  except BaseException:
+    os.unlink(partial)
+    raise
+
+
+class FaceFinder:
+  """Cuts the face out of clips; one per process, for it holds the detector and OpenCV to one thread."""
+
+  def __init__(self, model: Path, policy: str = "follow", size: int = 224):
+    """Loads the detector.
+
+    Args:
+      model: as `face_model` gives it.
+      policy: "follow": the box follows the face that is largest over time and, while that is not there, the next
+        largest. "union": one box that holds all faces of all frames (the original's choice for MAFW).
+      size: side of the crops in pixels.
+    Raises:
+      UserError: if there is no such policy or size, or the file is no YuNet model.
+    """
+    if policy not in POLICIES:
+      raise UserError(f"there is no way of cutting faces named {policy!r}; there is {' and '.join(POLICIES)}")
+    if size < 1:
+      raise UserError(f"faces cannot be cut to {size} pixels; the side must be at least 1")
+    # Clips are shared out to processes: more threads than cores would only wait for each other.
+    cv2.setNumThreads(1)
+    self.policy, self.size = policy, size
+    self.detector = Detector(model)
+
+  def crops(
+    self, frames: Callable[[], Iterator[np.ndarray]]
+  ) -> tuple[Iterator[UInt8[np.ndarray, "S S 3"]], FaceTrack]:
+    """Finds the face of a clip, then cuts it out while the result is iterated over.
+
+    Args:
+      frames: gives all frames (H, W, 3) uint8 RGB of the clip from the start; called twice, so that no more than two
+        frames are in memory.
+    Returns:
+      the crops, one for each frame, as (size, size, 3) uint8; and where they are.
+    Raises:
+      ValueError: if there are no frames; while iterating, if they are not as many the second time. And whatever frames
+        raises.
+    """
+    detections, sizes = detect_every(frames(), self.detector.detect)
+    found = np.zeros(len(sizes), bool)
+    if not any(boxes for _, boxes in detections):
+      return cut(frames(), centred(sizes), self.size), FaceTrack(centred(sizes), found, 0.0)
+    if self.policy == "follow":
+      squares, found = follow(choose(link(detections)), len(sizes))
+      squares[:, 2] *= MARGIN
+    else:
+      squares, found = union(detections, len(sizes))
+    boxes = fit(squares, sizes)
+    return cut(frames(), boxes, self.size), FaceTrack(boxes, found, float(found.mean()))
+
+
+def face_recipe(policy: str, size: int) -> dict[str, str]:
+  """What a data set's recipe says of its faces; `finder_of` reads it."""
+  return {"faces": f"yunet, {policy}", "frame_size": f"faces, {size} x {size}"}
+
+
+def finder_of(recipe: Mapping[str, Any], model: Path | None) -> FaceFinder | None:
+  """Cuts faces as those that a model was trained on; None if its frames were taken as they are.
+
+  Args:
+    recipe: of the model.
+    model: YuNet's file; None: see `face_model`.
+  Raises:
+    UserError: if the detector is needed and not there.
+  """
+  policy = re.fullmatch(r"yunet, (\w+)", str(recipe.get("faces", "")))
+  size = re.fullmatch(r"faces, (\d+) x \d+", str(recipe.get("frame_size", "")))
+  return FaceFinder(face_model(model), policy[1], int(size[1])) if policy and size else None
+
+
+def detect_every(
+  frames: Iterable[np.ndarray], detect: Callable[[np.ndarray], list[Box]], every: int = EVERY
+) -> tuple[list[tuple[int, list[Box]]], Int[np.ndarray, "N 2"]]:
+  """Faces of frames 0, every, 2 every, ... and of the last.
+
+  Returns:
+    pairs of frame and its faces; and height and width of every frame.
+  Raises:
+    ValueError: if there are no frames.
+  """
+  detections: list[tuple[int, list[Box]]] = []
+  sizes: list[tuple[int, int]] = []
+  frame = None
+  for i, frame in enumerate(frames):
+    sizes.append((frame.shape[0], frame.shape[1]))
+    if i % every == 0:
+      detections.append((i, detect(frame)))
+  if frame is None:
+    raise ValueError("a clip without frames has no face")
+  last = len(sizes) - 1
+  if detections[-1][0] != last:
+    detections.append((last, detect(frame)))
+  return detections, np.array(sizes)
+
+
+def link(detections: Sequence[tuple[int, list[Box]]]) -> list[Track]:
+  """Tracks of all faces: each box goes to the track whose last box is nearest, if it is near enough and of like size.
+
+  Near means up to 0.8 sides of the larger box between the centres, like means a side up to twice as long; a track that
+  was not seen for more than 24 frames has ended.
+  """
+  at: list[list[int]] = []
+  boxes: list[list[Box]] = []
+  for i, faces in detections:
+    recent = [track for track in range(len(at)) if i - at[track][-1] <= MAX_GAP]
+    pairs = sorted(
+      (_distance(boxes[track][-1], face), track, j) for track in recent for j, face in enumerate(faces)
+    )
+    taken: dict[int, int] = {}
+    for distance, track, j in pairs:
+      if distance <= REACH and j not in taken and track not in taken.values():
+        taken[j] = track
+    for j, face in enumerate(faces):
+      if j not in taken:
+        at.append([])
+        boxes.append([])
+      track = taken.get(j, len(at) - 1)
+      at[track].append(i)
+      boxes[track].append(face)
+  return [Track(tuple(i), tuple(b)) for i, b in zip(at, boxes, strict=True)]
+
+
+def _distance(one: Box, other: Box) -> float:
+  """Between centres, in sides of the larger box; infinite between boxes that are too different in size."""
+  (x, y, side), (other_x, other_y, other_side) = one.square, other.square
+  larger, smaller = max(side, other_side), min(side, other_side)
+  return float(np.hypot(x - other_x, y - other_y)) / larger if larger <= GROWTH * smaller else float("inf")
+
+
+def choose(tracks: Sequence[Track]) -> list[Track]:
+  """The largest track; and where that is not, parts of the next largest, and so on: in time order, never two at once.
+
+  After a cut the same person is a new track elsewhere in the picture. Only parts of two and more detections stand in, and
+  only if their boxes are not much smaller, for a false alarm or somebody in the background is no stand-in.
+  """
+  ranked = sorted(tracks, key=lambda track: -track.area)
+  chosen = ranked[:1]
+  least = LEAST_AREA * ranked[0].area / len(ranked[0].at) if ranked else 0.0
+  for track in ranked[1:]:
+    chosen += [
+      part for part in _outside(track, chosen) if len(part.at) >= 2 and part.area / len(part.at) >= least
+    ]
+  return sorted(chosen, key=lambda track: track.at)
+
+
+def _outside(track: Track, taken: Sequence[Track]) -> list[Track]:
+  """The parts of a track before, between and after others."""
+  parts = [track]
+  for other in taken:
+    before, after = other.at[0] - 1, other.at[-1] + 1
+    parts = [
+      piece for part in parts for piece in (part.part(0, before), part.part(after, track.at[-1])) if piece.at
+    ]
+  return parts
+
+
+def follow(
+  tracks: Sequence[Track], num_frames: int
+) -> tuple[Float[np.ndarray, "N 3"], Bool[np.ndarray, "N"]]:
+  """A square for every frame from tracks that do not overlap in time.
+
+  Within a track: linear between detections, then smoothed. Elsewhere: as in the nearest frame that has a track.
+
+  Args:
+    tracks: in time order, at least one.
+    num_frames: N.
+  Returns:
+    centre (x, y) and side for every frame; whether the frame lies in a track.
+  """
+  squares = np.zeros((num_frames, 3))
+  found = np.zeros(num_frames, bool)
+  for track in tracks:
+    first, last = track.at[0], track.at[-1]
+    known = np.array([box.square for box in track.boxes])
+    rows = [np.interp(np.arange(first, last + 1), track.at, column) for column in known.T]
+    squares[first : last + 1] = smooth(np.stack(rows, axis=1))
+    found[first : last + 1] = True
+  return squares[_nearest(np.flatnonzero(found), num_frames)], found
+
+
+def _nearest(known: np.ndarray, num_frames: int) -> np.ndarray:
+  """For every frame the nearest known one, the earlier of two."""
+  i = np.arange(num_frames)
+  after = np.searchsorted(known, i).clip(max=len(known) - 1)
+  before = (after - 1).clip(min=0)
+  return np.where(np.abs(known[after] - i) < np.abs(known[before] - i), known[after], known[before])
+
+
+def smooth(squares: Float[np.ndarray, "N 3"]) -> Float[np.ndarray, "N 3"]:
+  """A Gaussian over time (standard deviation 5 frames, cut at 15), that moves or resizes no square by more than a tenth.
+
+  Beyond both ends the movement is continued by point reflection, so that a steady movement stays exactly as it is.
+
+  Args:
+    squares: centre (x, y) and side for every frame of one track.
+  """
+  radius = round(3 * SMOOTHING)
+  weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / SMOOTHING) ** 2)
+  longer = np.pad(squares, ((radius, radius), (0, 0)), mode="reflect", reflect_type="odd")
+  smoothed = np.stack([np.convolve(column, weights / weights.sum(), "valid") for column in longer.T], axis=1)
+  slack = SLACK * squares[:, 2:]
+  return np.clip(smoothed, squares - slack, squares + slack)
+
+
+def union(
+  detections: Sequence[tuple[int, list[Box]]], num_frames: int
+) -> tuple[Float[np.ndarray, "N 3"], Bool[np.ndarray, "N"]]:
+  """The same square for every frame: around the box that holds all faces; without a margin.
+
+  Args:
+    detections: at least one of them with a face.
+    num_frames: N.
+  Returns:
+    centre (x, y) and side for every frame; whether any face was detected in the frame, or before and after it at most 24
+    frames apart.
+  """
+  faces = np.array([box for _, boxes in detections for box in boxes])
+  left, top = faces[:, :2].min(axis=0)
+  right, bottom = faces[:, 2:4].max(axis=0)
+  found = np.zeros(num_frames, bool)
+  at = [i for i, boxes in detections if boxes]
+  for one, other in zip(at, [*at[1:], at[-1]], strict=True):
+    found[one : other + 1 if other - one <= MAX_GAP else one + 1] = True
+  return np.tile(Box(left, top, right, bottom, 1.0).square, (num_frames, 1)), found
+
+
+def fit(squares: Float[np.ndarray, "N 3"], sizes: Int[np.ndarray, "N 2"]) -> Int[np.ndarray, "N 4"]:
+  """Squares as whole pixels inside of their frames: made smaller if the frame is, else moved; nothing is ever padded.
+
+  Args:
+    squares: centre (x, y) and side.
+    sizes: height and width of the frames.
+  """
+  sides = np.clip(np.rint(squares[:, 2]), 1, sizes.min(axis=1)).astype(np.int64)
+  corners = np.rint(squares[:, :2] - sides[:, None] / 2).astype(np.int64)
+  corners = np.clip(corners, 0, sizes[:, ::-1] - sides[:, None])
+  return np.concatenate([corners, corners + sides[:, None]], axis=1)
+
+
+def centred(sizes: Int[np.ndarray, "N 2"]) -> Int[np.ndarray, "N 4"]:
+  """The largest square in the middle of each frame, from height and width."""
+  return fit(np.stack([sizes[:, 1] / 2, sizes[:, 0] / 2, sizes.min(axis=1)], axis=1), sizes)
+
+
+def cut(
+  frames: Iterable[np.ndarray], boxes: Int[np.ndarray, "N 4"], size: int
+) -> Iterator[UInt8[np.ndarray, "S S 3"]]:
+  """One crop of (size, size) for each frame.
+
+  Raises:
+    ValueError: while iterating, if there are more or fewer frames than boxes.
+  """
+  for frame, (left, top, right, bottom) in zip(frames, boxes, strict=True):
+    yield resize(np.ascontiguousarray(frame[top:bottom, left:right]), size)

@@ -1,0 +1,656 @@
+"""Data sets in the forms in which they are handed out: each form is read, and everything wrong with it is said at once."""
+
+from collections import Counter
+import json
+from pathlib import Path
+import shutil
+
+import archives
+from conftest import GOLDEN
+import pytest
+
+from mma_dfer_jax.data.labels import LABEL_ORDERS
+from mma_dfer_jax.data.layouts import PUBLISHED, read_cremad, read_dfew, read_mafw, read_ravdess
+from mma_dfer_jax.errors import UserError
+
+SETS = "EmoLabel_DataSplit"
+
+
+def names(clip):
+  return [path.name for path in clip.frames]
+
+
+def splits(layout):
+  return Counter(clip.split for clip in layout.clips)
+
+
+def by_id(layout):
+  return {clip.clip_id: clip for clip in layout.clips}
+
+
+def good(layout, number):
+  """A layout without any problem, whose files are all there."""
+  assert layout.problems == []
+  assert len(layout.clips) == len(by_id(layout)) == number
+  for clip in layout.clips:
+    assert bool(clip.frames) != bool(clip.video)
+    assert all(path.is_file() for path in (*clip.frames, clip.video, clip.sound) if path)
+    assert clip.label in layout.classes
+  return layout
+
+
+def problems(layout, *expected, left):
+  """Every expected text is in a problem of its own, there are no others, and so many clips are left."""
+  assert len(layout.problems) == len(expected), layout.problems
+  for text in expected:
+    assert any(text in problem for problem in layout.problems), (text, layout.problems)
+  assert len(layout.clips) == left
+  return layout
+
+
+def change(path, old, new, times=1):
+  text = path.read_text(encoding="utf-8")
+  assert old in text
+  path.write_text(text.replace(old, new, times), encoding="utf-8")
+
+
+def test_published_numbers():
+  sums = {name: sum(sum(fold.values()) for fold in folds.values()) for name, folds in PUBLISHED.items()}
+  assert sums == {"dfew": 11_697, "mafw": 9_172, "ravdess": 1_440, "cremad": 7_442}
+  per_fold = {name: [sum(fold.values()) for fold in folds.values()] for name, folds in PUBLISHED.items()}
+  assert per_fold["dfew"] == [2341, 2341, 2340, 2339, 2336]
+  assert per_fold["mafw"] == [1839, 1837, 1833, 1832, 1831]
+  assert all(list(folds) == [f"fold{k}" for k in range(1, 6)] for folds in PUBLISHED.values())
+  totals = {
+    name: sum((Counter(fold) for fold in folds.values()), Counter()) for name, folds in PUBLISHED.items()
+  }
+  dfew, mafw = LABEL_ORDERS["dfew"].classes, LABEL_ORDERS["mafw"].classes
+  assert [totals["dfew"][name] for name in dfew] == [2445, 1894, 2669, 2173, 1469, 145, 902]
+  assert [totals["mafw"][name] for name in mafw] == [
+    1242,
+    1470,
+    1138,
+    1390,
+    1072,
+    639,
+    625,
+    236,
+    916,
+    262,
+    182,
+  ]
+
+
+# ---- DFEW ----
+
+
+def test_dfew_as_handed_out(tmp_path):
+  home = archives.dfew(tmp_path)
+  layout = good(read_dfew(home), 10)
+  assert layout.notes == []
+  assert layout.classes == LABEL_ORDERS["dfew"].classes
+  assert splits(layout) == {f"fold{k}": 2 for k in range(1, 6)}
+  for clip_id, (fold, label) in archives.DFEW.items():
+    clip = by_id(layout)[clip_id]
+    assert (clip.split, clip.label) == (f"fold{fold}", layout.classes[label])
+    assert clip.sound == home / f"Clip/raw_wav/{int(clip_id)}.wav"
+    assert names(clip) == [f"{i}.jpg" for i in range(20)]
+  assert layout.clips[0].where == f"{SETS}/test(single-labeled)/set_1.csv line 2"
+  assert layout.recipe["frame_order"].startswith("natural")
+  assert layout.recipe["sound"] == "wav files of raw_wav"
+
+
+@pytest.mark.parametrize("place", ["", "DFEW-part2", "DFEW-part2/Clip"])
+def test_dfew_is_found_from_above_and_from_within(tmp_path, place):
+  archives.dfew(tmp_path)
+  assert good(read_dfew(tmp_path / place), 10).notes == []
+
+
+def test_dfew_other_forms(tmp_path):
+  home = archives.dfew(tmp_path / "größer als 1 Platte", folders=["clip_224x224", "clip_224x224_16f"], sound="both",
+                       padded=False, name="frame {:03d}.JPG")  # fmt: skip
+  layout = good(read_dfew(home), 10)
+  assert names(layout.clips[0])[-1] == "frame 019.JPG"
+  layout = good(read_dfew(home, frames="16f"), 10)
+  assert names(layout.clips[0]) == [f"frame {i:03d}.JPG" for i in range(1, 17)]
+  assert layout.recipe["frames"] == "16f"
+  layout = good(read_dfew(home, frames="video"), 10)
+  assert {clip.sound == clip.video for clip in layout.clips} == {True}
+  assert layout.clips[0].video == home / "Clip/original/1.mp4"
+  shutil.move(home / "Clip/raw_wav", home / "raw_wav")
+  assert good(read_dfew(home), 10).clips[1].sound == home / "raw_wav/2.wav"
+  shutil.rmtree(home / "raw_wav")
+  layout = good(read_dfew(home), 10)
+  assert layout.clips[1].sound == home / "Clip/original/2.mp4"
+  assert layout.recipe["sound"] == "videos of original"
+
+
+def test_dfew_unpacked_in_parts_and_into_folders_of_their_own_names(tmp_path):
+  home = archives.dfew(tmp_path, sound="original")
+  parts = home / "Clip/original"
+  for k, video in enumerate(sorted(parts.glob("*.mp4"))):
+    (parts / f"part_{k % 3}").mkdir(exist_ok=True)
+    video.rename(parts / f"part_{k % 3}" / video.name)
+  inner = home / "Clip/clip_224x224"
+  inner.rename(home / "Clip/tmp")
+  inner.mkdir()
+  (home / "Clip/tmp").rename(inner / "clip_224x224")
+  archives.write_text(home / "__MACOSX/Clip/clip_224x224/00001/._0.jpg", "")
+  archives.write_text(inner / "clip_224x224/00001/._0.jpg", "")
+  layout = good(read_dfew(home), 10)
+  assert len(layout.clips[0].frames) == 20
+  assert layout.clips[0].sound.parent.parent == parts
+
+
+@pytest.mark.parametrize(
+  ("pattern", "options"),
+  [
+    ("{part}(single-labeled)/{part}_set_{k}.csv", {}),
+    ("{part} (single-labeled)/set_{k}.csv", {"end": "\r\n"}),
+    ("{part}/set{k}.csv", {"encoding": "utf-8-sig"}),
+    ("{part}_set_{k}.csv", {"header": "Video_Name,Label"}),
+    ("DFEW_set_{k}_{part}(single-labeled).csv", {"header": "video_name;label"}),
+    ("Train & Test/{part}/fold {k}.csv", {"header": "video_name\tlabel"}),
+  ],
+)
+def test_dfew_lists_under_other_names(tmp_path, pattern, options):
+  home = archives.dfew(tmp_path, csvs=False)
+  archives.dfew_csvs(home / SETS, pattern=pattern, **options)
+  layout = good(read_dfew(home), 10)
+  assert splits(layout) == {f"fold{k}": 2 for k in range(1, 6)}
+  assert len(layout.notes) == (10 if "header" in options and "," not in options["header"] else 0)
+
+
+def test_dfew_csv_with_more_in_it(tmp_path):
+  home = archives.dfew(tmp_path)
+  path = home / SETS / "test(single-labeled)/set_2.csv"
+  path.write_text("order,video_name,label\n7,00003.mp4,4\n\n8, 4 , 5\n")
+  layout = good(read_dfew(home), 10)
+  assert layout.notes == [f"{path.relative_to(home)}: columns that are not used: order"]
+  assert by_id(layout)["00004"].where.endswith("line 4")
+
+
+def test_dfew_lists_of_the_original(tmp_path):
+  home = archives.dfew(tmp_path / "raw", csvs=False)
+  lists = tmp_path / "annotation"
+  pattern = "DFEW_set_{k}_{part}.txt"
+  archives.counted_lists(lists, archives.DFEW, pattern, "/data/my files/DFEW_Frame_Face", 20, final="")
+  archives.counted_lists(lists, archives.MAFW, "MAFW_set_{k}_{part}.txt", "faces", 11)
+  change(lists / pattern.format(k=1, part="test"), "Face/00001 20", "Face/00001/  20 ")
+  change(
+    lists / pattern.format(k=2, part="test"),
+    "/data/my files/DFEW_Frame_Face/",
+    "D:\\my files\\DFEW_Frame_Face\\",
+  )
+  layout = good(read_dfew(home, lists=lists), 10)
+  assert {clip.clip_id: clip.label for clip in layout.clips} == {
+    clip: layout.classes[label] for clip, (_, label) in archives.DFEW.items()
+  }
+  assert layout.clips[0].where == f"{lists / 'DFEW_set_1_test.txt'} line 1"
+  (note,) = layout.notes
+  assert "not used: MAFW_set_1_test.txt" in note
+  (home / "Clip/clip_224x224").rename(home / "DFEW_Frame_Face")  # the name that the lists know
+  change(lists / pattern.format(k=2, part="test"), "D:\\my files\\DFEW_Frame_Face\\", "DFEW_Frame_Face/", 2)
+  notes = good(read_dfew(home, lists=lists), 10).notes
+  assert "DFEW_Frame_Face: pictures are taken from here, as the lists name this folder" in notes
+
+
+def test_reference_recipe_of_dfew(tmp_path):
+  """Frames in string order as the original took them; the numbers come from running it."""
+  home = archives.dfew(tmp_path / "raw", csvs=False)
+  lists = tmp_path / "lists"
+  archives.counted_lists(lists, archives.DFEW, "DFEW_set_{k}_{part}.txt", "data/dfew/clip_224x224", 20)
+  layout = good(read_dfew(home, lists=lists, recipe="reference"), 10)
+  assert names(layout.clips[0]) == sorted(f"{i}.jpg" for i in range(20))
+  assert layout.recipe["frame_order"].startswith("string")
+  case = json.loads((GOLDEN / "dataset.json").read_text())["cases"]["dfew_unpadded_names_20_frames"]
+  taken = [names(layout.clips[0])[int(20 / 32 + 20 / 16 * i)] for i in range(16)]
+  assert [int(Path(name).stem) for name in taken] == case["frames"]
+  change(lists / "DFEW_set_1_test.txt", "00001 20", "00001 21")
+  change(lists / "DFEW_set_2_test.txt", "00003 20", "00003 0")
+  archives.write_text(home / "Clip/clip_224x224/00005/Thumbs.db", "")
+  archives.write_text(home / "Clip/clip_224x224/00006/.DS_Store", "")  # the original's glob does not see it
+  problems(
+    read_dfew(home, lists=lists, recipe="reference"),
+    "clip 00001: Clip/clip_224x224/00001 holds 20 pictures, 21 are annotated",
+    "clip 00003: Clip/clip_224x224/00003 holds 20 pictures, 0 are annotated",
+    "clip 00005: Clip/clip_224x224/00005 holds what is no picture, but counts in the original: Thumbs.db",
+    left=7,
+  )
+  layout = good(read_dfew(home, lists=lists), 10)
+  assert len(layout.clips[0].frames) == 20
+  assert [note.split(":")[0] for note in layout.notes] == [
+    "1 clip annotated with fewer frames than there are files",
+    "1 clip annotated with more frames than there are files",
+    "1 clip with something that by its extension is no picture, not used",
+  ]
+
+
+def test_everything_wrong_with_dfew_is_said_at_once(tmp_path):
+  home = archives.dfew(tmp_path / "raw", clips=archives.DFEW | {f"{i:05d}": (k, 0) for k in range(1, 6) for i in range(10 * k, 10 * k + 4)})  # fmt: skip
+  frames, test = home / "Clip/clip_224x224", home / SETS / "test(single-labeled)"
+  shutil.rmtree(frames / "00001")
+  shutil.rmtree(frames / "00002")
+  (frames / "00002").mkdir()
+  archives.write_pictures(frames / "3", 2)
+  (home / "Clip/raw_wav/4.wav").unlink()
+  archives.write_wav(home / "Clip/raw_wav/00005.wav")
+  outside = tmp_path / "elsewhere"
+  shutil.move(frames / "00006", outside)
+  (frames / "00006").symlink_to(outside)
+  shutil.move(frames / "00007/3.jpg", tmp_path / "3.jpg")
+  (frames / "00007/3.jpg").symlink_to(tmp_path / "3.jpg")
+  change(test / "set_4.csv", "8,2", "8,9")
+  change(test / "set_5.csv", "9,3", "9,happy")
+  change(test / "set_1.csv", "11,1", "12,1")  # twice in one list, and 11 in none
+  change(test / "set_2.csv", "20,1", "20,3")
+  change(test / "set_3.csv", "30,1", "30;1")
+  change(test / "set_3.csv", "31,1", "clip31,1")
+  change(test / "set_4.csv", "40,1\n", "40,1\n13,1\n")
+  change(home / SETS / "train(single-labeled)/set_5.csv", "41,1\n", "")
+  layout = read_dfew(home)
+  text = "\n".join(layout.problems)
+  for part in (
+    "set_1.csv line 2: clip 00001: no folder in Clip/clip_224x224",
+    "clip 00002: Clip/clip_224x224/00002 holds no pictures (nothing at all)",
+    "clip 00003: several folders: Clip/clip_224x224/00003, Clip/clip_224x224/3",
+    "clip 00004: no wav in Clip/raw_wav",
+    "clip 00005: several wavs: Clip/raw_wav/00005.wav, Clip/raw_wav/5.wav",
+    f"Clip/clip_224x224/00006: is a link that leads out of {home}, to {outside}",
+    f"clip 00007: Clip/clip_224x224/00007/3.jpg: is a link that leads out of {home}",
+    "set_4.csv line 3: '9' is not the label of a class",
+    "set_5.csv line 2: 'happy' is not the label of a class",
+    "set_1.csv line 6: clip 00012 is in EmoLabel_DataSplit/test(single-labeled)/set_1.csv line 5 already",
+    "train(single-labeled)/set_2.csv: 3 clips in no test set: 00011, 00030, 00031",
+    "set_3.csv line 13: clip 00020 is happy, but neutral in EmoLabel_DataSplit/test(single-labeled)/set_2.csv line 4",
+    "test(single-labeled)/set_3.csv line 4: 1 value in 2 columns: '30;1'",
+    "test(single-labeled)/set_3.csv line 5: 'clip31' is not the number of a clip",
+    "set_4.csv line 5: clip 00013 is in EmoLabel_DataSplit/test(single-labeled)/set_1.csv line 7 already",
+    "train(single-labeled)/set_5.csv: 1 clip missing, though in the test set of another fold: 00041",
+  ):
+    assert part in text, text
+  bad = {1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 20, 30, 31, 41}
+  assert {int(clip.clip_id) for clip in layout.clips}.isdisjoint(bad)
+  assert len(layout.clips) == 29 - len(bad)
+
+
+def test_links_are_followed_on_request(tmp_path):
+  home = archives.dfew(tmp_path / "raw")
+  shutil.move(home / "Clip/clip_224x224", tmp_path / "clip_224x224")
+  (home / "Clip/clip_224x224").symlink_to(tmp_path / "clip_224x224")
+  (home / "Clip/loop").symlink_to(home)
+  with pytest.raises(UserError, match=r"(?s)no folder clip_224x224.*link that leads out of .*follow_links"):
+    read_dfew(home)
+  good(read_dfew(home, follow_links=True), 10)
+  (home / "Clip/clip_224x224").unlink()
+  shutil.move(tmp_path / "clip_224x224", home / "faces")
+  (home / "Clip/clip_224x224").symlink_to("../faces")  # stays inside
+  good(read_dfew(home), 10)
+
+
+def test_folds_that_are_not_there(tmp_path):
+  home = archives.dfew(tmp_path)
+  (home / SETS / "test(single-labeled)/set_2.csv").unlink()
+  (home / SETS / "train(single-labeled)/set_3.csv").unlink()
+  archives.write_text(home / SETS / "test(single-labeled)/set_6.csv", "video_name,label\n1,1\n")
+  archives.write_text(home / SETS / "readme.txt", "")
+  layout = problems(
+    read_dfew(home), "no list of the test set of fold 2; found", "set_6.csv: there is no fold 6", left=8
+  )
+  assert any("readme.txt" in note for note in layout.notes)
+  assert any("no list of the training set of fold 3" in note for note in layout.notes)
+
+
+def test_lists_that_contradict_each_other(tmp_path):
+  home = archives.dfew(tmp_path)
+  train = home / SETS / "train(single-labeled)"
+  change(train / "set_1.csv", "3,4", "1,2")  # trained on what is tested; 3 missing
+  archives.write_text(home / SETS / "test_set_4.csv", "video_name,label\n7,1\n")
+  shutil.copy(train / "set_2.csv", home / SETS / "train_set_2.csv")  # the same again does no harm
+  problems(
+    read_dfew(home),
+    "set_1.csv: 1 clip also in the test set of fold 1: 00001",
+    "set_1.csv: 1 clip missing, though in the test set of another fold: 00003",
+    "is another test list of fold 4, beside",
+    left=8,
+  )
+
+
+def test_lists_that_cannot_be_read(tmp_path):
+  home = archives.dfew(tmp_path)
+  test = home / SETS / "test(single-labeled)"
+  archives.write_text(test / "set_1.csv", "video_name|label\n1|1\n")
+  archives.write_text(test / "set_2.csv", "video_name,label\n3,4\n", "utf-16")
+  archives.write_text(test / "set_3.csv", "")
+  archives.write_text(test / "set_4.csv", "7,1\n8,2\n")
+  problems(
+    read_dfew(home),
+    "set_1.csv: must begin with the line video_name,label (comma, semicolon or tab); it begins with 'video_name|label'",
+    "set_2.csv: must be saved as UTF-8",
+    "set_3.csv: is empty",
+    "set_4.csv: must begin with the line video_name,label",
+    left=2,
+  )
+
+
+def test_labels_that_are_all_one_off_are_refused(tmp_path):
+  home = archives.dfew(tmp_path)
+  for path in (home / SETS).rglob("*.csv"):
+    head, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([head, *(f"{row.split(',')[0]},{int(row.split(',')[1]) - 1}" for row in rows)]))
+  with pytest.raises(UserError, match=r"labels go from 0 to 6; these lists must count happy, .* from 1 to 7"):
+    read_dfew(home)
+
+
+def test_sound_that_is_not_there(tmp_path):
+  home = archives.dfew(tmp_path, sound="none")
+  problems(read_dfew(home), "there is no sound: no folder raw_wav or original", left=0)
+  layout = good(read_dfew(home, allow_missing_sound=True), 10)
+  assert {clip.sound for clip in layout.clips} == {None}
+  assert layout.recipe["sound"] == "none"
+  archives.write_wav(home / "Clip/raw_wav/1.wav")
+  assert len(read_dfew(home).problems) == 9
+  layout = good(read_dfew(home, allow_missing_sound=True), 10)
+  (note,) = layout.notes
+  assert note.startswith("Clip/raw_wav: 9 clips without sound: 00002, 00003")
+
+
+def test_what_is_no_data_set_is_described(tmp_path):
+  with pytest.raises(UserError, match="there is no such folder"):
+    read_dfew(tmp_path / "DFEW")
+  archives.write_text(tmp_path / "file", "")
+  with pytest.raises(UserError, match="is no folder"):
+    read_mafw(tmp_path / "file")
+  for name in ("a.zip", "b/c.txt"):
+    archives.write_text(tmp_path / "wrong" / name, "")
+  for read in (read_dfew, read_mafw):
+    with pytest.raises(UserError, match=r"(?s)no lists of folds.*found: b/, a.zip.*accepted for"):
+      read(tmp_path / "wrong")
+  for read in (read_ravdess, read_cremad):
+    with pytest.raises(UserError, match=r"(?s)found: b/, a.zip.*accepted for"):
+      read(tmp_path / "wrong")
+  home = archives.dfew(tmp_path)
+  with pytest.raises(
+    UserError, match=r"(?s)no folder clip_224x224_16f, which frames=16f needs.*found: Clip/, EmoLabel"
+  ):
+    read_dfew(home, frames="16f")
+  with pytest.raises(UserError, match="frames=15: choose one of all, 16f, video"):
+    read_dfew(home, frames="15")
+  with pytest.raises(UserError, match="recipe=reference"):
+    read_dfew(home, frames="video", recipe="reference")
+  shutil.copytree(home, tmp_path / "copy")
+  with pytest.raises(UserError, match="several folders EmoLabel_DataSplit"):
+    read_dfew(tmp_path)
+
+
+def test_folders_in_another_case_are_noted(tmp_path):
+  home = archives.dfew(tmp_path)
+  (home / "Clip/raw_wav").rename(home / "Clip/Raw_WAV")
+  layout = good(read_dfew(home), 10)
+  assert layout.notes == ["Clip/Raw_WAV: taken for raw_wav, from which it differs in case"]
+
+
+def test_unused_clips_and_files_are_noted(tmp_path):
+  home = archives.dfew(tmp_path)
+  archives.write_pictures(home / "Clip/clip_224x224/16372", 3)
+  archives.write_text(home / "Clip/clip_224x224/part1.zip", "")
+  archives.write_text(home / "Clip/clip_224x224/00001/notes.txt", "")
+  archives.write_picture(home / "Clip/clip_224x224/00002/99.png", 1)
+  layout = good(read_dfew(home), 10)
+  assert names(layout.clips[1])[-1] == "99.png"
+  assert len(layout.notes) == 4
+  for text in ("1 clip not used", "part1.zip", "00001 (notes.txt)", "several file types"):
+    assert any(text in note for note in layout.notes)
+
+
+# ---- MAFW ----
+
+
+@pytest.mark.parametrize("labels", ["mafw", "mafw-official"])
+def test_mafw_as_handed_out(tmp_path, labels):
+  home = archives.mafw(tmp_path)
+  layout = good(read_mafw(tmp_path, labels=labels), 11)
+  assert layout.classes == LABEL_ORDERS[labels].classes
+  assert layout.class_order == LABEL_ORDERS[labels].origin
+  assert {clip.clip_id: clip.label for clip in layout.clips} == {
+    clip: archives.MAFW_NAMES[label] for clip, (_, label) in archives.MAFW.items()
+  }
+  assert layout.clips[0].sound == home / "data/clips_wav/00025.wav"
+  assert layout.notes == []
+
+
+def test_mafw_names_numbers_and_delimiters_mean_the_same(tmp_path):
+  home = archives.mafw(tmp_path)
+  expected = {clip.clip_id: clip.label for clip in read_mafw(home).clips}
+  official = home / "Train & Test Set/single/no_caption"
+  for written, delimiter in (("numbers", " "), ("numbers", "\t"), ("names", ","), ("names", "; ")):
+    archives.mafw_lists(official, written=written, delimiter=delimiter)
+    layout = good(read_mafw(home), 11)
+    assert {clip.clip_id: clip.label for clip in layout.clips} == expected
+  home = home.rename(home.with_name("elsewhere"))
+  (home / "Train & Test Set").rename(home / "split")  # as MAE-DFER has it
+  assert {clip.clip_id: clip.label for clip in good(read_mafw(home), 11).clips} == expected
+  archives.mafw_lists(tmp_path / "mine", written="numbers")
+  assert {c.clip_id: c.label for c in good(read_mafw(home, lists=tmp_path / "mine"), 11).clips} == expected
+
+
+def test_mafw_pictures_of_every_kind(tmp_path):
+  home = archives.mafw(tmp_path, folders=["clips_faces", "frames"], videos=True, name="{:04d}.png")
+  layout = good(read_mafw(home), 11)
+  assert layout.recipe["frames"] == "faces"
+  assert any("frames=scenes" in note for note in layout.notes)
+  layout = good(read_mafw(home, frames="scenes"), 11)
+  assert layout.clips[0].frames[0] == home / "data/frames/00025/0000.png"
+  assert any("whole scenes" in note for note in layout.notes)
+  layout = good(read_mafw(home, frames="video"), 11)
+  assert layout.clips[0].video == home / "data/clips/00025.mp4"
+  assert layout.clips[0].sound == home / "data/clips_wav/00025.wav"
+  shutil.rmtree(home / "data/clips_wav")
+  assert good(read_mafw(home), 11).clips[0].sound == home / "data/clips/00025.mp4"
+  shutil.rmtree(home / "data/clips")
+  problems(read_mafw(home), "there is no sound: no folder clips_wav or clips", left=0)
+  good(read_mafw(home, allow_missing_sound=True), 11)
+  shutil.rmtree(home / "data/clips_faces")
+  assert good(read_mafw(home, allow_missing_sound=True), 11).recipe["frames"] == "scenes"
+  with pytest.raises(UserError, match="no folder clips_faces, which frames=faces needs"):
+    read_mafw(home, frames="faces")
+
+
+def test_a_missing_wav_of_mafw_is_noted(tmp_path):
+  home = archives.mafw(tmp_path)
+  (home / "data/clips_wav/00026.wav").unlink()
+  layout = good(read_mafw(home), 11)
+  assert by_id(layout)["00026"].sound is None
+  assert layout.notes == ["data/clips_wav: 1 clip without sound: 00026"]
+
+
+def test_reference_recipe_of_mafw(tmp_path):
+  """The annotated count is one too low, so that the last in string order is never used."""
+  home = archives.mafw(tmp_path, lists=False)
+  lists = tmp_path / "lists"
+  archives.counted_lists(
+    lists, archives.MAFW, "MAFW_set_{k}_{part}_faces.txt", "x/mfaw/clips_faces", 11, final=""
+  )
+  layout = good(read_mafw(home, lists=lists, recipe="reference"), 11)
+  assert {tuple(names(clip)) for clip in layout.clips} == {tuple(sorted(f"{i}.jpg" for i in range(12))[:11])}
+  assert names(layout.clips[0])[:4] == ["0.jpg", "1.jpg", "10.jpg", "11.jpg"]
+  assert [clip.label for clip in layout.clips] == [archives.MAFW_NAMES[i] for _, i in archives.MAFW.values()]
+  assert len(layout.notes) == 1
+  assert "11 clips annotated with fewer frames" in layout.notes[0]
+  layout = good(read_mafw(home, lists=lists), 11)
+  assert names(layout.clips[0]) == [f"{i}.jpg" for i in range(12)]
+  with pytest.raises(UserError, match="give lists="):
+    read_mafw(home, recipe="reference")
+  archives.mafw_lists(tmp_path / "official")
+  with pytest.raises(UserError, match="recipe=reference needs lists with lines `DIR COUNT LABEL`"):
+    read_mafw(home, lists=tmp_path / "official", recipe="reference")
+
+
+def test_the_two_label_orders_are_never_mixed_up(tmp_path):
+  home = archives.mafw(tmp_path, lists=False)
+  lists, order = (
+    tmp_path / "lists",
+    [archives.MAFW_OFFICIAL_NAMES.index(name) for name in archives.MAFW_NAMES],
+  )
+  archives.counted_lists(lists, archives.MAFW, "set_{k}_{part}.txt", "clips_faces", 12, order)
+  with pytest.raises(UserError, match=r"(?s)two label orders.*numbers=mafw if 0 is happiness"):
+    read_mafw(home, lists=lists)
+  layout = good(read_mafw(home, lists=lists, numbers="mafw-official"), 11)
+  assert [clip.label for clip in layout.clips] == [archives.MAFW_NAMES[i] for _, i in archives.MAFW.values()]
+  assert layout.notes == []
+  for path in list(lists.iterdir()):
+    path.rename(path.with_name(f"MAFW_{path.name}"))
+  layout = read_mafw(home, lists=lists, numbers="mafw-official")
+  assert [clip.label for clip in layout.clips] == [archives.MAFW_NAMES[i] for _, i in archives.MAFW.values()]
+  assert "by their names the lists would count otherwise" in layout.notes[0]
+
+
+def test_published_numbers_of_clips_give_a_wrong_order_away(tmp_path):
+  """A list of fold 1 as large as the real one, which counts officially though its name says otherwise."""
+  home = archives.mafw(tmp_path, lists=False)
+  for order in ("mafw", "mafw-official"):
+    lists = tmp_path / order
+    numbers = [
+      i for i, name in enumerate(LABEL_ORDERS[order].classes) for _ in range(PUBLISHED["mafw"]["fold1"][name])
+    ]
+    rows = [f"clips_faces/{clip:05d} 12 {number}" for clip, number in enumerate(numbers)]
+    archives.write_text(lists / "MAFW_set_1_test_faces.txt", "\n".join(rows))
+  assert (
+    Counter(p.split(": ")[-1] for p in read_mafw(home, lists=tmp_path / "mafw").problems)[
+      "no folder in data/clips_faces"
+    ]
+    > 1000
+  )
+  with pytest.raises(UserError, match="are those of the order mafw-official; say numbers=mafw-official"):
+    read_mafw(home, lists=tmp_path / "mafw-official")
+  with pytest.raises(UserError, match=r"are those of the order mafw; say numbers=mafw$"):
+    read_mafw(home, lists=tmp_path / "mafw", numbers="mafw-official")
+
+
+def test_everything_wrong_with_mafw_is_said_at_once(tmp_path):
+  home = archives.mafw(tmp_path)
+  official = home / "Train & Test Set/single/no_caption"
+  change(official / "set_1/test.txt", "anger", "happy")
+  change(official / "set_2/test.txt", "00027.mp4 disgust", "00027.mp4 disgust A man, who is disgusted.")
+  change(official / "set_3/test.txt", "00029", "00025")
+  shutil.rmtree(home / "data/clips_faces/00031")
+  (home / "data/clips_faces/00032").rename(home / "data/clips_faces/x")
+  layout = read_mafw(home)
+  text = "\n".join(layout.problems)
+  for part in (
+    "set_1/test.txt line 1: 'happy' is not the label of a class",
+    "set_2/test.txt line 1: '00027.mp4 disgust A man, who is disgusted.' is not of the form of the other lines",
+    "set_4/test.txt line 1: clip 00031: no folder in data/clips_faces",
+    "set_4/test.txt line 2: clip 00032: no folder in data/clips_faces",
+  ):
+    assert part in text, text
+  assert {"00025", "00027", "00029", "00031", "00032"}.isdisjoint(by_id(layout))
+  change(official / "set_1/test.txt", "happy", "99")
+  assert "'99' is not the label of a class" in "\n".join(read_mafw(home).problems)
+  (official / "set_1/test.txt").write_text("00025.mp4 11\n00026.mp4 1\n")
+  with pytest.raises(UserError, match="labels go from 1 to 11"):
+    read_mafw(home)
+
+
+def test_lists_made_for_other_pictures_are_refused(tmp_path):
+  home = archives.mafw(tmp_path, folders=["clips_faces", "frames"], lists=False)
+  archives.counted_lists(tmp_path / "lists", archives.MAFW, "MAFW_set_{k}_{part}.txt", "data/frames", 12)
+  with pytest.raises(UserError, match="the lists are of frames=scenes, but frames=faces was chosen"):
+    read_mafw(home, lists=tmp_path / "lists")
+  good(read_mafw(home, frames="scenes", lists=tmp_path / "lists"), 11)
+
+
+# ---- RAVDESS and CREMA-D ----
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_ravdess_folds_share_no_actor(tmp_path, flat):
+  layout = good(read_ravdess(archives.ravdess(tmp_path, flat=flat)), 24 * 16)
+  actors = {
+    split: {clip.clip_id[-2:] for clip in layout.clips if clip.split == split} for split in splits(layout)
+  }
+  assert sorted(actors) == [f"fold{k}" for k in range(1, 6)]
+  assert sum(map(len, actors.values())) == 24
+  assert actors["fold1"] == {"01", "06", "11", "16", "21"}
+  assert layout.recipe["folds"] == "fold = (actor - 1) mod 5 + 1: no actor is in two folds"
+  assert layout.classes[1] == "calm"
+  assert by_id(layout)["01-01-08-01-02-01-24"].label == "surprise"
+
+
+def test_ravdess_classes_are_chosen(tmp_path):
+  home = archives.ravdess(tmp_path, range(1, 6))
+  layout = good(read_ravdess(home, classes=LABEL_ORDERS["dfew"].classes), 5 * 14)
+  assert layout.classes == LABEL_ORDERS["dfew"].classes
+  assert layout.notes == ["10 clips of the class calm left out, it is not among the classes given"]
+  with pytest.raises(UserError, match="there is no boredom, only neutral, calm"):
+    read_ravdess(home, classes=["boredom", "calm"])
+
+
+def test_one_actor_is_split_by_statement(tmp_path):
+  layout = good(read_ravdess(archives.ravdess(tmp_path, [1], flat=True, real=True)), 16)
+  assert splits(layout) == {"train": 8, "test": 8}
+  assert {clip.clip_id.split("-")[4] for clip in layout.clips if clip.split == "train"} == {"01"}
+  assert "not speaker-independent" in layout.recipe["folds"]
+
+
+def test_what_is_left_out_of_ravdess_is_said(tmp_path):
+  home = archives.ravdess(tmp_path, range(1, 5))
+  folder = home / "Actor_01"
+  for name in ("02-01-03-01-01-01-01.mp4", "01-02-03-01-01-01-01.mp4", "03-01-03-01-01-01-01.wav"):
+    archives.write_text(folder / name, "")
+  layout = good(read_ravdess(home), 64)
+  text = "\n".join(layout.notes)
+  for part in (
+    "1 clip left out: video-only",
+    "1 clip left out: sung",
+    "03-01-03-01-01-01-01.wav",
+    "no clips in fold 5",
+  ):
+    assert part in text
+  assert len(good(read_ravdess(home, song=True), 65).notes) == 3
+  archives.write_text(folder / "01-01-09-01-01-01-01.mp4", "")
+  archives.write_text(folder / "01-01-03-01-01-01-02.mp4", "")
+  archives.write_text(home / "01-01-04-01-01-01-01.mp4", "")
+  problems(
+    read_ravdess(home),
+    "Actor_01/01-01-09-01-01-01-01.mp4: is not a RAVDESS name",
+    "Actor_01/01-01-03-01-01-01-02.mp4: is of actor 2 by its name",
+    "01-01-04-01-01-01-01.mp4 already",
+    left=63,
+  )
+
+
+def test_cremad_folds_share_no_speaker(tmp_path):
+  layout = good(read_cremad(archives.cremad(tmp_path)), 91 * 6)
+  speakers = {s: {int(clip.clip_id[:4]) for clip in layout.clips if clip.split == s} for s in splits(layout)}
+  assert [(min(speakers[f"fold{k}"]), max(speakers[f"fold{k}"])) for k in range(1, 6)] == [
+    (1001, 1018), (1019, 1036), (1037, 1054), (1055, 1072), (1073, 1091),
+  ]  # fmt: skip
+  assert layout.clips[0].sound == tmp_path / "AudioWAV/1001_DFA_ANG_XX.wav"
+  assert layout.recipe["sound"] == "wav files of AudioWAV"
+
+
+def test_cremad_without_wavs_or_with_mp4(tmp_path):
+  layout = good(read_cremad(archives.cremad(tmp_path, range(1001, 1092, 18), mp4=True, wavs=False)), 36)
+  assert {clip.sound == clip.video for clip in layout.clips} == {True}
+  archives.cremad(tmp_path, [1001])
+  layout = good(read_cremad(tmp_path), 6)
+  assert "VideoMP4 is there too" in layout.notes[0]
+
+
+def test_what_is_wrong_with_cremad(tmp_path):
+  home = archives.cremad(tmp_path, range(1001, 1092, 18))
+  pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+  archives.write_text(home / "VideoFlash/1001_DFA_ANG_XX.flv", pointer)
+  archives.write_text(home / "VideoFlash/1092_DFA_ANG_XX.flv", "")
+  (home / "AudioWAV/1019_DFA_ANG_XX.wav").unlink()
+  archives.write_text(home / "AudioWAV/1040_ITH_SAD_X.wav", "")
+  expected = ["git lfs pull", "VideoFlash/1092_DFA_ANG_XX.flv: is not a CREMA-D name"]
+  layout = problems(read_cremad(home), *expected, "1019_DFA_ANG_XX.flv: no wav in AudioWAV", left=34)
+  assert "1 wav without a video, not used: 1040_ITH_SAD_X" in layout.notes
+  layout = problems(read_cremad(home, allow_missing_sound=True), *expected, left=35)
+  assert by_id(layout)["1019_DFA_ANG_XX"].sound is None
+  for path in (home / "VideoFlash").iterdir():
+    archives.write_text(path, pointer)
+  with pytest.raises(UserError, match=r"(?s)no videos in VideoFlash.*git lfs pull"):
+    read_cremad(home)

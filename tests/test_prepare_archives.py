@@ -1,0 +1,151 @@
+"""The real prepare command on miniature archives: what stands in the data set, and what is refused."""
+
+import os
+from pathlib import Path
+import subprocess
+import sys
+
+import archives
+from conftest import ROOT
+import numpy as np
+import pytest
+
+from mma_dfer_jax.data.datasets import open_data_set
+from mma_dfer_jax.data.frames import decode_frame
+from mma_dfer_jax.data.labels import LABEL_ORDERS
+
+DETECTOR = ROOT.parent / "shared/models/yunet_n_dynamic.onnx"
+
+
+def prepare(*flags: object, status: int = 0) -> str:
+  """Runs the command, checks the exit status, and returns all that it printed."""
+  command = [sys.executable, "-m", "mma_dfer_jax.data.prepare", "--num_workers=2", *map(str, flags)]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+  printed = done.stdout + done.stderr
+  assert done.returncode == status, printed
+  assert "Traceback" not in printed, printed
+  return printed
+
+
+def greys(record) -> list[int]:
+  """Which frame each picture of the archive is: number n is grey 5 n."""
+  return [round(float(decode_frame(data).mean()) / 5) for data in record["frames"]]
+
+
+def records(data_dir: Path, name: str, split: str) -> dict[str, dict]:
+  data_set = open_data_set(data_dir, name)
+  return {record["clip_id"].decode(): record for record in data_set.records(split)}
+
+
+def test_dfew_as_handed_out(tmp_path):
+  raw = archives.dfew(tmp_path / "with space ü", frames=12, name="{}.jpg")
+  printed = prepare("--dataset=dfew", f"--raw={raw}", f"--data_dir={tmp_path}/data")
+  data_set = open_data_set(tmp_path / "data", "dfew")
+  assert data_set.classes == LABEL_ORDERS["dfew"].classes
+  assert sorted(data_set.splits) == ["fold1", "fold2", "fold3", "fold4", "fold5"]
+  assert "frame_order: natural" in printed
+  for fold in archives.FOLDS:
+    found = records(tmp_path / "data", "dfew", f"fold{fold}")
+    expected = {clip: label for clip, (k, label) in archives.DFEW.items() if k == fold}
+    assert {clip: int(record["label"]) for clip, record in found.items()} == expected
+    for clip, record in found.items():
+      assert greys(record) == list(range(12))
+      # The pictures are kept as they are: another JPEG would be other pixels.
+      assert bytes(record["frames"][3]) == (raw / f"Clip/clip_224x224/{clip}/3.jpg").read_bytes()
+      assert record["has_audio"]
+      assert int(record["sample_rate"]) == archives.RATE
+      assert np.isnan(record["face_share"])
+  assert "is complete already" in prepare("--dataset=dfew", f"--raw={raw}", f"--data_dir={tmp_path}/data")
+
+
+def test_mafw_in_both_label_orders_and_the_originals_recipe(tmp_path):
+  raw = archives.mafw(tmp_path, frames=12)
+  # As the original's face script counts: one too few. In string order 0, 1, 10, 11, 2, … the last is 9.
+  archives.counted_lists(
+    tmp_path / "lists", archives.MAFW, "MAFW_set_{k}_{part}_faces.txt", "clips_faces", 11
+  )
+  common = ("--dataset=mafw", f"--raw={raw}")
+  prepare(*common, "--recipe=reference", f"--lists={tmp_path}/lists", f"--data_dir={tmp_path}/reference")
+  prepare(*common, "--labels=mafw-official", f"--data_dir={tmp_path}/official")
+  for name, labels, order in (
+    ("reference", "mafw", [0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8]),
+    ("official", "mafw-official", list(range(12))),
+  ):
+    data_set = open_data_set(tmp_path / name, "mafw")
+    assert data_set.classes == LABEL_ORDERS[labels].classes
+    for fold in archives.FOLDS:
+      for clip, record in records(tmp_path / name, "mafw", f"fold{fold}").items():
+        assert greys(record) == order
+        assert data_set.classes[int(record["label"])] == archives.MAFW_NAMES[archives.MAFW[clip][1]]
+
+
+def test_everything_bad_is_listed_and_left_out_only_if_that_is_said(tmp_path):
+  raw = archives.dfew(tmp_path, frames=4)
+  frame = raw / "Clip/clip_224x224/00003/2.jpg"
+  frame.write_bytes(frame.read_bytes()[:60])
+  (raw / "Clip/raw_wav/5.wav").write_bytes(b"")
+  (raw / "Clip/clip_224x224/00007/1.jpg").write_bytes(b"")
+  flags = ("--dataset=dfew", f"--raw={raw}", f"--data_dir={tmp_path}/data")
+  printed = prepare(*flags, status=1)
+  for name in ("00003/2.jpg", "raw_wav/5.wav", "00007/1.jpg"):
+    assert name in printed
+  assert "3 of 10 clips" in printed
+  assert "--allow_bad=3" in printed
+  assert not list((tmp_path / "data/dfew").glob("1.*"))
+  assert "3 of 10 clips" in prepare(*flags, "--allow_bad=2", status=1)
+  assert "left out 3 of 10 clips" in prepare(*flags, "--allow_bad=3")
+  data_set = open_data_set(tmp_path / "data", "dfew")
+  assert sum(data_set.splits.values()) == 7
+  assert len(data_set.left_out) == 3
+
+
+def test_wavs_of_other_rates_depths_and_channels(tmp_path):
+  import wave
+
+  raw = archives.dfew(tmp_path, frames=2)
+  kinds = {1: (8000, 1, 1), 2: (96_000, 2, 6), 3: (44_100, 3, 2), 4: (48_000, 4, 1), 5: (22_050, 2, 2)}
+  for number, (rate, width, channels) in kinds.items():
+    samples = (2 ** (8 * width - 2) * np.sin(np.arange(rate // 5) * 2 * np.pi * 440 / rate)).astype(np.int64)
+    if width == 1:
+      samples += 128  # 8-bit wavs are unsigned
+    data = np.repeat(samples[:, None], channels, axis=1)
+    raw_bytes = data.astype("<i8").view(np.uint8).reshape(*data.shape, 8)[..., :width].tobytes()
+    with wave.open(str(raw / f"Clip/raw_wav/{number}.wav"), "wb") as file:
+      file.setnchannels(channels)
+      file.setsampwidth(width)
+      file.setframerate(rate)
+      file.writeframes(raw_bytes)
+  prepare("--dataset=dfew", f"--raw={raw}", f"--data_dir={tmp_path}/data")
+  for fold in archives.FOLDS:
+    for clip, record in records(tmp_path / "data", "dfew", f"fold{fold}").items():
+      if int(clip) in kinds:
+        rate, width, _ = kinds[int(clip)]
+        assert int(record["sample_rate"]) == rate
+        assert len(record["waveform"]) == rate // 5
+        expected = 2**14 * np.sin(np.arange(rate // 5) * 2 * np.pi * 440 / rate)
+        assert np.abs(record["waveform"] - expected).max() <= (300 if width == 1 else 2)
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+  (["--dataset=dfew", "--data_dir=x", "--manifest=m.csv"], ["--manifest is not for --dataset=dfew", "--raw is needed"]),
+  (["--dataset=clips", "--data_dir=x", "--labels=mafw-official"], ["--labels is not for", "--manifest is needed"]),
+  (["--dataset=dfew", "--raw=nowhere", "--data_dir=x"], ["nowhere"]),
+  (["--dataset=dfew", "--raw=configs", "--data_dir=x"], ["EmoLabel_DataSplit", "clip_224x224", "dfew.py"]),
+])  # fmt: skip
+def test_wrong_flags_and_folders(flags, words):
+  printed = prepare(*flags, status=1)
+  for word in words:
+    assert word in printed
+  assert not os.path.exists(ROOT / "x")
+
+
+@pytest.mark.skipif(not DETECTOR.exists(), reason="the face detector is not part of this repository")
+def test_faces_are_cut_and_the_share_is_stored(tmp_path):
+  raw = DETECTOR.parent.parent / "clips/ravdess_hd"
+  flags = ("--faces=yunet", f"--face_model={DETECTOR}", "--face_size=96", f"--data_dir={tmp_path}/data")
+  printed = prepare("--dataset=ravdess", f"--raw={raw}", *flags)
+  assert "faces: yunet, follow" in printed
+  for split in ("train", "test"):
+    (record,) = records(tmp_path / "data", "ravdess", split).values()
+    assert record["face_share"] == 1.0
+    assert decode_frame(record["frames"][0]).shape == (96, 96, 3)
