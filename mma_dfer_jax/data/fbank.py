@@ -3,9 +3,9 @@
 from functools import lru_cache
 import math
 
+import cv2
 from jaxtyping import Float
 import numpy as np
-import scipy.fft
 import scipy.sparse
 
 # Mean and doubled standard deviation of log-mel energies in AudioSet; original: video_dataloader.py.
@@ -51,6 +51,20 @@ def mel_triangles(sample_rate: int, padded: int, num_mel_bins: int) -> scipy.spa
   return scipy.sparse.csr_array(triangles.T)
 
 
+@lru_cache(maxsize=8)
+def _packed_triangles(sample_rate: int, padded: int, num_mel_bins: int) -> scipy.sparse.csr_array:
+  """mel_triangles for the squares of what OpenCV makes of a real signal: bin 0, real and imaginary part of the others.
+
+  Returns:
+    (K, padded) float64. The last column, the Nyquist bin, is 0.
+  """
+  triangles = mel_triangles(sample_rate, padded, num_mel_bins).toarray()
+  packed = np.zeros((num_mel_bins, padded))
+  packed[:, 0] = triangles[:, 0]
+  packed[:, 1:-1] = np.repeat(triangles[:, 1:], 2, axis=1)
+  return scipy.sparse.csr_array(packed)
+
+
 def log_mel_fbank(
   waveform: Float[np.ndarray, "S"], sample_rate: int, *, num_mel_bins: int = 128, max_rows: int | None = None
 ) -> Float[np.ndarray, "F K"]:
@@ -77,24 +91,32 @@ def log_mel_fbank(
   if len(waveform) < window:
     return np.zeros((0, num_mel_bins), np.float32)
   padded = 1 << (window - 1).bit_length()  # Fourier transforms are taken over a power of two
-  triangles = mel_triangles(sample_rate, padded, num_mel_bins)
+  triangles = _packed_triangles(sample_rate, padded, num_mel_bins)
   hann = np.hanning(window)  # symmetric: the first and the last weight are 0
   # float64, because float32 transforms put nearly silent bins off by more than 1e-3.
-  waveform = waveform.astype(np.float64) - waveform.mean(dtype=np.float64)
-  frames = np.lib.stride_tricks.sliding_window_view(waveform, window)[::hop][:max_rows]  # (F, window)
+  waveform = waveform.astype(np.float64)
+  waveform -= waveform.mean()
+  emphasised = waveform.copy()  # the first sample has no predecessor, but a window's first weight is 0
+  emphasised[1:] -= PRE_EMPHASIS * waveform[:-1]
+  frames, emphasised_frames = (  # (F, window) each
+    np.lib.stride_tricks.sliding_window_view(sound, window)[::hop][:max_rows]
+    for sound in (waveform, emphasised)
+  )
+  # Kaldi subtracts a window's mean before the emphasis, which leaves this much of it.
+  offset = (1 - PRE_EMPHASIS) * frames.mean(axis=1, keepdims=True)
   energy = np.empty((len(frames), num_mel_bins), np.float32)
   padded_block = np.zeros((BLOCK, padded))
+  # Rows that lie a power of two apart fall into the same lines of the cache: turning them took six times longer.
+  spectra = np.empty((BLOCK, padded + 8))[:, :padded]
   for start in range(0, len(frames), BLOCK):
-    block = frames[start : start + BLOCK]
-    block = block - block.mean(axis=1, keepdims=True)
-    emphasised = padded_block[: len(block), :window]
-    np.subtract(block[:, 1:], PRE_EMPHASIS * block[:, :-1], out=emphasised[:, 1:])
-    emphasised *= (
-      hann  # its first weight is 0, so that the first sample's missing predecessor does not matter
-    )
-    spectrum = scipy.fft.rfft(padded_block[: len(block)])[:, : padded // 2]
-    power = spectrum.real**2 + spectrum.imag**2
-    energy[start : start + BLOCK] = (triangles @ power.T).T
+    block = emphasised_frames[start : start + BLOCK]
+    windowed = padded_block[: len(block), :window]
+    np.subtract(block, offset[start : start + BLOCK], out=windowed)
+    windowed *= hann
+    squares = spectra[: len(block)]
+    cv2.dft(padded_block[: len(block)], squares, flags=cv2.DFT_ROWS)  # half the time of scipy.fft.rfft
+    np.square(squares, out=squares)
+    energy[start : start + BLOCK] = (triangles @ squares.T).T
   return np.log(np.maximum(energy, ENERGY_FLOOR))
 
 

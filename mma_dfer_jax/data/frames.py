@@ -1,8 +1,13 @@
 """Pictures of a clip: which frames are used, how they are decoded, resized and augmented. All pixels are uint8 RGB."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+import functools
+import inspect
 import io
 import math
+import struct
+from typing import Any, NamedTuple
 
 import cv2
 from jaxtyping import Int, UInt8
@@ -10,6 +15,10 @@ import numpy as np
 from PIL import Image
 
 CROP_ATTEMPTS = 10  # as torchvision's RandomResizedCrop and the original
+LARGEST_PICTURE = (
+  1 << 26
+)  # pixels that are decoded without asking PIL, which warns of files that fill the memory
+WEIGHT_BITS = 22  # of Pillow's fixed-point weights (Resample.c: 32 bits less 8 of the pixel and 2 to spare)
 
 
 def sample_frames(
@@ -60,12 +69,12 @@ def decode_frame(data: bytes) -> UInt8[np.ndarray, "H W 3"]:
     ValueError: if the bytes are no picture, or an incomplete one.
   """
   try:
-    with Image.open(io.BytesIO(data)) as picture:  # reads the header only
-      if picture.format == "JPEG" and picture.mode in ("RGB", "L") and data.endswith(b"\xff\xd9"):
-        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-        if pixels is not None:
-          return pixels
+    if _is_ordinary_jpeg(data):
+      flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+      pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+      if pixels is not None:
+        return pixels
+    with Image.open(io.BytesIO(data)) as picture:
       return np.asarray(picture.convert("RGB"))
   except (
     OSError,
@@ -76,18 +85,143 @@ def decode_frame(data: bytes) -> UInt8[np.ndarray, "H W 3"]:
     raise ValueError(f"{len(data)} bytes cannot be decoded as a picture: {error}") from error
 
 
-def resize(frame: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "H W 3"]:
+def _is_ordinary_jpeg(data: bytes) -> bool:
+  """Whether these are the bytes of a JPEG with 1 or 3 colours of 8 bits, of a usual size, that ends in its end marker.
+
+  Goes from segment to segment, as PIL does, up to the frame header; PIL takes a tenth of the decoding time for it.
+  """
+  if not (data.startswith(b"\xff\xd8") and data.endswith(b"\xff\xd9")):
+    return False
+  at = 2
+  while at + 10 < len(data) and data[at] == 0xFF:
+    if data[at + 1] in (0xC0, 0xC1, 0xC2):  # header of a baseline, extended or progressive frame
+      bits, height, width, colours = struct.unpack_from(">BHHB", data, at + 4)
+      return bits == 8 and colours in (1, 3) and 0 < height * width <= LARGEST_PICTURE
+    at += 2 + int.from_bytes(data[at + 2 : at + 4])
+  return False
+
+
+def resize(
+  frame: UInt8[np.ndarray, "h w 3"], size: int, out: UInt8[np.ndarray, "H W 3"] | None = None
+) -> UInt8[np.ndarray, "H W 3"]:
   """A frame stretched to (size, size): the whole of the test transform. It does not keep the aspect ratio.
 
-  Source: PIL bilinear, which averages when it makes smaller (OpenCV's does not); a frame of that size stays as it is.
+  Args:
+    frame: (h, w, 3) uint8; one of that size stays as it is.
+    size: side of the square in pixels.
+    out: (size, size, 3) uint8 in C order, which the result is written to and which is returned; None for a new one.
+  Source: PIL bilinear, which averages when it makes smaller (OpenCV's does not).
   """
-  return _resize(frame, size, size)
+  return _copied(_resize(frame, size, size, out=out), out)
 
 
-def _resize(frame: np.ndarray, width: int, height: int) -> np.ndarray:
+def _copied(pixels: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+  if out is None or pixels is out:
+    return pixels
+  out[...] = pixels
+  return out
+
+
+def _resize(
+  frame: np.ndarray, width: int, height: int, *, flip: bool = False, out: np.ndarray | None = None
+) -> np.ndarray:
+  """PIL's bilinear resize, mirrored left and right if wanted, written to `out` or not; the same bits as PIL.
+
+  As PIL: first along x, then along y, rounded to 8 bits after each. Making lower is left to PIL, because Pillow 13 in
+  some of these cases, other than Pillow 11 and 12, takes y first. So is everything where numba is missing: five times
+  slower.
+  """
   if frame.shape[:2] == (height, width):
-    return frame
-  return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BILINEAR))
+    return cv2.flip(frame, 1) if flip else frame
+  compiled = _compiled()
+  if compiled is None or frame.shape[0] > height:
+    pixels = np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BILINEAR))
+    return cv2.flip(pixels, 1) if flip else pixels
+  # Both steps mix whole rows, which the compiler makes vector instructions of: for x the frame lies on its side.
+  sideways = np.empty((width, frame.shape[0], 3), np.uint8)
+  compiled.mix(_rows(cv2.transpose(frame)), *pillow_weights(frame.shape[1], width, flip), _rows(sideways))
+  out = np.empty((height, width, 3), np.uint8) if out is None else out
+  compiled.mix(_rows(cv2.transpose(sideways)), *pillow_weights(frame.shape[0], height), _rows(out))
+  return out
+
+
+def _rows(pixels: np.ndarray) -> np.ndarray:
+  return pixels.reshape(len(pixels), -1)
+
+
+@functools.lru_cache(maxsize=1024)
+def pillow_weights(
+  old: int, new: int, backwards: bool = False
+) -> tuple[Int[np.ndarray, "N"], Int[np.ndarray, "N"], Int[np.ndarray, "N K"]]:
+  """What PIL makes each of `new` rows of, from `old` rows: triangles whose width is 2 rows or, making smaller, more.
+
+  Args:
+    old: rows before.
+    new: N, rows after.
+    backwards: the last row first.
+  Returns:
+    (N,) int64 first row of each mix, (N,) int64 number of rows in it, (N, K) int32 weights in units of 2^-22.
+  Source: Pillow, Resample.c, precompute_coeffs and normalize_coeffs_8bpc, in the same order of float64 operations.
+  """
+  scale = old / new
+  support = max(scale, 1.0)
+  centre = (np.arange(new) + 0.5) * scale
+  first = np.maximum((centre - support + 0.5).astype(np.int64), 0)
+  count = np.minimum((centre + support + 0.5).astype(np.int64), old) - first
+  place = np.arange(count.max())
+  weights = np.maximum(1.0 - np.abs((place + first[:, None] - centre[:, None] + 0.5) * (1.0 / support)), 0.0)
+  weights[place >= count[:, None]] = 0.0
+  weights /= np.cumsum(weights, axis=1)[:, -1:]  # summed from left to right, as PIL
+  fixed = (0.5 + weights * (1 << WEIGHT_BITS)).astype(np.int32)
+  if backwards:
+    first, count, fixed = first[::-1].copy(), count[::-1].copy(), fixed[::-1].copy()
+  return first, count, fixed
+
+
+def _mix(rows, first, count, weights, out):
+  """out[i] = sum of weights[i, j] * rows[first[i] + j], rounded to 8 bits. Integers: no order of sums matters."""
+  sums = np.empty(rows.shape[1], np.int32)  # the greatest sum is (255 + 1/2) * 2^22 < 2^31
+  for i in range(len(out)):
+    sums[:] = 1 << (WEIGHT_BITS - 1)
+    for j in range(count[i]):
+      row, weight = rows[first[i] + j], weights[i, j]
+      for x in range(len(sums)):
+        sums[x] += row[x] * weight
+    for x in range(len(sums)):
+      out[i, x] = sums[x] >> WEIGHT_BITS
+
+
+def _scale(pixels, factor, out):
+  """out = pixels * factor, cut at 255 and truncated; all float32, as PIL."""
+  for i in range(len(pixels)):
+    out[i] = np.uint8(min(factor * np.float32(pixels[i]), np.float32(255)))
+
+
+class _Compiled(NamedTuple):
+  """Loops as machine code."""
+
+  mix: Callable[..., None]
+  scale: Callable[..., None]
+
+
+@functools.cache
+def _compiled() -> _Compiled | None:
+  """_mix and _scale, made once per process in a fraction of a second; None without numba, which comes with librosa."""
+  try:
+    import numba  # slow to import: only when pixels are resized
+  except ImportError:  # also raised by a numba that does not know this numpy yet
+    return None
+
+  def compiled(function: Callable[..., None], *arguments: Any) -> Callable[..., None]:
+    plain = inspect.unwrap(function)  # without the shape check of the tests
+    return numba.njit(numba.void(*arguments), nogil=True)(plain)
+
+  byte, index, weight = numba.uint8, numba.int64, numba.int32
+  read_only = numba.types.Array(byte, 1, "C", readonly=True)  # such as PIL's pixels; takes others too
+  return _Compiled(
+    compiled(_mix, byte[:, ::1], index[::1], index[::1], weight[:, ::1], byte[:, ::1]),
+    compiled(_scale, read_only, numba.float32, byte[::1]),
+  )
 
 
 @dataclass(frozen=True)
@@ -164,7 +298,10 @@ def _scaled(width: int, height: int, shorter_side: int) -> tuple[int, int]:
 
 
 def augment(
-  frame: UInt8[np.ndarray, "h w 3"], augmentation: Augmentation, size: int
+  frame: UInt8[np.ndarray, "h w 3"],
+  augmentation: Augmentation,
+  size: int,
+  out: UInt8[np.ndarray, "H W 3"] | None = None,
 ) -> UInt8[np.ndarray, "H W 3"]:
   """Applies an augmentation to one frame.
 
@@ -175,23 +312,29 @@ def augment(
     frame: (h, w, 3) uint8. Where the box leaves it, the result is black.
     augmentation: as drawn for the clip's first frame.
     size: side of the final square, as given to draw_augmentation.
+    out: (size, size, 3) uint8 in C order, which the result is written to and which is returned; None for a new one.
   Returns:
     (size, size, 3) uint8.
   Source: original video_transform.py on PIL images.
   """
   if augmentation.shorter_side is None:
-    pixels = _resize(_brighten(_cut(frame, augmentation.box), augmentation.brightness_factor), size, size)
-  else:
-    height, width, _ = frame.shape
-    scaled = _scaled(width, height, augmentation.shorter_side)
-    pixels = _cut(_resize(_brighten(frame, augmentation.brightness_factor), *scaled), augmentation.box)
-  return np.ascontiguousarray(pixels[:, ::-1]) if augmentation.flip else pixels
+    pixels = _brighten(_cut(frame, augmentation.box), augmentation.brightness_factor)
+    return _copied(_resize(pixels, size, size, flip=augmentation.flip, out=out), out)
+  height, width, _ = frame.shape
+  scaled = _scaled(width, height, augmentation.shorter_side)
+  pixels = _cut(_resize(_brighten(frame, augmentation.brightness_factor), *scaled), augmentation.box)
+  return _copied(cv2.flip(pixels, 1) if augmentation.flip else pixels, out)
 
 
 def _brighten(frame: np.ndarray, factor: float) -> np.ndarray:
   """PIL's ImageEnhance.Brightness: a product in float32, cut at 255, then truncated (not rounded)."""
-  table = np.minimum(np.float32(factor) * np.arange(256, dtype=np.float32), 255).astype(np.uint8)
-  return cv2.LUT(frame, table)
+  compiled = _compiled()
+  if compiled is None:
+    table = np.minimum(np.float32(factor) * np.arange(256, dtype=np.float32), 255).astype(np.uint8)
+    return cv2.LUT(frame, table)
+  bright = np.empty(frame.shape, np.uint8)
+  compiled.scale(np.ascontiguousarray(frame).reshape(-1), factor, bright.reshape(-1))
+  return bright
 
 
 def _cut(frame: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:

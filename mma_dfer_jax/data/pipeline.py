@@ -4,7 +4,7 @@ The clip and the augmentation at a position of the global order follow from (see
 the number of hosts nor that of workers changes a batch, and the step number is all that a resumed run needs.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -36,26 +36,62 @@ class Preprocessing:
   brightness: float = 0.5
 
 
-def train_example(record: Record, spec: Preprocessing, rng: np.random.Generator) -> Example:
-  """16 frames drawn from their segments, with one augmentation for all of them, and the whole sound's beginning."""
+def train_example(
+  record: Record, spec: Preprocessing, rng: np.random.Generator, video: np.ndarray | None = None
+) -> Example:
+  """16 frames drawn from their segments, with one augmentation for all of them, and the whole sound's beginning.
+
+  Args:
+    record: as a data set holds it.
+    spec: sizes and ranges.
+    rng: source of the draws.
+    video: (T, H, W, 3) uint8 in C order, which the frames are written to; None for a new one.
+  """
   with _naming(record):
     chosen = sample_frames(len(record["frames"]), train=True, rng=rng, num_segments=spec.num_frames)
-    frames = {i: decode_frame(record["frames"][i]) for i in set(chosen.tolist())}
-    height, width, _ = frames[chosen[0]].shape  # the box of all frames comes from the first
+    first = decode_frame(record["frames"][chosen[0]])
+    height, width, _ = first.shape  # the box of all frames comes from the first
     augmentation = draw_augmentation(
       height, width, spec.image_size, rng,
       scale=spec.crop_scale, ratio=spec.crop_ratio, flip=spec.flip, brightness=spec.brightness,
     )  # fmt: skip
-    pixels = {i: augment(frame, augmentation, spec.image_size) for i, frame in frames.items()}
-    return _example(record, np.stack([pixels[i] for i in chosen.tolist()]), spec)
+
+    def write(i: int, out: np.ndarray) -> None:
+      frame = first if i == chosen[0] else decode_frame(record["frames"][i])
+      augment(frame, augmentation, spec.image_size, out)
+
+    return _example(record, _video(chosen, write, spec, video), spec)
 
 
-def eval_example(record: Record, spec: Preprocessing) -> Example:
-  """The middle frames of 16 segments, stretched to the model's size; nothing is drawn."""
+def eval_example(record: Record, spec: Preprocessing, video: np.ndarray | None = None) -> Example:
+  """The middle frames of 16 segments, stretched to the model's size; nothing is drawn. `video` as in train_example."""
   with _naming(record):
-    chosen = sample_frames(len(record["frames"]), train=False, num_segments=spec.num_frames).tolist()
-    pixels = {i: resize(decode_frame(record["frames"][i]), spec.image_size) for i in set(chosen)}
-    return _example(record, np.stack([pixels[i] for i in chosen]), spec)
+    chosen = sample_frames(len(record["frames"]), train=False, num_segments=spec.num_frames)
+
+    def write(i: int, out: np.ndarray) -> None:
+      resize(decode_frame(record["frames"][i]), spec.image_size, out)
+
+    return _example(record, _video(chosen, write, spec, video), spec)
+
+
+def _video(
+  chosen: np.ndarray,
+  write: Callable[[int, np.ndarray], None],
+  spec: Preprocessing,
+  video: np.ndarray | None,
+) -> np.ndarray:
+  """All chosen frames, each written once: a short clip repeats its last one."""
+  video = _empty_video(spec) if video is None else video
+  for place, i in enumerate(chosen.tolist()):
+    if place and i == chosen[place - 1]:
+      video[place] = video[place - 1]
+    else:
+      write(i, video[place])
+  return video
+
+
+def _empty_video(spec: Preprocessing, *batch: int) -> np.ndarray:
+  return np.empty((*batch, spec.num_frames, spec.image_size, spec.image_size, 3), np.uint8)
 
 
 def _example(record: Record, video: np.ndarray, spec: Preprocessing) -> Example:
@@ -146,42 +182,68 @@ class EvalOrder(TrainOrder):
 
 
 @dataclasses.dataclass(frozen=True)
-class ToTrainExample(grain.transforms.Map):
+class ToTrainExample:
   """Record -> augmented example; the draws follow from (seed, position)."""
 
   spec: Preprocessing
   seed: int
 
-  def map(self, element: tuple[int, Record]) -> Example:
-    position, record = element
-    return train_example(record, self.spec, np.random.default_rng([self.seed, position]))
+  def __call__(self, position: int, record: Record, video: np.ndarray) -> Example:
+    return train_example(record, self.spec, np.random.default_rng([self.seed, position]), video)
 
 
 @dataclasses.dataclass(frozen=True)
-class ToEvalExample(grain.transforms.Map):
+class ToEvalExample:
   """Record -> example; a place without a record becomes an example with mask False."""
 
   spec: Preprocessing
   without: str = ""  # "sound" or "picture": the example is given as if that had been missing
 
-  def map(self, element: tuple[int, Record | None]) -> Example:
-    _, record = element
+  def __call__(self, position: int, record: Record | None, video: np.ndarray) -> Example:
+    del position
     spec = self.spec
     if record is None:
+      video[...] = 0
       return {
-        "video": np.zeros((spec.num_frames, spec.image_size, spec.image_size, 3), np.uint8),
+        "video": video,
         "spectrogram": np.zeros(spec.audio_shape, np.float32),
         "label": np.int32(0),
         "has_audio": np.bool_(False),
         "mask": np.bool_(False),
         "clip_id": b"",
       }
-    example = eval_example(record, spec)
+    example = eval_example(record, spec, video)
     if self.without == "sound":
       example |= {"spectrogram": missing_spectrogram(*spec.audio_shape), "has_audio": np.bool_(False)}
     elif self.without == "picture":
-      example["video"] = np.zeros_like(example["video"])
+      video[...] = 0
     return example
+
+
+@dataclasses.dataclass(frozen=True)
+class _BatchesOf:
+  """All batches of an order. Frames are written where they stay: 2.4 MB for each clip are not copied together later."""
+
+  order: TrainOrder
+  transform: ToTrainExample | ToEvalExample
+
+  @property
+  def share(self) -> int:
+    return self.order.batch_size // self.order.num_hosts
+
+  def __len__(self) -> int:
+    return len(self.order) // self.share
+
+  def __getitem__(self, step: int) -> Batch:
+    videos = _empty_video(self.transform.spec, self.share)
+    examples = [self._example(step * self.share + row, video) for row, video in enumerate(videos)]
+    rest = {key: np.stack([example[key] for example in examples]) for key in examples[0] if key != "video"}
+    return {"video": videos} | rest
+
+  def _example(self, index: int, video: np.ndarray) -> Example:
+    record: Any  # None only in an EvalOrder, which goes with ToEvalExample
+    position, record = self.order[index]
+    return self.transform(position, record, video)
 
 
 @contextlib.contextmanager
@@ -204,8 +266,7 @@ def eval_batches(
 
 @contextlib.contextmanager
 def _batches(order, transform, start_step: int, num_workers: int, prefetch: int) -> Iterator[Iterator[Batch]]:
-  share = order.batch_size // order.num_hosts
-  batches = grain.MapDataset.source(order).map(transform).batch(share, drop_remainder=True)[start_step:]
+  batches = grain.MapDataset.source(_BatchesOf(order, transform))[start_step:]
   stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=prefetch, prefetch_buffer_size=prefetch))
   if num_workers:
     options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=prefetch)

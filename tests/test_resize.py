@@ -1,0 +1,149 @@
+"""Resizing and brightness by our own loops against PIL: every bit the same, for thousands of sizes, boxes and factors."""
+
+import io
+
+import cv2
+import numpy as np
+from PIL import Image, ImageEnhance
+import pytest
+
+from mma_dfer_jax.data import frames
+
+
+def drawn_picture(rng, height, width):
+  """Noise; black and white, where every rounding is at its limit; or smooth."""
+  kind = rng.integers(3)
+  if kind == 0:
+    return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+  if kind == 1:
+    return rng.integers(0, 2, (height, width, 3), dtype=np.uint8) * np.uint8(255)
+  return np.broadcast_to(np.linspace(0, 255, width)[None, :, None], (height, width, 3)).astype(np.uint8)
+
+
+def pil_resized(pixels, width, height):
+  return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
+
+
+@pytest.fixture(params=["numba", "without numba"])
+def compiled(request, monkeypatch):
+  if request.param == "without numba":
+    monkeypatch.setattr(frames, "_compiled", lambda: None)
+  else:
+    pytest.importorskip("numba")
+
+
+@pytest.mark.parametrize("largest", [8, 40, 300])
+def test_thousands_of_sizes_are_resized_as_by_pil(compiled, largest):
+  rng = np.random.default_rng(largest)
+  for _ in range(1500 if largest < 300 else 150):
+    height, width, size = rng.integers(1, largest, 3, endpoint=True).tolist()
+    pixels = drawn_picture(rng, height, width)
+    np.testing.assert_array_equal(
+      frames.resize(pixels, size), pil_resized(pixels, size, size), err_msg=f"{width}x{height} to {size}"
+    )
+
+
+def test_every_crop_that_training_draws_is_resized_as_by_pil(compiled):
+  """The sizes of the original: 224 pixels before and after, every width and height of a box."""
+  rng = np.random.default_rng(0)
+  frame = drawn_picture(rng, 224, 224)
+  for side in range(1, 225):
+    other = int(rng.integers(1, 225))
+    for width, height in ((side, other), (other, side)):
+      left, top = rng.integers(0, 225 - width), rng.integers(0, 225 - height)
+      box = (int(left), int(top), int(left) + width, int(top) + height)
+      found = frames.augment(frame, frames.Augmentation(box, 1.0, flip=False), 224)
+      expected = pil_resized(np.asarray(Image.fromarray(frame).crop(box)), 224, 224)
+      np.testing.assert_array_equal(found, expected, err_msg=str(box))
+
+
+def test_whole_augmentations_are_those_of_pil(compiled):
+  rng = np.random.default_rng(1)
+  for _ in range(300):
+    height, width, size = rng.integers(1, 90, 3).tolist()
+    drawn = frames.draw_augmentation(height, width, size, rng)
+    height, width = (
+      (height, width) if rng.random() < 0.8 else rng.integers(1, 90, 2).tolist()
+    )  # another frame
+    frame = drawn_picture(rng, height, width)
+    image = ImageEnhance.Brightness(Image.fromarray(frame)).enhance(drawn.brightness_factor)
+    if drawn.shorter_side is None:
+      image = image.crop(drawn.box).resize((size, size), Image.Resampling.BILINEAR)
+    else:
+      longer = int(size * max(width, height) / min(width, height))
+      scaled = (size, longer) if width <= height else (longer, size)
+      image = image.resize(scaled, Image.Resampling.BILINEAR).crop(drawn.box)
+    expected = np.asarray(image)[:, ::-1] if drawn.flip else np.asarray(image)
+    before, out = frame.copy(), np.full((size, size, 3), 7, np.uint8)
+    np.testing.assert_array_equal(frames.augment(frame, drawn, size), expected, err_msg=str(drawn))
+    assert frames.augment(frame, drawn, size, out) is out
+    np.testing.assert_array_equal(out, expected)
+    np.testing.assert_array_equal(frame, before)  # the caller's pixels stay
+
+
+def test_results_are_written_where_they_are_wanted(compiled):
+  frame = drawn_picture(np.random.default_rng(2), 40, 30)
+  for size in (30, 40, 64):
+    for height, width in ((40, 30), (size, size)):
+      pixels = np.ascontiguousarray(np.resize(frame, (height, width, 3)))
+      video = np.full((3, size, size, 3), 7, np.uint8)
+      frames.resize(pixels, size, video[1])
+      np.testing.assert_array_equal(video[1], pil_resized(pixels, size, size))
+      assert (video[[0, 2]] == 7).all()
+
+
+def test_pixels_that_cannot_be_written_to_are_only_read(compiled):
+  """As PIL gives them for everything but ordinary JPEG."""
+  for height, width in ((20, 20), (20, 30), (64, 48)):
+    frame = np.asarray(Image.fromarray(drawn_picture(np.random.default_rng(4), height, width)))
+    assert not frame.flags.writeable
+    whole = frames.Augmentation((0, 0, width, height), 1.25, flip=True)
+    bright = np.asarray(ImageEnhance.Brightness(Image.fromarray(frame)).enhance(1.25))
+    for size in (20, 48):
+      np.testing.assert_array_equal(frames.resize(frame, size), pil_resized(frame, size, size))
+      expected = pil_resized(bright, size, size)[:, ::-1]
+      np.testing.assert_array_equal(frames.augment(frame, whole, size), expected)
+
+
+def test_weights_are_whole():
+  """Sums of 2^22 up to the rounding of each: no mix can leave 8 bits."""
+  for old, new in ((1, 224), (7, 3), (224, 224), (100, 224), (1000, 10), (65, 64)):
+    first, count, weights = frames.pillow_weights(old, new)
+    assert (first >= 0).all()
+    assert (first + count <= old).all()
+    assert (np.abs(weights.sum(axis=1) - 2**22) <= weights.shape[1]).all()
+    assert (weights >= 0).all()
+    backwards = frames.pillow_weights(old, new, backwards=True)
+    for one, other in zip((first, count, weights), backwards, strict=True):
+      np.testing.assert_array_equal(one[::-1], other)
+
+
+def test_ordinary_jpeg_is_told_apart_as_by_pil():
+  """What goes to OpenCV is what PIL calls JPEG in RGB or L; a file that only looks like it is refused as before."""
+  image = Image.fromarray(drawn_picture(np.random.default_rng(3), 60, 50))
+
+  def encoded(picture, kind="JPEG", **options):
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+  exif = Image.Exif()
+  exif[0x112] = 6
+  ordinary = [
+    encoded(image), encoded(image.convert("L")), encoded(image, progressive=True), encoded(image, exif=exif),
+    encoded(image, comment=b"\xff\xd9\xff\xc0 not a header"), encoded(image, subsampling=0, icc_profile=b"x" * 70_000),
+    cv2.imencode(".jpg", np.asarray(image))[1].tobytes(),
+  ]  # fmt: skip
+  other = [encoded(image.convert("CMYK")), encoded(image, "PNG"), encoded(image, "BMP"), encoded(image) + b"more", b"",
+           b"\xff\xd8\xff\xd9", b"\xff\xd8" + b"\xff\xe0\x00\x00" * 9 + b"\xff\xd9", b"\xff\xd8\xff\xc0\xff\xd9"]  # fmt: skip
+  assert all(frames._is_ordinary_jpeg(data) for data in ordinary)
+  assert not any(frames._is_ordinary_jpeg(data) for data in other)
+  for data in ordinary:
+    np.testing.assert_array_equal(
+      frames.decode_frame(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    )
+  huge = bytearray(encoded(image))
+  at = huge.index(b"\xff\xc0") + 5
+  huge[at : at + 4] = b"\xff\xff\xff\xff"  # 65535 x 65535 pixels in a few hundred bytes
+  with pytest.raises(ValueError, match="cannot be decoded"):
+    frames.decode_frame(bytes(huge))
