@@ -15,6 +15,8 @@ if TYPE_CHECKING:
   from mma_dfer_jax.metrics import confusion_matrix as confusion_matrix
   from mma_dfer_jax.model import MmaDfer as MmaDfer
   from mma_dfer_jax.model import ModelConfig as ModelConfig
+  from mma_dfer_jax.prediction import Prediction as Prediction
+  from mma_dfer_jax.prediction import predict_video as predict_video
   from mma_dfer_jax.trained_model import load_model as load_model
 
 _HOMES = {
@@ -22,6 +24,8 @@ _HOMES = {
   "ModelConfig": "model",
   "default_config": "config",
   "load_model": "trained_model",
+  "predict_video": "prediction",
+  "Prediction": "prediction",
   "convert_checkpoint": "conversion",
   "log_mel_fbank": "data.fbank",
   "sample_frames": "data.frames",

@@ -15,6 +15,7 @@ import numpy as np
 import tqdm
 
 from mma_dfer_jax.checkpoints import VERSION, write_json
+from mma_dfer_jax.data.faces import ARCHIVE_FACES
 from mma_dfer_jax.data.labels import LABEL_ORDERS, LabelOrder, label_order
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.model import MmaDfer, ModelConfig
@@ -59,6 +60,7 @@ SHARD_BYTES = 32 * 2**20  # Orbax takes several times as much while it writes, a
 AUTHORS_RECIPE = {
   "sample_rate": "native: the file's own, never resampled",
   "sound_channel": "first",
+  **ARCHIVE_FACES,
   "frames": "face crops, Pillow's bilinear resize to image_size, divided by 255, nothing else",
   "spectrogram": "Kaldi log-mel of the first audio_shape[0] frames of 10 ms, (x + 4.2677393) / 9.1379948",
 }

@@ -1,99 +1,270 @@
-"""Video files -> the probabilities of each emotion.
+"""Video files -> the probabilities of each emotion, for a whole clip or over time.
 
-  python -m mma_dfer_jax.predict --model=runs/demo/run --out=answers clip.mp4 other.mov
+  python -m mma_dfer_jax.predict --model=runs/demo/run --out=answers clip.mp4 clips/*.mov
+  python -m mma_dfer_jax.predict --model=runs/demo/run --out=answers --window=4 --hop=1 film.mp4
 
 Picture and sound become exactly what the model was trained on: if faces were cut out of its training clips, they are
-cut out here in the same way, else the clips must be cut as those were. One JSON file for each clip.
+cut out here in the same way. Writes one JSON file for each clip, and answers.csv for all; with --window also .csv, .srt
+and .png for each. Clips that were answered by the same model in the same way are not computed again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import dataclasses
+import hashlib
+import json
+import os
 from pathlib import Path
 import sys
 from typing import Any
 
 from absl import flags
-import numpy as np
 import tqdm
 
 from mma_dfer_jax import cli
-from mma_dfer_jax.checkpoints import write_json
-from mma_dfer_jax.data import media
-from mma_dfer_jax.data.datasets import read_record
-from mma_dfer_jax.data.faces import FaceFinder, finder_of
-from mma_dfer_jax.data.pipeline import Preprocessing, eval_example
-from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.checkpoints import VERSION, write_json
+from mma_dfer_jax.data import film
+from mma_dfer_jax.data.faces import FACES, FaceFinder, finder_of
+from mma_dfer_jax.data.media import MediaError
+from mma_dfer_jax.errors import UserError, listed
+from mma_dfer_jax.prediction import (
+  Prediction,
+  Timeline,
+  clip_sample,
+  described,
+  predict_samples,
+  predict_timeline,
+)
 from mma_dfer_jax.sharding import start_jax
+from mma_dfer_jax.timeline import draw, to_csv, to_srt
 from mma_dfer_jax.trained_model import TrainedModel, load_model
 
 _MODEL = flags.DEFINE_string(
   "model", None, "Workdir of a run, or a folder that `convert` wrote.", required=True
 )
 _OUT = flags.DEFINE_string("out", None, "Folder for the answers.", required=True)
+_WINDOW = flags.DEFINE_float("window", None, "Answer over time, in windows of so many seconds.")
+_HOP = flags.DEFINE_float("hop", None, "Seconds from one window to the next; a quarter of --window.")
+_FACES = flags.DEFINE_enum(
+  "faces",
+  "auto",
+  FACES,
+  "Cut out faces: as in training; always; never, for cut videos.",
+)
 _FACE_MODEL = flags.DEFINE_string("face_model", None, "YuNet's .onnx file; if not given, it is fetched once.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Clips or windows computed at once.", lower_bound=1)
+
+TABLE = "answers.csv"
 
 
-def predict_clip(model: TrainedModel, file: str | Path, finder: FaceFinder | None = None) -> dict[str, Any]:
-  """What the model says of one video file.
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """One file, and where its answer goes."""
 
-  Args:
-    model: as `load_model` opens it.
-    file: any video.
-    finder: cuts the face out, as `finder_of` makes it from the model's recipe.
-  Returns:
-    clip, top (class name), probabilities by class name, frames, face_share (of the frames; None: not looked for),
-    seconds_of_sound, sound (False: the model was given the constant that stands for a missing sound).
-  Raises:
-    MediaError: if the file is no video or damaged.
-  """
-  record = read_record(file, finder=finder) | {"label": 0, "clip_id": str(file).encode()}
-  spec = Preprocessing(model.cfg.image_size, model.cfg.num_frames, model.cfg.audio_shape)
-  example = eval_example(record, spec)
-  logits = model(example["video"][None], example["spectrogram"][None])[0].astype(np.float64)
-  probabilities = np.exp(logits - logits.max())
-  probabilities /= probabilities.sum()
-  return {
-    "clip": str(file),
-    "top": model.classes[int(logits.argmax())],
-    "probabilities": dict(zip(model.classes, probabilities.tolist(), strict=True)),
-    "frames": len(record["frames"]),
-    "face_share": None if finder is None else record["face_share"],
-    "sound": record["has_audio"],
-    "seconds_of_sound": len(record["waveform"]) / record["sample_rate"] if record["has_audio"] else 0.0,
-    "model": model.origin,
-  }
+  file: str
+  answer: Path
+  key: dict[str, Any]  # what the answer depends on
+
+  def answered(self) -> dict[str, Any] | None:
+    """The answer that is there already, if it would be the same."""
+    try:
+      answer = json.loads(self.answer.read_text())
+    except (OSError, ValueError):
+      return None
+    return answer if isinstance(answer, dict) and answer.get("asked") == self.key else None
 
 
 def main(argv: Sequence[str]) -> int:
   files = argv[1:]
-  names = [f"{Path(file).stem}.json" for file in files]
-  if not files:
-    raise UserError("name at least one video file")
-  if repeated := sorted({name for name in names if names.count(name) > 1}):
-    raise UserError(
-      f"several clips would be answered in {', '.join(repeated)}; ask for them with different --out"
-    )
+  _check(files)
   start_jax()
   model = load_model(_MODEL.value)
-  finder = finder_of(model.recipe, Path(_FACE_MODEL.value) if _FACE_MODEL.value else None)
+  finder = finder_of(model.recipe, Path(_FACE_MODEL.value) if _FACE_MODEL.value else None, _FACES.value)
   out = Path(_OUT.value)
   out.mkdir(parents=True, exist_ok=True)
-  failed = 0
-  for file, name in tqdm.tqdm(
-    list(zip(files, names, strict=True)), "predict", unit="clip", disable=len(files) == 1
-  ):
-    try:
-      answer = predict_clip(model, file, finder)
-    except media.MediaError as error:
-      failed += 1
-      tqdm.tqdm.write(f"error: {error}", file=sys.stderr)
-      continue
-    write_json(out / name, answer)
-    ranked = sorted(answer["probabilities"].items(), key=lambda item: -item[1])
-    heard = "" if answer["sound"] else " (without sound)"
-    tqdm.tqdm.write(f"{file}{heard}: " + ", ".join(f"{label} {100 * p:.1f} %" for label, p in ranked[:3]))
+  print(f"faces: {described(finder)}; classes: {', '.join(model.classes)}", file=sys.stderr)
+  jobs = [_job(file, out, _key(model, finder)) for file in files]
+  answers = {job.file: answer for job in jobs if (answer := job.answered())}
+  if answers:
+    print(
+      f"{len(answers)} of {len(jobs)} clips were answered before and are left as they are", file=sys.stderr
+    )
+  waiting = [job for job in jobs if job.file not in answers]
+  failed: list[str] = []
+  new = (
+    _timelines(waiting, model, finder, failed) if _WINDOW.value else _clips(waiting, model, finder, failed)
+  )
+  for job, answer in new:
+    answers[job.file] = answer
+  _write_table(out / TABLE, [answers[job.file] for job in jobs if job.file in answers])
   if failed:
-    print(f"{failed} of {len(files)} clips could not be read", file=sys.stderr)
+    print(f"{len(failed)} of {len(jobs)} clips could not be read", file=sys.stderr)
   return 1 if failed else 0
+
+
+def _check(files: Sequence[str]) -> None:
+  """Raises UserError with all that is wrong with the command line."""
+  problems = []
+  if not files:
+    problems.append("name at least one video file")
+  stems = [Path(file).stem for file in files]
+  if repeated := sorted({f"{stem}.json" for stem in stems if stems.count(stem) > 1}):
+    problems.append(
+      f"several clips would be answered in {', '.join(repeated)}; ask for them with different --out"
+    )
+  if _WINDOW.value is not None and Path(TABLE).stem in stems:
+    problems.append(
+      f"the table of {Path(TABLE).stem}.* would be written over by that of all clips; rename the video"
+    )
+  if _WINDOW.value is None and _HOP.value is not None:
+    problems.append("--hop needs --window")
+  if _WINDOW.value is not None:
+    try:
+      film.check_windows(_WINDOW.value, _hop())
+    except UserError as error:
+      problems.append(str(error))
+  if problems:
+    raise listed("this cannot be answered", problems)
+
+
+def _hop() -> float:
+  return (_WINDOW.value or 0.0) / 4 if _HOP.value is None else _HOP.value
+
+
+def _key(model: TrainedModel, finder: FaceFinder | None) -> dict[str, Any]:
+  """What all answers of this command depend on."""
+  folder = Path(_MODEL.value)
+  about = next(
+    path for name in ("run.json", "conversion.json", "model.json") if (path := folder / name).exists()
+  )
+  return {
+    "model": os.path.abspath(folder),
+    "model_sha256": hashlib.sha256(about.read_bytes()).hexdigest(),
+    "origin": model.origin,
+    "version": VERSION,
+    "faces": described(finder),
+    "window": _WINDOW.value,
+    "hop": _hop() or None,
+  }
+
+
+def _job(file: str, out: Path, common: dict[str, Any]) -> Job:
+  try:
+    status = os.stat(file)
+    stamp = [status.st_size, status.st_mtime_ns]
+  except (OSError, ValueError):
+    stamp = []  # reading it will say what is wrong
+  key = {"file": os.path.abspath(file), "stamp": stamp, **common}
+  return Job(file, out / f"{Path(file).stem}.json", key)
+
+
+def _clips(
+  jobs: Sequence[Job], model: TrainedModel, finder: FaceFinder | None, failed: list[str]
+) -> Iterator[tuple[Job, dict[str, Any]]]:
+  """Answers all clips, in batches; those that cannot be read are told and added to `failed`."""
+  read: list[Job] = []
+
+  def samples():
+    for job in tqdm.tqdm(jobs, "predict", unit="clip", disable=len(jobs) < 2):
+      try:
+        sample = clip_sample(model, job.file, finder)
+      except MediaError as error:
+        _fail(error, job, failed)
+        continue
+      read.append(job)
+      yield sample
+
+  for number, (_, prediction) in enumerate(predict_samples(model, samples(), _BATCH_SIZE.value)):
+    job = read[number]
+    answer = {**_prediction_json(prediction), **_about(job)}
+    write_json(job.answer, answer)
+    _tell(prediction)
+    yield job, answer
+
+
+def _timelines(
+  jobs: Sequence[Job], model: TrainedModel, finder: FaceFinder | None, failed: list[str]
+) -> Iterator[tuple[Job, dict[str, Any]]]:
+  """Answers films one after the other."""
+  for job in jobs:
+    bars: dict[str, tqdm.tqdm] = {}
+
+    def progress(doing: str, done: float, of: float | None, file=job.file, bars=bars) -> None:
+      if doing not in bars:
+        unit = "s" if doing == "look" else "window"
+        for bar in bars.values():
+          bar.close()
+        total = of and round(of, 1)
+        bars[doing] = tqdm.tqdm(desc=f"{doing} {Path(file).name}", total=total, unit=unit, mininterval=0.5)
+      bars[doing].update(round(done, 1) - bars[doing].n)
+
+    try:
+      timeline = predict_timeline(
+        model, job.file, window=_WINDOW.value or 0.0, hop=_hop(), faces=finder, batch_size=_BATCH_SIZE.value,
+        progress=progress,
+      )  # fmt: skip
+    except MediaError as error:
+      _fail(error, job, failed)
+      continue
+    finally:
+      for bar in bars.values():
+        bar.close()
+    yield job, _write_timeline(job, timeline)
+
+
+def _write_timeline(job: Job, timeline: Timeline) -> dict[str, Any]:
+  """All forms of it; the JSON last, for that is what a second start looks for."""
+  job.answer.with_suffix(".csv").write_text(to_csv(timeline.predictions), encoding="utf-8")
+  job.answer.with_suffix(".srt").write_text(to_srt(timeline), encoding="utf-8")
+  draw(timeline).savefig(job.answer.with_suffix(".png"), dpi=100)
+  answer = {
+    "clip": timeline.clip,
+    "seconds": timeline.seconds,
+    "window": timeline.window,
+    "hop": timeline.hop,
+    "windows": [_prediction_json(one) for one in timeline.predictions],
+    **_about(job),
+  }
+  write_json(job.answer, answer)
+  print(f"{timeline.clip}: {len(timeline.predictions)} windows in {job.answer} and beside it, .csv .srt .png")
+  return answer
+
+
+def _prediction_json(prediction: Prediction) -> dict[str, Any]:
+  return dataclasses.asdict(prediction) | {
+    "seconds": prediction.seconds,
+    "warnings": list(prediction.warnings),
+  }
+
+
+def _about(job: Job) -> dict[str, Any]:
+  return {
+    "faces": job.key["faces"],
+    "model": {"folder": job.key["model"], **job.key["origin"]},
+    "version": VERSION,
+    "asked": job.key,
+  }
+
+
+def _write_table(path: Path, answers: Sequence[dict[str, Any]]) -> None:
+  """One line for each clip, or for each window of each."""
+  fields = {field.name for field in dataclasses.fields(Prediction)}
+  flat = [one for answer in answers for one in answer.get("windows", [answer])]
+  rows = [Prediction(**{key: value for key, value in one.items() if key in fields}) for one in flat]
+  partial = path.with_name(path.name + ".partial")
+  partial.write_text(to_csv(rows), encoding="utf-8")
+  partial.replace(path)
+
+
+def _fail(error: MediaError, job: Job, failed: list[str]) -> None:
+  failed.append(job.file)
+  tqdm.tqdm.write(f"error: {error}", file=sys.stderr)
+
+
+def _tell(prediction: Prediction) -> None:
+  ranked = sorted(prediction.probabilities.items(), key=lambda item: -item[1])[:3]
+  tqdm.tqdm.write(f"{prediction.clip}: " + ", ".join(f"{label} {100 * p:.1f} %" for label, p in ranked))
+  for warning in prediction.warnings:
+    tqdm.tqdm.write(f"  warning: {warning}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import struct
 import threading
 from typing import Any
 
-import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import shuffle
@@ -21,11 +20,8 @@ import tqdm
 
 from mma_dfer_jax.data import media
 from mma_dfer_jax.data.faces import FaceFinder
-from mma_dfer_jax.data.frames import decode_frame
+from mma_dfer_jax.data.frames import JPEG_QUALITY, decode_frame, encode_frame
 from mma_dfer_jax.errors import UserError
-
-JPEG_QUALITY = 95
-SHORTEST_SOUND = 0.025  # seconds: one window of the spectrogram
 
 # How a video file becomes a record; stored with the data set and with every checkpoint, and compared.
 RECIPE = {
@@ -60,7 +56,7 @@ def read_record(
   """
   heard = sound if video is None else video
   found = media.read_sound(heard) if heard is not None else None
-  if found and len(found.waveform) < SHORTEST_SOUND * found.sample_rate:
+  if found and not media.is_long_enough(found.waveform, found.sample_rate):
     found = None
 
   def decoded() -> Iterator[np.ndarray]:
@@ -74,9 +70,7 @@ def read_record(
     if finder is not None:
       images, track = finder.crops(decoded)
       share = track.share
-    quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-    bgr = (cv2.cvtColor(image, cv2.COLOR_RGB2BGR) for image in images)
-    frames = [cv2.imencode(".jpg", image, quality)[1].tobytes() for image in bgr]
+    frames = [encode_frame(image) for image in images]
   return {
     "frames": frames,
     "waveform": found.waveform if found else np.zeros(0, np.int16),

@@ -35,6 +35,7 @@ from mma_dfer_jax.data.datasets import DataSet, follow_parent, open_data_set
 from mma_dfer_jax.data.fbank import ENERGY_FLOOR, normalised, spectrogram
 from mma_dfer_jax.data.frames import decode_frame, sample_frames
 from mma_dfer_jax.data.layouts import PUBLISHED, Layout, read_cremad, read_dfew, read_mafw, read_ravdess
+from mma_dfer_jax.data.media import SILENT
 from mma_dfer_jax.data.pipeline import Preprocessing, Record, eval_example
 from mma_dfer_jax.errors import UserError, listed
 
@@ -80,9 +81,6 @@ REPEATED = (
   0.5  # share of frames that are those before, bit for bit: 12 pictures a second shown as 25 stay below
 )
 SHORT_SOUND = 0.5  # seconds: less than one tenth of the spectrogram is sound, and hardly a word
-SILENT = (
-  33  # of 32768, 60 dB below full scale: quieter than any room, louder than the noise of coding silence
-)
 FEW_FACES = 0.8  # share of frames with a face
 COUNTS_ARE_FIXED = ("dfew", "mafw")  # everybody has the same lists of them
 SAMPLES, SHOWN_FRAMES = 8, 8  # of a page of clips, and of each of them

@@ -54,6 +54,7 @@ SLACK = 0.1  # of a side: how far smoothing may move or resize a box, so that a 
 # Side of the crop / longer side of the face's box, which ends at the chin and near the hair: tight, like the crops that
 # data sets come with.
 MARGIN = 1.1
+CROP_SIDE = 224  # pixels, as DFEW's own crops
 
 
 class Box(NamedTuple):
@@ -254,7 +255,7 @@ def _keep(data: bytes, file: Path) -> None:
 class FaceFinder:
   """Cuts the face out of clips; one per process, for it holds the detector and OpenCV to one thread."""
 
-  def __init__(self, model: Path, policy: str = "follow", size: int = 224):
+  def __init__(self, model: Path, policy: str = "follow", size: int = CROP_SIDE):
     """Loads the detector.
 
     Args:
@@ -288,17 +289,24 @@ class FaceFinder:
       ValueError: if there are no frames; while iterating, if they are not as many the second time. And whatever frames
         raises.
     """
-    detections, sizes = detect_every(frames(), self.detector.detect)
-    found = np.zeros(len(sizes), bool)
+    track = self.track(*detect_every(frames(), self.detector.detect))
+    return cut(frames(), track.boxes, self.size), track
+
+  def track(self, detections: Sequence[tuple[int, list[Box]]], sizes: Int[np.ndarray, "N 2"]) -> FaceTrack:
+    """Where to cut a clip.
+
+    Args:
+      detections: frames that were looked at, and their faces.
+      sizes: height and width of every frame.
+    """
     if not any(boxes for _, boxes in detections):
-      return cut(frames(), centred(sizes), self.size), FaceTrack(centred(sizes), found, 0.0)
+      return FaceTrack(centred(sizes), np.zeros(len(sizes), bool), 0.0)
     if self.policy == "follow":
       squares, found = follow(choose(link(detections)), len(sizes))
       squares[:, 2] *= MARGIN
     else:
       squares, found = union(detections, len(sizes))
-    boxes = fit(squares, sizes)
-    return cut(frames(), boxes, self.size), FaceTrack(boxes, found, float(found.mean()))
+    return FaceTrack(fit(squares, sizes), found, float(found.mean()))
 
 
 def face_recipe(policy: str, size: int) -> dict[str, str]:
@@ -306,25 +314,48 @@ def face_recipe(policy: str, size: int) -> dict[str, str]:
   return {"faces": f"yunet, {policy}", "frame_size": f"faces, {size} x {size}"}
 
 
-def finder_of(recipe: Mapping[str, Any], model: Path | None) -> FaceFinder | None:
+ARCHIVE_FACES = {"faces": "cut out by those who made the archive"}  # what a recipe says of DFEW's frames
+FACES = ("auto", "yunet", "none")
+
+
+def finder_of(recipe: Mapping[str, Any], model: Path | None, faces: str = "auto") -> FaceFinder | None:
   """Cuts faces as those that a model was trained on; None if its frames were taken as they are.
 
   Args:
     recipe: of the model.
     model: YuNet's file; None: see `face_model`.
+    faces: "auto": as the recipe says, following the largest face if others cut them out; "yunet": always; "none": never,
+      for videos that are cut already.
   Raises:
-    UserError: if the detector is needed and not there.
+    UserError: if there is no such choice, or the detector is needed and not there.
   """
-  policy = re.fullmatch(r"yunet, (\w+)", str(recipe.get("faces", "")))
+  if faces not in FACES:
+    raise UserError(f"faces={faces}: choose one of {', '.join(FACES)}")
+  said = str(recipe.get("faces", ""))
+  policy = re.fullmatch(r"yunet, (\w+)", said)
   size = re.fullmatch(r"faces, (\d+) x \d+", str(recipe.get("frame_size", "")))
-  return FaceFinder(face_model(model), policy[1], int(size[1])) if policy and size else None
+  if faces == "none" or (faces == "auto" and not policy and said != ARCHIVE_FACES["faces"]):
+    return None
+  return FaceFinder(
+    face_model(model), policy[1] if policy else POLICIES[0], int(size[1]) if size else CROP_SIDE
+  )
+
+
+def every_fourth(number: int, frame: Any) -> bool:
+  """Whether the frame of this number is looked at, whatever is in it."""
+  del frame
+  return number % EVERY == 0
 
 
 def detect_every(
-  frames: Iterable[np.ndarray], detect: Callable[[np.ndarray], list[Box]], every: int = EVERY
+  frames: Iterable[Any], detect: Callable[[Any], list[Box]], due: Callable[[int, Any], bool] = every_fourth
 ) -> tuple[list[tuple[int, list[Box]]], Int[np.ndarray, "N 2"]]:
-  """Faces of frames 0, every, 2 every, ... and of the last.
+  """Faces of some frames and of the last.
 
+  Args:
+    frames: anything that has a shape (H, W, 3).
+    detect: finds the faces of one of them.
+    due: whether a frame is looked at, from its number and the frame; that with number 0 must be.
   Returns:
     pairs of frame and its faces; and height and width of every frame.
   Raises:
@@ -335,7 +366,7 @@ def detect_every(
   frame = None
   for i, frame in enumerate(frames):
     sizes.append((frame.shape[0], frame.shape[1]))
-    if i % every == 0:
+    if due(i, frame):
       detections.append((i, detect(frame)))
   if frame is None:
     raise ValueError("a clip without frames has no face")

@@ -14,6 +14,7 @@ from jaxtyping import Int, UInt8
 import numpy as np
 from PIL import Image
 
+JPEG_QUALITY = 95  # of frames that are taken from videos
 CROP_ATTEMPTS = 10  # as torchvision's RandomResizedCrop and the original
 LARGEST_PICTURE = (
   1 << 26
@@ -83,6 +84,12 @@ def decode_frame(data: bytes) -> UInt8[np.ndarray, "H W 3"]:
     cv2.error,
   ) as error:  # PIL calls broken PNG a SyntaxError
     raise ValueError(f"{len(data)} bytes cannot be decoded as a picture: {error}") from error
+
+
+def encode_frame(pixels: UInt8[np.ndarray, "H W 3"]) -> bytes:
+  """A frame as the JPEG that data sets keep of it."""
+  bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+  return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
 
 
 def _is_ordinary_jpeg(data: bytes) -> bool:

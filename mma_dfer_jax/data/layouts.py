@@ -15,6 +15,7 @@ from pathlib import Path
 import re
 from typing import NamedTuple
 
+from mma_dfer_jax.data.faces import ARCHIVE_FACES
 from mma_dfer_jax.data.labels import LABEL_ORDERS
 from mma_dfer_jax.errors import UserError, listed
 
@@ -710,7 +711,8 @@ def _frame_recipe(frames: str, reference: bool, counted: bool) -> dict[str, str]
     return {"frames": "video", "frame_order": "presentation: as the video is played", "frame_count": "all"}
   count = "as annotated in the lists" if reference and counted else "all files"
   order = "string: 10.jpg before 2.jpg, as the original" if reference else "natural: 2.jpg before 10.jpg"
-  return {"frames": frames, "frame_order": order, "frame_count": count}
+  cut = {} if frames == "scenes" else ARCHIVE_FACES
+  return {"frames": frames, "frame_order": order, "frame_count": count} | cut
 
 
 def _choose_sound(

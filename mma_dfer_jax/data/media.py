@@ -6,6 +6,7 @@ import os
 import re
 import stat
 import struct
+import sys
 from typing import Any, NamedTuple
 
 import av
@@ -19,7 +20,12 @@ from mma_dfer_jax.errors import UserError
 FORMATS_WITH_LENGTH = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "asf")
 # Not opened: these only name other files or addresses; a "live" playlist would even be waited for without an end.
 PLAYLISTS = {"concat", "dash", "hls", "imf", "rtsp", "sdp", "webm_dash_manifest"}
+SHORTEST_SOUND = 0.025  # seconds: one window of the spectrogram
 SYNC_TOLERANCE = 0.02  # seconds between picture and sound that are left alone: two rows of log-mel
+LONGEST_JUMP = 600.0  # seconds without sound that are believed; more is a damaged time
+SILENT = (
+  33  # of 32768, 60 dB below full scale: quieter than any room, louder than the noise of coding silence
+)
 
 
 class MediaError(UserError):
@@ -34,14 +40,36 @@ class Sound(NamedTuple):
   num_channels: int
 
 
-def iterate_frames(path: str | os.PathLike[str]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-  """Pictures of a video file one after the other, in the order and the orientation in which they are shown.
+class Picture:
+  """One picture of a video, turned into pixels only when they are asked for.
+
+  Attributes:
+    time: seconds since the first picture of the video.
+    duration: seconds for which it is shown, as far as the file says; else 0.
+    shape: (H, W, 3), as shown.
+  """
+
+  def __init__(self, frame: av.VideoFrame, start: float):
+    self._frame = frame
+    self.time = (frame.time or 0.0) - start
+    self.duration = _seconds(frame.duration, frame) if frame.duration and frame.time_base else 0.0
+
+  @property
+  def shape(self) -> tuple[int, int, int]:
+    height, width = self._frame.height, self._frame.width
+    return (width, height, 3) if _display(self._frame).sideways else (height, width, 3)
+
+  def pixels(self) -> UInt8[np.ndarray, "H W 3"]:
+    """(H, W, 3) uint8 RGB."""
+    return _upright(self._frame)
+
+
+def iterate_pictures(path: str | os.PathLike[str]) -> Iterator[Picture]:
+  """Pictures of a video file one after the other, in the order in which they are shown.
 
   Args:
     path: a file on this machine in any format that FFmpeg knows. Of several video streams the first is read; cover
       pictures are no video.
-  Yields:
-    (H, W, 3) uint8 RGB in the video's own size.
   Raises:
     MediaError: while iterating, if there is no such file or video stream, or no picture in it, or the file is damaged or
       cut short. The last can be known only after the last picture.
@@ -51,47 +79,89 @@ def iterate_frames(path: str | os.PathLike[str]) -> Iterator[UInt8[np.ndarray, "
     if stream is None:
       raise MediaError(f"{path}: holds no video stream")
     stream.thread_type = "AUTO"
+    start = None
     for frame in _decoded(container, stream, path):
-      yield _upright(frame)
+      start = frame.time or 0.0 if start is None else start
+      yield Picture(frame, start)
+
+
+def iterate_frames(path: str | os.PathLike[str]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+  """The pixels of `iterate_pictures`: (H, W, 3) uint8 RGB in the video's own size, in the orientation that is shown."""
+  for picture in iterate_pictures(path):
+    yield picture.pixels()
 
 
 def read_sound(path: str | os.PathLike[str]) -> Sound | None:
   """First channel of the first sound stream of a file, starting with the first picture; never mixed or resampled.
 
   Args:
-    path: a file on this machine. If its sound starts more than 20 ms after the pictures, zeros are put in front, if it
-      starts before them, that much is cut. What the encoder added at the end is cut where the file tells the length.
+    path: as for `iterate_sound`, whose pieces these are.
   Returns:
     the sound, or None if the file has no sound stream or nothing in it.
+  """
+  pieces = list(iterate_sound(path))
+  if not pieces:
+    return None
+  return pieces[0]._replace(waveform=np.concatenate([piece.waveform for piece in pieces]))
+
+
+def iterate_sound(path: str | os.PathLike[str]) -> Iterator[Sound]:
+  """First channel of the first sound stream of a file, piece by piece, in step with the pictures from first to last.
+
+  Args:
+    path: a file on this machine. Where the sound comes more than 20 ms later than the pictures, zeros are put in between,
+      where it comes earlier, that much is cut. What the encoder added at the end is cut where the file tells the length.
+  Yields:
+    pieces that follow on each other without gaps, the first sample at the time of the first picture; none if the file
+    has no sound.
   Raises:
-    MediaError: if there is no such file, it is damaged or cut short, or the sample rate changes within it.
+    MediaError: while iterating, if there is no such file, it is damaged or cut short, the sample rate changes within it,
+      or its times jump by more than ten minutes.
   """
   with _opened(path) as container:
     if not container.streams.audio:
-      return None
+      return
     stream, picture = container.streams.audio[0], _video_stream(container)
-    pieces: list[np.ndarray] = []
-    start, sample_rate, num_channels = 0.0, 0, 0
+    start = _seconds(picture.start_time, picture) if picture and picture.start_time is not None else None
+    sample_rate = left = position = 0  # samples that the file says are still to come, and that were given
+    mending = False
     for frame in _decoded(container, stream, path):
-      if not pieces:
-        start, sample_rate, num_channels = frame.time or 0.0, frame.sample_rate, frame.layout.nb_channels
+      if not sample_rate:
+        sample_rate, num_channels = frame.sample_rate, frame.layout.nb_channels
+        known = stream.duration and container.format.name in FORMATS_WITH_LENGTH  # elsewhere a guess
+        left = round(_seconds(stream.duration, stream) * sample_rate) if known else sys.maxsize
+        start = frame.time or 0.0 if start is None else start
       if frame.sample_rate != sample_rate:
         raise MediaError(f"{path}: its sample rate changes from {sample_rate} to {frame.sample_rate} Hz")
       step = 1 if frame.format.is_planar else frame.layout.nb_channels  # else channels take turns in one row
-      pieces.append(_as_int16(frame.to_ndarray()[0, ::step]))
-    if not pieces:
-      return None
-    waveform = np.concatenate(pieces)
-    if stream.duration and container.format.name in FORMATS_WITH_LENGTH:  # elsewhere a guess
-      waveform = waveform[: round(_seconds(stream.duration, stream) * sample_rate)]
-    delay = 0.0
-    if picture is not None and picture.start_time is not None:
-      delay = start - _seconds(picture.start_time, picture)
-    if delay > SYNC_TOLERANCE:
-      waveform = np.pad(waveform, (round(delay * sample_rate), 0))
-    elif delay < -SYNC_TOLERANCE:
-      waveform = waveform[round(-delay * sample_rate) :]
-    return Sound(waveform, sample_rate, num_channels)
+      samples = _as_int16(frame.to_ndarray()[0, ::step])[:left]
+      left -= len(samples)
+      late = 0.0 if frame.time is None or not len(samples) else frame.time - start - position / sample_rate
+      if late > LONGEST_JUMP:
+        raise MediaError(
+          f"{path}: is damaged: its sound jumps by {late:.0f} s at {position / sample_rate:.2f} s"
+        )
+      if abs(late) > SYNC_TOLERANCE or mending:
+        shift = round(late * sample_rate)
+        samples = np.pad(samples, (shift, 0)) if shift > 0 else samples[-shift:]
+        mending = not len(samples)  # what must be cut may be longer than one frame
+      position += len(samples)
+      yield Sound(samples, sample_rate, num_channels)
+
+
+def is_long_enough(waveform: np.ndarray, sample_rate: int) -> bool:
+  """Whether there is at least one window of the spectrogram in it; else the clip counts as one without sound."""
+  return len(waveform) >= SHORTEST_SOUND * sample_rate > 0
+
+
+def declared_seconds(path: str | os.PathLike[str]) -> float | None:
+  """How long a file says that it is, for a progress bar; None if it does not say.
+
+  Raises:
+    MediaError: if it is no video or sound file.
+  """
+  with _opened(path) as container:
+    return container.duration / av.time_base if container.duration else None
 
 
 @contextmanager
@@ -185,22 +255,36 @@ def _check_length(
     raise MediaError(f"{path}: is damaged or cut short: {ends}")
 
 
-def _seconds(time: int, source: Any) -> float:
+def _seconds(time: int | None, source: Any) -> float:
   """A time of a stream, packet or frame, which count in units of their own."""
-  return float(time * source.time_base)
+  return float((time or 0) * source.time_base)
+
+
+class _Display(NamedTuple):
+  """How pixels are turned and mirrored for showing, to the nearest quarter turn (telephones film sideways)."""
+
+  sideways: bool
+  down: int  # 1 or -1: direction in which rows are read, after rows and columns have changed places
+  right: int
+
+
+def _display(frame: av.VideoFrame) -> _Display:
+  matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+  if matrix is None:
+    return _Display(False, 1, 1)
+  # A pixel at column x, row y is shown at column a x + c y, row b x + d y.
+  a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
+  sideways = abs(a) + abs(d) < abs(b) + abs(c)
+  if sideways:
+    a, d = c, b
+  return _Display(sideways, -1 if d < 0 else 1, -1 if a < 0 else 1)
 
 
 def _upright(frame: av.VideoFrame) -> np.ndarray:
-  """Pixels turned and mirrored as the file's display matrix says (telephones film sideways)."""
-  pixels = frame.to_ndarray(format="rgb24")
-  matrix: Any = frame.side_data.get("DISPLAYMATRIX")
-  if matrix is None:
-    return pixels
-  # A pixel at column x, row y is shown at column a x + c y, row b x + d y. Between quarter turns the nearest is taken.
-  a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
-  if abs(a) + abs(d) < abs(b) + abs(c):
-    pixels, a, d = pixels.transpose(1, 0, 2), c, b
-  return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+  pixels, display = frame.to_ndarray(format="rgb24"), _display(frame)
+  if display.sideways:
+    pixels = pixels.transpose(1, 0, 2)
+  return np.ascontiguousarray(pixels[:: display.down, :: display.right])
 
 
 def _as_int16(samples: np.ndarray) -> np.ndarray:

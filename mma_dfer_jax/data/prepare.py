@@ -33,7 +33,6 @@ from mma_dfer_jax.data import media
 from mma_dfer_jax.data.datasets import (
   BUILDERS,
   RECIPE,
-  SHORTEST_SOUND,
   Clip,
   Clips,
   follow_parent,
@@ -228,7 +227,7 @@ def decode_clip(source: ClipSource, decoded: Path, decoding: Decoding) -> str | 
     return str(error)
   if source.sound and not record["has_audio"] and not decoding.allow_missing_sound:
     return (
-      f"{source.sound}: no audio stream, or less than {1000 * SHORTEST_SOUND:.0f} ms in it "
+      f"{source.sound}: no audio stream, or less than {1000 * media.SHORTEST_SOUND:.0f} ms in it "
       "(--allow_missing_sound takes such clips)"
     )
   partial = decoded.with_suffix(f".{os.getpid()}.partial")

@@ -1,0 +1,333 @@
+"""A video of any length as what a model is given: the whole of it, or windows of some seconds one after the other.
+
+A video is read twice, for a face is followed over a whole window before it is cut out: `survey` keeps times, faces and
+loudness, `samples` the frames of the windows that are open. Neither holds more pictures or sound than a few seconds.
+"""
+
+import bisect
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+import math
+import os
+from typing import NamedTuple
+
+from jaxtyping import Bool, Float, Float32, Int, Int16, UInt8
+import numpy as np
+
+from mma_dfer_jax.data import media
+from mma_dfer_jax.data.faces import Box, FaceFinder, cut, detect_every, every_fourth
+from mma_dfer_jax.data.fbank import window_and_hop
+from mma_dfer_jax.data.frames import encode_frame, sample_frames
+from mma_dfer_jax.data.pipeline import Preprocessing, eval_example
+from mma_dfer_jax.errors import UserError
+
+LOUDNESS_RATE = 20  # extremes of the sound that are kept of each second
+EPSILON = 1e-6  # seconds: times of frames are sums of fractions
+SHORTEST_WINDOW = 0.1  # seconds
+
+
+class Soundtrack(NamedTuple):
+  """What is remembered of a sound: its rate (Hz), its length (s), and extremes (E, 2) int16 of every 1/20 s."""
+
+  sample_rate: int
+  seconds: float
+  extremes: Int16[np.ndarray, "E 2"]
+
+  def peak(self, start: float, end: float) -> int:
+    """Largest sample, of 32768, between two times in seconds; 0 where there is none."""
+    part = self.extremes[
+      math.floor(start * LOUDNESS_RATE) : math.ceil(min(end, self.seconds) * LOUDNESS_RATE)
+    ]
+    return int(np.abs(part.astype(np.int32)).max(initial=0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Film:
+  """What is remembered of a video.
+
+  Attributes:
+    path: the file.
+    times: (N,) seconds of all frames since the first, ascending.
+    seconds: when the last frame ends.
+    sizes: (N, 2) height and width of the frames.
+    detections: frames that were looked at, and their faces; None if nobody looked.
+    sound: None if the file has none, or less than one window of the spectrogram.
+  """
+
+  path: str
+  times: Float[np.ndarray, "N"]
+  seconds: float
+  sizes: Int[np.ndarray, "N 2"]
+  detections: list[tuple[int, list[Box]]] | None
+  sound: Soundtrack | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+  """A part of a film in seconds, and its frames: first <= i < last."""
+
+  start: float
+  end: float
+  first: int
+  last: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+  """What a model is given of a window, and what it was made of.
+
+  Attributes:
+    window: where it is.
+    video, spectrogram: (T, H, W, 3) uint8 and (F, K) float32, the model's inputs.
+    with_face: (N,) for each frame of the window, whether a face was found; None if nobody looked.
+    faces_at_once: the most faces in one frame; None if nobody looked.
+    seconds_of_sound: 0 if there is none; the spectrogram is the constant for a missing sound then.
+    heard: seconds of sound that the spectrogram has room for.
+    silent: whether there is sound, but all of it 60 dB below full scale.
+  """
+
+  window: Window
+  video: UInt8[np.ndarray, "T H W 3"]
+  spectrogram: Float32[np.ndarray, "F K"]
+  with_face: Bool[np.ndarray, "N"] | None
+  faces_at_once: int | None
+  seconds_of_sound: float
+  heard: float
+  silent: bool
+
+
+def survey(
+  path: str | os.PathLike[str],
+  finder: FaceFinder | None = None,
+  *,
+  hop: float | None = None,
+  progress: Callable[[float], object] = lambda seconds: None,
+) -> Film:
+  """Reads a video to its end, so that whatever is wrong with it is known before a model is asked.
+
+  Args:
+    path: any video file.
+    finder: looks for faces in every fourth frame, as in training, and in the first of every hop.
+    hop: seconds from one window to the next; None if there will be one window.
+    progress: is told the seconds that were seen, for each frame.
+  Raises:
+    MediaError: if the file is no video, or damaged.
+  """
+  sound = _listen(path)  # takes a hundredth of the time that the pictures take, so that damage is found soon
+  times: list[float] = []
+  duration = 0.0
+
+  def seen() -> Iterator[media.Picture]:
+    nonlocal duration
+    for picture in media.iterate_pictures(path):
+      times.append(max([picture.time, *times[-1:]]))
+      duration = picture.duration
+      progress(picture.time)
+      yield picture
+
+  def due(number: int, picture: media.Picture) -> bool:
+    new_hop = hop and number and _hops(times[-1], hop) != _hops(times[-2], hop)
+    return every_fourth(number, picture) or bool(new_hop)
+
+  detect = finder.detector.detect if finder else None
+  detections, sizes = detect_every(seen(), lambda picture: detect(picture.pixels()) if detect else [], due)
+  if not duration:
+    duration = float(np.median(np.diff(times))) if len(times) > 1 else 0.04
+  return Film(
+    os.fspath(path), np.array(times), times[-1] + duration, sizes, detections if finder else None, sound
+  )
+
+
+def _hops(time: float, hop: float) -> int:
+  return math.floor((time + EPSILON) / hop)
+
+
+def _listen(path: str | os.PathLike[str]) -> Soundtrack | None:
+  extremes: list[tuple[int, int]] = []
+  rest = np.zeros(0, np.int16)
+  length = sample_rate = 0
+  for piece in media.iterate_sound(path):
+    sample_rate = piece.sample_rate
+    length += len(piece.waveform)
+    rest = np.concatenate([rest, piece.waveform])
+    while len(rest) >= (size := _edge(len(extremes) + 1, sample_rate) - _edge(len(extremes), sample_rate)):
+      extremes.append((rest[:size].min(), rest[:size].max()))
+      rest = rest[size:]
+  if length < media.SHORTEST_SOUND * sample_rate or not length:
+    return None
+  if len(rest):
+    extremes.append((rest.min(), rest.max()))
+  return Soundtrack(sample_rate, length / sample_rate, np.array(extremes, np.int16))
+
+
+def _edge(number: int, sample_rate: int) -> int:
+  """The sample at which a twentieth of a second begins."""
+  return round(number * sample_rate / LOUDNESS_RATE)
+
+
+def whole(film: Film) -> list[Window]:
+  """The film as one window."""
+  return [Window(0.0, film.seconds, 0, len(film.times))]
+
+
+def windows(film: Film, window: float, hop: float) -> list[Window]:
+  """Windows that begin every `hop` seconds; the last is the first that reaches the film's end, and may be shorter.
+
+  A window's frames are those that begin in it; if none does, the one that is still shown.
+
+  Args:
+    film: as `survey` saw it.
+    window: length, seconds.
+    hop: seconds from start to start, at most `window`.
+  Raises:
+    UserError: see `check_windows`.
+  """
+  check_windows(window, hop)
+  found = []
+  for k in range(math.ceil(film.seconds / hop)):
+    start, end = k * hop, min(k * hop + window, film.seconds)
+    first, last = np.searchsorted(film.times, (start - EPSILON, end - EPSILON)).tolist()
+    first = first if first < last else max(0, first - 1)
+    found.append(Window(start, end, first, max(last, first + 1)))
+    if end >= film.seconds - EPSILON:
+      break
+  return found
+
+
+def check_windows(window: float, hop: float) -> None:
+  """Raises UserError unless every moment of a film lies in a window of 0.1 s or more."""
+  if not SHORTEST_WINDOW <= window < math.inf or not SHORTEST_WINDOW / 10 <= hop <= window:
+    raise UserError(
+      f"window={window:g} and hop={hop:g} seconds: a window has at least {SHORTEST_WINDOW} s, and the hop lies "
+      f"between {SHORTEST_WINDOW / 10} s and the window, so that nothing is left out"
+    )
+
+
+def samples(
+  film: Film, wanted: Sequence[Window], spec: Preprocessing, finder: FaceFinder | None = None
+) -> Iterator[Sample]:
+  """What the model is given of each window: what `prepare` and `eval_example` would make of a clip cut out there.
+
+  Args:
+    film: as `survey` saw it, with the same finder.
+    wanted: windows in the order of time.
+    spec: sizes of the model's inputs.
+    finder: cuts faces out.
+  Raises:
+    MediaError: while iterating, if the file is another than it was.
+  """
+  upcoming, opened = deque(wanted), deque[_OpenWindow]()
+  sound = _Excerpts(film, spec.audio_shape[0])
+  for number, picture in enumerate(media.iterate_pictures(film.path)):
+    while upcoming and upcoming[0].first <= number:
+      opened.append(_OpenWindow(film, upcoming.popleft(), spec.num_frames, finder))
+    pixels = picture.pixels() if any(number in window.chosen for window in opened) else None
+    for window in opened:
+      if pixels is not None and number in window.chosen:
+        window.take(number, pixels)
+    while opened and opened[0].chosen[-1] <= number:
+      yield opened.popleft().sample(sound, spec)
+  if upcoming or opened:
+    raise media.MediaError(f"{film.path}: has fewer frames than it had; it was changed while it was read")
+
+
+class _OpenWindow:
+  """A window some of whose frames are still to come."""
+
+  def __init__(self, film: Film, window: Window, num_frames: int, finder: FaceFinder | None):
+    self.film, self.window, self.finder = film, window, finder
+    self.length = window.last - window.first
+    chosen = sample_frames(self.length, train=False, num_segments=num_frames) + window.first
+    self.chosen: list[int] = np.unique(chosen).tolist()
+    self.jpegs: dict[int, bytes] = {}
+    self.detections: list[tuple[int, list[Box]]] = []
+    self.track = None
+    if finder is not None and film.detections is not None:
+      at = bisect.bisect_left(film.detections, window.first, key=lambda found: found[0])
+      until = bisect.bisect_left(film.detections, window.last, key=lambda found: found[0])
+      self.detections = [(number - window.first, boxes) for number, boxes in film.detections[at:until]]
+      self.track = finder.track(self.detections, film.sizes[window.first : window.last])
+
+  def take(self, number: int, pixels: np.ndarray) -> None:
+    if pixels.shape[:2] != tuple(self.film.sizes[number]):
+      raise media.MediaError(
+        f"{self.film.path}: frame {number} has another size than before; the file was changed while it was read"
+      )
+    if self.finder is not None and self.track is not None:
+      box = self.track.boxes[number - self.window.first]
+      (pixels,) = cut([pixels], box[None], self.finder.size)
+    self.jpegs[number - self.window.first] = encode_frame(pixels)
+
+  def sample(self, sound: "_Excerpts", spec: Preprocessing) -> Sample:
+    record, length = sound.excerpt(self.window)
+    frames = _Sparse(self.length, self.jpegs)
+    example = eval_example({"frames": frames, "label": 0, "clip_id": self.film.path.encode(), **record}, spec)
+    track, soundtrack = self.track, self.film.sound
+    peak = soundtrack.peak(self.window.start, self.window.end) if soundtrack else 0
+    return Sample(
+      self.window,
+      example["video"],
+      example["spectrogram"],
+      None if track is None else track.found,
+      None if track is None else max((len(boxes) for _, boxes in self.detections), default=0),
+      length,
+      sound.seconds,
+      bool(record["has_audio"]) and peak < media.SILENT,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sparse:
+  """Frames of which only some are there."""
+
+  length: int
+  there: dict[int, bytes]
+
+  def __len__(self) -> int:
+    return self.length
+
+  def __getitem__(self, index: int) -> bytes:
+    return self.there[int(index)]
+
+
+class _Excerpts:
+  """Beginnings of windows of a sound that is read once, in the order of time."""
+
+  def __init__(self, film: Film, num_rows: int):
+    self.film = film
+    self.seconds = 0.0  # that a spectrogram of so many rows has room for
+    if film.sound:
+      window, hop = window_and_hop(film.sound.sample_rate)
+      self.samples = window + hop * (num_rows - 1)
+      self.seconds = self.samples / film.sound.sample_rate
+    self.pieces = media.iterate_sound(film.path)
+    self.waveform, self.position = np.zeros(0, np.int16), 0  # what is kept, and its first sample's number
+
+  def excerpt(self, window: Window) -> tuple[dict, float]:
+    """The sound's part of a record; and how many seconds of sound the window has."""
+    sound = self.film.sound
+    record = {"waveform": np.zeros(0, np.int16), "sample_rate": 0, "has_audio": False}
+    if sound is None:
+      return record, 0.0
+    alone = (
+      window.start == 0.0 and window.end == self.film.seconds
+    )  # a clip's sound may be longer than its pictures
+    end = sound.seconds if alone else min(window.end, sound.seconds)
+    start, stop = round(window.start * sound.sample_rate), round(end * sound.sample_rate)
+    waveform = self._samples(start, min(stop, start + self.samples))
+    if not media.is_long_enough(waveform, sound.sample_rate):
+      return record, 0.0
+    record = {"waveform": waveform, "sample_rate": sound.sample_rate, "has_audio": True}
+    return record, (stop - start) / sound.sample_rate
+
+  def _samples(self, start: int, stop: int) -> np.ndarray:
+    kept = [self.waveform]
+    reached = self.position + len(self.waveform)
+    while reached < stop and (piece := next(self.pieces, None)):
+      kept.append(piece.waveform)
+      reached += len(piece.waveform)
+    together = np.concatenate(kept)[max(0, start - self.position) :]
+    self.position = max(start, self.position)
+    self.waveform = together
+    return together[: max(0, stop - self.position)].copy()

@@ -1,0 +1,117 @@
+"""Forms in which a timeline is handed out: table, subtitles, picture."""
+
+import csv
+import io
+import itertools
+
+from matplotlib.figure import Figure
+from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+import numpy as np
+
+from mma_dfer_jax.data.film import LOUDNESS_RATE
+from mma_dfer_jax.prediction import Prediction, Timeline
+
+FACE_INCHES = 0.7
+MOST_COLUMNS = 2000  # of the waveform's picture; more would lie within one pixel
+
+
+def to_csv(predictions: list[Prediction] | tuple[Prediction, ...]) -> str:
+  """One line for each prediction: where, top class, probability of each class, and what it was made of."""
+  classes = list(predictions[0].probabilities) if predictions else []
+  text = io.StringIO()
+  table = csv.writer(text, lineterminator="\n")
+  table.writerow(["clip", "start", "end", "top", *(f"p({name})" for name in classes), "frames", "frames_with_face",
+                  "sound", "silent", "warnings"])  # fmt: skip
+  for one in predictions:
+    probabilities = [f"{one.probabilities[name]:.6f}" for name in classes]
+    faces = "" if one.frames_with_face is None else one.frames_with_face
+    table.writerow([one.clip, f"{one.start:.3f}", f"{one.end:.3f}", one.top, *probabilities, one.frames, faces,
+                    one.sound, one.silent, "; ".join(one.warnings)])  # fmt: skip
+  return text.getvalue()
+
+
+def turns(timeline: Timeline) -> list[tuple[float, float]]:
+  """For each window the seconds for which it speaks: those nearer to its middle than to that of any other."""
+  middles = [(one.start + one.end) / 2 for one in timeline.predictions]
+  edges = [0.0, *((a + b) / 2 for a, b in itertools.pairwise(middles)), timeline.seconds]
+  return list(itertools.pairwise(edges))
+
+
+def to_srt(timeline: Timeline) -> str:
+  """Subtitles: the two most probable classes at any moment, and "no face", "no sound" or "silent" where that is so."""
+  blocks = []
+  for number, (one, (start, end)) in enumerate(zip(timeline.predictions, turns(timeline), strict=True), 1):
+    ranked = sorted(one.probabilities.items(), key=lambda item: -item[1])[:2]
+    words = " · ".join([*(f"{name} {100 * p:.0f} %" for name, p in ranked), *marks(one)])
+    blocks.append(f"{number}\n{_stamp(start)} --> {_stamp(end)}\n{words}\n")
+  return "\n".join(blocks)
+
+
+def marks(one: Prediction) -> list[str]:
+  """What was missing, in two words each."""
+  missing = {
+    "no face": one.frames_with_face == 0,
+    "no sound": not one.sound,
+    "silent": one.silent,
+  }
+  return [words for words, holds in missing.items() if holds]
+
+
+def _stamp(seconds: float) -> str:
+  milliseconds = round(1000 * seconds)
+  hours, rest = divmod(milliseconds, 3_600_000)
+  minutes, rest = divmod(rest, 60_000)
+  return f"{hours:02}:{minutes:02}:{rest // 1000:02},{rest % 1000:03}"
+
+
+def draw(timeline: Timeline) -> Figure:
+  """Faces, stacked probabilities over time, and the waveform; windows without face or sound are marked below it."""
+  figure = Figure(figsize=(12, 5.6), layout="constrained")
+  faces, stack, wave, missing = figure.subplots(4, sharex=True, height_ratios=[1.1, 4, 1.2, 0.35])
+  edges = [0.0, *(end for _, end in turns(timeline))]
+  probabilities = timeline.probabilities()
+  steps = np.concatenate([probabilities, probabilities[-1:]]).T
+  colours = [f"C{i}" for i in range(10)] + ["black", "tan", "navy"]
+  stack.stackplot(edges, steps, step="post", labels=timeline.classes, colors=colours[: len(steps)], alpha=0.9)
+  stack.set(ylim=(0, 1), ylabel="probability")
+  stack.legend(loc="center left", bbox_to_anchor=(1.005, 0.5), reverse=True, frameon=False)
+  _draw_faces(faces, timeline)
+  _draw_wave(wave, timeline)
+  rows = [("no face", "tab:red"), ("no sound", "tab:gray"), ("silent", "tab:blue")]
+  there = [row for row in rows if any(row[0] in marks(one) for one in timeline.predictions)]
+  for name, colour in there:
+    spans = [(start, end - start) for one, (start, end) in zip(timeline.predictions, turns(timeline), strict=True)
+             if name in marks(one)]  # fmt: skip
+    missing.broken_barh(spans, (0, 1), color=colour, alpha=0.8, label=name)
+  if there:
+    missing.legend(loc="center left", bbox_to_anchor=(1.005, 0.5), frameon=False)
+  missing.set(yticks=[], xlabel="seconds", xlim=(0, timeline.seconds), ylim=(0, 1))
+  missing.set_ylabel("missing", rotation=0, ha="right", va="center")
+  figure.suptitle(
+    f"{timeline.clip.rsplit('/', 1)[-1]}    windows of {timeline.window:g} s every {timeline.hop:g} s",
+    parse_math=False,
+  )
+  return figure
+
+
+def _draw_faces(axes, timeline: Timeline) -> None:
+  axes.set_axis_off()
+  axes.set_ylim(0, 1)
+  for seconds, pixels in timeline.thumbnails:
+    picture = OffsetImage(pixels, zoom=FACE_INCHES * 72 / len(pixels), resample=True)
+    axes.add_artist(AnnotationBbox(picture, (seconds, 0.5), frameon=False, pad=0))
+
+
+def _draw_wave(axes, timeline: Timeline) -> None:
+  axes.set_yticks([])
+  axes.set_ylabel("sound", rotation=0, ha="right", va="center")
+  if timeline.soundtrack is None:
+    axes.text(0.5, 0.5, "no sound", transform=axes.transAxes, ha="center", va="center")
+    return
+  extremes = timeline.soundtrack.extremes.astype(float)
+  size = -(-len(extremes) // MOST_COLUMNS)
+  starts = np.arange(0, len(extremes), size)
+  low, high = np.minimum.reduceat(extremes[:, 0], starts), np.maximum.reduceat(extremes[:, 1], starts)
+  axes.fill_between((starts + size / 2) / LOUDNESS_RATE, low, high, color="0.3", linewidth=0)
+  loudest = max(abs(low).max(), abs(high).max(), 1)
+  axes.set_ylim(-loudest, loudest)
