@@ -28,6 +28,17 @@ def run(main: Callable[[Sequence[str]], int | None], *, takes_files: bool = Fals
   app.run(lambda argv: _guarded(main, argv, takes_files), flags_parser=_parse)
 
 
+def take_over(options: flags.FlagValues) -> None:
+  """Makes flags that a module keeps to itself, for other commands import it, those of this command.
+
+  Args:
+    options: the module's flags; `main` must let them parse the command line too.
+  """
+  flags.FLAGS.append_flag_values(options)
+  for name in options:
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])  # so that --help lists them
+
+
 def _guarded(main, argv, takes_files):
   if len(argv) > 1 and not takes_files:
     sys.exit(_complain(f"unexpected arguments: {' '.join(argv[1:])}", status=2))

@@ -58,7 +58,9 @@ def flags_of_train() -> list[str]:
 
 
 def checked(config, runs: Path, names: Sequence[str]) -> dict[str, Run]:
-  """What each fold's run must be, by "fold1", …; everything wrong with the folds, the old and the new, at once.
+  """What each fold's run must be, by "fold1", …, of the named folds and of those that are there already.
+
+  Everything wrong with them is told at once.
 
   What only a run on its devices can tell, such as the batch size, the first fold tells as it starts.
 
@@ -95,7 +97,7 @@ def checked(config, runs: Path, names: Sequence[str]) -> dict[str, Run]:
       raise listed(f"{runs} holds other runs", differences, advice)
   if problems:
     raise listed("these folds cannot start", problems)
-  return {f"fold{number}": wanted[f"fold{number}"] for number in names}
+  return wanted
 
 
 def problems_of_flags(runs: Path, names: Sequence[str]) -> list[str]:
@@ -193,11 +195,14 @@ def listens(pid: int) -> bool:
   return caught is None or bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
-def report(runs: Path, wanted: Mapping[str, Run]) -> None:
-  """Writes what came of all folds."""
+def report(runs: Path, wanted: Mapping[str, Run], names: Sequence[str]) -> None:
+  """Writes what came of all folds, of an earlier command as well; those of `names` must be there."""
   results = {name: finished(runs / name, run) for name, run in wanted.items()}
-  if missing := [name for name, fold in results.items() if fold is None]:
-    raise UserError(f"{', '.join(missing)} in {runs} left no whole report.json; give the same command again")
+  missing = [name for name, fold in results.items() if fold is None]
+  if lost := [name for name in missing if name in names]:
+    raise UserError(f"{', '.join(lost)} in {runs} left no whole report.json; give the same command again")
+  if missing:
+    print(f"not in the report, for they are not finished: {', '.join(missing)}")
   run = next(iter(wanted.values()))
   config = {key: value for key, value in run["config"].items() if key != "data.fold"}
   facts = {"recipe": run["recipe"], "config": config, "version": run["version"]}
@@ -211,10 +216,11 @@ def main(argv: Sequence[str]) -> int:
   stop = cli.StopSignal()
   config, runs = _CONFIG.value, Path(_RUNS.value)
   wanted = checked(config, runs, _FOLDS.value)
+  names = [f"fold{number}" for number in _FOLDS.value]
   many_hosts = bool(os.environ.get("MMA_DFER_DISTRIBUTED"))  # then the report is only the first process's
 
-  for i, (name, run) in enumerate(wanted.items(), start=1):
-    title, status = f"{name} ({i} of {len(wanted)})", 0
+  for i, name in enumerate(names, start=1):
+    title, status, run = f"{name} ({i} of {len(names)})", 0, wanted[name]
     if finished(runs / name, run):
       print(f"{title} is finished: {runs / name}/report.md", flush=True)
       continue
@@ -234,7 +240,7 @@ def main(argv: Sequence[str]) -> int:
   if many_hosts:
     start_jax()
   if not many_hosts or jax.process_index() == 0:
-    report(runs, wanted)
+    report(runs, wanted, names)
   return 0
 
 

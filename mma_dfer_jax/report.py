@@ -334,7 +334,7 @@ def _folds_as_markdown(summary: Mapping[str, Any], total: Scores) -> str:
     models.append(f"| {fold['fold']} | {' | '.join(cells)} |")
   return "\n".join(
     [
-      f"# MMA-DFER: {len(summary['folds'])} folds",
+      f"# MMA-DFER: {', '.join(fold['fold'] for fold in summary['folds'])}",
       "",
       f"**WAR {plus_minus(summary['war'])}, UAR {plus_minus(summary['uar'])}**, {summary['model']}.",
       "",

@@ -21,7 +21,12 @@ def start_jax(matmul_precision: str = "float32") -> None:
   if os.environ.get("MMA_DFER_DISTRIBUTED"):
     jax.distributed.initialize()
   jax.config.update("jax_default_matmul_precision", matmul_precision)
-  if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+  keep_compiled()
+
+
+def keep_compiled() -> None:
+  """Keeps compiled programs in ~/.cache/mma_dfer_jax/xla for the next process, unless a cache has been chosen."""
+  if not jax.config.values["jax_compilation_cache_dir"]:
     jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache/mma_dfer_jax/xla"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -25,6 +25,7 @@ from mma_dfer_jax.checkpoints import Checkpointer, check_same_run, load_frozen, 
 from mma_dfer_jax.config import PAPER_TUNABLE
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.model import ModelConfig
+from mma_dfer_jax.sharding import keep_compiled
 from mma_dfer_jax.torch_names import to_torch
 from mma_dfer_jax.train_state import abstract_model, split_tunable
 from mma_dfer_jax.verdict import digest
@@ -56,8 +57,12 @@ class TrainedModel:
 
   def __post_init__(self):
     graphdef = self.graphdef
-    logits = jax.jit(lambda tunable, frozen, *inputs: nnx.merge(graphdef, tunable, frozen)(*inputs))
-    object.__setattr__(self, "_logits", logits)  # compiled once for each shape
+
+    def logits(tunable, frozen, video, spectrogram):
+      with jax.default_matmul_precision("float32"):  # accelerators would else take a coarser one
+        return nnx.merge(graphdef, tunable, frozen)(video, spectrogram)
+
+    object.__setattr__(self, "_logits", jax.jit(logits))  # compiled once for each shape
 
   def __call__(
     self,
@@ -91,6 +96,8 @@ class TrainedModel:
 def load_model(folder: str | Path, *, step: int | str = "last") -> TrainedModel:
   """Opens the model of a training workdir, or a model folder that `convert` wrote.
 
+  What is compiled for it is kept on disk for later processes, see `keep_compiled`.
+
   Args:
     folder: what `mma_dfer_jax.train` was given as --workdir, or `mma_dfer_jax.convert` as --out.
     step: of a workdir: "last", "best" (by WAR), or a step that was kept.
@@ -98,6 +105,7 @@ def load_model(folder: str | Path, *, step: int | str = "last") -> TrainedModel:
     UserError: if there is no such model.
   """
   folder = Path(folder)
+  keep_compiled()
   if (folder / "run.json").exists():
     return _load_run(folder, step)
   if not (folder / "model.json").exists():

@@ -242,6 +242,23 @@ def test_the_command_names_damaged_records_and_goes_on(good, tmp_path):
   assert not (damaged / "clips" / "doctor").exists()
 
 
+@pytest.mark.parametrize(
+  ("name", "length"), [("metadata.json", 200), ("metadata.json", None), ("dataset_info.json", 0),
+                       ("dataset_info.json", 300), ("features.json", None), ("features.json", 50)],
+)  # fmt: skip
+def test_damaged_metadata_is_told_as_such(good, tmp_path, name, length):
+  """As a copy that was cut short leaves them; None: the file is not there."""
+  damaged = tmp_path / "data"
+  shutil.copytree(good, damaged)
+  (file,) = damaged.glob(f"clips/*/{name}")
+  data = file.read_bytes()
+  file.unlink()
+  if length is not None:
+    file.write_bytes(data[:length])
+  with pytest.raises(UserError, match="prepare"):
+    open_data_set(damaged, "clips")
+
+
 def test_processes_find_the_same(seen, monkeypatch):
   data_set, records = seen
   monkeypatch.setattr(doctor, "FEW_RECORDS", 0)

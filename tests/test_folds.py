@@ -150,6 +150,9 @@ def test_finished_folds_are_left_out(uninterrupted, start):
   assert "goes to" not in printed
   assert (runs / "folds.json").read_bytes() == summary
   assert before == {path: path.stat().st_mtime_ns for path in runs.glob("fold?/**/*")}
+  printed = finish(start(runs, folds="2"))
+  assert "fold2 (1 of 1) is finished" in printed
+  assert (runs / "folds.json").read_bytes() == summary, "the other folds stay in the report"
 
 
 def test_killed_and_stopped_in_the_second_fold(uninterrupted, start, tmp_path):

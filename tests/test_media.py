@@ -219,6 +219,19 @@ def test_every_type_of_sample_becomes_16_bit(tmp_path, codec, kind, samples, exp
   assert read_sound(path).waveform.tolist() == expected
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_sound_that_holds_no_numbers_is_refused(tmp_path, value):
+  path = tmp_path / "a.wav"
+  samples = np.zeros(1000, np.float32)
+  samples[500] = value
+  size = struct.pack(
+    "<4sI8sIHHIIHH4sI", b"RIFF", 36 + 4000, b"WAVEfmt ", 16, 3, 1, RATE, 4 * RATE, 4, 32, b"data", 4000
+  )
+  path.write_bytes(size + samples.tobytes())
+  with pytest.raises(MediaError, match="undefined"):
+    read_sound(path)
+
+
 def test_padding_of_the_encoder_is_cut(tmp_path):
   path = write_video(tmp_path / "a.mp4", sound={"codec": "aac", "seconds": 1.2})
   waveform = read_sound(path).waveform

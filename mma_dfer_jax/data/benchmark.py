@@ -328,5 +328,5 @@ def _first(data_set: DataSet, clips: int) -> Sequence[Record]:
 
 
 if __name__ == "__main__":
-  flags.FLAGS.append_flag_values(_OPTIONS)  # the same flags, so that `cli` parses and checks them
+  cli.take_over(_OPTIONS)
   cli.run(main)

@@ -277,11 +277,17 @@ def open_data_set(data_dir: str | os.PathLike, name: str) -> DataSet:
       f"there is no data set {name!r} in {data_dir}; write it with\n"
       f"  python -m mma_dfer_jax.data.prepare --dataset={name} --data_dir={data_dir} …"
     )
-  info = tfds.builder_from_directory(max(versions)).info
-  facts = json.loads((info.metadata or {}).get("facts", "{}"))
+  try:
+    info = tfds.builder_from_directory(max(versions)).info
+    facts = json.loads((info.metadata or {}).get("facts", "{}"))
+    splits = {split: info.splits[split].num_examples for split in info.splits}
+  except Exception as error:  # of tfds or protobuf, of any kind
+    raise UserError(
+      f"{max(versions)} is damaged: its metadata cannot be read ({type(error).__name__}: {error}); prepare it again "
+      "with --overwrite"
+    ) from error
   if not facts:
     raise UserError(f"{max(versions)} was not written by mma_dfer_jax.data.prepare: it has no recipe")
-  splits = {split: info.splits[split].num_examples for split in info.splits}
   return DataSet(max(versions), tuple(facts["classes"]), facts["recipe"], facts["fingerprint"], splits,
                  facts["clips"], facts["without_sound"], facts.get("class_order", ""),
                  tuple(facts.get("left_out", ())))  # fmt: skip

@@ -375,5 +375,5 @@ def main(argv: Sequence[str]) -> None:
 if __name__ == "__main__":
   from mma_dfer_jax import cli
 
-  flags.FLAGS.append_flag_values(_OPTIONS)  # the same flags, so that `cli` parses and checks them
+  cli.take_over(_OPTIONS)
   cli.run(main)

@@ -917,5 +917,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-  flags.FLAGS.append_flag_values(_OPTIONS)  # the same flags, so that `cli` parses and checks them
+  cli.take_over(_OPTIONS)
   cli.run(main)

@@ -134,7 +134,7 @@ def iterate_sound(path: str | os.PathLike[str]) -> Iterator[Sound]:
       if frame.sample_rate != sample_rate:
         raise MediaError(f"{path}: its sample rate changes from {sample_rate} to {frame.sample_rate} Hz")
       step = 1 if frame.format.is_planar else frame.layout.nb_channels  # else channels take turns in one row
-      samples = _as_int16(frame.to_ndarray()[0, ::step])[:left]
+      samples = _as_int16(frame.to_ndarray()[0, ::step], path)[:left]
       left -= len(samples)
       late = 0.0 if frame.time is None or not len(samples) else frame.time - start - position / sample_rate
       if late > LONGEST_JUMP:
@@ -287,9 +287,11 @@ def _upright(frame: av.VideoFrame) -> np.ndarray:
   return np.ascontiguousarray(pixels[:: display.down, :: display.right])
 
 
-def _as_int16(samples: np.ndarray) -> np.ndarray:
+def _as_int16(samples: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray:
   """Samples of any decoder as 16-bit: floats are rounded and cut at full scale, integers lose or gain low bits."""
   if samples.dtype.kind == "f":
+    if not np.isfinite(samples).all():
+      raise MediaError(f"{path}: its sound holds infinite or undefined (NaN) samples")
     return np.clip(np.rint(samples * 32768.0), -32768, 32767).astype(np.int16)
   if samples.dtype == np.uint8:  # unsigned: silence is 128
     return (samples.astype(np.int16) - 128) << 8
