@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# One door to everything: ./launch.sh demo | test | prepare … | train … | folds … | evaluate … | predict … | convert …
+# One door to everything: ./launch.sh demo | test | prepare … | doctor … | train … | folds … | evaluate … | predict … |
+# page … | convert … | export …
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -9,11 +10,14 @@ usage() {
 ./launch.sh test [args]     format, lint, types, tests; arguments go to pytest
 ./launch.sh install         make .venv, nothing else
 ./launch.sh prepare …       python -m mma_dfer_jax.data.prepare …
+./launch.sh doctor …        python -m mma_dfer_jax.data.doctor …
 ./launch.sh train …         python -m mma_dfer_jax.train …
 ./launch.sh folds CONFIG RUNS …   train and evaluate all folds: mma_dfer_jax.folds --config=CONFIG --runs=RUNS …
 ./launch.sh evaluate …      python -m mma_dfer_jax.evaluate …
 ./launch.sh predict …       python -m mma_dfer_jax.predict …
+./launch.sh page …          python -m mma_dfer_jax.demo_page … (and what it needs beyond the rest)
 ./launch.sh convert …       python -m mma_dfer_jax.convert …
+./launch.sh export …        python -m mma_dfer_jax.export …
 
 Makes .venv when it is missing. PYTHON=python3.12 chooses another Python (3.11 or newer).
 TEXT
@@ -45,6 +49,12 @@ folds() {
   become mma_dfer_jax.folds --config="$1" --runs="$2" "${@:3}"
 }
 
+page() {
+  .venv/bin/python -c "import gradio" 2>/dev/null ||
+    .venv/bin/python -m pip install -qq --disable-pip-version-check -c requirements.lock -e '.[demo-page]'
+  become mma_dfer_jax.demo_page "$@"
+}
+
 demo() {
   local started=$SECONDS home=runs/demo
   run mma_dfer_jax.data.demo --out=$home/clips
@@ -68,9 +78,10 @@ case "$command" in
   demo) install; demo ;;
   install) install ;;
   test) install; tests "$@" ;;
-  prepare) install; become mma_dfer_jax.data.prepare "$@" ;;
+  prepare | doctor) install; become "mma_dfer_jax.data.$command" "$@" ;;
+  page) install; page "$@" ;;
   folds) folds "$@" ;;
-  train | evaluate | predict | convert) install; become "mma_dfer_jax.$command" "$@" ;;
+  train | evaluate | predict | convert | export) install; become "mma_dfer_jax.$command" "$@" ;;
   help | -h | --help) usage ;;
   *) usage >&2; exit 2 ;;
 esac
