@@ -13,6 +13,7 @@ from mma_dfer_jax.data import film, media
 from mma_dfer_jax.data.faces import FaceFinder, finder_of
 from mma_dfer_jax.data.film import Sample, Soundtrack
 from mma_dfer_jax.data.pipeline import Preprocessing
+from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.trained_model import TrainedModel
 
 FEW_FACES = 0.5  # share of frames with a face below which an answer says so
@@ -161,9 +162,15 @@ def preprocessing(model: TrainedModel) -> Preprocessing:
   return Preprocessing(model.cfg.image_size, model.cfg.num_frames, model.cfg.audio_shape)
 
 
-def clip_sample(model: TrainedModel, file: str | Path, finder: FaceFinder | None) -> tuple[str, Sample]:
-  """The name of a file, and what the model is given of the whole of it; errors as predict_video."""
-  seen = film.survey(file, finder)
+def clip_sample(
+  model: TrainedModel, file: str | Path, finder: FaceFinder | None,
+  *, progress: Callable[[float], object] = lambda seconds: None,
+) -> tuple[str, Sample]:  # fmt: skip
+  """The name of a file, and what the model is given of the whole of it; errors as predict_video.
+
+  `progress` is told the seconds that were seen, for each frame; what it raises ends the reading.
+  """
+  seen = film.survey(file, finder, progress=progress)
   (sample,) = film.samples(seen, film.whole(seen), preprocessing(model), finder)
   return str(file), sample
 
@@ -177,7 +184,11 @@ def predict_samples(
     model: the model.
     samples: with the names of their files.
     batch_size: how many at once.
+  Raises:
+    UserError: if batch_size is below 1.
   """
+  if batch_size < 1:
+    raise UserError(f"batch_size={batch_size} must be at least 1")
   rest = iter(samples)
   while batch := list(itertools.islice(rest, batch_size)):
     filled = [sample for _, sample in batch] + [batch[-1][1]] * (batch_size - len(batch))

@@ -11,7 +11,7 @@ import numpy as np
 from mma_dfer_jax.data.film import LOUDNESS_RATE
 from mma_dfer_jax.prediction import Prediction, Timeline
 
-FACE_INCHES = 0.7
+FACE_INCHES, AXES_INCHES = 0.7, 9.9  # width of a thumbnail, and about that of the axis of time
 MOST_COLUMNS = 2000  # of the waveform's picture; more would lie within one pixel
 
 
@@ -67,28 +67,34 @@ def _stamp(seconds: float) -> str:
 def draw(timeline: Timeline) -> Figure:
   """Faces, stacked probabilities over time, and the waveform; windows without face or sound are marked below it."""
   figure = Figure(figsize=(12, 5.6), layout="constrained")
-  faces, stack, wave, missing = figure.subplots(4, sharex=True, height_ratios=[1.1, 4, 1.2, 0.35])
+  rows = {"no face": "tab:red", "no sound": "tab:gray", "silent": "tab:blue"}
+  there = [name for name in rows if any(name in marks(one) for one in timeline.predictions)]
+  heights = [1.1, 4, 1.2, 0.35] if there else [1.1, 4, 1.2]
+  faces, stack, wave, *missing = figure.subplots(len(heights), sharex=True, height_ratios=heights)
   edges = [0.0, *(end for _, end in turns(timeline))]
   probabilities = timeline.probabilities()
   steps = np.concatenate([probabilities, probabilities[-1:]]).T
   colours = [f"C{i}" for i in range(10)] + ["black", "tan", "navy"]
-  stack.stackplot(edges, steps, step="post", labels=timeline.classes, colors=colours[: len(steps)], alpha=0.9)
+  places = [f"{i}" for i in range(len(steps))]
+  stack.stackplot(edges, steps, step="post", labels=places, colors=colours[: len(steps)], alpha=0.9)
   stack.set(ylim=(0, 1), ylabel="probability")
-  stack.legend(loc="center left", bbox_to_anchor=(1.005, 0.5), reverse=True, frameon=False)
+  legend = stack.legend(loc="center left", bbox_to_anchor=(1.005, 0.5), reverse=True, frameon=False)
+  for text, name in zip(legend.get_texts(), timeline.classes[::-1], strict=True):
+    text.set(text=name, parse_math=False)  # only now, for a label that begins with "_" would be left out
   _draw_faces(faces, timeline)
   _draw_wave(wave, timeline)
-  rows = [("no face", "tab:red"), ("no sound", "tab:gray"), ("silent", "tab:blue")]
-  there = [row for row in rows if any(row[0] in marks(one) for one in timeline.predictions)]
-  for name, colour in there:
-    spans = [(start, end - start) for one, (start, end) in zip(timeline.predictions, turns(timeline), strict=True)
-             if name in marks(one)]  # fmt: skip
-    missing.broken_barh(spans, (0, 1), color=colour, alpha=0.8, label=name)
-  if there:
-    missing.legend(loc="center left", bbox_to_anchor=(1.005, 0.5), frameon=False)
-  missing.set(yticks=[], xlabel="seconds", xlim=(0, timeline.seconds), ylim=(0, 1))
-  missing.set_ylabel("missing", rotation=0, ha="right", va="center")
+  for axes in missing:
+    for name in there:
+      spans = [(start, end - start) for one, (start, end) in zip(timeline.predictions, turns(timeline), strict=True)
+               if name in marks(one)]  # fmt: skip
+      axes.broken_barh(spans, (0, 1), color=rows[name], alpha=0.8, label=name)
+    axes.legend(loc="center left", bbox_to_anchor=(1.005, 0.5), frameon=False)
+    axes.set(yticks=[], ylim=(0, 1))
+    axes.set_ylabel("missing", rotation=0, ha="right", va="center")
+  (missing or [wave])[0].set(xlabel="seconds", xlim=(0, timeline.seconds))
+  name = timeline.clip.rsplit("/", 1)[-1].encode(errors="backslashreplace").decode()  # it may be no text
   figure.suptitle(
-    f"{timeline.clip.rsplit('/', 1)[-1]}    windows of {timeline.window:g} s every {timeline.hop:g} s",
+    f"{name}    windows of {timeline.window:g} s every {timeline.hop:g} s",
     parse_math=False,
   )
   return figure
@@ -97,7 +103,12 @@ def draw(timeline: Timeline) -> Figure:
 def _draw_faces(axes, timeline: Timeline) -> None:
   axes.set_axis_off()
   axes.set_ylim(0, 1)
+  width = timeline.seconds * FACE_INCHES / AXES_INCHES
+  free = 0.0  # seconds from which on there is room
   for seconds, pixels in timeline.thumbnails:
+    if seconds - width / 2 < free:
+      continue
+    free = seconds + width / 2
     picture = OffsetImage(pixels, zoom=FACE_INCHES * 72 / len(pixels), resample=True)
     axes.add_artist(AnnotationBbox(picture, (seconds, 0.5), frameon=False, pad=0))
 

@@ -1,0 +1,261 @@
+"""The web page in a real browser: a video is dropped, the answer is read, nothing is left and nobody else is asked."""
+
+from collections.abc import Callable, Iterator
+import importlib.util
+import json
+import os
+from pathlib import Path
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from urllib.parse import urlsplit
+
+from conftest import GOLDEN, ROOT
+import numpy as np
+import pytest
+
+from mma_dfer_jax import convert_checkpoint, load_model
+from mma_dfer_jax.data import demo
+from mma_dfer_jax.prediction import predict_video
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+MISSING = [
+  name
+  for name, there in {
+    "gradio (pip install 'mma_dfer_jax[demo-page]')": importlib.util.find_spec("gradio"),
+    "selenium": importlib.util.find_spec("selenium"),
+    "chromium": CHROMIUM,
+    "chromedriver (on Debian: chromium-driver)": DRIVER,
+  }.items()
+  if not there
+]
+SECONDS = 40  # for whatever is waited for
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+  folder = tmp_path_factory.mktemp("page") / "model"
+  convert_checkpoint(GOLDEN / "tiny_reference_checkpoint.pth", folder, classes="dfew")
+  return folder
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> Path:
+  """A video longer than a window, one that is too long, one without sound, and one that is none."""
+  folder = tmp_path_factory.mktemp("clips")
+  gesture, style = demo.CLASSES["surprise"]
+  frames = demo.clip_picture(gesture, np.random.default_rng(1), 30)
+  voice = demo.clip_voice(style, np.random.default_rng(2), 1.5)
+  demo.write_clip(folder / "one & only.mp4", frames, voice, demo.FPS, demo.SAMPLE_RATE)
+  demo.write_clip(folder / "silent film.mp4", frames[:8], None, demo.FPS, demo.SAMPLE_RATE)
+  demo.write_clip(folder / "long.mp4", frames, None, 1, demo.SAMPLE_RATE)
+  (folder / "text.mp4").write_text("this is no video\n" * 99)
+  (folder / "large.mp4").write_bytes(bytes(2**20 + 1))
+  return folder
+
+
+def command(*flags: object) -> list[str]:
+  return [sys.executable, "-m", "mma_dfer_jax.demo_page", *map(str, flags)]
+
+
+@pytest.mark.parametrize(
+  ("flags", "status", "message"),
+  [
+    ([], 2, "--model"),
+    (["--model=nowhere", "--window=1", "--hop=2"], 1, "window=1 and hop=2"),
+    (["--model=nowhere", "--max_mb=0"], 2, "max_mb"),
+  ],
+)
+def test_wrong_flags_are_messages(flags, status, message):
+  done = subprocess.run(command(*flags), cwd=ROOT, capture_output=True, text=True, timeout=100)
+  assert done.returncode == status
+  assert message in done.stderr
+  assert "Traceback" not in done.stderr
+
+
+def test_a_taken_port_is_named_before_a_model_is_loaded():
+  with socket.socket() as taken:
+    taken.bind(("127.0.0.1", 0))
+    taken.listen()
+    port = taken.getsockname()[1]
+    done = subprocess.run(
+      command("--model=nowhere", f"--port={port}"), cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
+  assert done.returncode == 1
+  assert f"error: --port={port}: cannot be had on 127.0.0.1 (Address already in use)" in done.stderr
+
+
+def test_without_gradio_it_says_how_to_get_it(tmp_path):
+  (tmp_path / "gradio.py").write_text("raise ImportError('not here')\n")
+  env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+  done = subprocess.run(
+    command("--model=nowhere", "--port=0"), cwd=tmp_path, env=env, capture_output=True, text=True, timeout=100
+  )
+  assert done.returncode == 1
+  assert "pip install 'mma_dfer_jax[demo-page]'" in done.stderr
+  assert "Traceback" not in done.stderr
+
+
+class Served:
+  """The real command, and the folder in which it may leave nothing."""
+
+  def __init__(self, folder: Path, *flags: object):
+    self.folder = folder
+    folder.mkdir()
+    self.log = folder.with_suffix(".log")
+    with self.log.open("w") as log:
+      self.process = subprocess.Popen(
+        command("--port=0", "--faces=none", *flags),
+        cwd=ROOT, env={**os.environ, "TMPDIR": str(folder)}, stdout=log, stderr=subprocess.STDOUT,
+      )  # fmt: skip
+    self.address = eventually(self._address)
+
+  def _address(self) -> str | None:
+    assert self.process.poll() is None, self.log.read_text()
+    found = re.search(r"^open (http://127\.0\.0\.1:\d+/) ", self.log.read_text(), re.MULTILINE)
+    return found and found[1]
+
+  def left(self) -> list[Path]:
+    return [path for path in self.folder.rglob("*") if path.is_file()]
+
+  def end(self, number: signal.Signals) -> tuple[int, float]:
+    """Exit status, and seconds until it came."""
+    started = time.monotonic()
+    self.process.send_signal(number)
+    return self.process.wait(SECONDS), time.monotonic() - started
+
+
+def eventually(what: Callable, seconds: float = SECONDS):
+  """What is first true."""
+  until = time.monotonic() + seconds
+  while not (found := what()):
+    assert time.monotonic() < until, "waited in vain"
+    time.sleep(0.05)
+  return found
+
+
+@pytest.fixture
+def browser(tmp_path) -> Iterator:
+  from selenium import webdriver
+  from selenium.webdriver.chrome.service import Service
+
+  options = webdriver.ChromeOptions()
+  options.binary_location = CHROMIUM
+  for flag in ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
+               "disable-component-update", "disable-sync", f"user-data-dir={tmp_path / 'browser'}"):  # fmt: skip
+    options.add_argument(f"--{flag}")
+  options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+  driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+  yield driver
+  driver.quit()
+
+
+def texts(browser, css: str) -> list[str]:
+  """Of all elements, in one step: the page may be built anew between two."""
+  return browser.execute_script(f"return [...document.querySelectorAll({css!r})].map(one => one.textContent)")
+
+
+def drop(browser, file: Path, css: str, words: str) -> str:
+  """Gives a file to the page, and waits until an element of the answer holds these words."""
+  from selenium.webdriver.common.by import By
+
+  (entry,) = eventually(lambda: browser.find_elements(By.CSS_SELECTOR, "#video input[type=file]"))
+  entry.send_keys(str(file))
+  return eventually(lambda: next((text for text in texts(browser, css) if words in text), None))
+
+
+def asked(browser) -> set[str]:
+  """Hosts that the page sent requests to; the browser's own start page is not the page."""
+  addresses = []
+  for entry in browser.get_log("performance"):
+    message = json.loads(entry["message"])["message"]
+    if message["method"] in ("Network.requestWillBeSent", "Network.webSocketCreated"):
+      addresses.append(message["params"].get("request", message["params"])["url"])
+  return {urlsplit(one).netloc for one in addresses if one.startswith(("http", "ws"))}
+
+
+@pytest.mark.skipif(bool(MISSING), reason=f"there is no {', no '.join(MISSING)}")
+def test_the_page_in_a_browser(model, clips, tmp_path, browser):
+  served = Served(
+    tmp_path / "served", f"--model={model}", "--max_mb=1", "--max_seconds=20", "--window=1", "--hop=0.5"
+  )
+  try:
+    browser.get(served.address)
+    eventually(lambda: browser.title == "MMA-DFER")
+
+    # An answer, and it is that of the command line.
+    expected = predict_video(load_model(model), clips / "one & only.mp4", faces="none")
+    drop(browser, clips / "one & only.mp4", "#answer .small", "one & only.mp4")
+    eventually(lambda: texts(browser, "#seen details.json pre"))
+    assert texts(browser, "#answer .top") == [expected.top]
+    said = json.loads(texts(browser, "#seen details.json pre")[0])
+    assert said["clip"] == "one & only.mp4"
+    assert said["probabilities"] == pytest.approx(expected.probabilities, abs=1e-6)
+    assert [window["start"] for window in said["windows"]] == [0.0, 0.5]
+    shown = [float(text.removesuffix(" %")) for text in texts(browser, "#answer .percent")]
+    assert shown == pytest.approx(
+      sorted((100 * p for p in expected.probabilities.values()), reverse=True), abs=0.06
+    )
+    sizes = browser.execute_script(
+      "return [...document.querySelectorAll('#seen img')].map(i => [i.alt, i.naturalWidth])"
+    )
+    assert [alt for alt, _ in sizes] == [*(f"frame {i}" for i in range(1, 17)), "spectrogram", "timeline"]
+    assert all(width >= 64 for _, width in sizes), "all pictures are there"
+    eventually(lambda: not served.left(), 5)
+
+    # What cannot be answered is said, and the page goes on.
+    assert "text.mp4: is not a video" in drop(browser, clips / "text.mp4", "#answer .error", "text.mp4")
+    assert str(tmp_path) not in texts(browser, "#answer")[0]
+    drop(browser, clips / "long.mp4", "#answer .error", "longer than 20 s")
+    drop(browser, clips / "large.mp4", "[class*=toast]", "exceed the maximum allowed size")
+    drop(browser, clips / "silent film.mp4", "#answer .small", "silent film.mp4")
+    assert "no sound" in texts(browser, "#answer .warnings")[0]
+    assert "only 8 of 16 frames" in texts(browser, "#answer .warnings")[0]
+    eventually(lambda: not served.left(), 5)
+
+    assert asked(browser) == {urlsplit(served.address).netloc}
+    check_guard(served)
+    status, seconds = served.end(signal.SIGINT)
+    assert (status, seconds < 8) == (130, True)
+    assert list(served.folder.iterdir()) == []
+    assert "Traceback" not in served.log.read_text()
+  finally:
+    served.process.kill()
+
+
+def check_guard(served: Served) -> None:
+  """What another page in the same browser might send is refused, and sent nowhere; the page says whom it may ask."""
+  address = urlsplit(served.address)
+  own = request(address.port, "GET / HTTP/1.1", f"Host: {address.netloc}")
+  assert own.startswith("HTTP/1.1 200")
+  assert "content-security-policy: default-src 'self'" in own
+  assert "cache-control: no-store" in own
+  post = "POST /gradio_api/upload HTTP/1.1"
+  for headers in (
+    [f"Host: {address.netloc}", "Origin: http://other.example"],
+    [f"Host: {address.netloc}", "Origin: null"],
+    [f"Host: {address.netloc}", "Sec-Fetch-Site: cross-site"],
+    ["Host: other.example"],
+  ):
+    assert request(address.port, post, *headers, "Content-Length: 0").startswith("HTTP/1.1 403"), headers
+  assert served.left() == []
+
+
+def request(port: int | None, *lines: str) -> str:
+  """The answer's first 4 KiB."""
+  with socket.create_connection(("127.0.0.1", port or 0), timeout=10) as connection:
+    connection.sendall("\r\n".join([*lines, "Connection: close", "", ""]).encode())
+    return connection.recv(4096).decode("latin1")
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("gradio"), reason="there is no gradio")
+def test_sigterm_ends_it_with_status_0(model, tmp_path):
+  served = Served(tmp_path / "served", f"--model={model}")
+  status, seconds = served.end(signal.SIGTERM)
+  assert (status, seconds < 8) == (0, True)
+  assert list(served.folder.iterdir()) == []
+  assert "Traceback" not in served.log.read_text()
