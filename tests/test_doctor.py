@@ -13,6 +13,8 @@ import pytest
 
 from mma_dfer_jax.data import demo, doctor
 from mma_dfer_jax.data.datasets import open_data_set
+from mma_dfer_jax.data.labels import LABEL_ORDERS
+from mma_dfer_jax.data.layouts import PUBLISHED
 from mma_dfer_jax.data.prepare import prepare_clips
 from mma_dfer_jax.errors import UserError
 
@@ -124,7 +126,7 @@ def test_odd_clips_are_named_and_no_others(found, key, names):
 
 def test_problems_of_worse_clips(found):
   assert not found.fit
-  assert "there is no clip of the class bored" in found.problems
+  assert any(text.startswith("there is no clip of the class bored; --classes=") for text in found.problems)
   twins = [text for text in found.problems if "same pictures in several splits" in text]
   assert len(twins) == 1
   assert "1 group" in twins[0]
@@ -186,12 +188,29 @@ def test_published_counts_stand_beside(seen):
   """The demo has DFEW's classes."""
   data_set, records = seen
   result = doctor.diagnose(data_set, "dfew", records, [])
-  assert result.fit
+  assert result.problems == ["there is no fold3, fold4, fold5, dfew has 5 folds"]
   assert any("35 counts not as published: fold1 happy 1 (published 489)" in text for text in result.warnings)
   table = doctor.counts_table(result)
   assert "1/489" in table
   assert "14/11697" in table
   assert not doctor.diagnose(data_set, "mafw", records, []).published, "other classes"
+
+
+def test_the_other_label_order_of_mafw_is_a_problem():
+  """Exactly the published numbers of clips, but of other classes."""
+  order, other = (LABEL_ORDERS[name].classes for name in ("mafw", "mafw-official"))
+  published = PUBLISHED["mafw"]
+  for names, read_as, truly in (
+    (order, other, "mafw"),
+    (other, order, "mafw-official"),
+    (order, order, None),
+  ):
+    mixed = dict(zip(names, read_as, strict=True))
+    counts = {fold: {mixed[name]: clips for name, clips in row.items()} for fold, row in published.items()}
+    result = doctor.Diagnosis(counts=counts, published=published)
+    doctor._compare_with_published(result, "mafw")
+    assert len(result.problems) == bool(truly)
+    assert all(text.endswith(f"prepare again with --numbers={truly}") for text in result.problems)
 
 
 def test_records_that_no_training_could_read(seen):
@@ -296,7 +315,8 @@ def test_an_archive_before_it_is_prepared(tmp_path, capsys):
   assert json.loads((tmp_path / "out" / "doctor.json").read_text())["fit"]
   result = doctor.check_archive("ravdess", ravdess(tmp_path / "part", *names[:-5], "01-01-99"))
   assert not result.fit
-  assert "there is no clip of the class surprise" in result.problems
+  said = "there is no clip of the class surprise; --classes=neutral,calm,happy,sad,angry,fear,disgust would do without it"
+  assert said in result.problems
   assert any("01-01-99" in text for text in result.problems)
   with pytest.raises(UserError, match="--lists is not for --dataset=ravdess"):
     doctor.read_archive("ravdess", tmp_path, lists=tmp_path)

@@ -9,6 +9,7 @@ import archives
 from conftest import GOLDEN
 import pytest
 
+from mma_dfer_jax.data.archive import left_out
 from mma_dfer_jax.data.labels import LABEL_ORDERS
 from mma_dfer_jax.data.layouts import PUBLISHED, read_cremad, read_dfew, read_mafw, read_ravdess
 from mma_dfer_jax.errors import UserError
@@ -39,11 +40,17 @@ def good(layout, number):
   return layout
 
 
+def said(found):
+  return [str(one) for one in found]
+
+
 def problems(layout, *expected, left):
   """Every expected text is in a problem of its own, there are no others, and so many clips are left."""
-  assert len(layout.problems) == len(expected), layout.problems
+  there = said(layout.problems)
+  assert len(there) == len(expected), there
   for text in expected:
-    assert any(text in problem for problem in layout.problems), (text, layout.problems)
+    assert any(text in problem for problem in there), (text, there)
+  assert not left_out(layout.problems).keys() & by_id(layout).keys()
   assert len(layout.clips) == left
   return layout
 
@@ -158,7 +165,10 @@ def test_dfew_lists_under_other_names(tmp_path, pattern, options):
   archives.dfew_csvs(home / SETS, pattern=pattern, **options)
   layout = good(read_dfew(home), 10)
   assert splits(layout) == {f"fold{k}": 2 for k in range(1, 6)}
-  assert len(layout.notes) == (10 if "header" in options and "," not in options["header"] else 0)
+  other = "header" in options and "," not in options["header"]
+  assert [note.split(":")[0] for note in said(layout.notes)] == (
+    [f"columns are separated by {options['header'][10]!r}, not by a comma (10)"] if other else []
+  )
 
 
 def test_dfew_csv_with_more_in_it(tmp_path):
@@ -166,7 +176,7 @@ def test_dfew_csv_with_more_in_it(tmp_path):
   path = home / SETS / "test(single-labeled)/set_2.csv"
   path.write_text("order,video_name,label\n7,00003.mp4,4\n\n8, 4 , 5\n")
   layout = good(read_dfew(home), 10)
-  assert layout.notes == [f"{path.relative_to(home)}: columns that are not used: order"]
+  assert said(layout.notes) == [f"columns that are not used: order: {path.relative_to(home)}"]
   assert by_id(layout)["00004"].where.endswith("line 4")
 
 
@@ -187,11 +197,11 @@ def test_dfew_lists_of_the_original(tmp_path):
     clip: layout.classes[label] for clip, (_, label) in archives.DFEW.items()
   }
   assert layout.clips[0].where == f"{lists / 'DFEW_set_1_test.txt'} line 1"
-  (note,) = layout.notes
-  assert "not used: MAFW_set_1_test.txt" in note
+  (note,) = said(layout.notes)
+  assert "not used (10): MAFW_set_1_test.txt" in note
   (home / "Clip/clip_224x224").rename(home / "DFEW_Frame_Face")  # the name that the lists know
   change(lists / pattern.format(k=2, part="test"), "D:\\my files\\DFEW_Frame_Face\\", "DFEW_Frame_Face/", 2)
-  notes = good(read_dfew(home, lists=lists), 10).notes
+  notes = said(good(read_dfew(home, lists=lists), 10).notes)
   assert "DFEW_Frame_Face: pictures are taken from here, as the lists name this folder" in notes
 
 
@@ -212,17 +222,17 @@ def test_reference_recipe_of_dfew(tmp_path):
   archives.write_text(home / "Clip/clip_224x224/00006/.DS_Store", "")  # the original's glob does not see it
   problems(
     read_dfew(home, lists=lists, recipe="reference"),
-    "clip 00001: Clip/clip_224x224/00001 holds 20 pictures, 21 are annotated",
-    "clip 00003: Clip/clip_224x224/00003 holds 20 pictures, 0 are annotated",
-    "clip 00005: Clip/clip_224x224/00005 holds what is no picture, but counts in the original: Thumbs.db",
+    "00001: Clip/clip_224x224/00001 holds 20 pictures, 21 are annotated",
+    "00003: Clip/clip_224x224/00003 holds 20 pictures, 0 are annotated",
+    "00005: Clip/clip_224x224/00005 holds what is no picture, but counts in the original: Thumbs.db",
     left=7,
   )
   layout = good(read_dfew(home, lists=lists), 10)
   assert len(layout.clips[0].frames) == 20
-  assert [note.split(":")[0] for note in layout.notes] == [
-    "1 clip annotated with fewer frames than there are files",
-    "1 clip annotated with more frames than there are files",
-    "1 clip with something that by its extension is no picture, not used",
+  assert [note.what.split(":")[0] for note in layout.notes] == [
+    "clips annotated with more frames than there are files",
+    "clips annotated with fewer frames than there are files",
+    "clips with something that by its extension is no picture, not used",
   ]
 
 
@@ -249,24 +259,25 @@ def test_everything_wrong_with_dfew_is_said_at_once(tmp_path):
   change(test / "set_4.csv", "40,1\n", "40,1\n13,1\n")
   change(home / SETS / "train(single-labeled)/set_5.csv", "41,1\n", "")
   layout = read_dfew(home)
-  text = "\n".join(layout.problems)
+  text = "\n".join(said(layout.problems))
   for part in (
-    "set_1.csv line 2: clip 00001: no folder in Clip/clip_224x224",
-    "clip 00002: Clip/clip_224x224/00002 holds no pictures (nothing at all)",
-    "clip 00003: several folders: Clip/clip_224x224/00003, Clip/clip_224x224/3",
-    "clip 00004: no wav in Clip/raw_wav",
-    "clip 00005: several wavs: Clip/raw_wav/00005.wav, Clip/raw_wav/5.wav",
-    f"Clip/clip_224x224/00006: is a link that leads out of {home}, to {outside}",
-    f"clip 00007: Clip/clip_224x224/00007/3.jpg: is a link that leads out of {home}",
-    "set_4.csv line 3: '9' is not the label of a class",
-    "set_5.csv line 2: 'happy' is not the label of a class",
-    "set_1.csv line 6: clip 00012 is in EmoLabel_DataSplit/test(single-labeled)/set_1.csv line 5 already",
-    "train(single-labeled)/set_2.csv: 3 clips in no test set: 00011, 00030, 00031",
-    "set_3.csv line 13: clip 00020 is happy, but neutral in EmoLabel_DataSplit/test(single-labeled)/set_2.csv line 4",
-    "test(single-labeled)/set_3.csv line 4: 1 value in 2 columns: '30;1'",
+    "set_1.csv line 2: 00001: no folder in Clip/clip_224x224",
+    "00002: Clip/clip_224x224/00002 holds no pictures (nothing at all)",
+    "00003: several folders: Clip/clip_224x224/00003, Clip/clip_224x224/3",
+    "00004: no wav in Clip/raw_wav",
+    "00005: several wavs: Clip/raw_wav/00005.wav, Clip/raw_wav/5.wav",
+    f"Clip/clip_224x224/00006: 00006: is a link that leads out of {home}, to {outside}",
+    f"00007: Clip/clip_224x224/00007/3.jpg is a link that leads out of {home}",
+    "set_4.csv line 3: 00008: '9' is not the label of a class",
+    "set_5.csv line 2: 00009: 'happy' is not the label of a class",
+    "set_1.csv line 6: 00012: is in EmoLabel_DataSplit/test(single-labeled)/set_1.csv line 5 already",
+    "train(single-labeled)/set_2.csv and the training sets of the folds 3, 4, 5: 00011: in no test set",
+    "train(single-labeled)/set_1.csv and the training sets of the folds 2, 4, 5: 00031: in no test set",
+    "set_1.csv line 9 and the training sets of the folds 3, 4, 5: 00020: happy, but neutral in EmoLabel_DataSplit/test(single-labeled)/set_2.csv line 4",
+    "test(single-labeled)/set_3.csv line 4: 00030: 1 value in 2 columns: '30;1'",
     "test(single-labeled)/set_3.csv line 5: 'clip31' is not the number of a clip",
-    "set_4.csv line 5: clip 00013 is in EmoLabel_DataSplit/test(single-labeled)/set_1.csv line 7 already",
-    "train(single-labeled)/set_5.csv: 1 clip missing, though in the test set of another fold: 00041",
+    "set_4.csv line 5: 00013: is in EmoLabel_DataSplit/test(single-labeled)/set_1.csv line 7 already",
+    "train(single-labeled)/set_5.csv: 00041: missing, though in the test set of another fold",
   ):
     assert part in text, text
   bad = {1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 20, 30, 31, 41}
@@ -279,7 +290,7 @@ def test_links_are_followed_on_request(tmp_path):
   shutil.move(home / "Clip/clip_224x224", tmp_path / "clip_224x224")
   (home / "Clip/clip_224x224").symlink_to(tmp_path / "clip_224x224")
   (home / "Clip/loop").symlink_to(home)
-  with pytest.raises(UserError, match=r"(?s)no folder clip_224x224.*link that leads out of .*follow_links"):
+  with pytest.raises(UserError, match=r"(?s)no folder clip_224x224.*link that leads out of .*--follow_links"):
     read_dfew(home)
   good(read_dfew(home, follow_links=True), 10)
   (home / "Clip/clip_224x224").unlink()
@@ -295,10 +306,91 @@ def test_folds_that_are_not_there(tmp_path):
   archives.write_text(home / SETS / "test(single-labeled)/set_6.csv", "video_name,label\n1,1\n")
   archives.write_text(home / SETS / "readme.txt", "")
   layout = problems(
-    read_dfew(home), "no list of the test set of fold 2; found", "set_6.csv: there is no fold 6", left=8
+    read_dfew(home),
+    "EmoLabel_DataSplit: no list of the test set of fold 2; found",
+    "set_6.csv: there is no fold 6",
+    left=8,
   )
-  assert any("readme.txt" in note for note in layout.notes)
-  assert any("no list of the training set of fold 3" in note for note in layout.notes)
+  assert any("readme.txt" in str(note) for note in layout.notes)
+  assert any("no list of the training set of fold 3" in str(note) for note in layout.notes)
+
+
+def test_a_fold_without_lists_is_no_bad_clip(tmp_path):
+  """What is wrong with the whole has no clips that could be left out for it."""
+  home = archives.dfew(tmp_path)
+  for part in ("test", "train"):
+    (home / SETS / f"{part}(single-labeled)/set_4.csv").unlink()
+  layout = problems(read_dfew(home), "no list of the test set of fold 4", left=8)
+  assert layout.problems[0].clips == ()
+  assert layout.splits == {f"fold{k}" for k in range(1, 6)}
+  archives.dfew_csvs(home / SETS)
+  for text in (b"\xff\xfe", b"", b"video_name,label\n", b'video_name,label\n"7"x,1\n'):
+    (home / SETS / "test(single-labeled)/set_4.csv").write_bytes(text)
+    layout = problems(read_dfew(home), "test(single-labeled)/set_4.csv: ", left=8)
+    assert layout.problems[0].clips == ()
+
+
+def test_a_misnamed_clip_is_two_clips_and_said_once(tmp_path):
+  """One is listed that is not there, another is there and in no test list, whatever the other lists show of it."""
+  home = archives.dfew(tmp_path)
+  change(home / SETS / "test(single-labeled)/set_1.csv", "1,2", "99,2")
+  layout = problems(
+    read_dfew(home),
+    "test(single-labeled)/set_1.csv line 2: 00099: no folder in Clip/clip_224x224; no wav in Clip/raw_wav",
+    "train(single-labeled)/set_2.csv and the training sets of the folds 3, 4, 5: 00001: in no test set",
+    left=9,
+  )
+  assert left_out(layout.problems).keys() == {"00001", "00099"}
+  assert layout.notes == []  # 00001 is no clip in no list
+
+
+@pytest.mark.parametrize(
+  ("names", "note"),
+  [
+    (["1.jpg", "2.jpg", "4.jpg", "9.jpg"], "gaps in the numbers of their pictures: {} (5 lacking)"),
+    (["f1_0001.jpg", "f1_0003.jpg"], "gaps in the numbers of their pictures: {} (1 lacking)"),
+    (["4.jpg", "05.jpg", "5.jpg"], "several pictures of the same number: {} (05.jpg, 5.jpg)"),
+    (["1.jpg", "2.jpg", "cover.jpg"], "pictures without a number among numbered ones: {} (cover.jpg)"),
+    (["1.jpg", "2.jpg", "2_2.jpg"], "pictures that are named in different ways: {} (1.jpg, 2_2.jpg)"),
+    (["a.jpg", "b.jpg"], None),
+    (["f2_1.jpg", "f2_2.jpg"], None),
+    (["f1_1.jpg", "f2_1.jpg", "f9_1.jpg", "f9_2.jpg"], None),
+  ],
+)
+def test_odd_numbers_of_pictures_are_noted(tmp_path, names, note):
+  home = archives.dfew(tmp_path, frames=2)
+  for clip in ("00003", "00004"):
+    shutil.rmtree(home / "Clip/clip_224x224" / clip)
+    for name in names:
+      archives.write_picture(home / "Clip/clip_224x224" / clip / name, 1)
+  notes = said(good(read_dfew(home), 10).notes)
+  expected = note and note.replace(":", " (2):", 1).format("Clip/clip_224x224/00003")
+  assert [text.split(", Clip")[0] for text in notes] == ([f"clips with {expected}"] if note else [])
+
+
+def test_one_bad_line_does_not_change_the_form_of_a_list(tmp_path):
+  """Whichever it is, the line is the problem, and the others are read."""
+  home = archives.mafw(tmp_path, lists=False)
+  lists = tmp_path / "lists"
+  for k in (1, 5):  # two lines and three: as many, and most
+    archives.counted_lists(lists, archives.MAFW, "MAFW_set_{k}_{part}.txt", "data/clips_faces", 12)
+    path = lists / f"MAFW_set_{k}_test.txt"
+    first = path.read_text().splitlines()[0]
+    clip = first.split()[0][-5:]
+    change(path, first, first.rsplit(" ", 1)[0])
+    for recipe in ("default", "reference"):
+      layout = problems(
+        read_mafw(home, lists=lists, recipe=recipe),
+        f"{path} line 1: {clip}: 'data/clips_faces/{clip} 12' is not of the form of the other lines",
+        left=10,
+      )
+      assert left_out(layout.problems).keys() == {clip}
+  home = archives.mafw(tmp_path / "names")
+  path = home / "Train & Test Set/single/no_caption/set_2/train.txt"
+  path.write_text("the training set of fold 2\n" + path.read_text())
+  problems(
+    read_mafw(home), "set_2/train.txt line 1: 'the training set of fold 2' is not of the form", left=11
+  )
 
 
 def test_lists_that_contradict_each_other(tmp_path):
@@ -309,8 +401,8 @@ def test_lists_that_contradict_each_other(tmp_path):
   shutil.copy(train / "set_2.csv", home / SETS / "train_set_2.csv")  # the same again does no harm
   problems(
     read_dfew(home),
-    "set_1.csv: 1 clip also in the test set of fold 1: 00001",
-    "set_1.csv: 1 clip missing, though in the test set of another fold: 00003",
+    "set_1.csv: 00001: also in the test set of the same fold",
+    "set_1.csv: 00003: missing, though in the test set of another fold",
     "is another test list of fold 4, beside",
     left=8,
   )
@@ -344,7 +436,9 @@ def test_labels_that_are_all_one_off_are_refused(tmp_path):
 
 def test_sound_that_is_not_there(tmp_path):
   home = archives.dfew(tmp_path, sound="none")
-  problems(read_dfew(home), "there is no sound: no folder raw_wav or original", left=0)
+  problems(
+    read_dfew(home), "there is no sound: no folder raw_wav or original (--allow_missing_sound", left=10
+  )
   layout = good(read_dfew(home, allow_missing_sound=True), 10)
   assert {clip.sound for clip in layout.clips} == {None}
   assert layout.recipe["sound"] == "none"
@@ -352,7 +446,7 @@ def test_sound_that_is_not_there(tmp_path):
   assert len(read_dfew(home).problems) == 9
   layout = good(read_dfew(home, allow_missing_sound=True), 10)
   (note,) = layout.notes
-  assert note.startswith("Clip/raw_wav: 9 clips without sound: 00002, 00003")
+  assert str(note).startswith("Clip/raw_wav: clips without sound (9): 00002, 00003")
 
 
 def test_what_is_no_data_set_is_described(tmp_path):
@@ -371,10 +465,10 @@ def test_what_is_no_data_set_is_described(tmp_path):
       read(tmp_path / "wrong")
   home = archives.dfew(tmp_path)
   with pytest.raises(
-    UserError, match=r"(?s)no folder clip_224x224_16f, which frames=16f needs.*found: Clip/, EmoLabel"
+    UserError, match=r"(?s)no folder clip_224x224_16f, which --frames=16f needs.*found: Clip/, EmoLabel"
   ):
     read_dfew(home, frames="16f")
-  with pytest.raises(UserError, match="frames=15: choose one of all, 16f, video"):
+  with pytest.raises(UserError, match="--frames=15: choose one of all, 16f, video"):
     read_dfew(home, frames="15")
   with pytest.raises(UserError, match="recipe=reference"):
     read_dfew(home, frames="video", recipe="reference")
@@ -387,7 +481,7 @@ def test_folders_in_another_case_are_noted(tmp_path):
   home = archives.dfew(tmp_path)
   (home / "Clip/raw_wav").rename(home / "Clip/Raw_WAV")
   layout = good(read_dfew(home), 10)
-  assert layout.notes == ["Clip/Raw_WAV: taken for raw_wav, from which it differs in case"]
+  assert said(layout.notes) == ["Clip/Raw_WAV: taken for raw_wav, from which it differs in case"]
 
 
 def test_unused_clips_and_files_are_noted(tmp_path):
@@ -398,9 +492,13 @@ def test_unused_clips_and_files_are_noted(tmp_path):
   archives.write_picture(home / "Clip/clip_224x224/00002/99.png", 1)
   layout = good(read_dfew(home), 10)
   assert names(layout.clips[1])[-1] == "99.png"
-  assert len(layout.notes) == 4
-  for text in ("1 clip not used", "part1.zip", "00001 (notes.txt)", "several file types"):
-    assert any(text in note for note in layout.notes)
+  assert said(layout.notes) == [
+    "Clip/clip_224x224: files beside the clips, not used: part1.zip",
+    "Clip/clip_224x224: clips in no list, not used: 16372",
+    "clips with something that by its extension is no picture, not used: Clip/clip_224x224/00001 (notes.txt)",
+    "clips with pictures of several file types: Clip/clip_224x224/00002",
+    "clips with gaps in the numbers of their pictures: Clip/clip_224x224/00002 (79 lacking)",
+  ]
 
 
 # ---- MAFW ----
@@ -417,6 +515,9 @@ def test_mafw_as_handed_out(tmp_path, labels):
   }
   assert layout.clips[0].sound == home / "data/clips_wav/00025.wav"
   assert layout.notes == []
+  assert layout.recipe["label_numbers"] == "names, not numbers"
+  assert layout.recipe["frame_coding"] == "as delivered"
+  assert read_mafw(tmp_path, numbers="mafw").recipe["label_numbers"].endswith("(--numbers=mafw is not used)")
 
 
 def test_mafw_names_numbers_and_delimiters_mean_the_same(tmp_path):
@@ -438,21 +539,21 @@ def test_mafw_pictures_of_every_kind(tmp_path):
   home = archives.mafw(tmp_path, folders=["clips_faces", "frames"], videos=True, name="{:04d}.png")
   layout = good(read_mafw(home), 11)
   assert layout.recipe["frames"] == "faces"
-  assert any("frames=scenes" in note for note in layout.notes)
+  assert any("--frames=scenes" in str(note) for note in layout.notes)
   layout = good(read_mafw(home, frames="scenes"), 11)
   assert layout.clips[0].frames[0] == home / "data/frames/00025/0000.png"
-  assert any("whole scenes" in note for note in layout.notes)
+  assert any("whole scenes" in str(note) for note in layout.notes)
   layout = good(read_mafw(home, frames="video"), 11)
   assert layout.clips[0].video == home / "data/clips/00025.mp4"
   assert layout.clips[0].sound == home / "data/clips_wav/00025.wav"
   shutil.rmtree(home / "data/clips_wav")
   assert good(read_mafw(home), 11).clips[0].sound == home / "data/clips/00025.mp4"
   shutil.rmtree(home / "data/clips")
-  problems(read_mafw(home), "there is no sound: no folder clips_wav or clips", left=0)
+  problems(read_mafw(home), "there is no sound: no folder clips_wav or clips (--allow_missing_sound", left=11)
   good(read_mafw(home, allow_missing_sound=True), 11)
   shutil.rmtree(home / "data/clips_faces")
   assert good(read_mafw(home, allow_missing_sound=True), 11).recipe["frames"] == "scenes"
-  with pytest.raises(UserError, match="no folder clips_faces, which frames=faces needs"):
+  with pytest.raises(UserError, match="no folder clips_faces, which --frames=faces needs"):
     read_mafw(home, frames="faces")
 
 
@@ -461,7 +562,7 @@ def test_a_missing_wav_of_mafw_is_noted(tmp_path):
   (home / "data/clips_wav/00026.wav").unlink()
   layout = good(read_mafw(home), 11)
   assert by_id(layout)["00026"].sound is None
-  assert layout.notes == ["data/clips_wav: 1 clip without sound: 00026"]
+  assert said(layout.notes) == ["data/clips_wav: clips without sound: 00026"]
 
 
 def test_reference_recipe_of_mafw(tmp_path):
@@ -475,11 +576,15 @@ def test_reference_recipe_of_mafw(tmp_path):
   assert {tuple(names(clip)) for clip in layout.clips} == {tuple(sorted(f"{i}.jpg" for i in range(12))[:11])}
   assert names(layout.clips[0])[:4] == ["0.jpg", "1.jpg", "10.jpg", "11.jpg"]
   assert [clip.label for clip in layout.clips] == [archives.MAFW_NAMES[i] for _, i in archives.MAFW.values()]
-  assert len(layout.notes) == 1
-  assert "11 clips annotated with fewer frames" in layout.notes[0]
+  assumed = "mafw (assumed from the lists' form; --numbers=… changes it)"
+  assert layout.recipe["label_numbers"] == assumed
+  numbers, fewer = said(layout.notes)
+  assert numbers == f"label numbers: {assumed}"
+  assert fewer.startswith("clips annotated with fewer frames than there are files")
+  assert "(11): data/clips_faces/00025 (11 annotated, 12 there)" in fewer
   layout = good(read_mafw(home, lists=lists), 11)
   assert names(layout.clips[0]) == [f"{i}.jpg" for i in range(12)]
-  with pytest.raises(UserError, match="give lists="):
+  with pytest.raises(UserError, match="give --lists="):
     read_mafw(home, recipe="reference")
   archives.mafw_lists(tmp_path / "official")
   with pytest.raises(UserError, match="recipe=reference needs lists with lines `DIR COUNT LABEL`"):
@@ -493,38 +598,52 @@ def test_the_two_label_orders_are_never_mixed_up(tmp_path):
     [archives.MAFW_OFFICIAL_NAMES.index(name) for name in archives.MAFW_NAMES],
   )
   archives.counted_lists(lists, archives.MAFW, "set_{k}_{part}.txt", "clips_faces", 12, order)
-  with pytest.raises(UserError, match=r"(?s)two label orders.*numbers=mafw if 0 is happiness"):
+  with pytest.raises(UserError, match=r"(?s)two label orders.*--numbers=mafw if 0 is happiness"):
     read_mafw(home, lists=lists)
   layout = good(read_mafw(home, lists=lists, numbers="mafw-official"), 11)
   assert [clip.label for clip in layout.clips] == [archives.MAFW_NAMES[i] for _, i in archives.MAFW.values()]
-  assert layout.notes == []
+  assert said(layout.notes) == ["label numbers: mafw-official (as --numbers says)"]
+  assert layout.recipe["label_numbers"] == "mafw-official (as --numbers says)"
   for path in list(lists.iterdir()):
     path.rename(path.with_name(f"MAFW_{path.name}"))
   layout = read_mafw(home, lists=lists, numbers="mafw-official")
   assert [clip.label for clip in layout.clips] == [archives.MAFW_NAMES[i] for _, i in archives.MAFW.values()]
-  assert "by their names the lists would count otherwise" in layout.notes[0]
+  assert "by their names the lists would count otherwise" in str(layout.notes[1])
 
 
-def test_published_numbers_of_clips_give_a_wrong_order_away(tmp_path):
-  """A list of fold 1 as large as the real one, which counts officially though its name says otherwise."""
+def numbered_lists(folder, order, official_form, lacking=0):
+  """Test lists as large as the real ones, less the first few of every class; labels are numbers of this order."""
+  clip = 0
+  for k in range(1, 6):
+    rows = []
+    for number, name in enumerate(LABEL_ORDERS[order].classes):
+      for _ in range(PUBLISHED["mafw"][f"fold{k}"][name] - lacking):
+        clip += 1
+        rows.append(f"{clip:05d}.mp4 {number}" if official_form else f"clips_faces/{clip:05d} 12 {number}")
+    name = f"set_{k}/test.txt" if official_form else f"MAFW_set_{k}_test_faces.txt"
+    archives.write_text(folder / name, "\n".join(rows))
+  return folder
+
+
+@pytest.mark.parametrize(("official_form", "lacking"), [(False, 0), (True, 3)])
+def test_published_numbers_of_clips_give_a_wrong_order_away(tmp_path, official_form, lacking):
+  """Complete lists that count by another order than their form says; also when a few clips are not in them."""
   home = archives.mafw(tmp_path, lists=False)
-  for order in ("mafw", "mafw-official"):
-    lists = tmp_path / order
-    numbers = [
-      i for i, name in enumerate(LABEL_ORDERS[order].classes) for _ in range(PUBLISHED["mafw"]["fold1"][name])
-    ]
-    rows = [f"clips_faces/{clip:05d} 12 {number}" for clip, number in enumerate(numbers)]
-    archives.write_text(lists / "MAFW_set_1_test_faces.txt", "\n".join(rows))
-  assert (
-    Counter(p.split(": ")[-1] for p in read_mafw(home, lists=tmp_path / "mafw").problems)[
-      "no folder in data/clips_faces"
-    ]
-    > 1000
-  )
-  with pytest.raises(UserError, match="are those of the order mafw-official; say numbers=mafw-official"):
-    read_mafw(home, lists=tmp_path / "mafw-official")
-  with pytest.raises(UserError, match=r"are those of the order mafw; say numbers=mafw$"):
-    read_mafw(home, lists=tmp_path / "mafw", numbers="mafw-official")
+  assumed, other = ("mafw-official", "mafw")[:: 1 if official_form else -1]
+  right = numbered_lists(tmp_path / "right", assumed, official_form, lacking)
+  layout = read_mafw(home, lists=right)
+  assert layout.recipe["label_numbers"] == f"{assumed} (assumed from the lists' form; --numbers=… changes it)"
+  assert sum("no folder in data/clips_faces" in problem.what for problem in layout.problems) > 8000
+  wrong = numbered_lists(tmp_path / "wrong", other, official_form, lacking)
+  with pytest.raises(UserError, match=rf"the order {other}.*say --numbers={other}"):
+    read_mafw(home, lists=wrong)
+  assert read_mafw(home, lists=wrong, numbers=other).recipe["label_numbers"] == f"{other} (as --numbers says)"
+  if lacking:  # somebody may know better
+    notes = said(read_mafw(home, lists=wrong, numbers=assumed).notes)
+    assert any("LABELS ARE PROBABLY WRONG" in note for note in notes)
+  else:
+    with pytest.raises(UserError, match=f"are those of the order {other}; say --numbers={other}$"):
+      read_mafw(home, lists=wrong, numbers=assumed)
 
 
 def test_everything_wrong_with_mafw_is_said_at_once(tmp_path):
@@ -536,17 +655,17 @@ def test_everything_wrong_with_mafw_is_said_at_once(tmp_path):
   shutil.rmtree(home / "data/clips_faces/00031")
   (home / "data/clips_faces/00032").rename(home / "data/clips_faces/x")
   layout = read_mafw(home)
-  text = "\n".join(layout.problems)
+  text = "\n".join(said(layout.problems))
   for part in (
-    "set_1/test.txt line 1: 'happy' is not the label of a class",
-    "set_2/test.txt line 1: '00027.mp4 disgust A man, who is disgusted.' is not of the form of the other lines",
-    "set_4/test.txt line 1: clip 00031: no folder in data/clips_faces",
-    "set_4/test.txt line 2: clip 00032: no folder in data/clips_faces",
+    "set_1/test.txt line 1: 00025: 'happy' is not the label of a class",
+    "set_2/test.txt line 1: 00027: '00027.mp4 disgust A man, who is disgusted.' is not of the form of the other lines",
+    "set_4/test.txt line 1: 00031: no folder in data/clips_faces",
+    "set_4/test.txt line 2: 00032: no folder in data/clips_faces",
   ):
     assert part in text, text
   assert {"00025", "00027", "00029", "00031", "00032"}.isdisjoint(by_id(layout))
   change(official / "set_1/test.txt", "happy", "99")
-  assert "'99' is not the label of a class" in "\n".join(read_mafw(home).problems)
+  assert "'99' is not the label of a class" in "\n".join(said(read_mafw(home).problems))
   (official / "set_1/test.txt").write_text("00025.mp4 11\n00026.mp4 1\n")
   with pytest.raises(UserError, match="labels go from 1 to 11"):
     read_mafw(home)
@@ -555,7 +674,7 @@ def test_everything_wrong_with_mafw_is_said_at_once(tmp_path):
 def test_lists_made_for_other_pictures_are_refused(tmp_path):
   home = archives.mafw(tmp_path, folders=["clips_faces", "frames"], lists=False)
   archives.counted_lists(tmp_path / "lists", archives.MAFW, "MAFW_set_{k}_{part}.txt", "data/frames", 12)
-  with pytest.raises(UserError, match="the lists are of frames=scenes, but frames=faces was chosen"):
+  with pytest.raises(UserError, match="the lists are of --frames=scenes, but --frames=faces was chosen"):
     read_mafw(home, lists=tmp_path / "lists")
   good(read_mafw(home, frames="scenes", lists=tmp_path / "lists"), 11)
 
@@ -581,7 +700,9 @@ def test_ravdess_classes_are_chosen(tmp_path):
   home = archives.ravdess(tmp_path, range(1, 6))
   layout = good(read_ravdess(home, classes=LABEL_ORDERS["dfew"].classes), 5 * 14)
   assert layout.classes == LABEL_ORDERS["dfew"].classes
-  assert layout.notes == ["10 clips of the class calm left out, it is not among the classes given"]
+  assert str(layout.notes[0]).startswith(
+    "clips of the class calm left out, as --classes does not name it (10): 01-01"
+  )
   with pytest.raises(UserError, match="there is no boredom, only neutral, calm"):
     read_ravdess(home, classes=["boredom", "calm"])
 
@@ -599,10 +720,10 @@ def test_what_is_left_out_of_ravdess_is_said(tmp_path):
   for name in ("02-01-03-01-01-01-01.mp4", "01-02-03-01-01-01-01.mp4", "03-01-03-01-01-01-01.wav"):
     archives.write_text(folder / name, "")
   layout = good(read_ravdess(home), 64)
-  text = "\n".join(layout.notes)
+  text = "\n".join(said(layout.notes))
   for part in (
-    "1 clip left out: video-only",
-    "1 clip left out: sung",
+    "clips left out: video-only",
+    "clips left out: sung",
     "03-01-03-01-01-01-01.wav",
     "no clips in fold 5",
   ):
@@ -635,7 +756,7 @@ def test_cremad_without_wavs_or_with_mp4(tmp_path):
   assert {clip.sound == clip.video for clip in layout.clips} == {True}
   archives.cremad(tmp_path, [1001])
   layout = good(read_cremad(tmp_path), 6)
-  assert "VideoMP4 is there too" in layout.notes[0]
+  assert "VideoMP4 is there too" in str(layout.notes[0])
 
 
 def test_what_is_wrong_with_cremad(tmp_path):
@@ -645,9 +766,11 @@ def test_what_is_wrong_with_cremad(tmp_path):
   archives.write_text(home / "VideoFlash/1092_DFA_ANG_XX.flv", "")
   (home / "AudioWAV/1019_DFA_ANG_XX.wav").unlink()
   archives.write_text(home / "AudioWAV/1040_ITH_SAD_X.wav", "")
-  expected = ["git lfs pull", "VideoFlash/1092_DFA_ANG_XX.flv: is not a CREMA-D name"]
-  layout = problems(read_cremad(home), *expected, "1019_DFA_ANG_XX.flv: no wav in AudioWAV", left=34)
-  assert "1 wav without a video, not used: 1040_ITH_SAD_X" in layout.notes
+  expected = ["git lfs pull", "VideoFlash/1092_DFA_ANG_XX.flv: 1092_DFA_ANG_XX: is not a CREMA-D name"]
+  layout = problems(
+    read_cremad(home), *expected, "1019_DFA_ANG_XX.flv: 1019_DFA_ANG_XX: no wav in AudioWAV", left=34
+  )
+  assert "wavs without a video, not used: 1040_ITH_SAD_X" in said(layout.notes)
   layout = problems(read_cremad(home, allow_missing_sound=True), *expected, left=35)
   assert by_id(layout)["1019_DFA_ANG_XX"].sound is None
   for path in (home / "VideoFlash").iterdir():

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from tensorflow_datasets.core import shuffle
 
+from mma_dfer_jax.data import prepare as prepare_module
 from mma_dfer_jax.data.datasets import RECIPE, open_data_set
 from mma_dfer_jax.data.demo import write_clip
 from mma_dfer_jax.data.frames import decode_frame
 from mma_dfer_jax.data.layouts import ClipSource
-from mma_dfer_jax.data.prepare import Decoding, decode_clip, prepare_clips
+from mma_dfer_jax.data.prepare import SCRATCH, Decoding, decode_clip, prepare_clips
 from mma_dfer_jax.errors import UserError
 
 FPS, RATE = 10, 16_000
@@ -211,16 +212,16 @@ BAD = {  # manifest line: (what stands there, a word of what is said about it)
   9: ("short.mp4,x,train", "less than 25 ms"),
   10: ("b.mp4,w,train", "label 'w' is not one of the classes x, y"),
   11: ("b.mp4,,train", "no label"),
-  12: ("a.mp4,x,test", "line 2 already"),
+  12: ("a.mp4,x,test", "a.mp4: is in line 2 already"),
   13: ("./a.mp4,x,test", "line 2 already"),
   14: ("link.mp4,x,test", "line 2 already"),
-  15: ("c.mp4,x,Train!", "split 'Train!' must be a name in lower case"),
-  16: ("c.mp4,x", "split '' must be a name in lower case"),
+  15: ("c.mp4,x,Train!", "split 'Train!' is used by no run: write train or test, or a column fold"),
+  16: ("c.mp4,x", "split '' is used by no run"),
   17: ("c.mp4,x,train,1,2", "2 values too many"),
   18: (",x,train", "no path"),
   19: ("empty.mp4,x,train", "empty"),
   20: (".,x,train", "folder"),
-  21: ("d.mp4,x,all", "split 'all'"),
+  21: ("d.mp4,x,val", "split 'val' is used by no run"),
 }
 
 
@@ -249,15 +250,19 @@ def test_all_bad_rows_are_named_at_once(bad_manifest, tmp_path):
   # The same, but left out: exactly those are listed, the others are there.
   done = command(*flags, "--allow_bad=99")
   assert done.returncode == 0, done.stderr
-  listed = [line.split("  - line ", 1)[1] for line in done.stdout.splitlines() if "  - line " in line]
-  assert listed == said
+  left_out = open_data_set(tmp_path, "clips").left_out
+  assert f"left out {len(BAD)} of {len(BAD) + 2} clips:" in done.stdout
+  assert [line.removeprefix("  - ") for line in done.stdout.splitlines() if "  - " in line] == list(left_out)
+  assert len(left_out) == len(BAD)
+  for line, (row, word) in BAD.items():
+    assert any(f"line {line}" in text and row.split(",")[0] in text and word in text for text in left_out)
   assert contents(tmp_path) == {"a.mp4": ("train", "x"), "f.mp4": ("test", "y")}
   assert os.listdir(tmp_path / "clips") == ["1.0.0"]
 
 
 @pytest.mark.parametrize("fold", ["0", "x", "1.5", "", "-1", "02"])
 def test_a_bad_fold(clips, tmp_path, fold):
-  with pytest.raises(UserError, match=f"line 3: fold '{fold}' is not a number from 1 on"):
+  with pytest.raises(UserError, match=f"line 3: b.mp4: fold '{fold}' is not a number from 1 on"):
     prepare_clips(manifest(clips, f"path,label,fold\na.mp4,x,1\nb.mp4,x,{fold}\n"), tmp_path)
   assert nothing_stands(tmp_path)
 
@@ -267,13 +272,13 @@ def test_a_bad_fold(clips, tmp_path, fold):
   [
     ("", "must begin with the line path,label,split or path,label,fold"),
     ("path,label,split\n", "holds no rows"),
-    ("path;label;split\na.mp4;x;train\n", "it begins with 'path;label;split'"),
+    ("path|label|split\na.mp4|x|train\n", r"it begins with 'path\|label\|split'"),
     ("path,label\na.mp4,x\n", "it begins with 'path,label'"),
     ("path,label,split,fold\na.mp4,x,train,1\n", "must begin"),
     ("path,label,split,split\na.mp4,x,train,test\n", "must begin"),
     ("path,path,label,split\na.mp4,b.mp4,x,train\n", "must begin"),
     ("a.mp4,x,train\n", "must begin"),
-    ('path,label,split\n"a.mp4"z,x,train\n', "after line 1: ',' expected"),
+    ('path,label,split\n"a.mp4"z,x,train\n', "in line 2: ',' expected"),
     ("path,label,split\nä.mp4,x,train\n".encode("latin-1"), "UTF-8"),
   ],
 )
@@ -298,12 +303,85 @@ def test_classes_need_names(clips, tmp_path, classes):
     prepare_clips(manifest(clips, "path,label,split\na.mp4,x,train\n"), tmp_path, classes=classes)
 
 
+@pytest.mark.parametrize(("header", "folds"), [("fold", "2, 3"), ("fold", "1, 3"), ("Fold", "1, 2, 4")])
+def test_folds_with_a_hole(clips, tmp_path, header, folds):
+  rows = "".join(f"{name}.mp4,x,{k}\n" for name, k in zip("abc", folds.split(", "), strict=False))
+  with pytest.raises(UserError, match=f"the folds are {folds}; they must be 1, 2, … without a hole"):
+    prepare_clips(manifest(clips, f"path,label,{header}\n{rows}"), tmp_path, allow_bad=9)
+  assert nothing_stands(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("one", "other"), [("Happy", "happy"), ("very sad", "Very  sad"), ("über", "u\u0308ber"), ("x", "X")]
+)
+def test_class_names_that_are_alike(clips, tmp_path, one, other):
+  path = manifest(clips, f"path,label,split\na.mp4,{one},train\nb.mp4,{other},test\nc.mp4,y,test\n")
+  with pytest.raises(UserError, match="differ in case or spaces only: write one of them") as error:
+    prepare_clips(path, tmp_path, allow_bad=9)
+  assert f"{one!r} and {other!r}" in str(error.value)
+  with pytest.raises(UserError, match="differ in case or spaces only"):
+    prepare_clips(path, tmp_path, classes=[one, other])
+
+
+def test_a_manifest_with_semicolons_and_a_class_without_clips(clips, tmp_path, capsys):
+  path = manifest(clips, 'Path;Label;Split;note\n"a.mp4";x;train;1,5\nb.mp4;y;test;\n')
+  prepare_clips(path, tmp_path, classes=["x", "y", "nobody"])
+  assert contents(tmp_path) == {"a.mp4": ("train", "x"), "b.mp4": ("test", "y")}
+  printed = capsys.readouterr().out
+  assert [line for line in printed.splitlines() if line.startswith("note: ")] == [
+    "note: columns are separated by ';', not by a comma",
+    "note: columns that are not used: note",
+    "note: classes without a clip: --classes=… names those to take: nobody",
+  ]
+  assert "train 1 clip, test 1 clip" in printed
+  notes = tmp_path / "clips/1.0.0/notes.txt"
+  assert "nobody" in notes.read_text()
+
+
+def test_another_prepare_is_at_work(clips, tmp_path):
+  """One that would destroy what the first has decoded fails at once, and the first ends well."""
+  first, other = (manifest(clips, f"path,label,split\n{x}.mp4,x,train\n", f"{x}.csv") for x in "ab")
+  scratch = tmp_path / "clips" / SCRATCH
+  with prepare_module._alone(scratch):
+    (scratch / "decoded").mkdir()
+    done = command("--manifest", other, "--data_dir", tmp_path)
+    assert done.returncode == 1
+    assert "another prepare is at work there" in done.stderr
+    with pytest.raises(UserError, match="another prepare is at work there"):
+      prepare_clips(other, tmp_path, overwrite=True)
+    assert (scratch / "decoded").exists()
+    shutil.rmtree(scratch)  # as the first does when all is written
+    prepare_clips(first, tmp_path)  # this lock is another file
+  prepare_clips(first, tmp_path)
+  assert contents(tmp_path) == {"a.mp4": ("train", "x")}
+
+
+def test_the_detector_is_known_by_its_bytes(tmp_path):
+  """Data sets of the same recipe and model are the same, wherever the model lies."""
+  for name, data in (("one", b"model"), ("same", b"model"), ("other", b"another")):
+    (tmp_path / name).write_bytes(data)
+  one, same, other = (Decoding(face_model=str(tmp_path / name)) for name in ("one", "same", "other"))
+  source = ClipSource("a.mp4", "line 2", "x", "train", (), tmp_path / "a.mp4", None)
+  assert one.recipe == same.recipe != other.recipe
+  assert one.recipe["face_detector"].startswith("sha256 9372c470")
+  assert prepare_module._key(source, one) == prepare_module._key(source, same)
+  assert prepare_module._key(source, one) != prepare_module._key(source, other)
+
+
+def test_nothing_is_left_where_temporary_files_are(clips, tmp_path, monkeypatch):
+  monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+  (tmp_path / "tmp").mkdir()
+  prepare_clips(manifest(clips, "path,label,split\na.mp4,x,train\n"), tmp_path / "data")
+  assert not list((tmp_path / "tmp").iterdir())
+  assert os.listdir(tmp_path / "data/clips") == ["1.0.0"]
+
+
 def test_a_split_that_vanishes_is_an_error(clips, tmp_path):
-  path = manifest(clips, "path,label,split\na.mp4,x,train\nb.mp4,x,test\ntext.mp4,x,val\nc.mp4,,dev\n")
-  with pytest.raises(UserError, match="no clip of dev, val ") as error:
+  path = manifest(clips, "path,label,fold\na.mp4,x,1\nb.mp4,x,2\ntext.mp4,x,3\nc.mp4,,4\n")
+  with pytest.raises(UserError, match="no clip of fold3, fold4 ") as error:
     prepare_clips(path, tmp_path, allow_bad=9)
   assert "line 4" in str(error.value)
-  assert "line 5: no label" in str(error.value)
+  assert "line 5: c.mp4: no label" in str(error.value)
   assert nothing_stands(tmp_path)
 
 

@@ -2,17 +2,23 @@
 
 import os
 from pathlib import Path
+import shutil
 import subprocess
 import sys
 
 import archives
 from conftest import ROOT
+import cv2
 import numpy as np
 import pytest
 
 from mma_dfer_jax.data.datasets import open_data_set
 from mma_dfer_jax.data.frames import decode_frame
 from mma_dfer_jax.data.labels import LABEL_ORDERS
+from mma_dfer_jax.data.layouts import read_dfew
+from mma_dfer_jax.data.prepare import Decoding
+from mma_dfer_jax.data.prepare import prepare as prepare_layout
+from mma_dfer_jax.errors import UserError
 
 DETECTOR = ROOT.parent / "shared/models/yunet_n_dynamic.onnx"
 
@@ -44,6 +50,8 @@ def test_dfew_as_handed_out(tmp_path):
   assert data_set.classes == LABEL_ORDERS["dfew"].classes
   assert sorted(data_set.splits) == ["fold1", "fold2", "fold3", "fold4", "fold5"]
   assert "frame_order: natural" in printed
+  assert "frame_coding: as delivered" in printed
+  assert "fold1 2 clips, fold2 2 clips" in printed
   for fold in archives.FOLDS:
     found = records(tmp_path / "data", "dfew", f"fold{fold}")
     expected = {clip: label for clip, (k, label) in archives.DFEW.items() if k == fold}
@@ -65,7 +73,12 @@ def test_mafw_in_both_label_orders_and_the_originals_recipe(tmp_path):
     tmp_path / "lists", archives.MAFW, "MAFW_set_{k}_{part}_faces.txt", "clips_faces", 11
   )
   common = ("--dataset=mafw", f"--raw={raw}")
-  prepare(*common, "--recipe=reference", f"--lists={tmp_path}/lists", f"--data_dir={tmp_path}/reference")
+  printed = prepare(
+    *common, "--recipe=reference", f"--lists={tmp_path}/lists", f"--data_dir={tmp_path}/reference"
+  )
+  assumed = "mafw (assumed from the lists' form; --numbers=… changes it)"
+  assert f"note: label numbers: {assumed}" in printed
+  assert f"label_numbers: {assumed}" in printed
   prepare(*common, "--labels=mafw-official", f"--data_dir={tmp_path}/official")
   for name, labels, order in (
     ("reference", "mafw", [0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8]),
@@ -85,18 +98,70 @@ def test_everything_bad_is_listed_and_left_out_only_if_that_is_said(tmp_path):
   frame.write_bytes(frame.read_bytes()[:60])
   (raw / "Clip/raw_wav/5.wav").write_bytes(b"")
   (raw / "Clip/clip_224x224/00007/1.jpg").write_bytes(b"")
+  (raw / "Clip/clip_224x224/00009/1.jpg").write_bytes(b"no picture at all")
   flags = ("--dataset=dfew", f"--raw={raw}", f"--data_dir={tmp_path}/data")
   printed = prepare(*flags, status=1)
-  for name in ("00003/2.jpg", "raw_wav/5.wav", "00007/1.jpg"):
+  for name in (
+    "00003/2.jpg",
+    "raw_wav/5.wav",
+    "00007/1.jpg: 0 bytes",
+    "is empty",
+    "00009/1.jpg",
+    "is no picture",
+  ):
     assert name in printed
-  assert "3 of 10 clips" in printed
-  assert "--allow_bad=3" in printed
+  assert "BytesIO" not in printed
+  assert "4 of 10 clips" in printed
+  assert "--allow_bad=4" in printed
   assert not list((tmp_path / "data/dfew").glob("1.*"))
-  assert "3 of 10 clips" in prepare(*flags, "--allow_bad=2", status=1)
-  assert "left out 3 of 10 clips" in prepare(*flags, "--allow_bad=3")
+  assert "left out 4 of 10 clips" in prepare(*flags, "--allow_bad=4")
   data_set = open_data_set(tmp_path / "data", "dfew")
-  assert sum(data_set.splits.values()) == 7
-  assert len(data_set.left_out) == 3
+  assert sum(data_set.splits.values()) == 6
+  assert [line[:7] for line in data_set.left_out] == ["00003: ", "00005: ", "00007: ", "00009: "]
+
+
+def test_clips_left_out_and_clips_noted_are_told_apart_and_stored(tmp_path, capsys):
+  raw = archives.dfew(tmp_path, frames=12)
+  csv = raw / "EmoLabel_DataSplit/test(single-labeled)/set_1.csv"
+  csv.write_text(csv.read_text().replace("\n1,2", "\n99,2"))
+  for i in range(16_000, 16_007):
+    archives.write_picture(raw / f"Clip/clip_224x224/{i}/1.jpg", 1)
+  for clip in ("00003", "00008"):
+    wide = cv2.imencode(".jpg", np.zeros((8, 12, 3), np.uint8))[1].tobytes()
+    (raw / f"Clip/clip_224x224/{clip}/5.jpg").write_bytes(wide)
+
+  def made(allow_bad):
+    layout = read_dfew(raw)
+    prepare_layout(layout, "dfew", tmp_path / "data", Decoding(), str(raw), allow_bad, num_workers=1)
+    return open_data_set(tmp_path / "data", "dfew")
+
+  with pytest.raises(UserError, match=r"2 of 11 clips of (?s:.*) add --allow_bad=2 to go on"):
+    made(1)
+  data_set = made(2)
+  assert sum(data_set.splits.values()) == 9
+  lists = "EmoLabel_DataSplit"
+  assert data_set.left_out == (
+    f"00001: in no test set ({lists}/train(single-labeled)/set_2.csv and the training sets of the folds 3, 4, 5)",
+    "00099: no folder in Clip/clip_224x224; no wav in Clip/raw_wav "
+    f"({lists}/test(single-labeled)/set_1.csv line 2)",
+  )
+  printed = capsys.readouterr().out
+  assert "fold1 1 clip, fold2 2 clips" in printed
+  assert "clips in no list, not used (7): 16000, 16001, 16002, 16003, 16004 …\n" in printed
+  assert "frames of different sizes: in training the first one's crop is cut from all" in printed
+  assert "(2): 00003, 00008\n" in printed
+  notes = (data_set.path / "notes.txt").read_text().splitlines()
+  assert f"{data_set.path}/notes.txt" in printed
+  assert {f"  {i}" for i in (*range(16_000, 16_007), "00003", "00008")} < set(notes)
+
+  # A fold that is not there is no bad clip, however many of those are allowed.
+  for part in ("train", "test"):
+    (raw / f"EmoLabel_DataSplit/{part}(single-labeled)/set_4.csv").unlink()
+  with pytest.raises(UserError, match=r"no list of the test set of fold 4(?s:.*)must be mended"):
+    made(99)
+  shutil.rmtree(data_set.path)
+  with pytest.raises(UserError, match="no data set was written"):
+    made(99)
 
 
 def test_wavs_of_other_rates_depths_and_channels(tmp_path):

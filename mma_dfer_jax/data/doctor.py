@@ -34,7 +34,15 @@ from mma_dfer_jax import cli
 from mma_dfer_jax.data.datasets import DataSet, follow_parent, open_data_set
 from mma_dfer_jax.data.fbank import ENERGY_FLOOR, normalised, spectrogram
 from mma_dfer_jax.data.frames import decode_frame, sample_frames
-from mma_dfer_jax.data.layouts import PUBLISHED, Layout, read_cremad, read_dfew, read_mafw, read_ravdess
+from mma_dfer_jax.data.layouts import (
+  PUBLISHED,
+  Layout,
+  far_from_published,
+  read_cremad,
+  read_dfew,
+  read_mafw,
+  read_ravdess,
+)
 from mma_dfer_jax.data.media import SILENT
 from mma_dfer_jax.data.pipeline import Preprocessing, Record, eval_example
 from mma_dfer_jax.errors import UserError, listed
@@ -389,7 +397,7 @@ def diagnose(
     )
   result.problems += _labels_out_of_range(seen, data_set.classes)
   result.problems += _miscounted(data_set, seen, unreadable)
-  _check_splits(result, data_set.classes)
+  _check_splits(result, data_set.classes, name)
   _compare_with_published(result, name)
   _find_duplicates(result, seen)
   _find_oddities(result, seen)
@@ -439,17 +447,21 @@ def _miscounted(data_set: DataSet, seen: Sequence[Seen], unreadable: Sequence[Un
   return problems
 
 
-def _check_splits(result: Diagnosis, classes: Sequence[str]) -> None:
+def _check_splits(result: Diagnosis, classes: Sequence[str], name: str) -> None:
   """Splits and classes without clips, and splits that no run can use."""
+  there = [label for label in classes if any(row.get(label) for row in result.counts.values())]
   counts = result.counts
   for split, row in counts.items():
     if not any(row.values()):
       result.problems.append(f"the split {split} is empty")
-  for name in classes:
-    if not any(row.get(name) for row in counts.values()):
-      result.problems.append(f"there is no clip of the class {name}")
-    elif without := [split for split, row in counts.items() if not row.get(name) and any(row.values())]:
-      result.warnings.append(f"no clip of {name} in {', '.join(without)}")
+  for label in classes:
+    if label not in there:
+      hint = (
+        "" if name in COUNTS_ARE_FIXED or not there else f"; --classes={','.join(there)} would do without it"
+      )
+      result.problems.append(f"there is no clip of the class {label}{hint}")
+    elif without := [split for split, row in counts.items() if not row.get(label) and any(row.values())]:
+      result.warnings.append(f"no clip of {label} in {', '.join(without)}")
   folds = sorted(int(split[4:]) for split in counts if split.startswith("fold") and split[4:].isdecimal())
   if len(folds) < 2 and not {"train", "test"} <= set(counts):
     result.problems.append(
@@ -460,10 +472,22 @@ def _check_splits(result: Diagnosis, classes: Sequence[str]) -> None:
 
 
 def _compare_with_published(result: Diagnosis, name: str) -> None:
+  if name in COUNTS_ARE_FIXED and (lacking := sorted(set(result.published) - set(result.counts))):
+    result.problems.append(f"there is no {', '.join(lacking)}, {name} has {len(result.published)} folds")
   if not set(result.published) & set(result.counts):
     if result.published:
       result.notes.append(f"the splits are none of the published ones, {', '.join(result.published)}")
     return
+  if name == "mafw":
+    counts = {
+      split: row for split, row in result.counts.items() if split in result.published and any(row.values())
+    }
+    for order, other in (("mafw", "mafw-official"), ("mafw-official", "mafw")):
+      if counts and far_from_published(counts, order)[1] == 0:
+        result.problems.append(
+          f"the labels are wrong: the numbers of clips are the published ones if the lists count by {other}, but they "
+          f"were read as {order}; prepare again with --numbers={other}"
+        )
   differing = []
   for split in dict.fromkeys([*result.published, *result.counts]):
     there, should = result.counts.get(split, {}), result.published.get(split, {})
@@ -624,13 +648,14 @@ def diagnose_archive(layout: Layout, dataset: str) -> Diagnosis:
   splits = sorted(layout.splits | {clip.split for clip in layout.clips})
   counts = {split: {name: found[split, name] for name in layout.classes} for split in splits}
   result = Diagnosis(
-    problems=list(layout.problems),
-    notes=list(layout.notes),
+    problems=[str(problem) for problem in layout.problems],
+    notes=[str(note) for note in layout.notes],
+    lists={one.what: list(one.names) for one in layout.notes if one.names},
     counts=counts,
     published=_published(dataset, layout.classes),
     purpose="preparation (no clip was opened)",
   )
-  _check_splits(result, layout.classes)
+  _check_splits(result, layout.classes, dataset)
   _compare_with_published(result, dataset)
   silent = [clip.clip_id for clip in layout.clips if clip.sound is None]
   if silent:

@@ -309,9 +309,13 @@ class FaceFinder:
     return FaceTrack(fit(squares, sizes), found, float(found.mean()))
 
 
-def face_recipe(policy: str, size: int) -> dict[str, str]:
-  """What a data set's recipe says of its faces; `finder_of` reads it."""
-  return {"faces": f"yunet, {policy}", "frame_size": f"faces, {size} x {size}"}
+def face_recipe(policy: str, size: int, detector: str) -> dict[str, str]:
+  """What a data set's recipe says of its faces, with the sha256 of the detector; `finder_of` reads the other two."""
+  return {
+    "faces": f"yunet, {policy}",
+    "frame_size": f"faces, {size} x {size}",
+    "face_detector": f"sha256 {detector}",
+  }
 
 
 ARCHIVE_FACES = {"faces": "cut out by those who made the archive"}  # what a recipe says of DFEW's frames

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import cv2
 from jaxtyping import Int, UInt8
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 JPEG_QUALITY = 95  # of frames that are taken from videos
 CROP_ATTEMPTS = 10  # as torchvision's RandomResizedCrop and the original
@@ -83,7 +83,11 @@ def decode_frame(data: bytes) -> UInt8[np.ndarray, "H W 3"]:
     Image.DecompressionBombError,
     cv2.error,
   ) as error:  # PIL calls broken PNG a SyntaxError
-    raise ValueError(f"{len(data)} bytes cannot be decoded as a picture: {error}") from error
+    if isinstance(error, UnidentifiedImageError):  # whose text is the address of an object
+      what = "is no picture, or of a kind that is not known" if data else "is empty"
+    else:
+      what = str(error)
+    raise ValueError(f"{len(data)} bytes cannot be decoded as a picture: {what}") from error
 
 
 def encode_frame(pixels: UInt8[np.ndarray, "H W 3"]) -> bytes:

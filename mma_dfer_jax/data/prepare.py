@@ -4,37 +4,43 @@
   python -m mma_dfer_jax.data.prepare --dataset=mafw --raw=MAFW --faces=yunet --data_dir=data
   python -m mma_dfer_jax.data.prepare --dataset=clips --manifest=clips.csv --data_dir=data
 
-The manifest is a csv with the columns `path,label,split` or `path,label,fold`; paths are relative to its folder.
+The manifest is a csv with the columns `path,label,split` (train or test) or `path,label,fold` (1, 2, …); paths are
+relative to its folder.
 Every file is decoded to its end first, by all cores; what is wrong with any of them is said at once, and nothing is
 written then. A killed run continues where it was.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import concurrent.futures
 import concurrent.futures.process
-import csv
+import contextlib
 import dataclasses
+import fcntl
 import functools
 import hashlib
+import io
 import json
 import multiprocessing
 import os
 from pathlib import Path
-import re
 import shutil
+import tempfile
 from typing import Any
 
 from absl import flags
 import numpy as np
+from PIL import Image
 import tqdm
 
 from mma_dfer_jax import cli
 from mma_dfer_jax.data import media
+from mma_dfer_jax.data.archive import Note, Problem, count, left_out, natural
 from mma_dfer_jax.data.datasets import (
   BUILDERS,
   RECIPE,
   Clip,
   Clips,
+  DataSet,
   follow_parent,
   open_data_set,
   read_record,
@@ -43,9 +49,11 @@ from mma_dfer_jax.data.faces import POLICIES, FaceFinder, face_model, face_recip
 from mma_dfer_jax.data.layouts import (
   ClipSource,
   Layout,
+  alike,
   read_cremad,
   read_dfew,
   read_mafw,
+  read_manifest,
   read_ravdess,
 )
 from mma_dfer_jax.errors import UserError, listed
@@ -62,7 +70,10 @@ _CLASSES = flags.DEFINE_list(
   "Class names in label order; if not given, those found, sorted. RAVDESS, CREMA-D: those to take.",
 )
 _FRAMES = flags.DEFINE_enum(
-  "frames", "all", ["all", "16f", "video"], "DFEW, MAFW: pictures from which folder."
+  "frames",
+  "all",
+  ["all", "16f", "faces", "scenes", "video"],
+  "Pictures from which folder. DFEW: all, 16f, video; MAFW: all, faces, scenes, video.",
 )
 _LISTS = flags.DEFINE_string(
   "lists", None, "DFEW, MAFW: folder with the lists of the folds, if not in --raw."
@@ -74,7 +85,7 @@ _NUMBERS = flags.DEFINE_enum(
   "numbers",
   None,
   ["mafw", "mafw-official"],
-  "MAFW: whose label order the numbers of the lists are, if they do not tell.",
+  "MAFW: whose label order the numbers of the lists are; else their form tells, and it is said.",
 )
 _REFERENCE = flags.DEFINE_enum(
   "recipe",
@@ -97,7 +108,10 @@ _ALLOW_MISSING_SOUND = flags.DEFINE_bool(
   "Take clips without (enough) sound: they get the original's constant spectrogram.",
 )
 _ALLOW_BAD = flags.DEFINE_integer(
-  "allow_bad", 0, "Leave out at most so many bad clips, listing them, instead of failing.", lower_bound=0
+  "allow_bad",
+  0,
+  "Leave out at most so many bad clips, listing them, instead of failing. A bad list is never left out.",
+  lower_bound=0,
 )
 _FOLLOW_LINKS = flags.DEFINE_bool(
   "follow_links", False, "Take what symbolic links that lead out of --raw lead to."
@@ -107,6 +121,7 @@ _NUM_WORKERS = flags.DEFINE_integer(
   "num_workers", os.cpu_count() or 1, "Processes that decode.", lower_bound=1
 )
 
+NOTES = "notes.txt"  # in the data set: what was noted, with all names
 SCRATCH = ".unfinished"  # beside the data set: decoded clips, and the data set while it is written
 _ADVICE = "run the command again when that is mended, it goes on where it was"
 
@@ -132,79 +147,14 @@ class Decoding:
     """What is stored of it."""
     recipe = {"missing_sound": "constant spectrogram" if self.allow_missing_sound else "refused"}
     if self.face_model:
-      recipe |= face_recipe(self.face_policy, self.face_size)
+      recipe |= face_recipe(self.face_policy, self.face_size, _sha256(self.face_model))
       recipe["frame_coding"] = RECIPE["frame_coding"]
     return recipe
 
 
-def read_manifest(manifest: Path, classes: Sequence[str]) -> Layout:
-  """The rows of a manifest as clips, and what is wrong with the others.
-
-  Raises:
-    UserError: if the file is no manifest at all.
-  """
-  try:
-    with manifest.open(newline="", encoding="utf-8-sig") as table:
-      reader = csv.DictReader(table, skipinitialspace=True, strict=True)
-      header = reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
-      values = [(reader.line_num, row) for row in reader]
-  except UnicodeDecodeError as error:
-    raise UserError(f"the manifest {manifest} must be saved as UTF-8: {error}") from error
-  except csv.Error as error:
-    raise UserError(
-      f"the manifest {manifest} cannot be read after line {reader.line_num}: {error}"
-    ) from error
-  except OSError as error:
-    raise UserError(f"the manifest {manifest} cannot be read: {error.strerror}") from error
-  used = [name for name in header if name in ("path", "label", "split", "fold")]
-  if sorted(used) not in (["label", "path", "split"], ["fold", "label", "path"]):
-    raise UserError(
-      f"{manifest} must begin with the line path,label,split or path,label,fold; "
-      f"it begins with {','.join(header)!r}"
-    )
-  if extra := set(header) - set(used):
-    print(f"columns of {manifest} that are not used: {', '.join(sorted(extra))}")
-  folds = "fold" in used
-  clips: list[ClipSource] = []
-  problems: list[str] = []
-  seen: dict[str, int] = {}
-  splits = set()
-  for line, row in values:
-    path, label, split = (
-      (row[name] or "").strip() for name in ("path", "label", "fold" if folds else "split")
-    )
-    wrong = []
-    if None in row:
-      wrong.append(f"{len(row[None])} values too many (quote values that hold commas)")
-    if not path:
-      wrong.append("no path")
-    if not label:
-      wrong.append("no label")
-    elif classes and label not in classes:
-      wrong.append(f"label {label!r} is not one of the classes {', '.join(classes)}")
-    if folds:
-      split = f"fold{split.removeprefix('fold')}"
-    if folds and not re.fullmatch(r"fold[1-9][0-9]*", split):
-      wrong.append(f"fold {row['fold'] or ''!r} is not a number from 1 on")
-      split = ""
-    elif not re.fullmatch(r"[a-z][a-z0-9_]*", split) or split == "all":
-      wrong.append(f"split {split!r} must be a name in lower case: letters, digits and _, and not 'all'")
-      split = ""
-    file = Path(os.path.abspath(manifest.parent / path))
-    same = os.path.realpath(file)  # the same clip in training and in the test would make the score a lie
-    if path and seen.setdefault(same, line) != line:
-      wrong.append(f"{path} is in line {seen[same]} already")
-    if split:
-      splits.add(split)
-    if wrong:
-      problems.append(f"line {line}: {'; '.join(wrong)}")
-    else:
-      clips.append(ClipSource(path, f"line {line}", label, split, (), file, file))
-  if not values:
-    raise UserError(f"{manifest} holds no rows, only {','.join(header)}")
-  names = tuple(classes) or tuple(sorted({clip.label for clip in clips}, key=_natural))
-  order = "as given by --classes" if classes else "sorted by name"
-  return Layout(names, order, clips, problems, dict(RECIPE), [], frozenset(splits))
+@functools.cache
+def _sha256(file: str) -> str:
+  return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 @functools.lru_cache(maxsize=1)
@@ -230,6 +180,8 @@ def decode_clip(source: ClipSource, decoded: Path, decoding: Decoding) -> str | 
       f"{source.sound}: no audio stream, or less than {1000 * media.SHORTEST_SOUND:.0f} ms in it "
       "(--allow_missing_sound takes such clips)"
     )
+  # From the headers of picture files; those of a video are of one size.
+  sizes = {Image.open(io.BytesIO(data)).size for data in record["frames"] if source.frames}
   partial = decoded.with_suffix(f".{os.getpid()}.partial")
   with partial.open("wb") as file_object:
     np.savez(
@@ -239,6 +191,7 @@ def decode_clip(source: ClipSource, decoded: Path, decoding: Decoding) -> str | 
       waveform=record["waveform"],
       sample_rate=record["sample_rate"],
       face_share=record["face_share"],
+      sizes=sorted(sizes),
     )
   partial.replace(decoded)  # a killed run leaves no half clip
   return None
@@ -246,7 +199,7 @@ def decode_clip(source: ClipSource, decoded: Path, decoding: Decoding) -> str | 
 
 def decode_all(
   sources: Sequence[ClipSource], scratch: Path, decoding: Decoding, num_workers: int
-) -> tuple[list[Clip], list[str]]:
+) -> tuple[list[Clip], list[Problem]]:
   """Decodes every clip that is not decoded yet, by several processes; returns the clips, and what is wrong with others.
 
   Raises:
@@ -284,7 +237,7 @@ def decode_all(
     finally:
       pool.shutdown(cancel_futures=True)
   good = [clip for i, clip in enumerate(clips) if i not in problems]
-  return good, [f"{sources[i].where}: {problems[i]}" for i in sorted(problems)]
+  return good, [Problem(sources[i].where, problems[i], (sources[i].clip_id,)) for i in sorted(problems)]
 
 
 def _key(source: ClipSource, decoding: Decoding) -> str:
@@ -298,7 +251,39 @@ def _key(source: ClipSource, decoding: Decoding) -> str:
     return str(file), stat.st_size if stat else -1, stat.st_mtime_ns if stat else -1
 
   files = [version(file) for file in (*source.frames, source.video, source.sound)]
-  return hashlib.sha256(json.dumps([files, dataclasses.astuple(decoding), RECIPE]).encode()).hexdigest()[:32]
+  return hashlib.sha256(json.dumps([files, decoding.recipe, RECIPE]).encode()).hexdigest()[:32]
+
+
+@contextlib.contextmanager
+def _alone(scratch: Path) -> Iterator[None]:
+  """Keeps other processes out of the folder; the system lets them in again however this one ends.
+
+  Raises:
+    UserError: if another one is in it.
+  """
+  scratch.mkdir(parents=True, exist_ok=True)
+  path = scratch / "lock"
+  with path.open("w") as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      free = os.path.samestat(os.fstat(lock.fileno()), path.stat())  # else of one that has just ended
+    except (BlockingIOError, FileNotFoundError):
+      free = False
+    if not free:
+      raise UserError(
+        f"{scratch.parent}: another prepare is at work there; wait for it, or choose another --data_dir"
+      )
+    yield
+
+
+@contextlib.contextmanager
+def _temporary_files_in(folder: Path) -> Iterator[None]:
+  """tfds makes a temporary folder for every new data set, and leaves it."""
+  before, tempfile.tempdir = tempfile.tempdir, str(folder)
+  try:
+    yield
+  finally:
+    tempfile.tempdir = before
 
 
 def prepare_clips(
@@ -312,11 +297,17 @@ def prepare_clips(
   num_workers: int = 1,
 ) -> None:
   """Any video files: manifest -> data set `clips` in data_dir; see `prepare`."""
-  if len(set(classes)) < len(classes) or not all(classes):
-    raise UserError(f"--classes={','.join(classes)}: every class needs a name of its own")
+  _check_classes(classes)
   layout = read_manifest(manifest, classes)
   decoding = Decoding(allow_missing_sound)
   prepare(layout, "clips", data_dir, decoding, str(manifest), allow_bad, overwrite, num_workers)
+
+
+def _check_classes(classes: Sequence[str]) -> None:
+  if len(set(classes)) < len(classes) or not all(classes):
+    raise UserError(f"--classes={','.join(classes)}: every class needs a name of its own")
+  if wrong := alike(classes):
+    raise listed(f"--classes={','.join(classes)}", wrong)
 
 
 def prepare(
@@ -337,87 +328,117 @@ def prepare(
     data_dir: the data set becomes a folder of that name in it.
     decoding: what becomes of a clip's files.
     origin: the manifest or folder, for messages.
-    allow_bad: so many bad clips may be left out.
+    allow_bad: so many clips may be left out; never what is wrong with the whole.
     overwrite: whether to replace the data set that is there.
     num_workers: processes that decode.
   Raises:
-    UserError: with every bad clip, if there are more than allowed; if data_dir holds another data set; if it cannot be
-      written.
+    UserError: with every problem, if more clips are bad than allowed, or something is wrong with the whole; if data_dir
+      holds another data set, or another process writes it; if it cannot be written.
   """
   home = data_dir / name
-  target, scratch = home / str(Clips.VERSION), home / SCRATCH
   recipe = RECIPE | layout.recipe | decoding.recipe
   if not all(
     clip.sound for clip in layout.clips
   ):  # the archive has none for some, and its original takes them so
     recipe["missing_sound"] = "constant spectrogram"
-  described = [(c.clip_id, c.label, c.split, _key(c, decoding)) for c in layout.clips]
-  facts = [described, layout.problems, layout.classes, recipe, allow_bad]
-  fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-  for note in layout.notes:
-    print(f"note: {note}")
+  notes = list(layout.notes)
+  named = {clip.label for clip in layout.clips}
+  if unused := [label for label in layout.classes if label not in named]:
+    hint = "" if name in ("dfew", "mafw") else ": --classes=… names those to take"
+    notes.append(Note(f"classes without a clip{hint}", tuple(unused)))
+  print(*(f"note: {note}" for note in notes), sep="\n", end="\n" * bool(notes))
+  if any(not problem.clips for problem in layout.problems):
+    raise listed(f"{origin} cannot be prepared, no data set was written", _sorted(layout.problems),
+                 "--allow_bad leaves out clips; what is said of whole lists and folders must be mended")  # fmt: skip
   try:
-    if (scratch / "replaced").exists() and not target.exists():
-      (scratch / "replaced").rename(target)  # killed between the two renames below
-    if target.exists() and not overwrite:
-      there = open_data_set(data_dir, name)
-      if there.fingerprint != fingerprint:
-        raise UserError(
-          f"{there.path} was made from other clips or settings; choose another --data_dir, or --overwrite"
-        )
-      shutil.rmtree(scratch, ignore_errors=True)
-      print(f"{there.path} is complete already: {_described(there.splits)}")
-      return
-    clips, bad_files = decode_all(layout.clips, scratch / "decoded", decoding, num_workers)
-    bad = sorted([*layout.problems, *bad_files], key=_natural)
-    total = len(layout.clips) + len(layout.problems)
-    if len(bad) > allow_bad:
-      raise listed(f"{len(bad)} of {total} clips of {origin} cannot be used, no data set was written", bad,
-                   f"mend them, or add --allow_bad={len(bad)} to go on without them")  # fmt: skip
-    named = layout.splits | {clip.split for clip in layout.clips}
-    if (gone := named - {clip.split for clip in clips}) or not clips:
-      raise listed(f"no clip of {', '.join(sorted(gone)) or 'any split'} in {origin} can be used", bad)
-    if bad:
-      print(f"left out {len(bad)} of {total} clips:", *bad, sep="\n  - ")
-    shutil.rmtree(scratch / name, ignore_errors=True)  # what a killed run was writing
-    new = BUILDERS[name](
-      clips=clips,
-      classes=layout.classes,
-      class_order=layout.class_order,
-      recipe=recipe,
-      left_out=bad,
-      fingerprint=fingerprint,
-      data_dir=scratch,
-    ).write()
-    if target.exists():
-      shutil.rmtree(scratch / "replaced", ignore_errors=True)
-      target.rename(scratch / "replaced")
-    new.rename(target)
-    shutil.rmtree(scratch)
+    with _alone(home / SCRATCH):
+      made = _make(layout, name, data_dir, decoding, origin, recipe, notes, allow_bad, overwrite, num_workers)
   except OSError as error:
     raise UserError(
       f"{error.filename or home} cannot be written: {error.strerror or error}; {_ADVICE}"
     ) from error
   except RuntimeError as error:  # from array_record, which is not Python
     raise UserError(f"{home} cannot be written: {error}; {_ADVICE}") from error
-  made = open_data_set(data_dir, name)
+  if not made:
+    return
   print(f"wrote {made.path}: {_described(made.splits)}")
+  if any(note.names for note in notes):
+    print(f"the notes with all names: {made.path / NOTES}")
   if sum(made.without_sound.values()):
     print(f"without sound: {_described(made.without_sound)}")
   print(f"classes, in label order: {', '.join(made.classes)}; {made.class_order}")
   print("recipe:", *(f"{key}: {value}" for key, value in made.recipe.items()), sep="\n  ")
 
 
-def _described(splits: dict[str, int]) -> str:
-  return ", ".join(f"{split} {clips} clips" for split, clips in splits.items())
+def _make(
+  layout: Layout, name: str, data_dir: Path, decoding: Decoding, origin: str, recipe: Mapping[str, str],
+  notes: list[Note], allow_bad: int, overwrite: bool, num_workers: int,
+) -> DataSet | None:  # fmt: skip
+  """What `prepare` does while nobody else is there; None if the data set is complete already.
+
+  `notes` get what only decoding tells.
+  """
+  home = data_dir / name
+  target, scratch = home / str(Clips.VERSION), home / SCRATCH
+  described = [(c.clip_id, c.label, c.split, _key(c, decoding)) for c in layout.clips]
+  facts = [described, layout.problems, layout.classes, recipe, allow_bad]
+  fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+  if (scratch / "replaced").exists() and not target.exists():
+    (scratch / "replaced").rename(target)  # killed between the two renames below
+  if target.exists() and not overwrite:
+    there = open_data_set(data_dir, name)
+    if there.fingerprint != fingerprint:
+      raise UserError(
+        f"{there.path} was made from other clips or settings; choose another --data_dir, or --overwrite"
+      )
+    shutil.rmtree(scratch, ignore_errors=True)
+    print(f"{there.path} is complete already: {_described(there.splits)}")
+    return None
+  clips, bad_files = decode_all(layout.clips, scratch / "decoded", decoding, num_workers)
+  problems = [*layout.problems, *bad_files]
+  bad = left_out(problems)
+  total = len(bad.keys() | {clip.clip_id for clip in layout.clips})
+  if len(bad) > allow_bad:
+    raise listed(f"{len(bad)} of {count(total, 'clip')} of {origin} cannot be used, no data set was written",
+                 _sorted(problems), f"mend them, or add --allow_bad={len(bad)} to go on without them")  # fmt: skip
+  named = layout.splits | {clip.split for clip in layout.clips}
+  if (gone := named - {clip.split for clip in clips}) or not clips:
+    splits = ", ".join(sorted(gone)) or "any split"
+    raise listed(f"no clip of {splits} in {origin} can be used", _sorted(problems))
+  lines = sorted((f"{clip}: {'; '.join(reasons)}" for clip, reasons in bad.items()), key=natural)
+  if lines:
+    print(f"left out {len(lines)} of {count(total, 'clip')}:", *lines, sep="\n  - ")
+  if uneven := tuple(clip.clip_id for clip in clips if len(np.load(clip.decoded)["sizes"]) > 1):
+    what = "clips with frames of different sizes: in training the first one's crop is cut from all, as in the original"
+    notes.append(Note(what, uneven))
+    print(f"note: {notes[-1]}")
+  shutil.rmtree(scratch / name, ignore_errors=True)  # what a killed run was writing
+  with _temporary_files_in(scratch):
+    new = BUILDERS[name](
+      clips=clips,
+      classes=layout.classes,
+      class_order=layout.class_order,
+      recipe=recipe,
+      left_out=lines,
+      fingerprint=fingerprint,
+      data_dir=scratch,
+    ).write()
+  if notes:
+    (new / NOTES).write_text("".join(f"{note.in_full}\n" for note in notes), encoding="utf-8")
+  if target.exists():
+    shutil.rmtree(scratch / "replaced", ignore_errors=True)
+    target.rename(scratch / "replaced")
+  new.rename(target)
+  shutil.rmtree(scratch)
+  return open_data_set(data_dir, name)
 
 
-def _natural(label: str) -> tuple[list[tuple[int, int, str]], str]:
-  """Sorts labels as people do: 2 before 10."""
-  parts = [
-    (0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", label) if part
-  ]
-  return parts, label  # 1 and 01 too have an order
+def _sorted(problems: Sequence[Problem]) -> list[str]:
+  return sorted(map(str, problems), key=natural)
+
+
+def _described(splits: Mapping[str, int]) -> str:
+  return ", ".join(f"{split} {count(clips, 'clip')}" for split, clips in splits.items())
 
 
 def read_layout() -> tuple[Layout, str]:
@@ -444,10 +465,9 @@ def read_layout() -> tuple[Layout, str]:
   needed = "manifest" if name == "clips" else "raw"
   if not given[needed]:
     problems.append(f"--{needed} is needed")
-  if len(set(classes)) < len(classes) or not all(classes):
-    problems.append(f"--classes={','.join(classes)}: every class needs a name of its own")
   if problems:
     raise listed("the data set cannot be prepared", problems)
+  _check_classes(classes)
   origin = Path(given[needed])
   if name == "clips":
     return read_manifest(origin, classes), str(origin)
