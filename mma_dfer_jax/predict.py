@@ -23,7 +23,7 @@ import tqdm
 from mma_dfer_jax import cli
 from mma_dfer_jax.checkpoints import VERSION, write_json
 from mma_dfer_jax.data import film
-from mma_dfer_jax.data.faces import FACES, FaceFinder, finder_of
+from mma_dfer_jax.data.faces import FACES, MODEL_SHA256, FaceFinder, finder_of
 from mma_dfer_jax.data.media import MediaError
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.prediction import (
@@ -54,6 +54,7 @@ _FACE_MODEL = flags.DEFINE_string("face_model", None, "YuNet's .onnx file; if no
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Clips or windows computed at once.", lower_bound=1)
 
 TABLE = "answers.csv"
+LONGEST_NAME = 255  # bytes, in all usual file systems
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Job:
 
 def main(argv: Sequence[str]) -> int:
   files = argv[1:]
+  sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names of files may be no text
   _check(files)
   start_jax()
   model = load_model(_MODEL.value)
@@ -111,6 +113,9 @@ def _check(files: Sequence[str]) -> None:
     problems.append(
       f"several clips would be answered in {', '.join(repeated)}; ask for them with different --out"
     )
+  for stem in stems:
+    if len(os.fsencode(f"{stem}.json.partial")) > LONGEST_NAME:
+      problems.append(f"{stem}.json would be too long a name for an answer; rename the video")
   if _WINDOW.value is not None and Path(TABLE).stem in stems:
     problems.append(
       f"the table of {Path(TABLE).stem}.* would be written over by that of all clips; rename the video"
@@ -142,9 +147,16 @@ def _key(model: TrainedModel, finder: FaceFinder | None) -> dict[str, Any]:
     "origin": model.origin,
     "version": VERSION,
     "faces": described(finder),
+    "face_model_sha256": _face_model_sha256() if finder else None,
     "window": _WINDOW.value,
     "hop": _hop() or None,
   }
+
+
+def _face_model_sha256() -> str:
+  return (
+    hashlib.sha256(Path(_FACE_MODEL.value).read_bytes()).hexdigest() if _FACE_MODEL.value else MODEL_SHA256
+  )
 
 
 def _job(file: str, out: Path, common: dict[str, Any]) -> Job:
@@ -213,8 +225,8 @@ def _timelines(
 
 def _write_timeline(job: Job, timeline: Timeline) -> dict[str, Any]:
   """All forms of it; the JSON last, for that is what a second start looks for."""
-  job.answer.with_suffix(".csv").write_text(to_csv(timeline.predictions), encoding="utf-8")
-  job.answer.with_suffix(".srt").write_text(to_srt(timeline), encoding="utf-8")
+  _write(job.answer.with_suffix(".csv"), to_csv(timeline.predictions))
+  _write(job.answer.with_suffix(".srt"), to_srt(timeline))
   draw(timeline).savefig(job.answer.with_suffix(".png"), dpi=100)
   answer = {
     "clip": timeline.clip,
@@ -251,8 +263,12 @@ def _write_table(path: Path, answers: Sequence[dict[str, Any]]) -> None:
   flat = [one for answer in answers for one in answer.get("windows", [answer])]
   rows = [Prediction(**{key: value for key, value in one.items() if key in fields}) for one in flat]
   partial = path.with_name(path.name + ".partial")
-  partial.write_text(to_csv(rows), encoding="utf-8")
+  _write(partial, to_csv(rows))
   partial.replace(path)
+
+
+def _write(path: Path, text: str) -> None:
+  path.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files may be no text
 
 
 def _fail(error: MediaError, job: Job, failed: list[str]) -> None:

@@ -8,6 +8,7 @@ import bisect
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
+import itertools
 import math
 import os
 from typing import NamedTuple
@@ -25,6 +26,10 @@ from mma_dfer_jax.errors import UserError
 LOUDNESS_RATE = 20  # extremes of the sound that are kept of each second
 EPSILON = 1e-6  # seconds: times of frames are sums of fractions
 SHORTEST_WINDOW = 0.1  # seconds
+LONGEST_STEP_BACK = 1.0  # seconds by which a picture may be earlier than the one before
+LEFTOVER = (
+  0.025  # seconds at the end of a film that are no window of their own: times are rounded in many files
+)
 
 
 class Soundtrack(NamedTuple):
@@ -53,6 +58,7 @@ class Film:
     sizes: (N, 2) height and width of the frames.
     detections: frames that were looked at, and their faces; None if nobody looked.
     sound: None if the file has none, or less than one window of the spectrogram.
+    stamp: which file it was, to notice another in its place.
   """
 
   path: str
@@ -61,6 +67,7 @@ class Film:
   sizes: Int[np.ndarray, "N 2"]
   detections: list[tuple[int, list[Box]]] | None
   sound: Soundtrack | None
+  stamp: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,35 +115,58 @@ def survey(
 
   Args:
     path: any video file.
-    finder: looks for faces in every fourth frame, as in training, and in the first of every hop.
+    finder: looks for faces in every fourth frame, as in training, and in the first and the last of every hop.
     hop: seconds from one window to the next; None if there will be one window.
     progress: is told the seconds that were seen, for each frame.
   Raises:
-    MediaError: if the file is no video, or damaged.
+    MediaError: if the file is no video, or damaged; with a hop also if its clock jumps.
   """
+  stamp = _stamp(path)
   sound = _listen(path)  # takes a hundredth of the time that the pictures take, so that damage is found soon
   times: list[float] = []
-  duration = 0.0
+  duration = upcoming = 0.0
 
   def seen() -> Iterator[media.Picture]:
-    nonlocal duration
-    for picture in media.iterate_pictures(path):
+    nonlocal duration, upcoming
+    pictures, following = itertools.tee(media.iterate_pictures(path))
+    for picture, after in itertools.zip_longest(pictures, itertools.islice(following, 1, None)):
+      step = after.time - picture.time if after else 0.0
+      if hop and not -LONGEST_STEP_BACK <= step <= media.LONGEST_JUMP:
+        raise media.MediaError(
+          f"{path}: is damaged: its pictures jump by {step:.0f} s at {picture.time:.2f} s"
+        )
+      upcoming = picture.time + step
       times.append(max([picture.time, *times[-1:]]))
       duration = picture.duration
       progress(picture.time)
       yield picture
 
   def due(number: int, picture: media.Picture) -> bool:
-    new_hop = hop and number and _hops(times[-1], hop) != _hops(times[-2], hop)
-    return every_fourth(number, picture) or bool(new_hop)
+    if every_fourth(number, picture) or not hop:
+      return every_fourth(number, picture)
+    return len({_hops(time, hop) for time in (times[-2], times[-1], max(times[-1], upcoming))}) > 1
 
   detect = finder.detector.detect if finder else None
   detections, sizes = detect_every(seen(), lambda picture: detect(picture.pixels()) if detect else [], due)
   if not duration:
     duration = float(np.median(np.diff(times))) if len(times) > 1 else 0.04
   return Film(
-    os.fspath(path), np.array(times), times[-1] + duration, sizes, detections if finder else None, sound
+    os.fspath(path),
+    np.array(times),
+    times[-1] + duration,
+    sizes,
+    detections if finder else None,
+    sound,
+    stamp,
   )
+
+
+def _stamp(path: str | os.PathLike[str]) -> tuple[int, ...]:
+  try:
+    status = os.stat(path)
+  except (OSError, ValueError):
+    return ()  # reading it says what is wrong
+  return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _hops(time: float, hop: float) -> int:
@@ -174,6 +204,8 @@ def whole(film: Film) -> list[Window]:
 def windows(film: Film, window: float, hop: float) -> list[Window]:
   """Windows that begin every `hop` seconds; the last is the first that reaches the film's end, and may be shorter.
 
+  Less than 25 ms at the end of a film belong to the window before.
+
   A window's frames are those that begin in it; if none does, the one that is still shown.
 
   Args:
@@ -186,11 +218,12 @@ def windows(film: Film, window: float, hop: float) -> list[Window]:
   check_windows(window, hop)
   found = []
   for k in range(math.ceil(film.seconds / hop)):
-    start, end = k * hop, min(k * hop + window, film.seconds)
+    start, end = k * hop, k * hop + window
+    end = end if end < film.seconds - LEFTOVER else film.seconds
     first, last = np.searchsorted(film.times, (start - EPSILON, end - EPSILON)).tolist()
     first = first if first < last else max(0, first - 1)
     found.append(Window(start, end, first, max(last, first + 1)))
-    if end >= film.seconds - EPSILON:
+    if end == film.seconds:
       break
   return found
 
@@ -217,6 +250,7 @@ def samples(
   Raises:
     MediaError: while iterating, if the file is another than it was.
   """
+  _check_unchanged(film)
   upcoming, opened = deque(wanted), deque[_OpenWindow]()
   sound = _Excerpts(film, spec.audio_shape[0])
   for number, picture in enumerate(media.iterate_pictures(film.path)):
@@ -230,6 +264,12 @@ def samples(
       yield opened.popleft().sample(sound, spec)
   if upcoming or opened:
     raise media.MediaError(f"{film.path}: has fewer frames than it had; it was changed while it was read")
+  _check_unchanged(film)
+
+
+def _check_unchanged(film: Film) -> None:
+  if _stamp(film.path) != film.stamp:
+    raise media.MediaError(f"{film.path}: was changed while it was read")
 
 
 class _OpenWindow:
@@ -260,11 +300,10 @@ class _OpenWindow:
     self.jpegs[number - self.window.first] = encode_frame(pixels)
 
   def sample(self, sound: "_Excerpts", spec: Preprocessing) -> Sample:
-    record, length = sound.excerpt(self.window)
+    record, length, silent = sound.excerpt(self.window)
     frames = _Sparse(self.length, self.jpegs)
-    example = eval_example({"frames": frames, "label": 0, "clip_id": self.film.path.encode(), **record}, spec)
-    track, soundtrack = self.track, self.film.sound
-    peak = soundtrack.peak(self.window.start, self.window.end) if soundtrack else 0
+    example = eval_example({"frames": frames, "label": 0, "clip_id": b"", **record}, spec)
+    track = self.track
     return Sample(
       self.window,
       example["video"],
@@ -273,7 +312,7 @@ class _OpenWindow:
       None if track is None else max((len(boxes) for _, boxes in self.detections), default=0),
       length,
       sound.seconds,
-      bool(record["has_audio"]) and peak < media.SILENT,
+      silent,
     )
 
 
@@ -304,30 +343,28 @@ class _Excerpts:
     self.pieces = media.iterate_sound(film.path)
     self.waveform, self.position = np.zeros(0, np.int16), 0  # what is kept, and its first sample's number
 
-  def excerpt(self, window: Window) -> tuple[dict, float]:
-    """The sound's part of a record; and how many seconds of sound the window has."""
+  def excerpt(self, window: Window) -> tuple[dict, float, bool]:
+    """The sound's part of a record; how many seconds of sound the window has; and whether they are silent."""
     sound = self.film.sound
     record = {"waveform": np.zeros(0, np.int16), "sample_rate": 0, "has_audio": False}
     if sound is None:
-      return record, 0.0
-    alone = (
-      window.start == 0.0 and window.end == self.film.seconds
-    )  # a clip's sound may be longer than its pictures
+      return record, 0.0, False
+    # The sound of a whole clip may be longer than its pictures.
+    alone = window.start == 0.0 and window.end == self.film.seconds
     end = sound.seconds if alone else min(window.end, sound.seconds)
     start, stop = round(window.start * sound.sample_rate), round(end * sound.sample_rate)
     waveform = self._samples(start, min(stop, start + self.samples))
     if not media.is_long_enough(waveform, sound.sample_rate):
-      return record, 0.0
+      return record, 0.0, False
     record = {"waveform": waveform, "sample_rate": sound.sample_rate, "has_audio": True}
-    return record, (stop - start) / sound.sample_rate
+    return record, (stop - start) / sound.sample_rate, sound.peak(window.start, end) < media.SILENT
 
   def _samples(self, start: int, stop: int) -> np.ndarray:
-    kept = [self.waveform]
+    kept = [self.waveform[max(0, start - self.position) :]]
     reached = self.position + len(self.waveform)
-    while reached < stop and (piece := next(self.pieces, None)):
-      kept.append(piece.waveform)
-      reached += len(piece.waveform)
-    together = np.concatenate(kept)[max(0, start - self.position) :]
     self.position = max(start, self.position)
-    self.waveform = together
-    return together[: max(0, stop - self.position)].copy()
+    while reached < stop and (piece := next(self.pieces, None)):
+      kept.append(piece.waveform[max(0, self.position - reached) :])
+      reached += len(piece.waveform)
+    self.waveform = np.concatenate(kept)
+    return self.waveform[: max(0, stop - self.position)].copy()

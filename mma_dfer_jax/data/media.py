@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+import math
 import os
 import re
 import stat
 import struct
-import sys
 from typing import Any, NamedTuple
 
 import av
@@ -18,8 +18,13 @@ from mma_dfer_jax.errors import UserError
 
 # Formats that write their length down, so that a file that was cut short can be told by it. For others FFmpeg guesses.
 FORMATS_WITH_LENGTH = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "asf")
+FORMATS_WITH_ONE_LENGTH = (
+  "matroska,webm",
+  "flv",
+)  # of the whole file; FFmpeg may say it of a stream that is shorter
 # Not opened: these only name other files or addresses; a "live" playlist would even be waited for without an end.
 PLAYLISTS = {"concat", "dash", "hls", "imf", "rtsp", "sdp", "webm_dash_manifest"}
+LOWEST_RATE = 100  # Hz, of a sound: else a row of the spectrogram would be shorter than one sample
 SHORTEST_SOUND = 0.025  # seconds: one window of the spectrogram
 SYNC_TOLERANCE = 0.02  # seconds between picture and sound that are left alone: two rows of log-mel
 LONGEST_JUMP = 600.0  # seconds without sound that are believed; more is a damaged time
@@ -49,9 +54,9 @@ class Picture:
     shape: (H, W, 3), as shown.
   """
 
-  def __init__(self, frame: av.VideoFrame, start: float):
+  def __init__(self, frame: av.VideoFrame, time: float):
     self._frame = frame
-    self.time = (frame.time or 0.0) - start
+    self.time = time
     self.duration = _seconds(frame.duration, frame) if frame.duration and frame.time_base else 0.0
 
   @property
@@ -79,10 +84,14 @@ def iterate_pictures(path: str | os.PathLike[str]) -> Iterator[Picture]:
     if stream is None:
       raise MediaError(f"{path}: holds no video stream")
     stream.thread_type = "AUTO"
-    start = None
+    step = float(1 / (stream.average_rate or 25))
+    start = time = None
     for frame in _decoded(container, stream, path):
-      start = frame.time or 0.0 if start is None else start
-      yield Picture(frame, start)
+      # An AVI only tells the order of decoding, a bare stream nothing: what FFmpeg makes of it is not always ascending.
+      ticks = frame.dts if container.format.name == "avi" else frame.pts
+      time = _seconds(ticks, frame) if ticks is not None else 0.0 if time is None else time + step
+      start = time if start is None else start
+      yield Picture(frame, time - start)
 
 
 def iterate_frames(path: str | os.PathLike[str]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
@@ -121,21 +130,26 @@ def iterate_sound(path: str | os.PathLike[str]) -> Iterator[Sound]:
   with _opened(path) as container:
     if not container.streams.audio:
       return
-    stream, picture = container.streams.audio[0], _video_stream(container)
-    start = _seconds(picture.start_time, picture) if picture and picture.start_time is not None else None
-    sample_rate = left = position = 0  # samples that the file says are still to come, and that were given
+    stream, start = container.streams.audio[0], _first_picture(path)
+    sample_rate = position = 0  # position: samples that were given
+    end = math.inf  # seconds
     mending = False
     for frame in _decoded(container, stream, path):
       if not sample_rate:
         sample_rate, num_channels = frame.sample_rate, frame.layout.nb_channels
-        known = stream.duration and container.format.name in FORMATS_WITH_LENGTH  # elsewhere a guess
-        left = round(_seconds(stream.duration, stream) * sample_rate) if known else sys.maxsize
+        if sample_rate < LOWEST_RATE:
+          raise MediaError(
+            f"{path}: its sound has {sample_rate} samples a second; at least {LOWEST_RATE} are needed"
+          )
+        if stream.duration and container.format.name in FORMATS_WITH_LENGTH:  # elsewhere a guess
+          end = _seconds((stream.start_time or 0) + stream.duration, stream)
         start = frame.time or 0.0 if start is None else start
       if frame.sample_rate != sample_rate:
         raise MediaError(f"{path}: its sample rate changes from {sample_rate} to {frame.sample_rate} Hz")
       step = 1 if frame.format.is_planar else frame.layout.nb_channels  # else channels take turns in one row
-      samples = _as_int16(frame.to_ndarray()[0, ::step], path)[:left]
-      left -= len(samples)
+      samples = _as_int16(frame.to_ndarray()[0, ::step], path)
+      if frame.time is not None and end < frame.time + len(samples) / sample_rate:
+        samples = samples[: max(0, round((end - frame.time) * sample_rate))]
       late = 0.0 if frame.time is None or not len(samples) else frame.time - start - position / sample_rate
       if late > LONGEST_JUMP:
         raise MediaError(
@@ -147,6 +161,20 @@ def iterate_sound(path: str | os.PathLike[str]) -> Iterator[Sound]:
         mending = not len(samples)  # what must be cut may be longer than one frame
       position += len(samples)
       yield Sound(samples, sample_rate, num_channels)
+
+
+def _first_picture(path: str | os.PathLike[str]) -> float | None:
+  """When the first picture is shown, in seconds on the file's own clock; None without pictures or clock.
+
+  A recording may begin amid a group of pictures: what comes before the first whole one is never shown.
+  """
+  with _opened(path) as container:
+    stream = _video_stream(container)
+    if stream is None:
+      return None
+    if container.format.name == "avi":  # see iterate_pictures
+      return _seconds(stream.start_time, stream)
+    return next(_decoded(container, stream, path)).time
 
 
 def is_long_enough(waveform: np.ndarray, sample_rate: int) -> bool:
@@ -245,7 +273,7 @@ def _check_length(
     declared = float(
       stream.frames / rate
     )  # FFmpeg cuts an AVI's duration to what is there, but not this count
-  elif stream.duration:
+  elif stream.duration and container.format.name not in FORMATS_WITH_ONE_LENGTH:
     declared = _seconds((stream.start_time or 0) + stream.duration, stream)
   else:
     declared, reached = (container.duration or 0) / av.time_base, reached_by_any
