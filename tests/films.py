@@ -1,0 +1,114 @@
+"""Small films made for tests: any pictures and samples, at any times, coded without loss unless asked otherwise."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from fractions import Fraction
+import heapq
+import itertools
+from pathlib import Path
+import struct
+
+import av
+import numpy as np
+
+TICKS = 90_000  # a second
+LOSSY = {"codec": "libx264", "pixels": "yuv420p", "sound_codec": "aac"}  # what most files hold
+
+
+def write_film(
+  path: Path,
+  pictures: Iterable[np.ndarray],
+  sound: np.ndarray | None = None,
+  *,
+  rate: int = 25,
+  times: Sequence[float] | None = None,
+  codec: str = "ffv1",
+  pixels: str = "bgr0",
+  options: dict[str, str] | None = None,
+  sample_rate: int = 16_000,
+  sound_codec: str = "pcm_s16le",
+  layout: str = "mono",
+  clock: Callable[[float], float] = lambda seconds: seconds,
+) -> Path:
+  """Writes a film, pictures and sound in turn.
+
+  Args:
+    path: its ending says the container.
+    pictures: (H, W, 3) uint8 RGB.
+    sound: (S,) int16, the first channel; the others hold noise.
+    rate: pictures a second.
+    times: of all pictures in seconds, instead of rate.
+    codec, pixels, options: of the pictures.
+    sample_rate, sound_codec, layout: of the sound.
+    clock: the time stamp of a packet of sound, from the seconds of sound before it.
+  """
+  with av.open(str(path), "w") as container:
+    pictures = iter(pictures)
+    first = next(pictures, None)
+    packets = []
+    if first is not None:
+      stream = container.add_stream(codec, rate=rate, options=options or {})
+      stream.width, stream.height, stream.pix_fmt = first.shape[1], first.shape[0], pixels
+      base = Fraction(1, rate) if times is None else Fraction(1, TICKS)
+      if times is not None:
+        stream.codec_context.time_base = base
+      at = itertools.count() if times is None else iter([round(TICKS * time) for time in times])
+      packets.append(_pictures(stream, itertools.chain([first], pictures), pixels, at, base))
+    if sound is not None:
+      voice = container.add_stream(sound_codec, rate=sample_rate, layout=layout)
+      packets.append(_sound(voice, sound, sample_rate, clock))
+    for packet in heapq.merge(*packets, key=lambda packet: float((packet.dts or 0) * packet.time_base)):
+      container.mux(packet)
+  return path
+
+
+def _pictures(stream, pictures, pixels, at, base) -> Iterator[av.Packet]:
+  for picture in pictures:
+    frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pixels)
+    frame.pts, frame.time_base = next(at), base
+    yield from stream.encode(frame)
+  yield from stream.encode()
+
+
+def _sound(stream, sound, sample_rate, clock) -> Iterator[av.Packet]:
+  kind, layout = stream.codec_context.format, stream.layout
+  noise = np.random.default_rng(5).integers(-9000, 9000, (layout.nb_channels - 1, len(sound)), dtype=np.int16)
+  samples = np.concatenate([sound[None], noise])
+  if kind.name.startswith("flt"):
+    samples = samples.astype(np.float32) / 32768
+
+  def encoded() -> Iterator[av.Packet]:
+    for start in range(0, len(sound), 1024):
+      part = samples[:, start : start + 1024]
+      part = part if kind.is_planar else part.T.reshape(1, -1)
+      frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(part), format=kind.name, layout=layout.name)
+      frame.sample_rate, frame.pts, frame.time_base = sample_rate, start, Fraction(1, sample_rate)
+      yield from stream.encode(frame)
+    yield from stream.encode()
+
+  for packet in encoded():
+    seconds = float(packet.pts * packet.time_base)
+    packet.pts = packet.dts = round(clock(seconds) / packet.time_base)
+    yield packet
+
+
+def noise(length: int, *, height: int = 48, width: int = 64, seed: int = 0) -> list[np.ndarray]:
+  """Pictures that all differ, in squares of 8 pixels, so that coding with loss keeps much of them."""
+  rng = np.random.default_rng(seed)
+  small = rng.integers(0, 190, (length, height // 8, width // 8, 3), dtype=np.uint8)
+  return list(small.repeat(8, axis=1).repeat(8, axis=2))
+
+
+def hum(seconds: float, sample_rate: int = 16_000, *, seed: int = 0) -> np.ndarray:
+  """Noise whose loudness changes, around 500: (S,) int16."""
+  length = round(seconds * sample_rate)
+  loudness = 3000 * (1.2 + np.sin(2 * np.pi * np.arange(length) / sample_rate / 0.7))
+  return (np.random.default_rng(seed).uniform(-1, 1, length) * loudness + 500).astype(np.int16)
+
+
+def turn(path: Path) -> Path:
+  """Marks an .mp4 as filmed with an upright telephone: a quarter turn clockwise to be shown."""
+  data = path.read_bytes()
+  at = data.index(struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30), data.index(b"tkhd"))
+  matrix = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
+  path.write_bytes(data[:at] + matrix + data[at + 36 :])
+  return path

@@ -1,0 +1,472 @@
+"""Videos as a model is given them: whole exactly as in training, windows exactly as clips cut out there, in step."""
+
+import dataclasses
+import itertools
+import os
+from pathlib import Path
+import subprocess
+import sys
+
+from conftest import ROOT
+from films import LOSSY, hum, noise, turn, write_film
+import numpy as np
+import pytest
+from test_faces import Spots
+
+from mma_dfer_jax.data import faces, film, media
+from mma_dfer_jax.data.datasets import read_record
+from mma_dfer_jax.data.fbank import missing_spectrogram, spectrogram
+from mma_dfer_jax.data.frames import decode_frame, encode_frame, resize
+from mma_dfer_jax.data.pipeline import Preprocessing, eval_example
+from mma_dfer_jax.errors import UserError
+
+SPEC = Preprocessing(64, 16, (512, 128))
+RATE = 16_000
+
+
+class PaleSpots(Spots):
+  """Also finds spots that coding has changed a little."""
+
+  def detect(self, frame):
+    colours = np.array(self.colours)
+    near = np.abs(frame[:, :, None].astype(int) - colours).max(axis=-1) < 60
+    return super().detect(np.where(near.any(axis=-1, keepdims=True), colours[near.argmax(axis=-1)], 1))
+
+
+@pytest.fixture
+def finder(monkeypatch):
+  """Makes a FaceFinder that finds red, green and blue spots."""
+  monkeypatch.setattr(faces, "Detector", PaleSpots)
+  return lambda policy="follow": faces.FaceFinder(Path("none"), policy, 32)
+
+
+def spotted(length, *, height=48, width=64, moving=True):
+  """Noise with a red spot that may move from left to right, and a green one that comes and goes."""
+  pictures = [picture // 2 for picture in noise(length, height=height, width=width)]
+  for i, picture in enumerate(pictures):
+    left = 4 + moving * i * (width - 28) // length
+    picture[16:34, left : left + 18] = (255, 0, 0)
+    if 20 < i % 60 < 40:
+      picture[2:12, -14:-4] = (0, 255, 0)
+  return pictures
+
+
+def whole(path, finder=None):
+  seen = film.survey(path, finder)
+  (sample,) = film.samples(seen, film.whole(seen), SPEC, finder)
+  return seen, sample
+
+
+def as_trained(path, finder=None):
+  record = read_record(path, finder=finder)
+  return record, eval_example({"label": 0, "clip_id": b"", **record}, SPEC)
+
+
+# The whole of a video
+
+
+RAW = {"codec": "libx264", "pixels": "yuv420p"}
+KINDS = {
+  "a.mkv": {},
+  "a.avi": {},
+  "b_frames.avi": RAW,
+  "a.mp4": LOSSY,
+  "a.mov": RAW,
+  "a.webm": {"codec": "libvpx", "pixels": "yuv420p", "sound_codec": "libopus", "sample_rate": 48_000},
+  "a.flv": LOSSY | {"sample_rate": 44_100},
+  "a.ts": LOSSY,
+  "a.gif": {"codec": "gif", "pixels": "rgb8"},
+  "a.h264": RAW,
+  "turned.mp4": LOSSY,
+  "six_channels.mp4": LOSSY | {"layout": "5.1", "sample_rate": 48_000},
+  "8kHz.mkv": {"sample_rate": 8000},
+  "96kHz.mkv": {"sample_rate": 96_000, "sound_codec": "flac"},
+  "later.mkv": {"clock": lambda seconds: seconds + 0.7},
+  "earlier.mkv": {"times": [0.4 + 0.04 * i for i in range(70)]},
+  "short.mp4": LOSSY,
+  "vfr.mp4": LOSSY | {"times": np.cumsum(np.random.default_rng(0).uniform(0.01, 0.2, 70)).tolist()},
+  "one.mp4": LOSSY,
+  "5fps.mp4": LOSSY | {"rate": 5},
+  "120fps.mp4": LOSSY | {"rate": 120},
+}
+SOUNDLESS = ("a.gif", "a.h264")
+
+
+def write_kind(folder, name):
+  sample_rate = KINDS[name].get("sample_rate", RATE)
+  sound = None if name in SOUNDLESS else hum(0.4 if name == "short.mp4" else 7.0, sample_rate)
+  path = write_film(folder / name, spotted(1 if name == "one.mp4" else 70), sound, **KINDS[name])
+  return turn(path) if name == "turned.mp4" else path
+
+
+@pytest.mark.parametrize("cut_out", [False, True])
+@pytest.mark.parametrize("name", KINDS)
+def test_a_whole_video_is_what_training_would_see(tmp_path, finder, name, cut_out):
+  path, finds = write_kind(tmp_path, name), finder() if cut_out else None
+  seen, sample = whole(path, finds)
+  record, expected = as_trained(path, finds)
+  np.testing.assert_array_equal(sample.video, expected["video"])
+  np.testing.assert_allclose(sample.spectrogram, expected["spectrogram"], rtol=0, atol=1e-6)
+  assert len(seen.times) == sample.window.last == len(record["frames"])
+  assert (sample.seconds_of_sound > 0) == record["has_audio"] == (name not in SOUNDLESS)
+  if record["has_audio"]:
+    assert sample.seconds_of_sound == pytest.approx(len(record["waveform"]) / record["sample_rate"])
+  assert not sample.silent
+  if cut_out:
+    assert sample.with_face.mean() == record["face_share"] == 1
+    assert sample.faces_at_once == (1 if name == "one.mp4" else 2)
+  else:
+    assert sample.with_face is None
+
+
+@pytest.mark.parametrize("policy", ["follow", "union"])
+def test_faces_are_cut_from_a_whole_video_as_in_training(tmp_path, finder, policy):
+  path = write_film(tmp_path / "a.mkv", spotted(90, height=96, width=160), hum(3.6))
+  cut_out, plain = whole(path, finder(policy))[1], whole(path)[1]
+  np.testing.assert_array_equal(cut_out.video, as_trained(path, finder(policy))[1]["video"])
+  assert (cut_out.video != plain.video).mean() > 0.5
+
+
+@pytest.mark.parametrize("name", sorted(KINDS.keys() - {"vfr.mp4", "one.mp4"}))
+def test_times_of_frames_and_length(tmp_path, name):
+  seen = film.survey(write_kind(tmp_path, name))
+  rate = KINDS[name].get("rate", 25)
+  np.testing.assert_allclose(seen.times, np.arange(70) / rate, atol=1.1e-3)  # some count milliseconds
+  assert seen.seconds == pytest.approx(70 / rate, abs=2e-3)
+  assert seen.sizes.tolist() == [[64, 48] if name == "turned.mp4" else [48, 64]] * 70
+
+
+def test_no_sound_silence_and_too_little_sound(tmp_path):
+  pictures = noise(30)
+  for sound, with_sound, silent in [
+    (None, False, False),
+    (hum(0.02), False, False),
+    (np.zeros(RATE, np.int16), True, True),
+    (np.full(RATE, 20, np.int16), True, True),
+    (hum(1.0), True, False),
+    (np.concatenate([np.zeros(2 * RATE, np.int16), hum(1.0)]), True, False),  # heard when the picture is gone
+  ]:
+    sample = whole(write_film(tmp_path / "a.mkv", pictures, sound))[1]
+    assert (sample.seconds_of_sound > 0, sample.silent) == (with_sound, silent)
+    expected = (
+      spectrogram(sound.astype(np.float32) / 32768, RATE) if with_sound else missing_spectrogram(512, 128)
+    )
+    np.testing.assert_allclose(sample.spectrogram, expected, rtol=0, atol=1e-6)
+
+
+def test_without_a_face_the_middle_is_seen(tmp_path, finder):
+  pictures = noise(30)
+  sample = whole(write_film(tmp_path / "a.mkv", pictures), finder())[1]
+  assert sample.with_face.tolist() == [False] * 30
+  assert sample.faces_at_once == 0
+  middle = resize(
+    np.ascontiguousarray(pictures[0][:, 8:56]), 32
+  )  # of the first frame that is taken, 0.94 of 1.875
+  np.testing.assert_array_equal(sample.video[0], resize(decode_frame(encode_frame(middle)), 64))
+
+
+# Windows
+
+
+def imagined(times, seconds, sound=None):
+  """A film of which only the times matter."""
+  return film.Film("none", np.array(times), seconds, np.ones((len(times), 2), int), None, sound, ())
+
+
+@pytest.mark.parametrize(
+  ("frames", "rate", "window", "hop", "ends"),
+  [
+    (100, 25, 2.0, 1.0, [(0, 2), (1, 3), (2, 4)]),
+    (110, 25, 2.0, 1.0, [(0, 2), (1, 3), (2, 4), (3, 4.4)]),
+    (100, 25, 1.0, 1.0, [(0, 1), (1, 2), (2, 3), (3, 4)]),
+    (10, 25, 4.0, 1.0, [(0, 0.4)]),
+    (1, 25, 4.0, 1.0, [(0, 0.04)]),
+    (300, 30000 / 1001, 5.0, 5.0, [(0, 5), (5, 10.01)]),  # no window of 10 ms
+  ],
+)
+def test_windows_cover_a_film(frames, rate, window, hop, ends):
+  found = film.windows(imagined(np.arange(frames) / rate, frames / rate), window, hop)
+  np.testing.assert_allclose([(one.start, one.end) for one in found], ends, atol=1e-9)
+  for one in found:
+    inside = [i for i in range(frames) if one.start - 1e-6 <= i / rate < one.end - 1e-6]
+    assert list(range(one.first, one.last)) == inside
+
+
+def test_every_moment_of_any_film_is_in_a_window():
+  rng = np.random.default_rng(0)
+  for _ in range(200):
+    steps = rng.choice([0.001, 0.04, 0.3, 5.0], rng.integers(1, 60), p=[0.1, 0.7, 0.15, 0.05])
+    times = np.cumsum(steps) - steps[0]
+    seconds = times[-1] + 0.04
+    hop = rng.uniform(0.05, 2)
+    window = hop + rng.uniform(0.1, 3)
+    found = film.windows(imagined(times, seconds), window, hop)
+    assert found[0].start == 0
+    assert found[-1].end == seconds
+    assert all(b.start <= a.end and b.start > a.start for a, b in itertools.pairwise(found))
+    assert all(one.first < one.last for one in found)
+    assert {i for one in found for i in range(one.first, one.last)} == set(range(len(times)))
+    for one in found:
+      begin_inside = ((times >= one.start - 1e-6) & (times < one.end - 1e-6)).sum()
+      assert one.last - one.first == max(1, begin_inside)
+      assert times[one.first] <= one.start or begin_inside  # else one that was shown before and still is
+
+
+@pytest.mark.parametrize(
+  ("window", "hop"),
+  [
+    (0.0, 0.0),
+    (-1.0, -1.0),
+    (1.0, 2.0),
+    (1.0, 0.0),
+    (np.nan, 1.0),
+    (1.0, np.nan),
+    (np.inf, 1.0),
+    (0.01, 0.01),
+  ],
+)
+def test_windows_that_cannot_be_are_refused(window, hop):
+  with pytest.raises(UserError, match="a window has at least"):
+    film.windows(imagined([0.0], 1.0), window, hop)
+
+
+@pytest.mark.parametrize("cut_out", [False, True])
+def test_a_window_is_what_a_clip_cut_out_there_would_be(tmp_path, finder, cut_out):
+  pictures, sound, finds = spotted(131, moving=False), hum(131 / 25), finder() if cut_out else None
+  seen = film.survey(write_film(tmp_path / "film.mkv", pictures, sound), finds, hop=0.48)
+  found = list(film.samples(seen, film.windows(seen, 1.0, 0.48), SPEC, finds))
+  assert len(found) == 10
+  for sample in found:
+    one = sample.window
+    excerpt = sound[round(one.start * RATE) : round(one.end * RATE)]
+    clip = write_film(tmp_path / "clip.mkv", pictures[one.first : one.last], excerpt)
+    alone = whole(clip, finds)[1]
+    np.testing.assert_array_equal(sample.video, alone.video)
+    np.testing.assert_array_equal(sample.spectrogram, alone.spectrogram)
+    assert sample.seconds_of_sound == pytest.approx(alone.seconds_of_sound)
+    if cut_out:
+      np.testing.assert_array_equal(sample.with_face, alone.with_face)
+  assert len({sample.video.tobytes() for sample in found}) == 10
+
+
+def test_with_any_hop_a_face_is_where_it_is_in_a_clip_cut_out_there(tmp_path, finder):
+  pictures = spotted(100, height=96, width=160)
+  seen = film.survey(write_film(tmp_path / "film.mkv", pictures), finder(), hop=0.28)
+  for sample in film.samples(seen, film.windows(seen, 0.84, 0.28), SPEC, finder()):
+    alone = whole(
+      write_film(tmp_path / "clip.mkv", pictures[sample.window.first : sample.window.last]), finder()
+    )[1]
+    for one in (sample, alone):  # red fills the same part of the crops
+      red = (one.video[..., 0] > 160) & (one.video[..., 1] < 90)
+      one.video[...] = red[..., None]
+    np.testing.assert_array_equal(sample.with_face, alone.with_face)
+    np.testing.assert_allclose(sample.video.mean(axis=(1, 2, 3)), alone.video.mean(axis=(1, 2, 3)), atol=0.05)
+    assert (sample.video != alone.video).mean() < 0.12
+
+
+def test_a_picture_that_stays_keeps_its_face(tmp_path, finder):
+  """Slides: the face of picture 5 is there in all windows in which nothing else is shown."""
+  times = [0, 0.1, 0.2, 0.3, 0.4, 0.5, 10.5, 10.6, 10.7]
+  seen = film.survey(
+    write_film(tmp_path / "a.mkv", spotted(90)[:9], hum(10.8), times=times), finder(), hop=1.0
+  )
+  found = list(film.samples(seen, film.windows(seen, 2.0, 1.0), SPEC, finder()))
+  stills = [sample for sample in found if sample.window.last - sample.window.first == 1]
+  assert [sample.window.first for sample in stills] == [5] * len(stills)
+  assert len(stills) == 8
+  assert all(sample.with_face.all() for sample in found)
+  assert (stills[0].spectrogram != stills[1].spectrogram).any()
+
+
+def test_windows_without_sound_and_without_face_are_known(tmp_path, finder):
+  pictures = spotted(50) + noise(50, seed=1) + noise(50, seed=2)
+  sound = np.concatenate([hum(2.0), np.zeros(2 * RATE, np.int16)])
+  seen = film.survey(write_film(tmp_path / "a.mkv", pictures, sound), finder(), hop=1.0)
+  found = list(film.samples(seen, film.windows(seen, 1.0, 1.0), SPEC, finder()))
+  assert [bool(one.with_face.any()) for one in found] == [True, True, False, False, False, False]
+  assert [one.seconds_of_sound for one in found] == [1, 1, 1, 1, 0, 0]
+  assert [one.silent for one in found] == [False, False, True, True, False, False]
+  np.testing.assert_array_equal(found[-1].spectrogram, missing_spectrogram(512, 128))
+  np.testing.assert_array_equal(found[2].spectrogram, spectrogram(np.zeros(RATE, np.float32), RATE))
+
+
+# Picture and sound in step
+
+
+FLASHES = (1.0, 3.4, 5.2, 8.0, 9.6, 11.0)
+
+
+def excerpts(path, monkeypatch, window, hop):
+  """(film, windows, the waveforms that their spectrograms are made of)."""
+  records = []
+
+  def example(record, spec):
+    records.append(record)
+    return eval_example(record, spec)
+
+  monkeypatch.setattr(film, "eval_example", example)
+  seen = film.survey(path)
+  wanted = film.windows(seen, window, hop)
+  assert len(list(film.samples(seen, wanted, SPEC))) == len(records)
+  return seen, wanted, [record["waveform"] for record in records]
+
+
+CLOCKS = {  # seconds of sound -> time stamp
+  "even": lambda seconds: seconds,
+  "0.3 s late": lambda seconds: seconds + 0.3,
+  "a gap of 2 s": lambda seconds: seconds + 2 * (seconds >= 5.8),
+  "1 % slow": lambda seconds: 1.01 * seconds,
+  "1 % fast": lambda seconds: 0.99 * seconds,
+  "5 % fast": lambda seconds: 0.95 * seconds,
+}
+
+
+@pytest.mark.parametrize(
+  ("container", "how"),
+  [
+    *((container, how) for container in ("mkv", "mp4") for how in CLOCKS),
+    ("ts", "even"),
+    ("ts", "1 % fast"),
+    ("late_pictures.mkv", "even"),
+    ("late_pictures.mkv", "0.3 s late"),
+    ("cut.ts", "even"),
+    ("vfr.mkv", "even"),
+    ("vfr.mkv", "1 % slow"),
+  ],
+)
+def test_clicks_are_heard_when_flashes_are_seen(tmp_path, monkeypatch, container, how):
+  """Within 20 ms, and what a clock is wrong within one packet of 64 ms."""
+  clock, times = CLOCKS[how], np.arange(300) / 25
+  if container == "vfr.mkv":
+    steps = np.random.default_rng(1).choice([0.02, 0.04, 0.3], 400, p=[0.5, 0.45, 0.05])
+    times = np.unique(np.round([*(np.cumsum(steps)[np.cumsum(steps) < 11.9]), 0.0, *FLASHES], 2))
+  if container == "late_pictures.mkv":
+    times = times[10:]
+  bright = np.isin(np.round(times, 2), FLASHES)
+  pictures = [np.full((48, 64, 3), 240 if on else 10, np.uint8) for on in bright]
+  nominal = np.arange(0, 14, 1 / RATE)
+  stamps = np.array([clock(1024 * k / RATE) for k in range(len(nominal) // 1024 + 1)])  # of packets
+  sound = np.zeros(len(nominal), np.int16)
+  for at in FLASHES:  # the sample that its packet's time stamp puts nearest to the flash
+    packet = np.searchsorted(stamps, at + 1e-9) - 1
+    inside = round((at - stamps[packet]) * RATE)
+    if inside < 1400:  # else in the gap
+      sound[1024 * packet + inside :][:3] = 30_000
+  sound = sound[: 1024 * np.searchsorted(stamps, 11.9)]
+  coded = {} if container.endswith("mkv") else LOSSY | {"options": {"g": "50"}}
+  if container != "cut.ts":
+    coded["times"] = times.tolist()
+  path = write_film(tmp_path / f"a.{container}", pictures, sound, clock=clock, **coded)
+  if container == "cut.ts":  # begins amid a group of pictures; 5 s are left
+    data = path.read_bytes()
+    path.write_bytes(data[len(data) // 188 * 55 // 100 * 188 :])
+  seen, wanted, waveforms = excerpts(path, monkeypatch, 2.0, 1.0)
+  flashes = [
+    seen.times[i] for i, picture in enumerate(media.iterate_pictures(path)) if picture.pixels().mean() > 150
+  ]
+  assert len(flashes) == len(FLASHES) or (container == "cut.ts" and len(flashes) >= 3)
+  heard = 0
+  for one, waveform in zip(wanted, waveforms, strict=True):
+    clicks = np.flatnonzero(np.abs(waveform.astype(int)) > 9000) / RATE + one.start
+    for flash in flashes:
+      if one.start + 0.03 < flash < one.end - 0.03 and len(clicks):
+        assert np.abs(clicks - flash).min() < 0.0201 + 0.064 * (0.05 if "5 %" in how else 0.01)
+        heard += 1
+    for click in clicks:
+      assert np.abs(np.array(flashes) - click).min() < 0.03
+  assert heard >= 2 * len(flashes) - 5
+
+
+def test_the_end_of_a_fast_sound_is_not_lost(tmp_path):
+  for name in ("a.mp4", "a.mov", "a.mkv"):
+    path = write_film(tmp_path / name, noise(300), hum(12.0), clock=lambda seconds: 0.9 * seconds, **LOSSY)
+    assert film.survey(path).sound.seconds == pytest.approx(10.8, abs=0.05)
+
+
+# What must not be believed
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path):
+  path = write_film(tmp_path / "a.mkv", noise(60), hum(2.4))
+  other = write_film(tmp_path / "b.mkv", noise(60, seed=1), hum(2.4, seed=1)).read_bytes()
+  longer = write_film(tmp_path / "c.mkv", noise(90, seed=1), hum(3.6)).read_bytes()
+  for when in ("before", "after one window"):
+    for data in (other, longer):
+      seen = film.survey(path)
+      iterator = film.samples(seen, film.windows(seen, 1.0, 0.5), SPEC)
+      if when != "before":
+        next(iterator)
+      (tmp_path / "new").write_bytes(data)
+      os.replace(tmp_path / "new", path)
+      with pytest.raises(media.MediaError, match=r"a\.mkv: was changed while it was read"):
+        list(iterator)
+
+
+def test_other_frames_than_before_are_refused(tmp_path):
+  seen = film.survey(write_film(tmp_path / "a.mkv", noise(60)))
+  more = dataclasses.replace(
+    seen, times=np.arange(70) / 25, sizes=np.full((70, 2), (48, 64)), seconds=70 / 25
+  )
+  with pytest.raises(media.MediaError, match="fewer frames"):
+    list(film.samples(more, film.whole(more), SPEC))
+  with pytest.raises(media.MediaError, match="another size"):
+    list(film.samples(dataclasses.replace(seen, sizes=seen.sizes + 1), film.whole(seen), SPEC))
+
+
+@pytest.mark.parametrize(("jump", "direction"), [(-5.0, "-5 s at 1.96 s"), (1000.0, "1000 s at 1.96 s")])
+def test_a_clock_that_jumps_makes_no_timeline(tmp_path, monkeypatch, jump, direction):
+  path = write_film(tmp_path / "a.mkv", noise(100))
+
+  def jumping():
+    for i, picture in enumerate(original(path)):
+      picture.time += jump * (i >= 50)
+      yield picture
+
+  original = media.iterate_pictures
+  monkeypatch.setattr(media, "iterate_pictures", lambda path: jumping())
+  with pytest.raises(media.MediaError, match=f"its pictures jump by {direction}"):
+    film.survey(path, hop=1.0)
+  assert len(film.survey(path).times) == 100  # of the whole, only the order counts
+
+
+def test_damage_is_known_before_a_model_is_asked(tmp_path):
+  (tmp_path / "text.mp4").write_text("hello\n" * 50)
+  whole_file = write_film(tmp_path / "a.mkv", noise(100), hum(4.0)).read_bytes()
+  (tmp_path / "cut.mkv").write_bytes(whole_file[: len(whole_file) // 2])
+  write_film(tmp_path / "sound.mkv", [], hum(1.0))
+  write_film(tmp_path / "60Hz.mkv", noise(30), hum(1.2, 60), sample_rate=60)
+  for name, says in {
+    "text.mp4": "is not a video",
+    "cut.mkv": "cut short",
+    "sound.mkv": "holds no video stream",
+    "60Hz.mkv": "its sound has 60 samples a second; at least 100 are needed",
+    "missing.mkv": "No such file",
+  }.items():
+    with pytest.raises(media.MediaError, match=says):
+      film.survey(tmp_path / name)
+
+
+def test_memory_does_not_grow_with_the_film(tmp_path):
+  """6 s and 3 minutes at 48 kHz, whose sound alone are 17 MB; in windows of 4 and of 60 s."""
+  picture = noise(10)
+  for name, seconds in (("short.mkv", 6), ("long.mkv", 180)):
+    write_film(
+      tmp_path / name, (picture[i % 10] for i in range(10 * seconds)), np.tile(hum(1.0, 48_000), seconds),
+      rate=10, codec="mpeg4", pixels="yuv420p", sample_rate=48_000,
+    )  # fmt: skip
+  code = """if True:
+    import resource, sys
+    from mma_dfer_jax.data import film
+    from mma_dfer_jax.data.pipeline import Preprocessing
+    for name in ("short.mkv", "long.mkv"):
+      for window, hop in ((4.0, 2.0), (60.0, 30.0)):
+        seen = film.survey(f"{sys.argv[1]}/{name}", hop=hop)
+        count = sum(1 for _ in film.samples(seen, film.windows(seen, window, hop), Preprocessing(64)))
+      print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+  """
+  done = subprocess.run(
+    [sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, text=True, check=True
+  )
+  (few, short), (many, long) = (map(int, line.split()) for line in done.stdout.splitlines())
+  assert (few, many) == (1, 5)
+  assert long < short + 8, f"{short} and {long} MB"

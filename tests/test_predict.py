@@ -1,0 +1,560 @@
+"""Answers of a trained model for video files: the real command, the functions, tables, subtitles, pictures."""
+
+import csv
+import dataclasses
+import io
+import itertools
+import json
+import os
+from pathlib import Path
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+from conftest import GOLDEN, ROOT
+from films import LOSSY, hum, noise, write_film
+import jax
+import numpy as np
+from PIL import Image
+import pytest
+from test_faces import Spots
+
+from mma_dfer_jax import convert_checkpoint, load_model, predict_video
+from mma_dfer_jax.data import faces
+from mma_dfer_jax.data.datasets import read_record
+from mma_dfer_jax.data.film import Soundtrack
+from mma_dfer_jax.data.media import MediaError
+from mma_dfer_jax.data.pipeline import eval_example
+from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.prediction import Prediction, Timeline, predict_timeline, preprocessing
+from mma_dfer_jax.timeline import draw, to_csv, to_srt, turns
+
+CLASSES = ("happy", "sad", "neutral", "angry", "surprise", "disgust", "fear")
+RATE = 16_000
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+  """A tiny model with the weights that the original wrote."""
+  target = tmp_path_factory.mktemp("tiny") / "model"
+  convert_checkpoint(GOLDEN / "tiny_reference_checkpoint.pth", target, classes="dfew")
+  return target
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+  return load_model(folder)
+
+
+# One process that answers many command lines: each as `python -m mma_dfer_jax.predict` would, but without loading and
+# compiling the model again. Not in this process, for commands define flags of the same names.
+ANSWERING = """if True:
+  import contextlib, functools, io, json, os, sys, traceback
+  from absl import flags
+  from mma_dfer_jax import cli, predict
+  predict.load_model = functools.cache(predict.load_model)
+  for line in sys.stdin:
+    folder, *argv = json.loads(line)
+    os.chdir(folder)
+    flags.FLAGS.unparse_flags()
+    for name in flags.FLAGS:
+      flags.FLAGS[name].unparse()
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", errors="backslashreplace") for _ in range(2))
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+      try:
+        status = cli._guarded(predict.main, cli._parse(["predict", *argv]), True) or 0
+      except SystemExit as error:
+        status = error.code
+      except BaseException:
+        status = traceback.format_exc()
+    said = [stream.seek(0) or stream.read() for stream in (out, err)]
+    print(json.dumps([status, *said]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def command(folder):
+  """Runs command lines in a folder: (exit status, stdout, stderr)."""
+  environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+  process = subprocess.Popen(
+    [sys.executable, "-c", ANSWERING],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+    env=environment,
+  )
+
+  def ask(at, *argv):
+    print(
+      json.dumps([str(at), f"--model={folder}", "--faces=none", *map(str, argv)]),
+      file=process.stdin,
+      flush=True,
+    )
+    status, out, err = json.loads(process.stdout.readline())
+    assert isinstance(status, int), status
+    return status, out, err
+
+  yield ask
+  process.stdin.close()
+  process.wait(30)
+
+
+def read(path):
+  return json.loads(Path(path).read_text())
+
+
+def table(path):
+  return list(csv.DictReader(io.StringIO(Path(path).read_text(encoding="utf-8"))))
+
+
+# Whole clips
+
+
+def test_answers_of_clips(tmp_path, command, folder, model):
+  write_film(tmp_path / "a.mkv", noise(50), hum(2.0))
+  write_film(tmp_path / "b.mp4", noise(70, seed=1), hum(7.0), **LOSSY)
+  write_film(tmp_path / "c.gif", noise(5), codec="gif", pixels="rgb8")
+  status, out, err = command(tmp_path, "--out=answers", "a.mkv", "b.mp4", "c.gif")
+  assert status == 0
+  assert [line.split(":")[0] for line in out.splitlines() if not line.startswith(" ")] == [
+    "a.mkv",
+    "b.mp4",
+    "c.gif",
+  ]
+  assert "only the first 5.1" in out
+  assert "only 5 of 16 frames" in out
+  assert "no sound" in out
+  assert "faces: none" in err
+  assert re.search(r"3/3", err), "a progress bar"
+  rows = table(tmp_path / "answers/answers.csv")
+  for row, (name, seconds, frames, sound) in zip(
+    rows, [("a.mkv", 2.0, 50, True), ("b.mp4", 2.8, 70, True), ("c.gif", 0.2, 5, False)], strict=True
+  ):
+    answer = read(tmp_path / f"answers/{Path(name).stem}.json")
+    assert tuple(answer["probabilities"]) == CLASSES
+    assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-9)
+    assert answer["top"] == max(answer["probabilities"], key=answer["probabilities"].get)
+    assert (answer["clip"], answer["frames"], answer["sound"]) == (name, frames, sound)
+    assert answer["seconds"] == pytest.approx(seconds, abs=0.01)
+    assert answer["frames_with_face"] is None
+    assert answer["model"]["folder"] == str(folder)
+    assert answer["model"]["converted_from"]["file"] == "tiny_reference_checkpoint.pth"
+    assert answer["version"]
+    example = eval_example({"label": 0, "clip_id": b"", **read_record(tmp_path / name)}, preprocessing(model))
+    logits = model(example["video"][None], example["spectrogram"][None])[0].astype(np.float64)
+    expected = np.exp(logits) / np.exp(logits).sum()
+    np.testing.assert_allclose(list(answer["probabilities"].values()), expected, atol=1e-6)
+    np.testing.assert_allclose([float(row[f"p({label})"]) for label in CLASSES], expected, atol=2e-6)
+    assert (row["clip"], row["top"], row["frames"], row["sound"]) == (
+      name,
+      answer["top"],
+      str(frames),
+      str(sound),
+    )
+    assert row["warnings"] == "; ".join(answer["warnings"])
+
+
+def answers_of(path):
+  return {file.name: read(file) for file in sorted(Path(path).glob("*.json"))}
+
+
+def test_a_batch_gives_the_same_numbers(tmp_path, command):
+  for i in range(5):
+    write_film(tmp_path / f"{i}.mkv", noise(20 + 9 * i, seed=i), hum(1.0 + i, seed=i))
+  names = [f"{i}.mkv" for i in range(5)]
+  assert command(tmp_path, "--out=one", *names)[0] == 0
+  assert command(tmp_path, "--out=three", "--batch_size=3", *names)[0] == 0
+  assert command(tmp_path, "--out=film1", "--window=1", "--hop=0.5", "4.mkv")[0] == 0
+  assert command(tmp_path, "--out=film3", "--window=1", "--hop=0.5", "--batch_size=3", "4.mkv")[0] == 0
+  pairs = list(
+    zip(answers_of(tmp_path / "one").values(), answers_of(tmp_path / "three").values(), strict=True)
+  )
+  pairs += zip(*(read(tmp_path / f"film{k}/4.json")["windows"] for k in (1, 3)), strict=True)
+  assert len(pairs) == 5 + 4
+  for one, three in pairs:
+    of_one, of_three = (list(answer.pop("probabilities").values()) for answer in (one, three))
+    np.testing.assert_allclose(of_one, of_three, rtol=0, atol=1e-6)
+    assert one == three
+  assert len({tuple(row.values()) for row in table(tmp_path / "one/answers.csv")}) == 5
+
+
+def test_answers_are_kept_until_something_changes(tmp_path, command):
+  for i in range(2):
+    write_film(tmp_path / f"{i}.mkv", noise(20, seed=i), hum(1.0))
+
+  def changed(*argv):
+    """The answers that a command computed anew; it says how many it did not."""
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.json")}
+    status, _, err = command(tmp_path, "--out=out", *argv, "0.mkv", "1.mkv")
+    assert status == 0
+    assert len(table(tmp_path / "out/answers.csv")) >= 2
+    anew = [
+      path.stem for path in (tmp_path / "out").glob("*.json") if before.get(path) != path.stat().st_mtime_ns
+    ]
+    kept = re.search(r"(\d) of 2 clips were answered before", err)
+    assert len(anew) == 2 - int(kept[1] if kept else 0)
+    return sorted(anew)
+
+  assert changed() == ["0", "1"]
+  assert changed() == []
+  assert changed("--batch_size=2") == []  # the numbers do not depend on it
+  write_film(tmp_path / "1.mkv", noise(20, seed=5), hum(1.0))
+  assert changed() == ["1"]
+  os.utime(tmp_path / "0.mkv", ns=(1, 1))
+  assert changed() == ["0"]
+  assert changed("--window=0.5") == ["0", "1"]
+  assert changed("--window=0.5") == []
+  assert changed("--window=0.5", "--hop=0.5") == ["0", "1"]
+  assert changed("--window=0.5", "--hop=0.5") == []
+  (tmp_path / "out/0.json").write_text("{}")
+  (tmp_path / "out/1.json").write_bytes(b"\xff[")
+  assert changed("--window=0.5", "--hop=0.5") == ["0", "1"]
+  answer = read(tmp_path / "out/0.json")
+  for key in ("version", "model_sha256", "faces"):  # as if it had been another
+    other = answer | {"asked": answer["asked"] | {key: "another"}}
+    (tmp_path / "out/0.json").write_text(json.dumps(other))
+    assert changed("--window=0.5", "--hop=0.5") == ["0"]
+
+
+def test_killed_and_started_again_it_goes_on(tmp_path, folder):
+  """The real command in processes of its own."""
+  names = [f"{i}.mkv" for i in range(40)]
+  write_film(tmp_path / "0.mkv", noise(150), hum(6.0))
+  for name in names[1:]:
+    shutil.copy(tmp_path / "0.mkv", tmp_path / name)
+  argv = [
+    sys.executable,
+    "-m",
+    "mma_dfer_jax.predict",
+    f"--model={folder}",
+    "--faces=none",
+    "--out=out",
+    *names,
+  ]
+  environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+  process = subprocess.Popen(
+    argv, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+  )
+  until = time.monotonic() + 120
+  while len(list(tmp_path.glob("out/*.json"))) < 3 and process.poll() is None and time.monotonic() < until:
+    time.sleep(0.005)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/*.json")}
+  assert 3 <= len(before) < 40
+  done = subprocess.run(argv, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+  assert done.returncode == 0, done.stderr
+  assert f"{len(before)} of 40 clips were answered before" in done.stderr
+  assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
+  assert [row["clip"] for row in table(tmp_path / "out/answers.csv")] == names
+  assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
+    ["answers.csv", *(f"{i}.json" for i in range(40))]
+  )
+
+
+def test_what_cannot_be_read_is_told_and_stops_nothing(tmp_path, command):
+  good = write_film(tmp_path / "good.mp4", noise(50), hum(2.0), **LOSSY).read_bytes()
+  write_film(tmp_path / "last.mkv", noise(50), hum(2.0))
+  (tmp_path / "cut.mp4").write_bytes(good[: len(good) // 2])
+  (tmp_path / "empty.mp4").touch()
+  (tmp_path / "text.mp4").write_text("hello\n" * 40)
+  (tmp_path / "folder.mp4").mkdir()
+  os.mkfifo(tmp_path / "pipe")
+  write_film(tmp_path / "sound.m4a", [], hum(1.0), sound_codec="aac")
+  bad = {
+    "cut.mp4": "is not a video or sound file that can be read",
+    "empty.mp4": "is empty",
+    "text.mp4": "is not a video or sound file",
+    "folder.mp4": "is a folder",
+    "pipe": "is a device or a pipe",
+    "/dev/zero": "is a device or a pipe",
+    "sound.m4a": "holds no video stream",
+    "missing.mp4": "No such file",
+    "https://example.com/a.mp4": "is an address",
+  }
+  for flags in ([], ["--window=1"]):
+    status, _, err = command(tmp_path, "--out=out", *flags, "good.mp4", *bad, "last.mkv")
+    assert status == 1
+    assert "9 of 11 clips could not be read" in err
+    for name, reason in bad.items():
+      assert re.search(f"^error: {name}: {reason}", err, re.MULTILINE), err
+    assert {row["clip"] for row in table(tmp_path / "out/answers.csv")} == {"good.mp4", "last.mkv"}
+    assert sorted(answers_of(tmp_path / "out")) == ["good.json", "last.json"]
+  status, _, err = command(tmp_path, "--out=none", "empty.mp4")
+  assert (status, table(tmp_path / "none/answers.csv")) == (1, [])
+
+
+def test_odd_names_of_files(tmp_path, command):
+  written = write_film(tmp_path / "written.mkv", noise(20), hum(0.8)).read_bytes()
+  names = [
+    "with space ü é 表情.mkv",
+    "new\nline.mkv",
+    'comma,"quote".mkv',
+    "$a$b$.mkv",
+    os.fsdecode(b"latin\xff.mkv"),
+  ]
+  for name in names:
+    (tmp_path / name).write_bytes(written)
+  for flags in ([], ["--window=0.5"]):
+    assert command(tmp_path, "--out=out", *flags, *names)[0] == 0
+    expected = [name.encode(errors="backslashreplace").decode() for name in names]
+    assert list(dict.fromkeys(row["clip"] for row in table(tmp_path / "out/answers.csv"))) == expected
+    assert all(read(tmp_path / f"out/{Path(name).stem}.json")["clip"] == name for name in names)
+
+
+@pytest.mark.parametrize(
+  ("argv", "status", "says"),
+  [
+    ([], 1, "name at least one video"),
+    (["a.mkv", "a.mkv"], 1, r"several clips would be answered in a\.json"),
+    (["a.mkv", "there/a.mp4", "--hop=1"], 1, r"(?s)answered in a\.json.*--hop needs --window"),
+    (["x" * 251 + ".mkv"], 1, "too long a name"),
+    (["a.mkv", "--window=0"], 1, "a window has at least"),
+    (["a.mkv", "--window=-1"], 1, "a window has at least"),
+    (["a.mkv", "--window=nan"], 1, "a window has at least"),
+    (["a.mkv", "--window=inf"], 1, "a window has at least"),
+    (["a.mkv", "--window=1", "--hop=2"], 1, "the hop lies between"),
+    (["a.mkv", "--window=1", "--hop=0"], 1, "the hop lies between"),
+    (["a.mkv", "--window=1", "--hop=nan"], 1, "the hop lies between"),
+    (["answers.mkv", "--window=1"], 1, "would be written over"),
+    (["a.mkv", "--batch_size=0"], 2, "not a positive integer"),
+    (["a.mkv", "--faces=foo"], 2, r"auto\|yunet\|none"),
+    (["a.mkv", "--faces=yunet", "--face_model=nowhere.onnx"], 1, r"nowhere\.onnx cannot be read"),
+    (["a.mkv", "--out=a.mkv/out"], 1, "a.mkv"),
+    (["a.mkv", "--out=/dev/full"], 1, "/dev/full cannot be written"),
+    (["a.mkv", "--model=nowhere"], 1, "nowhere is neither the workdir"),
+  ],
+)
+def test_wrong_command_lines(tmp_path, command, argv, status, says):
+  (tmp_path / "a.mkv").touch()
+  found, _, err = command(tmp_path, "--out=out", *argv)
+  assert found == status
+  assert err.startswith("error: ")
+  assert re.search(says, err), err
+  assert not (tmp_path / "out").exists()
+
+
+# Films
+
+
+def test_every_window_is_answered_as_a_clip(tmp_path, model):
+  pictures, sound = noise(110), hum(4.4)
+  timeline = predict_timeline(
+    model, write_film(tmp_path / "film.mkv", pictures, sound), window=2.0, hop=0.8, faces="none", batch_size=1
+  )
+  assert [(round(one.start, 6), round(one.end, 6)) for one in timeline.predictions] == [
+    (0.0, 2.0), (0.8, 2.8), (1.6, 3.6), (2.4, 4.4)
+  ]  # fmt: skip
+  for one in timeline.predictions:
+    clip = write_film(
+      tmp_path / "clip.mkv",
+      pictures[round(one.start * 25) : round(one.end * 25)],
+      sound[round(one.start * RATE) : round(one.end * RATE)],
+    )
+    alone = predict_video(model, clip, faces="none")
+    assert one == dataclasses.replace(alone, clip=one.clip, start=one.start, end=one.end)
+  assert len({one.probabilities["happy"] for one in timeline.predictions}) == 4
+
+
+def test_files_of_a_film(tmp_path, command):
+  loud, silent = hum(3.0), np.zeros(2 * RATE, np.int16)
+  write_film(tmp_path / "film.mkv", noise(180), np.concatenate([loud, silent]))
+  assert command(tmp_path, "--out=out", "--window=2", "film.mkv")[0] == 0
+  answer = read(tmp_path / "out/film.json")
+  assert (answer["seconds"], answer["window"], answer["hop"]) == (pytest.approx(7.2), 2.0, 0.5)
+  rows = table(tmp_path / "out/film.csv")
+  assert rows == table(tmp_path / "out/answers.csv")
+  assert len(rows) == len(answer["windows"]) == 12
+  assert [float(row["start"]) for row in rows] == [0.5 * k for k in range(12)]
+  assert rows[-1]["end"] == "7.200"
+  assert [row["sound"] for row in rows] == ["True"] * 10 + ["False"] * 2
+  assert [row["silent"] for row in rows] == ["False"] * 6 + ["True"] * 4 + ["False"] * 2
+  check_srt(tmp_path / "out/film.srt", 12, 7.2)
+  blocks = (tmp_path / "out/film.srt").read_text().split("\n\n")
+  assert ["silent" in block for block in blocks] == [row["silent"] == "True" for row in rows]
+  assert ["no sound" in block for block in blocks] == [row["sound"] == "False" for row in rows]
+  with Image.open(tmp_path / "out/film.png") as picture:
+    assert picture.size == (1200, 560)
+    assert len(np.unique(np.asarray(picture).reshape(-1, picture.mode.count("A") + 3), axis=0)) > 50
+
+
+def check_srt(path, number, seconds):
+  """Numbered blocks, each from where the last ended, from 0 to the end."""
+  blocks = Path(path).read_text(encoding="utf-8").strip().split("\n\n")
+  at = 0
+  for i, block in enumerate(blocks, 1):
+    index, times, words = block.split("\n")
+    assert index == str(i)
+    stamps = re.fullmatch(r"(\d\d):(\d\d):(\d\d),(\d{3}) --> (\d\d):(\d\d):(\d\d),(\d{3})", times)
+    start, end = (
+      sum(int(part) * unit for part, unit in zip(half, (3_600_000, 60_000, 1000, 1), strict=True))
+      for half in (stamps.groups()[:4], stamps.groups()[4:])
+    )
+    assert start == at < end
+    assert " %" in words
+    at = end
+  assert len(blocks) == number
+  assert at == round(1000 * seconds)
+
+
+def imagined(classes, starts, ends, **changes):
+  """A timeline that nobody computed."""
+  rng = np.random.default_rng(0)
+  shares = rng.dirichlet(np.ones(len(classes)), len(starts))
+  predictions = tuple(
+    Prediction(
+      "folder/film.mkv", start, end, classes[int(row.argmax())], dict(zip(classes, row.tolist(), strict=True)),
+      50, 0 if i == 1 else 40, 1, i != 2, i == 3, 2.0 if i != 2 else 0.0, ("one, two", "three") if i else (),
+    )
+    for i, (start, end, row) in enumerate(zip(starts, ends, shares, strict=True))
+  )  # fmt: skip
+  timeline = Timeline(
+    "folder/film.mkv", ends[-1], ends[0], starts[1] if len(starts) > 1 else 1.0, predictions, None, ()
+  )
+  return dataclasses.replace(timeline, **changes)
+
+
+ODD = ["happy, or not", 'the "best"', "müde", "高兴", "_hidden", "$a$ and $b$", "a\\frac{"]
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")  # the font has no Chinese
+def test_class_names_of_all_kinds_survive(tmp_path):
+  timeline = imagined(ODD, [0.0, 1.0, 2.0, 3.0], [2.0, 3.0, 4.0, 4.5])
+  text = to_csv(timeline.predictions)
+  rows = list(csv.DictReader(io.StringIO(text)))
+  assert list(rows[0]) == ["clip", "start", "end", "top", *(f"p({name})" for name in ODD), "frames",
+                           "frames_with_face", "sound", "silent", "warnings"]  # fmt: skip
+  for row, one in zip(rows, timeline.predictions, strict=True):
+    assert row["top"] == one.top
+    assert sum(float(row[f"p({name})"]) for name in ODD) == pytest.approx(1, abs=1e-5)
+  assert rows[1]["warnings"] == "one, two; three"
+  (tmp_path / "a.srt").write_text(to_srt(timeline), encoding="utf-8")
+  check_srt(tmp_path / "a.srt", 4, 4.5)
+  assert [re.findall("no face|no sound|silent", block) for block in to_srt(timeline).split("\n\n")] == [
+    [], ["no face"], ["no sound"], ["silent"]
+  ]  # fmt: skip
+  figure = draw(timeline)
+  figure.savefig(tmp_path / "a.png")
+  legend = figure.axes[1].get_legend()
+  assert [text.get_text() for text in legend.get_texts()] == ODD[::-1]
+
+
+def test_at_any_moment_the_window_with_the_nearest_middle_speaks():
+  timeline = imagined(CLASSES, [0.0, 1.0, 2.0, 3.0], [2.0, 3.0, 4.0, 4.5])
+  assert turns(timeline) == [(0.0, 1.5), (1.5, 2.5), (2.5, 3.375), (3.375, 4.5)]
+
+
+@pytest.mark.parametrize("number", [1, 2, 5000])
+def test_subtitles_and_pictures_of_any_length(tmp_path, number):
+  starts = [0.73 * k for k in range(number)]
+  ends = [start + 2.0 for start in starts[:-1]] + [starts[-1] + 1.9991]
+  sound = Soundtrack(RATE, ends[-1], np.zeros((round(20 * ends[-1]), 2), np.int16))
+  thumbnails = ((1.0, np.zeros((64, 64, 3), np.uint8)),)
+  timeline = imagined(CLASSES, starts, ends, soundtrack=sound, thumbnails=thumbnails)
+  (tmp_path / "a.srt").write_text(to_srt(timeline))
+  check_srt(tmp_path / "a.srt", number, ends[-1])
+  draw(timeline).savefig(tmp_path / "a.png", dpi=100)
+  with Image.open(tmp_path / "a.png") as picture:
+    assert picture.size == (1200, 560)
+
+
+# Functions
+
+
+class Centre(Spots):
+  """Finds a face in the middle of any picture that is not dark."""
+
+  def detect(self, frame):
+    height, width, _ = frame.shape
+    return [faces.Box(0.3 * width, 0.2 * height, 0.7 * width, 0.8 * height, 0.9)] if frame.mean() > 40 else []
+
+
+@pytest.fixture
+def finder(monkeypatch):
+  monkeypatch.setattr(faces, "Detector", Centre)
+  return faces.FaceFinder(Path("none"), size=32)
+
+
+def test_what_is_missing_is_said(tmp_path, model, finder):
+  dark = [picture // 10 for picture in noise(40)]
+  for pictures, sound, expected in [
+    (noise(40), hum(1.6), (40, True, False, [])),
+    (dark, hum(1.6), (0, True, False, ["no face was found"])),
+    (noise(12) + dark[:28], hum(1.6), (9, True, False, ["a face in only 22 % of the frames"])),
+    (noise(40), None, (40, False, False, ["no sound"])),
+    (noise(40), np.zeros(RATE, np.int16), (40, True, True, ["the sound is silent"])),
+    (dark, None, (0, False, False, ["no face was found", "no sound"])),
+    (noise(3), hum(7.0), (3, True, False, ["only 3 of 16 frames", "only the first 5.1"])),
+  ]:
+    answer = predict_video(model, write_film(tmp_path / "a.mkv", pictures, sound), faces=finder)
+    assert (answer.frames_with_face, answer.sound, answer.silent) == expected[:3]
+    assert len(answer.warnings) == len(expected[3])
+    for warning, words in zip(answer.warnings, expected[3], strict=True):
+      assert warning.startswith(words)
+  plain = predict_video(model, write_film(tmp_path / "a.mkv", noise(40), hum(1.6)), faces="none")
+  cut_out = predict_video(model, tmp_path / "a.mkv", faces=finder)
+  assert plain.frames_with_face is None
+  assert plain.probabilities != cut_out.probabilities
+
+
+def test_faces_are_cut_out_as_in_training_unless_told_otherwise(tmp_path, folder, monkeypatch):
+  """The recipe of a converted model says that others cut its faces out."""
+  monkeypatch.setattr(faces, "Detector", Centre)
+  monkeypatch.setattr(faces, "face_model", lambda path: Path("none"))
+  path, model = write_film(tmp_path / "a.mkv", noise(40)), load_model(folder)
+  assert predict_video(model, path).frames_with_face == 40
+  assert predict_video(model, path, faces="none").frames_with_face is None
+  uncut = dataclasses.replace(model, recipe=dict(model.recipe, faces="none"))
+  assert predict_video(uncut, path).frames_with_face is None
+  assert predict_video(uncut, path, faces="yunet").frames_with_face == 40
+
+
+def test_a_second_video_compiles_nothing(tmp_path, model):
+  predict_video(model, write_film(tmp_path / "a.mkv", noise(30), hum(1.0)), faces="none")
+  compiled = []
+  jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compiled.append(event))
+  try:
+    for i, (frames, height, width) in enumerate([(1, 48, 64), (90, 64, 48), (33, 128, 96)]):
+      path = write_film(tmp_path / f"{i}.mkv", noise(frames, height=height, width=width), hum(0.5 + 3 * i))
+      predict_video(model, path, faces="none")
+      predict_timeline(model, path, window=0.5, hop=0.5, faces="none")
+  finally:
+    jax.monitoring.clear_event_listeners()
+  assert not [event for event in compiled if "compile" in event]
+  assert model._logits._cache_size() == 1
+
+
+def test_functions_refuse_in_words(tmp_path, model):
+  path = write_film(tmp_path / "a.mkv", noise(30))
+  with pytest.raises(UserError, match="choose one of auto, yunet, none"):
+    predict_video(model, path, faces="foo")
+  with pytest.raises(UserError, match="a window has at least"):
+    predict_timeline(model, path, window=1.0, hop=2.0, faces="none")
+  with pytest.raises(UserError, match="batch_size=0"):
+    predict_timeline(model, path, faces="none", batch_size=0)
+  with pytest.raises(MediaError, match="No such file"):
+    predict_timeline(model, tmp_path / "b.mkv", faces="none")
+
+
+def test_progress_thumbnails_and_loudness_of_a_timeline(tmp_path, model):
+  told = []
+  path = write_film(tmp_path / "a.mkv", noise(500), hum(20.0))
+  timeline = predict_timeline(
+    model, path, window=1.0, hop=1.0, faces="none", batch_size=1, progress=lambda *step: told.append(step)
+  )
+  looked, predicted = ([step for step in told if step[0] == doing] for doing in ("look", "predict"))
+  assert told == looked + predicted
+  assert len(looked) == 500
+  assert all(a[1] <= b[1] <= b[2] == pytest.approx(20.0, abs=0.1) for a, b in itertools.pairwise(looked))
+  assert predicted == [("predict", i + 1, 20) for i in range(20)]
+  assert len(timeline.thumbnails) == 12
+  assert all(pixels.shape == (64, 64, 3) for _, pixels in timeline.thumbnails)
+  assert np.diff([seconds for seconds, _ in timeline.thumbnails]).min() >= 1
+  np.testing.assert_allclose(timeline.probabilities().sum(axis=1), 1)
+  loud = hum(20.0).reshape(400, 800)
+  np.testing.assert_array_equal(
+    timeline.soundtrack.extremes, np.stack([loud.min(axis=1), loud.max(axis=1)], axis=1)
+  )
