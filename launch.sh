@@ -69,7 +69,7 @@ tests() {
   run ruff format --check .
   run ruff check .
   run mypy
-  run pytest "$@"
+  run pytest -n 2 --dist loadfile "$@" # two processes, each with whole files: fixtures are made once
 }
 
 command="${1:-help}"
