@@ -46,7 +46,11 @@ def describe_run(
     "classes": data_set.classes,
     "recipe": data_set.recipe | sizes,
     "pretrained": dict(pretrained),
-    "data_set": {"fingerprint": data_set.fingerprint, "splits": data_set.splits},
+    "data_set": {
+      "fingerprint": data_set.fingerprint,
+      "splits": data_set.splits,
+      "sample_rates": data_set.sample_rates,
+    },
     "version": VERSION,
   }
   return json.loads(json.dumps(run))

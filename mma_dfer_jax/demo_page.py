@@ -9,6 +9,7 @@ and all pictures of an answer are inside the page, so that no file is made of th
 """
 
 import base64
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import html
@@ -201,13 +202,21 @@ class Page:
     self.model, self.finder, self.folder = model, finder, folder
     self.max_mb, self.max_seconds, self.window, self.hop = max_mb, max_seconds, window, hop
     self.computing = threading.Lock()
+    self.awaited: Counter[Path] = (
+      Counter()
+    )  # requests that name an upload: the same file has one path for all
+
+  def owns(self, path: str) -> bool:
+    """Whether this is a file that was uploaded here."""
+    file = Path(path).resolve()
+    return (self.folder / "uploads").resolve() in file.parents and file.is_file()
 
   def warm_up(self) -> None:
     """Answers a black and silent clip, so that all is compiled before the first visitor comes."""
     spec = preprocessing(self.model)
     video = np.zeros((spec.num_frames, spec.image_size, spec.image_size, 3), np.uint8)
     sound = spectrogram(np.zeros(16_000, np.float32), 16_000, *spec.audio_shape)
-    black = Sample(Window(0.0, 1.0, 0, spec.num_frames), video, sound, None, None, 1.0, 1.0, True)
+    black = Sample(Window(0.0, 1.0, 0, spec.num_frames), video, sound, None, None, 1.0, 1.0, True, 16_000)
     ((seen, prediction),) = predict_samples(self.model, [("", black)], 1)
     _block(*_answer_html(prediction, 0.0), *_seen_html(self.model, seen, prediction))
 
@@ -219,9 +228,10 @@ class Page:
       progress: is given a share in [0, 1] or None, and as `desc` what is being done.
     """
     path = Path(upload)
-    # Gradio checks it too, but this deletes.
-    if (self.folder / "uploads").resolve() not in path.resolve().parents:
-      raise ValueError(f"{path} was not uploaded here")
+    if not self.owns(upload):  # the guard has seen to it, but what follows deletes
+      return _block(
+        '<div class="error" role="alert">The video is no longer there; drop it once more.</div>'
+      ), ""
     with self.computing:
       try:
         return self._answer(path, progress)
@@ -229,7 +239,10 @@ class Page:
         text = str(error).replace(str(path), path.name)
         return _block(f'<div class="error" role="alert">{_text(text)}</div>'), ""
       finally:
-        shutil.rmtree(path.parent, ignore_errors=True)  # Gradio gives each upload a folder
+        self.awaited[path] -= 1
+        if self.awaited[path] <= 0:
+          del self.awaited[path]
+          shutil.rmtree(path.parent, ignore_errors=True)  # Gradio gives each upload a folder
 
   def _answer(self, path: Path, progress: Callable[..., object]) -> tuple[str, str]:
     started = time.monotonic()
@@ -391,7 +404,7 @@ def _server(gr: Any, page: Page) -> Any:
   import uvicorn
 
   app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-  app.add_middleware(Guard)
+  app.add_middleware(Guard, page=page)
   system = (
     ["system-ui", "sans-serif"],
     ["ui-monospace", "monospace"],
@@ -461,11 +474,12 @@ class Guard:
   """Lets in only this machine's own page, and sends the headers that hold the browser to it.
 
   A page of another host, open in the same browser, could else send files here, or reach this server under a name of
-  its own that leads to 127.0.0.1.
+  its own that leads to 127.0.0.1. And another user of this machine could name any file that this process can read:
+  only what was uploaded may be named.
   """
 
-  def __init__(self, app: Any):
-    self.app = app
+  def __init__(self, app: Any, page: Page):
+    self.app, self.page = app, page
 
   async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
     if scope["type"] != "http":
@@ -481,13 +495,68 @@ class Guard:
         message = {**message, "headers": kept + [(n.encode(), v.encode()) for n, v in HEADERS.items()]}
       await send(message)
 
-    if _is_own(headers):
+    refusal = "" if _is_own(headers) else "This page can be used only from the machine it runs on."
+    if (
+      not refusal
+      and scope["method"] == "POST"
+      and "multipart/form-data" not in headers.get("content-type", "")
+    ):
+      body = await _body(receive)
+      receive = _again(body, receive)
+      named = _named_files(body)
+      if named is None or not all(self.page.owns(path) for path in named):
+        refusal = "Only a video that was uploaded to this page can be answered."
+      elif scope["path"].endswith("/queue/join"):
+        self.page.awaited.update(Path(path) for path in named)
+    if not refusal:
       await self.app(scope, receive, guarded)
       return
     await guarded(
       {"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]}
     )
-    await guarded({"type": "http.response.body", "body": b"This page can be used only from the machine it runs on.\n"})  # fmt: skip
+    await guarded({"type": "http.response.body", "body": f"{refusal}\n".encode()})
+
+
+async def _body(receive: Any) -> bytes | None:
+  """All of a request's body; None if it is longer than any that the page sends."""
+  body, more = b"", True
+  while more:
+    message = await receive()
+    body += message.get("body", b"")
+    more = message.get("more_body", False)
+    if len(body) > MIB:
+      return None
+  return body
+
+
+def _again(body: bytes | None, receive: Any) -> Any:
+  """What gives a body that was read already, and then whatever comes."""
+  waiting = [{"type": "http.request", "body": body or b"", "more_body": False}]
+
+  async def replay() -> Any:
+    return waiting.pop() if waiting else await receive()
+
+  return replay
+
+
+def _named_files(body: bytes | None) -> list[str] | None:
+  """Files that a request names, wherever in its JSON; None if it is no JSON, or too long."""
+  if body is None:
+    return None
+  try:
+    waiting = [json.loads(body or b"null")]
+  except (ValueError, RecursionError):
+    return None
+  found: list[str] = []
+  while waiting:
+    value = waiting.pop()
+    if isinstance(value, dict):
+      # What a file of Gradio's is made of; "path" is its place on this machine.
+      found += [str(value["path"])] if "path" in value else []
+      waiting += value.values()
+    elif isinstance(value, list):
+      waiting += value
+  return found
 
 
 def _is_own(headers: dict[str, str]) -> bool:

@@ -67,11 +67,30 @@ class Job:
 
   def answered(self) -> dict[str, Any] | None:
     """The answer that is there already, if it would be the same."""
+    there = self._there()
+    return there if there and there["asked"] == self.key else None
+
+  def forget(self) -> None:
+    """Removes the answer that is there, for it is to another question, and says so if it is about another file."""
+    there = self._there()
+    if there is None:
+      return
+    if there["asked"].get("file") != self.key["file"]:
+      print(f"{self.answer}: was about {there['clip']}, and is replaced", file=sys.stderr)
+    for suffix in (".csv", ".srt", ".png", ".json"):
+      self.answer.with_suffix(suffix).unlink(missing_ok=True)
+
+  def _there(self) -> dict[str, Any] | None:
+    """What this command has written there before."""
     try:
       answer = json.loads(self.answer.read_text())
     except (OSError, ValueError):
       return None
-    return answer if isinstance(answer, dict) and answer.get("asked") == self.key else None
+    return (
+      answer
+      if isinstance(answer, dict) and isinstance(answer.get("asked"), dict) and "clip" in answer
+      else None
+    )
 
 
 def main(argv: Sequence[str]) -> int:
@@ -91,6 +110,8 @@ def main(argv: Sequence[str]) -> int:
       f"{len(answers)} of {len(jobs)} clips were answered before and are left as they are", file=sys.stderr
     )
   waiting = [job for job in jobs if job.file not in answers]
+  for job in waiting:
+    job.forget()
   failed: list[str] = []
   new = (
     _timelines(waiting, model, finder, failed) if _WINDOW.value else _clips(waiting, model, finder, failed)
@@ -109,10 +130,9 @@ def _check(files: Sequence[str]) -> None:
   if not files:
     problems.append("name at least one video file")
   stems = [Path(file).stem for file in files]
-  if repeated := sorted({f"{stem}.json" for stem in stems if stems.count(stem) > 1}):
-    problems.append(
-      f"several clips would be answered in {', '.join(repeated)}; ask for them with different --out"
-    )
+  for stem in sorted({stem for stem in stems if stems.count(stem) > 1}):
+    same = ", ".join(file for file in files if Path(file).stem == stem)
+    problems.append(f"{same} would all be answered in {stem}.json; ask for them with different --out")
   for stem in stems:
     if len(os.fsencode(f"{stem}.json.partial")) > LONGEST_NAME:
       problems.append(f"{stem}.json would be too long a name for an answer; rename the video")

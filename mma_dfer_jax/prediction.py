@@ -16,6 +16,8 @@ from mma_dfer_jax.data.pipeline import Preprocessing
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.trained_model import TrainedModel
 
+GAP = 0.5  # seconds without sound that are no reason to warn
+HEARD = 0.9  # share of a sound that must fit into the spectrogram, or a warning is given
 FEW_FACES = 0.5  # share of frames with a face below which an answer says so
 THUMBNAILS = 12  # faces above the picture of a timeline
 Progress = Callable[
@@ -38,6 +40,7 @@ class Prediction:
     sound: whether there is sound; False: the model was given the constant that stands for a missing sound.
     silent: whether there is sound, but all of it 60 dB below full scale.
     seconds_of_sound: its length.
+    sample_rate: of the sound, Hz; 0 if there is none. The model's spectrogram is that of the file's own rate.
     warnings: why this answer should be trusted less, in words.
   """
 
@@ -52,6 +55,7 @@ class Prediction:
   sound: bool
   silent: bool
   seconds_of_sound: float
+  sample_rate: int
   warnings: tuple[str, ...]
 
   @property
@@ -92,7 +96,9 @@ class Timeline:
 def predict_video(
   model: TrainedModel, file: str | Path, *, faces: str | FaceFinder | None = "auto", face_model: str | Path | None = None
 ) -> Prediction:  # fmt: skip
-  """What the model says of one video file, from 16 frames over all of it and the first 5.12 s of its sound.
+  """What the model says of one video file, from frames over all of it and the beginning of its sound.
+
+  These are 16 frames and 5.12 s in the paper's model.
 
   A second video compiles nothing, whatever its size and length. Memory does not grow with the length.
 
@@ -212,6 +218,7 @@ def _prediction(model: TrainedModel, clip: str, sample: Sample, logits: Float[np
     sound=sample.seconds_of_sound > 0,
     silent=sample.silent,
     seconds_of_sound=sample.seconds_of_sound,
+    sample_rate=sample.sample_rate,
     warnings=tuple(_warnings(model, sample)),
   )
 
@@ -234,9 +241,18 @@ def _warnings(model: TrainedModel, sample: Sample) -> Iterator[str]:
     yield "no sound: the model was given the constant that stands for it" + (
       ", which it never met in training" if untrained else ""
     )
-  elif sample.silent:
+    return
+  rates = model.sample_rates
+  if rates and sample.sample_rate not in rates:
+    yield (
+      f"sound at {sample.sample_rate} Hz, but the clips of the training at {', '.join(map(str, rates))} Hz: the model "
+      "may take it for another voice"
+    )
+  if sample.silent:
     yield "the sound is silent"
-  elif sample.seconds_of_sound > sample.heard + 0.02:
+  if sample.seconds_of_sound < min(sample.window.end - sample.window.start, sample.heard) - GAP:
+    yield f"only {sample.seconds_of_sound:.2f} of {sample.window.end - sample.window.start:.2f} s have sound"
+  if sample.heard < HEARD * sample.seconds_of_sound:
     yield f"only the first {sample.heard:.2f} of {sample.seconds_of_sound:.2f} s of the sound were heard"
 
 

@@ -21,12 +21,12 @@ def to_csv(predictions: list[Prediction] | tuple[Prediction, ...]) -> str:
   text = io.StringIO()
   table = csv.writer(text, lineterminator="\n")
   table.writerow(["clip", "start", "end", "top", *(f"p({name})" for name in classes), "frames", "frames_with_face",
-                  "sound", "silent", "warnings"])  # fmt: skip
+                  "sound", "silent", "seconds_of_sound", "sample_rate", "warnings"])  # fmt: skip
   for one in predictions:
     probabilities = [f"{one.probabilities[name]:.6f}" for name in classes]
     faces = "" if one.frames_with_face is None else one.frames_with_face
     table.writerow([one.clip, f"{one.start:.3f}", f"{one.end:.3f}", one.top, *probabilities, one.frames, faces,
-                    one.sound, one.silent, "; ".join(one.warnings)])  # fmt: skip
+                    one.sound, one.silent, f"{one.seconds_of_sound:.3f}", one.sample_rate, "; ".join(one.warnings)])  # fmt: skip
   return text.getvalue()
 
 
@@ -67,9 +67,9 @@ def _stamp(seconds: float) -> str:
 def draw(timeline: Timeline) -> Figure:
   """Faces, stacked probabilities over time, and the waveform; windows without face or sound are marked below it."""
   figure = Figure(figsize=(12, 5.6), layout="constrained")
-  rows = {"no face": "tab:red", "no sound": "tab:gray", "silent": "tab:blue"}
+  rows = {"no face": "black", "no sound": "0.45", "silent": "0.75"}  # no colours: those stand for classes
   there = [name for name in rows if any(name in marks(one) for one in timeline.predictions)]
-  heights = [1.1, 4, 1.2, 0.35] if there else [1.1, 4, 1.2]
+  heights = [1.1, 4, 1.2, 0.2 + 0.2 * len(there)] if there else [1.1, 4, 1.2]
   faces, stack, wave, *missing = figure.subplots(len(heights), sharex=True, height_ratios=heights)
   edges = [0.0, *(end for _, end in turns(timeline))]
   probabilities = timeline.probabilities()
@@ -84,12 +84,12 @@ def draw(timeline: Timeline) -> Figure:
   _draw_faces(faces, timeline)
   _draw_wave(wave, timeline)
   for axes in missing:
-    for name in there:
+    for line, name in enumerate(there):
       spans = [(start, end - start) for one, (start, end) in zip(timeline.predictions, turns(timeline), strict=True)
                if name in marks(one)]  # fmt: skip
-      axes.broken_barh(spans, (0, 1), color=rows[name], alpha=0.8, label=name)
+      axes.broken_barh(spans, (line, 0.9), color=rows[name], label=name)
     axes.legend(loc="center left", bbox_to_anchor=(1.005, 0.5), frameon=False)
-    axes.set(yticks=[], ylim=(0, 1))
+    axes.set(yticks=[], ylim=(len(there), 0))
     axes.set_ylabel("missing", rotation=0, ha="right", va="center")
   (missing or [wave])[0].set(xlabel="seconds", xlim=(0, timeline.seconds))
   name = timeline.clip.rsplit("/", 1)[-1].encode(errors="backslashreplace").decode()  # it may be no text

@@ -43,6 +43,7 @@ class TrainedModel:
     origin: what to quote beside an answer: the step of the run or the converted file, and the version.
     step: updates it has seen in its run; None for a converted one.
     config: all fields of its run, flat ("data.fold"); empty for a converted one.
+    sample_rates: of the sounds that it was trained and tested on, Hz; empty if that is not known.
   """
 
   graphdef: nnx.GraphDef
@@ -54,6 +55,7 @@ class TrainedModel:
   origin: dict[str, Any]
   step: int | None = None
   config: dict[str, Any] = dataclasses.field(default_factory=dict)
+  sample_rates: tuple[int, ...] = ()
 
   def __post_init__(self):
     graphdef = self.graphdef
@@ -156,7 +158,8 @@ def _load_run(workdir: Path, step: int | str) -> TrainedModel:
     checkpointer.close()
   origin = {"step": found, "version": run["version"]}
   classes, recipe = tuple(run["classes"]), run["recipe"]
-  return TrainedModel(graphdef, tunable, frozen, cfg, classes, recipe, origin, found, run["config"])
+  rates = tuple(run["data_set"].get("sample_rates", ()))
+  return TrainedModel(graphdef, tunable, frozen, cfg, classes, recipe, origin, found, run["config"], rates)
 
 
 def read_about(folder: Path) -> dict[str, Any]:

@@ -242,13 +242,25 @@ def check_guard(served: Served) -> None:
     ["Host: other.example"],
   ):
     assert request(address.port, post, *headers, "Content-Length: 0").startswith("HTTP/1.1 403"), headers
+  for file in (
+    "/etc/passwd",
+    "/dev/zero",
+    "uploads/../../x",
+    "",
+  ):  # a program of another user, which knows the address
+    body = json.dumps(
+      {"data": [{"path": file, "meta": {"_type": "gradio.FileData"}}], "fn_index": 0, "session_hash": "x"}
+    )
+    headers = [f"Host: {address.netloc}", "Content-Type: application/json", f"Content-Length: {len(body)}"]
+    answer = request(address.port, "POST /gradio_api/queue/join HTTP/1.1", *headers, body=body)
+    assert answer.startswith("HTTP/1.1 403"), file
   assert served.left() == []
 
 
-def request(port: int | None, *lines: str) -> str:
+def request(port: int | None, *lines: str, body: str = "") -> str:
   """The answer's first 4 KiB."""
   with socket.create_connection(("127.0.0.1", port or 0), timeout=10) as connection:
-    connection.sendall("\r\n".join([*lines, "Connection: close", "", ""]).encode())
+    connection.sendall("\r\n".join([*lines, "Connection: close", "", body]).encode())
     return connection.recv(4096).decode("latin1")
 
 

@@ -219,6 +219,41 @@ def test_answers_are_kept_until_something_changes(tmp_path, command):
     assert changed("--window=0.5", "--hop=0.5") == ["0"]
 
 
+def test_old_answers_do_not_stay_beside_new_ones(tmp_path, folder):
+  """A film answered over time, then as a whole; then the file is damaged; then another takes its name."""
+  (tmp_path / "other").mkdir()
+  write_film(tmp_path / "a.mkv", noise(20), hum(0.8))
+  write_film(tmp_path / "other" / "a.mkv", noise(20), hum(0.8))
+  out = tmp_path / "out"
+
+  def left(*arguments, status=0):
+    command = [
+      sys.executable,
+      "-m",
+      "mma_dfer_jax.predict",
+      f"--model={folder}",
+      f"--out={out}",
+      "--faces=none",
+    ]
+    done = subprocess.run(
+      [*command, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == status, done.stderr
+    return sorted(path.name for path in out.iterdir()), done.stderr
+
+  assert left(str(tmp_path / "a.mkv"), "--window=0.5")[0] == [
+    "a.csv",
+    "a.json",
+    "a.png",
+    "a.srt",
+    "answers.csv",
+  ]
+  assert left(str(tmp_path / "a.mkv"))[0] == ["a.json", "answers.csv"]
+  assert "is replaced" in left(str(tmp_path / "other" / "a.mkv"))[1]
+  (tmp_path / "other" / "a.mkv").write_bytes(b"broken")
+  assert left(str(tmp_path / "other" / "a.mkv"), status=1)[0] == ["answers.csv"]
+
+
 def test_killed_and_started_again_it_goes_on(tmp_path, folder):
   """The real command in processes of its own."""
   names = [f"{i}.mkv" for i in range(40)]
@@ -309,7 +344,7 @@ def test_odd_names_of_files(tmp_path, command):
   ("argv", "status", "says"),
   [
     ([], 1, "name at least one video"),
-    (["a.mkv", "a.mkv"], 1, r"several clips would be answered in a\.json"),
+    (["a.mkv", "a.mkv"], 1, r"a\.mkv, a\.mkv would all be answered in a\.json"),
     (["a.mkv", "there/a.mp4", "--hop=1"], 1, r"(?s)answered in a\.json.*--hop needs --window"),
     (["x" * 251 + ".mkv"], 1, "too long a name"),
     (["a.mkv", "--window=0"], 1, "a window has at least"),
@@ -407,7 +442,7 @@ def imagined(classes, starts, ends, **changes):
   predictions = tuple(
     Prediction(
       "folder/film.mkv", start, end, classes[int(row.argmax())], dict(zip(classes, row.tolist(), strict=True)),
-      50, 0 if i == 1 else 40, 1, i != 2, i == 3, 2.0 if i != 2 else 0.0, ("one, two", "three") if i else (),
+      50, 0 if i == 1 else 40, 1, i != 2, i == 3, 2.0 if i != 2 else 0.0, 16_000, ("one, two", "three") if i else (),
     )
     for i, (start, end, row) in enumerate(zip(starts, ends, shares, strict=True))
   )  # fmt: skip
@@ -426,7 +461,7 @@ def test_class_names_of_all_kinds_survive(tmp_path):
   text = to_csv(timeline.predictions)
   rows = list(csv.DictReader(io.StringIO(text)))
   assert list(rows[0]) == ["clip", "start", "end", "top", *(f"p({name})" for name in ODD), "frames",
-                           "frames_with_face", "sound", "silent", "warnings"]  # fmt: skip
+                           "frames_with_face", "sound", "silent", "seconds_of_sound", "sample_rate", "warnings"]  # fmt: skip
   for row, one in zip(rows, timeline.predictions, strict=True):
     assert row["top"] == one.top
     assert sum(float(row[f"p({name})"]) for name in ODD) == pytest.approx(1, abs=1e-5)
@@ -485,7 +520,11 @@ def test_what_is_missing_is_said(tmp_path, model, finder):
     (dark, hum(1.6), (0, True, False, ["no face was found"])),
     (noise(12) + dark[:28], hum(1.6), (9, True, False, ["a face in only 22 % of the frames"])),
     (noise(40), None, (40, False, False, ["no sound"])),
-    (noise(40), np.zeros(RATE, np.int16), (40, True, True, ["the sound is silent"])),
+    (
+      noise(40),
+      np.zeros(RATE, np.int16),
+      (40, True, True, ["the sound is silent", "only 1.00 of 1.60 s have sound"]),
+    ),
     (dark, None, (0, False, False, ["no face was found", "no sound"])),
     (noise(3), hum(7.0), (3, True, False, ["only 3 of 16 frames", "only the first 5.1"])),
   ]:
@@ -494,7 +533,15 @@ def test_what_is_missing_is_said(tmp_path, model, finder):
     assert len(answer.warnings) == len(expected[3])
     for warning, words in zip(answer.warnings, expected[3], strict=True):
       assert warning.startswith(words)
-  plain = predict_video(model, write_film(tmp_path / "a.mkv", noise(40), hum(1.6)), faces="none")
+  elsewhere = dataclasses.replace(model, sample_rates=(8000, 44_100))
+  (warning,) = predict_video(
+    elsewhere, write_film(tmp_path / "a.mkv", noise(40), hum(1.6)), faces="none"
+  ).warnings
+  assert warning.startswith(f"sound at {RATE} Hz, but the clips of the training at 8000, 44100 Hz")
+  assert not predict_video(
+    dataclasses.replace(model, sample_rates=(RATE,)), tmp_path / "a.mkv", faces="none"
+  ).warnings
+  plain = predict_video(model, tmp_path / "a.mkv", faces="none")
   cut_out = predict_video(model, tmp_path / "a.mkv", faces=finder)
   assert plain.frames_with_face is None
   assert plain.probabilities != cut_out.probabilities

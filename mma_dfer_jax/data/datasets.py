@@ -132,7 +132,8 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
   ):
     self.clips, self.classes = clips, list(classes)
     counts = Counter((clip.split, clip.label) for clip in clips)
-    silent = Counter(clip.split for clip in clips if np.load(clip.decoded)["sample_rate"] == 0)
+    rates = [int(np.load(clip.decoded)["sample_rate"]) for clip in clips]
+    silent = Counter(clip.split for clip, rate in zip(clips, rates, strict=True) if not rate)
     splits = dict.fromkeys(clip.split for clip in clips)
     self.facts = {
       "classes": self.classes,
@@ -141,6 +142,7 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
       "left_out": list(left_out),
       "fingerprint": fingerprint,
       "clips": {split: {label: counts[split, label] for label in self.classes} for split in splits},
+      "sample_rates": sorted(set(rates) - {0}),
       "without_sound": {split: silent[split] for split in splits},
     }
     super().__init__(data_dir=data_dir, file_format="array_record")
@@ -240,6 +242,9 @@ class DataSet:
   without_sound: dict[str, int]  # by split
   class_order: str  # whose label order it is
   left_out: tuple[str, ...]  # what was wrong with clips that are not in it
+  sample_rates: tuple[
+    int, ...
+  ]  # of the sounds, Hz, ascending; none known of sets written before they were kept
 
   def records(self, split: str) -> Sequence[Mapping[str, Any]]:
     """Random access to the records of a split, or of several: "fold1+fold3"; frames stay JPEG bytes."""
@@ -290,7 +295,7 @@ def open_data_set(data_dir: str | os.PathLike, name: str) -> DataSet:
     raise UserError(f"{max(versions)} was not written by mma_dfer_jax.data.prepare: it has no recipe")
   return DataSet(max(versions), tuple(facts["classes"]), facts["recipe"], facts["fingerprint"], splits,
                  facts["clips"], facts["without_sound"], facts.get("class_order", ""),
-                 tuple(facts.get("left_out", ())))  # fmt: skip
+                 tuple(facts.get("left_out", ())), tuple(facts.get("sample_rates", ())))  # fmt: skip
 
 
 class _LocalBucket(shuffle._Bucket):

@@ -92,6 +92,7 @@ class Sample:
     seconds_of_sound: 0 if there is none; the spectrogram is the constant for a missing sound then.
     heard: seconds of sound that the spectrogram has room for.
     silent: whether there is sound, but all of it 60 dB below full scale.
+    sample_rate: of the sound, Hz; 0 if there is none.
   """
 
   window: Window
@@ -102,6 +103,7 @@ class Sample:
   seconds_of_sound: float
   heard: float
   silent: bool
+  sample_rate: int
 
 
 def survey(
@@ -313,6 +315,7 @@ class _OpenWindow:
       length,
       sound.seconds,
       silent,
+      int(record["sample_rate"]),
     )
 
 
