@@ -31,6 +31,9 @@ import tqdm
 
 from mma_dfer_jax import cli
 from mma_dfer_jax.config import PAPER_TUNABLE
+from mma_dfer_jax.data.benchmark import time_pipeline
+from mma_dfer_jax.data.datasets import open_data_set
+from mma_dfer_jax.data.pipeline import Preprocessing, Record, TrainOrder, train_batches
 from mma_dfer_jax.errors import listed
 from mma_dfer_jax.model import ModelConfig
 from mma_dfer_jax.sharding import (
@@ -151,12 +154,20 @@ def peak_memory() -> float:
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-def measure(variant: Variant, repeats: int) -> dict[str, Any]:
+def preprocessing(cfg: ModelConfig) -> Preprocessing:
+  return Preprocessing(cfg.image_size, cfg.num_frames, cfg.audio_shape)
+
+
+def measure(
+  variant: Variant, repeats: int, records: Sequence[Record] | None, num_workers: int
+) -> dict[str, Any]:
   """One variant, in a process that has measured nothing before.
 
   Args:
     variant: what.
     repeats: timed steps.
+    records: clips to train on as well; None: only random ones.
+    num_workers: processes that decode them.
   Returns:
     loss, seconds to compile (cold; again, from the persistent cache), seconds of each step, peak_memory in GiB, devices.
   """
@@ -199,16 +210,40 @@ def measure(variant: Variant, repeats: int) -> dict[str, Any]:
       state, metrics = compiled(state, batch, key)
       return float(metrics["loss"])  # waits for the step
 
+    def together() -> float:
+      """Clips a second of steps that are fed with clips, once the first have passed."""
+      nonlocal state
+      assert records is not None
+      order = TrainOrder(
+        records, 0, variant.batch_size, 1 + 2 * repeats * variant.batch_size // len(records) + 1
+      )
+      with train_batches(
+        order, preprocessing(cfg), start_step=0, num_workers=num_workers, prefetch=2
+      ) as batches:
+        for number in range(2 * repeats):
+          state, metrics = compiled(state, to_global(next(batches), mesh), key)
+          if number == repeats - 1:
+            metrics["loss"].block_until_ready()
+            start = time.perf_counter()
+        metrics["loss"].block_until_ready()
+      return repeats * variant.batch_size / (time.perf_counter() - start)
+
     loss, seconds = step(), []
     for _ in range(repeats):
       start = time.perf_counter()
       step()
       seconds.append(time.perf_counter() - start)
+    fed = {}
+    if variant.step == "train" and records is not None:
+      alone = time_pipeline(records, preprocessing(cfg), training=True, num_workers=num_workers,
+                            batch_size=variant.batch_size, repeats=repeats)  # fmt: skip
+      fed = {"pipeline_clips_per_second": alone.median, "together_clips_per_second": together()}
     return {
       "loss": loss,
       "compile_seconds": {"cold": compile_seconds[0], "cached": compile_seconds[1]},
       "seconds": seconds,
       "peak_memory_gib": peak_memory(),
+      **fed,
       "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
 
@@ -216,7 +251,9 @@ def measure(variant: Variant, repeats: int) -> dict[str, Any]:
 def run_variant(variant: Variant) -> dict[str, Any]:
   """`measure` in a process of its own; UserError with its last words if it fails."""
   command = [sys.executable, "-m", "mma_dfer_jax.benchmark", f"--variant={json.dumps(dataclasses.asdict(variant))}",
-             f"--repeats={_REPEATS.value}"]  # fmt: skip
+             f"--repeats={_REPEATS.value}", f"--num_workers={_NUM_WORKERS.value}", f"--name={_NAME.value}"]  # fmt: skip
+  if _DATA_DIR.value:
+    command.append(f"--data_dir={_DATA_DIR.value}")
   done = subprocess.run(command, capture_output=True, text=True, check=False)
   if done.returncode:
     words = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
@@ -277,14 +314,32 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
       f"{row['clips_per_second']:>9.2f}{row['tflops']:>9.2f}{share:>9}{row['peak_memory_gib']:>7.2f}"
       f"{'ok' if row['agrees'] else 'DIFFERS':>10}"
     )
+    if "pipeline_clips_per_second" in row:
+      lines.append(
+        f"{'':<6}fed with clips: {row['together_clips_per_second']:.2f} clips/s; the pipeline alone gives "
+        f"{row['pipeline_clips_per_second']:.1f}"
+      )
   return "\n".join(lines)
+
+
+def all_records() -> dict[str, Sequence[Record]]:
+  """The first split of --data_dir by its name; nothing without that flag."""
+  if not _DATA_DIR.value:
+    return {}
+  data_set = open_data_set(_DATA_DIR.value, _NAME.value)
+  split = next(iter(data_set.splits))
+  return {split: data_set.records(split)}
 
 
 def main(argv: Sequence[str]) -> int:
   del argv
   if _CHILD.value:
-    print(json.dumps(measure(Variant(**json.loads(_CHILD.value)), _REPEATS.value)))
+    records = next(iter(all_records().values()), None)
+    print(
+      json.dumps(measure(Variant(**json.loads(_CHILD.value)), _REPEATS.value, records, _NUM_WORKERS.value))
+    )
     return 0
+  all_records()  # what is wrong with --data_dir is said before anything long
   measured = [
     (variant, run_variant(variant)) for variant in tqdm.tqdm(variants(), "benchmark", unit="variant")
   ]
