@@ -1,6 +1,7 @@
 """The benchmark command: its count of operations, one real measurement, and what it refuses."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -13,7 +14,10 @@ from mma_dfer_jax.model import ModelConfig
 
 def run(*flags, status=0):
   command = [sys.executable, "-m", "mma_dfer_jax.benchmark", *flags]
-  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+  environment = os.environ | {"XLA_FLAGS": ""}  # one device
+  done = subprocess.run(
+    command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
+  )
   assert done.returncode == status, done.stdout + done.stderr
   assert "Traceback" not in done.stderr
   return done.stdout + done.stderr
