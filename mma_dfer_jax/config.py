@@ -8,6 +8,7 @@ from typing import Any
 import ml_collections
 
 from mma_dfer_jax.model import ModelConfig
+from mma_dfer_jax.vit import PRECISIONS, REMAT
 
 # 🔥 in the paper's figure; everything else is ❄. Regular expressions that must match a whole parameter path.
 PAPER_TUNABLE = (
@@ -29,7 +30,13 @@ def default_config() -> ml_collections.ConfigDict:
   c.learning_rate = 1e-4  # at epoch 0; cosine to 0 over the epochs, constant within one; main.py
   c.weight_decay = 1e-2  # AdamW, on every tunable parameter, biases and gates included; main.py
   c.tunable = PAPER_TUNABLE
-  c.matmul_precision = "float32"  # of accelerators; "bfloat16" and "tensorfloat32" are faster and coarser
+  c.precision = (
+    "float32"  # of the computation; "bfloat16": tunable parameters, moments, means and logits stay float32
+  )
+  c.matmul_precision = (
+    "float32"  # of float32 products on accelerators; "bfloat16", "tensorfloat32": faster, coarser
+  )
+  c.remat = "names"  # what the forward pass keeps for the backward pass: "none" most, "names", "layers" least
 
   c.model = ml_collections.ConfigDict(dataclasses.asdict(ModelConfig()))
   c.model.num_classes = 0  # 0: as many as the data set has
@@ -62,7 +69,7 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 # What may differ when a run is resumed: how it runs, not what it computes (pretraining files are known by content).
-MAY_CHANGE = ("pretrained.image", "pretrained.audio", "data.data_dir", "data.num_workers", "data.prefetch", "mesh.data", "mesh.fsdp", "fsdp_min_size_mb",
+MAY_CHANGE = ("remat", "pretrained.image", "pretrained.audio", "data.data_dir", "data.num_workers", "data.prefetch", "mesh.data", "mesh.fsdp", "fsdp_min_size_mb",
               "log_every_steps", "save_every_steps", "keep_checkpoints")  # fmt: skip
 
 
@@ -79,6 +86,9 @@ def problems_of(config: ml_collections.ConfigDict) -> list[str]:
     problems.append(f"save_every_steps={config.save_every_steps} must be 0 (end of epochs only) or more")
   if config.matmul_precision not in ("float32", "tensorfloat32", "bfloat16"):
     problems.append(f"matmul_precision={config.matmul_precision!r}: float32, tensorfloat32 or bfloat16")
+  for name, choices in (("precision", PRECISIONS), ("remat", REMAT)):
+    if config[name] not in choices:
+      problems.append(f"{name}={config[name]!r}: choose one of {', '.join(choices)}")
   d = config.data
   if not d.data_dir:
     problems.append("data.data_dir is empty: give the folder that mma_dfer_jax.data.prepare wrote")

@@ -194,7 +194,9 @@ def evaluate(job: Job) -> Fold:
   spec = Preprocessing(model.cfg.image_size, model.cfg.num_frames, model.cfg.audio_shape)
   records = job.data_set.records(job.split)
   mesh = make_mesh(-1, 1)
-  eval_fn = jax.jit(functools.partial(eval_step, graphdef=model.graphdef))
+  eval_fn = jax.jit(
+    functools.partial(eval_step, graphdef=model.graphdef, precision=model.config.get("precision", "float32"))
+  )
 
   name = f"evaluation_{job.split.replace('+', '_')}"
   name += f"_step{model.step}" if model.step is not None else ""

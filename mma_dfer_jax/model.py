@@ -6,16 +6,25 @@ W of the temporal transformer, P prompts, C classes.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 from einops import rearrange
 from flax import nnx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mma_dfer_jax.errors import listed
-from mma_dfer_jax.vit import TORCH_EPS, MaeEncoder, TransformerBlock, layer_norm, torch_linear
+from mma_dfer_jax.vit import (
+  REMAT,
+  TORCH_EPS,
+  MaeEncoder,
+  TransformerBlock,
+  gelu,
+  keep,
+  layer_norm,
+  torch_linear,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,8 +134,8 @@ class FusionBottleneck(nnx.Module):
     audio_code = self.audio_norm(self.audio_down(audio))  # (B, M, R)
     image_summary = rearrange(image_code, "(b t) n r -> b (t n) r", t=num_frames).mean(axis=1)  # (B, R)
     audio_summary = jnp.repeat(audio_code.mean(axis=1), num_frames, axis=0)  # (B·T, R), clip-major
-    image_update = jax.nn.gelu(self.image_up(image_code + audio_summary[:, None]), approximate=False)
-    audio_update = jax.nn.gelu(self.audio_up(audio_code + image_summary[:, None]), approximate=False)
+    image_update = gelu(keep("up", self.image_up(image_code + audio_summary[:, None])))
+    audio_update = gelu(keep("up", self.audio_up(audio_code + image_summary[:, None])))
     image = image + jnp.tanh(self.image_gate[...]) * image_update
     audio = audio + jnp.tanh(self.audio_gate[...]) * audio_update
     return image, audio
@@ -216,6 +225,7 @@ class MmaDfer(nnx.Module):
     spectrogram: Float[Array, "B F K"],
     *,
     rngs: nnx.Rngs | None = None,
+    remat: str = "none",
   ) -> Float[Array, "B C"]:
     """Logits of a batch of clips.
 
@@ -223,6 +233,7 @@ class MmaDfer(nnx.Module):
       video: (B, T, H, W, 3) float in [0, 1], RGB, not normalised further.
       spectrogram: (B, F, K) float, log-mel energies normalised as AudioMAE's, 10 ms per row.
       rngs: source of `drop_path` randomness in training; None in evaluation.
+      remat: what the forward pass keeps for the backward pass, one of `vit.REMAT`; it changes no number.
     Returns:
       (B, C) logits.
     Raises:
@@ -239,13 +250,33 @@ class MmaDfer(nnx.Module):
     audio = self.audio_encoder.embed(
       spectrogram[..., None], self.audio_prompts.prompt_tokens[...]
     )  # (B, M, D)
-    layers = zip(self.image_encoder.blocks, self.audio_encoder.blocks, self.fusion, strict=True)
-    for layer, (image_block, audio_block, fusion) in enumerate(layers):
-      image, audio = image_block(image, rngs=rngs), audio_block(audio, rngs=rngs)  # ❄
-      image, audio = fusion(image, audio, num_frames=t)  # 🔥 Fusion Bottleneck
-      image = self.image_prompts.update(image, layer)  # 🔥 update tokens, first layer of each stage
-      audio = self.audio_prompts.update(audio, layer)
+    scales = zip(
+      self.image_encoder.drop_path_scales(rngs, len(image)),
+      self.audio_encoder.drop_path_scales(rngs, len(audio)),
+      strict=True,
+    )
+    for number, (image_scale, audio_scale) in enumerate(scales):
+      layer = REMAT[remat](functools.partial(self.layer, number, num_frames=t))
+      image, audio = layer(image, audio, image_scale, audio_scale)
     image_cls = rearrange(self.image_encoder.norm(image)[:, 0], "(b t) d -> b t d", t=t)
     audio_cls = self.audio_encoder.norm(audio)[:, 0]
     joint = self.joint_adaptation(image_cls, audio_cls)  # 🔥 (B, T, W)
     return self.classifier(self.temporal(joint))  # 🔥 (B, C)
+
+  def layer(
+    self,
+    number: int,
+    image: Float[Array, "BT N D"],
+    audio: Float[Array, "B M D"],
+    image_scale: Float[Array, "2 BT"] | None = None,
+    audio_scale: Float[Array, "2 B"] | None = None,
+    *,
+    num_frames: int,
+  ) -> tuple[Float[Array, "BT N D"], Float[Array, "B M D"]]:
+    """One block of each encoder and all that adapts it; the scales are those of `drop_path`."""
+    image = self.image_encoder.blocks[number](image, image_scale)  # ❄
+    audio = self.audio_encoder.blocks[number](audio, audio_scale)
+    image, audio = self.fusion[number](image, audio, num_frames=num_frames)  # 🔥 Fusion Bottleneck
+    image = self.image_prompts.update(image, number)  # 🔥 update tokens, first layer of each stage
+    audio = self.audio_prompts.update(audio, number)
+    return image, audio

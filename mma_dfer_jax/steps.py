@@ -15,16 +15,26 @@ from mma_dfer_jax.data.pipeline import EvalOrder, Preprocessing, eval_batches
 from mma_dfer_jax.metrics import confusion_matrix
 from mma_dfer_jax.sharding import to_global
 from mma_dfer_jax.train_state import TrainState
+from mma_dfer_jax.vit import PRECISIONS
 
 Batch = dict[str, jax.Array]
 
 
-def model_inputs(batch: Batch) -> tuple[jax.Array, jax.Array]:
-  """Video (B, T, H, W, 3) float32 in [0, 1] and spectrogram (B, F, K).
+def model_inputs(batch: Batch, precision: str = "float32") -> tuple[jax.Array, jax.Array]:
+  """Video (B, T, H, W, 3) in [0, 1] and spectrogram (B, F, K).
 
   Pixels travel to the device as uint8, a quarter of the bytes, and exactly: nothing normalises them further.
   """
-  return batch["video"].astype(jnp.float32) / 255.0, batch["spectrogram"]
+  dtype = PRECISIONS[precision]
+  return (batch["video"].astype(jnp.float32) / 255.0).astype(dtype), batch["spectrogram"].astype(dtype)
+
+
+def in_precision(parameters: nnx.State, precision: str) -> nnx.State:
+  """Parameters as the model computes with them: all of it follows the dtype of what it is given.
+
+  Means and variances of LayerNorm are taken in float32 all the same, by Flax.
+  """
+  return jax.tree.map(lambda x: x.astype(PRECISIONS[precision]), parameters)
 
 
 def train_step(
@@ -34,12 +44,23 @@ def train_step(
   *,
   graphdef: nnx.GraphDef,
   tx: optax.GradientTransformation,
+  remat: str = "none",
+  precision: str = "float32",
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """One update on the mean cross-entropy of a batch; the drop path of a step depends on key and step alone."""
+  """One update on the mean cross-entropy of a batch; the drop path of a step depends on key and step alone.
+
+  Args:
+    state, batch: as they are kept: tunable parameters and moments in float32, whatever the precision.
+    key: of the run.
+    graphdef, tx: of the model and of the optimizer.
+    remat: what is kept for the backward pass, one of `vit.REMAT`.
+    precision: of what is computed, one of `vit.PRECISIONS`; logits and loss are float32.
+  """
 
   def loss_fn(tunable):
-    model = nnx.merge(graphdef, tunable, state.frozen)
-    logits = model(*model_inputs(batch), rngs=nnx.Rngs(drop_path=jax.random.fold_in(key, state.step)))
+    model = nnx.merge(graphdef, in_precision(tunable, precision), state.frozen)
+    rngs = nnx.Rngs(drop_path=jax.random.fold_in(key, state.step))
+    logits = model(*model_inputs(batch, precision), rngs=rngs, remat=remat).astype(jnp.float32)
     return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean(), logits
 
   (loss, logits), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.tunable)
@@ -54,10 +75,11 @@ def train_step(
 
 
 def eval_step(
-  tunable: nnx.State, frozen: nnx.State, batch: Batch, *, graphdef: nnx.GraphDef
+  tunable: nnx.State, frozen: nnx.State, batch: Batch, *, graphdef: nnx.GraphDef, precision: str = "float32"
 ) -> dict[str, jax.Array]:
   """Sums over the real clips of a batch: confusion matrix (C, C) int32, cross-entropy, clips without sound."""
-  logits = nnx.merge(graphdef, tunable, frozen)(*model_inputs(batch))
+  model = nnx.merge(graphdef, in_precision(tunable, precision), in_precision(frozen, precision))
+  logits = model(*model_inputs(batch, precision)).astype(jnp.float32)
   losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
   return {
     "confusion": confusion_matrix(logits, batch["label"], batch["mask"]),

@@ -11,6 +11,7 @@ import math
 from pathlib import Path
 import shutil
 import time
+from typing import Any
 
 from absl import flags
 import jax
@@ -34,8 +35,8 @@ from mma_dfer_jax.data.pipeline import Preprocessing, TrainOrder, train_batches
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.metrics import Scores
 from mma_dfer_jax.report import MetricsLog, percent, write_report
-from mma_dfer_jax.sharding import check_batch_size, make_mesh, start_jax, to_global
-from mma_dfer_jax.steps import eval_step, evaluate_split, train_step
+from mma_dfer_jax.sharding import check_batch_size, compiler_options, make_mesh, start_jax, to_global
+from mma_dfer_jax.steps import eval_step, evaluate_split, in_precision, train_step
 from mma_dfer_jax.train_state import (  # fmt: skip
   cosine_by_epoch,
   count,
@@ -179,12 +180,14 @@ def main(argv: Sequence[str]) -> int:
     state = state._replace(frozen=load_frozen(workdir, state.frozen))
     history, this_epoch = meta["history"], [tuple(pair) for pair in meta["this_epoch"]]
   start_step = int(state.step)
+  state = state._replace(frozen=in_precision(state.frozen, config.precision))
 
   # The two jitted functions.
   shardings = jax.tree.map(lambda x: x.sharding, state)
-  train_fn = jax.jit(functools.partial(train_step, graphdef=graphdef, tx=tx), donate_argnums=0,
-                     out_shardings=(shardings, None))  # fmt: skip
-  eval_fn = jax.jit(functools.partial(eval_step, graphdef=graphdef))
+  how: dict[str, Any] = {"graphdef": graphdef, "precision": config.precision}
+  train_fn = jax.jit(functools.partial(train_step, tx=tx, remat=config.remat, **how), donate_argnums=0,
+                     out_shardings=(shardings, None), compiler_options=compiler_options())  # fmt: skip
+  eval_fn = jax.jit(functools.partial(eval_step, **how), compiler_options=compiler_options())
   key = jax.random.key(config.seed)
 
   if chief:

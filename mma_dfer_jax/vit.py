@@ -4,10 +4,12 @@ Kept apart from `model.py` so that what the paper adds can be read without atten
 Letters in shapes: B examples (clips, or frames of clips), N tokens, D width, P prompts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+import functools
 
 from flax import nnx
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
@@ -15,6 +17,17 @@ import numpy as np
 # LayerNorm epsilons of the original: timm's 1e-6 in the encoders, PyTorch's default in everything the paper adds.
 ENCODER_EPS = 1e-6
 TORCH_EPS = 1e-5
+
+PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}  # of the computation
+
+# How a layer is wrapped for training, that is, what its backward pass is given; all else is computed again.
+#   none: everything that XLA likes to keep. names: results of large matrix products. layers: a layer's inputs alone.
+KEPT = ("qkv", "fc1", "middle", "out", "up")
+REMAT: dict[str, Callable[[Callable], Callable]] = {
+  "none": lambda layer: layer,
+  "names": functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(*KEPT)),
+  "layers": jax.checkpoint,
+}
 
 Linear = Callable[..., nnx.Linear]  # (fan_in, fan_out, *, use_bias, rngs), with a way to begin of its own
 
@@ -46,9 +59,67 @@ def sine_positions(grid: tuple[int, int], width: int) -> np.ndarray:
   return table
 
 
+def drop_path(key: Array, rates: Sequence[float], examples: int) -> Float[Array, "L 2 B"]:
+  """Stochastic depth: a factor for each block, each of its two residual branches, and each example.
+
+  All are drawn at once: draws of their own for each branch doubled the time to compile the training step.
+
+  Args:
+    key: of this step.
+    rates: of the blocks: the probability that a branch is dropped for an example.
+    examples: B.
+  Returns:
+    0 where a branch is dropped, else 1 / (1 - rate). Source: timm 0.9.16 `DropPath`.
+  """
+  kept = 1.0 - jnp.asarray(rates, jnp.float32)[:, None, None]
+  return jax.random.bernoulli(key, kept, (len(rates), 2, examples)) / kept
+
+
+def keep(name: str, x: Array) -> Array:
+  """Marks what a training step with `remat` may keep from the forward for the backward pass, see `REMAT`."""
+  return checkpoint_name(x, name)
+
+
+@jax.custom_vjp
+def gelu(x: Array) -> Array:
+  """Exact GELU, x Φ(x), that keeps x alone for the backward pass: XLA would keep Φ(x) too, 2.4 GB at full size."""
+  return x * (0.5 * jax.lax.erf(x * 2**-0.5) + 0.5)
+
+
+def _gelu_backward(x, gradient):
+  density = (2 * np.pi) ** -0.5 * jnp.exp(-0.5 * x * x)
+  return (gradient * (0.5 * jax.lax.erf(x * 2**-0.5) + 0.5 + x * density),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
+
 def layer_norm(width: int, eps: float, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
   """LayerNorm in two passes: the one-pass variance E[x²]-E[x]² loses the digits that parity needs."""
   return nnx.LayerNorm(width, epsilon=eps, use_fast_variance=False, rngs=rngs)
+
+
+@jax.custom_vjp
+def attend(
+  q: Float[Array, "B h N d"], k: Float[Array, "B h N d"], v: Float[Array, "B h N d"]
+) -> Float[Array, "B h N d"]:
+  """softmax(q kᵀ / √d) v for each head, that keeps q, k and v alone for the backward pass, not (N, N) weights."""
+  return _attention_weights(q, k) @ v
+
+
+def _attention_weights(q, k):
+  return jax.nn.softmax(q @ k.swapaxes(-1, -2) * q.shape[-1] ** -0.5, axis=-1)  # (B, heads, N, N)
+
+
+def _attend_backward(kept, gradient):
+  q, k, v = kept
+  weights = _attention_weights(q, k)
+  to_weights = gradient @ v.swapaxes(-1, -2)
+  to_scores = weights * (to_weights - (to_weights * weights).sum(-1, keepdims=True)) * q.shape[-1] ** -0.5
+  return to_scores @ k, to_scores.swapaxes(-1, -2) @ q, weights.swapaxes(-1, -2) @ gradient
+
+
+attend.defvjp(lambda q, k, v: (attend(q, k, v), (q, k, v)), _attend_backward)
 
 
 class Attention(nnx.Module):
@@ -68,9 +139,8 @@ class Attention(nnx.Module):
     b, n, _ = x.shape
     qkv = self.qkv(x).reshape(b, n, 3, self.heads, -1)
     # Batch dimensions lead: contracting (B, N, heads, d) directly is 3-5 times slower on CPU.
-    q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # 3 x (B, heads, N, d)
-    weights = jax.nn.softmax(q @ k.swapaxes(-1, -2) * q.shape[-1] ** -0.5, axis=-1)  # (B, heads, N, N)
-    mixed = (weights @ v).swapaxes(1, 2)  # (B, N, heads, d)
+    q, k, v = keep("qkv", qkv.transpose(2, 0, 3, 1, 4))  # 3 x (B, heads, N, d)
+    mixed = attend(q, k, v).swapaxes(1, 2)  # (B, N, heads, d)
     return self.proj(mixed.reshape(b, n, -1))
 
 
@@ -83,23 +153,8 @@ class Mlp(nnx.Module):
     self.fc2 = linear(hidden, width, rngs=rngs)
 
   def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
-    return self.fc2(jax.nn.gelu(self.fc1(x), approximate=self.tanh_gelu))
-
-
-class DropPath(nnx.Module):
-  """Stochastic depth: drops a residual branch for whole examples, and scales the others by 1 / keep.
-
-  Mode is an argument, not hidden state: without `rngs` nothing is dropped. Source: timm 0.9.16 `DropPath`.
-  """
-
-  def __init__(self, rate: float):
-    self.rate = rate
-
-  def __call__(self, x: Float[Array, "B N D"], *, rngs: nnx.Rngs | None) -> Float[Array, "B N D"]:
-    if self.rate == 0.0 or rngs is None:
-      return x
-    keep = jax.random.bernoulli(rngs.drop_path(), 1.0 - self.rate, (x.shape[0], 1, 1))
-    return x * keep / (1.0 - self.rate)
+    hidden = keep("fc1", self.fc1(x))
+    return self.fc2(jax.nn.gelu(hidden, approximate=True) if self.tanh_gelu else gelu(hidden))
 
 
 class TransformerBlock(nnx.Module):
@@ -118,7 +173,6 @@ class TransformerBlock(nnx.Module):
     qkv_bias: bool = True,
     eps: float = ENCODER_EPS,
     tanh_gelu: bool = False,
-    drop_path: float = 0.0,
     linear: Linear = mae_linear,
     rngs: nnx.Rngs,
   ):
@@ -128,11 +182,14 @@ class TransformerBlock(nnx.Module):
     )
     self.norm2 = layer_norm(width, eps, rngs=rngs)
     self.mlp = Mlp(width, mlp_dim, tanh_gelu=tanh_gelu, linear=linear, rngs=rngs)
-    self.drop_path = DropPath(drop_path)
 
-  def __call__(self, x: Float[Array, "B N D"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "B N D"]:
-    x = x + self.drop_path(self.attn(self.norm1(x)), rngs=rngs)
-    return x + self.drop_path(self.mlp(self.norm2(x)), rngs=rngs)
+  def __call__(
+    self, x: Float[Array, "B N D"], branch_scale: Float[Array, "2 B"] | None = None
+  ) -> Float[Array, "B N D"]:
+    """One block; `branch_scale` as `drop_path` draws it, None if nothing is dropped."""
+    attention, mlp = (1.0, 1.0) if branch_scale is None else branch_scale.astype(x.dtype)[:, :, None, None]
+    x = keep("middle", x + attention * self.attn(self.norm1(x)))
+    return keep("out", x + mlp * self.mlp(self.norm2(x)))
 
 
 class MaeEncoder(nnx.Module):
@@ -142,7 +199,7 @@ class MaeEncoder(nnx.Module):
     grid: patches along (height, width) of a frame, or (time, mel) of a spectrogram.
     channels: 3 for frames, 1 for spectrograms.
     num_prompts: tokens appended after the patches; they have rows of their own in `pos_embed`.
-    drop_path: rate of the last block; the first has 0, those between lie on a line.
+    drop_path: rate of the last block; the first has 0, those between lie on a line. `drop_path_rates` has all of them.
     input_mean: of the values that come in; it and input_std shape the fresh weights only.
   Fresh parameters start as MAE's; a pretrained file goes over them.
 
@@ -178,10 +235,8 @@ class MaeEncoder(nnx.Module):
     # The prompts' rows are N(0, 1) in the original, 28 times larger than the prompts themselves.
     prompt_rows = rngs.params.normal((num_prompts, width))
     self.pos_embed = nnx.Param(jnp.concatenate([sine_positions(grid, width), prompt_rows])[None])
-    self.blocks = nnx.List(
-      TransformerBlock(width, heads, mlp_dim, drop_path=drop_path * i / max(depth - 1, 1), rngs=rngs)
-      for i in range(depth)
-    )
+    self.blocks = nnx.List(TransformerBlock(width, heads, mlp_dim, rngs=rngs) for _ in range(depth))
+    self.drop_path_rates = tuple(drop_path * i / max(depth - 1, 1) for i in range(depth))
     self.norm = layer_norm(width, ENCODER_EPS, rngs=rngs)
 
   def embed(self, x: Float[Array, "B H W C"], prompts: Float[Array, "P D"]) -> Float[Array, "B N D"]:
@@ -191,3 +246,9 @@ class MaeEncoder(nnx.Module):
     cls = jnp.broadcast_to(self.cls_token[...], (b, 1, d))
     prompts = jnp.broadcast_to(prompts, (b, *prompts.shape))
     return jnp.concatenate([cls, patches.reshape(b, -1, d), prompts], axis=1) + self.pos_embed[...]
+
+  def drop_path_scales(self, rngs: nnx.Rngs | None, examples: int) -> Sequence[Float[Array, "2 B"] | None]:
+    """`drop_path` for each block; None for all without `rngs`: mode is an argument, not hidden state."""
+    if rngs is None or not any(self.drop_path_rates):
+      return [None] * len(self.blocks)
+    return list(drop_path(rngs.drop_path(), self.drop_path_rates, examples))

@@ -20,6 +20,7 @@ MODULES = {
 ENTRY_POINTS = {
   "train",
   "evaluate",
+  "benchmark",
   "predict",
   "convert",
   "export",

@@ -6,13 +6,15 @@ from conftest import TINY
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.test_util import check_grads
 import numpy as np
 import pytest
 
-from mma_dfer_jax import torch_names
+from mma_dfer_jax import torch_names, vit
 from mma_dfer_jax.config import PAPER_TUNABLE
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.model import FusionBottleneck, MmaDfer, ModelConfig, ProgressivePrompts
+from mma_dfer_jax.steps import in_precision, model_inputs
 from mma_dfer_jax.train_state import (
   Tunable,
   abstract_model,
@@ -22,6 +24,7 @@ from mma_dfer_jax.train_state import (
   flat_params,
   parameter_shapes,
 )
+from mma_dfer_jax.vit import PRECISIONS
 
 SMALL = dataclasses.replace(TINY, depth=4, layers_per_stage=2, audio_shape=(64, 32), image_size=32)
 
@@ -206,3 +209,44 @@ def test_a_checkpoint_that_does_not_fit_names_everything():
   assert len(error.value.wrong_shape) == 2
   for word in ("x.pth", "our_classifier.bias", "temporal_net.cls_token", "fc.weight", "vision_proj.weight"):
     assert word in str(error.value)
+
+
+@pytest.mark.parametrize("remat", ["names", "layers"])
+def test_what_is_kept_for_the_backward_pass_changes_no_number(small, remat):
+  video, sound = inputs(SMALL)
+  graphdef, params = nnx.split(small)
+
+  def loss(params, remat):
+    logits = nnx.merge(graphdef, params)(video, sound, rngs=nnx.Rngs(drop_path=3), remat=remat)
+    return (logits**2).sum()
+
+  value, gradient = jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, "none")
+  again, of_remat = jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, remat)
+  assert float(again) == pytest.approx(float(value), rel=1e-6)
+  largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(gradient))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * largest), gradient, of_remat)
+
+
+def test_gelu_and_attention_have_the_gradients_of_their_formulas(float64):
+  keys = jax.random.split(jax.random.key(0), 4)
+  q, k, v = (jax.random.normal(key, (2, 3, 5, 4), float) for key in keys[:3])
+  check_grads(lambda *arrays: vit.attend(*map(jnp.asarray, arrays)), (q, k, v), order=1, modes=["rev"])
+  check_grads(lambda x: vit.gelu(jnp.asarray(x)), (3 * q,), order=1, modes=["rev"])
+  scores = jnp.einsum("bhnd,bhmd->bhnm", q, k) / 2
+  np.testing.assert_allclose(vit.attend(q, k, v), jax.nn.softmax(scores) @ v, atol=1e-12)
+  np.testing.assert_allclose(vit.gelu(q), jax.nn.gelu(q, approximate=False), atol=1e-12)
+
+
+def test_bfloat16_stays_near_float32(small):
+  """Logits within 2 % of their size: bfloat16 has 8 bits, and a dozen layers add up their roundings."""
+  rng = np.random.default_rng(1)
+  batch = {
+    "video": jnp.asarray(rng.integers(0, 256, (3, *small.video_shape), dtype=np.uint8)),
+    "spectrogram": jnp.asarray(rng.normal(0, 0.5, (3, *small.audio_shape)), jnp.float32),
+  }
+  graphdef, params = nnx.split(small)
+  exact, coarse = (
+    nnx.merge(graphdef, in_precision(params, name))(*model_inputs(batch, name)) for name in PRECISIONS
+  )
+  assert coarse.dtype == jnp.bfloat16
+  assert np.abs(np.asarray(coarse, np.float32) - exact).max() < 0.02 * np.abs(exact).max()

@@ -226,31 +226,34 @@ def test_drop_path_rates_lie_on_a_line():
   rates = golden_json("train_tiny_64_7")["drop_path_rates"]
   net = build("tiny_64_7")
   for stream, encoder in (("image_encoder", net.image_encoder), ("audio_model", net.audio_encoder)):
-    for i, block in enumerate(encoder.blocks):
-      assert [block.drop_path.rate] * 2 == pytest.approx(rates[f"{stream}.blocks.{i}"], abs=1e-7)
+    for i, rate in enumerate(encoder.drop_path_rates):
+      assert [rate] * 2 == pytest.approx(rates[f"{stream}.blocks.{i}"], abs=1e-7)
 
 
 def test_drop_path_with_the_given_masks(monkeypatch):
   """Per frame in the image stream, per clip in the audio stream, both branches apart, scaled by 1 / keep."""
   given = dict(np.load(GOLDEN / "train_tiny_droppath_masks.npz"))
   streams = ("image", "audio")
-  ours = iter(f"{stream}.{i}.{branch}" for i in range(1, 12) for stream in streams for branch in (1, 2))
+  asked = iter(streams)
 
   def bernoulli(key, p, shape):
+    """All draws of one stream: (blocks, branches, examples); those of the first block drop nothing."""
     del key
-    name = next(ours)
-    assert p == pytest.approx(1 - given[f"p/{name}"], abs=1e-7), name
-    assert shape == (len(given[f"mask/{name}"]), 1, 1), name
-    return jnp.asarray(given[f"mask/{name}"] > 0).reshape(shape)
+    stream = next(asked)
+    names = [[f"{stream}.{i}.{branch}" for branch in (1, 2)] for i in range(1, 12)]
+    np.testing.assert_allclose(p[1:, 0, 0], [1 - given[f"p/{first}"] for first, _ in names], atol=1e-7)
+    masks = np.array([[given[f"mask/{name}"].reshape(-1) > 0 for name in pair] for pair in names])
+    assert shape == (12, *masks.shape[1:]), stream
+    return jnp.asarray(np.concatenate([np.ones_like(masks[:1]), masks]))
 
   monkeypatch.setattr(vit.jax.random, "bernoulli", bernoulli)
   net = build("tiny_64_7")
-  for i in range(1, 12):  # some rates were raised for this case, so that more is dropped
-    for stream in streams:
-      getattr(net, f"{stream}_encoder").blocks[i].drop_path.rate = float(given[f"p/{stream}.{i}.1"])
+  for stream in streams:  # some rates were raised for this case, so that more is dropped
+    raised = [float(given[f"p/{stream}.{i}.1"]) for i in range(1, 12)]
+    getattr(net, f"{stream}_encoder").drop_path_rates = (0.0, *raised)
   graphdef, tunable, frozen = nnx.split(net, Tunable(PAPER_TUNABLE), ...)
   (loss, logits), grads = jax.value_and_grad(tiny_loss(graphdef, frozen, train=True), has_aux=True)(tunable)
-  assert next(ours, None) is None  # all 44 were asked for
+  assert next(asked, None) is None  # both were asked for
   np.testing.assert_allclose(np.asarray(logits), given["logits"], atol=2e-5)
   assert float(loss) == pytest.approx(float(given["loss"]), abs=2e-6)
   for name, grad in as_original(grads).items():

@@ -1,0 +1,354 @@
+"""How fast a training step and an evaluation are: time, memory and share of the peak, variant by variant.
+
+  python -m mma_dfer_jax.benchmark                                  # the paper's model, one clip, float32
+  python -m mma_dfer_jax.benchmark --batch_size=8,64 --precision=float32,bfloat16 --remat=none,names --peak_tflops=790
+  python -m mma_dfer_jax.benchmark --data_dir=data --name=dfew      # and the step fed by the input pipeline
+
+Every variant runs in a process of its own, on random clips and random weights; before it is timed, its loss is compared
+with that of the first. Writes a table, and with --out all numbers as JSON.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import functools
+import itertools
+import json
+import os
+from pathlib import Path
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from absl import flags
+import jax
+import numpy as np
+import tqdm
+
+from mma_dfer_jax import cli
+from mma_dfer_jax.config import PAPER_TUNABLE
+from mma_dfer_jax.data.benchmark import time_pipeline
+from mma_dfer_jax.data.datasets import open_data_set
+from mma_dfer_jax.data.pipeline import Preprocessing, Record, TrainOrder, train_batches
+from mma_dfer_jax.errors import listed
+from mma_dfer_jax.model import ModelConfig
+from mma_dfer_jax.sharding import (
+  check_batch_size,
+  compiler_options,
+  make_mesh,
+  start_jax,
+  to_global,
+)
+from mma_dfer_jax.steps import eval_step, in_precision, train_step
+from mma_dfer_jax.train_state import cosine_by_epoch, create_train_state, make_optimizer
+from mma_dfer_jax.vit import PRECISIONS, REMAT
+
+_STEPS = flags.DEFINE_list("steps", ["eval", "train"], "eval, train or both.")
+_IMAGE_SIZE = flags.DEFINE_list("image_size", ["224"], "Side of the frames, pixels.")
+_DEPTH = flags.DEFINE_integer("depth", 12, "Layers; fewer for a quick look.", lower_bound=1)
+_BATCH_SIZE = flags.DEFINE_list("batch_size", ["1"], "Clips per step, over all devices.")
+_PRECISION = flags.DEFINE_list("precision", ["float32"], f"Of the computation: {', '.join(PRECISIONS)}.")
+_REMAT = flags.DEFINE_list("remat", ["names"], f"Of training: {', '.join(REMAT)}.")
+_MESH = flags.DEFINE_list("mesh", ["-1x1"], "Devices along data x fsdp; -1: all that remain.")
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Timed steps of each.", lower_bound=1)
+_PEAK = flags.DEFINE_float(
+  "peak_tflops", None, "Of all devices in the precision that is used, for the share."
+)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Also train on the clips of this data set's first split.")
+_NAME = flags.DEFINE_string("name", "clips", "Name of that data set.")
+_NUM_WORKERS = flags.DEFINE_integer("num_workers", 2, "Processes that decode its clips.", lower_bound=0)
+_OUT = flags.DEFINE_string("out", None, "Write the numbers to this JSON file too.")
+_CHILD = flags.DEFINE_string(
+  "variant", None, "One variant as JSON; for the processes that this command starts."
+)
+
+TOLERANCE = {
+  "float32": 1e-5,
+  "bfloat16": 0.05,
+}  # of the loss, relative to the first variant of that image size
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+  """What is measured in one process."""
+
+  step: str
+  image_size: int
+  depth: int
+  batch_size: int
+  precision: str
+  remat: str
+  mesh: str
+
+
+def variants() -> list[Variant]:
+  """All that the flags ask for; UserError with everything that is wrong with them."""
+  problems = []
+  for flag, choices in ((_STEPS, ("eval", "train")), (_PRECISION, tuple(PRECISIONS)), (_REMAT, tuple(REMAT))):
+    if wrong := [value for value in flag.value if value not in choices]:
+      problems.append(f"--{flag.name}={','.join(wrong)}: choose among {', '.join(choices)}")
+  for flag in (_IMAGE_SIZE, _BATCH_SIZE):
+    if wrong := [value for value in flag.value if not value.isdecimal() or not int(value)]:
+      problems.append(f"--{flag.name}={','.join(wrong)}: give positive whole numbers")
+  for value in _MESH.value:
+    data, _, fsdp = value.partition("x")
+    if not (data.lstrip("-").isdecimal() and fsdp.isdecimal()):
+      problems.append(f"--mesh={value}: give devices along data x fsdp, as 4x1 or -1x2")
+  if _DEPTH.value % 6:
+    problems.append(f"--depth={_DEPTH.value}: give a multiple of 6, the layers of a stage")
+  if problems:
+    raise listed("this cannot be measured", problems)
+  # An evaluation keeps nothing for a backward pass.
+  return [
+    Variant(step, int(size), _DEPTH.value, int(batch), precision, remat, mesh)
+    for step in _STEPS.value
+    for size, batch, precision, remat, mesh in itertools.product(
+      _IMAGE_SIZE.value, _BATCH_SIZE.value, _PRECISION.value, _REMAT.value if step == "train" else ["none"], _MESH.value
+    )
+  ]  # fmt: skip
+
+
+def forward_flops(cfg: ModelConfig) -> float:
+  """Floating-point operations of one clip's forward pass, a multiplication and an addition counted as two.
+
+  Matrix products alone: 643.7e9 at 224 px and 356.2e9 at 160 px, as a counter in the original finds.
+  """
+  grid = (cfg.image_size // cfg.patch_size) ** 2
+  audio_grid = cfg.audio_shape[0] * cfg.audio_shape[1] // cfg.patch_size**2
+  total = 0.0
+  for sequences, patches, channels in ((cfg.num_frames, grid, 3), (1, audio_grid, 1)):
+    tokens = 1 + patches + cfg.num_prompts
+    block = tokens * cfg.width * (4 * cfg.width + 2 * cfg.mlp_dim) + 2 * tokens**2 * cfg.width
+    adapter = 2 * tokens * cfg.width * cfg.bottleneck_width
+    embed = patches * channels * cfg.patch_size**2 * cfg.width
+    total += sequences * (cfg.depth * (block + adapter) + embed)
+  inner, tokens = cfg.temporal_heads * cfg.temporal_head_dim, 1 + cfg.num_frames
+  block = tokens * cfg.temporal_width * (4 * inner + 2 * cfg.temporal_mlp_dim) + 2 * tokens**2 * inner
+  total += cfg.temporal_depth * block + cfg.num_frames * cfg.width * cfg.temporal_width
+  return 2 * (total + cfg.temporal_width * cfg.num_classes)
+
+
+def random_batch(cfg: ModelConfig, batch_size: int) -> dict[str, np.ndarray]:
+  """Clips without meaning, as the pipeline makes them: the same for all variants of these sizes."""
+  rng = np.random.default_rng(0)
+  shape = (batch_size, cfg.num_frames, cfg.image_size, cfg.image_size, 3)
+  return {
+    "video": rng.integers(0, 256, shape, dtype=np.uint8),
+    "spectrogram": rng.normal(0, 0.5, (batch_size, *cfg.audio_shape)).astype(np.float32),
+    "label": rng.integers(0, cfg.num_classes, batch_size, dtype=np.int32),
+    "mask": np.ones(batch_size, bool),
+    "has_audio": np.ones(batch_size, bool),
+  }
+
+
+def peak_memory() -> float:
+  """GiB: of the first device where it keeps statistics, else of this process."""
+  statistics_of_device = jax.local_devices()[0].memory_stats() or {}
+  if "peak_bytes_in_use" in statistics_of_device:
+    return statistics_of_device["peak_bytes_in_use"] / 2**30
+  unit = 1 if sys.platform == "darwin" else 1024
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def preprocessing(cfg: ModelConfig) -> Preprocessing:
+  return Preprocessing(cfg.image_size, cfg.num_frames, cfg.audio_shape)
+
+
+def measure(
+  variant: Variant, repeats: int, records: Sequence[Record] | None, num_workers: int
+) -> dict[str, Any]:
+  """One variant, in a process that has measured nothing before.
+
+  Args:
+    variant: what.
+    repeats: timed steps.
+    records: clips to train on as well; None: only random ones.
+    num_workers: processes that decode them.
+  Returns:
+    loss, seconds to compile (cold; again, from the persistent cache), seconds of each step, peak_memory in GiB, devices.
+  """
+  with (
+    tempfile.TemporaryDirectory() as cache
+  ):  # of this measurement alone: the first compilation is a cold one
+    jax.config.update("jax_compilation_cache_dir", cache)
+    start_jax()
+    cfg = ModelConfig(image_size=variant.image_size, depth=variant.depth)
+    check_batch_size(variant.batch_size)
+    mesh = make_mesh(*map(int, variant.mesh.split("x")))
+    tx = make_optimizer(cosine_by_epoch(1e-4, 1, 1_000_000), 1e-2)
+    graphdef, state = create_train_state(cfg, PAPER_TUNABLE, tx, seed=0, mesh=mesh, fsdp_min_size_mb=4.0)
+    state = state._replace(frozen=in_precision(state.frozen, variant.precision))
+    batch = to_global(random_batch(cfg, variant.batch_size), mesh)
+    key = jax.random.key(0)
+    how: dict[str, Any] = {"graphdef": graphdef, "precision": variant.precision}
+    options = compiler_options()
+
+    def lowered():
+      if variant.step == "eval":
+        function = jax.jit(functools.partial(eval_step, **how), compiler_options=options)
+        return function.lower(state.tunable, state.frozen, batch)
+      step = functools.partial(train_step, tx=tx, remat=variant.remat, **how)
+      shardings = jax.tree.map(lambda x: x.sharding, state)
+      return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None),
+                     compiler_options=options).lower(state, batch, key)  # fmt: skip
+
+    compile_seconds = []
+    for _ in range(2):
+      jax.clear_caches()
+      start = time.perf_counter()
+      compiled = lowered().compile()
+      compile_seconds.append(time.perf_counter() - start)
+
+    def step() -> float:
+      nonlocal state
+      if variant.step == "eval":
+        return float(compiled(state.tunable, state.frozen, batch)["loss"]) / variant.batch_size
+      state, metrics = compiled(state, batch, key)
+      return float(metrics["loss"])  # waits for the step
+
+    def together() -> float:
+      """Clips a second of steps that are fed with clips, once the first have passed."""
+      nonlocal state
+      assert records is not None
+      order = TrainOrder(
+        records, 0, variant.batch_size, 1 + 2 * repeats * variant.batch_size // len(records) + 1
+      )
+      with train_batches(
+        order, preprocessing(cfg), start_step=0, num_workers=num_workers, prefetch=2
+      ) as batches:
+        for number in range(2 * repeats):
+          state, metrics = compiled(state, to_global(next(batches), mesh), key)
+          if number == repeats - 1:
+            metrics["loss"].block_until_ready()
+            start = time.perf_counter()
+        metrics["loss"].block_until_ready()
+      return repeats * variant.batch_size / (time.perf_counter() - start)
+
+    loss, seconds = step(), []
+    for _ in range(repeats):
+      start = time.perf_counter()
+      step()
+      seconds.append(time.perf_counter() - start)
+    fed = {}
+    if variant.step == "train" and records is not None:
+      alone = time_pipeline(records, preprocessing(cfg), training=True, num_workers=num_workers,
+                            batch_size=variant.batch_size, repeats=repeats)  # fmt: skip
+      fed = {"pipeline_clips_per_second": alone.median, "together_clips_per_second": together()}
+    return {
+      "loss": loss,
+      "compile_seconds": {"cold": compile_seconds[0], "cached": compile_seconds[1]},
+      "seconds": seconds,
+      "peak_memory_gib": peak_memory(),
+      **fed,
+      "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+
+
+def run_variant(variant: Variant) -> dict[str, Any]:
+  """`measure` in a process of its own; UserError with its last words if it fails."""
+  command = [sys.executable, "-m", "mma_dfer_jax.benchmark", f"--variant={json.dumps(dataclasses.asdict(variant))}",
+             f"--repeats={_REPEATS.value}", f"--num_workers={_NUM_WORKERS.value}", f"--name={_NAME.value}"]  # fmt: skip
+  if _DATA_DIR.value:
+    command.append(f"--data_dir={_DATA_DIR.value}")
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  if done.returncode:
+    words = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
+    memory = " (killed: perhaps for want of memory; try a smaller batch_size or image_size, or remat=layers)"
+    return {"failed": words[0] + memory * (done.returncode < 0)}
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+def report(
+  measured: Sequence[tuple[Variant, Mapping[str, Any]]], peak_tflops: float | None
+) -> dict[str, Any]:
+  """All numbers of the command, as JSON holds them."""
+  rows = []
+  reference: dict[tuple, float] = {}
+  for variant, result in measured:
+    row = {**dataclasses.asdict(variant), **result}
+    if "failed" not in result:
+      median = statistics.median(result["seconds"])
+      # Backward: to the activations through all products, to weights of the few tunable ones: twice the forward.
+      passes = 3 if variant.step == "train" else 1
+      flops = passes * forward_flops(ModelConfig(image_size=variant.image_size, depth=variant.depth))
+      tflops = flops * variant.batch_size / median / 1e12
+      first = reference.setdefault((variant.step, variant.image_size, variant.batch_size), result["loss"])
+      row |= {
+        "median_seconds": median,
+        "clips_per_second": variant.batch_size / median,
+        "tflops": tflops,
+        "share_of_peak": tflops / peak_tflops if peak_tflops else None,
+        "loss_difference": abs(result["loss"] - first) / abs(first),
+      }
+      row["agrees"] = row["loss_difference"] <= TOLERANCE[variant.precision]
+    rows.append(row)
+  return {
+    "date": time.strftime("%Y-%m-%d"),
+    "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+    "versions": {"python": platform.python_version(), "jax": jax.__version__},
+    "variants": rows,
+  }
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+  """The report for people."""
+  lines = [
+    f"{'step':<6}{'px':>5}{'clips':>6} {'precision':<10}{'remat':<8}{'mesh':<7}{'compile s':>10}{'cached s':>9}"
+    f"{'step s':>9}{'spread':>17}{'clips/s':>9}{'TFLOP/s':>9}{'of peak':>9}{'GiB':>7}{'loss':>10}"
+  ]
+  for row in rows:
+    name = (f"{row['step']:<6}{row['image_size']:>5}{row['batch_size']:>6} {row['precision']:<10}{row['remat']:<8}"
+            f"{row['mesh']:<7}")  # fmt: skip
+    if "failed" in row:
+      lines.append(f"{name} failed: {row['failed']}")
+      continue
+    spread = f"{min(row['seconds']):.3f} to {max(row['seconds']):.3f}"
+    share = f"{100 * row['share_of_peak']:.1f} %" if row["share_of_peak"] else "-"
+    compiled = row["compile_seconds"]
+    lines.append(
+      f"{name}{compiled['cold']:>10.1f}{compiled['cached']:>9.1f}{row['median_seconds']:>9.3f}{spread:>17}"
+      f"{row['clips_per_second']:>9.2f}{row['tflops']:>9.2f}{share:>9}{row['peak_memory_gib']:>7.2f}"
+      f"{'ok' if row['agrees'] else 'DIFFERS':>10}"
+    )
+    if "pipeline_clips_per_second" in row:
+      lines.append(
+        f"{'':<6}fed with clips: {row['together_clips_per_second']:.2f} clips/s; the pipeline alone gives "
+        f"{row['pipeline_clips_per_second']:.1f}"
+      )
+  return "\n".join(lines)
+
+
+def all_records() -> dict[str, Sequence[Record]]:
+  """The first split of --data_dir by its name; nothing without that flag."""
+  if not _DATA_DIR.value:
+    return {}
+  data_set = open_data_set(_DATA_DIR.value, _NAME.value)
+  split = next(iter(data_set.splits))
+  return {split: data_set.records(split)}
+
+
+def main(argv: Sequence[str]) -> int:
+  del argv
+  if _CHILD.value:
+    records = next(iter(all_records().values()), None)
+    print(
+      json.dumps(measure(Variant(**json.loads(_CHILD.value)), _REPEATS.value, records, _NUM_WORKERS.value))
+    )
+    return 0
+  all_records()  # what is wrong with --data_dir is said before anything long
+  measured = [
+    (variant, run_variant(variant)) for variant in tqdm.tqdm(variants(), "benchmark", unit="variant")
+  ]
+  result = report(measured, _PEAK.value)
+  print(table(result["variants"]))
+  if _OUT.value:
+    Path(_OUT.value).write_text(json.dumps(result, indent=2) + "\n")
+  return 0 if all(row.get("agrees") for row in result["variants"]) else 1
+
+
+if __name__ == "__main__":
+  cli.run(main)
