@@ -8,7 +8,7 @@ Every variant runs in a process of its own, on random clips and random weights; 
 with that of the first. Writes a table, and with --out all numbers as JSON.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import itertools
@@ -31,7 +31,6 @@ import tqdm
 
 from mma_dfer_jax import cli
 from mma_dfer_jax.config import PAPER_TUNABLE
-from mma_dfer_jax.data.benchmark import time_pipeline
 from mma_dfer_jax.data.datasets import open_data_set
 from mma_dfer_jax.data.pipeline import Preprocessing, Record, TrainOrder, train_batches
 from mma_dfer_jax.errors import listed
@@ -210,40 +209,43 @@ def measure(
       state, metrics = compiled(state, batch, key)
       return float(metrics["loss"])  # waits for the step
 
-    def together() -> float:
-      """Clips a second of steps that are fed with clips, once the first have passed."""
-      nonlocal state
+    def fed(consume: Callable[[Any], Any]) -> float:
+      """Clips a second that the pipeline's batches are consumed at, once the first have passed."""
       assert records is not None
-      order = TrainOrder(
-        records, 0, variant.batch_size, 1 + 2 * repeats * variant.batch_size // len(records) + 1
-      )
+      epochs = 1 + 2 * repeats * variant.batch_size // len(records) + 1
+      order = TrainOrder(records, 0, variant.batch_size, epochs)
       with train_batches(
         order, preprocessing(cfg), start_step=0, num_workers=num_workers, prefetch=2
       ) as batches:
-        for number in range(2 * repeats):
-          state, metrics = compiled(state, to_global(next(batches), mesh), key)
-          if number == repeats - 1:
-            metrics["loss"].block_until_ready()
-            start = time.perf_counter()
-        metrics["loss"].block_until_ready()
-      return repeats * variant.batch_size / (time.perf_counter() - start)
+        for _ in range(repeats):
+          consume(next(batches))
+        start = time.perf_counter()
+        for _ in range(repeats):
+          consume(next(batches))
+        return repeats * variant.batch_size / (time.perf_counter() - start)
+
+    def train_on(clips: Any) -> None:
+      nonlocal state
+      state, metrics = compiled(state, to_global(clips, mesh), key)
+      metrics["loss"].block_until_ready()
 
     loss, seconds = step(), []
     for _ in range(repeats):
       start = time.perf_counter()
       step()
       seconds.append(time.perf_counter() - start)
-    fed = {}
+    clips = {}
     if variant.step == "train" and records is not None:
-      alone = time_pipeline(records, preprocessing(cfg), training=True, num_workers=num_workers,
-                            batch_size=variant.batch_size, repeats=repeats)  # fmt: skip
-      fed = {"pipeline_clips_per_second": alone.median, "together_clips_per_second": together()}
+      clips = {
+        "pipeline_clips_per_second": fed(lambda clips: None),
+        "together_clips_per_second": fed(train_on),
+      }
     return {
       "loss": loss,
       "compile_seconds": {"cold": compile_seconds[0], "cached": compile_seconds[1]},
       "seconds": seconds,
       "peak_memory_gib": peak_memory(),
-      **fed,
+      **clips,
       "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
 

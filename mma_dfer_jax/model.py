@@ -251,8 +251,8 @@ class MmaDfer(nnx.Module):
       spectrogram[..., None], self.audio_prompts.prompt_tokens[...]
     )  # (B, M, D)
     scales = zip(
-      self.image_encoder.drop_path_scales(rngs, len(image)),
-      self.audio_encoder.drop_path_scales(rngs, len(audio)),
+      self.image_encoder.drop_path_scales(rngs, image.shape[0]),
+      self.audio_encoder.drop_path_scales(rngs, audio.shape[0]),
       strict=True,
     )
     for number, (image_scale, audio_scale) in enumerate(scales):

@@ -6,6 +6,7 @@ Letters in shapes: B examples (clips, or frames of clips), N tokens, D width, P 
 
 from collections.abc import Callable, Sequence
 import functools
+from typing import Any
 
 from flax import nnx
 import jax
@@ -247,8 +248,11 @@ class MaeEncoder(nnx.Module):
     prompts = jnp.broadcast_to(prompts, (b, *prompts.shape))
     return jnp.concatenate([cls, patches.reshape(b, -1, d), prompts], axis=1) + self.pos_embed[...]
 
-  def drop_path_scales(self, rngs: nnx.Rngs | None, examples: int) -> Sequence[Float[Array, "2 B"] | None]:
-    """`drop_path` for each block; None for all without `rngs`: mode is an argument, not hidden state."""
+  def drop_path_scales(self, rngs: nnx.Rngs | None, examples: Any) -> Sequence[Float[Array, "2 B"] | None]:
+    """`drop_path` for each block; None for all without `rngs`: mode is an argument, not hidden state.
+
+    `examples` is a number, or the symbol that stands for it in an export; then nothing can be dropped.
+    """
     if rngs is None or not any(self.drop_path_rates):
       return [None] * len(self.blocks)
     return list(drop_path(rngs.drop_path(), self.drop_path_rates, examples))
