@@ -36,9 +36,7 @@ def default_config() -> ml_collections.ConfigDict:
   c.matmul_precision = (
     "float32"  # of float32 products on accelerators; "bfloat16", "tensorfloat32": faster, coarser
   )
-  c.remat = (
-    "none"  # less memory for training: "names", and least with "layers", which computes all layers twice
-  )
+  c.remat = "none"  # "names": less memory for training; "layers": least, every layer is computed twice
 
   c.model = ml_collections.ConfigDict(dataclasses.asdict(ModelConfig()))
   c.model.num_classes = 0  # 0: as many as the data set has
