@@ -30,12 +30,8 @@ def default_config() -> ml_collections.ConfigDict:
   c.learning_rate = 1e-4  # at epoch 0; cosine to 0 over the epochs, constant within one; main.py
   c.weight_decay = 1e-2  # AdamW, on every tunable parameter, biases and gates included; main.py
   c.tunable = PAPER_TUNABLE
-  c.precision = (
-    "float32"  # of the computation; "bfloat16": tunable parameters, moments, means and logits stay float32
-  )
-  c.matmul_precision = (
-    "float32"  # of float32 products on accelerators; "bfloat16", "tensorfloat32": faster, coarser
-  )
+  c.precision = "float32"  # or "bfloat16"; tunable parameters, moments, means and logits stay float32
+  c.matmul_precision = "float32"  # of float32 on accelerators; "bfloat16", "tensorfloat32": coarser
   c.remat = "none"  # "names": less memory for training; "layers": least, every layer is computed twice
 
   c.model = ml_collections.ConfigDict(dataclasses.asdict(ModelConfig()))
