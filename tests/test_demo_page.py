@@ -271,3 +271,34 @@ def test_sigterm_ends_it_with_status_0(model, tmp_path):
   assert (status, seconds < 8) == (0, True)
   assert list(served.folder.iterdir()) == []
   assert "Traceback" not in served.log.read_text()
+
+
+def test_a_file_that_two_wait_for_stays_until_both_are_answered(tmp_path):
+  """The same video dropped in two windows has one path; in a process of its own, for flags of commands collide."""
+  script = """
+import sys
+from pathlib import Path
+from mma_dfer_jax.demo_page import Page
+folder = Path(sys.argv[1])
+page = Page(None, None, folder, 1, 10.0, 4.0, 1.0)
+file = folder / "uploads" / "hash" / "a.mp4"
+file.parent.mkdir(parents=True)
+file.write_text("no video")
+page.awaited.update([file, file])
+for there in (True, False):
+  said, _ = page.answer(str(file), lambda *args, **kwargs: None)
+  assert "is not a video" in said, said
+  assert file.exists() == there
+said, _ = page.answer(str(file), lambda *args, **kwargs: None)
+assert "no longer there" in said, said
+assert not page.owns("/etc/passwd") and not page.owns(str(folder / "uploads"))
+"""
+  done = subprocess.run(
+    [sys.executable, "-c", script, str(tmp_path)],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=100,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
