@@ -59,7 +59,7 @@ _BATCH_SIZE = flags.DEFINE_list(
 _PRECISION = flags.DEFINE_list(
   "precision", ["float32"], f"Of the computation: {', '.join(PRECISIONS)}.", flag_values=_OPTIONS
 )
-_REMAT = flags.DEFINE_list("remat", ["none"], f"Of training: {', '.join(REMAT)}.", flag_values=_OPTIONS)
+_REMAT = flags.DEFINE_list("remat", ["names"], f"Of training: {', '.join(REMAT)}.", flag_values=_OPTIONS)
 _MESH = flags.DEFINE_list(
   "mesh", ["-1x1"], "Devices along data x fsdp; -1: all that remain.", flag_values=_OPTIONS
 )

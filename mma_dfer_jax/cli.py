@@ -8,6 +8,7 @@ import re
 import runpy
 import signal
 import sys
+import traceback
 
 from absl import app, flags, logging
 
@@ -18,14 +19,33 @@ _MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM,
              errno.ENOTDIR, errno.EISDIR}  # fmt: skip
 
 
-def run(main: Callable[[Sequence[str]], int | None], *, takes_files: bool = False) -> None:
+def run(
+  main: Callable[[Sequence[str]], int | None],
+  *,
+  takes_files: bool = False,
+  explained: Callable[[Exception], str | None] = lambda error: None,
+  leave: Callable[[int], None] = lambda status: None,
+) -> None:
   """Runs a command: what a user can mend ends as a message and exit status 1, wrong flags as exit status 2.
 
   Args:
     main: gets the command line without flags; returns the exit status, None for 0.
     takes_files: whether anything but flags may stand on the command line.
+    explained: what a user should read of an error that is none of ours; None: its traceback.
+    leave: called with the exit status before a command that has failed ends.
   """
-  app.run(lambda argv: _guarded(main, argv, takes_files), flags_parser=_parse)
+
+  def guarded(argv: Sequence[str]) -> int | None:
+    status: int | None = 1
+    try:
+      status = _guarded(main, argv, takes_files, explained)
+    except Exception:
+      traceback.print_exc()
+    if status:
+      leave(status)
+    return status
+
+  app.run(guarded, flags_parser=_parse)
 
 
 def take_over(options: flags.FlagValues) -> None:
@@ -39,7 +59,7 @@ def take_over(options: flags.FlagValues) -> None:
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])  # so that --help lists them
 
 
-def _guarded(main, argv, takes_files):
+def _guarded(main, argv, takes_files, explained):
   if len(argv) > 1 and not takes_files:
     sys.exit(_complain(f"unexpected arguments: {' '.join(argv[1:])}", status=2))
   try:
@@ -54,6 +74,10 @@ def _guarded(main, argv, takes_files):
     return _complain(f"{error.filename or 'a file'} cannot be written or read: {error.strerror}")
   except KeyboardInterrupt:
     return _complain("stopped by Ctrl-C", status=130)
+  except Exception as error:
+    if (words := explained(error)) is None:
+      raise
+    return _complain(words)
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -101,6 +125,7 @@ class StopSignal:
 
   def __init__(self):
     self.received: signal.Signals | None = None
+    self._passed_on = False
     for number in (signal.SIGTERM, signal.SIGINT):
       signal.signal(number, self._receive)
 
@@ -111,6 +136,12 @@ class StopSignal:
 
   def __bool__(self) -> bool:
     return self.received is not None
+
+  def pass_on_interrupt(self) -> None:
+    """Turns Ctrl-C into SIGTERM, for whoever has taken over that signal from here."""
+    if self.received == signal.SIGINT and not self._passed_on:
+      self._passed_on = True
+      os.kill(os.getpid(), signal.SIGTERM)
 
   @property
   def exit_status(self) -> int:

@@ -32,7 +32,7 @@ def default_config() -> ml_collections.ConfigDict:
   c.tunable = PAPER_TUNABLE
   c.precision = "float32"  # or "bfloat16"; tunable parameters, moments, means and logits stay float32
   c.matmul_precision = "float32"  # of float32 on accelerators; "bfloat16", "tensorfloat32": coarser
-  c.remat = "none"  # "names": less memory for training; "layers": least, every layer is computed twice
+  c.remat = "names"  # "none" keeps more for the backward pass, "layers" less and computes every layer twice
 
   c.model = ml_collections.ConfigDict(dataclasses.asdict(ModelConfig()))
   c.model.num_classes = 0  # 0: as many as the data set has
@@ -65,8 +65,13 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 # What may differ when a run is resumed: how it runs, not what it computes (pretraining files are known by content).
-MAY_CHANGE = ("remat", "pretrained.image", "pretrained.audio", "data.data_dir", "data.num_workers", "data.prefetch", "mesh.data", "mesh.fsdp", "fsdp_min_size_mb",
-              "log_every_steps", "save_every_steps", "keep_checkpoints")  # fmt: skip
+MAY_CHANGE = (
+  "remat", "pretrained.image", "pretrained.audio", "data.data_dir", "data.num_workers", "data.prefetch", "mesh.data",
+  "mesh.fsdp", "fsdp_min_size_mb", "log_every_steps", "save_every_steps", "keep_checkpoints",
+)  # fmt: skip
+# What may differ between the hosts of one run, in run.json: where their files are, and who reads them.
+OF_A_HOST = ("config.pretrained.image", "config.pretrained.audio", "config.data.data_dir", "config.data.num_workers",
+             "config.data.prefetch")  # fmt: skip
 
 
 def problems_of(config: ml_collections.ConfigDict) -> list[str]:

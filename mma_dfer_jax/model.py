@@ -18,11 +18,10 @@ from mma_dfer_jax.errors import listed
 from mma_dfer_jax.vit import (
   REMAT,
   TORCH_EPS,
+  LayerNorm,
   MaeEncoder,
   TransformerBlock,
   gelu,
-  keep,
-  layer_norm,
   torch_linear,
 )
 
@@ -119,11 +118,11 @@ class FusionBottleneck(nnx.Module):
 
   def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs):
     self.image_down = torch_linear(cfg.width, cfg.bottleneck_width, rngs=rngs)
-    self.image_norm = layer_norm(cfg.bottleneck_width, TORCH_EPS, rngs=rngs)
+    self.image_norm = LayerNorm(cfg.bottleneck_width, epsilon=TORCH_EPS, rngs=rngs)
     self.image_up = torch_linear(cfg.bottleneck_width, cfg.width, rngs=rngs)
     self.image_gate = nnx.Param(jnp.zeros((1,)))
     self.audio_down = torch_linear(cfg.width, cfg.bottleneck_width, rngs=rngs)
-    self.audio_norm = layer_norm(cfg.bottleneck_width, TORCH_EPS, rngs=rngs)
+    self.audio_norm = LayerNorm(cfg.bottleneck_width, epsilon=TORCH_EPS, rngs=rngs)
     self.audio_up = torch_linear(cfg.bottleneck_width, cfg.width, rngs=rngs)
     self.audio_gate = nnx.Param(jnp.zeros((1,)))
 
@@ -134,11 +133,28 @@ class FusionBottleneck(nnx.Module):
     audio_code = self.audio_norm(self.audio_down(audio))  # (B, M, R)
     image_summary = rearrange(image_code, "(b t) n r -> b (t n) r", t=num_frames).mean(axis=1)  # (B, R)
     audio_summary = jnp.repeat(audio_code.mean(axis=1), num_frames, axis=0)  # (B·T, R), clip-major
-    image_update = gelu(keep("up", self.image_up(image_code + audio_summary[:, None])))
-    audio_update = gelu(keep("up", self.audio_up(audio_code + image_summary[:, None])))
+    image_update = gelu(self.image_up(image_code + audio_summary[:, None]))
+    audio_update = gelu(self.audio_up(audio_code + image_summary[:, None]))
     image = image + jnp.tanh(self.image_gate[...]) * image_update
     audio = audio + jnp.tanh(self.audio_gate[...]) * audio_update
     return image, audio
+
+
+def adapted_layer(
+  image_block: TransformerBlock,
+  audio_block: TransformerBlock,
+  fusion: FusionBottleneck,
+  image: Float[Array, "BT N D"],
+  audio: Float[Array, "B M D"],
+  image_scale: Float[Array, "2 BT"] | None,
+  audio_scale: Float[Array, "2 B"] | None,
+  *,
+  num_frames: int,
+) -> tuple[Float[Array, "BT N D"], Float[Array, "B M D"]]:
+  """A block of each encoder and the Fusion Bottleneck between them; the scales are those of `drop_path`."""
+  image = image_block(image, image_scale)  # ❄
+  audio = audio_block(audio, audio_scale)
+  return fusion(image, audio, num_frames=num_frames)  # 🔥
 
 
 class JointAdaptation(nnx.Module):
@@ -250,33 +266,21 @@ class MmaDfer(nnx.Module):
     audio = self.audio_encoder.embed(
       spectrogram[..., None], self.audio_prompts.prompt_tokens[...]
     )  # (B, M, D)
-    scales = zip(
+    # Modules are arguments of a layer, so that the twelve are traced once.
+    layers = zip(
+      self.image_encoder.blocks,
+      self.audio_encoder.blocks,
+      self.fusion,
       self.image_encoder.drop_path_scales(rngs, image.shape[0]),
       self.audio_encoder.drop_path_scales(rngs, audio.shape[0]),
       strict=True,
     )
-    for number, (image_scale, audio_scale) in enumerate(scales):
-      layer = REMAT[remat](functools.partial(self.layer, number, num_frames=t))
-      image, audio = layer(image, audio, image_scale, audio_scale)
+    layer = REMAT[remat](functools.partial(adapted_layer, num_frames=t))
+    for number, (image_block, audio_block, fusion, image_scale, audio_scale) in enumerate(layers):
+      image, audio = layer(image_block, audio_block, fusion, image, audio, image_scale, audio_scale)
+      image = self.image_prompts.update(image, number)  # 🔥 update tokens, first layer of each stage
+      audio = self.audio_prompts.update(audio, number)
     image_cls = rearrange(self.image_encoder.norm(image)[:, 0], "(b t) d -> b t d", t=t)
     audio_cls = self.audio_encoder.norm(audio)[:, 0]
     joint = self.joint_adaptation(image_cls, audio_cls)  # 🔥 (B, T, W)
     return self.classifier(self.temporal(joint))  # 🔥 (B, C)
-
-  def layer(
-    self,
-    number: int,
-    image: Float[Array, "BT N D"],
-    audio: Float[Array, "B M D"],
-    image_scale: Float[Array, "2 BT"] | None = None,
-    audio_scale: Float[Array, "2 B"] | None = None,
-    *,
-    num_frames: int,
-  ) -> tuple[Float[Array, "BT N D"], Float[Array, "B M D"]]:
-    """One block of each encoder and all that adapts it; the scales are those of `drop_path`."""
-    image = self.image_encoder.blocks[number](image, image_scale)  # ❄
-    audio = self.audio_encoder.blocks[number](audio, audio_scale)
-    image, audio = self.fusion[number](image, audio, num_frames=num_frames)  # 🔥 Fusion Bottleneck
-    image = self.image_prompts.update(image, number)  # 🔥 update tokens, first layer of each stage
-    audio = self.audio_prompts.update(audio, number)
-    return image, audio

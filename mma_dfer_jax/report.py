@@ -37,9 +37,13 @@ class MetricsLog:
     workdir: folder of the run.
     step: where the run starts or resumes; lines of later steps, from a killed run, are taken out.
     epoch: epochs that were evaluated until then; later ones are taken out likewise.
+    writes: False in all processes but the first: nothing is written.
   """
 
-  def __init__(self, workdir: Path, step: int, epoch: int):
+  def __init__(self, workdir: Path, step: int, epoch: int, *, writes: bool = True):
+    self._writes = writes
+    if not writes:
+      return
     path = workdir / "metrics.jsonl"
     kept = [line for line in _whole_lines(path) if line["step"] <= step and line.get("epoch", 0) <= epoch]
     partial = path.with_suffix(".partial")
@@ -49,6 +53,8 @@ class MetricsLog:
     self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
+    if not self._writes:
+      return
     self._file.write(json.dumps({"step": step} | {k: _number(v) for k, v in metrics.items()}) + "\n")
     self._file.flush()
     for name, value in metrics.items():
@@ -56,8 +62,9 @@ class MetricsLog:
     self._board.flush()
 
   def close(self) -> None:
-    self._file.close()
-    self._board.close()
+    if self._writes:
+      self._file.close()
+      self._board.close()
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:

@@ -1,25 +1,24 @@
 """Devices: how JAX is started, one mesh ("data", "fsdp"), one rule by shape; the model knows nothing of it."""
 
-from collections.abc import Mapping
-import os
+from collections.abc import Iterator, Mapping
+import ctypes
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
+import psutil
 
 from mma_dfer_jax.errors import UserError
 
 
 def start_jax(matmul_precision: str = "float32") -> None:
-  """Joins the other hosts if there are any, and keeps compiled programs for the next process.
+  """Sets how JAX computes, and keeps compiled programs for the next process.
 
   Args:
     matmul_precision: of float32 matrix products; accelerators would otherwise take a coarser one on their own.
   """
-  if os.environ.get("MMA_DFER_DISTRIBUTED"):
-    jax.distributed.initialize()
   jax.config.update("jax_default_matmul_precision", matmul_precision)
   keep_compiled()
 
@@ -54,6 +53,46 @@ def compiler_options() -> dict[str, str]:
   if jax.default_backend() != "cpu":
     return {}
   return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+
+
+def compile_for(function: Any, *arguments: Any) -> jax.stages.Compiled:
+  """Compiles a jitted function ahead for arguments, or their shapes, and checks that it fits into memory.
+
+  Raises:
+    UserError: if not; with what would help.
+  """
+  compiled = function.lower(*arguments).compile()
+  if hasattr(
+    ctypes.CDLL(None), "malloc_trim"
+  ):  # glibc keeps what the compiler has freed, 0.3 GiB at full size
+    ctypes.CDLL(None).malloc_trim(0)
+  sizes = compiled.memory_analysis()
+  if sizes is not None:
+    needed = sizes.temp_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    of_device = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in of_device:
+      free = of_device["bytes_limit"] - of_device["bytes_in_use"]
+    else:
+      needed *= jax.local_device_count()
+      free = psutil.virtual_memory().available + psutil.swap_memory().free
+    if needed > free:
+      raise UserError(out_of_memory(f"{needed / 2**30:.1f} GiB are needed, {free / 2**30:.1f} GiB are free"))
+  return compiled
+
+
+def out_of_memory(facts: str) -> str:
+  """What to say when something is too large for the memory of a device."""
+  return (
+    f"this does not fit into the memory of {jax.devices()[0].device_kind}: {facts}; make batch_size or image_size "
+    "smaller, set remat=names, or remat=layers which keeps least, or spread it over more devices"
+  )
+
+
+def explained(error: Exception) -> str | None:
+  """In words, an error of JAX that a user can mend; None if it is another."""
+  if "RESOURCE_EXHAUSTED" in str(error):
+    return out_of_memory(" ".join(str(error).split())[:300])
+  return None
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -96,3 +135,15 @@ def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     for name, value in batch.items()
     if np.asarray(value).dtype.kind not in "OSU"
   }
+
+
+def on_devices(batches: Iterator[Mapping[str, np.ndarray]], mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
+  """Global batches, each sent off while the one before it is worked on, so that no step waits for its clips."""
+  ahead = None
+  for batch in batches:
+    arriving = to_global(batch, mesh)
+    if ahead is not None:
+      yield ahead
+    ahead = arriving
+  if ahead is not None:
+    yield ahead

@@ -13,7 +13,7 @@ import tqdm
 
 from mma_dfer_jax.data.pipeline import EvalOrder, Preprocessing, eval_batches
 from mma_dfer_jax.metrics import confusion_matrix
-from mma_dfer_jax.sharding import to_global
+from mma_dfer_jax.sharding import batch_sharding, to_global
 from mma_dfer_jax.train_state import TrainState
 from mma_dfer_jax.vit import PRECISIONS
 
@@ -27,6 +27,22 @@ def model_inputs(batch: Batch, precision: str = "float32") -> tuple[jax.Array, j
   """
   dtype = PRECISIONS[precision]
   return (batch["video"].astype(jnp.float32) / 255.0).astype(dtype), batch["spectrogram"].astype(dtype)
+
+
+def abstract_batch(spec: Preprocessing, batch_size: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes and types of a batch as the pipeline makes them and `to_global` spreads them."""
+  shapes = {
+    "video": ((spec.num_frames, spec.image_size, spec.image_size, 3), jnp.uint8),
+    "spectrogram": (spec.audio_shape, jnp.float32),
+    "label": ((), jnp.int32),
+    "has_audio": ((), jnp.bool_),
+    "mask": ((), jnp.bool_),
+  }
+  sharding = batch_sharding(mesh)
+  return {
+    name: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=sharding)
+    for name, (shape, dtype) in shapes.items()
+  }
 
 
 def in_precision(parameters: nnx.State, precision: str) -> nnx.State:

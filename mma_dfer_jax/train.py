@@ -15,11 +15,12 @@ from typing import Any
 
 from absl import flags
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import config_flags
 import numpy as np
 import tqdm
 
-from mma_dfer_jax import cli
+from mma_dfer_jax import cli, hosts
 from mma_dfer_jax.checkpoints import (  # fmt: skip
   Checkpointer,
   check_same_run,
@@ -29,14 +30,21 @@ from mma_dfer_jax.checkpoints import (  # fmt: skip
   model_config,
   save_frozen,
 )
-from mma_dfer_jax.config import flat_config, problems_of
+from mma_dfer_jax.config import OF_A_HOST, flat_config, problems_of
 from mma_dfer_jax.data.datasets import open_data_set
 from mma_dfer_jax.data.pipeline import Preprocessing, TrainOrder, train_batches
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.metrics import Scores
 from mma_dfer_jax.report import MetricsLog, percent, write_report
-from mma_dfer_jax.sharding import check_batch_size, compiler_options, make_mesh, start_jax, to_global
-from mma_dfer_jax.steps import eval_step, evaluate_split, in_precision, train_step
+from mma_dfer_jax.sharding import (  # fmt: skip
+  check_batch_size,
+  compile_for,
+  compiler_options,
+  make_mesh,
+  on_devices,
+  start_jax,
+)
+from mma_dfer_jax.steps import abstract_batch, eval_step, evaluate_split, in_precision, train_step
 from mma_dfer_jax.train_state import (  # fmt: skip
   cosine_by_epoch,
   count,
@@ -136,11 +144,13 @@ def main(argv: Sequence[str]) -> int:
   config, workdir = _CONFIG.value, Path(_WORKDIR.value)
   if "://" in _WORKDIR.value:
     raise UserError(f"--workdir={_WORKDIR.value} is an address; give a folder (mount the bucket)")
-  stop = cli.StopSignal()
+  stop = hosts.Stop(cli.StopSignal())
 
-  # Devices, and everything that can be wrong.
+  # The other processes, devices, and everything that can be wrong.
+  hosts.join()
   start_jax(config.matmul_precision)
-  cfg, data_set, (train_split, test_split), encoders = checked(config)
+  with hosts.together():
+    cfg, data_set, (train_split, test_split), encoders = checked(config)
   mesh = make_mesh(**config.mesh)
   chief = jax.process_index() == 0
 
@@ -166,8 +176,14 @@ def main(argv: Sequence[str]) -> int:
 
   # Where it goes: another run's folder is refused, its own is gone on with.
   run = describe_run(config.to_dict(), cfg, data_set, {e.stream: e.weights.sha256 for e in encoders})
-  claim_workdir(workdir, run)
-  check_disk(workdir, state, config.keep_checkpoints)
+  hosts.same_everywhere("run", {k: v for k, v in flat_config(run).items() if k not in OF_A_HOST})
+  with hosts.together():
+    if chief:
+      claim_workdir(workdir, run)
+      check_disk(workdir, state, config.keep_checkpoints)
+  with hosts.together():
+    if not (workdir / "run.json").exists():
+      raise UserError(f"{workdir} is not the folder that process 0 writes to; all must share it")
   checkpointer = Checkpointer(workdir, keep=config.keep_checkpoints)
   history: list[dict] = []
   this_epoch: list[tuple[float, float]] = []  # (loss, accuracy) of each step since the last evaluation
@@ -185,10 +201,14 @@ def main(argv: Sequence[str]) -> int:
   # The two jitted functions.
   shardings = jax.tree.map(lambda x: x.sharding, state)
   how: dict[str, Any] = {"graphdef": graphdef, "precision": config.precision}
-  train_fn = jax.jit(functools.partial(train_step, tx=tx, remat=config.remat, **how), donate_argnums=0,
-                     out_shardings=(shardings, None), compiler_options=compiler_options())  # fmt: skip
-  eval_fn = jax.jit(functools.partial(eval_step, **how), compiler_options=compiler_options())
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  train_fn: Any = jax.jit(functools.partial(train_step, tx=tx, remat=config.remat, **how), donate_argnums=0,
+                     out_shardings=(shardings, everywhere), compiler_options=compiler_options())  # fmt: skip
+  eval_fn = jax.jit(functools.partial(eval_step, **how), out_shardings=everywhere,
+                    compiler_options=compiler_options())  # fmt: skip
   key = jax.random.key(config.seed)
+  if start_step < total_steps:
+    train_fn = compile_for(train_fn, state, abstract_batch(spec, config.batch_size, mesh), key)
 
   if chief:
     print(parameter_table(state))
@@ -207,15 +227,16 @@ def main(argv: Sequence[str]) -> int:
       print(f"go on after step {start_step} of {total_steps}")
 
   # The loop: `step` updates have been made at its top.
-  log = MetricsLog(workdir, start_step, len(history))
+  log = MetricsLog(workdir, start_step, len(history), writes=chief)
   pending: list[tuple[int, dict[str, jax.Array]]] = []  # metrics still on the device
   since, since_step = time.monotonic(), start_step
   with (
     tqdm.tqdm(total=total_steps, initial=start_step, desc="train", unit="step", disable=not chief) as bar,
     train_batches(
       order, spec, start_step=start_step, num_workers=d.num_workers, prefetch=d.prefetch
-    ) as batches,
+    ) as clips,
   ):
+    batches = on_devices(clips, mesh)
     for step in range(start_step, total_steps + 1):
       stopping = bool(stop)  # asked once: what is logged, evaluated and saved must agree
       epoch_ends = step > 0 and step % steps_per_epoch == 0 and len(history) < step // steps_per_epoch
@@ -241,9 +262,10 @@ def main(argv: Sequence[str]) -> int:
           scores = Scores(np.array(result["confusion_matrix"]), data_set.classes)
           log.write(step, {"epoch": len(history), "test_loss": result["test_loss"], "test_war": scores.war,
                            "test_uar": scores.uar})  # fmt: skip
-          bar.write(
-            f"epoch {len(history)}: loss {loss:.4f}, test WAR {percent(scores.war)}, UAR {percent(scores.uar)}"
-          )
+          if chief:
+            bar.write(
+              f"epoch {len(history)}: loss {loss:.4f}, test WAR {percent(scores.war)}, UAR {percent(scores.uar)}"
+            )
         stopping = result is None
         since = time.monotonic()
       evaluated = bool(history) and history[-1]["step"] == step
@@ -253,13 +275,13 @@ def main(argv: Sequence[str]) -> int:
         saved_step = step
       if stopping or step == total_steps:
         break
-      state, metrics = train_fn(state, to_global(next(batches), mesh), key)
+      state, metrics = train_fn(state, next(batches), key)
       pending.append((step + 1, metrics))
       bar.update()
   checkpointer.close()
   log.close()
-  if stopping and stop.received:
-    print(f"stopped by {stop.received.name} after step {step}; the same command goes on from there")
+  if stopping and stop.told:
+    print(f"stopped by {stop.reason} after step {step}; the same command goes on from there")
     return stop.exit_status
 
   # What came of it.
@@ -282,4 +304,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  cli.run(main, explained=hosts.explained, leave=hosts.leave)

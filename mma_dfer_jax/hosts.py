@@ -1,0 +1,212 @@
+"""Several processes that work as one: how they find each other, agree, stop together, and end when one is lost.
+
+On TPU pods, under SLURM and MPI, JAX finds the others itself: MMA_DFER_DISTRIBUTED=1. Anywhere else, each process is
+given --coordinator=HOST:PORT --num_processes=N --process_id=0…N-1. Without either, a process is alone.
+
+They agree through the key-value store of JAX's coordinator rather than by a sum over devices, which needs programs that
+are already equal.
+"""
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import importlib.metadata
+import itertools
+import json
+import os
+import re
+import socket
+import sys
+import time
+from typing import Any
+
+from absl import flags
+import jax
+from jax._src import distributed  # the store has no public door; Orbax goes through this one too
+from jax.experimental import multihost_utils
+
+from mma_dfer_jax import cli, sharding
+from mma_dfer_jax.errors import UserError, listed
+
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator", None, "HOST:PORT of process 0, where JAX does not find the others itself."
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  "num_processes", None, "How many processes there are; with --coordinator."
+)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0; with --coordinator.")
+_JOIN_SECONDS = flags.DEFINE_integer(
+  "join_seconds", 300, "How long to wait for the other processes at the start.", lower_bound=1
+)
+
+HEARTBEAT_SECONDS = 30  # a process that is silent for so long is lost: the others end within a minute
+LIBRARIES = ("mma_dfer_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+_rounds = itertools.count()  # of questions to all; equal in all processes, for all ask the same ones
+
+
+def wanted() -> bool:
+  """Whether this process is to be one of several.
+
+  Raises:
+    UserError: if what says so makes no sense.
+  """
+  variable = os.environ.get("MMA_DFER_DISTRIBUTED", "")
+  problems = []
+  if variable not in ("", "0", "1"):
+    problems.append(f"MMA_DFER_DISTRIBUTED={variable}: 1 for several processes, 0 or nothing for one")
+  address, number, of = _COORDINATOR.value, _PROCESS_ID.value, _NUM_PROCESSES.value
+  if len({value is None for value in (address, number, of)}) > 1:
+    problems.append("--coordinator, --num_processes and --process_id go together, all three")
+  if address is not None and not re.fullmatch(r".+:\d{1,5}", address):
+    problems.append(f"--coordinator={address}: give HOST:PORT of process 0")
+  if number is not None and of is not None and not 0 <= number < of:
+    problems.append(f"--process_id={number} must lie in 0 … {of - 1}, for --num_processes={of}")
+  if problems:
+    raise listed("the processes cannot join", problems)
+  return address is not None or variable == "1"
+
+
+def join() -> None:
+  """Finds the other processes, if there are to be any, and checks that all have the same libraries.
+
+  Raises:
+    UserError: if they do not come together in time, with the address; or if a library has another version elsewhere.
+  """
+  if not wanted():
+    return
+  address = _COORDINATOR.value
+  if address and _PROCESS_ID.value:
+    _await_coordinator(address, _JOIN_SECONDS.value)
+  try:
+    jax.distributed.initialize(
+      address,
+      _NUM_PROCESSES.value,
+      _PROCESS_ID.value,
+      initialization_timeout=_JOIN_SECONDS.value,
+      heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+      shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+    )
+  except (ValueError, TypeError, RuntimeError) as error:  # JAX's own errors are RuntimeErrors
+    address = distributed.global_state.coordinator_address or address
+    where = f"at {address}" if address else "(JAX found neither a TPU pod nor SLURM nor MPI; give --coordinator=HOST:PORT)"  # fmt: skip
+    raise UserError(
+      f"the processes did not come together {where} within {_JOIN_SECONDS.value} s: {' '.join(str(error).split())[:300]}"
+    ) from error
+  same_everywhere("library", {name: importlib.metadata.version(name) for name in LIBRARIES})
+
+
+def _await_coordinator(address: str, seconds: float) -> None:
+  """JAX's client ends the whole process if nobody answers, with a stack of C++; so knock first."""
+  host, port = address.rsplit(":", 1)
+  deadline = time.monotonic() + seconds
+  while True:
+    try:
+      socket.create_connection((host.strip("[]"), int(port)), timeout=min(seconds, 10)).close()
+      return
+    except (OSError, OverflowError) as error:
+      if time.monotonic() > deadline:
+        raise UserError(
+          f"nobody answers at --coordinator={address} within {seconds} s ({error}): is process 0 running there, and "
+          "may this machine reach that port?"
+        ) from error
+      time.sleep(0.5)
+
+
+def everyone_says(value: str) -> list[str]:
+  """What each process says, in their order; all must ask."""
+  if jax.process_count() == 1:
+    return [value]
+  client, number = distributed.global_state.client, next(_rounds)
+  assert client is not None
+  client.key_value_set(f"mma_dfer/{number}/{jax.process_index()}", value)
+  wait = 1000 * _JOIN_SECONDS.value
+  return [client.blocking_key_value_get(f"mma_dfer/{number}/{i}", wait) for i in range(jax.process_count())]
+
+
+def same_everywhere(what: str, here: Mapping[str, Any]) -> None:
+  """Raises UserError, in all processes, with every value that is not that of process 0."""
+  first, *others = (json.loads(said) for said in everyone_says(json.dumps(here)))
+  problems = [
+    f"{what} {key}: {other.get(key)!r} in process {number}, {first.get(key)!r} in process 0"
+    for number, other in enumerate(others, start=1)
+    for key in sorted(first.keys() | other.keys())
+    if other.get(key) != first.get(key)
+  ]
+  if problems:
+    raise listed("the processes are not alike", problems)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+  """What one process cannot do, none does: a UserError inside is raised in all of them."""
+  try:
+    yield
+    problem = ""
+  except UserError as error:
+    problem = str(error)
+  said = everyone_says(problem)
+  if problem:
+    raise UserError(problem)
+  if others := [f"process {number}: {text}" for number, text in enumerate(said) if text]:
+    raise listed("not every process can go on", others)
+
+
+def wait_for_all(why: str) -> None:
+  """Returns once all processes are here."""
+  multihost_utils.sync_global_devices(why)
+
+
+class Stop:
+  """Becomes true when a signal asks to stop: in all processes after the same question, whichever of them got it."""
+
+  def __init__(self, signal: cli.StopSignal):
+    self.signal = signal
+    self.agreed = False
+    self._questions = 0
+
+  def __bool__(self) -> bool:
+    """To be asked equally often in all processes."""
+    if jax.process_count() == 1:
+      return bool(self.signal)
+    # JAX hears SIGTERM in the place of our handler; of Ctrl-C it is told here.
+    self.signal.pass_on_interrupt()
+    self._questions += 1
+    self.agreed = self.agreed or multihost_utils.reached_preemption_sync_point(self._questions)
+    return self.agreed
+
+  @property
+  def told(self) -> bool:
+    """Whether it has become true."""
+    return self.agreed or (jax.process_count() == 1 and bool(self.signal))
+
+  @property
+  def reason(self) -> str:
+    return self.signal.received.name if self.signal.received else "SIGTERM to one of the processes"
+
+  @property
+  def exit_status(self) -> int:
+    return self.signal.exit_status
+
+
+def leave(status: int) -> None:
+  """Ends a process that has failed without waiting for the others, who would wait for it."""
+  if distributed.global_state.client is not None and jax.process_count() > 1:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def explained(error: Exception) -> str | None:
+  """In words, what it looks like when another process is gone; None if it is anything else."""
+  text = str(error)
+  lost = (
+    "Gloo",
+    "NCCL",
+    "coordination",
+    "Connection closed",
+    "Connection reset",
+    "DEADLINE_EXCEEDED",
+    "UNAVAILABLE",
+  )
+  if jax.process_count() > 1 and any(sign in text for sign in lost):
+    return f"another process has ended or cannot be reached: {' '.join(text.split())[:300]}"
+  return sharding.explained(error)
