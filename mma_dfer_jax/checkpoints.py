@@ -16,6 +16,7 @@ from typing import Any
 from flax import nnx
 from flax.traverse_util import flatten_dict
 import jax
+from jax.sharding import Sharding, SingleDeviceSharding
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
@@ -165,10 +166,13 @@ class Checkpointer:
     tunable = from_pure(like.tunable, restored.tunable)
     return like._replace(tunable=tunable, **restored.optimizer), restored.meta
 
-  def restore_tunable(self, step: int, like: nnx.State) -> tuple[nnx.State, dict[str, Any]]:
-    """Only what is needed to answer: the tunable parameters, and meta."""
+  def restore_tunable(
+    self, step: int, like: nnx.State, sharding: Sharding | None = None
+  ) -> tuple[nnx.State, dict[str, Any]]:
+    """Only what is needed to answer: the tunable parameters, spread as said or on one device, and meta."""
     items = ocp.args.Composite(
-      tunable=ocp.args.StandardRestore(_targets(nnx.to_pure_dict(like))), meta=ocp.args.JsonRestore()
+      tunable=ocp.args.StandardRestore(_targets(nnx.to_pure_dict(like), sharding)),
+      meta=ocp.args.JsonRestore(),
     )
     with self._explaining("read", step):
       restored = self.manager.restore(step, args=items)
@@ -210,22 +214,23 @@ def save_frozen(workdir: Path, frozen: nnx.State) -> None:
     raise UserError(f"cannot save the frozen parameters in {folder}: {short(error)}") from error
 
 
-def load_frozen(workdir: Path, like: nnx.State) -> nnx.State:
-  """The frozen parameters of a run, spread as `like`."""
+def load_frozen(workdir: Path, like: nnx.State, sharding: Sharding | None = None) -> nnx.State:
+  """The frozen parameters of a run, spread as `like`, or as said, or on one device."""
   if not jax.tree.leaves(like):
     return like
   folder = workdir.absolute() / "frozen"
   try:
     with ocp.StandardCheckpointer() as checkpointer:
-      return from_pure(like, checkpointer.restore(folder, _targets(nnx.to_pure_dict(like))))
+      return from_pure(like, checkpointer.restore(folder, _targets(nnx.to_pure_dict(like), sharding)))
   except Exception as error:  # Orbax raises it bare
     raise UserError(f"cannot read the frozen parameters in {folder}: {short(error)}") from error
 
 
-def _targets(tree: Any) -> Any:
-  """Shapes, dtypes and, where they are known, shardings that a restored tree must have."""
+def _targets(tree: Any, sharding: Sharding | None = None) -> Any:
+  """Shapes, dtypes and shardings that a restored tree must have; never those of the devices that wrote it."""
+  sharding = sharding or SingleDeviceSharding(jax.local_devices()[0])
   return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)), tree
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or sharding), tree
   )
 
 

@@ -32,7 +32,7 @@ def run(
     main: gets the command line without flags; returns the exit status, None for 0.
     takes_files: whether anything but flags may stand on the command line.
     explained: what a user should read of an error that is none of ours; None: its traceback.
-    leave: called with the exit status before a command that has failed ends.
+    leave: called with the exit status before the command ends.
   """
 
   def guarded(argv: Sequence[str]) -> int | None:
@@ -41,8 +41,7 @@ def run(
       status = _guarded(main, argv, takes_files, explained)
     except Exception:
       traceback.print_exc()
-    if status:
-      leave(status)
+    leave(status or 0)
     return status
 
   app.run(guarded, flags_parser=_parse)

@@ -18,7 +18,7 @@ from absl import flags
 import jax
 import numpy as np
 
-from mma_dfer_jax import cli
+from mma_dfer_jax import cli, hosts
 from mma_dfer_jax.checkpoints import VERSION, read_run, write_json
 from mma_dfer_jax.data.datasets import DataSet, open_data_set
 from mma_dfer_jax.data.pipeline import Preprocessing
@@ -33,7 +33,7 @@ from mma_dfer_jax.report import (  # fmt: skip
   scores_as_json,
   write_folds,
 )
-from mma_dfer_jax.sharding import check_batch_size, make_mesh, start_jax
+from mma_dfer_jax.sharding import check_batch_size, compiler_options, everywhere, make_mesh, start_jax
 from mma_dfer_jax.steps import eval_step, evaluate_split
 from mma_dfer_jax.trained_model import load_model, read_about
 
@@ -190,13 +190,15 @@ def problems_between(others: Sequence[Job], job: Job) -> list[str]:
 def evaluate(job: Job) -> Fold:
   """Loads a model and evaluates it, whole and as --without says; writes its files; returns the first result."""
   workdir = job.folder
-  model = load_model(workdir, step=int(_STEP.value) if _STEP.value.isdigit() else _STEP.value)
+  mesh, chief = make_mesh(-1, 1), jax.process_index() == 0
+  step = int(_STEP.value) if _STEP.value.isdigit() else _STEP.value
+  with hosts.together():
+    model = load_model(workdir, step=step, sharding=everywhere(mesh))
   spec = Preprocessing(model.cfg.image_size, model.cfg.num_frames, model.cfg.audio_shape)
   records = job.data_set.records(job.split)
-  mesh = make_mesh(-1, 1)
-  eval_fn = jax.jit(
-    functools.partial(eval_step, graphdef=model.graphdef, precision=model.config.get("precision", "float32"))
-  )
+  how = {"graphdef": model.graphdef, "precision": model.config.get("precision", "float32")}
+  eval_fn = jax.jit(functools.partial(eval_step, **how), out_shardings=everywhere(mesh),
+                    compiler_options=compiler_options())  # fmt: skip
 
   name = f"evaluation_{job.split.replace('+', '_')}"
   name += f"_step{model.step}" if model.step is not None else ""
@@ -215,23 +217,23 @@ def evaluate(job: Job) -> Fold:
     }
     about = {"step": model.step, "clips_without_sound": result["clips_without_sound"]}
     folds.append(Fold(job.split, scores, {"folder": str(workdir), **about, "model": model.origin}))
+    if not chief:
+      continue
     draw_confusion_matrix(scores, workdir / f"{name}_without_{without}.png")
     print(
       f"\n{job.split}, without {without}: WAR {percent(scores.war)}, UAR {percent(scores.uar)}, {scores.clips} clips"
     )
     print(recall_table(scores))
-  about = {"split": job.split, "model": model.origin, "classes": model.classes}
-  write_json(workdir / f"{name}.json", {**about, "without": evaluations})
-  print(f"\nwrote {workdir}/{name}.json")
+  if chief:
+    about = {"split": job.split, "model": model.origin, "classes": model.classes}
+    write_json(workdir / f"{name}.json", {**about, "without": evaluations})
+    print(f"\nwrote {workdir}/{name}.json")
   return folds[0]
 
 
-def evaluate_folds() -> None:
-  """Evaluates all of --workdirs and writes what came of them to --out."""
-  jobs, out = jobs_of_folds(), Path(_OUT.value or "")
-  folds = [evaluate(job) for job in jobs]
-  if jax.process_index() != 0:
-    return
+def report_folds(jobs: Sequence[Job], folds: Sequence[Fold]) -> None:
+  """Writes what came of all of --workdirs to --out."""
+  out = Path(_OUT.value or "")
   model = f"each after step {_STEP.value}"
   if _STEP.value == "last":
     model = "each as it is saved last" if any(job.config for job in jobs) else "converted models"
@@ -248,12 +250,14 @@ def main(argv: Sequence[str]) -> None:
     raise UserError(f"--without={','.join(_WITHOUT.value)}: none, sound and picture can be given")
   if _WORKDIR.value and (_OUT.value or _SPLITS.value):
     raise UserError("--out and --splits go with --workdirs")
+  hosts.join()
   start_jax()
-  if _WORKDIR.value:
-    evaluate(job_of(Path(_WORKDIR.value), _SPLIT.value or ""))
-  else:
-    evaluate_folds()
+  with hosts.together():
+    jobs = [job_of(Path(_WORKDIR.value), _SPLIT.value or "")] if _WORKDIR.value else jobs_of_folds()
+  folds = [evaluate(job) for job in jobs]
+  if _WORKDIRS.value and jax.process_index() == 0:
+    report_folds(jobs, folds)
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  cli.run(main, explained=hosts.explained, leave=hosts.leave)

@@ -10,7 +10,6 @@ RUNS/folds.md and RUNS/confusion_matrix.png.
 from collections.abc import Callable, Mapping, Sequence
 import ctypes
 import json
-import os
 from pathlib import Path
 import re
 import signal
@@ -24,14 +23,13 @@ import jax
 from ml_collections import config_flags
 import numpy as np
 
-from mma_dfer_jax import cli
+from mma_dfer_jax import cli, hosts
 from mma_dfer_jax.checkpoints import check_same_run, describe_run, model_config, read_run
 from mma_dfer_jax.config import flat_config, problems_of
 from mma_dfer_jax.data.datasets import DataSet, open_data_set
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.metrics import Scores
 from mma_dfer_jax.report import Fold, folds_table, write_folds
-from mma_dfer_jax.sharding import start_jax
 from mma_dfer_jax.weights import open_pretrained
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Path of the config.", lock_config=True)
@@ -217,7 +215,7 @@ def main(argv: Sequence[str]) -> int:
   config, runs = _CONFIG.value, Path(_RUNS.value)
   wanted = checked(config, runs, _FOLDS.value)
   names = [f"fold{number}" for number in _FOLDS.value]
-  many_hosts = bool(os.environ.get("MMA_DFER_DISTRIBUTED"))  # then the report is only the first process's
+  many_hosts = hosts.wanted()  # then the report is only the first process's
 
   for i, name in enumerate(names, start=1):
     title, status, run = f"{name} ({i} of {len(names)})", 0, wanted[name]
@@ -237,8 +235,7 @@ def main(argv: Sequence[str]) -> int:
       print(f"stopped in {title}; the same command goes on from there")
       return status or stop.exit_status
 
-  if many_hosts:
-    start_jax()
+  hosts.join()
   if not many_hosts or jax.process_index() == 0:
     report(runs, wanted, names)
   return 0

@@ -9,14 +9,14 @@ are already equal.
 
 from collections.abc import Iterator, Mapping
 import contextlib
+import faulthandler
 import importlib.metadata
 import itertools
 import json
 import os
 import re
-import socket
 import sys
-import time
+import threading
 from typing import Any
 
 from absl import flags
@@ -38,9 +38,10 @@ _JOIN_SECONDS = flags.DEFINE_integer(
   "join_seconds", 300, "How long to wait for the other processes at the start.", lower_bound=1
 )
 
-HEARTBEAT_SECONDS = 30  # a process that is silent for so long is lost: the others end within a minute
+HEARTBEAT_SECONDS = 20  # a process that is silent for so long is lost: the others end within a minute
 LIBRARIES = ("mma_dfer_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 _rounds = itertools.count()  # of questions to all; equal in all processes, for all ask the same ones
+_all_end = False  # whether all processes know that they end now
 
 
 def wanted() -> bool:
@@ -73,42 +74,39 @@ def join() -> None:
   """
   if not wanted():
     return
-  address = _COORDINATOR.value
-  if address and _PROCESS_ID.value:
-    _await_coordinator(address, _JOIN_SECONDS.value)
+  seconds = _JOIN_SECONDS.value
+  # JAX would end a process that waits in vain by abort(), without the address, so this comes first.
+  alarm = threading.Timer(seconds, _give_up)
+  alarm.daemon = True
+  alarm.start()
   try:
     jax.distributed.initialize(
-      address,
+      _COORDINATOR.value,
       _NUM_PROCESSES.value,
       _PROCESS_ID.value,
-      initialization_timeout=_JOIN_SECONDS.value,
+      initialization_timeout=seconds + 60,
       heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
       shutdown_timeout_seconds=HEARTBEAT_SECONDS,
     )
   except (ValueError, TypeError, RuntimeError) as error:  # JAX's own errors are RuntimeErrors
-    address = distributed.global_state.coordinator_address or address
-    where = f"at {address}" if address else "(JAX found neither a TPU pod nor SLURM nor MPI; give --coordinator=HOST:PORT)"  # fmt: skip
-    raise UserError(
-      f"the processes did not come together {where} within {_JOIN_SECONDS.value} s: {' '.join(str(error).split())[:300]}"
-    ) from error
+    raise UserError(f"{_apart()}: {' '.join(str(error).split())[:300]}") from error
+  finally:
+    alarm.cancel()
+  faulthandler.disable()  # JAX ends a process that has lost the others by abort(): its own words are enough
   same_everywhere("library", {name: importlib.metadata.version(name) for name in LIBRARIES})
 
 
-def _await_coordinator(address: str, seconds: float) -> None:
-  """JAX's client ends the whole process if nobody answers, with a stack of C++; so knock first."""
-  host, port = address.rsplit(":", 1)
-  deadline = time.monotonic() + seconds
-  while True:
-    try:
-      socket.create_connection((host.strip("[]"), int(port)), timeout=min(seconds, 10)).close()
-      return
-    except (OSError, OverflowError) as error:
-      if time.monotonic() > deadline:
-        raise UserError(
-          f"nobody answers at --coordinator={address} within {seconds} s ({error}): is process 0 running there, and "
-          "may this machine reach that port?"
-        ) from error
-      time.sleep(0.5)
+def _apart() -> str:
+  address = distributed.global_state.coordinator_address or _COORDINATOR.value
+  if address is None:
+    return "JAX finds no TPU pod, SLURM or MPI here, so the other processes are unknown; give --coordinator=HOST:PORT"
+  return f"the processes did not come together at {address}"
+
+
+def _give_up() -> None:
+  print(f"error: {_apart()} within {_JOIN_SECONDS.value} s: is process 0 running there, were all of them started, and "
+        "may they reach that port?", file=sys.stderr, flush=True)  # fmt: skip
+  os._exit(1)
 
 
 def everyone_says(value: str) -> list[str]:
@@ -132,7 +130,7 @@ def same_everywhere(what: str, here: Mapping[str, Any]) -> None:
     if other.get(key) != first.get(key)
   ]
   if problems:
-    raise listed("the processes are not alike", problems)
+    raise _in_all(listed("the processes are not alike", problems))
 
 
 @contextlib.contextmanager
@@ -145,9 +143,15 @@ def together() -> Iterator[None]:
     problem = str(error)
   said = everyone_says(problem)
   if problem:
-    raise UserError(problem)
+    raise _in_all(UserError(problem))
   if others := [f"process {number}: {text}" for number, text in enumerate(said) if text]:
-    raise listed("not every process can go on", others)
+    raise _in_all(listed("not every process can go on", others))
+
+
+def _in_all(error: UserError) -> UserError:
+  global _all_end
+  _all_end = True
+  return error
 
 
 def wait_for_all(why: str) -> None:
@@ -170,7 +174,9 @@ class Stop:
     # JAX hears SIGTERM in the place of our handler; of Ctrl-C it is told here.
     self.signal.pass_on_interrupt()
     self._questions += 1
-    self.agreed = self.agreed or multihost_utils.reached_preemption_sync_point(self._questions)
+    if not self.agreed and multihost_utils.reached_preemption_sync_point(self._questions):
+      global _all_end
+      self.agreed = _all_end = True
     return self.agreed
 
   @property
@@ -188,11 +194,14 @@ class Stop:
 
 
 def leave(status: int) -> None:
-  """Ends a process that has failed without waiting for the others, who would wait for it."""
-  if distributed.global_state.client is not None and jax.process_count() > 1:
+  """Ends a process: with all others if they end as well; if it alone has failed, at once, for they would wait for it."""
+  if distributed.global_state.client is None:
+    return
+  if status and not _all_end:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+  jax.distributed.shutdown()  # waits for all: without the first process the others would take fright
 
 
 def explained(error: Exception) -> str | None:

@@ -100,6 +100,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
+def everywhere(mesh: Mesh) -> NamedSharding:
+  """A copy on each device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
 def check_batch_size(batch_size: int) -> None:
   """Raises UserError, naming sizes that fit, unless the batch splits evenly over the devices."""
   devices = jax.device_count()

@@ -15,7 +15,6 @@ from typing import Any
 
 from absl import flags
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import config_flags
 import numpy as np
 import tqdm
@@ -40,6 +39,7 @@ from mma_dfer_jax.sharding import (  # fmt: skip
   check_batch_size,
   compile_for,
   compiler_options,
+  everywhere,
   make_mesh,
   on_devices,
   start_jax,
@@ -151,6 +151,8 @@ def main(argv: Sequence[str]) -> int:
   start_jax(config.matmul_precision)
   with hosts.together():
     cfg, data_set, (train_split, test_split), encoders = checked(config)
+  run = describe_run(config.to_dict(), cfg, data_set, {e.stream: e.weights.sha256 for e in encoders})
+  hosts.same_everywhere("run", {k: v for k, v in flat_config(run).items() if k not in OF_A_HOST})
   mesh = make_mesh(**config.mesh)
   chief = jax.process_index() == 0
 
@@ -175,8 +177,6 @@ def main(argv: Sequence[str]) -> int:
   del pretrained
 
   # Where it goes: another run's folder is refused, its own is gone on with.
-  run = describe_run(config.to_dict(), cfg, data_set, {e.stream: e.weights.sha256 for e in encoders})
-  hosts.same_everywhere("run", {k: v for k, v in flat_config(run).items() if k not in OF_A_HOST})
   with hosts.together():
     if chief:
       claim_workdir(workdir, run)
@@ -201,10 +201,9 @@ def main(argv: Sequence[str]) -> int:
   # The two jitted functions.
   shardings = jax.tree.map(lambda x: x.sharding, state)
   how: dict[str, Any] = {"graphdef": graphdef, "precision": config.precision}
-  everywhere = NamedSharding(mesh, PartitionSpec())
   train_fn: Any = jax.jit(functools.partial(train_step, tx=tx, remat=config.remat, **how), donate_argnums=0,
-                     out_shardings=(shardings, everywhere), compiler_options=compiler_options())  # fmt: skip
-  eval_fn = jax.jit(functools.partial(eval_step, **how), out_shardings=everywhere,
+                     out_shardings=(shardings, everywhere(mesh)), compiler_options=compiler_options())  # fmt: skip
+  eval_fn = jax.jit(functools.partial(eval_step, **how), out_shardings=everywhere(mesh),
                     compiler_options=compiler_options())  # fmt: skip
   key = jax.random.key(config.seed)
   if start_step < total_steps:

@@ -17,6 +17,7 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 import jax
 import jax.numpy as jnp
+from jax.sharding import Sharding
 from jaxtyping import Array, Float, UInt8
 import numpy as np
 import orbax.checkpoint as ocp
@@ -95,7 +96,9 @@ class TrainedModel:
     return np.asarray(logits)
 
 
-def load_model(folder: str | Path, *, step: int | str = "last") -> TrainedModel:
+def load_model(
+  folder: str | Path, *, step: int | str = "last", sharding: Sharding | None = None
+) -> TrainedModel:
   """Opens the model of a training workdir, or a model folder that `convert` wrote.
 
   What is compiled for it is kept on disk for later processes, see `keep_compiled`.
@@ -103,13 +106,14 @@ def load_model(folder: str | Path, *, step: int | str = "last") -> TrainedModel:
   Args:
     folder: what `mma_dfer_jax.train` was given as --workdir, or `mma_dfer_jax.convert` as --out.
     step: of a workdir: "last", "best" (by WAR), or a step that was kept.
+    sharding: of all parameters; None: they are on the first device.
   Raises:
     UserError: if there is no such model.
   """
   folder = Path(folder)
   keep_compiled()
   if (folder / "run.json").exists():
-    return _load_run(folder, step)
+    return _load_run(folder, step, sharding)
   if not (folder / "model.json").exists():
     convert = "; convert it first: python -m mma_dfer_jax.convert --model=… --out=…" * folder.is_file()
     raise UserError(
@@ -123,7 +127,9 @@ def load_model(folder: str | Path, *, step: int | str = "last") -> TrainedModel:
   arrays: dict[str, Array] = {}
   for params in read_shards(folder):
     check_digests(folder, to_torch(params, cfg))
-    arrays |= {path: jnp.asarray(array, jnp.float32) for path, array in params.items()}
+    arrays |= {
+      path: jax.device_put(np.asarray(array, np.float32), sharding) for path, array in params.items()
+    }
   _check_complete(folder, arrays, (tunable, frozen))
   origin = {"converted_from": about["source"], "version": about["version"]}
   return TrainedModel(
@@ -137,7 +143,7 @@ def load_model(folder: str | Path, *, step: int | str = "last") -> TrainedModel:
   )
 
 
-def _load_run(workdir: Path, step: int | str) -> TrainedModel:
+def _load_run(workdir: Path, step: int | str, sharding: Sharding | None) -> TrainedModel:
   run = read_run(workdir)
   checkpointer = Checkpointer(workdir, read_only=True)
   try:
@@ -151,9 +157,9 @@ def _load_run(workdir: Path, step: int | str) -> TrainedModel:
     cfg = model_config(run["config"], run["classes"])
     abstract = nnx.merge(*abstract_model(cfg))
     graphdef, tunable, frozen = split_tunable(abstract, run["config"]["tunable"])
-    tunable, meta = checkpointer.restore_tunable(found, tunable)
+    tunable, meta = checkpointer.restore_tunable(found, tunable, sharding)
     check_same_run(run, meta["run"], f"{workdir}/run.json")
-    frozen = load_frozen(workdir, frozen)
+    frozen = load_frozen(workdir, frozen, sharding)
   finally:
     checkpointer.close()
   origin = {"step": found, "version": run["version"]}
