@@ -1,14 +1,18 @@
 #!/usr/bin/env bash
 # One door to everything: ./launch.sh demo | test | prepare … | doctor … | train … | folds … | evaluate … | predict … |
-# page … | convert … | export …
+# page … | convert … | export … | benchmark … | tpu … | slurm …
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
+
+# Read by glibc before Python starts: huge pages spare page faults on the large buffers of a step, and one arena instead
+# of one for each thread keeps less of what the compiler has freed (docs/performance.md).
+export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1}"
 
 usage() {
   cat <<'TEXT'
 ./launch.sh demo            generate clips, prepare, train, evaluate, predict one clip (minutes on two CPU cores)
 ./launch.sh test [args]     format, lint, types, tests; arguments go to pytest
-./launch.sh install         make .venv, nothing else
+./launch.sh install [gpu|tpu]   make .venv, nothing else; with what JAX needs for such devices
 ./launch.sh prepare …       python -m mma_dfer_jax.data.prepare …
 ./launch.sh doctor …        python -m mma_dfer_jax.data.doctor …
 ./launch.sh train …         python -m mma_dfer_jax.train …
@@ -18,7 +22,11 @@ usage() {
 ./launch.sh page …          python -m mma_dfer_jax.demo_page … (and what it needs beyond the rest)
 ./launch.sh convert …       python -m mma_dfer_jax.convert …
 ./launch.sh export …        python -m mma_dfer_jax.export …
+./launch.sh benchmark …     python -m mma_dfer_jax.benchmark …
+./launch.sh tpu NAME ZONE COMMAND …      a command from above on all workers of a TPU VM, as one run (gcloud)
+./launch.sh slurm NODES GPUS COMMAND …   a command from above on NODES x GPUS, as one run (sbatch)
 
+DRY_RUN=1 prints what tpu and slurm would do instead of doing it.
 Makes .venv when it is missing. PYTHON=python3.12 chooses another Python (3.11 or newer).
 TEXT
 }
@@ -35,6 +43,66 @@ install() {
     echo "error: $python cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; exit 1; }
   .venv/bin/python -m pip install -qq --disable-pip-version-check -c requirements.lock -e '.[test]'
   echo "$wanted" > "$marker"
+}
+
+# What JAX needs for GPUs or TPUs, beside what is there.
+install_for() {
+  case "${1:-}" in
+    "") ;;
+    gpu | tpu) .venv/bin/python -m pip install -qq --disable-pip-version-check -c requirements.lock -e ".[$1]" ;;
+    *) echo "error: ./launch.sh install takes nothing, gpu or tpu, not $1" >&2; exit 2 ;;
+  esac
+}
+
+# Shown instead of done with DRY_RUN=1, quoted so that it can be pasted.
+do_or_show() { if [[ -n ${DRY_RUN:-} ]]; then printf '%q ' "$@"; echo; else "$@"; fi; }
+
+is_distributed() { # of the commands, those that work as one in many processes
+  case "${1:-}" in
+    train | evaluate | folds) ;;
+    *) echo "error: train, evaluate and folds run on many hosts, not '${1:-}'" >&2; exit 2 ;;
+  esac
+}
+
+tpu() {
+  if (($# < 3)); then
+    echo "error: ./launch.sh tpu NAME ZONE COMMAND …, as in: ./launch.sh tpu pod us-west4-a train --config=…" >&2; exit 2
+  fi
+  local name=$1 zone=$2 archive=/tmp/mma_dfer_jax.tar.gz command
+  shift 2
+  is_distributed "$1"
+  command="mkdir -p mma_dfer_jax && tar -xzf mma_dfer_jax.tar.gz -C mma_dfer_jax && cd mma_dfer_jax && "
+  command+="./launch.sh install tpu && MMA_DFER_DISTRIBUTED=1 ./launch.sh$(printf ' %q' "$@")"
+  do_or_show git archive --format=tar.gz --output="$archive" HEAD
+  do_or_show gcloud compute tpus tpu-vm scp "$archive" "$name:" --zone="$zone" --worker=all
+  do_or_show gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="$command"
+}
+
+slurm_script() { # NODES GPUS COMMAND …
+  cat <<SCRIPT
+#!/bin/bash
+#SBATCH --job-name=mma_dfer
+#SBATCH --nodes=$1
+#SBATCH --ntasks-per-node=$2
+#SBATCH --gpus-per-node=$2
+#SBATCH --cpus-per-task=${CPUS:-8}
+#SBATCH --signal=TERM@120
+#SBATCH --requeue
+# One process for each GPU, as JAX expects under SLURM. Two minutes before the time is up SIGTERM makes them save;
+# the same script goes on from there.
+export MMA_DFER_DISTRIBUTED=1
+srun ./launch.sh$(printf ' %q' "${@:3}")
+SCRIPT
+}
+
+slurm() {
+  if (($# < 3)) || [[ ! $1$2 =~ ^[0-9]+$ ]]; then
+    echo "error: ./launch.sh slurm NODES GPUS COMMAND …, as in: ./launch.sh slurm 2 8 train --config=…" >&2; exit 2
+  fi
+  is_distributed "$3"
+  if [[ -n ${DRY_RUN:-} ]]; then slurm_script "$@"; return; fi
+  install # here, once: the processes would do it at the same time
+  slurm_script "$@" | sbatch
 }
 
 run() { .venv/bin/python -m "$@"; }
@@ -76,12 +144,14 @@ command="${1:-help}"
 shift || true
 case "$command" in
   demo) install; demo ;;
-  install) install ;;
+  install) install; install_for "$@" ;;
   test) install; tests "$@" ;;
   prepare | doctor) install; become "mma_dfer_jax.data.$command" "$@" ;;
   page) install; page "$@" ;;
   folds) folds "$@" ;;
-  train | evaluate | predict | convert | export) install; become "mma_dfer_jax.$command" "$@" ;;
+  tpu) tpu "$@" ;;
+  slurm) slurm "$@" ;;
+  train | evaluate | predict | convert | export | benchmark) install; become "mma_dfer_jax.$command" "$@" ;;
   help | -h | --help) usage ;;
   *) usage >&2; exit 2 ;;
 esac

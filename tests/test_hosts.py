@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 import json
+import os
 from pathlib import Path
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -50,6 +50,16 @@ def pair(
           **(variables if i else {}))
     for i in (0, 1)
   ]  # fmt: skip
+
+
+def under_slurm(command: list[str], cache: Path, others: tuple[str, ...] = ()) -> list[subprocess.Popen]:
+  """The same with what SLURM tells its processes, in place of flags: JAX makes the port from the job's number."""
+  variables = {"MMA_DFER_DISTRIBUTED": "1", "SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost",
+               "SLURM_NTASKS": "2", "SLURM_STEP_NUM_NODES": "1"}  # fmt: skip
+  return [
+    spawn([*command, *others * i], cache, devices=2, **variables, SLURM_PROCID=str(i), SLURM_LOCALID=str(i))
+    for i in (0, 1)
+  ]
 
 
 @pytest.fixture(scope="module")
@@ -137,12 +147,13 @@ def test_a_problem_of_one_is_told_by_all(train, cache, tmp_path):
   )
   for words, others, variables in (
     (r"library optax: '0\.0\.1' in process 1, '.*' in process 0", (), {"PYTHONPATH": str(elsewhere)}),
-    (r"run config\.seed: 7 in process 1, 1 in process 0", ("--config.seed=7",), {}),
     (r"there is no data set 'clips' in .*nowhere", (f"--config.data.data_dir={tmp_path / 'nowhere'}",), {}),
   ):
     for process in pair(train(tmp_path / "run"), cache, others, **variables):
       assert re.search(words, finish(process, status=1))
-  shutil.rmtree(tmp_path / "run", ignore_errors=True)
+  for process in under_slurm(train(tmp_path / "run"), cache, ("--config.seed=7",)):
+    assert re.search(r"run config\.seed: 7 in process 1, 1 in process 0", finish(process, status=1))
+  assert not (tmp_path / "run").exists()
 
 
 def test_processes_that_never_come_are_told_with_the_address(train, cache, tmp_path):
