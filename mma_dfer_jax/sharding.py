@@ -41,10 +41,15 @@ def make_mesh(data: int, fsdp: int) -> Mesh:
     UserError: if the two do not multiply to the number of devices.
   """
   devices = jax.device_count()
+  if data < 0 and devices % fsdp:
+    raise UserError(f"mesh.fsdp={fsdp} does not divide the {devices} devices there are")
   if data < 0:
-    data = max(devices // fsdp, 1)
+    data = devices // fsdp
   if data * fsdp != devices:
-    raise UserError(f"mesh.data={data} x mesh.fsdp={fsdp} must be the {devices} devices there are")
+    raise UserError(
+      f"mesh.data={data} x mesh.fsdp={fsdp} asks for {data * fsdp} devices, but there are {devices}; mesh.data=-1 takes "
+      "all that mesh.fsdp leaves"
+    )
   return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
 
@@ -55,13 +60,23 @@ def compiler_options() -> dict[str, str]:
   return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
 
-def compile_for(function: Any, *arguments: Any) -> jax.stages.Compiled:
-  """Compiles a jitted function ahead for arguments, or their shapes, and checks that it fits into memory.
+def check_precision(precision: str) -> None:
+  """Raises UserError if the devices would only imitate bfloat16, slower than float32."""
+  device = jax.devices()[0]
+  if precision == "bfloat16" and device.platform == "gpu" and float(device.compute_capability) < 8:
+    raise UserError(
+      f"precision=bfloat16, but {device.device_kind} (compute capability {device.compute_capability}, below 8.0) has no "
+      "bfloat16; use float32"
+    )
+
+
+def compile_checked(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+  """Compiles ahead, and checks that it fits into memory.
 
   Raises:
     UserError: if not; with what would help.
   """
-  compiled = function.lower(*arguments).compile()
+  compiled = lowered.compile()
   if hasattr(
     ctypes.CDLL(None), "malloc_trim"
   ):  # glibc keeps what the compiler has freed, 0.3 GiB at full size

@@ -37,7 +37,8 @@ from mma_dfer_jax.metrics import Scores
 from mma_dfer_jax.report import MetricsLog, percent, write_report
 from mma_dfer_jax.sharding import (  # fmt: skip
   check_batch_size,
-  compile_for,
+  check_precision,
+  compile_checked,
   compiler_options,
   everywhere,
   make_mesh,
@@ -72,6 +73,7 @@ def checked(config):
   cfg = data_set = splits = None
   encoders = []
   try:
+    check_precision(config.precision)
     check_batch_size(config.batch_size)
     make_mesh(**config.mesh)
   except UserError as error:
@@ -207,7 +209,7 @@ def main(argv: Sequence[str]) -> int:
                     compiler_options=compiler_options())  # fmt: skip
   key = jax.random.key(config.seed)
   if start_step < total_steps:
-    train_fn = compile_for(train_fn, state, abstract_batch(spec, config.batch_size, mesh), key)
+    train_fn = compile_checked(train_fn.lower(state, abstract_batch(spec, config.batch_size, mesh), key))
 
   if chief:
     print(parameter_table(state))

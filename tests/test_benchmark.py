@@ -49,6 +49,7 @@ def test_other_results_and_failures_are_told():
   one = {
     "loss": 2.0,
     "seconds": [1.0],
+    "trace_seconds": 1.0,
     "compile_seconds": {"cold": 1.0, "cached": 1.0},
     "peak_memory_gib": 1.0,
   }

@@ -1,0 +1,114 @@
+"""Meshes of four simulated devices: nothing but rounding changes with them; and what cannot be spread is refused."""
+
+import dataclasses
+import functools
+import types
+
+from conftest import TINY
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec
+import numpy as np
+import optax
+import pytest
+
+from mma_dfer_jax import sharding
+from mma_dfer_jax.benchmark import random_batch
+from mma_dfer_jax.config import PAPER_TUNABLE
+from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.steps import train_step
+from mma_dfer_jax.train_state import create_train_state, flat_params
+
+# Keeps the gradients where an optimizer keeps its moments, and changes nothing.
+GRADIENTS = optax.GradientTransformation(
+  lambda params: jax.tree.map(jnp.zeros_like, params),
+  lambda gradients, state, params=None: (jax.tree.map(jnp.zeros_like, gradients), gradients),
+)
+
+
+SMALL = dataclasses.replace(TINY, depth=2, layers_per_stage=1)
+
+
+@functools.cache
+def loss_and_gradients(data: int, fsdp: int) -> tuple[float, dict[str, np.ndarray], set]:
+  """Of one batch of four clips with drop path; and how parameters were spread."""
+  devices = jax.devices()[: data * fsdp]
+  mesh = jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+  graphdef, state = create_train_state(
+    SMALL, PAPER_TUNABLE, GRADIENTS, seed=3, mesh=mesh, fsdp_min_size_mb=0.001
+  )
+  rng = np.random.default_rng(0)  # the gates start at 0, behind which nothing would be compared
+  for path, variable in flat_params(state.tunable).items():
+    if path.endswith("_gate"):
+      variable[...] = jax.device_put(rng.normal(size=1).astype(np.float32), variable[...].sharding)
+  spread = {variable[...].sharding.spec for variable in flat_params(state.frozen).values()}
+  batch = sharding.to_global(random_batch(SMALL, 4), mesh)
+  step = jax.jit(functools.partial(train_step, graphdef=graphdef, tx=GRADIENTS, remat="names"))
+  state, metrics = step(state, batch, jax.random.key(0))
+  gradients = {path: np.asarray(value[...]) for path, value in flat_params(state.opt_state).items()}
+  return float(metrics["loss"]), gradients, spread
+
+
+@pytest.mark.parametrize(("data", "fsdp"), [(4, 1), (2, 2), (1, 4)])
+def test_loss_and_gradients_are_those_of_one_device(data, fsdp):
+  loss, gradients, _ = loss_and_gradients(1, 1)
+  other_loss, other_gradients, spread = loss_and_gradients(data, fsdp)
+  assert other_loss == pytest.approx(loss, rel=1e-6)
+  assert gradients.keys() == other_gradients.keys()
+  norm = lambda tree: np.sqrt(sum((np.float64(x) ** 2).sum() for x in tree))  # noqa: E731
+  for path, expected in gradients.items():
+    assert norm([expected]) > 0, path
+  # Relative to all of them: a gradient that is a sum near zero has digits of its own only in float64.
+  difference = norm([other_gradients[path] - expected for path, expected in gradients.items()])
+  assert difference < 1e-6 * norm(gradients.values())
+  assert (PartitionSpec("fsdp") in spread or PartitionSpec(None, "fsdp") in spread) == (fsdp > 1)
+
+
+def test_moments_are_spread_as_their_parameters():
+  mesh = sharding.make_mesh(1, 4)
+  _, state = create_train_state(
+    SMALL, PAPER_TUNABLE, optax.adamw(1e-3), seed=0, mesh=mesh, fsdp_min_size_mb=0.001
+  )
+  for moments in (state.opt_state[0].mu, state.opt_state[0].nu):
+    assert jax.tree.map(lambda x: x.sharding, moments) == jax.tree.map(lambda x: x.sharding, state.tunable)
+  assert isinstance(state.tunable, nnx.State)
+
+
+@pytest.mark.parametrize(
+  ("data", "fsdp", "words"),
+  [
+    (8, 1, "8 devices, but there are 4"),
+    (2, 1, "2 devices, but there are 4"),
+    (-1, 3, r"mesh.fsdp=3 does not divide the 4 devices"),
+    (-1, 8, r"mesh.fsdp=8 does not divide the 4 devices"),
+  ],
+)
+def test_meshes_that_do_not_fit(data, fsdp, words):
+  with pytest.raises(UserError, match=words):
+    sharding.make_mesh(data, fsdp)
+
+
+def test_batches_that_do_not_split_are_refused_with_sizes_that_do():
+  with pytest.raises(UserError, match="multiple of the 4 devices; use 4 or 8"):
+    sharding.check_batch_size(6)
+  with pytest.raises(UserError, match="use 4"):
+    sharding.check_batch_size(2)
+
+
+def test_what_does_not_fit_into_memory_is_told_before_it_runs():
+  pairs = jax.jit(lambda x: jnp.sort(x[:, None] * x).sum())
+  with pytest.raises(
+    UserError, match=r"GiB are needed, .* GiB are free; make batch_size or image_size smaller"
+  ):
+    sharding.compile_checked(pairs.lower(jax.ShapeDtypeStruct((2_000_000,), "float32")))
+  assert sharding.compile_checked(pairs.lower(jax.ShapeDtypeStruct((20,), "float32"))) is not None
+
+
+def test_bfloat16_is_refused_where_it_would_be_emulated(monkeypatch):
+  sharding.check_precision("bfloat16")
+  old = types.SimpleNamespace(platform="gpu", compute_capability="7.5", device_kind="Tesla T4")
+  monkeypatch.setattr(jax, "devices", lambda: [old])
+  sharding.check_precision("float32")
+  with pytest.raises(UserError, match=r"Tesla T4 .* has no bfloat16"):
+    sharding.check_precision("bfloat16")
