@@ -4,9 +4,13 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-# Read by glibc before Python starts: huge pages spare page faults on the large buffers of a step, and one arena instead
-# of one for each thread keeps less of what the compiler has freed (docs/performance.md).
-export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1}"
+# Read by glibc before Python starts (docs/performance.md): huge pages spare page faults on the large buffers of a step,
+# and one arena instead of one for each thread keeps less of what the compiler has freed.
+memory=glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1
+# For training and evaluation besides: keep a step's buffers for the next step instead of giving them back each time.
+memory_of_steps=$memory:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184
+case "${1:-}" in train | evaluate | folds | benchmark) memory=$memory_of_steps ;; esac
+export GLIBC_TUNABLES="${GLIBC_TUNABLES:-$memory}"
 
 usage() {
   cat <<'TEXT'
@@ -127,7 +131,7 @@ demo() {
   local started=$SECONDS home=runs/demo
   run mma_dfer_jax.data.demo --out=$home/clips
   run mma_dfer_jax.data.prepare --dataset=clips --manifest=$home/clips/clips.csv --data_dir=$home/data
-  run mma_dfer_jax.train --config=configs/demo.py --workdir=$home/run
+  GLIBC_TUNABLES=$memory_of_steps run mma_dfer_jax.train --config=configs/demo.py --workdir=$home/run
   run mma_dfer_jax.evaluate --workdir=$home/run --without=none,sound,picture
   run mma_dfer_jax.predict --model=$home/run --out=$home/answers $home/clips/test/surprise_s0_0000.mp4
   echo "done in $((SECONDS - started)) s: $home/run/report.md, and pictures beside it; rm -r $home to start anew"

@@ -127,24 +127,25 @@ def variants() -> list[Variant]:
   ]  # fmt: skip
 
 
-def forward_flops(cfg: ModelConfig) -> float:
-  """Floating-point operations of one clip's forward pass, a multiplication and an addition counted as two.
+def step_flops(cfg: ModelConfig, step: str = "eval") -> float:
+  """Floating-point operations of one clip, a multiplication and an addition counted as two; matrix products alone.
 
-  Matrix products alone: 643.7e9 at 224 px and 356.2e9 at 160 px, as a counter in the original finds.
+  A forward pass has 643.7e9 at 224 px and 356.2e9 at 160 px, as a counter in the original finds. A training step adds
+  the products back to the activations, and those to the weights that are tunable; what `remat` repeats does not count.
   """
   grid = (cfg.image_size // cfg.patch_size) ** 2
   audio_grid = cfg.audio_shape[0] * cfg.audio_shape[1] // cfg.patch_size**2
-  total = 0.0
+  frozen = both = once = 0.0  # products with frozen weights; of two activations or with tunable weights; without a way back
   for sequences, patches, channels in ((cfg.num_frames, grid, 3), (1, audio_grid, 1)):
     tokens = 1 + patches + cfg.num_prompts
-    block = tokens * cfg.width * (4 * cfg.width + 2 * cfg.mlp_dim) + 2 * tokens**2 * cfg.width
-    adapter = 2 * tokens * cfg.width * cfg.bottleneck_width
-    embed = patches * channels * cfg.patch_size**2 * cfg.width
-    total += sequences * (cfg.depth * (block + adapter) + embed)
+    frozen += sequences * cfg.depth * tokens * cfg.width * (4 * cfg.width + 2 * cfg.mlp_dim)
+    both += sequences * cfg.depth * (2 * tokens**2 * cfg.width + 2 * tokens * cfg.width * cfg.bottleneck_width)
+    once += sequences * patches * channels * cfg.patch_size**2 * cfg.width
   inner, tokens = cfg.temporal_heads * cfg.temporal_head_dim, 1 + cfg.num_frames
   block = tokens * cfg.temporal_width * (4 * inner + 2 * cfg.temporal_mlp_dim) + 2 * tokens**2 * inner
-  total += cfg.temporal_depth * block + cfg.num_frames * cfg.width * cfg.temporal_width
-  return 2 * (total + cfg.temporal_width * cfg.num_classes)
+  both += cfg.temporal_depth * block + cfg.num_frames * cfg.width * cfg.temporal_width
+  both += cfg.temporal_width * cfg.num_classes
+  return 2 * (frozen + both + once + (frozen + 2 * both) * (step == "train"))
 
 
 def random_batch(cfg: ModelConfig, batch_size: int) -> dict[str, np.ndarray]:
@@ -294,9 +295,7 @@ def report(
     row = {**dataclasses.asdict(variant), **result}
     if "failed" not in result:
       median = statistics.median(result["seconds"])
-      # Backward: to the activations through all products, to weights of the few tunable ones: twice the forward.
-      passes = 3 if variant.step == "train" else 1
-      flops = passes * forward_flops(ModelConfig(image_size=variant.image_size, depth=variant.depth))
+      flops = step_flops(ModelConfig(image_size=variant.image_size, depth=variant.depth), variant.step)
       tflops = flops * variant.batch_size / median / 1e12
       first = reference.setdefault((variant.step, variant.image_size, variant.batch_size), result["loss"])
       row |= {

@@ -8,7 +8,7 @@ import sys
 from conftest import ROOT
 import pytest
 
-from mma_dfer_jax.benchmark import Variant, forward_flops, report
+from mma_dfer_jax.benchmark import Variant, step_flops, report
 from mma_dfer_jax.model import ModelConfig
 
 
@@ -25,7 +25,7 @@ def run(*flags, status=0):
 
 @pytest.mark.parametrize(("size", "flops"), [(224, 643.7e9), (160, 356.2e9)])
 def test_operations_are_those_that_the_original_counts(size, flops):
-  assert forward_flops(ModelConfig(image_size=size)) == pytest.approx(flops, abs=0.05e9)
+  assert step_flops(ModelConfig(image_size=size)) == pytest.approx(flops, abs=0.05e9)
 
 
 def test_a_measurement(tmp_path):
@@ -37,7 +37,7 @@ def test_a_measurement(tmp_path):
     assert row["agrees"]
     assert len(row["seconds"]) == 2
     assert row["compile_seconds"]["cold"] > row["compile_seconds"]["cached"] > 0
-    flops = forward_flops(ModelConfig(image_size=32, depth=6))
+    flops = step_flops(ModelConfig(image_size=32, depth=6))
     assert row["tflops"] == pytest.approx(flops / row["median_seconds"] / 1e12)
     assert row["share_of_peak"] == pytest.approx(row["tflops"])
     assert 0.3 < row["peak_memory_gib"] < 8

@@ -268,7 +268,7 @@ def test_a_run_starts_from_pretrained_encoders(start, tmp_path):
   assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("mesh", [{}, {"mesh.fsdp": 2, "fsdp_min_size_mb": 0.0005}])
+@pytest.mark.parametrize("mesh", [{"mesh.fsdp": 2, "fsdp_min_size_mb": 0.0005}])
 def test_four_devices_train_as_one(uninterrupted, start, tmp_path, mesh):
   """Split over four devices, the batches, the drop path and, but for rounding, the losses stay the same."""
   assert "4 cpu device(s)" in finish(start(tmp_path, devices=4, **mesh))
