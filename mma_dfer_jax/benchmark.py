@@ -135,11 +135,15 @@ def step_flops(cfg: ModelConfig, step: str = "eval") -> float:
   """
   grid = (cfg.image_size // cfg.patch_size) ** 2
   audio_grid = cfg.audio_shape[0] * cfg.audio_shape[1] // cfg.patch_size**2
-  frozen = both = once = 0.0  # products with frozen weights; of two activations or with tunable weights; without a way back
+  frozen = both = once = (
+    0.0  # products with frozen weights; of two activations or with tunable weights; without a way back
+  )
   for sequences, patches, channels in ((cfg.num_frames, grid, 3), (1, audio_grid, 1)):
     tokens = 1 + patches + cfg.num_prompts
     frozen += sequences * cfg.depth * tokens * cfg.width * (4 * cfg.width + 2 * cfg.mlp_dim)
-    both += sequences * cfg.depth * (2 * tokens**2 * cfg.width + 2 * tokens * cfg.width * cfg.bottleneck_width)
+    both += (
+      sequences * cfg.depth * (2 * tokens**2 * cfg.width + 2 * tokens * cfg.width * cfg.bottleneck_width)
+    )
     once += sequences * patches * channels * cfg.patch_size**2 * cfg.width
   inner, tokens = cfg.temporal_heads * cfg.temporal_head_dim, 1 + cfg.num_frames
   block = tokens * cfg.temporal_width * (4 * inner + 2 * cfg.temporal_mlp_dim) + 2 * tokens**2 * inner

@@ -58,3 +58,12 @@ def slice_of(array: np.ndarray, size: int) -> np.ndarray:
 def float64():
   with jax.enable_x64(True):
     yield
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory) -> Path:
+  """Compiled programs for the processes that tests start, shared by all of pytest's own processes."""
+  base = tmp_path_factory.getbasetemp()
+  folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
+  folder.mkdir(exist_ok=True)
+  return folder

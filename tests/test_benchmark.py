@@ -8,7 +8,7 @@ import sys
 from conftest import ROOT
 import pytest
 
-from mma_dfer_jax.benchmark import Variant, step_flops, report
+from mma_dfer_jax.benchmark import Variant, report, step_flops
 from mma_dfer_jax.model import ModelConfig
 
 

@@ -33,11 +33,6 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-  return tmp_path_factory.mktemp("compiled")
-
-
-@pytest.fixture(scope="module")
 def data_dir(tmp_path_factory) -> Path:
   """Three clips of each class, in folds of 9, 6 and 6 clips: none of the small ones has all classes."""
   folder = tmp_path_factory.mktemp("data")
@@ -208,7 +203,7 @@ def test_what_is_wrong_is_said_before_anything_starts(start, tmp_path):
     assert words in printed
   assert not (tmp_path / "runs").exists()
   printed = finish(fails, status=1)
-  assert "must be the 1 devices" in printed
+  assert "asks for 3 devices, but there are 1" in printed
   assert "error: fold1 (1 of 3) ended with exit status 1" in printed
   assert "fold2 (" not in printed
   assert not (tmp_path / "fails").exists()

@@ -23,11 +23,6 @@ from mma_dfer_jax.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-  return tmp_path_factory.mktemp("compiled")
-
-
-@pytest.fixture(scope="module")
 def data_dir(tmp_path_factory) -> Path:
   folder = tmp_path_factory.mktemp("data")
   prepare_clips(generate(folder / "clips", 3, 1, 0), folder, num_workers=2)
