@@ -48,9 +48,13 @@ def abstract_batch(spec: Preprocessing, batch_size: int, mesh: Mesh) -> dict[str
 def in_precision(parameters: nnx.State, precision: str) -> nnx.State:
   """Parameters as the model computes with them: all of it follows the dtype of what it is given.
 
-  Means and variances of LayerNorm are taken in float32 all the same, by Flax.
+  The classifier stays in float32, and so do logits and loss; LayerNorm takes its means in float32 by itself.
   """
-  return jax.tree.map(lambda x: x.astype(PRECISIONS[precision]), parameters)
+  dtype = PRECISIONS[precision]
+  return nnx.from_flat_state(
+    (path, variable if path[0] == "classifier" else jax.tree.map(lambda x: x.astype(dtype), variable))
+    for path, variable in nnx.to_flat_state(parameters)
+  )
 
 
 def train_step(

@@ -237,6 +237,17 @@ def test_gelu_and_attention_have_the_gradients_of_their_formulas(float64):
   np.testing.assert_allclose(vit.gelu(q), jax.nn.gelu(q, approximate=False), atol=1e-12)
 
 
+def test_layer_norm_is_flax_own_with_the_gradient_of_its_formula(float64):
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(1.0, 3.0, size=(2, 3, 8)))
+  ours, theirs = (
+    vit.LayerNorm(8, epsilon=1e-5, rngs=nnx.Rngs(0)),
+    nnx.LayerNorm(8, epsilon=1e-5, rngs=nnx.Rngs(0)),
+  )
+  np.testing.assert_allclose(ours(x), theirs(x), atol=1e-12)
+  check_grads(lambda x: vit.normalise(jnp.asarray(x), 1e-5), (x,), order=1, modes=["rev"])
+
+
 def test_bfloat16_stays_near_float32(small):
   """Logits within 2 % of their size: bfloat16 has 8 bits, and a dozen layers add up their roundings."""
   rng = np.random.default_rng(1)
@@ -248,5 +259,15 @@ def test_bfloat16_stays_near_float32(small):
   exact, coarse = (
     nnx.merge(graphdef, in_precision(params, name))(*model_inputs(batch, name)) for name in PRECISIONS
   )
-  assert coarse.dtype == jnp.bfloat16
+  assert coarse.dtype == jnp.float32  # the classifier, and so the logits
   assert np.abs(np.asarray(coarse, np.float32) - exact).max() < 0.02 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_fused_kernel_is_called_as_attention_is(dtype):
+  """cuDNN's runs on GPUs only; its interface is that of XLA's own, which runs anywhere."""
+  rng = np.random.default_rng(0)
+  q, k, v = (jnp.asarray(rng.normal(size=(2, 3, 7, 8)), dtype) for _ in range(3))
+  ours = vit.attend(q, k, v).astype("float32")
+  theirs = vit.fused_attention(q, k, v, "xla").astype("float32")
+  np.testing.assert_allclose(ours, theirs, atol=1e-6 if dtype == "float32" else 0.03)

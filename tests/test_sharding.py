@@ -112,3 +112,18 @@ def test_bfloat16_is_refused_where_it_would_be_emulated(monkeypatch):
   sharding.check_precision("float32")
   with pytest.raises(UserError, match=r"Tesla T4 .* has no bfloat16"):
     sharding.check_precision("bfloat16")
+
+
+def test_batches_arrive_one_ahead_all_of_them_in_order():
+  mesh = sharding.make_mesh(-1, 1)
+  sent = []
+
+  def clips():
+    for number in range(3):
+      sent.append(number)
+      yield {"label": np.full(4, number, np.int32), "clip_id": np.array(["a"] * 4)}
+
+  arriving = sharding.on_devices(clips(), mesh)
+  assert next(arriving)["label"].tolist() == [0] * 4
+  assert sent == [0, 1]  # the next one is on its way
+  assert [batch["label"].tolist() for batch in arriving] == [[1] * 4, [2] * 4]
