@@ -69,7 +69,7 @@ is_distributed() { # of the commands, those that work as one in many processes
 }
 
 tpu() {
-  if (($# < 3)); then
+  if (($# < 3)) || [[ -z $1 || -z $2 ]]; then
     echo "error: ./launch.sh tpu NAME ZONE COMMAND …, as in: ./launch.sh tpu pod us-west4-a train --config=…" >&2; exit 2
   fi
   local name=$1 zone=$2 archive=/tmp/mma_dfer_jax.tar.gz command
@@ -100,7 +100,7 @@ SCRIPT
 }
 
 slurm() {
-  if (($# < 3)) || [[ ! $1$2 =~ ^[0-9]+$ ]]; then
+  if (($# < 3)) || [[ ! "$1 $2" =~ ^[1-9][0-9]*\ [1-9][0-9]*$ ]]; then
     echo "error: ./launch.sh slurm NODES GPUS COMMAND …, as in: ./launch.sh slurm 2 8 train --config=…" >&2; exit 2
   fi
   is_distributed "$3"

@@ -16,6 +16,7 @@ import json
 import os
 from pathlib import Path
 import platform
+import re
 import resource
 import statistics
 import subprocess
@@ -109,9 +110,15 @@ def variants() -> list[Variant]:
   for flag in (_IMAGE_SIZE, _BATCH_SIZE):
     if wrong := [value for value in flag.value if not value.isdecimal() or not int(value)]:
       problems.append(f"--{flag.name}={','.join(wrong)}: give positive whole numbers")
+  for value in _IMAGE_SIZE.value:
+    try:
+      ModelConfig(image_size=int(value))
+    except ValueError as error:  # UserError, for the model's sizes, is one
+      problems += [f"--image_size={value}: {error}"] * (value.isdecimal() and int(value) > 0)
+  if _OUT.value and not Path(_OUT.value).absolute().parent.is_dir():
+    problems.append(f"--out={_OUT.value}: there is no folder {Path(_OUT.value).parent}")
   for value in _MESH.value:
-    data, _, fsdp = value.partition("x")
-    if not (data.lstrip("-").isdecimal() and fsdp.isdecimal()):
+    if not re.fullmatch(r"(-1|[1-9]\d*)x[1-9]\d*", value):
       problems.append(f"--mesh={value}: give devices along data x fsdp, as 4x1 or -1x2")
   if _DEPTH.value % 6:
     problems.append(f"--depth={_DEPTH.value}: give a multiple of 6, the layers of a stage")
@@ -283,7 +290,9 @@ def run_variant(variant: Variant) -> dict[str, Any]:
     command.append(f"--data_dir={_DATA_DIR.value}")
   done = subprocess.run(command, capture_output=True, text=True, check=False)
   if done.returncode:
-    words = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
+    _, marker, told = done.stderr.rpartition("\nerror: ")
+    words = [" ".join(told.split())] if marker else done.stderr.strip().splitlines()[-1:]
+    words = words or [f"exit status {done.returncode}"]
     memory = " (killed: perhaps for want of memory; try a smaller batch_size or image_size, or remat=layers)"
     return {"failed": words[0] + memory * (done.returncode < 0)}
   return json.loads(done.stdout.splitlines()[-1])
@@ -294,14 +303,15 @@ def report(
 ) -> dict[str, Any]:
   """All numbers of the command, as JSON holds them."""
   rows = []
-  reference: dict[tuple, float] = {}
+  reference: dict[tuple, tuple[float, str]] = {}
   for variant, result in measured:
     row = {**dataclasses.asdict(variant), **result}
     if "failed" not in result:
       median = statistics.median(result["seconds"])
       flops = step_flops(ModelConfig(image_size=variant.image_size, depth=variant.depth), variant.step)
       tflops = flops * variant.batch_size / median / 1e12
-      first = reference.setdefault((variant.step, variant.image_size, variant.batch_size), result["loss"])
+      size = (variant.step, variant.image_size, variant.batch_size)
+      first, its_precision = reference.setdefault(size, (result["loss"], variant.precision))
       row |= {
         "median_seconds": median,
         "clips_per_second": variant.batch_size / median,
@@ -309,7 +319,7 @@ def report(
         "share_of_peak": tflops / peak_tflops if peak_tflops else None,
         "loss_difference": abs(result["loss"] - first) / abs(first),
       }
-      row["agrees"] = row["loss_difference"] <= TOLERANCE[variant.precision]
+      row["agrees"] = row["loss_difference"] <= max(TOLERANCE[variant.precision], TOLERANCE[its_precision])
     rows.append(row)
   return {
     "date": time.strftime("%Y-%m-%d"),
@@ -365,13 +375,13 @@ def main(argv: Sequence[str]) -> int:
     )
     return 0
   all_records()  # what is wrong with --data_dir is said before anything long
-  measured = [
-    (variant, run_variant(variant)) for variant in tqdm.tqdm(variants(), "benchmark", unit="variant")
-  ]
-  result = report(measured, _PEAK.value)
+  measured: list[tuple[Variant, dict[str, Any]]] = []
+  for variant in tqdm.tqdm(variants(), "benchmark", unit="variant"):
+    measured.append((variant, run_variant(variant)))
+    result = report(measured, _PEAK.value)
+    if _OUT.value:  # each time, so that nothing is lost when it is stopped
+      Path(_OUT.value).write_text(json.dumps(result, indent=2) + "\n")
   print(table(result["variants"]))
-  if _OUT.value:
-    Path(_OUT.value).write_text(json.dumps(result, indent=2) + "\n")
   return 0 if all(row.get("agrees") for row in result["variants"]) else 1
 
 

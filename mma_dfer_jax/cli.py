@@ -122,10 +122,10 @@ def _complain(error: object, status: int = 1) -> int:
 class StopSignal:
   """Becomes true when SIGTERM or Ctrl-C asks to stop; a second one stops at once."""
 
-  def __init__(self):
+  def __init__(self, *numbers: signal.Signals):
     self.received: signal.Signals | None = None
     self._passed_on = False
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in numbers or (signal.SIGTERM, signal.SIGINT):
       signal.signal(number, self._receive)
 
   def _receive(self, number, frame):

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import dataclasses
 import functools
 from pathlib import Path
+import signal
 from typing import Any
 
 from absl import flags
@@ -251,9 +252,15 @@ def main(argv: Sequence[str]) -> None:
   if _WORKDIR.value and (_OUT.value or _SPLITS.value):
     raise UserError("--out and --splits go with --workdirs")
   hosts.join()
+  signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX has taken it, for runs that save; here it ends at once
   start_jax()
   with hosts.together():
     jobs = [job_of(Path(_WORKDIR.value), _SPLIT.value or "")] if _WORKDIR.value else jobs_of_folds()
+  asked: dict[str, Any] = {"step": _STEP.value, "without": _WITHOUT.value}
+  for number, job in enumerate(jobs, start=1):
+    asked |= {f"model {number}": str(job.folder), f"split {number}": job.split, f"batch_size {number}": job.batch_size,
+              f"clips {number}": job.data_set.fingerprint}  # fmt: skip
+  hosts.same_everywhere("evaluation", asked)
   folds = [evaluate(job) for job in jobs]
   if _WORKDIRS.value and jax.process_index() == 0:
     report_folds(jobs, folds)

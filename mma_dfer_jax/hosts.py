@@ -14,10 +14,14 @@ import importlib.metadata
 import itertools
 import json
 import os
+from pathlib import Path
 import re
+import signal
 import sys
 import threading
+import time
 from typing import Any
+import uuid
 
 from absl import flags
 import jax
@@ -79,6 +83,7 @@ def join() -> None:
   alarm = threading.Timer(seconds, _give_up)
   alarm.daemon = True
   alarm.start()
+  interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own waits for the end of the waiting
   try:
     jax.distributed.initialize(
       _COORDINATOR.value,
@@ -92,6 +97,7 @@ def join() -> None:
     raise UserError(f"{_apart()}: {' '.join(str(error).split())[:300]}") from error
   finally:
     alarm.cancel()
+    signal.signal(signal.SIGINT, interrupt)
   faulthandler.disable()  # JAX ends a process that has lost the others by abort(): its own words are enough
   same_everywhere("library", {name: importlib.metadata.version(name) for name in LIBRARIES})
 
@@ -159,11 +165,34 @@ def wait_for_all(why: str) -> None:
   multihost_utils.sync_global_devices(why)
 
 
-class Stop:
-  """Becomes true when a signal asks to stop: in all processes after the same question, whichever of them got it."""
+def share(folder: Path) -> None:
+  """Raises UserError, in all processes, unless they all see one folder under that name; process 0 leaves nothing in it."""
+  if jax.process_count() == 1:
+    return
+  mark = folder / f".seen-by-all-{everyone_says(uuid.uuid4().hex)[0]}"
+  with together():
+    if jax.process_index() == 0:
+      mark.touch()
+  try:
+    with together():
+      deadline = time.monotonic() + 10  # network folders may show it late
+      while not mark.exists():
+        if time.monotonic() > deadline:
+          raise UserError(f"{folder} is not the folder that process 0 writes to; all processes must share it")
+        time.sleep(0.2)
+  finally:
+    if jax.process_index() == 0:
+      mark.unlink()
 
-  def __init__(self, signal: cli.StopSignal):
-    self.signal = signal
+
+class Stop:
+  """Becomes true when a signal asks to stop: in all processes after the same question, whichever of them got it.
+
+  To be made after `join`: among several processes JAX hears SIGTERM, and only Ctrl-C is heard here.
+  """
+
+  def __init__(self):
+    self.signal = cli.StopSignal(signal.SIGINT, *[signal.SIGTERM] * (jax.process_count() == 1))
     self.agreed = False
     self._questions = 0
 
@@ -171,7 +200,6 @@ class Stop:
     """To be asked equally often in all processes."""
     if jax.process_count() == 1:
       return bool(self.signal)
-    # JAX hears SIGTERM in the place of our handler; of Ctrl-C it is told here.
     self.signal.pass_on_interrupt()
     self._questions += 1
     if not self.agreed and multihost_utils.reached_preemption_sync_point(self._questions):
@@ -186,7 +214,7 @@ class Stop:
 
   @property
   def reason(self) -> str:
-    return self.signal.received.name if self.signal.received else "SIGTERM to one of the processes"
+    return self.signal.received.name if self.signal.received else "a signal to one of the processes"
 
   @property
   def exit_status(self) -> int:

@@ -146,10 +146,10 @@ def main(argv: Sequence[str]) -> int:
   config, workdir = _CONFIG.value, Path(_WORKDIR.value)
   if "://" in _WORKDIR.value:
     raise UserError(f"--workdir={_WORKDIR.value} is an address; give a folder (mount the bucket)")
-  stop = hosts.Stop(cli.StopSignal())
 
   # The other processes, devices, and everything that can be wrong.
   hosts.join()
+  stop = hosts.Stop()
   start_jax(config.matmul_precision)
   with hosts.together():
     cfg, data_set, (train_split, test_split), encoders = checked(config)
@@ -183,9 +183,7 @@ def main(argv: Sequence[str]) -> int:
     if chief:
       claim_workdir(workdir, run)
       check_disk(workdir, state, config.keep_checkpoints)
-  with hosts.together():
-    if not (workdir / "run.json").exists():
-      raise UserError(f"{workdir} is not the folder that process 0 writes to; all must share it")
+  hosts.share(workdir)
   checkpointer = Checkpointer(workdir, keep=config.keep_checkpoints)
   history: list[dict] = []
   this_epoch: list[tuple[float, float]] = []  # (loss, accuracy) of each step since the last evaluation

@@ -57,9 +57,30 @@ def test_other_results_and_failures_are_told():
   rows = report(list(zip(variants, [one, {**one, "loss": 2.1}, {"failed": "no memory"}], strict=True)), None)
   assert [row.get("agrees") for row in rows["variants"]] == [True, False, None]
   assert rows["variants"][2]["failed"] == "no memory"
+  # A coarse one may come first.
+  both = [Variant("train", 32, 6, 1, precision, "none", "1x1") for precision in ("bfloat16", "float32")]
+  rows = report(list(zip(both, [one, {**one, "loss": 2.05}], strict=True)), None)
+  assert [row["agrees"] for row in rows["variants"]] == [True, True]
 
 
 def test_all_that_is_wrong_is_said_at_once():
-  printed = run("--steps=fly", "--remat=all", "--batch_size=0", "--mesh=2", "--depth=5", status=1)
-  for flag in ("--steps=fly", "--remat=all", "--batch_size=0", "--mesh=2", "--depth=5"):
+  printed = run(
+    "--steps=fly",
+    "--remat=all",
+    "--batch_size=0",
+    "--mesh=2",
+    "--depth=5",
+    "--image_size=40",
+    "--out=no/where",
+    status=1,
+  )
+  for flag in (
+    "--steps=fly",
+    "--remat=all",
+    "--batch_size=0",
+    "--mesh=2",
+    "--depth=5",
+    "--image_size=40",
+    "--out=no/where",
+  ):
     assert flag in printed

@@ -5,6 +5,7 @@ import json
 import os
 from pathlib import Path
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -33,6 +34,12 @@ def free_port() -> int:
   with socket.socket() as door:
     door.bind(("localhost", 0))
     return door.getsockname()[1]
+
+
+def listens(address: str) -> bool:
+  host, port = address.split(":")
+  with socket.socket() as door:
+    return door.connect_ex((host, int(port))) == 0
 
 
 def pair(
@@ -94,7 +101,7 @@ def test_two_processes_are_as_one(alone, train, cache, data_dir, tmp_path):
     wait_for(lambda: steps_logged(workdir) >= at_least, started[0])  # noqa: B023
     started[-1].send_signal(signal.SIGTERM)
     printed = [finish(process, status=0) for process in started]
-    ends = {int(re.search(r"stopped by SIGTERM.* after step (\d+)", text).group(1)) for text in printed}
+    ends = {int(re.search(r"stopped by .* after step (\d+)", text).group(1)) for text in printed}
     assert len(ends) == 1
     steps += ends
     assert (workdir / "checkpoints" / str(steps[-1])).is_dir()
@@ -108,6 +115,10 @@ def test_two_processes_are_as_one(alone, train, cache, data_dir, tmp_path):
   assert_same_run(workdir, alone)
   evaluate = [sys.executable, "-m", "mma_dfer_jax.evaluate", f"--workdir={workdir}", f"--data_dir={data_dir}",
               "--batch_size=4"]  # fmt: skip
+  for process in pair(evaluate, cache, ("--batch_size=8", "--without=sound")):
+    printed = finish(process, status=1)
+    assert "evaluation batch_size 1: 8 in process 1, 4 in process 0" in printed
+    assert "evaluation without: ['sound'] in process 1, ['none'] in process 0" in printed
   first, second = (finish(process) for process in pair(evaluate, cache))
   assert "WAR" in first
   assert "WAR" not in second
@@ -146,6 +157,11 @@ def test_a_problem_of_one_is_told_by_all(train, cache, tmp_path):
   ):
     for process in pair(train(tmp_path / "run"), cache, others, **variables):
       assert re.search(words, finish(process, status=1))
+  stale = tmp_path / "stale"  # left by a run on this host alone
+  stale.mkdir()
+  for process in pair(train(tmp_path / "run"), cache, (f"--workdir={stale}",)):
+    assert "is not the folder that process 0 writes to" in finish(process, status=1)
+  shutil.rmtree(tmp_path / "run")
   for process in under_slurm(train(tmp_path / "run"), cache, ("--config.seed=7",)):
     assert re.search(r"run config\.seed: 7 in process 1, 1 in process 0", finish(process, status=1))
   assert not (tmp_path / "run").exists()
@@ -157,6 +173,11 @@ def test_processes_that_never_come_are_told_with_the_address(train, cache, tmp_p
   for number in (1, 0):
     printed = finish(spawn(train(tmp_path, *flags, f"--process_id={number}"), cache), status=1)
     assert f"did not come together at {address} within 3 s" in printed
+  waiting = spawn(train(tmp_path, *flags[:2], "--process_id=0"), cache)
+  wait_for(lambda: listens(address), waiting)
+  waiting.send_signal(signal.SIGTERM)
+  waiting.communicate(timeout=20)
+  assert waiting.returncode == -signal.SIGTERM  # there is nothing to save yet
   nowhere = spawn(train(tmp_path), cache, MMA_DFER_DISTRIBUTED="1")
   assert "give --coordinator=HOST:PORT" in finish(nowhere, status=1)
 

@@ -65,6 +65,9 @@ def test_without_dry_run_just_that_is_done(tmp_path):
   [
     (["tpu", "pod"], "NAME ZONE COMMAND"),
     (["slurm", "two", "8", "train"], "NODES GPUS COMMAND"),
+    (["slurm", "", "8", "train"], "NODES GPUS COMMAND"),
+    (["slurm", "0", "8", "train"], "NODES GPUS COMMAND"),
+    (["tpu", "", "", "train"], "NAME ZONE COMMAND"),
     (["slurm", "2", "8", "predict"], "not 'predict'"),
     (["install", "npu"], "nothing, gpu or tpu"),
   ],
