@@ -115,10 +115,6 @@ def test_two_processes_are_as_one(alone, train, cache, data_dir, tmp_path):
   assert_same_run(workdir, alone)
   evaluate = [sys.executable, "-m", "mma_dfer_jax.evaluate", f"--workdir={workdir}", f"--data_dir={data_dir}",
               "--batch_size=4"]  # fmt: skip
-  for process in pair(evaluate, cache, ("--batch_size=8", "--without=sound")):
-    printed = finish(process, status=1)
-    assert "evaluation batch_size 1: 8 in process 1, 4 in process 0" in printed
-    assert "evaluation without: ['sound'] in process 1, ['none'] in process 0" in printed
   first, second = (finish(process) for process in pair(evaluate, cache))
   assert "WAR" in first
   assert "WAR" not in second
@@ -145,18 +141,15 @@ def test_a_process_that_dies_ends_the_others(train, cache, tmp_path):
 
 
 def test_a_problem_of_one_is_told_by_all(train, cache, tmp_path):
-  """Another version of a library, other settings, data that are not there."""
+  """Another version of a library, other settings, a folder that is not shared."""
   elsewhere = tmp_path / "site"
   (elsewhere / "optax-0.0.1.dist-info").mkdir(parents=True)
   (elsewhere / "optax-0.0.1.dist-info" / "METADATA").write_text(
     "Metadata-Version: 2.1\nName: optax\nVersion: 0.0.1\n"
   )
-  for words, others, variables in (
-    (r"library optax: '0\.0\.1' in process 1, '.*' in process 0", (), {"PYTHONPATH": str(elsewhere)}),
-    (r"there is no data set 'clips' in .*nowhere", (f"--config.data.data_dir={tmp_path / 'nowhere'}",), {}),
-  ):
-    for process in pair(train(tmp_path / "run"), cache, others, **variables):
-      assert re.search(words, finish(process, status=1))
+  for process in pair(train(tmp_path / "run"), cache, PYTHONPATH=str(elsewhere)):
+    words = r"library optax: '0\.0\.1' in process 1, '.*' in process 0"
+    assert re.search(words, finish(process, status=1))
   stale = tmp_path / "stale"  # left by a run on this host alone
   stale.mkdir()
   for process in pair(train(tmp_path / "run"), cache, (f"--workdir={stale}",)):
@@ -170,9 +163,8 @@ def test_a_problem_of_one_is_told_by_all(train, cache, tmp_path):
 def test_processes_that_never_come_are_told_with_the_address(train, cache, tmp_path):
   address = f"localhost:{free_port()}"
   flags = [f"--coordinator={address}", "--num_processes=2", "--join_seconds=3"]
-  for number in (1, 0):
-    printed = finish(spawn(train(tmp_path, *flags, f"--process_id={number}"), cache), status=1)
-    assert f"did not come together at {address} within 3 s" in printed
+  printed = finish(spawn(train(tmp_path, *flags, "--process_id=1"), cache), status=1)
+  assert f"did not come together at {address} within 3 s" in printed
   waiting = spawn(train(tmp_path, *flags[:2], "--process_id=0"), cache)
   wait_for(lambda: listens(address), waiting)
   waiting.send_signal(signal.SIGTERM)
