@@ -41,6 +41,7 @@ from mma_dfer_jax.sharding import (
   check_precision,
   compile_checked,
   compiler_options,
+  explained,
   make_mesh,
   start_jax,
   to_global,
@@ -387,4 +388,4 @@ def main(argv: Sequence[str]) -> int:
 
 if __name__ == "__main__":
   cli.take_over(_OPTIONS)
-  cli.run(main)
+  cli.run(main, explained=explained)

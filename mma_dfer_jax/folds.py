@@ -242,4 +242,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  cli.run(main, explained=hosts.explained, leave=hosts.leave)
