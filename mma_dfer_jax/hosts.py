@@ -117,13 +117,15 @@ def _give_up() -> None:
 
 def everyone_says(value: str) -> list[str]:
   """What each process says, in their order; all must ask."""
-  if jax.process_count() == 1:
+  state, number = distributed.global_state, next(_rounds)
+  if state.client is None:
     return [value]
-  client, number = distributed.global_state.client, next(_rounds)
-  assert client is not None
-  client.key_value_set(f"mma_dfer/{number}/{jax.process_index()}", value)
+  # Not jax.process_count(): that starts the devices, for which the libraries should be alike already.
+  state.client.key_value_set(f"mma_dfer/{number}/{state.process_id}", value)
   wait = 1000 * _JOIN_SECONDS.value
-  return [client.blocking_key_value_get(f"mma_dfer/{number}/{i}", wait) for i in range(jax.process_count())]
+  return [
+    state.client.blocking_key_value_get(f"mma_dfer/{number}/{i}", wait) for i in range(state.num_processes)
+  ]
 
 
 def same_everywhere(what: str, here: Mapping[str, Any]) -> None:
@@ -158,11 +160,6 @@ def _in_all(error: UserError) -> UserError:
   global _all_end
   _all_end = True
   return error
-
-
-def wait_for_all(why: str) -> None:
-  """Returns once all processes are here."""
-  multihost_utils.sync_global_devices(why)
 
 
 def share(folder: Path) -> None:

@@ -130,7 +130,9 @@ def test_batches_arrive_one_ahead_all_of_them_in_order():
 
 
 def test_errors_of_memory_are_told_with_the_knobs_and_others_are_not():
-  told = sharding.explained(RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes"))
+  told = sharding.explained(
+    RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes")
+  )
   assert told is not None
   assert all(knob in told for knob in ("allocate 9 bytes", "batch_size", "image_size", "remat"))
   assert sharding.explained(RuntimeError("INTERNAL: a defect")) is None
