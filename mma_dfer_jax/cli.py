@@ -58,7 +58,7 @@ def take_over(options: flags.FlagValues) -> None:
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])  # so that --help lists them
 
 
-def _guarded(main, argv, takes_files, explained):
+def _guarded(main, argv, takes_files, explained=lambda error: None):
   if len(argv) > 1 and not takes_files:
     sys.exit(_complain(f"unexpected arguments: {' '.join(argv[1:])}", status=2))
   try:
