@@ -3,7 +3,6 @@
 from collections.abc import Callable
 import csv
 import json
-import os
 from pathlib import Path
 import shutil
 import signal
@@ -15,6 +14,8 @@ import time
 from conftest import ROOT
 import numpy as np
 import pytest
+import small_runs
+from small_runs import finish
 
 from mma_dfer_jax import convert_checkpoint
 from mma_dfer_jax.conversion import export, open_folder
@@ -59,23 +60,7 @@ def start(cache, data_dir) -> Callable[..., subprocess.Popen]:
 
 
 def spawn(module, flags, cache) -> subprocess.Popen:
-  environment = os.environ | {
-    "JAX_COMPILATION_CACHE_DIR": str(cache),
-    "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "",
-  }
-  return subprocess.Popen(
-    [sys.executable, "-m", f"mma_dfer_jax.{module}", *flags],
-    cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-  )  # fmt: skip
-
-
-def finish(process: subprocess.Popen, status: int = 0) -> str:
-  """Waits, checks the exit status, and returns all that was printed."""
-  out, err = process.communicate(timeout=300)
-  assert process.returncode == status, out + err
-  assert "Traceback" not in out + err, out + err
-  return out + err
+  return small_runs.spawn([sys.executable, "-m", f"mma_dfer_jax.{module}", *flags], cache)
 
 
 def wait_for_step(workdir: Path, step: int, process: subprocess.Popen) -> None:
