@@ -5,27 +5,28 @@
 With pretrained encoders at hand, start from configs/dfew.py and `--config.data.name=clips` instead.
 """
 
-from mma_dfer_jax.config import default_config
+from mma_dfer_jax.config import choose, default_config
 
 
-def get_config():
+def get_config(choices: str = ""):
   c = default_config()
   c.num_epochs = 30
   c.batch_size = 8
   c.learning_rate = 1e-3
   c.tunable = (".*",)  # nothing is pretrained, so nothing is worth freezing
-  c.model.image_size = 96
-  c.model.width = 96
-  c.model.depth = 4
-  c.model.layers_per_stage = 2
-  c.model.heads = 4
-  c.model.mlp_dim = 288
-  c.model.drop_path = 0.0
-  c.model.bottleneck_width = 32
-  c.model.temporal_width = 96
-  c.model.temporal_heads = 4
-  c.model.temporal_head_dim = 24
-  c.model.temporal_mlp_dim = 192
+  c.inputs.image_size = 96
+  for encoder in (c.model.image, c.model.audio):
+    encoder.width = 96
+    encoder.depth = 4
+    encoder.heads = 4
+    encoder.mlp_dim = 288
+    encoder.drop_path = 0.0
+  c.model.prompts.layers_per_stage = 2
+  c.model.fusion.width = 32
+  c.model.temporal.width = 96
+  c.model.temporal.heads = 4
+  c.model.temporal.head_dim = 24
+  c.model.temporal.mlp_dim = 192
   c.data.crop_scale = (0.6, 1.0)
   c.data.num_workers = 0
-  return c
+  return choose(c, choices)

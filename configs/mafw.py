@@ -5,13 +5,13 @@
       --workdir=runs/mafw/fold1
 """
 
-from mma_dfer_jax.config import default_config
+from mma_dfer_jax.config import choose, default_config
 from mma_dfer_jax.data.labels import LABEL_ORDERS
 
 
-def get_config():
+def get_config(choices: str = ""):
   c = default_config()
   c.data.name = "mafw"
   c.data.fold = 1
   c.data.classes = LABEL_ORDERS["mafw"].classes
-  return c
+  return choose(c, choices)

@@ -1,24 +1,19 @@
-"""Every field of a run, its default and where the number comes from; files in `configs/` change a few of them."""
+"""Which fields a run has, with default, unit and source; files in `configs/` change a few of them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
-import math
+import functools
 from typing import Any
 
 import ml_collections
 
-from mma_dfer_jax.model import ModelConfig
-from mma_dfer_jax.vit import PRECISIONS, REMAT
+from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.inputs import Inputs
+from mma_dfer_jax.model import SLOTS, ModelConfig, read_model
+from mma_dfer_jax.parts import part
 
-# 🔥 in the paper's figure; everything else is ❄. Regular expressions that must match a whole parameter path.
-PAPER_TUNABLE = (
-  r"(image|audio)_prompts/.*",  # intra-modality adaptation
-  r"fusion/.*",  # cross-modal alignment
-  r"joint_adaptation/.*",  # temporal adaptation and head
-  r"temporal/.*",
-  r"classifier/.*",
-  r"(image|audio)_encoder/pos_embed",  # not in the figure, but trained by the released code: whole tables
-)
+# Which folder each part is chosen from.
+PARTS = {f"model.{name}": slot.kind for name, slot in SLOTS.items()} | {"loss": "losses"}
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -29,17 +24,28 @@ def default_config() -> ml_collections.ConfigDict:
   c.batch_size = 8  # clips per update over all devices and hosts; train_DFEW.sh
   c.learning_rate = 1e-4  # at epoch 0; cosine to 0 over the epochs, constant within one; main.py
   c.weight_decay = 1e-2  # AdamW, on every tunable parameter, biases and gates included; main.py
-  c.tunable = PAPER_TUNABLE
+  c.tunable = ()  # patterns of whole parameter paths; empty: what each part says itself (`model.fusion.tunable`, …)
   c.precision = "float32"  # or "bfloat16"; tunable parameters, moments, means and logits stay float32
   c.matmul_precision = "float32"  # of float32 on accelerators; "bfloat16", "tensorfloat32": coarser
   c.remat = "names"  # "none" keeps more for the backward pass, "layers" less and computes every layer twice
+  # Clips that go through the model at once; an update is on the whole batch all the same, in the memory of these.
+  c.micro_batch = 0  # 0: one for each device on CPUs, the whole batch on accelerators; -1: the whole batch
 
-  c.model = ml_collections.ConfigDict(dataclasses.asdict(ModelConfig()))
+  c.inputs = ml_collections.ConfigDict(dataclasses.asdict(Inputs()))
+  c.model = ml_collections.ConfigDict()
   c.model.num_classes = 0  # 0: as many as the data set has
+  c.model.image = part("encoders", "mae")  # MAE-Face
+  c.model.audio = part("encoders", "mae")  # AudioMAE
+  c.model.prompts = part("adapters", "prompts")  # intra-modality adaptation
+  c.model.fusion = part("fusion", "bottleneck")  # cross-modal alignment
+  c.model.temporal = part("temporal", "transformer")
+  c.model.head = part("heads", "linear")
+  c.loss = part("losses", "cross_entropy")
 
   c.pretrained = ml_collections.ConfigDict()
   c.pretrained.image = ""  # MAE-Face's file, mae_face_pretrain_vit_base.pth; empty: random weights
   c.pretrained.audio = ""  # AudioMAE's file, pretrained.pth; empty: random weights
+  c.init_from = ""  # a run, a model folder or an authors' .pth: whatever fits is taken, the rest starts fresh; empty: none
 
   c.data = ml_collections.ConfigDict()
   c.data.name = "clips"  # folder below data_dir, as written by mma_dfer_jax.data.prepare
@@ -64,50 +70,44 @@ def default_config() -> ml_collections.ConfigDict:
   return c
 
 
+def choose(c: ml_collections.ConfigDict, choices: str) -> ml_collections.ConfigDict:
+  """Replaces parts of a config by name; returns the config.
+
+  What the config has set of a part, and its successor has too, stays set; other fields get the successor's defaults.
+
+  Args:
+    c: the config.
+    choices: "fusion=none,temporal=mean", what follows the colon of `--config=FILE:…`.
+  Raises:
+    UserError: if there is no such place, or no such part, with those that there are.
+  """
+  places = {path.split(".")[-1]: path for path in PARTS}
+  for choice in filter(None, choices.split(",")):
+    place, _, name = choice.partition("=")
+    if place not in places:
+      raise UserError(f"{choice!r}: parts are chosen as place=name; the places are {', '.join(places)}")
+    kind, owner = PARTS[places[place]], c if place == "loss" else c.model
+    new, old = part(kind, name), owner[place]
+    default = part(kind, old.name)
+    owner[place] = new
+    new.update({key: old[key] for key in new if key in old and key != "name" and old[key] != default[key]})
+  return c
+
+
+def model_config(config: Mapping[str, Any], classes: Sequence[str]) -> ModelConfig:
+  """The model of a nested config; `num_classes=0` means as many as there are class names."""
+  model = {**config["model"], "inputs": config["inputs"]}
+  return read_model(model | {"num_classes": model["num_classes"] or len(classes)})
+
+
 # What may differ when a run is resumed: how it runs, not what it computes (pretraining files are known by content).
 MAY_CHANGE = (
-  "remat", "pretrained.image", "pretrained.audio", "data.data_dir", "data.num_workers", "data.prefetch", "mesh.data",
+  "remat", "micro_batch", "pretrained.image", "pretrained.audio", "init_from", "data.data_dir", "data.num_workers", "data.prefetch", "mesh.data",
   "mesh.fsdp", "fsdp_min_size_mb", "log_every_steps", "save_every_steps", "keep_checkpoints",
 )  # fmt: skip
 # What may differ between the hosts of one run, in run.json: where their files are, and who reads them.
-OF_A_HOST = ("config.pretrained.image", "config.pretrained.audio", "config.data.data_dir", "config.data.num_workers",
+OF_A_HOST = ("config.pretrained.image", "config.pretrained.audio", "config.init_from", "config.data.data_dir", "config.data.num_workers",
              "config.data.prefetch")  # fmt: skip
-
-
-def problems_of(config: ml_collections.ConfigDict) -> list[str]:
-  """What is wrong with the values of a config, one line each; sizes of the model are checked by ModelConfig."""
-  positive = ("num_epochs", "batch_size", "learning_rate", "log_every_steps", "keep_checkpoints")
-  problems = [f"{name}={config[name]} must be positive" for name in positive if not config[name] > 0]
-  for name in ("learning_rate", "weight_decay"):
-    if not math.isfinite(config[name]):
-      problems.append(f"{name}={config[name]} must be finite")
-  if config.weight_decay < 0:
-    problems.append(f"weight_decay={config.weight_decay} must not be negative")
-  if config.save_every_steps < 0:
-    problems.append(f"save_every_steps={config.save_every_steps} must be 0 (end of epochs only) or more")
-  if config.matmul_precision not in ("float32", "tensorfloat32", "bfloat16"):
-    problems.append(f"matmul_precision={config.matmul_precision!r}: float32, tensorfloat32 or bfloat16")
-  for name, choices in (("precision", PRECISIONS), ("remat", REMAT)):
-    if config[name] not in choices:
-      problems.append(f"{name}={config[name]!r}: choose one of {', '.join(choices)}")
-  d = config.data
-  if not d.data_dir:
-    problems.append("data.data_dir is empty: give the folder that mma_dfer_jax.data.prepare wrote")
-  if not (len(d.crop_scale) == 2 and 0 < d.crop_scale[0] <= d.crop_scale[1] <= 1):
-    problems.append(f"data.crop_scale={d.crop_scale} must be (smallest, largest) share within (0, 1]")
-  if not (len(d.crop_ratio) == 2 and 0 < d.crop_ratio[0] <= d.crop_ratio[1]):
-    problems.append(f"data.crop_ratio={d.crop_ratio} must be (smallest, largest), both positive")
-  for name in ("flip", "brightness"):
-    if not 0 <= d[name] <= 1:
-      problems.append(f"data.{name}={d[name]} must lie in [0, 1]")
-  for name in ("fold", "num_workers"):
-    if d[name] < 0:
-      problems.append(f"data.{name}={d[name]} must not be negative")
-  if d.prefetch < 1:
-    problems.append(f"data.prefetch={d.prefetch} must be positive")
-  if config.mesh.data == 0 or config.mesh.data < -1 or config.mesh.fsdp < 1:
-    problems.append(f"mesh={dict(config.mesh)}: data is positive or -1 (all that remain), fsdp is positive")
-  return problems
 
 
 def flat_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -119,3 +119,12 @@ def flat_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     else:
       flat[prefix + key] = list(value) if isinstance(value, tuple) else value
   return flat
+
+
+def nested_config(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """The other way round."""
+  nested: dict[str, Any] = {}
+  for path, value in flat.items():
+    *folders, key = path.split(".")
+    functools.reduce(lambda node, folder: node.setdefault(folder, {}), folders, nested)[key] = value
+  return nested

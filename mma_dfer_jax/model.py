@@ -1,286 +1,253 @@
 """MMA-DFER (arXiv 2404.09010): read `MmaDfer.__call__` beside the paper's overview figure.
 
-Letters in shapes: B clips, T frames per clip, F spectrogram rows (10 ms each), K mel bins, N image tokens and
-M audio tokens (1 class + patches + prompts), D width of the encoders, R of the Fusion Bottleneck,
-W of the temporal transformer, P prompts, C classes.
+Letters in shapes: see `parts.py`.
 """
 
+from collections.abc import Mapping
 import dataclasses
-import functools
-from typing import Any
+from typing import Any, NamedTuple
 
-from einops import rearrange
 from flax import nnx
-import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 
-from mma_dfer_jax.errors import listed
-from mma_dfer_jax.vit import (
-  REMAT,
-  TORCH_EPS,
-  LayerNorm,
-  MaeEncoder,
-  TransformerBlock,
-  gelu,
-  torch_linear,
-)
+from mma_dfer_jax import parts
+from mma_dfer_jax.errors import UserError, listed
+from mma_dfer_jax.inputs import Inputs
+from mma_dfer_jax.layers import REMAT, drop_path, of_each_block, torch_linear
+
+
+class Slot(NamedTuple):
+  """Where a part sits in the model: the folder that it is chosen from, and the paths of its parameters."""
+
+  kind: str
+  places: tuple[str, ...]
+
+
+SLOTS = {
+  "image": Slot("encoders", ("image_encoder",)),
+  "audio": Slot("encoders", ("audio_encoder",)),
+  "prompts": Slot("adapters", ("image_prompts", "audio_prompts")),
+  "fusion": Slot("fusion", (r"fusion/\d+",)),
+  "temporal": Slot("temporal", ("temporal",)),
+  "head": Slot("heads", ("classifier",)),
+}
+AUTHORS = (("proj", "vision_proj", "linear"),)  # of `joint_adaptation`, as the tables of parts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-  """All sizes of MMA-DFER; the defaults are the paper's (ViT-B/16 encoders, 224 px, DFEW's 7 classes).
+  """The parts of a model, each with its sizes. `read_model` makes one from the fields of a config.
 
   Raises:
-    UserError: on construction, with every size that does not fit.
+    UserError: on construction, with everything that does not go together.
   """
 
-  num_classes: int = 7
-  image_size: int = 224  # pixels, frames are square
-  num_frames: int = 16  # per clip
-  audio_shape: tuple[int, int] = (512, 128)  # spectrogram rows (10 ms) and mel bins
-  patch_size: int = 16  # pixels, and rows and bins of the spectrogram
-  width: int = 768
-  depth: int = 12
-  heads: int = 12
-  mlp_dim: int = 3072
-  drop_path: float = 0.1  # of the last block
-  prompts_per_stage: int = 3
-  layers_per_stage: int = 6
-  bottleneck_width: int = 128
-  temporal_width: int = 512
-  temporal_depth: int = 1
-  temporal_heads: int = 8
-  temporal_head_dim: int = 64
-  temporal_mlp_dim: int = 1024
+  num_classes: int
+  inputs: Inputs
+  image: Any  # Config of an encoder
+  audio: Any
+  prompts: Any  # of an adapter; each stream gets one
+  fusion: Any
+  temporal: Any
+  head: Any
 
   def __post_init__(self):
-    sizes = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("audio_shape", "drop_path")}
-    sizes |= {f"audio_shape[{i}]": n for i, n in enumerate(self.audio_shape)}
-    problems = [
-      f"{k}={v} must be a positive whole number" for k, v in sizes.items() if type(v) is not int or v < 1
-    ]
-    if len(self.audio_shape) != 2:
-      problems.append(f"audio_shape={self.audio_shape} must be (spectrogram rows, mel bins)")
-    if not 0 <= self.drop_path < 1:
-      problems.append(f"drop_path={self.drop_path} must lie in [0, 1)")
-    divisors = {"image_size": "patch_size", "audio_shape[0]": "patch_size", "audio_shape[1]": "patch_size"}
-    divisors |= {"width": "heads", "depth": "layers_per_stage"}
-    if not problems:
-      problems = [
-        f"{k}={sizes[k]} must be a multiple of {d}={sizes[d]}"
-        for k, d in divisors.items()
-        if sizes[k] % sizes[d]
-      ]
+    problems = []
+    if type(self.num_classes) is not int or self.num_classes < 1:
+      problems.append(f"num_classes={self.num_classes} must be a positive whole number")
+    depths = self.image.depth, self.audio.depth
+    if not any(depths):
+      problems.append("model.image and model.audio are both none: one stream must be there")
+    elif all(depths) and max(depths) % min(depths):
+      problems.append(f"model.image.depth={depths[0]} and model.audio.depth={depths[1]}: one must be a multiple of the other")  # fmt: skip
+    else:
+      problems += self.prompts.problems_with(self.layers) + self.fusion.problems_with(self.layers)
+    for stream in ("image", "audio"):
+      problems += getattr(self, stream).problems_with(stream, self.inputs)
     if problems:
-      raise listed("these model sizes do not fit", problems)
+      raise listed("this model cannot be built", problems)
 
   @property
-  def num_stages(self) -> int:
-    return self.depth // self.layers_per_stage
+  def layers(self) -> int:
+    """How many times adapters and fusions act: the blocks of the shallower encoder."""
+    return min(depth for depth in (self.image.depth, self.audio.depth) if depth)
 
-  @property
-  def num_prompts(self) -> int:
-    return self.num_stages * self.prompts_per_stage
+  def tunable(self) -> dict[str, list[str]]:
+    """Patterns of whole parameter paths that are 🔥, as the parts say it themselves, by what says it."""
+    joint = {"joint_adaptation": ["joint_adaptation/.*"]} if self.temporal.width else {}
+    return joint | {
+      f"model.{name}.tunable {pattern!r}": [f"{place}/(?:{pattern})" for place in slot.places]
+      for name, slot in SLOTS.items()
+      for pattern in getattr(self, name).tunable
+    }
+
+  def to_fields(self) -> dict[str, Any]:
+    """As `read_model` takes it back, for model.json."""
+    return {
+      "num_classes": self.num_classes,
+      "inputs": dataclasses.asdict(self.inputs),
+      **{name: parts.fields_of(getattr(self, name)) for name in SLOTS},
+    }
 
 
-class ProgressivePrompts(nnx.Module):
-  """Intra-modality adaptation: prompt tokens at the input, and an update added to a few of them per stage.
+def read_model(fields: Mapping[str, Any]) -> ModelConfig:
+  """The model that a config or a model.json describes: num_classes, inputs, and a part with its name for each slot.
 
-  Source: paper, "progressive prompts"; `learnable_prompts_init` and `learnable_prompts_progr` of the original.
+  Raises:
+    UserError: with everything that is wrong with any of the parts.
   """
-
-  def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs):
-    std = cfg.width**-0.5
-    self.prompt_tokens = nnx.Param(std * rngs.params.normal((cfg.num_prompts, cfg.width)))
-    self.update_tokens = nnx.Param(
-      std * rngs.params.normal((cfg.num_stages, cfg.prompts_per_stage, cfg.width))
-    )
-    self.layers_per_stage = cfg.layers_per_stage
-
-  def update(self, tokens: Float[Array, "B N D"], layer: int) -> Float[Array, "B N D"]:
-    """Adds the update tokens of a stage to its own prompts, after the first layer of that stage only."""
-    if layer % self.layers_per_stage:
-      return tokens
-    stage = layer // self.layers_per_stage
-    num_stages, per_stage, _ = self.update_tokens.shape
-    start = tokens.shape[1] - (num_stages - stage) * per_stage  # the prompts are the last tokens
-    return tokens.at[:, start : start + per_stage].add(self.update_tokens[stage])
-
-
-class FusionBottleneck(nnx.Module):
-  """Cross-modal alignment: compress both streams, give each the other's summary, expand, gate, add.
-
-  Every token takes part, class token and prompts included, in the means as well as in the sums; audio is given
-  the image code before fusion. Gates start at 0, so that training starts from the untouched encoders.
-
-  Source: paper, "Fusion Bottleneck"; original `temporal_pre`, `audio_proj_pre`, `temporal_att_post`, `all_gate`.
-  """
-
-  def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs):
-    self.image_down = torch_linear(cfg.width, cfg.bottleneck_width, rngs=rngs)
-    self.image_norm = LayerNorm(cfg.bottleneck_width, epsilon=TORCH_EPS, rngs=rngs)
-    self.image_up = torch_linear(cfg.bottleneck_width, cfg.width, rngs=rngs)
-    self.image_gate = nnx.Param(jnp.zeros((1,)))
-    self.audio_down = torch_linear(cfg.width, cfg.bottleneck_width, rngs=rngs)
-    self.audio_norm = LayerNorm(cfg.bottleneck_width, epsilon=TORCH_EPS, rngs=rngs)
-    self.audio_up = torch_linear(cfg.bottleneck_width, cfg.width, rngs=rngs)
-    self.audio_gate = nnx.Param(jnp.zeros((1,)))
-
-  def __call__(
-    self, image: Float[Array, "BT N D"], audio: Float[Array, "B M D"], *, num_frames: int
-  ) -> tuple[Float[Array, "BT N D"], Float[Array, "B M D"]]:
-    image_code = self.image_norm(self.image_down(image))  # (B·T, N, R)
-    audio_code = self.audio_norm(self.audio_down(audio))  # (B, M, R)
-    image_summary = rearrange(image_code, "(b t) n r -> b (t n) r", t=num_frames).mean(axis=1)  # (B, R)
-    audio_summary = jnp.repeat(audio_code.mean(axis=1), num_frames, axis=0)  # (B·T, R), clip-major
-    image_update = gelu(self.image_up(image_code + audio_summary[:, None]))
-    audio_update = gelu(self.audio_up(audio_code + image_summary[:, None]))
-    image = image + jnp.tanh(self.image_gate[...]) * image_update
-    audio = audio + jnp.tanh(self.audio_gate[...]) * audio_update
-    return image, audio
+  values, problems = dict(fields), []
+  if missing := sorted({"num_classes", "inputs", *SLOTS} - values.keys()):
+    raise UserError(f"the model lacks {', '.join(missing)}")
+  if unknown := sorted(values.keys() - {"num_classes", "inputs", *SLOTS}):
+    raise UserError(f"a model has no {', '.join(unknown)}; it has num_classes, inputs, {', '.join(SLOTS)}")
+  try:
+    values["inputs"] = Inputs(**values["inputs"])
+  except (UserError, TypeError) as error:
+    problems.append(str(error))
+  for name, slot in SLOTS.items():
+    try:
+      values[name] = parts.read(slot.kind, values[name])
+    except UserError as error:
+      problems.append(f"model.{name}: {error}")
+  if problems:
+    raise listed("this model cannot be built", problems)
+  return ModelConfig(**values)
 
 
-def adapted_layer(
-  image_block: TransformerBlock,
-  audio_block: TransformerBlock,
-  fusion: FusionBottleneck,
-  image: Float[Array, "BT N D"],
-  audio: Float[Array, "B M D"],
-  image_scale: Float[Array, "2 BT"] | None,
-  audio_scale: Float[Array, "2 B"] | None,
-  *,
-  num_frames: int,
-) -> tuple[Float[Array, "BT N D"], Float[Array, "B M D"]]:
-  """A block of each encoder and the Fusion Bottleneck between them; the scales are those of `drop_path`."""
-  image = image_block(image, image_scale)  # ❄
-  audio = audio_block(audio, audio_scale)
-  return fusion(image, audio, num_frames=num_frames)  # 🔥
+def paper(num_classes: int = 7, **sizes: Any) -> ModelConfig:
+  """The paper's model: ViT-B/16 encoders, 224 px; keyword arguments are those of `Inputs`."""
+  chosen = {"image": "mae", "audio": "mae", "prompts": "prompts", "fusion": "bottleneck", "temporal": "transformer",
+            "head": "linear"}  # fmt: skip
+  fields = {name: {"name": part} for name, part in chosen.items()}
+  return read_model({"num_classes": num_classes, "inputs": sizes, **fields})
 
 
 class JointAdaptation(nnx.Module):
-  """Joint Adaptation Module: each frame's class token plus the sound's, projected to the temporal width.
+  """Joint Adaptation Module: the summary of each moment of the picture plus the sound's, projected to width W.
 
+  Args:
+    width: W; 0: there is no projection.
   Source: paper; original `vision_proj`.
   """
 
-  def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs):
-    self.proj = torch_linear(cfg.width, cfg.temporal_width, rngs=rngs)
+  def __init__(self, image: parts.Encoder, audio: parts.Encoder, width: int, *, rngs: nnx.Rngs):
+    joint = image.width or audio.width
+    # Encoders of two widths: a sum needs a projection that the paper does not have.
+    same = audio.width in (0, joint)
+    self.audio_proj = None if same else torch_linear(audio.width, joint, rngs=parts.own(rngs, "audio_proj"))
+    self.proj = torch_linear(joint, width, rngs=parts.own(rngs, "proj")) if width else None
+    self.width = width or joint
 
   def __call__(
-    self, image_cls: Float[Array, "B T D"], audio_cls: Float[Array, "B D"]
-  ) -> Float[Array, "B T W"]:
-    return self.proj(image_cls + audio_cls[:, None])
+    self, image: Float[Array, "B S D"] | None, audio: Float[Array, "B 1 E"] | None
+  ) -> Float[Array, "B S W"]:
+    if self.audio_proj is not None and audio is not None:
+      audio = self.audio_proj(audio)
+    joint = sum(stream for stream in (image, audio) if stream is not None)
+    return joint if self.proj is None else self.proj(joint)
 
 
-class MultimodalTemporalTransformer(nnx.Module):
-  """Multimodal Temporal Transformer: a class token attends over the frames; there is no final norm.
+def adapted_layer(image_blocks, audio_blocks, fusion, image, audio):
+  """The blocks of each encoder in one layer, each with its factors of drop path, and the fusion after them."""
+  for block, scale in image_blocks:
+    image = block(image, scale)  # ❄
+  for block, scale in audio_blocks:
+    audio = block(audio, scale)
+  return fusion(image, audio)  # 🔥
 
-  Source: paper; original `temporal_net` (its `norm2` never runs and is left out here).
-  """
 
-  def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs):
-    self.cls_token = nnx.Param(rngs.params.normal((1, 1, cfg.temporal_width)))
-    self.pos_embed = nnx.Param(rngs.params.normal((1, 1 + cfg.num_frames, cfg.temporal_width)))
-    self.blocks = nnx.List(
-      TransformerBlock(
-        cfg.temporal_width,
-        cfg.temporal_heads,
-        cfg.temporal_mlp_dim,
-        head_dim=cfg.temporal_head_dim,
-        qkv_bias=False,
-        eps=TORCH_EPS,
-        tanh_gelu=True,
-        linear=torch_linear,
-        rngs=rngs,
-      )
-      for _ in range(cfg.temporal_depth)
-    )
-
-  def __call__(self, joint: Float[Array, "B T W"]) -> Float[Array, "B W"]:
-    cls = jnp.broadcast_to(self.cls_token[...], (joint.shape[0], 1, joint.shape[-1]))
-    tokens = jnp.concatenate([cls, joint], axis=1) + self.pos_embed[...]
-    for block in self.blocks:
-      tokens = block(tokens)
-    return tokens[:, 0]
+DropPath = tuple[Float[Array, "L 2 BV"] | None, Float[Array, "K 2 B"] | None]  # of both encoders' blocks
 
 
 class MmaDfer(nnx.Module):
   """MultiModal Adaptation for Dynamic Facial Expression Recognition.
 
-  Two frozen MAE encoders run side by side; after each pair of blocks a Fusion Bottleneck lets them look at each
-  other; progressive prompts adapt each of them; a transformer over time reads the joint frame features.
+  Two frozen encoders run side by side; after each layer a fusion lets them look at each other; prompts adapt each of
+  them; a model of time reads the joint features of all moments.
+
+  Each part draws its fresh parameters from a key of its own: two ablations start from the same other weights.
   """
 
+  FLOAT32 = ("classifier",)  # stays in float32 in any precision, and so do the logits
+
   def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs):
-    sizes: dict[str, Any] = dict(
-      patch_size=cfg.patch_size,
-      width=cfg.width,
-      depth=cfg.depth,
-      heads=cfg.heads,
-      mlp_dim=cfg.mlp_dim,
-      num_prompts=cfg.num_prompts,
-      drop_path=cfg.drop_path,
+    def draws(place: str) -> nnx.Rngs:
+      return parts.own(rngs, place)
+
+    def adapter(encoder: parts.Encoder, place: str) -> parts.Adapter:
+      chosen = cfg.prompts if encoder.width else parts.read("adapters", {"name": "none"})
+      return chosen.build(encoder.width, cfg.layers, rngs=draws(place))
+
+    prompts, layers = cfg.prompts.count(cfg.layers), cfg.layers
+    image = cfg.image.build("image", cfg.inputs, prompts, rngs=draws("image_encoder"))
+    audio = cfg.audio.build("audio", cfg.inputs, prompts, rngs=draws("audio_encoder"))
+    self.image_encoder, self.audio_encoder = image, audio
+    self.image_prompts = adapter(image, "image_prompts")
+    self.audio_prompts = adapter(audio, "audio_prompts")
+    self.fusion = nnx.List(
+      cfg.fusion.build(image, audio, i, layers, rngs=draws(f"fusion/{i}")) for i in range(layers)
     )
-    image_grid = (cfg.image_size // cfg.patch_size,) * 2
-    audio_grid = (cfg.audio_shape[0] // cfg.patch_size, cfg.audio_shape[1] // cfg.patch_size)
-    # Pixels in [0, 1] have ImageNet's mean and deviation, spectrograms AudioMAE's by their normalisation.
-    self.image_encoder = MaeEncoder(image_grid, 3, input_mean=0.45, input_std=0.225, rngs=rngs, **sizes)
-    self.audio_encoder = MaeEncoder(audio_grid, 1, input_mean=0.0, input_std=0.5, rngs=rngs, **sizes)
-    self.image_prompts = ProgressivePrompts(cfg, rngs=rngs)
-    self.audio_prompts = ProgressivePrompts(cfg, rngs=rngs)
-    self.fusion = nnx.List(FusionBottleneck(cfg, rngs=rngs) for _ in range(cfg.depth))
-    self.joint_adaptation = JointAdaptation(cfg, rngs=rngs)
-    self.temporal = MultimodalTemporalTransformer(cfg, rngs=rngs)
-    self.classifier = torch_linear(cfg.temporal_width, cfg.num_classes, rngs=rngs)
-    self.video_shape = (cfg.num_frames, cfg.image_size, cfg.image_size, 3)
-    self.audio_shape = cfg.audio_shape
+    self.joint_adaptation = JointAdaptation(
+      image, audio, cfg.temporal.width, rngs=draws("joint_adaptation")
+    )
+    self.temporal = cfg.temporal.build(image.moments or audio.moments, rngs=draws("temporal"))
+    self.classifier = cfg.head.build(self.joint_adaptation.width, cfg.num_classes, rngs=draws("classifier"))
+    self.inputs = cfg.inputs
 
   def __call__(
     self,
-    video: Float[Array, "B T H W 3"],
+    video: Float[Array, "B T H W 3"] | UInt8[Array, "B T H W 3"],
     spectrogram: Float[Array, "B F K"],
     *,
-    rngs: nnx.Rngs | None = None,
+    dropped: DropPath = (None, None),
     remat: str = "none",
-  ) -> Float[Array, "B C"]:
-    """Logits of a batch of clips.
+  ) -> parts.Outputs:
+    """Logits (B, C) of a batch of clips, and what auxiliary heads say.
 
     Args:
-      video: (B, T, H, W, 3) float in [0, 1], RGB, not normalised further.
+      video: (B, T, H, W, 3) RGB, uint8 or float in [0, 1]; an encoder normalises as it was pretrained.
       spectrogram: (B, F, K) float, log-mel energies normalised as AudioMAE's, 10 ms per row.
-      rngs: source of `drop_path` randomness in training; None in evaluation.
-      remat: what the forward pass keeps for the backward pass, one of `vit.REMAT`; it changes no number.
-    Returns:
-      (B, C) logits.
+      dropped: factors of drop path, as `draw_drop_path` makes them in training; None in evaluation.
+      remat: what the forward pass keeps for the backward pass, one of `layers.REMAT`; it changes no number.
     Raises:
-      ValueError: if the shapes are not those of the ModelConfig.
+      ValueError: if the shapes are not those of `Inputs`.
     """
-    if video.shape[1:] != self.video_shape or spectrogram.shape[1:] != self.audio_shape:
-      raise ValueError(
-        f"the model takes video (B, {', '.join(map(str, self.video_shape))}) and spectrogram "
-        f"(B, {', '.join(map(str, self.audio_shape))}), not {video.shape} and {spectrogram.shape}"
-      )
-    t = video.shape[1]
-    frames = rearrange(video, "b t h w c -> (b t) h w c")
-    image = self.image_encoder.embed(frames, self.image_prompts.prompt_tokens[...])  # (B·T, N, D)
-    audio = self.audio_encoder.embed(
-      spectrogram[..., None], self.audio_prompts.prompt_tokens[...]
-    )  # (B, M, D)
-    # Modules are arguments of a layer, so that the twelve are traced once.
-    layers = zip(
-      self.image_encoder.blocks,
-      self.audio_encoder.blocks,
-      self.fusion,
-      self.image_encoder.drop_path_scales(rngs, image.shape[0]),
-      self.audio_encoder.drop_path_scales(rngs, audio.shape[0]),
-      strict=True,
-    )
-    layer = REMAT[remat](functools.partial(adapted_layer, num_frames=t))
-    for number, (image_block, audio_block, fusion, image_scale, audio_scale) in enumerate(layers):
-      image, audio = layer(image_block, audio_block, fusion, image, audio, image_scale, audio_scale)
-      image = self.image_prompts.update(image, number)  # 🔥 update tokens, first layer of each stage
+    self._check(video.shape, spectrogram.shape)
+    image = self.image_encoder.embed(video, self.image_prompts.tokens)  # (B·V, N, D)
+    audio = self.audio_encoder.embed(spectrogram, self.audio_prompts.tokens)  # (B, M, E)
+    image_blocks = self._by_layer(self.image_encoder, dropped[0])
+    audio_blocks = self._by_layer(self.audio_encoder, dropped[1])
+    layer = REMAT[remat](adapted_layer)  # modules are its arguments, so that equal layers are traced once
+    for number, of_layer in enumerate(zip(image_blocks, audio_blocks, self.fusion, strict=True)):
+      image, audio = layer(*of_layer, image, audio)
+      image = self.image_prompts.update(image, number)  # 🔥
       audio = self.audio_prompts.update(audio, number)
-    image_cls = rearrange(self.image_encoder.norm(image)[:, 0], "(b t) d -> b t d", t=t)
-    audio_cls = self.audio_encoder.norm(audio)[:, 0]
-    joint = self.joint_adaptation(image_cls, audio_cls)  # 🔥 (B, T, W)
+    joint = self.joint_adaptation(self.image_encoder.summary(image), self.audio_encoder.summary(audio))  # 🔥 (B, S, W)
     return self.classifier(self.temporal(joint))  # 🔥 (B, C)
+
+  def draw_drop_path(self, rngs: nnx.Rngs, clips: int) -> DropPath:
+    """Which branches of which blocks are dropped for which of the sequences, in one training step."""
+
+    def draw(encoder: parts.Encoder):
+      key = rngs.drop_path()
+      if not any(encoder.drop_path_rates):
+        return None
+      return drop_path(key, encoder.drop_path_rates, clips * encoder.views)
+
+    return draw(self.image_encoder), draw(self.audio_encoder)
+
+  def _check(self, video: tuple[Any, ...], spectrogram: tuple[Any, ...]) -> None:
+    video_shape, audio_shape = self.inputs.video_shape, tuple(self.inputs.audio_shape)
+    if video[1:] != video_shape or spectrogram[1:] != audio_shape:
+      raise ValueError(
+        f"the model takes video (B, {', '.join(map(str, video_shape))}) and spectrogram "
+        f"(B, {', '.join(map(str, audio_shape))}), not {video} and {spectrogram}"
+      )
+
+  def _by_layer(self, encoder: parts.Encoder, dropped: Array | None) -> list[list]:
+    """(block, factors of drop path) of each layer: of 24 blocks in 12 layers, two each."""
+    pairs = list(zip(encoder.blocks, of_each_block(dropped, len(encoder.blocks)), strict=True))
+    layers = len(self.fusion)
+    each = len(pairs) // layers
+    return [pairs[i * each : (i + 1) * each] for i in range(layers)]

@@ -11,9 +11,9 @@ import pytest
 
 from mma_dfer_jax.data import benchmark
 from mma_dfer_jax.data.frames import decode_frame
-from mma_dfer_jax.data.pipeline import Preprocessing
+from mma_dfer_jax.inputs import Inputs
 
-SPEC = Preprocessing(image_size=32, audio_shape=(64, 32))
+SPEC = Inputs(image_size=32, audio_shape=(64, 32))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_made_clips_are_as_wanted(data_set):
 @pytest.mark.parametrize(("clips", "batch_size"), [(3, 2), (1, 8)])
 def test_numbers_add_up(data_set, clips, batch_size):
   records = data_set.records(f"train[:{clips}]")
-  report = benchmark.measure(records, num_workers=0, batch_size=batch_size, repeats=2, spec=SPEC)
+  report = benchmark.measure(records, num_workers=0, batch_size=batch_size, repeats=2, inputs=SPEC)
   adds_up(report)
   text = benchmark.table(report)
   for word in ("read", "decode", "transform", "fbank", "sum", "training transform", "36.7", "64x64"):

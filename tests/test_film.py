@@ -17,10 +17,10 @@ from mma_dfer_jax.data import faces, film, media
 from mma_dfer_jax.data.datasets import read_record
 from mma_dfer_jax.data.fbank import missing_spectrogram, spectrogram
 from mma_dfer_jax.data.frames import decode_frame, encode_frame, resize
-from mma_dfer_jax.data.pipeline import Preprocessing, eval_example
+from mma_dfer_jax.data.pipeline import eval_example
 from mma_dfer_jax.errors import UserError
 
-SPEC = Preprocessing(64, 16, (512, 128))
+SPEC = Inputs(image_size=64)
 RATE = 16_000
 
 
@@ -300,9 +300,9 @@ def excerpts(path, monkeypatch, window, hop):
   """(film, windows, the waveforms that their spectrograms are made of)."""
   records = []
 
-  def example(record, spec):
+  def example(record, inputs):
     records.append(record)
-    return eval_example(record, spec)
+    return eval_example(record, inputs)
 
   monkeypatch.setattr(film, "eval_example", example)
   seen = film.survey(path)
@@ -457,11 +457,11 @@ def test_memory_does_not_grow_with_the_film(tmp_path):
   code = """if True:
     import resource, sys
     from mma_dfer_jax.data import film
-    from mma_dfer_jax.data.pipeline import Preprocessing
+    from mma_dfer_jax.inputs import Inputs
     for name in ("short.mkv", "long.mkv"):
       for window, hop in ((4.0, 2.0), (60.0, 30.0)):
         seen = film.survey(f"{sys.argv[1]}/{name}", hop=hop)
-        count = sum(1 for _ in film.samples(seen, film.windows(seen, window, hop), Preprocessing(64)))
+        count = sum(1 for _ in film.samples(seen, film.windows(seen, window, hop), Inputs(image_size=64)))
       print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
   """
   done = subprocess.run(

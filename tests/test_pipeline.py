@@ -21,8 +21,8 @@ from mma_dfer_jax.data.datasets import open_data_set
 from mma_dfer_jax.data.demo import write_clip
 from mma_dfer_jax.data.fbank import log_mel_fbank
 from mma_dfer_jax.data.pipeline import (
+  Augment,
   EvalOrder,
-  Preprocessing,
   TrainOrder,
   eval_batches,
   eval_example,
@@ -31,8 +31,10 @@ from mma_dfer_jax.data.pipeline import (
 )  # fmt: skip
 from mma_dfer_jax.data.prepare import prepare_clips
 from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.inputs import Inputs
 
-SPEC = Preprocessing(image_size=24, audio_shape=(64, 32))
+SPEC = Inputs(image_size=24, audio_shape=(64, 32))
+RANGES = Augment()
 MISSING = 0.46703  # what the original feeds for a clip without sound
 RATE = 16_000
 
@@ -65,14 +67,14 @@ def records():
 def train(records, *, seed=1, batch_size=4, num_epochs=3, start_step=0, num_workers=0, prefetch=2, **host):
   order = TrainOrder(records, seed, batch_size, num_epochs, **host)
   with train_batches(
-    order, SPEC, start_step=start_step, num_workers=num_workers, prefetch=prefetch
+    order, SPEC, RANGES, start_step=start_step, num_workers=num_workers, prefetch=prefetch
   ) as batches:
     return list(batches)
 
 
-def evaluate(records, *, batch_size=4, num_workers=0, without="", spec=SPEC, **host):
+def evaluate(records, *, batch_size=4, num_workers=0, without="", inputs=SPEC, **host):
   order = EvalOrder(records, 0, batch_size, 1, **host)
-  with eval_batches(order, spec, num_workers=num_workers, prefetch=2, without=without) as batches:
+  with eval_batches(order, inputs, num_workers=num_workers, prefetch=2, without=without) as batches:
     return list(batches)
 
 
@@ -115,7 +117,7 @@ def test_the_contract(records, batches):
 
 
 def test_default_sizes():
-  example = eval_example(record(0), Preprocessing())
+  example = eval_example(record(0), Inputs())
   assert example["video"].shape == (16, 224, 224, 3)
   assert example["spectrogram"].shape == (512, 128)
 
@@ -153,7 +155,7 @@ def test_the_rate_of_the_file_is_used():
 def test_one_augmentation_for_all_frames():
   """If all frames are the same before, they are the same after, whatever was drawn for the clip."""
   clip, plain = record(0, same=True), by_hand(record(0, same=True), [0])[0]
-  drawn = [train_example(clip, SPEC, np.random.default_rng(seed))["video"] for seed in range(12)]
+  drawn = [train_example(clip, SPEC, RANGES, np.random.default_rng(seed))["video"] for seed in range(12)]
   for video in drawn:
     assert (video == video[0]).all()
     assert not (video[0] == plain).all()
@@ -164,11 +166,9 @@ def test_one_augmentation_for_all_frames():
 
 @pytest.mark.parametrize("mirrored", [0.0, 1.0])
 def test_the_settings_of_the_augmentation_are_used(mirrored):
-  spec = Preprocessing(
-    image_size=24, audio_shape=(64, 32), crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=mirrored, brightness=0.0
-  )  # fmt: skip
+  ranges = Augment(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=mirrored, brightness=0.0)
   clip = record(0, frames=16, size=(36, 36))
-  found = train_example(clip, spec, np.random.default_rng(0))["video"]
+  found = train_example(clip, SPEC, ranges, np.random.default_rng(0))["video"]
   plain = by_hand(clip, range(16))
   np.testing.assert_array_equal(found, plain[:, :, ::-1] if mirrored else plain)
 
@@ -186,7 +186,7 @@ def test_only_the_chosen_frames_are_decoded(monkeypatch, frames, training):
   decode = pipeline.decode_frame
   monkeypatch.setattr(pipeline, "decode_frame", counted)
   if training:
-    train_example(clip, SPEC, np.random.default_rng(0))
+    train_example(clip, SPEC, RANGES, np.random.default_rng(0))
   else:
     eval_example(clip, SPEC)
   assert len(decoded) == len(set(decoded)) == min(frames, 16)
@@ -195,7 +195,7 @@ def test_only_the_chosen_frames_are_decoded(monkeypatch, frames, training):
 @pytest.mark.parametrize("training", [True, False])
 def test_missing_sound_is_the_constant_of_the_original(training):
   clip = record(0, waveform=np.zeros(0, np.int16), sample_rate=0, has_audio=False)
-  example = train_example(clip, SPEC, np.random.default_rng(0)) if training else eval_example(clip, SPEC)
+  example = train_example(clip, SPEC, RANGES, np.random.default_rng(0)) if training else eval_example(clip, SPEC)
   np.testing.assert_allclose(example["spectrogram"], MISSING, atol=1e-5)
   assert example["spectrogram"].shape == (64, 32)
   assert not example["has_audio"]
@@ -267,8 +267,8 @@ def test_augmentation_is_fresh_in_every_epoch_and_seed(records):
 def test_frames_are_drawn_anew():
   """In training the frame of a segment is drawn: 160 frames, each of one grey."""
   clip = record(0, 160) | {"frames": [jpeg(np.full((30, 30, 3), i, np.uint8)) for i in range(160)]}
-  spec = Preprocessing(image_size=8, audio_shape=(8, 8), brightness=0.0)
-  drawn = [train_example(clip, spec, np.random.default_rng(s))["video"].mean((1, 2, 3)) for s in range(8)]
+  inputs, ranges = Inputs(image_size=8, audio_shape=(8, 8)), Augment(brightness=0.0)
+  drawn = [train_example(clip, inputs, ranges, np.random.default_rng(s))["video"].mean((1, 2, 3)) for s in range(8)]
   for greys in drawn:
     assert (np.abs(greys - (np.arange(16) * 10 + 4.5)) < 7).all()  # one of each segment, in order
   assert len({tuple(np.rint(greys)) for greys in drawn}) == 8
@@ -309,7 +309,7 @@ def test_a_corrupt_record_is_named(records, batches, num_workers):
 def test_other_broken_records_are_named(change):
   for example in (
     lambda r: eval_example(r, SPEC),
-    lambda r: train_example(r, SPEC, np.random.default_rng(0)),
+    lambda r: train_example(r, SPEC, RANGES, np.random.default_rng(0)),
   ):
     with pytest.raises(UserError, match="clip clip 9 cannot be read"):
       example(record(9) | change)
@@ -329,7 +329,7 @@ class CountedOrder(TrainOrder):
 def test_prefetch_bounds_what_is_read_ahead(records, prefetch):
   order = CountedOrder(records, 1, 2, 100)
   order.asked.clear()
-  with train_batches(order, SPEC, start_step=0, num_workers=0, prefetch=prefetch) as batches:
+  with train_batches(order, SPEC, RANGES, start_step=0, num_workers=0, prefetch=prefetch) as batches:
     next(batches)
     deadline = time.monotonic() + 20
     while len(order.asked) < 2 * (1 + prefetch) and time.monotonic() < deadline:
@@ -380,10 +380,10 @@ def test_a_real_data_set_through_workers(tmp_path):
 
 
 SCRIPT = """
-from test_pipeline import SPEC, TrainOrder, record, train_batches
+from test_pipeline import RANGES, SPEC, TrainOrder, record, train_batches
 if __name__ == "__main__":
   order = TrainOrder([record(i) for i in range(4)], 1, 2, 10_000)
-  with train_batches(order, SPEC, start_step=0, num_workers=2, prefetch=2) as batches:
+  with train_batches(order, SPEC, RANGES, start_step=0, num_workers=2, prefetch=2) as batches:
     while True:
       next(batches)
       print("batch", flush=True)

@@ -29,14 +29,15 @@ from mma_dfer_jax.data.fbank import spectrogram
 from mma_dfer_jax.data.frames import augment, decode_frame, draw_augmentation, sample_frames
 from mma_dfer_jax.data.pipeline import (
   EvalOrder,
-  Preprocessing,
   Record,
+  Augment,
   TrainOrder,
   eval_batches,
   train_batches,
   train_example,
 )
 from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.inputs import Inputs
 
 # Not among the flags of every program that imports this: others have a --data_dir of their own.
 _OPTIONS = flags.FlagValues()
@@ -63,6 +64,7 @@ _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Clips in a batch.", lower_b
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed passes.", lower_bound=1, flag_values=_OPTIONS)
 _OUT = flags.DEFINE_string("out", None, "Write the numbers to this JSON file too.", flag_values=_OPTIONS)
 
+RANGES = Augment()
 PREFETCH = 2  # batches that each worker keeps ready; the default of config.data.prefetch
 STAGES = ("read", "decode", "transform", "fbank")
 # The original's video_dataloader.py under torch's DataLoader: 2 workers and batches of 8, and milliseconds for one clip on
@@ -128,7 +130,7 @@ def make_data_set(
 
 
 def time_stages(
-  records: Sequence[Record], spec: Preprocessing, repeats: int
+  records: Sequence[Record], inputs: Inputs, repeats: int
 ) -> tuple[dict[str, Measured], Measured]:
   """Milliseconds that one clip takes on one core: by stage with the training transform, and the whole of it.
 
@@ -139,7 +141,7 @@ def time_stages(
   cv2.setNumThreads(1)
   try:
     times = [
-      _time_clip(records, i, spec, np.random.default_rng([turn, i]))
+      _time_clip(records, i, inputs, np.random.default_rng([turn, i]))
       for turn in range(repeats + 1)
       for i in range(len(records))
     ][len(records) :]  # the first turn is a rehearsal: files are opened, tables computed
@@ -150,7 +152,7 @@ def time_stages(
 
 
 def _time_clip(
-  records: Sequence[Record], index: int, spec: Preprocessing, rng: np.random.Generator
+  records: Sequence[Record], index: int, inputs: Inputs, rng: np.random.Generator
 ) -> dict[str, float]:
   """Milliseconds of every stage of one clip, and of reading and transforming it as training does."""
   times = {}
@@ -162,32 +164,32 @@ def _time_clip(
     return result
 
   record = timed("read", lambda: records[index])
-  chosen = sample_frames(len(record["frames"]), train=True, rng=rng, num_segments=spec.num_frames).tolist()
+  chosen = sample_frames(len(record["frames"]), train=True, rng=rng, num_segments=inputs.num_frames).tolist()
   frames = timed("decode", lambda: {i: decode_frame(record["frames"][i]) for i in set(chosen)})
-  timed("transform", lambda: _transform([frames[i] for i in chosen], spec, rng))
+  timed("transform", lambda: _transform([frames[i] for i in chosen], inputs, rng))
   waveform, sample_rate = record["waveform"], int(record["sample_rate"])
   if record["has_audio"]:
-    timed("fbank", lambda: spectrogram(waveform.astype(np.float32) / 32768, sample_rate, *spec.audio_shape))
+    timed("fbank", lambda: spectrogram(waveform.astype(np.float32) / 32768, sample_rate, *inputs.audio_shape))
   else:
     times["fbank"] = 0.0
-  timed("whole", lambda: train_example(records[index], spec, rng))
+  timed("whole", lambda: train_example(records[index], inputs, RANGES, rng))
   return times
 
 
-def _transform(frames: list[np.ndarray], spec: Preprocessing, rng: np.random.Generator) -> np.ndarray:
+def _transform(frames: list[np.ndarray], inputs: Inputs, rng: np.random.Generator) -> np.ndarray:
   height, width, _ = frames[0].shape
   augmentation = draw_augmentation(
-    height, width, spec.image_size, rng,
-    scale=spec.crop_scale, ratio=spec.crop_ratio, flip=spec.flip, brightness=spec.brightness,
+    height, width, inputs.image_size, rng,
+    scale=RANGES.crop_scale, ratio=RANGES.crop_ratio, flip=RANGES.flip, brightness=RANGES.brightness,
   )  # fmt: skip
-  video = np.empty((len(frames), spec.image_size, spec.image_size, 3), np.uint8)
+  video = np.empty((len(frames), inputs.image_size, inputs.image_size, 3), np.uint8)
   for frame, out in zip(frames, video, strict=True):
-    augment(frame, augmentation, spec.image_size, out)
+    augment(frame, augmentation, inputs.image_size, out)
   return video
 
 
 def time_pipeline(
-  records: Sequence[Record], spec: Preprocessing, *, training: bool, num_workers: int, batch_size: int, repeats: int
+  records: Sequence[Record], inputs: Inputs, *, training: bool, num_workers: int, batch_size: int, repeats: int
 ) -> Measured:  # fmt: skip
   """Clips a second that come out of the batches that a run is fed, with nobody computing on them.
 
@@ -199,11 +201,11 @@ def time_pipeline(
   needed = warm_up + repeats * steps
   if training:
     epochs = -(-needed // (len(records) // batch_size))
-    stream = train_batches(TrainOrder(records, 1, batch_size, epochs), spec,
+    stream = train_batches(TrainOrder(records, 1, batch_size, epochs), inputs, RANGES,
                            start_step=0, num_workers=num_workers, prefetch=PREFETCH)  # fmt: skip
   else:
     order = EvalOrder(_Repeated(records, needed * batch_size), 1, batch_size, 1)
-    stream = eval_batches(order, spec, num_workers=num_workers, prefetch=PREFETCH)
+    stream = eval_batches(order, inputs, num_workers=num_workers, prefetch=PREFETCH)
   with stream as batches:
     for _ in range(warm_up):
       next(batches)
@@ -231,14 +233,14 @@ class _Repeated(Sequence):
 
 
 def measure(
-  records: Sequence[Record], *, num_workers: int, batch_size: int, repeats: int, spec: Preprocessing | None = None
+  records: Sequence[Record], *, num_workers: int, batch_size: int, repeats: int, inputs: Inputs | None = None
 ) -> dict[str, Any]:  # fmt: skip
   """All that the command reports, as JSON holds it: medians, and the quarters below and above them."""
-  spec = spec or Preprocessing()
+  inputs = inputs or Inputs()
   first = records[0]
-  stages, whole = time_stages(records, spec, repeats)
+  stages, whole = time_stages(records, inputs, repeats)
   pipeline = {
-    kind: time_pipeline(records, spec, training=kind == "training", num_workers=num_workers,
+    kind: time_pipeline(records, inputs, training=kind == "training", num_workers=num_workers,
                         batch_size=batch_size, repeats=repeats)
     for kind in ORIGINAL_CLIPS_PER_SECOND
   }  # fmt: skip

@@ -44,8 +44,9 @@ from mma_dfer_jax.data.layouts import (
   read_ravdess,
 )
 from mma_dfer_jax.data.media import SILENT
-from mma_dfer_jax.data.pipeline import Preprocessing, Record, eval_example
+from mma_dfer_jax.data.pipeline import Record, eval_example
 from mma_dfer_jax.errors import UserError, listed
+from mma_dfer_jax.inputs import Inputs
 
 # Not among the flags of every program that imports this: others have a --data_dir of their own.
 _OPTIONS = flags.FlagValues()
@@ -201,7 +202,7 @@ def look_at(record: Record, split: str, index: int, classes: Sequence[str]) -> S
 
 
 def _check_sound(waveform: np.ndarray, rate: int) -> None:
-  rows, bins = Preprocessing().audio_shape
+  rows, bins = Inputs().audio_shape
   if not np.isfinite(spectrogram(waveform.astype(np.float32) / 32768.0, rate, rows, bins)).all():
     raise ValueError("its spectrogram is not finite")
 
@@ -814,7 +815,7 @@ def draw_page(data_set: DataSet, clips: Sequence[tuple[Seen, str]], title: str, 
     title: of the page.
     path: a PNG.
   """
-  spec = Preprocessing()
+  inputs = Inputs()
   height = 0.8 + 1.7 * len(clips)  # inches
   figure = Figure(figsize=(15, height))
   figure.suptitle(title, y=1 - 0.15 / height)
@@ -823,13 +824,13 @@ def draw_page(data_set: DataSet, clips: Sequence[tuple[Seen, str]], title: str, 
   figure.subplots_adjust(0.01, 0.35 / height, 0.99, 1 - 0.7 / height, wspace=0.03, hspace=0.3)
   quietest, loudest = normalised(np.log([[ENERGY_FLOOR]]), 1).item(), 1.3  # of silence, and of a loud voice
   for (one, words), (left, right) in zip(clips, rows, strict=True):
-    example = eval_example(data_set.records(one.split)[one.index], spec)
-    left.imshow(np.hstack(example["video"][:: spec.num_frames // SHOWN_FRAMES]))
+    example = eval_example(data_set.records(one.split)[one.index], inputs)
+    left.imshow(np.hstack(example["video"][:: inputs.num_frames // SHOWN_FRAMES]))
     left.set_title(f"{one.label}    {one.clip_id}    {words}", loc="left", fontsize=9, parse_math=False)
     left.set_anchor("W")
     left.set_axis_off()
     right.imshow(example["spectrogram"].T, origin="lower", aspect="auto", cmap="magma", vmin=quietest,
-                 vmax=loudest, extent=(0, 0.01 * spec.audio_shape[0], 0, 1))  # fmt: skip
+                 vmax=loudest, extent=(0, 0.01 * inputs.audio_shape[0], 0, 1))  # fmt: skip
     right.set_title(_sound_in_words(one), loc="left", fontsize=9)
     right.set_yticks([])
     right.tick_params(labelsize=8, labelbottom=right is rows[-1, 1])

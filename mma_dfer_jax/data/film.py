@@ -20,8 +20,9 @@ from mma_dfer_jax.data import media
 from mma_dfer_jax.data.faces import Box, FaceFinder, cut, detect_every, every_fourth
 from mma_dfer_jax.data.fbank import window_and_hop
 from mma_dfer_jax.data.frames import encode_frame, sample_frames
-from mma_dfer_jax.data.pipeline import Preprocessing, eval_example
+from mma_dfer_jax.data.pipeline import eval_example
 from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.inputs import Inputs
 
 LOUDNESS_RATE = 20  # extremes of the sound that are kept of each second
 EPSILON = 1e-6  # seconds: times of frames are sums of fractions
@@ -240,30 +241,30 @@ def check_windows(window: float, hop: float) -> None:
 
 
 def samples(
-  film: Film, wanted: Sequence[Window], spec: Preprocessing, finder: FaceFinder | None = None
+  film: Film, wanted: Sequence[Window], inputs: Inputs, finder: FaceFinder | None = None
 ) -> Iterator[Sample]:
   """What the model is given of each window: what `prepare` and `eval_example` would make of a clip cut out there.
 
   Args:
     film: as `survey` saw it, with the same finder.
     wanted: windows in the order of time.
-    spec: sizes of the model's inputs.
+    inputs: sizes of the model's inputs.
     finder: cuts faces out.
   Raises:
     MediaError: while iterating, if the file is another than it was.
   """
   _check_unchanged(film)
   upcoming, opened = deque(wanted), deque[_OpenWindow]()
-  sound = _Excerpts(film, spec.audio_shape[0])
+  sound = _Excerpts(film, inputs.audio_shape[0])
   for number, picture in enumerate(media.iterate_pictures(film.path)):
     while upcoming and upcoming[0].first <= number:
-      opened.append(_OpenWindow(film, upcoming.popleft(), spec.num_frames, finder))
+      opened.append(_OpenWindow(film, upcoming.popleft(), inputs.num_frames, finder))
     pixels = picture.pixels() if any(number in window.chosen for window in opened) else None
     for window in opened:
       if pixels is not None and number in window.chosen:
         window.take(number, pixels)
     while opened and opened[0].chosen[-1] <= number:
-      yield opened.popleft().sample(sound, spec)
+      yield opened.popleft().sample(sound, inputs)
   if upcoming or opened:
     raise media.MediaError(f"{film.path}: has fewer frames than it had; it was changed while it was read")
   _check_unchanged(film)
@@ -301,10 +302,10 @@ class _OpenWindow:
       (pixels,) = cut([pixels], box[None], self.finder.size)
     self.jpegs[number - self.window.first] = encode_frame(pixels)
 
-  def sample(self, sound: "_Excerpts", spec: Preprocessing) -> Sample:
+  def sample(self, sound: "_Excerpts", inputs: Inputs) -> Sample:
     record, length, silent = sound.excerpt(self.window)
     frames = _Sparse(self.length, self.jpegs)
-    example = eval_example({"frames": frames, "label": 0, "clip_id": b"", **record}, spec)
+    example = eval_example({"frames": frames, "label": 0, "clip_id": b"", **record}, inputs)
     track = self.track
     return Sample(
       self.window,

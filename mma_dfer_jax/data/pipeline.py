@@ -17,71 +17,74 @@ from mma_dfer_jax.data.datasets import follow_parent
 from mma_dfer_jax.data.fbank import missing_spectrogram, spectrogram
 from mma_dfer_jax.data.frames import augment, decode_frame, draw_augmentation, resize, sample_frames
 from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.inputs import Inputs
 
 Record = Mapping[str, Any]
 Example = dict[str, Any]
 Batch = dict[str, np.ndarray]
 
 
-@dataclasses.dataclass(frozen=True)
-class Preprocessing:
-  """What a record becomes: sizes of the model's inputs, and the ranges of the training augmentation."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Augment:
+  """Ranges that the augmentation of a training clip is drawn from."""
 
-  image_size: int = 224  # pixels
-  num_frames: int = 16
-  audio_shape: tuple[int, int] = (512, 128)  # spectrogram rows (10 ms) and mel bins
-  crop_scale: tuple[float, float] = (0.08, 1.0)
-  crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-  flip: float = 0.5
-  brightness: float = 0.5
+  crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the frame's area
+  crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width over height
+  flip: float = 0.5  # probability
+  brightness: float = 0.5  # factor within 1 ± this
 
 
 def train_example(
-  record: Record, spec: Preprocessing, rng: np.random.Generator, video: np.ndarray | None = None
+  record: Record,
+  inputs: Inputs,
+  ranges: Augment,
+  rng: np.random.Generator,
+  video: np.ndarray | None = None,
 ) -> Example:
   """16 frames drawn from their segments, with one augmentation for all of them, and the whole sound's beginning.
 
   Args:
     record: as a data set holds it.
-    spec: sizes and ranges.
+    inputs: sizes.
+    ranges: of the augmentation.
     rng: source of the draws.
     video: (T, H, W, 3) uint8 in C order, which the frames are written to; None for a new one.
   """
   with _naming(record):
-    chosen = sample_frames(len(record["frames"]), train=True, rng=rng, num_segments=spec.num_frames)
+    chosen = sample_frames(len(record["frames"]), train=True, rng=rng, num_segments=inputs.num_frames)
     first = decode_frame(record["frames"][chosen[0]])
     height, width, _ = first.shape  # the box of all frames comes from the first
     augmentation = draw_augmentation(
-      height, width, spec.image_size, rng,
-      scale=spec.crop_scale, ratio=spec.crop_ratio, flip=spec.flip, brightness=spec.brightness,
+      height, width, inputs.image_size, rng,
+      scale=ranges.crop_scale, ratio=ranges.crop_ratio, flip=ranges.flip, brightness=ranges.brightness,
     )  # fmt: skip
 
     def write(i: int, out: np.ndarray) -> None:
       frame = first if i == chosen[0] else decode_frame(record["frames"][i])
-      augment(frame, augmentation, spec.image_size, out)
+      augment(frame, augmentation, inputs.image_size, out)
 
-    return _example(record, _video(chosen, write, spec, video), spec)
+    return _example(record, _video(chosen, write, inputs, video), inputs)
 
 
-def eval_example(record: Record, spec: Preprocessing, video: np.ndarray | None = None) -> Example:
+def eval_example(record: Record, inputs: Inputs, video: np.ndarray | None = None) -> Example:
   """The middle frames of 16 segments, stretched to the model's size; nothing is drawn. `video` as in train_example."""
   with _naming(record):
-    chosen = sample_frames(len(record["frames"]), train=False, num_segments=spec.num_frames)
+    chosen = sample_frames(len(record["frames"]), train=False, num_segments=inputs.num_frames)
 
     def write(i: int, out: np.ndarray) -> None:
-      resize(decode_frame(record["frames"][i]), spec.image_size, out)
+      resize(decode_frame(record["frames"][i]), inputs.image_size, out)
 
-    return _example(record, _video(chosen, write, spec, video), spec)
+    return _example(record, _video(chosen, write, inputs, video), inputs)
 
 
 def _video(
   chosen: np.ndarray,
   write: Callable[[int, np.ndarray], None],
-  spec: Preprocessing,
+  inputs: Inputs,
   video: np.ndarray | None,
 ) -> np.ndarray:
   """All chosen frames, each written once: a short clip repeats its last one."""
-  video = _empty_video(spec) if video is None else video
+  video = _empty_video(inputs) if video is None else video
   for place, i in enumerate(chosen.tolist()):
     if place and i == chosen[place - 1]:
       video[place] = video[place - 1]
@@ -90,13 +93,13 @@ def _video(
   return video
 
 
-def _empty_video(spec: Preprocessing, *batch: int) -> np.ndarray:
-  return np.empty((*batch, spec.num_frames, spec.image_size, spec.image_size, 3), np.uint8)
+def _empty_video(inputs: Inputs, *batch: int) -> np.ndarray:
+  return np.empty((*batch, inputs.num_frames, inputs.image_size, inputs.image_size, 3), np.uint8)
 
 
-def _example(record: Record, video: np.ndarray, spec: Preprocessing) -> Example:
+def _example(record: Record, video: np.ndarray, inputs: Inputs) -> Example:
   """video (T, H, W, 3) uint8, spectrogram (F, K) float32, label int32, has_audio, mask, clip_id."""
-  rows, bins = spec.audio_shape
+  rows, bins = inputs.audio_shape
   if record["has_audio"]:
     waveform = np.asarray(record["waveform"], np.float32) / 32768.0  # as a 16-bit wav is read
     sound = spectrogram(waveform, int(record["sample_rate"]), rows, bins)
@@ -185,36 +188,37 @@ class EvalOrder(TrainOrder):
 class ToTrainExample:
   """Record -> augmented example; the draws follow from (seed, position)."""
 
-  spec: Preprocessing
+  inputs: Inputs
+  ranges: Augment
   seed: int
 
   def __call__(self, position: int, record: Record, video: np.ndarray) -> Example:
-    return train_example(record, self.spec, np.random.default_rng([self.seed, position]), video)
+    return train_example(record, self.inputs, self.ranges, np.random.default_rng([self.seed, position]), video)
 
 
 @dataclasses.dataclass(frozen=True)
 class ToEvalExample:
   """Record -> example; a place without a record becomes an example with mask False."""
 
-  spec: Preprocessing
+  inputs: Inputs
   without: str = ""  # "sound" or "picture": the example is given as if that had been missing
 
   def __call__(self, position: int, record: Record | None, video: np.ndarray) -> Example:
     del position
-    spec = self.spec
+    inputs = self.inputs
     if record is None:
       video[...] = 0
       return {
         "video": video,
-        "spectrogram": np.zeros(spec.audio_shape, np.float32),
+        "spectrogram": np.zeros(inputs.audio_shape, np.float32),
         "label": np.int32(0),
         "has_audio": np.bool_(False),
         "mask": np.bool_(False),
         "clip_id": b"",
       }
-    example = eval_example(record, spec, video)
+    example = eval_example(record, inputs, video)
     if self.without == "sound":
-      example |= {"spectrogram": missing_spectrogram(*spec.audio_shape), "has_audio": np.bool_(False)}
+      example |= {"spectrogram": missing_spectrogram(*inputs.audio_shape), "has_audio": np.bool_(False)}
     elif self.without == "picture":
       video[...] = 0
     return example
@@ -235,7 +239,7 @@ class _BatchesOf:
     return len(self.order) // self.share
 
   def __getitem__(self, step: int) -> Batch:
-    videos = _empty_video(self.transform.spec, self.share)
+    videos = _empty_video(self.transform.inputs, self.share)
     examples = [self._example(step * self.share + row, video) for row, video in enumerate(videos)]
     rest = {key: np.stack([example[key] for example in examples]) for key in examples[0] if key != "video"}
     return {"video": videos} | rest
@@ -248,19 +252,19 @@ class _BatchesOf:
 
 @contextlib.contextmanager
 def train_batches(
-  order: TrainOrder, spec: Preprocessing, *, start_step: int, num_workers: int, prefetch: int
+  order: TrainOrder, inputs: Inputs, ranges: Augment, *, start_step: int, num_workers: int, prefetch: int
 ) -> Iterator[Iterator[Batch]]:
   """Training batches of this host from `start_step` to the end of the last epoch."""
-  with _batches(order, ToTrainExample(spec, order.seed), start_step, num_workers, prefetch) as batches:
+  with _batches(order, ToTrainExample(inputs, ranges, order.seed), start_step, num_workers, prefetch) as batches:
     yield batches
 
 
 @contextlib.contextmanager
 def eval_batches(
-  order: EvalOrder, spec: Preprocessing, *, num_workers: int, prefetch: int, without: str = ""
+  order: EvalOrder, inputs: Inputs, *, num_workers: int, prefetch: int, without: str = ""
 ) -> Iterator[Iterator[Batch]]:
   """Every clip of a split once; the last batch is filled up with examples whose mask is False."""
-  with _batches(order, ToEvalExample(spec, without), 0, num_workers, prefetch) as batches:
+  with _batches(order, ToEvalExample(inputs, without), 0, num_workers, prefetch) as batches:
     yield batches
 
 

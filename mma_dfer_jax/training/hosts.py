@@ -28,8 +28,9 @@ import jax
 from jax._src import distributed  # the store has no public door; Orbax goes through this one too
 from jax.experimental import multihost_utils
 
-from mma_dfer_jax import cli, sharding
+from mma_dfer_jax import cli
 from mma_dfer_jax.errors import UserError, listed
+from mma_dfer_jax.training import sharding
 
 _COORDINATOR = flags.DEFINE_string(
   "coordinator", None, "HOST:PORT of process 0, where JAX does not find the others itself."
@@ -48,7 +49,7 @@ _rounds = itertools.count()  # of questions to all; equal in all processes, for 
 _all_end = False  # whether all processes know that they end now
 
 
-def wanted() -> bool:
+def is_distributed() -> bool:
   """Whether this process is to be one of several.
 
   Raises:
@@ -76,7 +77,7 @@ def join() -> None:
   Raises:
     UserError: if they do not come together in time, with the address; or if a library has another version elsewhere.
   """
-  if not wanted():
+  if not is_distributed():
     return
   seconds = _JOIN_SECONDS.value
   # JAX would end a process that waits in vain by abort(), without the address, so this comes first.
@@ -99,7 +100,7 @@ def join() -> None:
     alarm.cancel()
     signal.signal(signal.SIGINT, interrupt)
   faulthandler.disable()  # JAX ends a process that has lost the others by abort(): its own words are enough
-  same_everywhere("library", {name: importlib.metadata.version(name) for name in LIBRARIES})
+  check_equal_on_all("library", {name: importlib.metadata.version(name) for name in LIBRARIES})
 
 
 def _apart() -> str:
@@ -128,7 +129,7 @@ def everyone_says(value: str) -> list[str]:
   ]
 
 
-def same_everywhere(what: str, here: Mapping[str, Any]) -> None:
+def check_equal_on_all(what: str, here: Mapping[str, Any]) -> None:
   """Raises UserError, in all processes, with every value that is not that of process 0."""
   first, *others = (json.loads(said) for said in everyone_says(json.dumps(here)))
   problems = [
@@ -142,7 +143,7 @@ def same_everywhere(what: str, here: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def fail_together() -> Iterator[None]:
   """What one process cannot do, none does: a UserError inside is raised in all of them."""
   try:
     yield
@@ -162,16 +163,16 @@ def _in_all(error: UserError) -> UserError:
   return error
 
 
-def share(folder: Path) -> None:
+def check_shared_folder(folder: Path) -> None:
   """Raises UserError, in all processes, unless they all see one folder under that name; process 0 leaves nothing in it."""
   if jax.process_count() == 1:
     return
   mark = folder / f".seen-by-all-{everyone_says(uuid.uuid4().hex)[0]}"
-  with together():
+  with fail_together():
     if jax.process_index() == 0:
       mark.touch()
   try:
-    with together():
+    with fail_together():
       deadline = time.monotonic() + 10  # network folders may show it late
       while not mark.exists():
         if time.monotonic() > deadline:
@@ -205,7 +206,7 @@ class Stop:
     return self.agreed
 
   @property
-  def told(self) -> bool:
+  def stopped(self) -> bool:
     """Whether it has become true."""
     return self.agreed or (jax.process_count() == 1 and bool(self.signal))
 
@@ -218,7 +219,7 @@ class Stop:
     return self.signal.exit_status
 
 
-def leave(status: int) -> None:
+def exit_process(status: int) -> None:
   """Ends a process: with all others if they end as well; if it alone has failed, at once, for they would wait for it."""
   if distributed.global_state.client is None:
     return
@@ -229,7 +230,7 @@ def leave(status: int) -> None:
   jax.distributed.shutdown()  # waits for all: without the first process the others would take fright
 
 
-def explained(error: Exception) -> str | None:
+def describe_error(error: Exception) -> str | None:
   """In words, what it looks like when another process is gone; None if it is anything else."""
   text = str(error)
   lost = (
@@ -243,4 +244,4 @@ def explained(error: Exception) -> str | None:
   )
   if jax.process_count() > 1 and any(sign in text for sign in lost):
     return f"another process has ended or cannot be reached: {' '.join(text.split())[:300]}"
-  return sharding.explained(error)
+  return sharding.describe_error(error)

@@ -23,17 +23,12 @@ import safetensors.numpy
 
 from mma_dfer_jax.errors import UserError, listed, shown
 from mma_dfer_jax.model import ModelConfig
-from mma_dfer_jax.torch_file import StoredTensor, read_torch_file
-from mma_dfer_jax.torch_names import Row, check_fit, from_torch, name_table, unused_shapes, used_shapes
-from mma_dfer_jax.train_state import parameter_shapes
+from mma_dfer_jax.weights.names import unused_shapes
+from mma_dfer_jax.weights.torch_file import StoredTensor, read_torch_file
 
 OURS = "mma_dfer_jax"  # key under which the files that we write tell sizes and classes, which shapes cannot
 FLOATING = ("float32", "float16", "bfloat16", "float64")
 MOST_BLOCKS = 32  # a ViT-H has so many; tracing a model takes seconds for a dozen, and minutes for a hundred
-# Parts of the pretrained autoencoders that only training them needs: MAE's and AudioMAE's decoders.
-DECODER = re.compile(
-  r"mask_token|decoder_pos_embed|decoder_(embed|norm|pred)\.(weight|bias)|decoder_blocks\.\d+\.(norm[12]|attn|mlp)\..+"
-)
 
 
 @runtime_checkable
@@ -332,134 +327,6 @@ def find_sizes(weights: Weights, heads: int | None) -> tuple[ModelConfig, dict[s
   except (UserError, TypeError) as error:
     raise UserError(f"{weights.path} cannot be this model: {error}") from error
   return cfg, assumed
-
-
-@dataclasses.dataclass(frozen=True)
-class PretrainedEncoder:
-  """The file of one self-supervised encoder, checked against the model.
-
-  Attributes:
-    stream: "image" or "audio".
-    weights: the file.
-    rows: parameters of the model that come from it, `pos_embed` among them.
-    grid: patches that its table of positions is for, (height, width) or (time, mel).
-    target: patches of the model.
-    left_out: names of its tensors that only its decoder needs.
-  """
-
-  stream: str
-  weights: Weights
-  rows: tuple[Row, ...]
-  grid: tuple[int, int]
-  target: tuple[int, int]
-  left_out: tuple[str, ...]
-
-  def describe(self) -> str:
-    """One line for people."""
-    resized = f"positions resized from {self.grid} to {self.target}"
-    return (
-      f"{self.stream} encoder: {self.weights.path}, {looks_like(self.weights.shapes)}, sha256 "
-      f"{self.weights.sha256[:16]}…; {len(self.rows)} tensors taken, "
-      f"{resized if self.grid != self.target else 'positions as they are'}, {len(self.left_out)} of its decoder left out"
-    )
-
-  def read(self) -> dict[str, np.ndarray]:
-    """Float32 parameters by path; of `pos_embed` the rows of class token and patches: prompts have rows of their own.
-
-    Raises:
-      UserError: if the file holds values that are not finite.
-    """
-    prefix = _TORCH_PREFIX[self.stream]
-    tensors = {
-      name: self.weights.tensors[name.removeprefix(prefix)].read().astype(np.float32)
-      for row in self.rows
-      for name in row.torch_names
-    }
-    check_finite(str(self.weights.path), tensors)
-    positions = f"{prefix}pos_embed"
-    tensors[positions] = resize_positions(tensors[positions], self.grid, self.target)
-    return from_torch(tensors, self.rows)
-
-
-_TORCH_PREFIX = {"image": "image_encoder.", "audio": "audio_model."}
-
-
-def open_pretrained(stream: str, path: str | Path, cfg: ModelConfig) -> PretrainedEncoder:
-  """Opens MAE-Face's (image) or AudioMAE's (audio) pretraining file and checks that it is what the model needs.
-
-  Args:
-    stream: "image" or "audio".
-    path: the file as published, with or without its decoder.
-    cfg: sizes of the model.
-  Raises:
-    CheckpointMismatchError: with all that is missing, unexpected and of the wrong shape, and what the file looks like.
-    UserError: if the file cannot be read.
-  Source: the original's constructors, which load both files with strict=False and accept any.
-  """
-  weights = open_weights(path)
-  rows = tuple(row for row in name_table(cfg) if row.path.startswith(f"{stream}_encoder/"))
-  used = used_shapes(cfg, parameter_shapes(cfg))
-  wanted = {name.removeprefix(_TORCH_PREFIX[stream]): used[name] for row in rows for name in row.torch_names}
-  left_out = tuple(name for name in weights.tensors if DECODER.fullmatch(name))
-  mel_patches = cfg.audio_shape[1] // cfg.patch_size
-  positions = weights.shapes.get("pos_embed", ())
-  patches = positions[1] - 1 if len(positions) == 3 else 0
-  # Frames are square; spectrograms of any length have the model's mel bins.
-  grid = (math.isqrt(max(patches, 0)),) * 2 if stream == "image" else (patches // mel_patches, mel_patches)
-  wanted["pos_embed"] = (1, 1 + grid[0] * grid[1], cfg.width) if min(grid) else (1, -1, cfg.width)
-  side = cfg.image_size // cfg.patch_size
-  target = (side, side) if stream == "image" else (cfg.audio_shape[0] // cfg.patch_size, mel_patches)
-  expected = {"image": "MAE-Face's pretraining file", "audio": "AudioMAE's pretraining file"}[stream]
-  check_floating(weights)
-  title = f"{path} is not {expected} for this model (width {cfg.width}, {cfg.depth} blocks); it looks like"
-  check_fit(f"{title} {looks_like(weights.shapes)}", weights.shapes, wanted, allowed=left_out)
-  return PretrainedEncoder(stream, weights, rows, grid, target, left_out)
-
-
-def resize_positions(
-  table: Float[np.ndarray, "1 N D"], grid: tuple[int, int], target: tuple[int, int]
-) -> Float[np.ndarray, "1 M D"]:
-  """A table of position embeddings for another number of patches; the class token's row stays.
-
-  Args:
-    table: (1, 1 + grid[0] * grid[1], D), patches in row-major order.
-    grid: patches that it is for.
-    target: patches that it is wanted for; the same grid gives the same bits.
-  Source: `interpolate_pos_embed` of MAE: torch's bicubic interpolation without antialiasing or aligned corners.
-  """
-  if grid == target:
-    return table
-  rows, columns = (cubic_matrix(n, m) for n, m in zip(grid, target, strict=True))
-  patches = table[0, 1:].reshape(*grid, -1).astype(np.float64)
-  resized = np.einsum("ai,bj,ijd->abd", rows, columns, patches, optimize=True)
-  return np.concatenate([table[:, :1], resized.reshape(1, -1, table.shape[-1]).astype(table.dtype)], axis=1)
-
-
-def cubic_matrix(size: int, target: int) -> Float[np.ndarray, "M N"]:
-  """Weights (target, size) of cubic interpolation along one axis, a = -0.75, edges repeated.
-
-  Source: torch's compiled `upsample_bicubic2d`, whose coefficients come from float32 with fused multiply-adds; exact
-  ones are 5e-6 off (and so are OpenCV's, while jax.image takes a = -0.5).
-  """
-  one, a = np.float32(1), np.float32(-0.75)
-
-  def fma(x, y, z):
-    return (np.float64(x) * y + z).astype(np.float32)  # the product of two float32 is exact in float64
-
-  def inner(d):  # taps less than 1 away
-    return fma(fma(a + 2, d, -(a + 3)) * d, d, 1)
-
-  def outer(d):  # taps 1 to 2 away
-    return fma(fma(fma(a, d, -5 * a), d, 8 * a), d, -4 * a)
-
-  centres = fma(np.float32(size) / np.float32(target), np.arange(target) + 0.5, -0.5)
-  first = np.floor(centres)
-  t = centres - first
-  matrix = np.zeros((target, size))
-  for tap, weights in enumerate((outer(t + one), inner(t), inner(one - t), outer(one - t + one))):
-    columns = np.clip(first.astype(int) - 1 + tap, 0, size - 1)
-    np.add.at(matrix, (np.arange(target), columns), weights)
-  return matrix
 
 
 def check_finite(title: str, tensors: Mapping[str, np.ndarray]) -> None:

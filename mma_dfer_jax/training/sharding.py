@@ -103,7 +103,7 @@ def out_of_memory(facts: str) -> str:
   )
 
 
-def explained(error: Exception) -> str | None:
+def describe_error(error: Exception) -> str | None:
   """In words, an error of JAX that a user can mend; None if it is another."""
   if "RESOURCE_EXHAUSTED" in str(error):
     return out_of_memory(" ".join(str(error).split())[:300])
@@ -115,18 +115,18 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def everywhere(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh) -> NamedSharding:
   """A copy on each device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
-def check_batch_size(batch_size: int) -> None:
-  """Raises UserError, naming sizes that fit, unless the batch splits evenly over the devices."""
+def check_batch_size(batch_size: int, name: str = "batch_size") -> None:
+  """Raises UserError, naming sizes that fit, unless so many clips split evenly over the devices."""
   devices = jax.device_count()
   if batch_size % devices:
     below = batch_size // devices * devices
     fitting = f"{below} or {below + devices}" if below else f"{devices}"
-    raise UserError(f"batch_size={batch_size} must be a multiple of the {devices} devices; use {fitting}")
+    raise UserError(f"{name}={batch_size} must be a multiple of the {devices} devices; use {fitting}")
 
 
 def fsdp_sharding(tree: Any, mesh: Mesh, min_size_mb: float) -> Any:

@@ -7,8 +7,6 @@ workdir/checkpoints/<step>/      tunable (🔥 parameters), optimizer (moments a
 
 from collections.abc import Mapping
 import contextlib
-import importlib.metadata
-import json
 from pathlib import Path
 import sys
 from typing import Any
@@ -20,110 +18,32 @@ from jax.sharding import Sharding, SingleDeviceSharding
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from mma_dfer_jax.config import MAY_CHANGE, flat_config
-from mma_dfer_jax.data.datasets import DataSet
-from mma_dfer_jax.errors import UserError, listed
-from mma_dfer_jax.model import ModelConfig
-from mma_dfer_jax.train_state import TrainState
+from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.training.state import TrainState
 
-VERSION = importlib.metadata.version("mma_dfer_jax")
 ITEMS = ("tunable", "optimizer", "meta")
-
-
-def describe_run(
-  config: Mapping[str, Any], cfg: ModelConfig, data_set: DataSet, pretrained: Mapping[str, str]
-) -> dict[str, Any]:
-  """What identifies a run, as JSON knows it; the recipe of the data set and what the model makes of its records.
-
-  Args:
-    config: nested, of the run.
-    cfg: sizes.
-    data_set: what it trains on.
-    pretrained: sha256 of the file that each pretrained encoder comes from.
-  """
-  sizes = {"image_size": cfg.image_size, "num_frames": cfg.num_frames, "audio_shape": cfg.audio_shape}
-  run = {
-    "config": flat_config(config),
-    "classes": data_set.classes,
-    "recipe": data_set.recipe | sizes,
-    "pretrained": dict(pretrained),
-    "data_set": {
-      "fingerprint": data_set.fingerprint,
-      "splits": data_set.splits,
-      "sample_rates": data_set.sample_rates,
-    },
-    "version": VERSION,
-  }
-  return json.loads(json.dumps(run))
-
-
-def claim_workdir(workdir: Path, run: Mapping[str, Any]) -> None:
-  """Writes run.json, or checks that the one that is there describes the same run.
-
-  Raises:
-    UserError: naming every difference; nothing in the folder is touched then.
-  """
-  file = workdir / "run.json"
-  if file.exists():
-    check_same_run(read_run(workdir), run, str(workdir))
-  workdir.mkdir(parents=True, exist_ok=True)
-  write_json(file, run)
-
-
-def check_same_run(there: Mapping[str, Any], now: Mapping[str, Any], place: str) -> None:
-  """Raises UserError with every difference in classes, recipe, clips or config that changes what is computed."""
-  differences = [f"classes: {there['classes']} there, {now['classes']} now"] * (
-    there["classes"] != now["classes"]
-  )
-  for part in ("recipe", "pretrained", "data_set", "config"):
-    before, after = there[part], now[part]
-    differences += [
-      f"{part} {key}: {before.get(key, 'nothing')!r} there, {after.get(key, 'nothing')!r} now"
-      for key in sorted(before.keys() | after.keys())
-      if before.get(key) != after.get(key) and not (part == "config" and key in MAY_CHANGE)
-    ]
-  if differences:
-    raise listed(f"{place} holds another run", differences, "choose another --workdir, or give the values it was made with")  # fmt: skip
-
-
-def read_run(workdir: Path) -> dict[str, Any]:
-  """What run.json says; UserError if it is damaged."""
-  path = workdir / "run.json"
-  try:
-    run = json.loads(path.read_text())
-  except ValueError as error:
-    raise UserError(
-      f"{path} is damaged: {error}; every checkpoint's meta/metadata holds a copy under `run`"
-    ) from error
-  expected = {"config", "classes", "recipe", "pretrained", "data_set", "version"}
-  if not isinstance(run, dict) or not expected <= run.keys():
-    raise UserError(f"{path} is damaged: it lacks some of {', '.join(sorted(expected))}")
-  return run
-
-
-def write_json(path: Path, value: Any) -> None:
-  """Writes a file whole or not at all."""
-  partial = path.with_name(path.name + ".partial")
-  partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-  partial.replace(path)
+NO_SCORE = -1e30
 
 
 class Checkpointer:
-  """Saves and restores tunable parameters, optimizer and step; keeps the newest and the best by WAR.
+  """Saves and restores tunable parameters, optimizer and step; keeps the newest and the best by a score.
 
   Args:
     workdir: folder of the run.
     keep: how many of the newest to keep; a new one is complete before an old one goes.
+    best: name of that score, see `Task.best`.
+    read_only: nothing in the folder is touched.
   """
 
-  def __init__(self, workdir: Path, *, keep: int = 2, read_only: bool = False):
+  def __init__(self, workdir: Path, *, keep: int = 2, best: str = "war", read_only: bool = False):
+    self.best = best
     self.folder = workdir.absolute() / "checkpoints"
     newest = preservation_policy.LatestN(keep)
-    best = preservation_policy.BestN(get_metric_fn=lambda metrics: metrics["war"], n=1)
+    highest = preservation_policy.BestN(get_metric_fn=lambda metrics: metrics[best], n=1)
     # Orbax writes the metrics to disk only if `best_fn` is given too, and forgets the best at a restart without them.
     options = ocp.CheckpointManagerOptions(
-      best_fn=lambda metrics: metrics["war"],
-      preservation_policy=preservation_policy.AnyPreservationPolicy([newest, best]),
+      best_fn=lambda metrics: metrics[best],
+      preservation_policy=preservation_policy.AnyPreservationPolicy([newest, highest]),
       cleanup_tmp_directories=not read_only,
       create=not read_only,  # Orbax's own `read_only` warns of three things on every use
       enable_async_checkpointing=False,  # a failed save then ends in one message, not in the tracebacks of threads
@@ -136,7 +56,7 @@ class Checkpointer:
   def best_step(self) -> int | None:
     return self.manager.best_step()
 
-  def save(self, state: TrainState, meta: Mapping[str, Any], war: float | None) -> None:
+  def save(self, state: TrainState, meta: Mapping[str, Any], score: float | None) -> None:
     """Saves; the old checkpoints stay until the new one is whole.
 
     Raises:
@@ -149,9 +69,8 @@ class Checkpointer:
     )
     with self._explaining("saved", int(state.step)):
       # A save within an epoch has no score and is never the best.
-      self.manager.save(
-        int(state.step), args=items, metrics={"war": -1.0 if war is None else war}, force=True
-      )
+      metrics = {self.best: NO_SCORE if score is None else score}
+      self.manager.save(int(state.step), args=items, metrics=metrics, force=True)
 
   def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """The state saved at a step, spread as `like`, whose frozen part it keeps; and the meta saved with it."""
@@ -244,10 +163,3 @@ def short(error: BaseException) -> str:
   """The message of an error, on one line and not endless."""
   text = " ".join(str(error).split())
   return text if len(text) <= 600 else f"{text[:300]} … {text[-300:]}"
-
-
-def model_config(flat: Mapping[str, Any], classes: tuple[str, ...] | list[str]) -> ModelConfig:
-  """The sizes of a run from its flat config; `num_classes=0` means as many as there are class names."""
-  fields = {key.removeprefix("model."): value for key, value in flat.items() if key.startswith("model.")}
-  fields["num_classes"] = fields["num_classes"] or len(classes)
-  return ModelConfig(**fields | {"audio_shape": tuple(fields["audio_shape"])})

@@ -1,16 +1,21 @@
 """Names and layouts: the authors' PyTorch state dict <-> our parameters, tensor by tensor.
 
-Our parameters are a flat dict from "/"-joined paths (`fusion/3/image_down/kernel`) to arrays; theirs is a state
-dict without the `module.` prefix. The table below is the whole translation, in both directions.
+Our parameters are a flat dict from "/"-joined paths (`fusion/3/image_down/kernel`) to arrays; theirs is a state dict
+without the `module.` prefix. Each part has a table of its own, `AUTHORS`: rows of (our path, their names, layout), where
+{} stands for a number. Here they are expanded for the parameters that a model has, in both directions.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 import dataclasses
+import re
+from typing import Any
 
 import numpy as np
 
-from mma_dfer_jax.errors import UserError, shown
-from mma_dfer_jax.model import ModelConfig
+from mma_dfer_jax import model, parts
+from mma_dfer_jax.errors import UserError, listed, shown
+from mma_dfer_jax.model import SLOTS, ModelConfig
+from mma_dfer_jax.parameters import parameter_shapes
 
 # How a layout changes: PyTorch keeps linear weights as (out, in) and convolutions as (out, in, height, width).
 TO_JAX: dict[str, Callable[[list[np.ndarray]], np.ndarray]] = {
@@ -27,6 +32,11 @@ TO_TORCH: dict[str, Callable[[np.ndarray], list[np.ndarray]]] = {
   "concat": lambda array: np.split(array.T, [array.shape[1] // 3]),
   "stack": list,
 }
+# Of modules: the leaf of each parameter that they may have, and the layout of its weight.
+LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+# Which of the authors' modules holds the tensors of a part; elsewhere the tables give whole names.
+OWNERS = {"image_encoder": "image_encoder.", "audio_encoder": "audio_model.", "image_prompts": "image_encoder.",
+          "audio_prompts": "audio_model."}  # fmt: skip
 
 
 class CheckpointMismatchError(UserError):
@@ -51,78 +61,67 @@ class Row:
 
 
 def name_table(cfg: ModelConfig) -> list[Row]:
-  """Every parameter of our model with its origin; the order is that of our model's figure."""
-  rows = []
+  """Every parameter of a model with its origin in an authors' file; what the model lacks is not in it.
 
-  def row(path: str, *torch_names: str, layout: str = "keep"):
-    rows.append(Row(path, torch_names, layout))
-
-  def linear(path: str, name: str, layout: str = "linear"):
-    row(f"{path}/kernel", f"{name}.weight", layout=layout)
-    row(f"{path}/bias", f"{name}.bias")
-
-  def norm(path: str, name: str):
-    row(f"{path}/scale", f"{name}.weight")
-    row(f"{path}/bias", f"{name}.bias")
-
-  for ours, theirs in (("image", "image_encoder"), ("audio", "audio_model")):
-    encoder = f"{ours}_encoder"
-    row(f"{encoder}/cls_token", f"{theirs}.cls_token")
-    row(f"{encoder}/pos_embed", f"{theirs}.pos_embed")
-    linear(f"{encoder}/patch_embed", f"{theirs}.patch_embed.proj", layout="conv")
-    for i in range(cfg.depth):
-      for layer in ("norm1", "norm2"):
-        norm(f"{encoder}/blocks/{i}/{layer}", f"{theirs}.blocks.{i}.{layer}")
-      for layer in ("attn/qkv", "attn/proj", "mlp/fc1", "mlp/fc2"):
-        linear(f"{encoder}/blocks/{i}/{layer}", f"{theirs}.blocks.{i}.{layer.replace('/', '.')}")
-    norm(f"{encoder}/norm", f"{theirs}.norm")
-    row(f"{ours}_prompts/prompt_tokens", f"{theirs}.learnable_prompts_init")
-    updates = [f"{theirs}.learnable_prompts_progr.{stage}" for stage in range(cfg.num_stages)]
-    row(f"{ours}_prompts/update_tokens", *updates, layout="stack")
-
-  for i in range(cfg.depth):
-    linear(f"fusion/{i}/image_down", f"image_encoder.temporal_pre.{i}")
-    norm(f"fusion/{i}/image_norm", f"image_encoder.temporal_pre_norm.{i}")
-    # The audio side's compression lives in the image encoder of the original.
-    linear(f"fusion/{i}/audio_down", f"image_encoder.audio_proj_pre.{i}.0")
-    norm(f"fusion/{i}/audio_norm", f"image_encoder.audio_proj_pre.{i}.1")
-    for ours, theirs in (("image", "image_encoder"), ("audio", "audio_model")):
-      linear(f"fusion/{i}/{ours}_up", f"{theirs}.temporal_att_post.{i}.0")
-      row(f"fusion/{i}/{ours}_gate", f"{theirs}.all_gate.{i}")
-
-  linear("joint_adaptation/proj", "vision_proj")
-  row("temporal/cls_token", "temporal_net.cls_token")
-  row("temporal/pos_embed", "temporal_net.pos_embedding")
-  for i in range(cfg.temporal_depth):
-    attention, feed_forward = (f"temporal_net.temporal_transformer.layers.{i}.{k}.fn" for k in (0, 1))
-    norm(f"temporal/blocks/{i}/norm1", f"{attention}.norm")
-    qkv = (f"{attention}.fn.to_q.weight", f"{attention}.fn.to_kv.weight")
-    row(f"temporal/blocks/{i}/attn/qkv/kernel", *qkv, layout="concat")
-    linear(f"temporal/blocks/{i}/attn/proj", f"{attention}.fn.to_out.0")
-    norm(f"temporal/blocks/{i}/norm2", f"{feed_forward}.norm")
-    linear(f"temporal/blocks/{i}/mlp/fc1", f"{feed_forward}.fn.net.0")
-    linear(f"temporal/blocks/{i}/mlp/fc2", f"{feed_forward}.fn.net.3")
-  linear("classifier", "our_classifier")
+  Raises:
+    UserError: naming the parts that such a file has no place for.
+  """
+  tables = {place: parts.authors_table(type(getattr(cfg, name))) for name, slot in SLOTS.items() for place in slot.places}
+  tables["joint_adaptation"] = model.AUTHORS
+  rows, homeless = [], set()
+  for path, shape in parameter_shapes(cfg).items():
+    place = next(place for place in tables if re.match(f"{place}(/|$)", path))
+    row = _row_of(path, shape, place, tables[place] or ())
+    if row is None:
+      homeless.add(path.split("/")[0])
+    else:
+      rows.append(row)
+  if homeless:
+    raise listed("an authors' file has no place for these parts of the model", sorted(homeless))
   return rows
+
+
+def _row_of(path: str, shape: tuple[int, ...], place: str, table: Iterable[tuple[Any, ...]]) -> Row | None:
+  """The row of one parameter: by its path below its place, whole, or as the leaf of a module."""
+  below = path[re.match(place, path).end() :].strip("/")  # type: ignore[union-attr]
+  module, _, leaf = below.rpartition("/")
+  for ours, theirs, layout in table:
+    names = (theirs,) if isinstance(theirs, str) else theirs
+    whole = below if ours.count("/") == below.count("/") and layout in ("keep", "stack") else module
+    if not re.fullmatch(re.escape(ours).replace(r"\{\}", r"\d+"), whole):
+      continue
+    numbers = re.findall(r"(?<=/)\d+(?=/|$)", path)
+    if layout == "stack":
+      return Row(path, tuple(OWNERS[place] + names[0].format(i) for i in range(shape[0])), layout)
+    ending = "" if whole == below else f".{LEAVES[leaf]}"
+    kept = "keep" if leaf in ("bias", "scale") or layout == "norm" else layout
+    return Row(path, tuple(OWNERS.get(place, "") + name.format(*numbers) + ending for name in names), kept)
+  return None
 
 
 def unused_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
   """Tensors of the authors' file that never take part: both encoders' heads and the temporal net's `norm2`."""
   shapes: dict[str, tuple[int, ...]] = {}
   # Outputs of the heads: the original hands timm's classes over as the number of heads for frames, 1000 for sound.
-  for encoder, outputs in (("image_encoder", 12), ("audio_model", 1000)):
-    shapes |= {f"{encoder}.head.weight": (outputs, cfg.width), f"{encoder}.head.bias": (outputs,)}
-  for i in range(cfg.temporal_depth):
+  for name, encoder, outputs in (("image_encoder", cfg.image, 12), ("audio_model", cfg.audio, 1000)):
+    if encoder.depth:
+      shapes |= {f"{name}.head.weight": (outputs, encoder.width), f"{name}.head.bias": (outputs,)}
+  for i in range(getattr(cfg.temporal, "depth", 0)):
     for k in (0, 1):
       norm2 = f"temporal_net.temporal_transformer.layers.{i}.{k}.fn.norm2"
-      shapes |= {f"{norm2}.{leaf}": (cfg.temporal_width,) for leaf in ("weight", "bias")}
+      shapes |= {f"{norm2}.{leaf}": (cfg.temporal.width,) for leaf in ("weight", "bias")}
   return shapes
 
 
-def used_shapes(cfg: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-  """The shape of each tensor that takes part, by the authors' name, from those of our parameters, by path."""
+def dead_elements(cfg: ModelConfig) -> int:
+  """Elements that the original counts as trainable but never uses: two LayerNorms per temporal block."""
+  return sum(shape[0] for name, shape in unused_shapes(cfg).items() if "norm2" in name)
+
+
+def used_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
+  """The shape of each tensor that takes part, by the authors' name."""
   # One zero, seen in every shape: costs no memory.
-  zeros = {path: np.broadcast_to(np.float32(0), shape) for path, shape in shapes.items()}
+  zeros = {path: np.broadcast_to(np.float32(0), shape) for path, shape in parameter_shapes(cfg).items()}
   return {
     name: part.shape
     for row in name_table(cfg)

@@ -18,9 +18,9 @@ from matplotlib import pyplot as plt
 import numpy as np
 import tensorboardX
 
-from mma_dfer_jax.checkpoints import write_json
 from mma_dfer_jax.data.labels import LABEL_ORDERS
-from mma_dfer_jax.metrics import Scores
+from mma_dfer_jax.disk import write_json
+from mma_dfer_jax.training.scores import Scores
 
 # The paper's means over five folds, in percent, by the classes of the data set.
 PUBLISHED = {
@@ -100,7 +100,6 @@ def write_report(
   *,
   run: Mapping[str, Any],
   history: Sequence[Mapping[str, Any]],
-  step: int,
   facts: Mapping[str, Any],
 ) -> dict[str, Any]:
   """Writes report.json, report.md, confusion_matrix.png and learning_curves.png; returns the report.
@@ -109,7 +108,6 @@ def write_report(
     workdir: folder of the run.
     run: as in run.json.
     history: one entry per epoch: epoch, step, loss, accuracy, test_loss, confusion_matrix, clips_without_sound.
-    step: updates of the model that the report is about, the last one.
     facts: anything else to be told: parameters, data set, clips seen.
   """
   classes = run["classes"]
@@ -121,7 +119,7 @@ def write_report(
   report = {
     **scores_as_json(last),
     "epoch": history[-1]["epoch"],
-    "step": step,
+    "step": history[-1]["step"],
     "classes": classes,
     "clips_without_sound": history[-1]["clips_without_sound"],
     "best_epoch": {
@@ -181,7 +179,7 @@ def _as_markdown(report: Mapping[str, Any], scores: Scores) -> str:
     f"have clips it is {percent(report['uar_of_present_classes'])}."
   )  # fmt: skip
   told = ("clips", "clips_without_sound", "train_clips", "train_clips_without_sound", "clips_seen", "step", "tunable_parameters",
-          "frozen_parameters", "pretrained", "data_set", "splits", "version")  # fmt: skip
+          "frozen_parameters", "started_from", "data_set", "splits", "version")  # fmt: skip
   facts = [f"| {name.replace('_', ' ')} | {report[name]} |" for name in told if name in report]
   return "\n".join(
     [

@@ -1,7 +1,6 @@
-"""The pretrained part: a ViT encoder as masked autoencoders (MAE-Face, AudioMAE) leave it behind.
+"""How attention, MLP, LayerNorm, GELU, drop path and pixels are computed: what all parts are built from.
 
-Kept apart from `model.py` so that what the paper adds can be read without attention code around it.
-Letters in shapes: B examples (clips, or frames of clips), N tokens, D width, P prompts.
+Letters in shapes: B examples (clips, or frames of clips), N tokens, D width, L blocks.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,14 +11,13 @@ from flax import nnx
 import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 import numpy as np
 
 # LayerNorm epsilons of the original: timm's 1e-6 in the encoders, PyTorch's default in everything the paper adds.
 ENCODER_EPS = 1e-6
 TORCH_EPS = 1e-5
 
-PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}  # of the computation
 
 # How a layer is wrapped for training, that is, what its backward pass is given; all else is computed again.
 #   none: everything that XLA likes to keep. names: results of large matrix products. layers: a layer's inputs alone.
@@ -74,6 +72,34 @@ def drop_path(key: Array, rates: Sequence[float], examples: int) -> Float[Array,
   """
   kept = 1.0 - jnp.asarray(rates, jnp.float32)[:, None, None]
   return jax.random.bernoulli(key, kept, (len(rates), 2, examples)) / kept
+
+
+def of_each_block(
+  scales: Float[Array, "L 2 B"] | None, blocks: int
+) -> Sequence[Float[Array, "2 B"] | None]:
+  """The factors of drop path, block by block; None for all where nothing is dropped."""
+  if scales is None:
+    return [None] * blocks
+  # Picked by a product: a slice would melt into the kernels around it, which would then differ from layer to layer,
+  # each compiled for itself: 14 s instead of 10 for the training step.
+  pick = functools.partial(jnp.einsum, "l,lab->ab", precision=jax.lax.Precision.HIGHEST)
+  return [pick(one, scales) for one in np.eye(blocks, dtype=np.float32)]
+
+
+def normalised(
+  video: UInt8[Array, "B T H W 3"] | Float[Array, "B T H W 3"], mean: Sequence[float], std: Sequence[float]
+) -> Float[Array, "B T H W 3"]:
+  """Pixels as an encoder was pretrained on them; the only place that divides by 255.
+
+  Args:
+    video: (B, T, H, W, 3) RGB, uint8, or float in [0, 1].
+    mean, std: of each channel, of pixels in [0, 1]; 0 and 1 compute nothing.
+  """
+  if video.dtype == jnp.uint8:
+    video = video.astype(jnp.float32) / 255.0
+  if not any(mean) and all(s == 1 for s in std):
+    return video
+  return (video - jnp.asarray(mean, video.dtype)) / jnp.asarray(std, video.dtype)
 
 
 def keep(name: str, x: Array) -> Array:
@@ -241,72 +267,3 @@ class TransformerBlock(nnx.Module):
     attention, mlp = (1.0, 1.0) if branch_scale is None else branch_scale.astype(x.dtype)[:, :, None, None]
     x = x + attention * self.attn(self.norm1(x))
     return x + mlp * self.mlp(self.norm2(x))
-
-
-class MaeEncoder(nnx.Module):
-  """The encoder of a masked autoencoder, opened up: its blocks are called one by one from outside.
-
-  Args:
-    grid: patches along (height, width) of a frame, or (time, mel) of a spectrogram.
-    channels: 3 for frames, 1 for spectrograms.
-    num_prompts: tokens appended after the patches; they have rows of their own in `pos_embed`.
-    drop_path: rate of the last block; the first has 0, those between lie on a line. `drop_path_rates` has all of them.
-    input_mean: of the values that come in; it and input_std shape the fresh weights only.
-  Fresh parameters start as MAE's; a pretrained file goes over them.
-
-  Source: MAE's `models_vit.py` as called by MMA-DFER; `pos_embed` covers class token, patches and prompts.
-  """
-
-  def __init__(
-    self,
-    grid: tuple[int, int],
-    channels: int,
-    *,
-    patch_size: int,
-    width: int,
-    depth: int,
-    heads: int,
-    mlp_dim: int,
-    num_prompts: int,
-    drop_path: float,
-    input_mean: float,
-    input_std: float,
-    rngs: nnx.Rngs,
-  ):
-    patch = (patch_size, patch_size)
-    self.patch_embed = nnx.Conv(channels, width, patch, strides=patch, padding="VALID", rngs=rngs)
-    assert self.patch_embed.bias is not None  # it is there unless use_bias=False
-    # Xavier on the flattened patch, as in MAE, and the input's normalisation folded in: MMA-DFER leaves it out, and
-    # without it a fresh encoder hardly sees its input (a pretrained one brings weights of its own).
-    shape = (channels * patch_size**2, width)
-    flat = nnx.initializers.xavier_uniform()(rngs.params(), shape, jnp.float32) / input_std
-    self.patch_embed.kernel[...] = flat.reshape(*patch, channels, width)
-    self.patch_embed.bias[...] = -input_mean * flat.sum(axis=0)
-    self.cls_token = nnx.Param(0.02 * rngs.params.normal((1, 1, width)))
-    # The prompts' rows are N(0, 1) in the original, 28 times larger than the prompts themselves.
-    prompt_rows = rngs.params.normal((num_prompts, width))
-    self.pos_embed = nnx.Param(jnp.concatenate([sine_positions(grid, width), prompt_rows])[None])
-    self.blocks = nnx.List(TransformerBlock(width, heads, mlp_dim, rngs=rngs) for _ in range(depth))
-    self.drop_path_rates = tuple(drop_path * i / max(depth - 1, 1) for i in range(depth))
-    self.norm = LayerNorm(width, epsilon=ENCODER_EPS, rngs=rngs)
-
-  def embed(self, x: Float[Array, "B H W C"], prompts: Float[Array, "P D"]) -> Float[Array, "B N D"]:
-    """Class token, patches in row-major order and prompts, with their positions added."""
-    patches = self.patch_embed(x)
-    b, _, _, d = patches.shape
-    cls = jnp.broadcast_to(self.cls_token[...], (b, 1, d))
-    prompts = jnp.broadcast_to(prompts, (b, *prompts.shape))
-    return jnp.concatenate([cls, patches.reshape(b, -1, d), prompts], axis=1) + self.pos_embed[...]
-
-  def drop_path_scales(self, rngs: nnx.Rngs | None, examples: Any) -> Sequence[Float[Array, "2 B"] | None]:
-    """`drop_path` for each block; None for all without `rngs`: mode is an argument, not hidden state.
-
-    `examples` is a number, or the symbol that stands for it in an export; then nothing can be dropped.
-    """
-    if rngs is None or not any(self.drop_path_rates):
-      return [None] * len(self.blocks)
-    scales = drop_path(rngs.drop_path(), self.drop_path_rates, examples)
-    # Picked by a product: a slice would melt into the kernels around it, which would then differ from layer to layer,
-    # each compiled for itself: 14 s instead of 10 for the training step.
-    pick = functools.partial(jnp.einsum, "l,lab->ab", precision=jax.lax.Precision.HIGHEST)
-    return [pick(one, scales) for one in np.eye(len(scales), dtype=np.float32)]

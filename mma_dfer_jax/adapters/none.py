@@ -1,0 +1,40 @@
+"""No adapter: the ablation "without prompts"."""
+
+import dataclasses
+
+from flax import nnx
+
+from mma_dfer_jax import parts
+
+AUTHORS = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(parts.Part):
+  """Nothing is added to the stream."""
+
+  tunable: tuple[str, ...] = ()
+
+  def problems_with(self, layers: int) -> list[str]:
+    del layers
+    return []
+
+  def count(self, layers: int) -> int:
+    del layers
+    return 0
+
+  def build(self, width: int, layers: int, *, rngs: nnx.Rngs) -> "NoAdapter":
+    del width, layers, rngs
+    return NoAdapter()
+
+
+class NoAdapter(nnx.Module):
+  """Without prompts, a stream passes as it is."""
+
+  @property
+  def tokens(self) -> None:
+    return None
+
+  def update(self, tokens, layer: int):
+    del layer
+    return tokens

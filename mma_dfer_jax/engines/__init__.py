@@ -1,0 +1,1 @@
+"""What answers: a trained model behind one interface, whatever computes it."""

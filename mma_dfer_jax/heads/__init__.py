@@ -1,0 +1,1 @@
+"""What makes logits of a clip. A file is a head; see `parts.Head`."""

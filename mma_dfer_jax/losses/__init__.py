@@ -1,0 +1,1 @@
+"""What training lowers. A file is a loss; see `parts.Loss`."""

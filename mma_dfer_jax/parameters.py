@@ -1,0 +1,118 @@
+"""Which parameters a model has, by path: shapes, which are tunable and which frozen, counts."""
+
+from collections.abc import Mapping, Sequence
+import functools
+import re
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from mma_dfer_jax.errors import listed
+from mma_dfer_jax.model import MmaDfer, ModelConfig
+
+PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}  # of the computation
+
+
+class Tunable:
+  """Filter for `nnx.split`: true for parameters whose "/"-joined path fully matches one of the patterns."""
+
+  def __init__(self, patterns: Sequence[str]):
+    self.patterns = [re.compile(pattern) for pattern in patterns]
+
+  def __call__(self, path, value) -> bool:
+    del value
+    return any(pattern.fullmatch("/".join(map(str, path))) for pattern in self.patterns)
+
+
+def flat_params(state: nnx.State) -> dict[str, Any]:
+  """Variables (or what stands in their place) by "/"-joined path."""
+  return {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
+
+
+@functools.lru_cache(maxsize=8)  # tracing a dozen layers takes seconds
+def abstract_model(cfg: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
+  """The structure of the model without a single number: (graph definition, shapes); to be read only."""
+  return nnx.split(nnx.eval_shape(lambda: MmaDfer(cfg, rngs=nnx.Rngs(0))))
+
+
+def parameter_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
+  """The shape of each parameter, by path."""
+  return {path: tuple(variable.shape) for path, variable in flat_params(abstract_model(cfg)[1]).items()}
+
+
+def tunable_patterns(cfg: ModelConfig, patterns: Sequence[str] = ()) -> tuple[str, ...]:
+  """Which parameters are trained, as regular expressions that match whole paths.
+
+  Args:
+    cfg: the model, whose parts say it themselves.
+    patterns: `config.tunable`; if there are any, they replace what the parts say.
+  Raises:
+    UserError: with every pattern that is no regular expression or matches none of the parameters.
+  """
+  paths = list(parameter_shapes(cfg))
+  given = {f"tunable {pattern!r}": [pattern] for pattern in patterns} or cfg.tunable()
+  problems = []
+  for name, of_name in given.items():
+    try:
+      if not any(re.fullmatch(pattern, path) for pattern in of_name for path in paths):
+        problems.append(f"{name} matches no parameter")
+    except re.error as error:
+      problems.append(f"{name} is no regular expression: {error}")
+  if problems:
+    modules = ", ".join(sorted({path.split("/")[0] for path in paths}))
+    raise listed("what is tunable does not fit", problems, f"parameter paths start with {modules}")
+  return tuple(pattern for of_name in given.values() for pattern in of_name)
+
+
+def split_tunable(model: MmaDfer, patterns: Sequence[str]) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+  """(graph definition, tunable, frozen) parameters of a model."""
+  graphdef, tunable, frozen = nnx.split(model, Tunable(patterns), ...)  # type: ignore[misc] # three for two filters
+  return graphdef, tunable, frozen
+
+
+def cast(parameters: nnx.State, precision: str, keep: Sequence[str] = MmaDfer.FLOAT32) -> nnx.State:
+  """Parameters as the model computes with them: all of it follows the dtype of what it is given.
+
+  Args:
+    parameters: in any dtype.
+    precision: one of `PRECISIONS`.
+    keep: top-level parts that stay as they are: the classifier, and so logits and loss, stay float32. LayerNorm takes
+      its means in float32 by itself.
+  """
+  dtype = PRECISIONS[precision]
+  return nnx.from_flat_state(
+    (path, variable if path[0] in keep else jax.tree.map(lambda x: x.astype(dtype), variable))
+    for path, variable in nnx.to_flat_state(parameters)
+  )
+
+
+def count(tree: Any) -> int:
+  """Number of elements of all arrays."""
+  return sum(x.size for x in jax.tree.leaves(tree))
+
+
+def parameter_table(tunable: nnx.State, frozen: nnx.State) -> str:
+  """Tunable and frozen elements of each part of the model, as text."""
+  of_parts: dict[str, list[int]] = {}
+  for column, tree in enumerate((tunable, frozen)):
+    for path, variable in flat_params(tree).items():
+      of_parts.setdefault(path.split("/")[0], [0, 0])[column] += variable.size
+  lines = [f"{'part':<18}{'tunable':>14}{'frozen':>14}"]
+  lines += [f"{part:<18}{here:>14,}{there:>14,}" for part, (here, there) in of_parts.items()]
+  return "\n".join([*lines, f"{'sum':<18}{count(tunable):>14,}{count(frozen):>14,}"])
+
+
+def put_over(model: nnx.Module, values: Mapping[str, Any]) -> None:
+  """Writes parameters by path over those of a fresh model, in place.
+
+  A table of positions may be given without the rows of the prompts: those stay as they were drawn, as in the original.
+  """
+  variables = flat_params(nnx.state(model))
+  for path, value in values.items():
+    fresh = variables[path][...]
+    variables[path][...] = (
+      jnp.concatenate([value, fresh[:, value.shape[1] :]], axis=1) if path.endswith("pos_embed") else value
+    )
+  nnx.update(model, nnx.state(model))

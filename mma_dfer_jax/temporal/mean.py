@@ -1,0 +1,30 @@
+"""The mean over time: the ablation "without the Multimodal Temporal Transformer"."""
+
+import dataclasses
+
+from flax import nnx
+from jaxtyping import Array, Float
+
+from mma_dfer_jax import parts
+
+AUTHORS = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(parts.Part):
+  """All moments count alike."""
+
+  width: int = 512  # of the joint features; 0: those of the encoders as they are, without a projection (linear probe)
+  tunable: tuple[str, ...] = ()
+  MAY_BE_ZERO = ("width",)
+
+  def build(self, moments: int, *, rngs: nnx.Rngs) -> "Mean":
+    del moments, rngs
+    return Mean()
+
+
+class Mean(nnx.Module):
+  """Has no parameters."""
+
+  def __call__(self, joint: Float[Array, "B S W"]) -> Float[Array, "B W"]:
+    return joint.mean(axis=1)

@@ -1,0 +1,1 @@
+"""How a run goes: its data, its steps, what it leaves on disk and for people."""

@@ -1,0 +1,195 @@
+"""What can be wrong with a run: all of it at once, before anything long starts."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import math
+from typing import Any, Protocol
+
+import jax
+import ml_collections
+import numpy as np
+
+from mma_dfer_jax import parts
+from mma_dfer_jax.config import model_config
+from mma_dfer_jax.data.datasets import DataSet, open_data_set
+from mma_dfer_jax.errors import UserError, listed
+from mma_dfer_jax.layers import REMAT
+from mma_dfer_jax.model import ModelConfig
+from mma_dfer_jax.parameters import PRECISIONS, tunable_patterns
+from mma_dfer_jax.training.sharding import check_batch_size, check_precision, make_mesh
+from mma_dfer_jax.weights.pretrained import open_pretrained
+
+
+class Start(Protocol):
+  """Weights that a run starts from, checked, but not read yet."""
+
+  name: str  # what of the model it is for
+  sha256: str  # of the file
+
+  def read(self) -> Mapping[str, np.ndarray]:
+    """Float32 parameters by path; a table of positions may lack the rows of prompts."""
+
+  def describe(self) -> str:
+    """What is taken and what is not, for people."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+  """A run that can start: the model, the data, and the weights to start from."""
+
+  model: ModelConfig
+  data_set: DataSet
+  train_split: str
+  test_split: str
+  starts: tuple[Start, ...]
+
+  def records(self, split: str) -> Sequence[Mapping[str, Any]]:
+    return self.data_set.records(split)
+
+  @property
+  def fresh_encoders(self) -> list[str]:
+    """Streams that start from random weights."""
+    if any(start.name == "init_from" for start in self.starts):
+      return []
+    started = {start.name for start in self.starts}
+    return [s for s in ("image", "audio") if getattr(self.model, s).depth and s not in started]
+
+
+def problems_of_values(config: ml_collections.ConfigDict) -> list[str]:
+  """What is wrong with the values of a config, one line each; parts check their own fields."""
+  positive = ("num_epochs", "batch_size", "learning_rate", "log_every_steps", "keep_checkpoints")
+  problems = [f"{name}={config[name]} must be positive" for name in positive if not config[name] > 0]
+  for name in ("learning_rate", "weight_decay"):
+    if not math.isfinite(config[name]):
+      problems.append(f"{name}={config[name]} must be finite")
+  if config.weight_decay < 0:
+    problems.append(f"weight_decay={config.weight_decay} must not be negative")
+  if config.save_every_steps < 0:
+    problems.append(f"save_every_steps={config.save_every_steps} must be 0 (end of epochs only) or more")
+  if config.matmul_precision not in ("float32", "tensorfloat32", "bfloat16"):
+    problems.append(f"matmul_precision={config.matmul_precision!r}: float32, tensorfloat32 or bfloat16")
+  for name, choices in (("precision", PRECISIONS), ("remat", REMAT)):
+    if config[name] not in choices:
+      problems.append(f"{name}={config[name]!r}: choose one of {', '.join(choices)}")
+  d = config.data
+  if not d.data_dir:
+    problems.append("data.data_dir is empty: give the folder that mma_dfer_jax.data.prepare wrote")
+  if not (len(d.crop_scale) == 2 and 0 < d.crop_scale[0] <= d.crop_scale[1] <= 1):
+    problems.append(f"data.crop_scale={d.crop_scale} must be (smallest, largest) share within (0, 1]")
+  if not (len(d.crop_ratio) == 2 and 0 < d.crop_ratio[0] <= d.crop_ratio[1]):
+    problems.append(f"data.crop_ratio={d.crop_ratio} must be (smallest, largest), both positive")
+  for name in ("flip", "brightness"):
+    if not 0 <= d[name] <= 1:
+      problems.append(f"data.{name}={d[name]} must lie in [0, 1]")
+  if config.micro_batch < -1:
+    problems.append(f"micro_batch={config.micro_batch} must be -1 (the whole batch), 0 (as the devices like it) or more")
+  for name in ("fold", "num_workers"):
+    if d[name] < 0:
+      problems.append(f"data.{name}={d[name]} must not be negative")
+  if d.prefetch < 1:
+    problems.append(f"data.prefetch={d.prefetch} must be positive")
+  if config.mesh.data == 0 or config.mesh.data < -1 or config.mesh.fsdp < 1:
+    problems.append(f"mesh={dict(config.mesh)}: data is positive or -1 (all that remain), fsdp is positive")
+  return problems
+
+
+def check_run(config: ml_collections.ConfigDict) -> Checked:
+  """Model, data set, splits and weights of a run, checked whole.
+
+  Raises:
+    UserError: with all problems, before anything long has started.
+  """
+  problems = problems_of_values(config) + problems_of_devices(config)
+  model = data_set = splits = None
+  starts: list[Start] = []
+  try:
+    parts.read("losses", config.loss.to_dict())
+  except UserError as error:
+    problems.append(f"loss: {error}")
+  try:
+    if config.data.data_dir:
+      data_set = open_data_set(config.data.data_dir, config.data.name)
+      splits = data_set.train_and_test(config.data.fold)
+  except UserError as error:
+    problems.append(str(error))
+  if data_set:
+    problems += problems_with_data(config, data_set, splits)
+    try:
+      model = model_config(config.to_dict(), data_set.classes)
+      tunable_patterns(model, config.tunable)
+    except UserError as error:
+      problems.append(str(error))
+  if model:
+    starts, wrong = open_starts(config, model)
+    problems += wrong
+  if problems:
+    raise listed("this run cannot start", problems)
+  assert model and data_set and splits  # or it would be among the problems
+  return Checked(model, data_set, *splits, tuple(starts))
+
+
+def problems_of_devices(config: ml_collections.ConfigDict) -> list[str]:
+  """What the devices that are here cannot do."""
+  problems = []
+  checks = (
+    lambda: check_precision(config.precision),
+    lambda: check_batch_size(config.batch_size, "batch_size"),
+    lambda: micro_batch_of(config),
+    lambda: make_mesh(**config.mesh),
+  )
+  for check in checks:
+    try:
+      check()
+    except UserError as error:
+      problems.append(str(error))
+  return problems
+
+
+def micro_batch_of(config: ml_collections.ConfigDict) -> int:
+  """Clips that go through the model at once.
+
+  Raises:
+    UserError: if they do not divide the batch, or not evenly over the devices.
+  """
+  devices, batch = jax.device_count(), config.batch_size
+  size = config.micro_batch
+  if size == 0 and jax.default_backend() == "cpu" and batch % devices == 0:
+    size = devices  # measured: the memory of one clip, and no slower than two at once (docs/performance.md)
+  if size <= 0:
+    return batch
+  if batch % size:
+    raise UserError(f"micro_batch={size} must divide batch_size={batch}")
+  check_batch_size(size, "micro_batch")
+  return size
+
+
+def problems_with_data(
+  config: ml_collections.ConfigDict, data_set: DataSet, splits: tuple[str, str] | None
+) -> list[str]:
+  """What does not go together with the data set."""
+  problems, classes = [], data_set.classes
+  if config.data.classes and tuple(config.data.classes) != classes:
+    problems.append(f"data.classes={tuple(config.data.classes)}, but the data set has {classes}")
+  if config.model.num_classes not in (0, len(classes)):
+    problems.append(f"model.num_classes={config.model.num_classes}, but the data set has {len(classes)} classes: "
+                    f"{', '.join(classes)}")  # fmt: skip
+  clips = sum(data_set.splits[split] for split in splits[0].split("+")) if splits else config.batch_size
+  if clips < config.batch_size:
+    problems.append(f"batch_size={config.batch_size}, but {splits[0] if splits else ''} has {clips} clips in all")
+  return problems
+
+
+def open_starts(config: ml_collections.ConfigDict, model: ModelConfig) -> tuple[list[Start], list[str]]:
+  """The files of weights that a run starts from, and what is wrong with them."""
+  starts: list[Start] = []
+  problems = []
+  for stream in ("image", "audio"):
+    path = config.pretrained[stream]
+    if path and not getattr(model, stream).depth:
+      problems.append(f"pretrained.{stream}={path}, but model.{stream} is none")
+    elif path:
+      try:
+        starts.append(open_pretrained(stream, path, model))
+      except UserError as error:
+        problems.append(str(error))
+  return starts, problems

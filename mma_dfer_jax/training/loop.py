@@ -1,0 +1,217 @@
+"""How a run goes, whatever it trains: resume, step, log, evaluate, save, stop. Read `fit`, then `_Run.train`."""
+
+from collections.abc import Callable, Iterator, Mapping
+import functools
+import math
+from pathlib import Path
+import time
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+import ml_collections
+import numpy as np
+import tqdm
+
+from mma_dfer_jax.disk import free_bytes
+from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.parameters import cast, count, parameter_table
+from mma_dfer_jax.training import hosts
+from mma_dfer_jax.training.check import micro_batch_of
+from mma_dfer_jax.training.checkpoints import Checkpointer, load_frozen, save_frozen
+from mma_dfer_jax.training.report import MetricsLog
+from mma_dfer_jax.training.run import check_same_run, claim_workdir
+from mma_dfer_jax.training.sharding import compile_checked, compiler_options, on_devices, replicated
+from mma_dfer_jax.training.state import TrainState, cosine_by_epoch, create_train_state, make_optimizer
+from mma_dfer_jax.training.steps import train_step
+from mma_dfer_jax.training.task import Task
+
+
+def fit(
+  task: Task,
+  config: ml_collections.ConfigDict,
+  run: Mapping[str, Any],
+  workdir: Path,
+  *,
+  mesh: Mesh,
+  stop: hosts.Stop,
+) -> int:
+  """Trains to the end of the last epoch, from where the folder is; returns the exit status.
+
+  Args:
+    task: what is trained on what.
+    config: of the run.
+    run: what run.json says or will say.
+    workdir: folder of the run; new, or of the same run.
+    mesh: the devices.
+    stop: asked once a step; if true, everything is saved and the run ends.
+  Raises:
+    UserError: if the folder holds another run, the disk or the memory is too small, or the loss is no number.
+  """
+  here = _Run(task, config, run, workdir, mesh, stop)
+  start_step = int(here.state.step)
+  if here.chief:
+    print(parameter_table(here.state.tunable, here.state.frozen))
+    print("\n".join(task.facts()))
+    print(f"{jax.device_count()} {jax.default_backend()} device(s), {here.micro_batch} clip(s) at once")
+    if start_step:
+      print(f"resuming after step {start_step} of {here.total_steps}")
+  stopped = here.train(start_step)
+  here.checkpointer.close()
+  here.log.close()
+  if stopped and stop.stopped:
+    print(f"stopped by {stop.reason} after step {here.saved_step}; the same command goes on from there")
+    return stop.exit_status
+  if here.chief:
+    facts = {
+      "clips_seen": here.total_steps * config.batch_size,
+      "tunable_parameters": count(here.state.tunable),
+      "frozen_parameters": count(here.state.frozen),
+    }
+    print(task.report(workdir, run, here.history, facts))
+  return 0
+
+
+class _Run:
+  """A run between its start and its end: the state, and what has been written about it.
+
+  Attributes:
+    state: parameters and moments.
+    history: one entry for each epoch that was evaluated: epoch, step, means of the steps' numbers, the task's result.
+    this_epoch: numbers of each step since the last evaluation.
+    pending: those that are still on the devices, (step, numbers).
+    saved_step: of the newest checkpoint; None: there is none.
+  """
+
+  def __init__(self, task, config, run, workdir: Path, mesh: Mesh, stop: hosts.Stop):
+    self.task, self.config, self.run, self.mesh, self.stop = task, config, run, mesh, stop
+    self.chief = jax.process_index() == 0
+    order = task.order
+    self.steps_per_epoch = order.steps_per_epoch
+    self.total_steps = order.steps_per_epoch * config.num_epochs
+    self.micro_batch = micro_batch_of(config)
+    self.schedule = cosine_by_epoch(config.learning_rate, config.num_epochs, order.steps_per_epoch)
+    self.tx = make_optimizer(self.schedule, config.weight_decay)
+    self.graphdef, state = create_train_state(
+      task.init, task.tunable, self.tx, mesh=mesh, fsdp_min_size_mb=config.fsdp_min_size_mb
+    )
+    with hosts.fail_together():
+      if self.chief:
+        claim_workdir(workdir, run)
+        check_disk(workdir, state, config.keep_checkpoints)
+    hosts.check_shared_folder(workdir)
+    self.checkpointer = Checkpointer(workdir, keep=config.keep_checkpoints, best=task.best)
+    self.history: list[dict] = []
+    self.this_epoch: list[dict[str, float]] = []
+    self.pending: list[tuple[int, Mapping[str, jax.Array]]] = []
+    state = self._resumed(workdir, state)
+    self.state = state._replace(frozen=cast(state.frozen, config.precision))
+    self.key = jax.random.key(config.seed)
+    self.step_fn = self._compiled_step() if int(state.step) < self.total_steps else None
+    self.evaluate = task.evaluator(self.graphdef, mesh)
+    self.log = MetricsLog(workdir, int(state.step), len(self.history), writes=self.chief)
+
+  def _resumed(self, workdir: Path, state: TrainState) -> TrainState:
+    """The state of the newest checkpoint, or the fresh one, of which the frozen part is saved."""
+    self.saved_step = self.checkpointer.latest_step()
+    if self.saved_step is None:
+      save_frozen(workdir, state.frozen)
+      return state
+    state, meta = self.checkpointer.restore(self.saved_step, state)
+    check_same_run(meta["run"], self.run, f"the checkpoint of step {self.saved_step} in {workdir}")
+    self.history, self.this_epoch = meta["history"], meta["this_epoch"]
+    return state._replace(frozen=load_frozen(workdir, state.frozen))
+
+  def _compiled_step(self) -> Callable[..., Any]:
+    step = functools.partial(
+      train_step, graphdef=self.graphdef, tx=self.tx, loss_fn=self.task.loss, draw_fn=self.task.draw,
+      micro_batch=self.micro_batch, mesh=self.mesh, remat=self.config.remat, precision=self.config.precision,
+    )  # fmt: skip
+    shardings = jax.tree.map(lambda x: x.sharding, self.state)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(self.mesh)),
+                     compiler_options=compiler_options())  # fmt: skip
+    return compile_checked(jitted.lower(self.state, self.task.abstract_batch(self.mesh), self.key))
+
+  def train(self, start_step: int) -> bool:
+    """The loop: `step` updates have been made at its top. Returns whether it was stopped."""
+    c = self.config
+    self.since, self.since_step = time.monotonic(), start_step
+    with (
+      tqdm.tqdm(
+        total=self.total_steps, initial=start_step, desc="train", unit="step", disable=not self.chief
+      ) as bar,
+      self.task.batches(start_step) as clips,
+    ):
+      batches: Iterator[dict[str, jax.Array]] = on_devices(clips, self.mesh)
+      for step in range(start_step, self.total_steps + 1):
+        stopping = bool(self.stop)  # asked once: what is logged, evaluated and saved must agree
+        epoch_ends = step > 0 and step % self.steps_per_epoch == 0
+        epoch_ends = epoch_ends and len(self.history) < step // self.steps_per_epoch
+        save_due = step > start_step and c.save_every_steps and step % c.save_every_steps == 0
+        if self.pending and (epoch_ends or save_due or stopping or step % c.log_every_steps == 0):
+          self._log_steps(step, bar)
+        score = None
+        if epoch_ends and not stopping:
+          score = self._evaluate(step, bar)
+          stopping = score is None
+        if step > 0 and step != self.saved_step and (score is not None or save_due or stopping):
+          meta = {"run": self.run, "history": self.history, "this_epoch": self.this_epoch}
+          self.checkpointer.save(self.state, meta, score)
+          self.saved_step = step
+        if stopping or step == self.total_steps:
+          return stopping
+        self.state, numbers = self.step_fn(self.state, next(batches), self.key)
+        self.pending.append((step + 1, numbers))
+        bar.update()
+    raise AssertionError("the loop ends by itself")
+
+  def _evaluate(self, step: int, bar: tqdm.tqdm) -> float | None:
+    """Evaluates the end of an epoch and adds it to the history; returns its score, None if it was stopped."""
+    found = self.evaluate(self.state, lambda: bool(self.stop))
+    self.since = time.monotonic()
+    if found is None:
+      return None
+    means = {name: float(np.mean([one[name] for one in self.this_epoch])) for name in self.this_epoch[0]}
+    epoch = len(self.history) + 1
+    self.history.append({"epoch": epoch, "step": step, **means, **found["result"]})
+    self.this_epoch = []
+    self.log.write(step, {"epoch": epoch, **found["logged"]})
+    if self.chief:
+      bar.write(f"epoch {epoch}: loss {means['loss']:.4f}, {found['title']}")
+    return found["score"]
+
+  def _log_steps(self, step: int, bar: tqdm.tqdm) -> None:
+    """Fetches the numbers of the last steps and logs their means.
+
+    Raises:
+      UserError: if a loss is not finite; nothing has been saved since.
+    """
+    now = time.monotonic()
+    clips_per_second = (step - self.since_step) * self.config.batch_size / (now - self.since)
+    self.since, self.since_step = now, step
+    fetched = [(at, {name: float(value) for name, value in numbers.items()}) for at, numbers in self.pending]
+    self.pending = []
+    for i, (at, numbers) in enumerate(fetched):
+      if not math.isfinite(numbers["loss"]):
+        before = f"{fetched[i - 1][1]['loss']:.4g}" if i else "finite, in the steps logged before"
+        raise UserError(
+          f"the loss is {numbers['loss']} at step {at} (before: {before}; learning rate "
+          f"{float(self.schedule(at - 1)):.3g}); lower config.learning_rate, or look at the clips; the last "
+          "checkpoint is from before"
+        )
+    means = {name: float(np.mean([numbers[name] for _, numbers in fetched])) for name in fetched[0][1]}
+    last = fetched[-1][0]
+    rate = {"learning_rate": float(self.schedule(last - 1)), "clips_per_second": clips_per_second}
+    self.log.write(last, means | rate)
+    self.this_epoch += [numbers for _, numbers in fetched]
+    newest = ", ".join(f"{name} {value:.3g}" for name, value in fetched[-1][1].items() if name != "grad_norm")
+    bar.set_postfix_str(f"{newest}, {clips_per_second:.1f} clips/s")
+
+
+def check_disk(workdir: Path, state: TrainState, keep: int) -> None:
+  """Raises UserError if the checkpoints to be kept, and one more while it is written, do not fit on the disk."""
+  rolling = 4 * count((state.tunable, state.opt_state))
+  needed, free = rolling * (keep + 2) + 4 * count(state.frozen), free_bytes(workdir)
+  if free < needed:
+    raise UserError(f"{workdir} needs {needed / 2**20:.0f} MiB for {keep} checkpoints, the best one, one being "
+                    f"written, and the frozen weights, but {free / 2**20:.0f} MiB are free")  # fmt: skip

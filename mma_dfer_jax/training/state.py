@@ -1,0 +1,54 @@
+"""What training carries along: the tunable and the frozen parameters, the optimizer's moments, the step."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import numpy as np
+import optax
+
+from mma_dfer_jax.parameters import split_tunable
+from mma_dfer_jax.training.sharding import fsdp_sharding
+
+
+class TrainState(NamedTuple):
+  """One pytree through the jitted step; `frozen` gets no gradient, no moments and no decay."""
+
+  step: jax.Array  # () int32, updates so far
+  tunable: nnx.State  # 🔥
+  frozen: nnx.State  # ❄
+  opt_state: optax.OptState  # moments of the tunable parameters only
+
+
+def cosine_by_epoch(learning_rate: float, num_epochs: int, steps_per_epoch: int) -> optax.Schedule:
+  """lr · (1 + cos(π · epoch / epochs)) / 2, constant within an epoch; CosineAnnealingLR(T_max=epochs) of main.py."""
+  # Made in float64: close to the end 1 + cos loses half of float32's digits.
+  rates = learning_rate * 0.5 * (1 + np.cos(np.pi * np.arange(num_epochs) / num_epochs))
+  return lambda step: jnp.asarray(rates, jnp.float32)[step // steps_per_epoch]
+
+
+def make_optimizer(learning_rate: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
+  """PyTorch's AdamW with its defaults; decay on every parameter it is given, as in the original."""
+  return optax.adamw(learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=weight_decay)
+
+
+def create_train_state(
+  init: Callable[[], nnx.Module],
+  patterns: Sequence[str],
+  tx: optax.GradientTransformation,
+  *,
+  mesh: Mesh,
+  fsdp_min_size_mb: float,
+) -> tuple[nnx.GraphDef, TrainState]:
+  """A model as `init` makes it, split by `patterns` of tunable parameters, spread over the mesh."""
+  graphdef, tunable, frozen = split_tunable(init(), patterns)
+  tunable, frozen = (
+    jax.device_put(part, fsdp_sharding(part, mesh, fsdp_min_size_mb)) for part in (tunable, frozen)
+  )
+  moments = jax.eval_shape(tx.init, tunable)
+  opt_state = jax.jit(tx.init, out_shardings=fsdp_sharding(moments, mesh, fsdp_min_size_mb))(tunable)
+  step = jax.device_put(jnp.zeros((), jnp.int32), fsdp_sharding(jnp.zeros(()), mesh, fsdp_min_size_mb))
+  return graphdef, TrainState(step, tunable, frozen, opt_state)

@@ -1,0 +1,1 @@
+"""Files of weights: opened safely, fitted to a model, written again."""
