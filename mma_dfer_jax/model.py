@@ -188,9 +188,7 @@ class MmaDfer(nnx.Module):
     self.fusion = nnx.List(
       cfg.fusion.build(image, audio, i, layers, rngs=draws(f"fusion/{i}")) for i in range(layers)
     )
-    self.joint_adaptation = JointAdaptation(
-      image, audio, cfg.temporal.width, rngs=draws("joint_adaptation")
-    )
+    self.joint_adaptation = JointAdaptation(image, audio, cfg.temporal.width, rngs=draws("joint_adaptation"))
     self.temporal = cfg.temporal.build(image.moments or audio.moments, rngs=draws("temporal"))
     self.classifier = cfg.head.build(self.joint_adaptation.width, cfg.num_classes, rngs=draws("classifier"))
     self.inputs = cfg.inputs
@@ -223,7 +221,9 @@ class MmaDfer(nnx.Module):
       image, audio = layer(*of_layer, image, audio)
       image = self.image_prompts.update(image, number)  # 🔥
       audio = self.audio_prompts.update(audio, number)
-    joint = self.joint_adaptation(self.image_encoder.summary(image), self.audio_encoder.summary(audio))  # 🔥 (B, S, W)
+    joint = self.joint_adaptation(
+      self.image_encoder.summary(image), self.audio_encoder.summary(audio)
+    )  # 🔥 (B, S, W)
     return self.classifier(self.temporal(joint))  # 🔥 (B, C)
 
   def draw_drop_path(self, rngs: nnx.Rngs, clips: int) -> DropPath:

@@ -83,7 +83,9 @@ def problems_of_values(config: ml_collections.ConfigDict) -> list[str]:
     if not 0 <= d[name] <= 1:
       problems.append(f"data.{name}={d[name]} must lie in [0, 1]")
   if config.micro_batch < -1:
-    problems.append(f"micro_batch={config.micro_batch} must be -1 (the whole batch), 0 (as the devices like it) or more")
+    problems.append(
+      f"micro_batch={config.micro_batch} must be -1 (the whole batch), 0 (as the devices like it) or more"
+    )
   for name in ("fold", "num_workers"):
     if d[name] < 0:
       problems.append(f"data.{name}={d[name]} must not be negative")
@@ -94,39 +96,63 @@ def problems_of_values(config: ml_collections.ConfigDict) -> list[str]:
   return problems
 
 
-def check_run(config: ml_collections.ConfigDict) -> Checked:
-  """Model, data set, splits and weights of a run, checked whole.
+@dataclasses.dataclass
+class Found:
+  """What could be found of a run; None what could not."""
 
-  Raises:
-    UserError: with all problems, before anything long has started.
-  """
-  problems = problems_of_values(config) + problems_of_devices(config)
-  model = data_set = splits = None
-  starts: list[Start] = []
+  model: ModelConfig | None = None
+  data_set: DataSet | None = None
+  starts: list[Start] = dataclasses.field(default_factory=list)
+
+
+def check_model_and_data(config: ml_collections.ConfigDict) -> tuple[Found, list[str]]:
+  """Model, data set and weights of a run, and all that is wrong with them, whatever its fold and its devices."""
+  problems, found = problems_of_values(config), Found()
   try:
     parts.read("losses", config.loss.to_dict())
   except UserError as error:
     problems.append(f"loss: {error}")
   try:
     if config.data.data_dir:
-      data_set = open_data_set(config.data.data_dir, config.data.name)
-      splits = data_set.train_and_test(config.data.fold)
+      found.data_set = open_data_set(config.data.data_dir, config.data.name)
   except UserError as error:
     problems.append(str(error))
-  if data_set:
-    problems += problems_with_data(config, data_set, splits)
+  if found.data_set:
+    problems += problems_of_classes(config, found.data_set)
     try:
-      model = model_config(config.to_dict(), data_set.classes)
-      tunable_patterns(model, config.tunable)
+      found.model = model_config(config.to_dict(), found.data_set.classes)
+      tunable_patterns(found.model, config.tunable)
     except UserError as error:
       problems.append(str(error))
-  if model:
-    starts, wrong = open_starts(config, model)
+  if found.model:
+    found.starts, wrong = open_starts(config, found.model)
     problems += wrong
+  return found, problems
+
+
+def check_run(config: ml_collections.ConfigDict) -> Checked:
+  """Model, data set, splits and weights of a run, checked whole.
+
+  Raises:
+    UserError: with all problems, before anything long has started.
+  """
+  found, problems = check_model_and_data(config)
+  problems += problems_of_devices(config)
+  splits = None
+  if found.data_set:
+    try:
+      splits = found.data_set.train_and_test(config.data.fold)
+      clips = sum(found.data_set.splits[split] for split in splits[0].split("+"))
+      if clips < config.batch_size:
+        problems.append(f"batch_size={config.batch_size}, but {splits[0]} has {clips} clips in all")
+    except UserError as error:
+      problems.append(str(error))
   if problems:
     raise listed("this run cannot start", problems)
-  assert model and data_set and splits  # or it would be among the problems
-  return Checked(model, data_set, *splits, tuple(starts))
+  assert found.model is not None
+  assert found.data_set is not None
+  assert splits is not None  # or they would be among the problems
+  return Checked(found.model, found.data_set, *splits, tuple(found.starts))
 
 
 def problems_of_devices(config: ml_collections.ConfigDict) -> list[str]:
@@ -164,19 +190,14 @@ def micro_batch_of(config: ml_collections.ConfigDict) -> int:
   return size
 
 
-def problems_with_data(
-  config: ml_collections.ConfigDict, data_set: DataSet, splits: tuple[str, str] | None
-) -> list[str]:
-  """What does not go together with the data set."""
+def problems_of_classes(config: ml_collections.ConfigDict, data_set: DataSet) -> list[str]:
+  """Classes that the data set does not have."""
   problems, classes = [], data_set.classes
   if config.data.classes and tuple(config.data.classes) != classes:
     problems.append(f"data.classes={tuple(config.data.classes)}, but the data set has {classes}")
   if config.model.num_classes not in (0, len(classes)):
     problems.append(f"model.num_classes={config.model.num_classes}, but the data set has {len(classes)} classes: "
                     f"{', '.join(classes)}")  # fmt: skip
-  clips = sum(data_set.splits[split] for split in splits[0].split("+")) if splits else config.batch_size
-  if clips < config.batch_size:
-    problems.append(f"batch_size={config.batch_size}, but {splits[0] if splits else ''} has {clips} clips in all")
   return problems
 
 

@@ -94,6 +94,8 @@ def open_pretrained(stream: str, path: str | Path, cfg: ModelConfig) -> Pretrain
   wanted["pos_embed"] = (1, 1 + grid[0] * grid[1], encoder.width) if min(grid) else (1, -1, encoder.width)
   expected = {"image": "MAE-Face's pretraining file", "audio": "AudioMAE's pretraining file"}[stream]
   check_floating(weights)
-  title = f"{path} is not {expected} for this model (width {encoder.width}, {encoder.depth} blocks); it looks like"
+  title = (
+    f"{path} is not {expected} for this model (width {encoder.width}, {encoder.depth} blocks); it looks like"
+  )
   check_fit(f"{title} {looks_like(weights.shapes)}", weights.shapes, wanted, allowed=left_out)
   return PretrainedEncoder(stream, weights, rows, grid, target, left_out)
