@@ -52,26 +52,43 @@ from mma_dfer_jax.training.sharding import (
 from mma_dfer_jax.training.state import cosine_by_epoch, create_train_state, make_optimizer
 from mma_dfer_jax.training.steps import eval_step, in_float32, model_inputs, train_step
 
-_STEPS = flags.DEFINE_list("steps", ["eval", "train"], "eval, train or both.")
-_IMAGE_SIZE = flags.DEFINE_list("image_size", ["224"], "Side of the frames, pixels.")
-_DEPTH = flags.DEFINE_integer("depth", 12, "Layers; fewer for a quick look.", lower_bound=1)
-_BATCH_SIZE = flags.DEFINE_list("batch_size", ["1"], "Clips per step, over all devices.")
+# Not among the flags of every program that imports this: others have a --data_dir of their own.
+_OPTIONS = flags.FlagValues()
+_STEPS = flags.DEFINE_list("steps", ["eval", "train"], "eval, train or both.", flag_values=_OPTIONS)
+_IMAGE_SIZE = flags.DEFINE_list("image_size", ["224"], "Side of the frames, pixels.", flag_values=_OPTIONS)
+_DEPTH = flags.DEFINE_integer(
+  "depth", 12, "Layers; fewer for a quick look.", lower_bound=1, flag_values=_OPTIONS
+)
+_BATCH_SIZE = flags.DEFINE_list(
+  "batch_size", ["1"], "Clips per step, over all devices.", flag_values=_OPTIONS
+)
 _MICRO_BATCH = flags.DEFINE_list(
-  "micro_batch", ["0"], "Of training: clips that go through the model at once; 0: the whole batch."
+  "micro_batch",
+  ["0"],
+  "Of training: clips that go through the model at once; 0: the whole batch.",
+  flag_values=_OPTIONS,
 )
-_PRECISION = flags.DEFINE_list("precision", ["float32"], f"Of the computation: {', '.join(PRECISIONS)}.")
-_REMAT = flags.DEFINE_list("remat", ["names"], f"Of training: {', '.join(REMAT)}.")
-_MESH = flags.DEFINE_list("mesh", ["-1x1"], "Devices along data x fsdp; -1: all that remain.")
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Timed steps of each.", lower_bound=1)
+_PRECISION = flags.DEFINE_list(
+  "precision", ["float32"], f"Of the computation: {', '.join(PRECISIONS)}.", flag_values=_OPTIONS
+)
+_REMAT = flags.DEFINE_list("remat", ["names"], f"Of training: {', '.join(REMAT)}.", flag_values=_OPTIONS)
+_MESH = flags.DEFINE_list(
+  "mesh", ["-1x1"], "Devices along data x fsdp; -1: all that remain.", flag_values=_OPTIONS
+)
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Timed steps of each.", lower_bound=1, flag_values=_OPTIONS)
 _PEAK = flags.DEFINE_float(
-  "peak_tflops", None, "Of all devices in the precision that is used, for the share."
+  "peak_tflops", None, "Of all devices in the precision that is used, for the share.", flag_values=_OPTIONS
 )
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Also train on the clips of this data set's first split.")
-_NAME = flags.DEFINE_string("name", "clips", "Name of that data set.")
-_NUM_WORKERS = flags.DEFINE_integer("num_workers", 2, "Processes that decode its clips.", lower_bound=0)
-_OUT = flags.DEFINE_string("out", None, "Write the numbers to this JSON file too.")
+_DATA_DIR = flags.DEFINE_string(
+  "data_dir", None, "Also train on the clips of this data set's first split.", flag_values=_OPTIONS
+)
+_NAME = flags.DEFINE_string("name", "clips", "Name of that data set.", flag_values=_OPTIONS)
+_NUM_WORKERS = flags.DEFINE_integer(
+  "num_workers", 2, "Processes that decode its clips.", lower_bound=0, flag_values=_OPTIONS
+)
+_OUT = flags.DEFINE_string("out", None, "Write the numbers to this JSON file too.", flag_values=_OPTIONS)
 _CHILD = flags.DEFINE_string(
-  "variant", None, "One variant as JSON; for the processes that this command starts."
+  "variant", None, "One variant as JSON; for the processes that this command starts.", flag_values=_OPTIONS
 )
 
 TOLERANCE = {
@@ -380,7 +397,7 @@ def all_records() -> dict[str, Sequence[Record]]:
 
 
 def main(argv: Sequence[str]) -> int:
-  del argv
+  _OPTIONS(argv)  # parsed already, through `cli`
   if _CHILD.value:
     records = next(iter(all_records().values()), None)
     print(
@@ -399,4 +416,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+  cli.take_over(_OPTIONS)
   cli.run(main, explained=describe_error)

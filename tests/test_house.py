@@ -8,9 +8,9 @@ import subprocess
 import sys
 
 from conftest import ROOT
+from mma_dfer_jax.checkpoints import model_config
 import pytest
 
-from mma_dfer_jax.checkpoints import model_config
 from mma_dfer_jax.config import default_config, flat_config, problems_of
 
 PACKAGE = ROOT / "mma_dfer_jax"
