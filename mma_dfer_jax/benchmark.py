@@ -208,6 +208,82 @@ def loss_of_clips(precision: str, model: MmaDfer, batch: Any, dropped: Any, rema
   return cross_entropy(outputs, batch), {}
 
 
+class Measured:
+  """A variant on the devices: its program, compiled twice, and the state that it changes.
+
+  Attributes:
+    seconds_to: trace and compile, cold and then from the persistent cache.
+  """
+
+  def __init__(self, variant: Variant):
+    check_batch_size(variant.batch_size)
+    if variant.micro_batch and variant.batch_size % variant.micro_batch:
+      raise UserError(f"micro_batch={variant.micro_batch} must divide batch_size={variant.batch_size}")
+    check_precision(variant.precision)
+    self.variant, self.cfg = variant, paper_of_depth(variant.image_size, variant.depth)
+    self.mesh = make_mesh(*map(int, variant.mesh.split("x")))
+    self.tx = make_optimizer(cosine_by_epoch(1e-4, 1, 1_000_000), 1e-2)
+    self.graphdef, state = create_train_state(
+      lambda: MmaDfer(self.cfg, rngs=nnx.Rngs(0)), tunable_patterns(self.cfg), self.tx, mesh=self.mesh,
+      fsdp_min_size_mb=4.0,
+    )  # fmt: skip
+    self.state = state._replace(frozen=cast(state.frozen, variant.precision))
+    self.batch = to_global(random_batch(self.cfg, variant.batch_size), self.mesh)
+    self.key = jax.random.key(0)
+    self.seconds_to = []
+    for _ in range(2):  # the second one finds the first in the persistent cache
+      jax.clear_caches()
+      start = time.perf_counter()
+      program = self._lowered()
+      traced = time.perf_counter()
+      self.compiled = compile_checked(program)
+      self.seconds_to.append({"trace": traced - start, "compile": time.perf_counter() - traced})
+
+  def _lowered(self) -> Any:
+    v = self.variant
+    how: dict[str, Any] = {"graphdef": self.graphdef, "precision": v.precision}
+    if v.step == "eval":
+      evaluate = functools.partial(eval_step, loss=cross_entropy, **how)
+      function = jax.jit(evaluate, compiler_options=compiler_options())
+      return function.lower(self.state.tunable, self.state.frozen, self.batch)
+    step = functools.partial(
+      train_step, tx=self.tx, loss_fn=functools.partial(loss_of_clips, v.precision), mesh=self.mesh,
+      draw_fn=MmaDfer.draw_drop_path, micro_batch=v.micro_batch, remat=v.remat, **how,
+    )  # fmt: skip
+    shardings = jax.tree.map(lambda x: x.sharding, self.state)
+    jitted = jax.jit(
+      step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=compiler_options()
+    )
+    return jitted.lower(self.state, self.batch, self.key)
+
+  def step(self) -> float:
+    """Makes one step; the loss of a clip, for which it waits."""
+    if self.variant.step == "eval":
+      sums = self.compiled(self.state.tunable, self.state.frozen, self.batch)
+      return float(sums["loss"]) / self.variant.batch_size
+    return self.train_on(self.batch)
+
+  def train_on(self, batch: Any) -> float:
+    self.state, metrics = self.compiled(self.state, batch, self.key)
+    return float(metrics["loss"])
+
+  def clips_per_second(
+    self, records: Sequence[Record], num_workers: int, repeats: int, consume: Callable[[Any], Any]
+  ) -> float:
+    """How fast the pipeline's batches are consumed, once the first have passed."""
+    size = self.variant.batch_size
+    order = TrainOrder(records, 0, size, 1 + 2 * repeats * size // len(records) + 1)
+    with train_batches(
+      order, self.cfg.inputs, Augment(), start_step=0, num_workers=num_workers, prefetch=2
+    ) as batches:
+      for _ in range(repeats):
+        consume(next(batches))
+      start = time.perf_counter()
+      for _ in range(repeats):
+        consume(next(batches))
+      return repeats * size / (time.perf_counter() - start)
+
+
 def measure(
   variant: Variant, repeats: int, records: Sequence[Record] | None, num_workers: int
 ) -> dict[str, Any]:
@@ -226,85 +302,24 @@ def measure(
   ):  # of this measurement alone: the first compilation is a cold one
     jax.config.update("jax_compilation_cache_dir", cache)
     start_jax()
-    cfg = paper_of_depth(variant.image_size, variant.depth)
-    check_batch_size(variant.batch_size)
-    if variant.micro_batch and variant.batch_size % variant.micro_batch:
-      raise UserError(f"micro_batch={variant.micro_batch} must divide batch_size={variant.batch_size}")
-    check_precision(variant.precision)
-    mesh = make_mesh(*map(int, variant.mesh.split("x")))
-    tx = make_optimizer(cosine_by_epoch(1e-4, 1, 1_000_000), 1e-2)
-    graphdef, state = create_train_state(
-      lambda: MmaDfer(cfg, rngs=nnx.Rngs(0)), tunable_patterns(cfg), tx, mesh=mesh, fsdp_min_size_mb=4.0
-    )
-    state = state._replace(frozen=cast(state.frozen, variant.precision))
-    batch = to_global(random_batch(cfg, variant.batch_size), mesh)
-    key = jax.random.key(0)
-    how: dict[str, Any] = {"graphdef": graphdef, "precision": variant.precision}
-    options = compiler_options()
-
-    def lowered():
-      if variant.step == "eval":
-        function = jax.jit(functools.partial(eval_step, loss=cross_entropy, **how), compiler_options=options)
-        return function.lower(state.tunable, state.frozen, batch)
-      step = functools.partial(
-        train_step, tx=tx, loss_fn=functools.partial(loss_of_clips, variant.precision),
-        draw_fn=MmaDfer.draw_drop_path, micro_batch=variant.micro_batch, mesh=mesh, remat=variant.remat, **how,
-      )  # fmt: skip
-      shardings = jax.tree.map(lambda x: x.sharding, state)
-      return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None),
-                     compiler_options=options).lower(state, batch, key)  # fmt: skip
-
-    seconds_to = []
-    for _ in range(2):  # the second one finds the first in the persistent cache
-      jax.clear_caches()
-      start = time.perf_counter()
-      program = lowered()
-      traced = time.perf_counter()
-      compiled = compile_checked(program)
-      seconds_to.append({"trace": traced - start, "compile": time.perf_counter() - traced})
-
-    def step() -> float:
-      nonlocal state
-      if variant.step == "eval":
-        return float(compiled(state.tunable, state.frozen, batch)["loss"]) / variant.batch_size
-      state, metrics = compiled(state, batch, key)
-      return float(metrics["loss"])  # waits for the step
-
-    def fed(consume: Callable[[Any], Any]) -> float:
-      """Clips a second that the pipeline's batches are consumed at, once the first have passed."""
-      assert records is not None
-      epochs = 1 + 2 * repeats * variant.batch_size // len(records) + 1
-      order = TrainOrder(records, 0, variant.batch_size, epochs)
-      with train_batches(
-        order, cfg.inputs, Augment(), start_step=0, num_workers=num_workers, prefetch=2
-      ) as batches:
-        for _ in range(repeats):
-          consume(next(batches))
-        start = time.perf_counter()
-        for _ in range(repeats):
-          consume(next(batches))
-        return repeats * variant.batch_size / (time.perf_counter() - start)
-
-    def train_on(clips: Any) -> None:
-      nonlocal state
-      state, metrics = compiled(state, to_global(clips, mesh), key)
-      metrics["loss"].block_until_ready()
-
-    loss, seconds = step(), []
+    here = Measured(variant)
+    loss, seconds = here.step(), []
     for _ in range(repeats):
       start = time.perf_counter()
-      step()
+      here.step()
       seconds.append(time.perf_counter() - start)
     clips = {}
     if variant.step == "train" and records is not None:
+      fed = functools.partial(here.clips_per_second, records, num_workers, repeats)
       clips = {
         "pipeline_clips_per_second": fed(lambda clips: None),
-        "together_clips_per_second": fed(train_on),
+        "together_clips_per_second": fed(lambda clips: here.train_on(to_global(clips, here.mesh))),
       }
+    cold, cached = here.seconds_to
     return {
       "loss": loss,
-      "trace_seconds": seconds_to[1]["trace"],
-      "compile_seconds": {"cold": seconds_to[0]["compile"], "cached": seconds_to[1]["compile"]},
+      "trace_seconds": cached["trace"],
+      "compile_seconds": {"cold": cold["compile"], "cached": cached["compile"]},
       "seconds": seconds,
       "peak_memory_gib": peak_memory(),
       **clips,
