@@ -1,7 +1,8 @@
 """What can be wrong with a run: all of it at once, before anything long starts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 import math
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,6 +18,7 @@ from mma_dfer_jax.layers import REMAT
 from mma_dfer_jax.model import ModelConfig
 from mma_dfer_jax.parameters import PRECISIONS, tunable_patterns
 from mma_dfer_jax.training.sharding import check_batch_size, check_precision, make_mesh
+from mma_dfer_jax.training.start import open_init
 from mma_dfer_jax.weights.pretrained import open_pretrained
 
 
@@ -24,8 +26,13 @@ from mma_dfer_jax.weights.pretrained import open_pretrained
 class Start(Protocol):
   """Weights that a run starts from, checked, but not read yet."""
 
-  name: str  # what of the model it is for
-  sha256: str  # of the file
+  @property
+  def name(self) -> str:
+    """What of the model it is for."""
+
+  @property
+  def sha256(self) -> str:
+    """Of the file."""
 
   def read(self) -> Mapping[str, np.ndarray]:
     """Float32 parameters by path; a table of positions may lack the rows of prompts."""
@@ -125,7 +132,8 @@ def check_model_and_data(config: ml_collections.ConfigDict) -> tuple[Found, list
     except UserError as error:
       problems.append(str(error))
   if found.model:
-    found.starts, wrong = open_starts(config, found.model)
+    assert found.data_set is not None  # it says the classes
+    found.starts, wrong = open_starts(config, found.model, found.data_set.classes)
     problems += wrong
   return found, problems
 
@@ -201,17 +209,24 @@ def problems_of_classes(config: ml_collections.ConfigDict, data_set: DataSet) ->
   return problems
 
 
-def open_starts(config: ml_collections.ConfigDict, model: ModelConfig) -> tuple[list[Start], list[str]]:
-  """The files of weights that a run starts from, and what is wrong with them."""
-  starts: list[Start] = []
+def open_starts(
+  config: ml_collections.ConfigDict, model: ModelConfig, classes: Sequence[str]
+) -> tuple[list[Start], list[str]]:
+  """The weights that a run starts from, later ones go over earlier ones; and what is wrong with them."""
+  openers: list[Callable[[], Start]] = []
   problems = []
+  if config.init_from:
+    openers.append(lambda: open_init(config.init_from, model, classes))
   for stream in ("image", "audio"):
     path = config.pretrained[stream]
     if path and not getattr(model, stream).depth:
       problems.append(f"pretrained.{stream}={path}, but model.{stream} is none")
     elif path:
-      try:
-        starts.append(open_pretrained(stream, path, model))
-      except UserError as error:
-        problems.append(str(error))
+      openers.append(functools.partial(open_pretrained, stream, path, model))
+  starts = []
+  for opener in openers:
+    try:
+      starts.append(opener())
+    except UserError as error:
+      problems.append(str(error))
   return starts, problems
