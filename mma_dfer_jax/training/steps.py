@@ -20,7 +20,9 @@ Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 # (model, batch, what was drawn for it, remat) -> the loss of each clip, and other numbers of each clip to be logged.
 LossFn = Callable[[nnx.Module, Batch, Any, str], tuple[jax.Array, Metrics]]
-DrawFn = Callable[[nnx.Module, nnx.Rngs, int], Any]  # (model, rngs, clips) -> arrays whose axis of clips is the last
+DrawFn = Callable[
+  [nnx.Module, nnx.Rngs, int], Any
+]  # (model, rngs, clips) -> arrays whose axis of clips is the last
 
 
 def abstract_batch(inputs: Inputs, batch_size: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
@@ -74,7 +76,9 @@ def train_step(
   clips = batch["label"].shape[0]
   parts = clips // (micro_batch or clips)
   rngs = nnx.Rngs(drop_path=jax.random.fold_in(key, state.step))
-  drawn = draw_fn(nnx.merge(graphdef, state.tunable, state.frozen), rngs, clips)  # for all clips, before they are divided
+  drawn = draw_fn(
+    nnx.merge(graphdef, state.tunable, state.frozen), rngs, clips
+  )  # for all clips, before they are divided
 
   def loss_of(tunable, part, drawn):
     model = nnx.merge(graphdef, cast(tunable, precision), state.frozen)
@@ -132,7 +136,11 @@ def eval_step(
 ) -> Metrics:
   """Sums over the real clips of a batch: confusion matrix (C, C) int32, loss, clips without sound."""
   model = nnx.merge(graphdef, cast(tunable, precision), cast(frozen, precision))
-  outputs = in_float32(model(*model_inputs(batch, precision)))
+  return sums(in_float32(model(*model_inputs(batch, precision))), batch, loss)
+
+
+def sums(outputs: Outputs, batch: Batch, loss: Loss) -> Metrics:
+  """What an evaluation adds up over batches, of the real clips of one: see `eval_step`."""
   return {
     "confusion": confusion_matrix(outputs.logits, batch["label"], batch["mask"]),
     "loss": (loss(outputs, batch) * batch["mask"]).sum(),
