@@ -66,7 +66,11 @@ def name_table(cfg: ModelConfig) -> list[Row]:
   Raises:
     UserError: naming the parts that such a file has no place for.
   """
-  tables = {place: parts.authors_table(type(getattr(cfg, name))) for name, slot in SLOTS.items() for place in slot.places}
+  tables = {
+    place: parts.authors_table(type(getattr(cfg, name)))
+    for name, slot in SLOTS.items()
+    for place in slot.places
+  }
   tables["joint_adaptation"] = model.AUTHORS
   rows, homeless = [], set()
   for path, shape in parameter_shapes(cfg).items():

@@ -7,8 +7,9 @@ import re
 
 import numpy as np
 
+from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.model import ModelConfig
-from mma_dfer_jax.weights.files import Weights, check_finite, check_floating, looks_like, open_weights
+from mma_dfer_jax.weights.files import Weights, check_finite, looks_like, open_weights
 from mma_dfer_jax.weights.names import OWNERS, Row, check_fit, from_torch, name_table, used_shapes
 from mma_dfer_jax.weights.positions import resize_positions
 
@@ -93,7 +94,12 @@ def open_pretrained(stream: str, path: str | Path, cfg: ModelConfig) -> Pretrain
   grid = (math.isqrt(max(patches, 0)),) * 2 if stream == "image" else (patches // target[1], target[1])
   wanted["pos_embed"] = (1, 1 + grid[0] * grid[1], encoder.width) if min(grid) else (1, -1, encoder.width)
   expected = {"image": "MAE-Face's pretraining file", "audio": "AudioMAE's pretraining file"}[stream]
-  check_floating(weights)
-  title = f"{path} is not {expected} for this model (width {encoder.width}, {encoder.depth} blocks); it looks like"
+  title = (
+    f"{path} is not {expected} for this model (width {encoder.width}, {encoder.depth} blocks); it looks like"
+  )
   check_fit(f"{title} {looks_like(weights.shapes)}", weights.shapes, wanted, allowed=left_out)
+  if weights.heads(stream) not in (None, encoder.heads):
+    raise UserError(
+      f"{path} has {weights.heads(stream)} attention heads, model.{stream}.heads={encoder.heads}"
+    )
   return PretrainedEncoder(stream, weights, rows, grid, target, left_out)

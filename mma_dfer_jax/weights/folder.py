@@ -1,0 +1,170 @@
+"""A model folder: what training or `convert` leaves for whoever wants to use a model.
+
+folder/model.json          parts and sizes, class names, recipe of the data, source, counts, version, sha256
+folder/model.safetensors   parameters by path in the dtype of the source; `unused.NAME` are the authors' other tensors
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import json
+import math
+from pathlib import Path
+import shutil
+from typing import Any
+
+import numpy as np
+
+from mma_dfer_jax.disk import free_bytes, sha256_of, write_json
+from mma_dfer_jax.errors import UserError, listed
+from mma_dfer_jax.parameters import Tunable, parameter_shapes, tunable_patterns
+from mma_dfer_jax.weights.files import (
+  VERSION,
+  StoredModel,
+  model_in,
+  read_safetensors,
+  write_safetensors,
+)
+from mma_dfer_jax.weights.mma_dfer import UNUSED, open_checkpoint, with_classes
+from mma_dfer_jax.weights.names import check_fit, name_table, unused_shapes
+
+FIELDS = {"model": dict, "assumed": dict, "classes": list, "class_order": str, "recipe": dict, "source": dict,
+          "counts": dict, "version": str, "sha256": str}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFolder(StoredModel):
+  """A model folder whose names and shapes fit; `about` is what model.json says, see `FIELDS`."""
+
+  def read(self) -> dict[str, np.ndarray]:
+    """All parameters by path, mapped from the disk, in the dtype of the source.
+
+    Raises:
+      UserError: if a byte has changed since the folder was written.
+    """
+    file = self.path / "model.safetensors"
+    if sha256_of(file) != self.about["sha256"]:
+      raise UserError(
+        f"{file} is damaged: it is not the file that model.json speaks of; convert the source again"
+      )
+    return super().read()
+
+
+def open_folder(folder: Path) -> ModelFolder:
+  """Opens a model folder; reads names and shapes, executes nothing.
+
+  Raises:
+    UserError: if it is none, damaged, or of version 0.1.0, with everything missing, unexpected or of the wrong shape.
+  """
+  path = folder / "model.json"
+  if not path.is_file():
+    raise UserError(f"{folder} is no model folder: it has no model.json")
+  if (folder / "params").exists():
+    raise UserError(f"{folder} was written by mma_dfer_jax 0.1.0, whose model folders this version does not read: "
+                    "convert its source again")  # fmt: skip
+  try:
+    about = json.loads(path.read_text())
+  except (ValueError, RecursionError) as error:
+    raise UserError(f"{path} is damaged: {error}; convert the source again") from error
+  given = about if isinstance(about, dict) else {}
+  wrong = [
+    f"{key} must be a {kind.__name__}" for key, kind in FIELDS.items() if type(given.get(key)) is not kind
+  ]
+  if not wrong and not all(isinstance(name, str) for name in about["classes"]):
+    wrong.append("classes must be names")
+  if wrong:
+    raise listed(f"{path} is damaged", wrong, "convert the source again")
+  model = model_in(about["model"], str(path))
+  if len(about["classes"]) != model.num_classes:
+    raise UserError(f"{path} names {len(about['classes'])} classes, but its model has {model.num_classes}")
+  tensors, _ = read_safetensors(folder / "model.safetensors")
+  shapes = {name: tensor.shape for name, tensor in tensors.items()}
+  unused = {UNUSED + name for name in unused_shapes(model)}
+  check_fit(f"{folder} is damaged", shapes, parameter_shapes(model), allowed=unused)
+  return ModelFolder(folder, model, about, tensors)
+
+
+def write_folder(
+  out: Path, stored: StoredModel, check: Callable[[Path], Mapping[str, Any]] = lambda folder: {}
+) -> dict[str, Any]:
+  """Writes a model folder, whole or not at all; returns what its model.json says.
+
+  Args:
+    out: the folder; it must not exist, or be empty.
+    stored: what is written, one tensor in memory at a time.
+    check: called with the folder before it gets its name; what it returns becomes part of model.json.
+  Raises:
+    UserError: with everything that stands against it; nothing is left behind then, nor if it is interrupted.
+  """
+  problems = []
+  if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    problems.append(f"{out} exists already; choose another --out or remove it")
+  needed, free = 1.01 * sum(tensor.nbytes for tensor in stored.tensors.values()) + 2**20, free_bytes(out)
+  if free < needed:
+    problems.append(f"{out} needs {needed / 2**20:.0f} MiB, but {free / 2**20:.0f} MiB are free")
+  if problems:
+    raise listed("the model folder cannot be written", problems)
+  partial = out.with_name(f".{out.name}.partial")
+  shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+  try:
+    sha256 = write_safetensors(partial / "model.safetensors", stored.tensors, {"format": "mma_dfer_jax"})
+    about: dict[str, Any] = {
+      "model": stored.model.to_fields(),
+      **{key: stored.about[key] for key in ("assumed", "classes", "class_order", "recipe", "source")},
+      "counts": counts(stored),
+      "version": VERSION,
+      "sha256": sha256,
+    }
+    write_json(partial / "model.json", about)
+    write_json(partial / "model.json", about | check(partial))
+    if out.exists():
+      out.rmdir()  # it is empty
+    partial.rename(out)
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
+  return open_folder(out).about
+
+
+def counts(stored: StoredModel) -> dict[str, dict[str, int]]:
+  """Tensors and elements of each part of the model, tunable and frozen, and as the original counts its own."""
+  is_tunable = Tunable(tunable_patterns(stored.model))
+  found: dict[str, dict[str, int]] = {}
+
+  def add(group: str, elements: int, tensors: int = 1) -> None:
+    entry = found.setdefault(group, {"tensors": 0, "elements": 0})
+    entry["tensors"] += tensors
+    entry["elements"] += elements
+
+  try:  # query, key and value are two tensors of theirs and one of ours
+    theirs = {row.path: len(row.torch_names) for row in name_table(stored.model)}
+  except UserError:  # such a file has no place for some part
+    theirs = {}
+  for path, tensor in stored.tensors.items():
+    elements, place = math.prod(tensor.shape), path.split("/")[0]
+    unused = path.startswith(UNUSED)
+    group = "unused" if unused else "tunable" if is_tunable(path.split("/"), None) else "frozen"
+    add("all", elements)
+    add(group, elements)
+    if not unused:
+      add(f"part {place}", elements)
+    if theirs:  # the original counts norm2 among what it trains, and the heads among what it does not
+      trained = group == "tunable" or (unused and ".head." not in path)
+      add("trained in the original" if trained else "frozen in the original", elements, theirs.get(path, 1))
+  return found
+
+
+def convert_checkpoint(
+  model: str | Path, out: str | Path, *, classes: str | None = None, heads: int | None = None
+) -> dict[str, Any]:
+  """Turns an MMA-DFER checkpoint (.pth, .safetensors) into a model folder that `load_model` opens.
+
+  Args:
+    model: the file; nothing in it is executed, and PyTorch is not needed.
+    out: folder to write; it must not exist.
+    classes: dfew, mafw, mafw-official, or names "a,b,c"; may be left out if the file says them.
+    heads: attention heads of the encoders, if unusual: shapes do not tell.
+  Returns:
+    What model.json in the folder says.
+  Raises:
+    UserError: if the file is no such checkpoint, damaged or not to be trusted; nothing is written then.
+  """
+  return write_folder(Path(out), with_classes(open_checkpoint(Path(model), heads), classes))
