@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
   from mma_dfer_jax.config import default_config as default_config
-  from mma_dfer_jax.conversion import convert_checkpoint as convert_checkpoint
+  from mma_dfer_jax.weights.folder import convert_checkpoint as convert_checkpoint
   from mma_dfer_jax.data.fbank import log_mel_fbank as log_mel_fbank
   from mma_dfer_jax.data.frames import sample_frames as sample_frames
   from mma_dfer_jax.engines.engine import load_model as load_model
@@ -26,7 +26,7 @@ _HOMES = {
   "load_model": "engines.engine",
   "predict_video": "prediction",
   "Prediction": "prediction",
-  "convert_checkpoint": "conversion",
+  "convert_checkpoint": "weights.folder",
   "log_mel_fbank": "data.fbank",
   "sample_frames": "data.frames",
   "Scores": "training.scores",
