@@ -158,7 +158,7 @@ def adapted_layer(image_blocks, audio_blocks, fusion, image, audio):
   return fusion(image, audio)  # 🔥
 
 
-DropPath = tuple[Float[Array, "L 2 BV"] | None, Float[Array, "K 2 B"] | None]  # of both encoders' blocks
+DropPath = tuple[Float[Array, "L 2 BV"] | None, Float[Array, "J 2 B"] | None]  # of both encoders' blocks
 
 
 class MmaDfer(nnx.Module):

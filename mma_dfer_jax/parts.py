@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import importlib
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 import zlib
 
 from flax import nnx
@@ -62,6 +62,7 @@ class Outputs(NamedTuple):
   extra: Mapping[str, Array] = {}  # of auxiliary heads, by the name of the target that a loss compares them with
 
 
+@runtime_checkable  # tests enforce annotations
 class Encoder(Protocol):
   """One stream, opened up: its blocks are called one by one, so that other parts can act between them."""
 
@@ -78,6 +79,7 @@ class Encoder(Protocol):
     """What stands for each moment, after the last norm: the class token of each frame, for example."""
 
 
+@runtime_checkable  # tests enforce annotations
 class Adapter(Protocol):
   """Adapts one stream by itself."""
 
@@ -87,6 +89,7 @@ class Adapter(Protocol):
     """Called after every layer."""
 
 
+@runtime_checkable  # tests enforce annotations
 class Fusion(Protocol):
   """Lets both streams look at each other; there is one for each layer. A stream that is not there is None."""
 
@@ -95,18 +98,21 @@ class Fusion(Protocol):
   ) -> tuple[Float[Array, "BV N D"] | None, Float[Array, "B M E"] | None]: ...
 
 
+@runtime_checkable  # tests enforce annotations
 class Temporal(Protocol):
   """From moments to a clip."""
 
   def __call__(self, joint: Float[Array, "B S W"]) -> Float[Array, "B W"]: ...
 
 
+@runtime_checkable  # tests enforce annotations
 class Head(Protocol):
   """From a clip to logits."""
 
   def __call__(self, clip: Float[Array, "B W"]) -> Outputs: ...
 
 
+@runtime_checkable  # tests enforce annotations
 class Loss(Protocol):
   """One number for each clip; the step takes the mean, an evaluation the sum over real clips."""
 

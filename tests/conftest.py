@@ -13,8 +13,8 @@ import jax
 import numpy as np
 import pytest
 
-from mma_dfer_jax.model import ModelConfig
-from mma_dfer_jax.sharding import start_jax
+from mma_dfer_jax.model import ModelConfig, paper, read_model
+from mma_dfer_jax.training.sharding import start_jax
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parent.parent
@@ -25,11 +25,32 @@ import make_weights  # noqa: E402
 start_jax()
 flags.FLAGS.mark_as_parsed()  # grain's worker processes ask for it
 
-TINY = ModelConfig(
-  image_size=64, width=48, heads=4, mlp_dim=192, bottleneck_width=16,
-  temporal_width=32, temporal_heads=8, temporal_head_dim=8, temporal_mlp_dim=64,
-)  # fmt: skip
-CONFIGS = {"tiny_64_7": TINY, "full_224_7": ModelConfig()}
+_SIZES = {  # of the golden tiny model
+  "image": {"name": "mae", "width": 48, "heads": 4, "mlp_dim": 192},
+  "audio": {"name": "mae", "width": 48, "heads": 4, "mlp_dim": 192},
+  "prompts": {"name": "prompts"},
+  "fusion": {"name": "bottleneck", "width": 16},
+  "temporal": {"name": "transformer", "width": 32, "heads": 8, "head_dim": 8, "mlp_dim": 64},
+  "head": {"name": "linear"},
+}
+
+
+def tiny(num_classes: int = 7, image_size: int = 64, audio_shape=(512, 128), **changes) -> ModelConfig:
+  """The golden tiny model, with other fields or other parts: `tiny(fusion={"name": "none"}, image={"depth": 4})`."""
+  fields = {slot: changes[slot] if "name" in changes.get(slot, {}) else values | changes.get(slot, {})
+            for slot, values in _SIZES.items()}  # fmt: skip
+  inputs = {"image_size": image_size, "audio_shape": audio_shape}
+  return read_model({"num_classes": num_classes, "inputs": inputs, **fields})
+
+
+def small(**changes) -> ModelConfig:
+  """A model of four layers that compiles within seconds."""
+  four = {"image": {"depth": 4}, "audio": {"depth": 4}, "prompts": {"layers_per_stage": 2}}
+  return tiny(**{"image_size": 32, "audio_shape": (64, 32)} | four | changes)
+
+
+TINY = tiny()
+CONFIGS = {"tiny_64_7": TINY, "full_224_7": paper()}
 
 
 def golden_json(name: str):
@@ -44,7 +65,7 @@ def golden_weights(case: str, seed: int = 1) -> dict[str, np.ndarray]:
 def golden_inputs(case: str, seed: int = 2, batch: int = 2):
   """video (B, T, H, W, 3), spectrogram (B, F, K), labels (B,) of a golden case."""
   cfg = CONFIGS[case]
-  images, audio, labels = make_weights.make_inputs(seed, batch, cfg.image_size, num_classes=cfg.num_classes)
+  images, audio, labels = make_weights.make_inputs(seed, batch, cfg.inputs.image_size, num_classes=cfg.num_classes)
   return np.ascontiguousarray(images.transpose(0, 1, 3, 4, 2)), audio[:, 0], labels.astype(np.int32)
 
 

@@ -11,16 +11,20 @@ import time
 from conftest import ROOT
 import numpy as np
 
-from mma_dfer_jax.train_state import flat_params
-from mma_dfer_jax.trained_model import load_model
+from mma_dfer_jax.engines.engine import load_model
+from mma_dfer_jax.parameters import flat_params
 
 # Three epochs of five steps on 21 generated clips, with a model that compiles within seconds.
 SMALL = {
   "num_epochs": 3, "batch_size": 4, "log_every_steps": 2, "learning_rate": 1e-3, "keep_checkpoints": 2,
-  "model.image_size": 32, "model.width": 16, "model.heads": 2, "model.mlp_dim": 32, "model.audio_shape": "(64,128)",
-  "model.bottleneck_width": 8, "model.temporal_width": 16, "model.temporal_heads": 2, "model.temporal_head_dim": 8,
-  "model.temporal_mlp_dim": 16, "model.drop_path": 0.2,
+  "inputs.image_size": 32, "inputs.audio_shape": "(64,128)", "model.fusion.width": 8, "model.temporal.width": 16,
+  "model.temporal.heads": 2, "model.temporal.head_dim": 8, "model.temporal.mlp_dim": 16,
 }  # fmt: skip
+SMALL |= {
+  f"model.{stream}.{field}": value
+  for stream in ("image", "audio")
+  for field, value in {"width": 16, "heads": 2, "mlp_dim": 32, "drop_path": 0.2}.items()
+}
 FROZEN = ("fusion/.*", "classifier/.*", ".*_prompts/.*", "temporal/.*", "joint_adaptation/.*", ".*/pos_embed")
 
 

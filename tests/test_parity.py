@@ -1,9 +1,8 @@
 """Equal to the original: logits, every probed tensor, gradients, updates, drop path (numbers in tests/golden)."""
 
-import dataclasses
 import functools
 
-from conftest import CONFIGS, GOLDEN, TINY, golden_inputs, golden_json, golden_weights, slice_of
+from conftest import CONFIGS, GOLDEN, TINY, golden_inputs, golden_json, golden_weights, slice_of, tiny
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -11,24 +10,24 @@ import numpy as np
 import optax
 import pytest
 
-from mma_dfer_jax import model, torch_names, vit
-from mma_dfer_jax.config import PAPER_TUNABLE
-from mma_dfer_jax.steps import train_step
-from mma_dfer_jax.train_state import (
-  TrainState,
-  Tunable,
-  abstract_model,
-  cosine_by_epoch,
-  flat_params,
-  make_optimizer,
-)
+from mma_dfer_jax import layers, model
+from mma_dfer_jax.adapters.prompts import ProgressivePrompts
+from mma_dfer_jax.encoders.mae import MaeEncoder
+from mma_dfer_jax.losses.cross_entropy import cross_entropy
+from mma_dfer_jax.parameters import Tunable, abstract_model, flat_params, tunable_patterns
+from mma_dfer_jax.temporal.transformer import MultimodalTemporalTransformer
+from mma_dfer_jax.training.state import TrainState, cosine_by_epoch, make_optimizer
+from mma_dfer_jax.training.steps import train_step
+from mma_dfer_jax.weights import names
+
+PAPER_TUNABLE = tunable_patterns(TINY)
 
 
 def build(case: str, dtype=np.float32) -> model.MmaDfer:
   """Our model with the golden weights of a case."""
   cfg = CONFIGS[case]
   graphdef, params = abstract_model(cfg)
-  arrays = torch_names.from_torch(golden_weights(case), torch_names.name_table(cfg))
+  arrays = names.from_torch(golden_weights(case), names.name_table(cfg))
   leaves = [jnp.asarray(arrays[path].astype(dtype)) for path in flat_params(params)]
   return nnx.merge(graphdef, jax.tree.unflatten(jax.tree.structure(params), leaves))
 
@@ -41,14 +40,14 @@ def golden(case: str):
 def record(mp: pytest.MonkeyPatch, net: model.MmaDfer) -> dict[str, np.ndarray]:
   """Keeps what the parts of a model return, by the golden probes' names, while it runs eagerly."""
   seen: dict[str, np.ndarray] = {}
-  names: dict[int, str] = {id(net.joint_adaptation): "vision_proj", id(net.temporal): "temporal_cls"}
+  probes: dict[int, str] = {id(net.joint_adaptation): "vision_proj", id(net.temporal): "temporal_cls"}
   for stream in ("image", "audio"):
     encoder, prompts = getattr(net, f"{stream}_encoder"), getattr(net, f"{stream}_prompts")
-    names |= {id(encoder): f"{stream}.tokens_in", id(encoder.patch_embed): f"{stream}.patch_embed"}
-    names |= {id(prompts): f"{stream}.block{{}}.post", id(encoder.norm): f"{stream}.norm"}
-    names |= {id(block): f"{stream}.block{i}.pre" for i, block in enumerate(encoder.blocks)}
+    probes |= {id(encoder): f"{stream}.tokens_in", id(encoder.patch_embed): f"{stream}.patch_embed"}
+    probes |= {id(prompts): f"{stream}.block{{}}.post", id(encoder.norm): f"{stream}.norm"}
+    probes |= {id(block): f"{stream}.block{i}.pre" for i, block in enumerate(encoder.blocks)}
   for i, fusion in enumerate(net.fusion):
-    names |= {id(fusion.image_norm): f"image_lowdim_norm.{i}", id(fusion.audio_norm): f"audio_lowdim.{i}"}
+    probes |= {id(fusion.image_norm): f"image_lowdim_norm.{i}", id(fusion.audio_norm): f"audio_lowdim.{i}"}
 
   def watch(cls, method):
     original = getattr(cls, method)
@@ -56,22 +55,22 @@ def record(mp: pytest.MonkeyPatch, net: model.MmaDfer) -> dict[str, np.ndarray]:
     @functools.wraps(original)
     def wrapper(self, *args, **kwargs):
       out = original(self, *args, **kwargs)
-      if name := names.get(id(self)):
+      if name := probes.get(id(self)):
         seen[name.format(args[1] if method == "update" else "")] = np.asarray(out)
       if cls is model.JointAdaptation:
-        seen["fused_features"] = np.asarray(args[0] + args[1][:, None])
+        seen["fused_features"] = np.asarray(args[0] + args[1])
       return out
 
     mp.setattr(cls, method, wrapper)
 
-  watch(vit.MaeEncoder, "embed")
-  watch(model.ProgressivePrompts, "update")
+  watch(MaeEncoder, "embed")
+  watch(ProgressivePrompts, "update")
   for cls in (
     nnx.Conv,
-    vit.LayerNorm,
-    vit.TransformerBlock,
+    layers.LayerNorm,
+    layers.TransformerBlock,
     model.JointAdaptation,
-    model.MultimodalTemporalTransformer,
+    MultimodalTemporalTransformer,
   ):
     watch(cls, "__call__")
   return seen
@@ -83,7 +82,7 @@ def test_logits_and_every_probe(case, monkeypatch):
   video, sound, _ = golden_inputs(case)
   seen = record(monkeypatch, net)
   with jax.disable_jit():  # a compiled layer would be seen with copies of its modules
-    logits = np.asarray(net(jnp.asarray(video), jnp.asarray(sound)))
+    logits = np.asarray(net(jnp.asarray(video), jnp.asarray(sound)).logits)
   for stream in (
     "image",
     "audio",
@@ -107,7 +106,7 @@ def test_logits_and_every_probe(case, monkeypatch):
 def test_float64_logits_catch_even_an_epsilon():
   net = build("tiny_64_7", np.float64)
   video, sound, _ = golden_inputs("tiny_64_7")
-  logits = np.asarray(net(jnp.asarray(video, jnp.float64), jnp.asarray(sound, jnp.float64)))
+  logits = np.asarray(net(jnp.asarray(video, jnp.float64), jnp.asarray(sound, jnp.float64)).logits)
   assert logits.dtype == np.float64
   assert np.abs(logits - golden("tiny_64_7")["logits64"]).max() < 1e-8
 
@@ -122,18 +121,17 @@ def tiny_loss(graphdef, frozen, *, train=False):
   video, sound, labels = golden_inputs("tiny_64_7")
 
   def loss(tunable):
-    logits = nnx.merge(graphdef, tunable, frozen)(
-      jnp.asarray(video, jnp.result_type(float)),
-      jnp.asarray(sound, jnp.result_type(float)),
-      rngs=nnx.Rngs(drop_path=0) if train else None,
-    )
+    net = nnx.merge(graphdef, tunable, frozen)
+    dropped = net.draw_drop_path(nnx.Rngs(drop_path=0), len(labels)) if train else (None, None)
+    real = jnp.result_type(float)
+    logits = net(jnp.asarray(video, real), jnp.asarray(sound, real), dropped=dropped).logits
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), logits
 
   return loss
 
 
 def as_original(tree) -> dict[str, np.ndarray]:
-  return torch_names.to_torch({path: np.asarray(v[...]) for path, v in flat_params(tree).items()}, TINY)
+  return names.to_torch({path: np.asarray(v[...]) for path, v in flat_params(tree).items()}, TINY)
 
 
 def check_gradients(dtype, suffix: str, rel: float, atol: float) -> None:
@@ -196,31 +194,35 @@ def test_train_step_is_that_update():
   video, sound, labels = golden_inputs("tiny_64_7")
   pixels = np.round(video * 255).astype(np.uint8)
   graphdef_quiet = nnx.split(
-    nnx.eval_shape(lambda: model.MmaDfer(quiet(TINY), rngs=nnx.Rngs(0))), Tunable(PAPER_TUNABLE), ...
+    nnx.merge(*abstract_model(QUIET)), Tunable(PAPER_TUNABLE), ...
   )[0]
 
   def loss(tunable):
-    logits = nnx.merge(graphdef_quiet, tunable, state.frozen)(
-      jnp.asarray(pixels, jnp.float32) / 255, jnp.asarray(sound)
-    )
+    net = nnx.merge(graphdef_quiet, tunable, state.frozen)
+    logits = net(jnp.asarray(pixels, jnp.float32) / 255, jnp.asarray(sound)).logits
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
   value, grads = jax.jit(jax.value_and_grad(loss))(state.tunable)
   updates, _ = tx.update(grads, state.opt_state, state.tunable)
   want = optax.apply_updates(state.tunable, updates)
   batch = {"video": jnp.asarray(pixels), "spectrogram": jnp.asarray(sound), "label": jnp.asarray(labels)}
-  new, metrics = jax.jit(functools.partial(train_step, graphdef=graphdef_quiet, tx=tx))(
-    state, batch, jax.random.key(0)
-  )
+  step = functools.partial(train_step, graphdef=graphdef_quiet, tx=tx, loss_fn=loss_of_step, draw_fn=draw)
+  new, metrics = jax.jit(step)(state, batch, jax.random.key(0))
   assert float(metrics["loss"]) == pytest.approx(float(value), abs=1e-6)
   assert int(new.step) == 1
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), want, new.tunable)
   assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), state.frozen, new.frozen))
 
 
-def quiet(cfg):
+QUIET = tiny(image={"drop_path": 0.0}, audio={"drop_path": 0.0})
 
-  return dataclasses.replace(cfg, drop_path=0.0)
+
+def loss_of_step(net, batch, dropped, remat):
+  return cross_entropy(net(batch["video"], batch["spectrogram"], dropped=dropped, remat=remat), batch), {}
+
+
+def draw(net, rngs, clips):
+  return net.draw_drop_path(rngs, clips)
 
 
 def test_drop_path_rates_lie_on_a_line():
@@ -247,7 +249,7 @@ def test_drop_path_with_the_given_masks(monkeypatch):
     assert shape == (12, *masks.shape[1:]), stream
     return jnp.asarray(np.concatenate([np.ones_like(masks[:1]), masks]))
 
-  monkeypatch.setattr(vit.jax.random, "bernoulli", bernoulli)
+  monkeypatch.setattr(layers.jax.random, "bernoulli", bernoulli)
   net = build("tiny_64_7")
   for stream in streams:  # some rates were raised for this case, so that more is dropped
     raised = [float(given[f"p/{stream}.{i}.1"]) for i in range(1, 12)]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 import math
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import ml_collections
@@ -20,6 +20,7 @@ from mma_dfer_jax.training.sharding import check_batch_size, check_precision, ma
 from mma_dfer_jax.weights.pretrained import open_pretrained
 
 
+@runtime_checkable  # tests enforce annotations
 class Start(Protocol):
   """Weights that a run starts from, checked, but not read yet."""
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from flax import nnx
 import jax
@@ -36,6 +36,7 @@ from mma_dfer_jax.training.steps import (
 Clips = Iterator[Mapping[str, np.ndarray]]
 
 
+@runtime_checkable  # tests enforce annotations
 class Task(Protocol):
   """What `loop.fit` asks of a kind of training."""
 
