@@ -209,6 +209,8 @@ class MmaDfer(nnx.Module):
       f"{tunable:,} tunable by its parts"
     )
 
+  __str__ = __repr__
+
   def __call__(
     self,
     video: Float[Array, "B T H W 3"] | UInt8[Array, "B T H W 3"],

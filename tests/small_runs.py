@@ -72,7 +72,7 @@ def steps_logged(workdir: Path) -> int:
 
 
 def parameters(workdir: Path) -> dict[str, np.ndarray]:
-  model = load_model(workdir)
+  model = load_model(workdir, precision="float32")  # as they were saved
   return {
     p: np.asarray(v[...]) for part in (model.tunable, model.frozen) for p, v in flat_params(part).items()
   }

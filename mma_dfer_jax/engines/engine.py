@@ -134,8 +134,10 @@ def check_inputs(inputs: Inputs, video: np.ndarray, spectrogram: np.ndarray) -> 
     problems.append(
       f"video must be uint8, or floating point in [0, 1]; it is {video.dtype}, {video.min()} to {video.max()}"
     )
-  if spectrogram.dtype.kind != "f" or not np.isfinite(spectrogram).all():
-    problems.append(f"the spectrogram must be floating point without infinite or undefined (NaN) values; it is {spectrogram.dtype}")  # fmt: skip
+  if spectrogram.dtype.kind != "f":
+    problems.append(f"spectrogram must be floating point; it is {spectrogram.dtype}")
+  elif not np.isfinite(spectrogram).all():
+    problems.append("spectrogram holds infinite or undefined (NaN) values")
   if problems:
     raise listed("this cannot be answered", problems)
 
