@@ -10,27 +10,27 @@ if TYPE_CHECKING:
   from mma_dfer_jax.config import default_config as default_config
   from mma_dfer_jax.data.fbank import log_mel_fbank as log_mel_fbank
   from mma_dfer_jax.data.frames import sample_frames as sample_frames
-  from mma_dfer_jax.metrics import Scores as Scores
-  from mma_dfer_jax.metrics import confusion_matrix as confusion_matrix
+  from mma_dfer_jax.engines.engine import load_model as load_model
   from mma_dfer_jax.model import MmaDfer as MmaDfer
   from mma_dfer_jax.model import ModelConfig as ModelConfig
   from mma_dfer_jax.prediction import Prediction as Prediction
   from mma_dfer_jax.prediction import predict_video as predict_video
-  from mma_dfer_jax.trained_model import load_model as load_model
+  from mma_dfer_jax.training.scores import Scores as Scores
+  from mma_dfer_jax.training.scores import confusion_matrix as confusion_matrix
   from mma_dfer_jax.weights.folder import convert_checkpoint as convert_checkpoint
 
 _HOMES = {
   "MmaDfer": "model",
   "ModelConfig": "model",
   "default_config": "config",
-  "load_model": "trained_model",
+  "load_model": "engines.engine",
   "predict_video": "prediction",
   "Prediction": "prediction",
   "convert_checkpoint": "weights.folder",
   "log_mel_fbank": "data.fbank",
   "sample_frames": "data.frames",
-  "Scores": "metrics",
-  "confusion_matrix": "metrics",
+  "Scores": "training.scores",
+  "confusion_matrix": "training.scores",
 }
 __all__ = list(_HOMES)
 
@@ -39,3 +39,7 @@ def __getattr__(name: str) -> Any:
   if name not in _HOMES:
     raise AttributeError(f"mma_dfer_jax has no public name {name!r}; it has {', '.join(_HOMES)}")
   return getattr(importlib.import_module(f"mma_dfer_jax.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+  return __all__

@@ -27,7 +27,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from absl import flags
-from matplotlib.figure import Figure
 import numpy as np
 from PIL import Image
 
@@ -36,6 +35,7 @@ from mma_dfer_jax.data import film, media
 from mma_dfer_jax.data.faces import FACES, FaceFinder, finder_of
 from mma_dfer_jax.data.fbank import spectrogram
 from mma_dfer_jax.data.film import Sample, Window
+from mma_dfer_jax.engines.engine import About, Engine, load_model
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.prediction import (
   Prediction,
@@ -44,14 +44,14 @@ from mma_dfer_jax.prediction import (
   described,
   predict_samples,
   predict_timeline,
-  preprocessing,
 )
-from mma_dfer_jax.sharding import start_jax
 from mma_dfer_jax.timeline import draw
-from mma_dfer_jax.trained_model import TrainedModel, load_model
 
 _MODEL = flags.DEFINE_string(
-  "model", None, "Workdir of a run, or a folder that `convert` wrote.", required=True
+  "model",
+  None,
+  "Workdir of a run, a folder that `convert` wrote, or a file that `export` wrote.",
+  required=True,
 )
 _PORT = flags.DEFINE_integer(
   "port", 7860, "Port on 127.0.0.1; 0: any that is free.", lower_bound=0, upper_bound=65535
@@ -63,6 +63,9 @@ _FACE_MODEL = flags.DEFINE_string("face_model", None, "YuNet's .onnx file; if no
 _MAX_MB = flags.DEFINE_integer("max_mb", 100, "Largest video that is taken, MiB.", lower_bound=1)
 _MAX_SECONDS = flags.DEFINE_float("max_seconds", 120.0, "Longest video that is taken.", lower_bound=0.1)
 _WINDOW = flags.DEFINE_float("window", 4.0, "Longer videos are answered over time too, in windows of so many seconds.")  # fmt: skip
+_PRECISION = flags.DEFINE_string(
+  "precision", None, "float32 or bfloat16; if not given, as trained or exported."
+)
 _HOP = flags.DEFINE_float("hop", 1.0, "Seconds from one window to the next.")
 
 HOST = "127.0.0.1"
@@ -105,7 +108,7 @@ CSS = """
 .page .warnings, .page .error { border-radius: 6px; padding: .55rem .8rem; margin: .5rem 0; font-size: .9rem; }
 .page .warnings { background: #fff7e0; border: 1px solid #f0dca0; }
 .page .error { background: #fdecec; border: 1px solid #f2bcbc; white-space: pre-line; overflow-wrap: anywhere; }
-.page .strip { display: grid; grid-template-columns: repeat(16, 1fr); gap: 3px; }
+.page .strip { display: grid; grid-template-columns: repeat(var(--frames), 1fr); gap: 3px; }
 .page .strip img { width: 100%; border-radius: 3px; display: block; }
 .page .wide { width: 100%; display: block; }
 .page pre { background: #f6f7f9; border-radius: 6px; padding: .7rem; font-size: .78rem; max-height: 22rem; overflow: auto; }
@@ -124,14 +127,17 @@ def main(argv: Sequence[str]) -> int:
     _end_on_signals(folder)
     gradio = _import_gradio(Path(folder))
     print(f"loading {_MODEL.value} …", flush=True)
-    start_jax()
-    model = load_model(_MODEL.value)
-    finder = finder_of(model.recipe, Path(_FACE_MODEL.value) if _FACE_MODEL.value else None, _FACES.value)
-    page = Page(model, finder, Path(folder), _MAX_MB.value, _MAX_SECONDS.value, _WINDOW.value, _HOP.value)
+    engine = load_model(_MODEL.value, precision=_PRECISION.value)
+    finder = finder_of(
+      engine.about.recipe, Path(_FACE_MODEL.value) if _FACE_MODEL.value else None, _FACES.value
+    )
+    page = Page(engine, finder, Path(folder), _MAX_MB.value, _MAX_SECONDS.value, _WINDOW.value, _HOP.value)
     print("compiling it, once …", flush=True)
     page.warm_up()
     server = _server(gradio, page)
-    print(f"faces: {described(finder)}; classes: {', '.join(model.classes)}")
+    print(
+      f"faces: {described(finder)}; classes: {', '.join(engine.about.classes)}; precision: {engine.about.precision}"
+    )
     print(f"open http://{HOST}:{door.getsockname()[1]}/ in a browser; Ctrl-C ends it", flush=True)
     server.run(sockets=[door])  # until a signal, which comes to the handler above after the page was closed
   return 0
@@ -196,10 +202,10 @@ class Page:
   """Answers uploads, one at a time."""
 
   def __init__(
-    self, model: TrainedModel, finder: FaceFinder | None, folder: Path,
+    self, engine: Engine, finder: FaceFinder | None, folder: Path,
     max_mb: int, max_seconds: float, window: float, hop: float,
   ):  # fmt: skip
-    self.model, self.finder, self.folder = model, finder, folder
+    self.engine, self.finder, self.folder = engine, finder, folder
     self.max_mb, self.max_seconds, self.window, self.hop = max_mb, max_seconds, window, hop
     self.computing = threading.Lock()
     self.awaited: Counter[Path] = (
@@ -213,12 +219,12 @@ class Page:
 
   def warm_up(self) -> None:
     """Answers a black and silent clip, so that all is compiled before the first visitor comes."""
-    spec = preprocessing(self.model)
-    video = np.zeros((spec.num_frames, spec.image_size, spec.image_size, 3), np.uint8)
-    sound = spectrogram(np.zeros(16_000, np.float32), 16_000, *spec.audio_shape)
-    black = Sample(Window(0.0, 1.0, 0, spec.num_frames), video, sound, None, None, 1.0, 1.0, True, 16_000)
-    ((seen, prediction),) = predict_samples(self.model, [("", black)], 1)
-    _block(*_answer_html(prediction, 0.0), *_seen_html(self.model, seen, prediction))
+    inputs = self.engine.about.inputs
+    video = np.zeros(inputs.video_shape, np.uint8)
+    sound = spectrogram(np.zeros(16_000, np.float32), 16_000, *inputs.audio_shape)
+    black = Sample(Window(0.0, 1.0, 0, inputs.num_frames), video, sound, None, None, 1.0, 1.0, True, 16_000)
+    ((seen, prediction),) = predict_samples(self.engine, [("", black)], 1)
+    _block(*_answer_html(prediction, 0.0), *_seen_html(self.engine.about, seen, prediction))
 
   def answer(self, upload: str, progress: Callable[..., object]) -> tuple[str, str]:
     """HTML of the answer, and of what the model saw; an error's text where there is none. The upload is gone then.
@@ -260,17 +266,17 @@ class Page:
       else:
         progress(done / of if of else None, desc=f"window {done:.0f} of {of:.0f}")
 
-    sample = clip_sample(self.model, path, self.finder, progress=looked)
-    ((seen, prediction),) = predict_samples(self.model, [sample], 1)
+    sample = clip_sample(self.engine.about.inputs, path, self.finder, progress=looked)
+    ((seen, prediction),) = predict_samples(self.engine, [sample], 1)
     prediction = dataclasses.replace(prediction, clip=path.name)
     timeline = None
     if prediction.seconds > self.window:
       timeline = predict_timeline(
-        self.model, path, window=self.window, hop=self.hop, faces=self.finder, progress=over_time
+        self.engine, path, window=self.window, hop=self.hop, faces=self.finder, progress=over_time
       )
     seconds = time.monotonic() - started
     return _block(*_answer_html(prediction, seconds)), _block(
-      *_seen_html(self.model, seen, prediction), *_timeline_html(timeline, self.window), *_json_html(prediction, timeline)
+      *_seen_html(self.engine.about, seen, prediction), *_timeline_html(timeline, self.window), *_json_html(prediction, timeline)
     )  # fmt: skip
 
   def _check(self, path: Path) -> float | None:
@@ -325,13 +331,17 @@ def _answer_html(prediction: Prediction, seconds: float) -> Iterator[str]:
   yield f'<p class="small">{", ".join(facts)}; answered in {seconds:.1f} s, and the video is deleted</p>'
 
 
-def _seen_html(model: TrainedModel, sample: Sample, prediction: Prediction) -> Iterator[str]:
-  size = model.cfg.image_size
-  yield f"<h2>What the model saw: {len(sample.video)} frames of {size} x {size} pixels, evenly spread</h2>"
-  pictures = "".join(
-    f'<img alt="frame {number}" src="{_jpeg(frame)}">' for number, frame in enumerate(sample.video, 1)
-  )
-  yield f'<div class="strip">{pictures}</div>'
+def _seen_html(about: About, sample: Sample, prediction: Prediction) -> Iterator[str]:
+  if "image" in about.streams:
+    number, size = len(sample.video), about.inputs.image_size
+    yield f"<h2>What the model saw: {number} frames of {size} x {size} pixels, evenly spread</h2>"
+    pictures = "".join(
+      f'<img alt="frame {i}" src="{_jpeg(frame)}">' for i, frame in enumerate(sample.video, 1)
+    )
+    yield f'<div class="strip" style="--frames:{number}">{pictures}</div>'
+  if "audio" not in about.streams:
+    yield '<h2>What it heard</h2><p class="small">Nothing: this model looks at the picture alone.</p>'
+    return
   rows, bins = sample.spectrogram.shape
   if not prediction.sound:
     yield '<h2>What it heard</h2><p class="small">Nothing: a constant stands for the missing sound.</p>'
@@ -340,8 +350,10 @@ def _seen_html(model: TrainedModel, sample: Sample, prediction: Prediction) -> I
   yield f'<img class="wide" alt="spectrogram" src="{_png(_draw_spectrogram(sample))}">'
 
 
-def _draw_spectrogram(sample: Sample) -> Figure:
+def _draw_spectrogram(sample: Sample) -> Any:
   """Log-mel over time as the model gets it: a sound that is too short is padded, with what is louder than silence."""
+  from matplotlib.figure import Figure
+
   rows, bins = sample.spectrogram.shape
   length = rows * ROW_SECONDS
   figure = Figure(figsize=(11, 2.6), layout="constrained")
@@ -386,7 +398,7 @@ def _jpeg(pixels: np.ndarray) -> str:
   return _data("image/jpeg", file.getvalue())
 
 
-def _png(figure: Figure) -> str:
+def _png(figure: Any) -> str:
   file = io.BytesIO()
   figure.savefig(file, format="png", dpi=120)
   return _data("image/png", file.getvalue())
@@ -456,15 +468,15 @@ def _blocks(gr: Any, page: Page) -> Any:
 
 
 def _intro_html(page: Page) -> Iterator[str]:
-  model = page.model
+  about = page.engine.about
   yield "<h1>Emotion recognition from video and sound</h1>"
   yield (
     "<p>MMA-DFER, a research model: drop a video of one person, or record yourself. It knows only what it was trained "
     "on, and its answer is a guess from a face and a voice, not what somebody feels.</p>"
   )
-  origin = {"model": Path(_MODEL.value).resolve().name, **model.origin}
-  if model.config.get("data.data_dir"):
-    origin |= {"trained on": f"{model.config['data.name']} in {model.config['data.data_dir']}"}
+  origin = {"model": Path(_MODEL.value).resolve().name, **about.origin, "precision": about.precision}
+  if about.config.get("data.data_dir"):
+    origin |= {"trained on": f"{about.config['data.name']} in {about.config['data.data_dir']}"}
   facts = [f"{key.replace('_', ' ')}: {value}" for key, value in origin.items()]
   facts.append(f"faces: {described(page.finder)}")
   yield f'<p class="small">Nothing is kept and nothing leaves this machine. {_text(" · ".join(facts))}</p>'

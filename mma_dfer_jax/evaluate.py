@@ -8,24 +8,27 @@ Writes WORKDIR/evaluation_SPLIT_stepN.json, and a picture of each confusion matr
 evaluated one by one in the same way, and OUT/folds.json, folds.md and confusion_matrix.png say what came of all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-import functools
 from pathlib import Path
 import signal
 from typing import Any
 
 from absl import flags
+from flax import nnx
 import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
 import numpy as np
 
-from mma_dfer_jax import cli, hosts
-from mma_dfer_jax.checkpoints import VERSION, read_run, write_json
+from mma_dfer_jax import cli, parts
 from mma_dfer_jax.data.datasets import DataSet, open_data_set
-from mma_dfer_jax.data.pipeline import Preprocessing
+from mma_dfer_jax.disk import write_json
+from mma_dfer_jax.engines.engine import About, Engine, describe, load_model
+from mma_dfer_jax.engines.jax import JaxEngine
 from mma_dfer_jax.errors import UserError, listed
-from mma_dfer_jax.metrics import Scores
-from mma_dfer_jax.report import (  # fmt: skip
+from mma_dfer_jax.training import hosts
+from mma_dfer_jax.training.report import (  # fmt: skip
   Fold,
   draw_confusion_matrix,
   folds_table,
@@ -34,11 +37,15 @@ from mma_dfer_jax.report import (  # fmt: skip
   scores_as_json,
   write_folds,
 )
-from mma_dfer_jax.sharding import check_batch_size, compiler_options, everywhere, make_mesh, start_jax
-from mma_dfer_jax.steps import eval_step, evaluate_split
-from mma_dfer_jax.trained_model import load_model, read_about
+from mma_dfer_jax.training.run import VERSION
+from mma_dfer_jax.training.scores import Scores
+from mma_dfer_jax.training.sharding import check_batch_size, make_mesh, replicated, start_jax
+from mma_dfer_jax.training.steps import sums
+from mma_dfer_jax.training.task import evaluate_split, jit_eval
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a run, or a folder that `convert` wrote.")
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Workdir of a run, a folder that `convert` wrote, or a file that `export` wrote."
+)
 _WORKDIRS = flags.DEFINE_list("workdirs", None, "Several of them, one for each fold: a,b,c; goes with --out.")
 _SPLITS = flags.DEFINE_list(
   "splits",
@@ -46,7 +53,9 @@ _SPLITS = flags.DEFINE_list(
   "With --workdirs, in their order: what each is evaluated on; if not given, the runs' test splits.",
 )
 _OUT = flags.DEFINE_string("out", None, "With --workdirs: folder for what came of all of them.")
-_STEP = flags.DEFINE_string("step", "last", "Which checkpoint: last, best (by WAR), or a step that was kept.")
+_STEP = flags.DEFINE_string(
+  "step", "last", "Checkpoint to use: last, best (by WAR on the test clips), or a saved step number."
+)
 _DATA_DIR = flags.DEFINE_string(
   "data_dir", None, "Where the data set is now; if not given, where it was in training."
 )
@@ -55,7 +64,10 @@ _DATA_NAME = flags.DEFINE_string(
 )
 _SPLIT = flags.DEFINE_string("split", None, "Split to evaluate; if not given, the run's test split.")
 _WITHOUT = flags.DEFINE_list(
-  "without", ["none"], "What is taken away, one evaluation each: none, sound, picture."
+  "without", ["none"], "Evaluate with one modality removed: none, sound, picture (comma-separated)."
+)
+_PRECISION = flags.DEFINE_string(
+  "precision", None, "float32 or bfloat16; if not given, as the model was trained or exported."
 )
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 0, "Clips at a time; 0: as in training.", lower_bound=0)
 
@@ -64,42 +76,40 @@ flags.mark_flags_as_mutual_exclusive(["workdir", "workdirs"], required=True)
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class Evaluation:
   """A model, known but not loaded, and what it is to be evaluated on."""
 
-  folder: Path
-  classes: tuple[str, ...]
-  recipe: dict[str, Any]
-  config: dict[str, Any]  # of its run, flat; empty if it was converted
+  path: Path
+  about: About
   data_set: DataSet
   split: str
   batch_size: int
 
 
-def job_of(folder: Path, split: str) -> Job:
+def evaluation_of(path: Path, split: str) -> Evaluation:
   """Finds out what a model needs, and whether the data are what it was trained on; nothing long is done.
 
   Raises:
     UserError: if they do not go together.
   """
-  is_run = (folder / "run.json").exists()
-  if not is_run and not (folder / "model.json").exists():
-    load_model(folder)  # says what it looks like instead
-  about = read_run(folder) if is_run else read_about(folder)
-  config = about["config"] if is_run else {}
-  trained_as = {"data.data_dir": None, "data.name": "clips", "data.fold": None, "batch_size": 8, **config}
+  about = describe(path, step=_STEP.value, precision=_PRECISION.value)
+  trained_as = {
+    "data.data_dir": None,
+    "data.name": "clips",
+    "data.fold": None,
+    "batch_size": 8,
+    **about.config,
+  }
   data_dir = _DATA_DIR.value or trained_as["data.data_dir"]
-  if not is_run and not (data_dir and split):
-    raise UserError(
-      f"{folder} was converted and knows no data set: give --data_dir and --split (--splits for several)"
-    )
+  if not about.config and not (data_dir and split):
+    raise UserError(f"{path} does not say its data set: give --data_dir and --split (--splits for several)")
   data_set = open_data_set(data_dir, _DATA_NAME.value or trained_as["data.name"])
-  if data_set.classes != tuple(about["classes"]):
+  if data_set.classes != about.classes:
     raise UserError(
-      f"the model tells apart {', '.join(about['classes'])}; the data have {', '.join(data_set.classes)}"
+      f"the model tells apart {', '.join(about.classes)}; the data have {', '.join(data_set.classes)}"
     )
-  same_preparation(about["recipe"], data_set.recipe)
-  if unknown_of_model := sorted(data_set.recipe.keys() - about["recipe"].keys()):
+  same_preparation(about.recipe, data_set.recipe)
+  if unknown_of_model := sorted(data_set.recipe.keys() - about.recipe.keys()):
     print(
       f"note: the model does not say its {', '.join(unknown_of_model)}; prepare the data as its authors did"
     )
@@ -108,10 +118,10 @@ def job_of(folder: Path, split: str) -> Job:
     raise UserError(f"there is no split {', '.join(sorted(unknown))}; there are {', '.join(data_set.splits)}")
   batch_size = _BATCH_SIZE.value or trained_as["batch_size"]
   check_batch_size(batch_size)
-  return Job(folder, data_set.classes, about["recipe"], config, data_set, split, batch_size)
+  return Evaluation(path, about, data_set, split, batch_size)
 
 
-def same_preparation(model_recipe: dict, data_recipe: dict) -> None:
+def same_preparation(model_recipe: Mapping[str, Any], data_recipe: Mapping[str, Any]) -> None:
   """Raises UserError with every difference between the data the model was trained on and these."""
   differences = [
     f"{key}: the model was trained on {model_recipe.get(key)!r}, these data have {value!r}"
@@ -120,37 +130,35 @@ def same_preparation(model_recipe: dict, data_recipe: dict) -> None:
   ]
   if differences:
     raise listed(
-      "the data were not prepared as the model's", differences, "prepare them with the same recipe"
+      "this data set was prepared differently from the model's training data",
+      differences,
+      "prepare it with the same recipe",
     )
 
 
-def jobs_of_folds() -> list[Job]:
+def evaluations_of_folds() -> list[Evaluation]:
   """All models of --workdirs with what they are evaluated on; everything wrong with them at once.
 
   Raises:
     UserError: with all problems, before the first model is loaded.
   """
-  folders = [Path(folder) for folder in _WORKDIRS.value or []]
-  problems, jobs = problems_of_flags(folders), []
-  for folder, split in zip(folders, _SPLITS.value or [""] * len(folders), strict=False):
+  paths = [Path(path) for path in _WORKDIRS.value or []]
+  problems, evaluations = problems_of_flags(paths), []
+  for path, split in zip(paths, _SPLITS.value or [""] * len(paths), strict=False):
     try:
-      jobs.append(job_of(folder, split))
+      evaluations.append(evaluation_of(path, split))
     except UserError as error:
-      problems.append(f"{folder}: {error}")
-  for i, job in enumerate(jobs):
-    problems += problems_between(jobs[:i], job)
-    fold = job.config.get("data.fold")
-    if fold and job.split != f"fold{fold}":
-      problems.append(f"{job.folder}: its test clips are fold{fold}; it was trained on clips of {job.split}")
-    if not job.config and _STEP.value != "last":
-      problems.append(f"{job.folder} is a converted model, which has no steps; --step cannot choose one")
-    elif _STEP.value.isdigit() and not (job.folder / "checkpoints" / _STEP.value).is_dir():
-      problems.append(f"{job.folder} has no checkpoint {_STEP.value}")
-    if job.config and not (job.folder / "report.json").exists():
-      print(f"note: {job.folder} has no report.json; its training is not finished")
+      problems.append(f"{path}: {error}")
+  for i, one in enumerate(evaluations):
+    problems += problems_between(evaluations[:i], one)
+    fold = one.about.config.get("data.fold")
+    if fold and one.split != f"fold{fold}":
+      problems.append(f"{one.path}: its test clips are fold{fold}; it was trained on clips of {one.split}")
+    if one.about.config and not (one.path / "report.json").exists():
+      print(f"note: {one.path} has no report.json; its training is not finished")
   if problems:
     raise listed("these models cannot be evaluated together", problems)
-  return jobs
+  return evaluations
 
 
 def problems_of_flags(folders: Sequence[Path]) -> list[str]:
@@ -169,79 +177,103 @@ def problems_of_flags(folders: Sequence[Path]) -> list[str]:
   return problems
 
 
-def problems_between(others: Sequence[Job], job: Job) -> list[str]:
+def problems_between(others: Sequence[Evaluation], one: Evaluation) -> list[str]:
   """Why a model's scores cannot be put beside those of the others: each is compared with the first."""
   problems = [
-    f"{job.folder} and {other.folder} are both evaluated on {job.split}"
+    f"{one.path} and {other.path} are both evaluated on {one.split}"
     for other in others
-    if (other.split, other.data_set.fingerprint) == (job.split, job.data_set.fingerprint)
+    if (other.split, other.data_set.fingerprint) == (one.split, one.data_set.fingerprint)
   ]
   if not others:
     return problems
-  first = others[0]
-  if first.classes != job.classes:
-    problems.append(f"classes: {list(first.classes)} in {first.folder}, {list(job.classes)} in {job.folder}")
+  first, here, there = others[0].path, one.about, others[0].about
+  if there.classes != here.classes:
+    problems.append(f"classes: {list(there.classes)} in {first}, {list(here.classes)} in {one.path}")
+  if there.precision != here.precision:
+    problems.append(
+      f"precision: {there.precision} in {first}, {here.precision} in {one.path}; choose with --precision"
+    )
   return problems + [
-    f"recipe {key}: {first.recipe[key]!r} in {first.folder}, {job.recipe[key]!r} in {job.folder}"
-    for key in sorted(first.recipe.keys() & job.recipe.keys())  # a converted model does not know all of it
-    if first.recipe[key] != job.recipe[key]
+    f"recipe {key}: {there.recipe[key]!r} in {first}, {here.recipe[key]!r} in {one.path}"
+    for key in sorted(there.recipe.keys() & here.recipe.keys())  # a converted model does not know all of it
+    if there.recipe[key] != here.recipe[key]
   ]
 
 
-def evaluate(job: Job) -> Fold:
-  """Loads a model and evaluates it, whole and as --without says; writes its files; returns the first result."""
-  workdir = job.folder
-  mesh, chief = make_mesh(-1, 1), jax.process_index() == 0
-  step = int(_STEP.value) if _STEP.value.isdigit() else _STEP.value
-  with hosts.together():
-    model = load_model(workdir, step=step, sharding=everywhere(mesh))
-  spec = Preprocessing(model.cfg.image_size, model.cfg.num_frames, model.cfg.audio_shape)
-  records = job.data_set.records(job.split)
-  how = {"graphdef": model.graphdef, "precision": model.config.get("precision", "float32")}
-  eval_fn = jax.jit(functools.partial(eval_step, **how), out_shardings=everywhere(mesh),
-                    compiler_options=compiler_options())  # fmt: skip
+def evaluator(engine: Engine, mesh: Mesh) -> Callable[..., dict[str, jax.Array]]:
+  """(tunable, frozen, batch) -> sums over a batch, as `evaluate_split` asks for them.
 
-  name = f"evaluation_{job.split.replace('+', '_')}"
-  name += f"_step{model.step}" if model.step is not None else ""
+  The loss is cross-entropy, whatever a run was trained with, so that models can be compared.
+
+  Raises:
+    UserError: if several processes are to share the work of an engine that is not JAX.
+  """
+  loss = parts.read("losses", {"name": "cross_entropy"}).build(())
+  if isinstance(engine, JaxEngine):
+    return jit_eval(engine.graphdef, mesh, loss, engine.about.precision)
+  if jax.process_count() > 1:
+    raise UserError(f"several processes can evaluate a run or a model folder, not a {type(engine).__name__}")
+
+  def call(tunable, frozen, batch):
+    logits = engine(*(np.asarray(batch[name]) for name in ("video", "spectrogram")))
+    return sums(parts.Outputs(jnp.asarray(logits)), batch, loss)
+
+  return call
+
+
+def evaluate(evaluation: Evaluation) -> Fold:
+  """Loads a model and evaluates it, whole and as --without says; writes its files; returns the first result."""
+  path, split, about = evaluation.path, evaluation.split, evaluation.about
+  mesh, chief = make_mesh(-1, 1), jax.process_index() == 0
+  with hosts.fail_together():
+    engine = load_model(path, step=_STEP.value, precision=_PRECISION.value, sharding=replicated(mesh))
+    eval_fn = evaluator(engine, mesh)
+  tunable, frozen = (getattr(engine, name, nnx.State({})) for name in ("tunable", "frozen"))
+  name = "_".join(
+    [
+      "evaluation",
+      split.replace("+", "_"),
+      *[f"step{about.step}"] * (about.step is not None),
+      *filter(None, [_PRECISION.value]),
+    ]
+  )
+  files = path / name if path.is_dir() else path.with_name(f"{path.name}.{name}")
+  facts = {"split": split, "model": about.origin, "precision": about.precision, "classes": about.classes}
   evaluations, folds = {}, []
   for without in _WITHOUT.value:
     result = evaluate_split(
-      eval_fn, model.tunable, model.frozen, records, spec, mesh=mesh, batch_size=job.batch_size,
-      without="" if without == "none" else without, title=f"without {without}",
+      eval_fn, tunable, frozen, evaluation.data_set.records(split), about.inputs, mesh=mesh,
+      batch_size=evaluation.batch_size, without="" if without == "none" else without, title=f"without {without}",
     )  # fmt: skip
     assert result is not None  # nothing stops it
-    scores = Scores(np.array(result["confusion_matrix"]), model.classes)
-    evaluations[without] = {
-      **scores_as_json(scores),
-      "clips_without_sound": result["clips_without_sound"],
-      "loss": result["test_loss"],
-    }
-    about = {"step": model.step, "clips_without_sound": result["clips_without_sound"]}
-    folds.append(Fold(job.split, scores, {"folder": str(workdir), **about, "model": model.origin}))
-    if not chief:
-      continue
-    draw_confusion_matrix(scores, workdir / f"{name}_without_{without}.png")
-    print(
-      f"\n{job.split}, without {without}: WAR {percent(scores.war)}, UAR {percent(scores.uar)}, {scores.clips} clips"
-    )
-    print(recall_table(scores))
+    scores = Scores(np.array(result["confusion_matrix"]), about.classes)
+    no_sound = {"clips_without_sound": result["clips_without_sound"]}
+    evaluations[without] = {**scores_as_json(scores), **no_sound, "cross_entropy": result["test_loss"]}
+    of_fold = {"folder": str(path), "step": about.step, **no_sound, "model": about.origin}
+    folds.append(Fold(split, scores, of_fold))
+    if chief:
+      draw_confusion_matrix(scores, Path(f"{files}_without_{without}.png"))
+      print(f"\n{split}, without {without}, in {about.precision}: WAR {percent(scores.war)}, UAR {percent(scores.uar)}, "
+            f"{scores.clips} clips\n{recall_table(scores)}")  # fmt: skip
   if chief:
-    about = {"split": job.split, "model": model.origin, "classes": model.classes}
-    write_json(workdir / f"{name}.json", {**about, "without": evaluations})
-    print(f"\nwrote {workdir}/{name}.json")
+    write_json(Path(f"{files}.json"), {**facts, "without": evaluations})
+    print(f"\nwrote {files}.json")
   return folds[0]
 
 
-def report_folds(jobs: Sequence[Job], folds: Sequence[Fold]) -> None:
+def which_models(abouts: Sequence[About]) -> str:
+  """Of which checkpoints the scores of several models are, in words."""
+  steps = ", ".join("converted" if about.step is None else f"step {about.step}" for about in abouts)
+  flatters = "; chosen by WAR on the test clips themselves, so it flatters" * (_STEP.value == "best")
+  return f"of these models: {steps}, in {abouts[0].precision}{flatters}"
+
+
+def report_folds(evaluations: Sequence[Evaluation], folds: Sequence[Fold]) -> None:
   """Writes what came of all of --workdirs to --out."""
-  out = Path(_OUT.value or "")
-  model = f"each after step {_STEP.value}"
-  if _STEP.value == "last":
-    model = "each as it is saved last" if any(job.config for job in jobs) else "converted models"
-  elif _STEP.value == "best":
-    model = "each at its best epoch, chosen by WAR on the test clips themselves, so it flatters"
-  recipe = {key: value for job in jobs for key, value in job.recipe.items()}
-  summary = write_folds(out, folds, model=model, facts={"recipe": recipe, "version": VERSION})
+  out, abouts = Path(_OUT.value or ""), [one.about for one in evaluations]
+  recipe = {key: value for about in abouts for key, value in about.recipe.items()}
+  facts = {"recipe": recipe, "precision": abouts[0].precision, "version": VERSION}
+  summary = write_folds(out, folds, model=which_models(abouts), facts=facts)
   print(f"\n{folds_table(summary)}\n\nwrote {out}/folds.json, folds.md and confusion_matrix.png")
 
 
@@ -254,17 +286,19 @@ def main(argv: Sequence[str]) -> None:
   hosts.join()
   signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX has taken it, for runs that save; here it ends at once
   start_jax()
-  with hosts.together():
-    jobs = [job_of(Path(_WORKDIR.value), _SPLIT.value or "")] if _WORKDIR.value else jobs_of_folds()
+  with hosts.fail_together():
+    evaluations = (
+      [evaluation_of(Path(_WORKDIR.value), _SPLIT.value or "")] if _WORKDIR.value else evaluations_of_folds()
+    )
   asked: dict[str, Any] = {"step": _STEP.value, "without": _WITHOUT.value}
-  for number, job in enumerate(jobs, start=1):
-    asked |= {f"model {number}": str(job.folder), f"split {number}": job.split, f"batch_size {number}": job.batch_size,
-              f"clips {number}": job.data_set.fingerprint}  # fmt: skip
-  hosts.same_everywhere("evaluation", asked)
-  folds = [evaluate(job) for job in jobs]
+  for number, one in enumerate(evaluations, start=1):
+    asked |= {f"model {number}": str(one.path), f"split {number}": one.split, f"batch_size {number}": one.batch_size,
+              f"clips {number}": one.data_set.fingerprint, f"precision {number}": one.about.precision}  # fmt: skip
+  hosts.check_equal_on_all("evaluation", asked)
+  folds = [evaluate(one) for one in evaluations]
   if _WORKDIRS.value and jax.process_index() == 0:
-    report_folds(jobs, folds)
+    report_folds(evaluations, folds)
 
 
 if __name__ == "__main__":
-  cli.run(main, explained=hosts.explained, leave=hosts.leave)
+  cli.run(main, explained=hosts.describe_error, leave=hosts.exit_process)

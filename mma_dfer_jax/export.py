@@ -12,35 +12,33 @@ import contextlib
 import ctypes
 import dataclasses
 import gc
-import hashlib
 import importlib.util
 import json
 import os
 from pathlib import Path
-import shutil
 import time
 from typing import Any
 
 from absl import flags
-from flax import nnx
 import jax
 from jax import export
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, UInt8
 import numpy as np
 
 from mma_dfer_jax import cli
-from mma_dfer_jax.checkpoints import VERSION
 from mma_dfer_jax.data.fbank import ENERGY_MEAN, ENERGY_SCALE
+from mma_dfer_jax.disk import free_bytes, sha256_of
+from mma_dfer_jax.engines.engine import load_model
+from mma_dfer_jax.engines.jax import MATMUL_PRECISION, JaxEngine
+from mma_dfer_jax.engines.stablehlo import TOLD, json_beside
 from mma_dfer_jax.errors import UserError, listed
-from mma_dfer_jax.model import ModelConfig
-from mma_dfer_jax.sharding import start_jax
-from mma_dfer_jax.trained_model import TrainedModel, load_model, read_about
+from mma_dfer_jax.inputs import Inputs
+from mma_dfer_jax.training.run import VERSION
+from mma_dfer_jax.training.sharding import start_jax
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-PRECISION = "float32"  # of matrix products; GPU and TPU would otherwise take TF32 or bfloat16 on their own
 CHECKED_BATCHES = (1, 2)  # two, so that the batch size is seen to be free
-TOLERANCE = 1e-5  # of a logit
+TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05}  # of a logit, by precision
 # Source: "Compatibility guarantees" in JAX's documentation of `jax.export`.
 COMPATIBILITY = {
   "newer": "JAX promises that a jaxlib up to 6 months newer than the one named here runs this file",
@@ -53,17 +51,17 @@ COMPATIBILITY = {
 }
 
 _MODEL = flags.DEFINE_string("model", None, "The workdir of a run, or a model folder that convert wrote.")
-_STEP = flags.DEFINE_string("step", "last", "Of a workdir: last, best (by WAR), or a step that was kept.")
-_OUT = flags.DEFINE_string(
-  "out", None, "File to write; what it holds is told in a file of that name and .json."
+_STEP = flags.DEFINE_string(
+  "step",
+  "last",
+  "Checkpoint to use of a workdir: last, best (by WAR on the test clips), or a saved step number.",
 )
-_PLATFORMS = flags.DEFINE_list("platforms", list(PLATFORMS), "Where it shall run: some of cpu, cuda, tpu.")
+_PRECISION = flags.DEFINE_string(
+  "precision", None, "Of what the file computes: float32 or bfloat16; if not given, as the model was trained."
+)
+_OUT = flags.DEFINE_string("out", None, "File to write; a file of that name and .json describes it.")
+_PLATFORMS = flags.DEFINE_list("platforms", list(PLATFORMS), "Where it will run: some of cpu, cuda, tpu.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the file that is there.")
-
-
-def json_beside(out: Path) -> Path:
-  """Where the description of an artifact stands."""
-  return out.with_name(f"{out.name}.json")
 
 
 def checked_platforms(names: Sequence[str]) -> tuple[str, ...]:
@@ -113,40 +111,39 @@ def checked_paths(model: str | None, out: str | None, overwrite: bool) -> tuple[
 
 
 def random_inputs(
-  cfg: ModelConfig, batch: int, seed: int = 0
+  inputs: Inputs, batch: int, seed: int = 0
 ) -> tuple[UInt8[np.ndarray, "B T H W 3"], Float32[np.ndarray, "B F K"]]:
   """Video (B, T, H, W, 3) uint8 and spectrogram (B, F, K) float32 of noise, of the sizes that a model takes."""
   rng = np.random.default_rng(seed)
-  video = rng.integers(0, 256, (batch, cfg.num_frames, cfg.image_size, cfg.image_size, 3), np.uint8)
+  video = rng.integers(0, 256, (batch, *inputs.video_shape), np.uint8)
   # A normalised spectrogram has about half the deviation of a normal distribution.
-  return video, 0.5 * rng.standard_normal((batch, *cfg.audio_shape), np.float32)
+  return video, 0.5 * rng.standard_normal((batch, *inputs.audio_shape), np.float32)
 
 
-def export_model(model: TrainedModel, platforms: Sequence[str] = PLATFORMS) -> export.Exported:
+def export_model(engine: JaxEngine, platforms: Sequence[str] = PLATFORMS) -> export.Exported:
   """The function (video (b, T, H, W, 3) uint8, spectrogram (b, F, K) float32) -> logits (b, C) float32 of any b.
 
   Args:
-    model: its weights become constants of the function.
+    engine: its weights become constants of the function, in its precision.
     platforms: some of `PLATFORMS`.
   """
-  cfg = model.cfg
+  inputs = engine.about.inputs
   (batch,) = export.symbolic_shape("b")
-  video = jax.ShapeDtypeStruct((batch, cfg.num_frames, cfg.image_size, cfg.image_size, 3), np.uint8)
-  spectrogram = jax.ShapeDtypeStruct((batch, *cfg.audio_shape), np.float32)
+  video = jax.ShapeDtypeStruct((batch, *inputs.video_shape), np.uint8)
+  spectrogram = jax.ShapeDtypeStruct((batch, *inputs.audio_shape), np.float32)
 
   @jax.jit
   def mma_dfer(video: UInt8[Array, "B T H W 3"], spectrogram: Float[Array, "B F K"]) -> Float32[Array, "B C"]:
-    pixels = video.astype(jnp.float32) / 255.0
-    return nnx.merge(model.graphdef, model.tunable, model.frozen)(pixels, spectrogram)
+    return engine.logits(engine.tunable, engine.frozen, video, spectrogram)
 
-  with jax.default_matmul_precision(PRECISION):
-    return export.export(mma_dfer, platforms=platforms)(video, spectrogram)
+  return export.export(mma_dfer, platforms=platforms)(video, spectrogram)
 
 
 def largest_difference(
   artifact: Path,
   inputs: Sequence[tuple[UInt8[np.ndarray, "_ T H W 3"], Float32[np.ndarray, "_ F K"]]],
   expected: Sequence[Float32[np.ndarray, "_ C"]],
+  tolerance: float,
 ) -> float:
   """Reads an artifact back and calls it; returns by how much any logit differs from the expected ones.
 
@@ -154,8 +151,9 @@ def largest_difference(
     artifact: the file.
     inputs: batches, of any sizes.
     expected: logits (b, C) float32 of each.
+    tolerance: by how much a logit may differ.
   Raises:
-    UserError: if a logit is more than `TOLERANCE` away, or no number.
+    UserError: if a logit is more than `tolerance` away, or no number.
   """
   exported = export.deserialize(artifact.read_bytes())  # type: ignore[arg-type]  # bytes will do, without a copy
   differences = []
@@ -167,10 +165,10 @@ def largest_difference(
         f"the exported model gives {logits.dtype} {logits.shape}, not {wanted.dtype} {wanted.shape}"
       )
     differences.append(float(np.abs(logits - wanted).max()))
-  if not max(differences) <= TOLERANCE:  # NaN is not either
+  if not max(differences) <= tolerance:  # NaN is not either
     raise UserError(
       f"logits of the exported model differ by up to {max(differences):.1e} from those of the model "
-      f"(allowed: {TOLERANCE:.0e}); nothing was written. jax {jax.__version__} does not export this model rightly"
+      f"(allowed: {tolerance:.0e}); nothing was written. jax {jax.__version__} does not export this model correctly"
     )
   return max(differences)
 
@@ -185,52 +183,46 @@ def _let_go() -> None:
     ctypes.CDLL(None).malloc_trim(0)
 
 
-def describe(folder: Path, model: TrainedModel, platforms: Sequence[str]) -> dict[str, Any]:
-  """What stands beside the artifact about the model: classes, inputs, output, where from and where it runs."""
-  cfg = model.cfg
-  if model.config:
-    class_order = f"of the data set {model.config['data.name']}"
-    origin = {"run": folder.resolve().name} | model.origin
-  else:
-    class_order, origin = read_about(folder)["class_order"], model.origin
-  rows, bins = cfg.audio_shape
-  inputs = [
+def describe(engine: JaxEngine, platforms: Sequence[str]) -> dict[str, Any]:
+  """What stands beside the file: facts about the model, what goes in and comes out, and where it runs."""
+  about, inputs = engine.about, engine.about.inputs
+  arguments = [
     {
       "name": "video",
-      "shape": ["b", cfg.num_frames, cfg.image_size, cfg.image_size, 3],
+      "shape": ["b", *inputs.video_shape],
       "dtype": "uint8",
       "meaning": "clips, frames, height, width, RGB from 0 to 255; the division by 255 is in the file",
     },
     {
       "name": "spectrogram",
-      "shape": ["b", rows, bins],
+      "shape": ["b", *inputs.audio_shape],
       "dtype": "float32",
       "meaning": f"clips, rows of 10 ms, mel bins: Kaldi log-mel energies x as (x + {ENERGY_MEAN}) / {ENERGY_SCALE}",
     },
   ]
   output = {
     "name": "logits",
-    "shape": ["b", cfg.num_classes],
+    "shape": ["b", len(about.classes)],
     "dtype": "float32",
     "meaning": "one for each class, in the order of `classes`; their softmax is the distribution",
   }
-  return {
-    "classes": list(model.classes),
-    "class_order": class_order,
-    "inputs": inputs,
+  run = {"run": engine.path.resolve().name} if about.config else {}
+  facts = {name: getattr(about, name) for name in TOLD} | {"origin": {**run, **about.origin}}
+  return facts | {
+    "inputs": dataclasses.asdict(inputs),
+    "arguments": arguments,
     "output": output,
     "b": "any number of clips from 1 on; each number that is used is compiled for itself",
-    "recipe": model.recipe,
     "platforms": list(platforms),
-    "matmul_precision": PRECISION,
-    "model": {"sizes": dataclasses.asdict(cfg), "origin": origin},
+    "matmul_precision": MATMUL_PRECISION,
+    "model": engine.cfg.to_fields(),
     "exported_by": {"mma_dfer_jax": VERSION, "jax": jax.__version__, "jaxlib": jax.lib.__version__},
     "needs": ["jax", "flatbuffers"],
     "compatibility": COMPATIBILITY,
   }
 
 
-def recipe_lines(out: Path) -> list[str]:
+def how_to_call(out: Path) -> list[str]:
   """Three lines of Python that call an artifact."""
   return [
     "import jax, jax.export",
@@ -260,11 +252,13 @@ def new_pair(out: Path):
       partial.unlink(missing_ok=True)
 
 
-def write_artifact(folder: Path, step: int | str, out: Path, platforms: Sequence[str]) -> dict[str, Any]:
+def write_artifact(
+  path: Path, step: int | str, precision: str | None, out: Path, platforms: Sequence[str]
+) -> dict[str, Any]:
   """Exports a model, reads the file back, compares its logits with the model's, and only then gives it its name.
 
   Args:
-    folder: what `load_model` opens; `step` likewise.
+    path, step, precision: as `load_model` takes them.
     out: the file to write; what is there is replaced.
     platforms: some of `PLATFORMS`.
   Returns:
@@ -272,54 +266,53 @@ def write_artifact(folder: Path, step: int | str, out: Path, platforms: Sequence
   Raises:
     UserError: if there is no such model, the disk is full, or the logits differ; no file is left then.
   """
-  model = load_model(folder, step=step)
-  leaves = jax.tree.leaves((model.tunable, model.frozen))
+  engine = load_model(path, step=step, precision=precision)
+  if not isinstance(engine, JaxEngine):
+    raise UserError(f"{path} was exported already; export the run or the model folder that it was made of")
+  leaves = jax.tree.leaves((engine.tunable, engine.frozen))
   size = sum(leaf.nbytes for leaf in leaves)
-  place = next(parent for parent in out.absolute().parents if parent.exists())
-  if (free := shutil.disk_usage(place).free) < 1.05 * size:
+  if (free := free_bytes(out.parent)) < 1.05 * size:
     raise UserError(f"{out} needs about {size / 1e6:.0f} MB, but {free / 1e6:.0f} MB are free")
-  about = describe(folder, model, platforms)
-  inputs = [random_inputs(model.cfg, batch) for batch in CHECKED_BATCHES]
-  expected = [model(*batch) for batch in inputs]
+  said = describe(engine, platforms)
+  inputs = [random_inputs(engine.about.inputs, batch) for batch in CHECKED_BATCHES]
+  expected = [engine(*batch) for batch in inputs]
   print(
-    f"exporting {sum(leaf.size for leaf in leaves):,} parameters for {', '.join(platforms)} …", flush=True
+    f"exporting {sum(leaf.size for leaf in leaves):,} parameters in {said['precision']} for {', '.join(platforms)} …",
+    flush=True,
   )
-  exported = export_model(model, platforms)
-  about["calling_convention_version"] = exported.calling_convention_version
+  exported = export_model(engine, platforms)
+  said["calling_convention_version"] = exported.calling_convention_version
   _let_go()
   with new_pair(out) as (artifact, description):
     artifact.write_bytes(exported.serialize())
-    del exported, model, leaves
+    del exported, engine, leaves
     _let_go()
-    with artifact.open("rb") as file:
-      digest = hashlib.file_digest(file, "sha256").hexdigest()
     print(
       f"reading it back and calling it with {' and '.join(map(str, CHECKED_BATCHES))} clips …", flush=True
     )
-    difference = largest_difference(artifact, inputs, expected)
-    about["checked"] = {"on": "cpu", "b": list(CHECKED_BATCHES), "largest_difference": difference}
-    about |= {"how_to_call": recipe_lines(Path(out.name)), "file": out.name}
-    about |= {"bytes": artifact.stat().st_size, "sha256": digest}
-    description.write_text(json.dumps(about, indent=2, allow_nan=False) + "\n")
-  return about
+    difference = largest_difference(artifact, inputs, expected, TOLERANCE[said["precision"]])
+    said["checked"] = {"on": "cpu", "b": list(CHECKED_BATCHES), "largest_difference": difference}
+    said |= {"how_to_call": how_to_call(Path(out.name)), "file": out.name}
+    said |= {"bytes": artifact.stat().st_size, "sha256": sha256_of(artifact)}
+    description.write_text(json.dumps(said, indent=2, allow_nan=False) + "\n")
+  return said
 
 
 def main(argv: Sequence[str]) -> None:
   del argv
   started = time.monotonic()
-  folder, out = checked_paths(_MODEL.value, _OUT.value, _OVERWRITE.value)
+  path, out = checked_paths(_MODEL.value, _OUT.value, _OVERWRITE.value)
   platforms = checked_platforms(_PLATFORMS.value)
   jax.config.update("jax_platforms", "cpu")  # the platforms that are exported for need not be here
   start_jax()
   # Weights are constants of what is compiled here: the cache would keep a copy of them for each batch size.
   jax.config.update("jax_enable_compilation_cache", False)
-  step = int(_STEP.value) if _STEP.value.isdigit() else _STEP.value
-  about = write_artifact(folder, step, out, platforms)
-  print(f"largest difference of a logit: {about['checked']['largest_difference']:.1e}")
+  said = write_artifact(path, _STEP.value, _PRECISION.value, out, platforms)
+  print(f"largest difference of a logit: {said['checked']['largest_difference']:.1e}")
   print(
-    f"wrote {out} ({about['bytes'] / 1e6:.1f} MB) and {json_beside(out).name} in {time.monotonic() - started:.0f} s"
+    f"wrote {out} ({said['bytes'] / 1e6:.1f} MB) and {json_beside(out).name} in {time.monotonic() - started:.0f} s"
   )
-  print("to call it with jax and flatbuffers alone:\n\n  " + "\n  ".join(recipe_lines(out)))
+  print("to call it with jax and flatbuffers alone:\n\n  " + "\n  ".join(how_to_call(out)))
 
 
 if __name__ == "__main__":

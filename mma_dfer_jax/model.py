@@ -5,6 +5,7 @@ Letters in shapes: see `parts.py`.
 
 from collections.abc import Mapping
 import dataclasses
+import re
 from typing import Any, NamedTuple
 
 from flax import nnx
@@ -193,7 +194,24 @@ class MmaDfer(nnx.Module):
     self.joint_adaptation = JointAdaptation(image, audio, cfg.temporal.width, rngs=draws("joint_adaptation"))
     self.temporal = cfg.temporal.build(image.moments or audio.moments, rngs=draws("temporal"))
     self.classifier = cfg.head.build(self.joint_adaptation.width, cfg.num_classes, rngs=draws("classifier"))
-    self.inputs = cfg.inputs
+    self.cfg = cfg
+
+  def __repr__(self) -> str:
+    """Five lines; Flax would print every parameter, thousands of them."""
+    patterns = [pattern for of_part in self.cfg.tunable().values() for pattern in of_part]
+    total = tunable = 0
+    for path, variable in nnx.to_flat_state(nnx.state(self)):
+      total += variable.size
+      tunable += variable.size * any(re.fullmatch(p, "/".join(map(str, path))) for p in patterns)
+    chosen = ", ".join(f"{name} {parts.place_of(getattr(self.cfg, name))}" for name in SLOTS)
+    i = self.cfg.inputs
+    return (
+      f"MmaDfer\n  parts: {chosen}\n  takes: video (B, {', '.join(map(str, i.video_shape))}), spectrogram "
+      f"(B, {', '.join(map(str, i.audio_shape))})\n  classes: {self.cfg.num_classes}\n  parameters: {total:,}, of which "
+      f"{tunable:,} tunable by its parts"
+    )
+
+  __str__ = __repr__
 
   def __call__(
     self,
@@ -240,7 +258,7 @@ class MmaDfer(nnx.Module):
     return draw(self.image_encoder), draw(self.audio_encoder)
 
   def _check(self, video: tuple[Any, ...], spectrogram: tuple[Any, ...]) -> None:
-    video_shape, audio_shape = self.inputs.video_shape, tuple(self.inputs.audio_shape)
+    video_shape, audio_shape = self.cfg.inputs.video_shape, tuple(self.cfg.inputs.audio_shape)
     if video[1:] != video_shape or spectrogram[1:] != audio_shape:
       raise ValueError(
         f"the model takes video (B, {', '.join(map(str, video_shape))}) and spectrogram "

@@ -5,12 +5,12 @@
 
 Picture and sound become exactly what the model was trained on: if faces were cut out of its training clips, they are
 cut out here in the same way. Writes one JSON file for each clip, and answers.csv for all; with --window also .csv, .srt
-and .png for each. Clips that were answered by the same model in the same way are not computed again.
+and .png for each. Clips already answered with the same model and settings are skipped.
 """
 
 from collections.abc import Iterator, Sequence
 import dataclasses
-import hashlib
+import importlib.metadata
 import json
 import os
 from pathlib import Path
@@ -21,10 +21,11 @@ from absl import flags
 import tqdm
 
 from mma_dfer_jax import cli
-from mma_dfer_jax.checkpoints import VERSION, write_json
 from mma_dfer_jax.data import film
 from mma_dfer_jax.data.faces import FACES, MODEL_SHA256, FaceFinder, finder_of
 from mma_dfer_jax.data.media import MediaError
+from mma_dfer_jax.disk import sha256_of, write_json
+from mma_dfer_jax.engines.engine import About, Engine, load_model
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.prediction import (
   Prediction,
@@ -34,12 +35,13 @@ from mma_dfer_jax.prediction import (
   predict_samples,
   predict_timeline,
 )
-from mma_dfer_jax.sharding import start_jax
 from mma_dfer_jax.timeline import draw, to_csv, to_srt
-from mma_dfer_jax.trained_model import TrainedModel, load_model
 
 _MODEL = flags.DEFINE_string(
-  "model", None, "Workdir of a run, or a folder that `convert` wrote.", required=True
+  "model",
+  None,
+  "Workdir of a run, a folder that `convert` wrote, or a file that `export` wrote.",
+  required=True,
 )
 _OUT = flags.DEFINE_string("out", None, "Folder for the answers.", required=True)
 _WINDOW = flags.DEFINE_float("window", None, "Answer over time, in windows of so many seconds.")
@@ -51,6 +53,9 @@ _FACES = flags.DEFINE_enum(
   "Cut out faces: as in training; always; never, for cut videos.",
 )
 _FACE_MODEL = flags.DEFINE_string("face_model", None, "YuNet's .onnx file; if not given, it is fetched once.")
+_PRECISION = flags.DEFINE_string(
+  "precision", None, "float32 or bfloat16; if not given, as the model was trained or exported."
+)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Clips or windows computed at once.", lower_bound=1)
 
 TABLE = "answers.csv"
@@ -58,8 +63,8 @@ LONGEST_NAME = 255  # bytes, in all usual file systems
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-  """One file, and where its answer goes."""
+class Question:
+  """One file that is asked about, and where its answer goes."""
 
   file: str
   answer: Path
@@ -97,30 +102,30 @@ def main(argv: Sequence[str]) -> int:
   files = argv[1:]
   sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names of files may be no text
   _check(files)
-  start_jax()
-  model = load_model(_MODEL.value)
-  finder = finder_of(model.recipe, Path(_FACE_MODEL.value) if _FACE_MODEL.value else None, _FACES.value)
+  engine = load_model(_MODEL.value, precision=_PRECISION.value)
+  about = engine.about
+  finder = finder_of(about.recipe, Path(_FACE_MODEL.value) if _FACE_MODEL.value else None, _FACES.value)
   out = Path(_OUT.value)
   out.mkdir(parents=True, exist_ok=True)
-  print(f"faces: {described(finder)}; classes: {', '.join(model.classes)}", file=sys.stderr)
-  jobs = [_job(file, out, _key(model, finder)) for file in files]
-  answers = {job.file: answer for job in jobs if (answer := job.answered())}
-  if answers:
-    print(
-      f"{len(answers)} of {len(jobs)} clips were answered before and are left as they are", file=sys.stderr
-    )
-  waiting = [job for job in jobs if job.file not in answers]
-  for job in waiting:
-    job.forget()
-  failed: list[str] = []
-  new = (
-    _timelines(waiting, model, finder, failed) if _WINDOW.value else _clips(waiting, model, finder, failed)
+  print(
+    f"faces: {described(finder)}; classes: {', '.join(about.classes)}; precision: {about.precision}",
+    file=sys.stderr,
   )
-  for job, answer in new:
-    answers[job.file] = answer
-  _write_table(out / TABLE, [answers[job.file] for job in jobs if job.file in answers])
+  questions = [_question(file, out, _key(about, finder)) for file in files]
+  answers = {question.file: answer for question in questions if (answer := question.answered())}
+  if answers:
+    print(f"{len(answers)} of {len(questions)} clips were answered before and are skipped", file=sys.stderr)
+  waiting = [question for question in questions if question.file not in answers]
+  for question in waiting:
+    question.forget()
+  failed: list[str] = []
+  answer_all = _timelines if _WINDOW.value else _clips
+  new = answer_all(waiting, engine, finder, failed)
+  for question, answer in new:
+    answers[question.file] = answer
+  _write_table(out / TABLE, [answers[question.file] for question in questions if question.file in answers])
   if failed:
-    print(f"{len(failed)} of {len(jobs)} clips could not be read", file=sys.stderr)
+    print(f"{len(failed)} of {len(questions)} clips could not be read", file=sys.stderr)
   return 1 if failed else 0
 
 
@@ -132,7 +137,7 @@ def _check(files: Sequence[str]) -> None:
   stems = [Path(file).stem for file in files]
   for stem in sorted({stem for stem in stems if stems.count(stem) > 1}):
     same = ", ".join(file for file in files if Path(file).stem == stem)
-    problems.append(f"{same} would all be answered in {stem}.json; ask for them with different --out")
+    problems.append(f"{same} would all be answered in {stem}.json; give each its own --out")
   for stem in stems:
     if len(os.fsencode(f"{stem}.json.partial")) > LONGEST_NAME:
       problems.append(f"{stem}.json would be too long a name for an answer; rename the video")
@@ -148,79 +153,71 @@ def _check(files: Sequence[str]) -> None:
     except UserError as error:
       problems.append(str(error))
   if problems:
-    raise listed("this cannot be answered", problems)
+    raise listed("the command line has problems", problems)
 
 
 def _hop() -> float:
   return (_WINDOW.value or 0.0) / 4 if _HOP.value is None else _HOP.value
 
 
-def _key(model: TrainedModel, finder: FaceFinder | None) -> dict[str, Any]:
+def _key(about: About, finder: FaceFinder | None) -> dict[str, Any]:
   """What all answers of this command depend on."""
-  folder = Path(_MODEL.value)
-  about = next(
-    path for name in ("run.json", "conversion.json", "model.json") if (path := folder / name).exists()
-  )
+  face_model = _FACE_MODEL.value
   return {
-    "model": os.path.abspath(folder),
-    "model_sha256": hashlib.sha256(about.read_bytes()).hexdigest(),
-    "origin": model.origin,
-    "version": VERSION,
+    "model": os.path.abspath(_MODEL.value),
+    "model_fingerprint": about.fingerprint,
+    "origin": about.origin,
+    "precision": about.precision,
+    "version": importlib.metadata.version("mma_dfer_jax"),
     "faces": described(finder),
-    "face_model_sha256": _face_model_sha256() if finder else None,
+    "face_model_sha256": (sha256_of(Path(face_model)) if face_model else MODEL_SHA256) if finder else None,
     "window": _WINDOW.value,
     "hop": _hop() or None,
   }
 
 
-def _face_model_sha256() -> str:
-  return (
-    hashlib.sha256(Path(_FACE_MODEL.value).read_bytes()).hexdigest() if _FACE_MODEL.value else MODEL_SHA256
-  )
-
-
-def _job(file: str, out: Path, common: dict[str, Any]) -> Job:
+def _question(file: str, out: Path, common: dict[str, Any]) -> Question:
   try:
     status = os.stat(file)
     stamp = [status.st_size, status.st_mtime_ns]
   except (OSError, ValueError):
     stamp = []  # reading it will say what is wrong
   key = {"file": os.path.abspath(file), "stamp": stamp, **common}
-  return Job(file, out / f"{Path(file).stem}.json", key)
+  return Question(file, out / f"{Path(file).stem}.json", key)
 
 
 def _clips(
-  jobs: Sequence[Job], model: TrainedModel, finder: FaceFinder | None, failed: list[str]
-) -> Iterator[tuple[Job, dict[str, Any]]]:
-  """Answers all clips, in batches; those that cannot be read are told and added to `failed`."""
-  read: list[Job] = []
+  questions: Sequence[Question], engine: Engine, finder: FaceFinder | None, failed: list[str]
+) -> Iterator[tuple[Question, dict[str, Any]]]:
+  """Answers all clips, in batches; those that cannot be read are reported and added to `failed`."""
+  read: list[Question] = []
 
   def samples():
-    for job in tqdm.tqdm(jobs, "predict", unit="clip", disable=len(jobs) < 2):
+    for question in tqdm.tqdm(questions, "predict", unit="clip", disable=len(questions) < 2):
       try:
-        sample = clip_sample(model, job.file, finder)
+        sample = clip_sample(engine.about.inputs, question.file, finder)
       except MediaError as error:
-        _fail(error, job, failed)
+        _fail(error, question, failed)
         continue
-      read.append(job)
+      read.append(question)
       yield sample
 
-  for number, (_, prediction) in enumerate(predict_samples(model, samples(), _BATCH_SIZE.value)):
-    job = read[number]
-    answer = {**_prediction_json(prediction), **_about(job)}
-    write_json(job.answer, answer)
+  for number, (_, prediction) in enumerate(predict_samples(engine, samples(), _BATCH_SIZE.value)):
+    question = read[number]
+    answer = {**_prediction_json(prediction), **_about(question)}
+    write_json(question.answer, answer)
     _tell(prediction)
-    yield job, answer
+    yield question, answer
 
 
 def _timelines(
-  jobs: Sequence[Job], model: TrainedModel, finder: FaceFinder | None, failed: list[str]
-) -> Iterator[tuple[Job, dict[str, Any]]]:
+  questions: Sequence[Question], engine: Engine, finder: FaceFinder | None, failed: list[str]
+) -> Iterator[tuple[Question, dict[str, Any]]]:
   """Answers films one after the other."""
-  for job in jobs:
+  for question in questions:
     bars: dict[str, tqdm.tqdm] = {}
 
-    def progress(doing: str, done: float, of: float | None, file=job.file, bars=bars) -> None:
+    def progress(doing: str, done: float, of: float | None, file=question.file, bars=bars) -> None:
       if doing not in bars:
         unit = "s" if doing == "look" else "window"
         for bar in bars.values():
@@ -231,33 +228,35 @@ def _timelines(
 
     try:
       timeline = predict_timeline(
-        model, job.file, window=_WINDOW.value or 0.0, hop=_hop(), faces=finder, batch_size=_BATCH_SIZE.value,
+        engine, question.file, window=_WINDOW.value or 0.0, hop=_hop(), faces=finder, batch_size=_BATCH_SIZE.value,
         progress=progress,
       )  # fmt: skip
     except MediaError as error:
-      _fail(error, job, failed)
+      _fail(error, question, failed)
       continue
     finally:
       for bar in bars.values():
         bar.close()
-    yield job, _write_timeline(job, timeline)
+    yield question, _write_timeline(question, timeline)
 
 
-def _write_timeline(job: Job, timeline: Timeline) -> dict[str, Any]:
+def _write_timeline(question: Question, timeline: Timeline) -> dict[str, Any]:
   """All forms of it; the JSON last, for that is what a second start looks for."""
-  _write(job.answer.with_suffix(".csv"), to_csv(timeline.predictions))
-  _write(job.answer.with_suffix(".srt"), to_srt(timeline))
-  draw(timeline).savefig(job.answer.with_suffix(".png"), dpi=100)
+  _write(question.answer.with_suffix(".csv"), to_csv(timeline.predictions))
+  _write(question.answer.with_suffix(".srt"), to_srt(timeline))
+  draw(timeline).savefig(question.answer.with_suffix(".png"), dpi=100)
   answer = {
     "clip": timeline.clip,
     "seconds": timeline.seconds,
     "window": timeline.window,
     "hop": timeline.hop,
     "windows": [_prediction_json(one) for one in timeline.predictions],
-    **_about(job),
+    **_about(question),
   }
-  write_json(job.answer, answer)
-  print(f"{timeline.clip}: {len(timeline.predictions)} windows in {job.answer} and beside it, .csv .srt .png")
+  write_json(question.answer, answer)
+  print(
+    f"{timeline.clip}: {len(timeline.predictions)} windows in {question.answer} and beside it, .csv .srt .png"
+  )
   return answer
 
 
@@ -268,12 +267,16 @@ def _prediction_json(prediction: Prediction) -> dict[str, Any]:
   }
 
 
-def _about(job: Job) -> dict[str, Any]:
+def _about(question: Question) -> dict[str, Any]:
   return {
-    "faces": job.key["faces"],
-    "model": {"folder": job.key["model"], **job.key["origin"]},
-    "version": VERSION,
-    "asked": job.key,
+    "faces": question.key["faces"],
+    "model": {
+      "path": question.key["model"],
+      "precision": question.key["precision"],
+      **question.key["origin"],
+    },
+    "version": question.key["version"],
+    "asked": question.key,
   }
 
 
@@ -291,8 +294,8 @@ def _write(path: Path, text: str) -> None:
   path.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files may be no text
 
 
-def _fail(error: MediaError, job: Job, failed: list[str]) -> None:
-  failed.append(job.file)
+def _fail(error: MediaError, question: Question, failed: list[str]) -> None:
+  failed.append(question.file)
   tqdm.tqdm.write(f"error: {error}", file=sys.stderr)
 
 

@@ -1,4 +1,4 @@
-"""What a trained model says of a video: of the whole of it, or of windows over time."""
+"""What an engine answers about a video: about the whole of it, or about windows over time."""
 
 from collections.abc import Callable, Iterable, Iterator
 import dataclasses
@@ -12,9 +12,9 @@ import numpy as np
 from mma_dfer_jax.data import film, media
 from mma_dfer_jax.data.faces import FaceFinder, finder_of
 from mma_dfer_jax.data.film import Sample, Soundtrack
-from mma_dfer_jax.data.pipeline import Preprocessing
+from mma_dfer_jax.engines.engine import About, Engine
 from mma_dfer_jax.errors import UserError
-from mma_dfer_jax.trained_model import TrainedModel
+from mma_dfer_jax.inputs import Inputs
 
 GAP = 0.5  # seconds without sound that are no reason to warn
 HEARD = 0.9  # share of a sound that must fit into the spectrogram, or a warning is given
@@ -41,7 +41,7 @@ class Prediction:
     silent: whether there is sound, but all of it 60 dB below full scale.
     seconds_of_sound: its length.
     sample_rate: of the sound, Hz; 0 if there is none. The model's spectrogram is that of the file's own rate.
-    warnings: why this answer should be trusted less, in words.
+    warnings: the reasons to trust this answer less, in words.
   """
 
   clip: str
@@ -94,7 +94,7 @@ class Timeline:
 
 
 def predict_video(
-  model: TrainedModel, file: str | Path, *, faces: str | FaceFinder | None = "auto", face_model: str | Path | None = None
+  engine: Engine, file: str | Path, *, faces: str | FaceFinder | None = "auto", face_model: str | Path | None = None
 ) -> Prediction:  # fmt: skip
   """What the model says of one video file, from frames over all of it and the beginning of its sound.
 
@@ -103,7 +103,7 @@ def predict_video(
   A second video compiles nothing, whatever its size and length. Memory does not grow with the length.
 
   Args:
-    model: as `load_model` opens it.
+    engine: as `load_model` opens it.
     file: any video that FFmpeg's libraries read.
     faces: "auto": cut out as in the model's training; "yunet": cut out; "none": the video is cut already. Or a
       FaceFinder; None as "none".
@@ -114,13 +114,13 @@ def predict_video(
     MediaError: if the file is no video, has no picture, or is damaged. (A UserError, whose text is for people.)
     UserError: if the face detector is needed and cannot be had.
   """
-  finder = _finder(model, faces, face_model)
-  ((_, prediction),) = predict_samples(model, [clip_sample(model, file, finder)], 1)
+  finder = _finder(engine, faces, face_model)
+  ((_, prediction),) = predict_samples(engine, [clip_sample(engine.about.inputs, file, finder)], 1)
   return prediction
 
 
 def predict_timeline(
-  model: TrainedModel,
+  engine: Engine,
   file: str | Path,
   *,
   window: float = 4.0,
@@ -133,7 +133,7 @@ def predict_timeline(
   """What the model says of a film over time: each window as if it were a clip of its own.
 
   Args:
-    model, file, faces, face_model: as for `predict_video`.
+    engine, file, faces, face_model: as for `predict_video`.
     window: length of a window, seconds; training clips of DFEW last 2 to 5 s.
     hop: seconds from the start of one window to that of the next, at most `window`. The last window ends with the film.
     batch_size: windows given to the model at once.
@@ -143,7 +143,7 @@ def predict_timeline(
     UserError: if window or hop cannot be, or the face detector is needed and cannot be had.
   """
   film.check_windows(window, hop)
-  finder = _finder(model, faces, face_model)
+  finder = _finder(engine, faces, face_model)
   declared = media.declared_seconds(file)
   seen = film.survey(file, finder, hop=hop, progress=lambda seconds: progress("look", seconds, declared))
   wanted = film.windows(seen, window, hop)
@@ -151,9 +151,9 @@ def predict_timeline(
   pictured = {(2 * i + 1) * len(wanted) // (2 * number) for i in range(number)}
   predictions: list[Prediction] = []
   thumbnails: list[tuple[float, np.ndarray]] = []
-  samples = film.samples(seen, wanted, preprocessing(model), finder)
+  samples = film.samples(seen, wanted, engine.about.inputs, finder)
   labelled = ((str(file), sample) for sample in samples)
-  for i, (sample, prediction) in enumerate(predict_samples(model, labelled, batch_size)):
+  for i, (sample, prediction) in enumerate(predict_samples(engine, labelled, batch_size)):
     predictions.append(prediction)
     if i in pictured:
       thumbnails.append(
@@ -163,31 +163,26 @@ def predict_timeline(
   return Timeline(str(file), seen.seconds, window, hop, tuple(predictions), seen.sound, tuple(thumbnails))
 
 
-def preprocessing(model: TrainedModel) -> Preprocessing:
-  """The sizes that a model was trained on."""
-  return Preprocessing(model.cfg.image_size, model.cfg.num_frames, model.cfg.audio_shape)
-
-
 def clip_sample(
-  model: TrainedModel, file: str | Path, finder: FaceFinder | None,
+  inputs: Inputs, file: str | Path, finder: FaceFinder | None,
   *, progress: Callable[[float], object] = lambda seconds: None,
 ) -> tuple[str, Sample]:  # fmt: skip
-  """The name of a file, and what the model is given of the whole of it; errors as predict_video.
+  """The name of a file, and what a model with these inputs is given of the whole of it; errors as predict_video.
 
   `progress` is told the seconds that were seen, for each frame; what it raises ends the reading.
   """
   seen = film.survey(file, finder, progress=progress)
-  (sample,) = film.samples(seen, film.whole(seen), preprocessing(model), finder)
+  (sample,) = film.samples(seen, film.whole(seen), inputs, finder)
   return str(file), sample
 
 
 def predict_samples(
-  model: TrainedModel, samples: Iterable[tuple[str, Sample]], batch_size: int
+  engine: Engine, samples: Iterable[tuple[str, Sample]], batch_size: int
 ) -> Iterator[tuple[Sample, Prediction]]:
   """Asks the model in batches of one size, so that it is compiled once; a last batch is filled up.
 
   Args:
-    model: the model.
+    engine: what answers.
     samples: with the names of their files.
     batch_size: how many at once.
   Raises:
@@ -198,20 +193,20 @@ def predict_samples(
   rest = iter(samples)
   while batch := list(itertools.islice(rest, batch_size)):
     filled = [sample for _, sample in batch] + [batch[-1][1]] * (batch_size - len(batch))
-    logits = model(np.stack([one.video for one in filled]), np.stack([one.spectrogram for one in filled]))
+    logits = engine(np.stack([one.video for one in filled]), np.stack([one.spectrogram for one in filled]))
     for (clip, sample), row in zip(batch, logits, strict=False):
-      yield sample, _prediction(model, clip, sample, row)
+      yield sample, _prediction(engine.about, clip, sample, row)
 
 
-def _prediction(model: TrainedModel, clip: str, sample: Sample, logits: Float[np.ndarray, "C"]) -> Prediction:
+def _prediction(about: About, clip: str, sample: Sample, logits: Float[np.ndarray, "C"]) -> Prediction:
   shifted = np.exp(logits.astype(np.float64) - logits.max())
   probabilities = shifted / shifted.sum()
   return Prediction(
     clip=clip,
     start=sample.window.start,
     end=sample.window.end,
-    top=model.classes[int(logits.argmax())],
-    probabilities=dict(zip(model.classes, probabilities.tolist(), strict=True)),
+    top=about.classes[int(logits.argmax())],
+    probabilities=dict(zip(about.classes, probabilities.tolist(), strict=True)),
     frames=sample.window.last - sample.window.first,
     frames_with_face=None if sample.with_face is None else int(sample.with_face.sum()),
     faces_at_once=sample.faces_at_once,
@@ -219,15 +214,22 @@ def _prediction(model: TrainedModel, clip: str, sample: Sample, logits: Float[np
     silent=sample.silent,
     seconds_of_sound=sample.seconds_of_sound,
     sample_rate=sample.sample_rate,
-    warnings=tuple(_warnings(model, sample)),
+    warnings=tuple(_warnings(about, sample)),
   )
 
 
-def _warnings(model: TrainedModel, sample: Sample) -> Iterator[str]:
-  """What makes an answer less than what was measured on test clips."""
+def _warnings(about: About, sample: Sample) -> Iterator[str]:
+  """The reasons to trust this answer less than what was measured on test clips."""
+  if "image" in about.streams:
+    yield from _warnings_of_picture(about, sample)
+  if "audio" in about.streams:
+    yield from _warnings_of_sound(about, sample)
+
+
+def _warnings_of_picture(about: About, sample: Sample) -> Iterator[str]:
   frames = sample.window.last - sample.window.first
-  if frames < model.cfg.num_frames:
-    yield f"only {frames} of {model.cfg.num_frames} frames: the last is repeated"
+  if frames < about.inputs.num_frames:
+    yield f"only {frames} of {about.inputs.num_frames} frames: the last is repeated"
   if sample.with_face is not None:
     share = sample.with_face.mean()
     if not share:
@@ -236,13 +238,16 @@ def _warnings(model: TrainedModel, sample: Sample) -> Iterator[str]:
       yield f"a face in only {100 * share:.0f} % of the frames"
     if (sample.faces_at_once or 0) > 1:
       yield f"up to {sample.faces_at_once} faces at once: the largest over time was followed"
+
+
+def _warnings_of_sound(about: About, sample: Sample) -> Iterator[str]:
   if not sample.seconds_of_sound:
-    untrained = model.recipe.get("missing_sound") == "refused"
+    untrained = about.recipe.get("missing_sound") == "refused"
     yield "no sound: the model was given the constant that stands for it" + (
       ", which it never met in training" if untrained else ""
     )
     return
-  rates = model.sample_rates
+  rates = about.sample_rates
   if rates and sample.sample_rate not in rates:
     yield (
       f"sound at {sample.sample_rate} Hz, but the clips of the training at {', '.join(map(str, rates))} Hz: the model "
@@ -257,11 +262,11 @@ def _warnings(model: TrainedModel, sample: Sample) -> Iterator[str]:
 
 
 def _finder(
-  model: TrainedModel, faces: str | FaceFinder | None, face_model: str | Path | None
+  engine: Engine, faces: str | FaceFinder | None, face_model: str | Path | None
 ) -> FaceFinder | None:
   if faces is None or isinstance(faces, FaceFinder):
     return faces
-  recipe = {key: str(value) for key, value in model.recipe.items() if key in ("faces", "frame_size")}
+  recipe = {key: str(value) for key, value in engine.about.recipe.items() if key in ("faces", "frame_size")}
   return _kept_finder(tuple(recipe.items()), Path(face_model) if face_model else None, faces)
 
 

@@ -3,13 +3,15 @@
 import csv
 import io
 import itertools
+from typing import TYPE_CHECKING
 
-from matplotlib.figure import Figure
-from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 import numpy as np
 
 from mma_dfer_jax.data.film import LOUDNESS_RATE
 from mma_dfer_jax.prediction import Prediction, Timeline
+
+if TYPE_CHECKING:  # Matplotlib is imported when something is drawn: it takes a second
+  from matplotlib.figure import Figure
 
 FACE_INCHES, AXES_INCHES = 0.7, 9.9  # width of a thumbnail, and about that of the axis of time
 MOST_COLUMNS = 2000  # of the waveform's picture; more would lie within one pixel
@@ -64,8 +66,10 @@ def _stamp(seconds: float) -> str:
   return f"{hours:02}:{minutes:02}:{rest // 1000:02},{rest % 1000:03}"
 
 
-def draw(timeline: Timeline) -> Figure:
+def draw(timeline: Timeline) -> "Figure":
   """Faces, stacked probabilities over time, and the waveform; windows without face or sound are marked below it."""
+  from matplotlib.figure import Figure
+
   figure = Figure(figsize=(12, 5.6), layout="constrained")
   rows = {"no face": "black", "no sound": "0.45", "silent": "0.75"}  # no colours: those stand for classes
   there = [name for name in rows if any(name in marks(one) for one in timeline.predictions)]
@@ -101,6 +105,8 @@ def draw(timeline: Timeline) -> Figure:
 
 
 def _draw_faces(axes, timeline: Timeline) -> None:
+  from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+
   axes.set_axis_off()
   axes.set_ylim(0, 1)
   width = timeline.seconds * FACE_INCHES / AXES_INCHES

@@ -136,7 +136,11 @@ def eval_step(
 ) -> Metrics:
   """Sums over the real clips of a batch: confusion matrix (C, C) int32, loss, clips without sound."""
   model = nnx.merge(graphdef, cast(tunable, precision), cast(frozen, precision))
-  outputs = in_float32(model(*model_inputs(batch, precision)))
+  return sums(in_float32(model(*model_inputs(batch, precision))), batch, loss)
+
+
+def sums(outputs: Outputs, batch: Batch, loss: Loss) -> Metrics:
+  """What an evaluation adds up over batches, of the real clips of one: see `eval_step`."""
   return {
     "confusion": confusion_matrix(outputs.logits, batch["label"], batch["mask"]),
     "loss": (loss(outputs, batch) * batch["mask"]).sum(),
