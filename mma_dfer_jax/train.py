@@ -15,7 +15,6 @@ from typing import Any
 
 from absl import flags
 import jax
-from ml_collections import config_flags
 import numpy as np
 import tqdm
 
@@ -56,7 +55,7 @@ from mma_dfer_jax.train_state import (  # fmt: skip
 )
 from mma_dfer_jax.weights import open_pretrained
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Path of the config.", lock_config=True)
+_CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Folder for checkpoints, metrics and the report.", required=True
 )
