@@ -17,7 +17,6 @@ import zipfile
 
 from absl import flags
 from flax import nnx
-from ml_collections import config_flags
 import numpy as np
 
 from mma_dfer_jax import cli
@@ -36,12 +35,7 @@ from mma_dfer_jax.weights.mma_dfer import check_exports, export, open_checkpoint
 _MODEL = flags.DEFINE_string(
   "model", None, "A .pth or .safetensors file, a model folder, or the workdir of a run."
 )
-_CONFIG = config_flags.DEFINE_config_file(
-  "config",
-  None,
-  "Instead of --model: sizes, seed and pretrained.{image,audio} of a run to start.",
-  lock_config=True,
-)
+_CONFIG = cli.define_config("Instead of --model, sizes, seed and pretrained.{image,audio} of a run to start")
 _STEP = flags.DEFINE_string("step", "last", "Of a workdir: last, best (by WAR), or a step that was kept.")
 _CLASSES = flags.DEFINE_string(
   "classes", None, "Class names: dfew, mafw (the order of MMA-DFER's lists), mafw-official, or a,b,c."

@@ -16,7 +16,6 @@ from typing import Any
 
 from absl import flags
 import jax
-from ml_collections import config_flags
 import numpy as np
 
 from mma_dfer_jax import cli
@@ -28,7 +27,7 @@ from mma_dfer_jax.training.report import Fold, folds_table, write_folds
 from mma_dfer_jax.training.run import check_same_run, describe_run, read_run
 from mma_dfer_jax.training.scores import Scores
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Path of the config.", lock_config=True)
+_CONFIG = cli.define_config()
 _RUNS = flags.DEFINE_string(
   "runs", None, "Folder of the runs: fold1, fold2, … and the report.", required=True
 )

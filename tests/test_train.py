@@ -12,7 +12,6 @@ import subprocess
 import sys
 
 from flax import nnx
-from mma_dfer_jax.engines.engine import load_model
 import numpy as np
 import pytest
 from small_runs import SMALL, finish, parameters, spawn, states, steps_logged, train_command, wait_for
@@ -20,6 +19,7 @@ from torch_files import write_torch_file
 
 from mma_dfer_jax.data.demo import generate
 from mma_dfer_jax.data.prepare import prepare_clips
+from mma_dfer_jax.engines.engine import load_model
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.model import MmaDfer
 from mma_dfer_jax.parameters import flat_params
