@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
   from mma_dfer_jax.config import default_config as default_config
-  from mma_dfer_jax.weights.folder import convert_checkpoint as convert_checkpoint
   from mma_dfer_jax.data.fbank import log_mel_fbank as log_mel_fbank
   from mma_dfer_jax.data.frames import sample_frames as sample_frames
   from mma_dfer_jax.engines.engine import load_model as load_model
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
   from mma_dfer_jax.prediction import predict_video as predict_video
   from mma_dfer_jax.training.scores import Scores as Scores
   from mma_dfer_jax.training.scores import confusion_matrix as confusion_matrix
+  from mma_dfer_jax.weights.folder import convert_checkpoint as convert_checkpoint
 
 _HOMES = {
   "MmaDfer": "model",

@@ -60,7 +60,9 @@ class About:
 class Engine(Protocol):
   """Answers batches of clips, whatever computes it."""
 
-  about: About
+  @property
+  def about(self) -> About:
+    """The facts about its model."""
 
   def __call__(
     self,
