@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import dataclasses
 import importlib
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float, Float32, UInt8
 import numpy as np
@@ -57,6 +57,7 @@ class About:
     return self.origin.get("step")
 
 
+@runtime_checkable
 class Engine(Protocol):
   """Answers batches of clips, whatever computes it."""
 
