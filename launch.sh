@@ -38,7 +38,7 @@ TEXT
 # A marker with the hash of what was installed from tells whether .venv is up to date: a second start takes no time.
 install() {
   local python="${PYTHON:-python3}" wanted marker=.venv/installed-from
-  wanted="$(cat pyproject.toml requirements.lock | sha256sum) $("$python" -c 'import sys; print(sys.version_info[:2])')"
+  wanted="$(cat pyproject.toml setup.py requirements.lock | sha256sum) $("$python" -c 'import sys; print(sys.version_info[:2])')"
   if [[ -x .venv/bin/python && -f $marker && "$(cat $marker)" == "$wanted" ]]; then return; fi
   "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
     { echo "error: $("$python" --version) is too old; give PYTHON=python3.11 or newer" >&2; exit 1; }

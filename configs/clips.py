@@ -13,6 +13,7 @@ def get_config(choices: str = ""):
   c.num_epochs = 30
   c.batch_size = 8
   c.learning_rate = 1e-3
+  c.micro_batch = -1  # the model is so small that the whole batch fits anywhere, and is faster
   c.tunable = (".*",)  # nothing is pretrained, so nothing is worth freezing
   c.inputs.image_size = 96
   for encoder in (c.model.image, c.model.audio):

@@ -26,29 +26,31 @@ import time
 from typing import Any
 
 from absl import flags
+from flax import nnx
 import jax
 import numpy as np
 import tqdm
 
 from mma_dfer_jax import cli
-from mma_dfer_jax.config import PAPER_TUNABLE
 from mma_dfer_jax.data.datasets import open_data_set
-from mma_dfer_jax.data.pipeline import Preprocessing, Record, TrainOrder, train_batches
-from mma_dfer_jax.errors import listed
-from mma_dfer_jax.model import ModelConfig
-from mma_dfer_jax.sharding import (
+from mma_dfer_jax.data.pipeline import Augment, Record, TrainOrder, train_batches
+from mma_dfer_jax.errors import UserError, listed
+from mma_dfer_jax.layers import REMAT
+from mma_dfer_jax.losses.cross_entropy import cross_entropy
+from mma_dfer_jax.model import MmaDfer, ModelConfig, paper
+from mma_dfer_jax.parameters import PRECISIONS, cast, tunable_patterns
+from mma_dfer_jax.training.sharding import (
   check_batch_size,
   check_precision,
   compile_checked,
   compiler_options,
-  explained,
+  describe_error,
   make_mesh,
   start_jax,
   to_global,
 )
-from mma_dfer_jax.steps import eval_step, in_precision, train_step
-from mma_dfer_jax.train_state import cosine_by_epoch, create_train_state, make_optimizer
-from mma_dfer_jax.vit import PRECISIONS, REMAT
+from mma_dfer_jax.training.state import cosine_by_epoch, create_train_state, make_optimizer
+from mma_dfer_jax.training.steps import eval_step, in_float32, model_inputs, train_step
 
 # Not among the flags of every program that imports this: others have a --data_dir of their own.
 _OPTIONS = flags.FlagValues()
@@ -59,6 +61,12 @@ _DEPTH = flags.DEFINE_integer(
 )
 _BATCH_SIZE = flags.DEFINE_list(
   "batch_size", ["1"], "Clips per step, over all devices.", flag_values=_OPTIONS
+)
+_MICRO_BATCH = flags.DEFINE_list(
+  "micro_batch",
+  ["0"],
+  "Of training: clips that go through the model at once; 0: the whole batch.",
+  flag_values=_OPTIONS,
 )
 _PRECISION = flags.DEFINE_list(
   "precision", ["float32"], f"Of the computation: {', '.join(PRECISIONS)}.", flag_values=_OPTIONS
@@ -97,6 +105,7 @@ class Variant:
   image_size: int
   depth: int
   batch_size: int
+  micro_batch: int
   precision: str
   remat: str
   mesh: str
@@ -111,9 +120,11 @@ def variants() -> list[Variant]:
   for flag in (_IMAGE_SIZE, _BATCH_SIZE):
     if wrong := [value for value in flag.value if not value.isdecimal() or not int(value)]:
       problems.append(f"--{flag.name}={','.join(wrong)}: give positive whole numbers")
+  if wrong := [value for value in _MICRO_BATCH.value if not value.isdecimal()]:
+    problems.append(f"--micro_batch={','.join(wrong)}: give whole numbers, 0 for the whole batch")
   for value in _IMAGE_SIZE.value:
     try:
-      ModelConfig(image_size=int(value))
+      paper(image_size=int(value))
     except ValueError as error:  # UserError, for the model's sizes, is one
       problems += [f"--image_size={value}: {error}"] * (value.isdecimal() and int(value) > 0)
   if _OUT.value and not Path(_OUT.value).absolute().parent.is_dir():
@@ -125,14 +136,17 @@ def variants() -> list[Variant]:
     problems.append(f"--depth={_DEPTH.value}: give a multiple of 6, the layers of a stage")
   if problems:
     raise listed("this cannot be measured", problems)
-  # An evaluation keeps nothing for a backward pass.
-  return [
-    Variant(step, int(size), _DEPTH.value, int(batch), precision, remat, mesh)
-    for step in _STEPS.value
-    for size, batch, precision, remat, mesh in itertools.product(
-      _IMAGE_SIZE.value, _BATCH_SIZE.value, _PRECISION.value, _REMAT.value if step == "train" else ["none"], _MESH.value
-    )
-  ]  # fmt: skip
+  found = []
+  for step, size, batch, precision, mesh in itertools.product(
+    _STEPS.value, _IMAGE_SIZE.value, _BATCH_SIZE.value, _PRECISION.value, _MESH.value
+  ):
+    # An evaluation keeps nothing for a backward pass, and is not divided.
+    how = itertools.product(_MICRO_BATCH.value, _REMAT.value) if step == "train" else [("0", "none")]
+    found += [
+      Variant(step, int(size), _DEPTH.value, int(batch), int(micro), precision, remat, mesh)
+      for micro, remat in how
+    ]
+  return found
 
 
 def step_flops(cfg: ModelConfig, step: str = "eval") -> float:
@@ -141,32 +155,38 @@ def step_flops(cfg: ModelConfig, step: str = "eval") -> float:
   A forward pass has 643.7e9 at 224 px and 356.2e9 at 160 px, as a counter in the original finds. A training step adds
   the products back to the activations, and those to the weights that are tunable; what `remat` repeats does not count.
   """
-  grid = (cfg.image_size // cfg.patch_size) ** 2
-  audio_grid = cfg.audio_shape[0] * cfg.audio_shape[1] // cfg.patch_size**2
   frozen = both = once = (
-    0.0  # products with frozen weights; of two activations or with tunable weights; without a way back
+    0.0  # products with frozen weights; of two activations or with tunable ones; without a way back
   )
-  for sequences, patches, channels in ((cfg.num_frames, grid, 3), (1, audio_grid, 1)):
-    tokens = 1 + patches + cfg.num_prompts
-    frozen += sequences * cfg.depth * tokens * cfg.width * (4 * cfg.width + 2 * cfg.mlp_dim)
-    both += (
-      sequences * cfg.depth * (2 * tokens**2 * cfg.width + 2 * tokens * cfg.width * cfg.bottleneck_width)
-    )
-    once += sequences * patches * channels * cfg.patch_size**2 * cfg.width
-  inner, tokens = cfg.temporal_heads * cfg.temporal_head_dim, 1 + cfg.num_frames
-  block = tokens * cfg.temporal_width * (4 * inner + 2 * cfg.temporal_mlp_dim) + 2 * tokens**2 * inner
-  both += cfg.temporal_depth * block + cfg.num_frames * cfg.width * cfg.temporal_width
-  both += cfg.temporal_width * cfg.num_classes
+  prompts = cfg.prompts.count(cfg.layers)
+  for stream, sequences, channels in ((cfg.image, cfg.inputs.num_frames, 3), (cfg.audio, 1, 1)):
+    rows, columns = stream.grid("image" if channels == 3 else "audio", cfg.inputs)
+    patches, d = rows * columns, stream.width
+    tokens = 1 + patches + prompts
+    frozen += sequences * stream.depth * tokens * d * (4 * d + 2 * stream.mlp_dim)
+    both += sequences * stream.depth * (2 * tokens**2 * d + 2 * tokens * d * cfg.fusion.width)
+    once += sequences * patches * channels * stream.patch_size**2 * d
+  t, frames = cfg.temporal, cfg.inputs.num_frames
+  inner, tokens = t.heads * t.head_dim, 1 + frames
+  block = tokens * t.width * (4 * inner + 2 * t.mlp_dim) + 2 * tokens**2 * inner
+  both += t.depth * block + frames * cfg.image.width * t.width + t.width * cfg.num_classes
   return 2 * (frozen + both + once + (frozen + 2 * both) * (step == "train"))
+
+
+def paper_of_depth(image_size: int, depth: int) -> ModelConfig:
+  """The paper's model with so many layers."""
+  cfg = paper(image_size=image_size)
+  return dataclasses.replace(
+    cfg, image=dataclasses.replace(cfg.image, depth=depth), audio=dataclasses.replace(cfg.audio, depth=depth)
+  )
 
 
 def random_batch(cfg: ModelConfig, batch_size: int) -> dict[str, np.ndarray]:
   """Clips without meaning, as the pipeline makes them: the same for all variants of these sizes."""
   rng = np.random.default_rng(0)
-  shape = (batch_size, cfg.num_frames, cfg.image_size, cfg.image_size, 3)
   return {
-    "video": rng.integers(0, 256, shape, dtype=np.uint8),
-    "spectrogram": rng.normal(0, 0.5, (batch_size, *cfg.audio_shape)).astype(np.float32),
+    "video": rng.integers(0, 256, (batch_size, *cfg.inputs.video_shape), dtype=np.uint8),
+    "spectrogram": rng.normal(0, 0.5, (batch_size, *cfg.inputs.audio_shape)).astype(np.float32),
     "label": rng.integers(0, cfg.num_classes, batch_size, dtype=np.int32),
     "mask": np.ones(batch_size, bool),
     "has_audio": np.ones(batch_size, bool),
@@ -182,8 +202,86 @@ def peak_memory() -> float:
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-def preprocessing(cfg: ModelConfig) -> Preprocessing:
-  return Preprocessing(cfg.image_size, cfg.num_frames, cfg.audio_shape)
+def loss_of_clips(precision: str, model: MmaDfer, batch: Any, dropped: Any, remat: str) -> tuple[Any, dict]:
+  """Cross-entropy of each clip, as a run of the paper has it."""
+  outputs = in_float32(model(*model_inputs(batch, precision), dropped=dropped, remat=remat))
+  return cross_entropy(outputs, batch), {}
+
+
+class Measured:
+  """A variant on the devices: its program, compiled twice, and the state that it changes.
+
+  Attributes:
+    seconds_to: trace and compile, cold and then from the persistent cache.
+  """
+
+  def __init__(self, variant: Variant):
+    check_batch_size(variant.batch_size)
+    if variant.micro_batch and variant.batch_size % variant.micro_batch:
+      raise UserError(f"micro_batch={variant.micro_batch} must divide batch_size={variant.batch_size}")
+    check_precision(variant.precision)
+    self.variant, self.cfg = variant, paper_of_depth(variant.image_size, variant.depth)
+    self.mesh = make_mesh(*map(int, variant.mesh.split("x")))
+    self.tx = make_optimizer(cosine_by_epoch(1e-4, 1, 1_000_000), 1e-2)
+    self.graphdef, state = create_train_state(
+      lambda: MmaDfer(self.cfg, rngs=nnx.Rngs(0)), tunable_patterns(self.cfg), self.tx, mesh=self.mesh,
+      fsdp_min_size_mb=4.0,
+    )  # fmt: skip
+    self.state = state._replace(frozen=cast(state.frozen, variant.precision))
+    self.batch = to_global(random_batch(self.cfg, variant.batch_size), self.mesh)
+    self.key = jax.random.key(0)
+    self.seconds_to = []
+    for _ in range(2):  # the second one finds the first in the persistent cache
+      jax.clear_caches()
+      start = time.perf_counter()
+      program = self._lowered()
+      traced = time.perf_counter()
+      self.compiled = compile_checked(program)
+      self.seconds_to.append({"trace": traced - start, "compile": time.perf_counter() - traced})
+
+  def _lowered(self) -> Any:
+    v = self.variant
+    how: dict[str, Any] = {"graphdef": self.graphdef, "precision": v.precision}
+    if v.step == "eval":
+      evaluate = functools.partial(eval_step, loss=cross_entropy, **how)
+      function = jax.jit(evaluate, compiler_options=compiler_options())
+      return function.lower(self.state.tunable, self.state.frozen, self.batch)
+    step = functools.partial(
+      train_step, tx=self.tx, loss_fn=functools.partial(loss_of_clips, v.precision), mesh=self.mesh,
+      draw_fn=MmaDfer.draw_drop_path, micro_batch=v.micro_batch, remat=v.remat, **how,
+    )  # fmt: skip
+    shardings = jax.tree.map(lambda x: x.sharding, self.state)
+    jitted = jax.jit(
+      step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=compiler_options()
+    )
+    return jitted.lower(self.state, self.batch, self.key)
+
+  def step(self) -> float:
+    """Makes one step; the loss of a clip, for which it waits."""
+    if self.variant.step == "eval":
+      sums = self.compiled(self.state.tunable, self.state.frozen, self.batch)
+      return float(sums["loss"]) / self.variant.batch_size
+    return self.train_on(self.batch)
+
+  def train_on(self, batch: Any) -> float:
+    self.state, metrics = self.compiled(self.state, batch, self.key)
+    return float(metrics["loss"])
+
+  def clips_per_second(
+    self, records: Sequence[Record], num_workers: int, repeats: int, consume: Callable[[Any], Any]
+  ) -> float:
+    """How fast the pipeline's batches are consumed, once the first have passed."""
+    size = self.variant.batch_size
+    order = TrainOrder(records, 0, size, 1 + 2 * repeats * size // len(records) + 1)
+    with train_batches(
+      order, self.cfg.inputs, Augment(), start_step=0, num_workers=num_workers, prefetch=2
+    ) as batches:
+      for _ in range(repeats):
+        consume(next(batches))
+      start = time.perf_counter()
+      for _ in range(repeats):
+        consume(next(batches))
+      return repeats * size / (time.perf_counter() - start)
 
 
 def measure(
@@ -204,78 +302,24 @@ def measure(
   ):  # of this measurement alone: the first compilation is a cold one
     jax.config.update("jax_compilation_cache_dir", cache)
     start_jax()
-    cfg = ModelConfig(image_size=variant.image_size, depth=variant.depth)
-    check_batch_size(variant.batch_size)
-    check_precision(variant.precision)
-    mesh = make_mesh(*map(int, variant.mesh.split("x")))
-    tx = make_optimizer(cosine_by_epoch(1e-4, 1, 1_000_000), 1e-2)
-    graphdef, state = create_train_state(cfg, PAPER_TUNABLE, tx, seed=0, mesh=mesh, fsdp_min_size_mb=4.0)
-    state = state._replace(frozen=in_precision(state.frozen, variant.precision))
-    batch = to_global(random_batch(cfg, variant.batch_size), mesh)
-    key = jax.random.key(0)
-    how: dict[str, Any] = {"graphdef": graphdef, "precision": variant.precision}
-    options = compiler_options()
-
-    def lowered():
-      if variant.step == "eval":
-        function = jax.jit(functools.partial(eval_step, **how), compiler_options=options)
-        return function.lower(state.tunable, state.frozen, batch)
-      step = functools.partial(train_step, tx=tx, remat=variant.remat, **how)
-      shardings = jax.tree.map(lambda x: x.sharding, state)
-      return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None),
-                     compiler_options=options).lower(state, batch, key)  # fmt: skip
-
-    seconds_to = []
-    for _ in range(2):  # the second one finds the first in the persistent cache
-      jax.clear_caches()
-      start = time.perf_counter()
-      program = lowered()
-      traced = time.perf_counter()
-      compiled = compile_checked(program)
-      seconds_to.append({"trace": traced - start, "compile": time.perf_counter() - traced})
-
-    def step() -> float:
-      nonlocal state
-      if variant.step == "eval":
-        return float(compiled(state.tunable, state.frozen, batch)["loss"]) / variant.batch_size
-      state, metrics = compiled(state, batch, key)
-      return float(metrics["loss"])  # waits for the step
-
-    def fed(consume: Callable[[Any], Any]) -> float:
-      """Clips a second that the pipeline's batches are consumed at, once the first have passed."""
-      assert records is not None
-      epochs = 1 + 2 * repeats * variant.batch_size // len(records) + 1
-      order = TrainOrder(records, 0, variant.batch_size, epochs)
-      with train_batches(
-        order, preprocessing(cfg), start_step=0, num_workers=num_workers, prefetch=2
-      ) as batches:
-        for _ in range(repeats):
-          consume(next(batches))
-        start = time.perf_counter()
-        for _ in range(repeats):
-          consume(next(batches))
-        return repeats * variant.batch_size / (time.perf_counter() - start)
-
-    def train_on(clips: Any) -> None:
-      nonlocal state
-      state, metrics = compiled(state, to_global(clips, mesh), key)
-      metrics["loss"].block_until_ready()
-
-    loss, seconds = step(), []
+    here = Measured(variant)
+    loss, seconds = here.step(), []
     for _ in range(repeats):
       start = time.perf_counter()
-      step()
+      here.step()
       seconds.append(time.perf_counter() - start)
     clips = {}
     if variant.step == "train" and records is not None:
+      fed = functools.partial(here.clips_per_second, records, num_workers, repeats)
       clips = {
         "pipeline_clips_per_second": fed(lambda clips: None),
-        "together_clips_per_second": fed(train_on),
+        "together_clips_per_second": fed(lambda clips: here.train_on(to_global(clips, here.mesh))),
       }
+    cold, cached = here.seconds_to
     return {
       "loss": loss,
-      "trace_seconds": seconds_to[1]["trace"],
-      "compile_seconds": {"cold": seconds_to[0]["compile"], "cached": seconds_to[1]["compile"]},
+      "trace_seconds": cached["trace"],
+      "compile_seconds": {"cold": cold["compile"], "cached": cached["compile"]},
       "seconds": seconds,
       "peak_memory_gib": peak_memory(),
       **clips,
@@ -309,7 +353,7 @@ def report(
     row = {**dataclasses.asdict(variant), **result}
     if "failed" not in result:
       median = statistics.median(result["seconds"])
-      flops = step_flops(ModelConfig(image_size=variant.image_size, depth=variant.depth), variant.step)
+      flops = step_flops(paper_of_depth(variant.image_size, variant.depth), variant.step)
       tflops = flops * variant.batch_size / median / 1e12
       size = (variant.step, variant.image_size, variant.batch_size)
       first, its_precision = reference.setdefault(size, (result["loss"], variant.precision))
@@ -333,11 +377,11 @@ def report(
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
   """The report for people."""
   lines = [
-    f"{'step':<6}{'px':>5}{'clips':>6} {'precision':<10}{'remat':<8}{'mesh':<7}{'trace s':>8}{'compile s':>10}{'cached s':>9}"
+    f"{'step':<6}{'px':>5}{'clips':>6}{'micro':>6} {'precision':<10}{'remat':<8}{'mesh':<7}{'trace s':>8}{'compile s':>10}{'cached s':>9}"
     f"{'step s':>9}{'spread':>17}{'clips/s':>9}{'TFLOP/s':>9}{'of peak':>9}{'GiB':>7}{'loss':>10}"
   ]
   for row in rows:
-    name = (f"{row['step']:<6}{row['image_size']:>5}{row['batch_size']:>6} {row['precision']:<10}{row['remat']:<8}"
+    name = (f"{row['step']:<6}{row['image_size']:>5}{row['batch_size']:>6}{row['micro_batch'] or '':>6} {row['precision']:<10}{row['remat']:<8}"
             f"{row['mesh']:<7}")  # fmt: skip
     if "failed" in row:
       lines.append(f"{name} failed: {row['failed']}")
@@ -388,4 +432,4 @@ def main(argv: Sequence[str]) -> int:
 
 if __name__ == "__main__":
   cli.take_over(_OPTIONS)
-  cli.run(main, explained=explained)
+  cli.run(main, explained=describe_error)

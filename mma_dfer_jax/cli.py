@@ -1,4 +1,4 @@
-"""How every command starts and ends: flags checked whole, mendable errors as messages, a polite stop."""
+"""How every command starts and ends: flags checked whole, --help, mendable errors as messages, a polite stop."""
 
 from collections.abc import Callable, Sequence
 import errno
@@ -11,12 +11,19 @@ import sys
 import traceback
 
 from absl import app, flags, logging
+from ml_collections import config_flags
+from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from mma_dfer_jax.errors import UserError, listed
+from mma_dfer_jax.help import config_text, shipped_configs
+
+flags.disclaim_key_flags()  # --config is a flag of the command that asks for it, so that --help lists it
 
 # Full disk, no permission, a file where a folder should be: nothing that a traceback would explain better.
 _MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST,
              errno.ENOTDIR, errno.EISDIR}  # fmt: skip
+
+_HELP = {"-h", "-?", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--helpfull"}
 
 
 def run(
@@ -45,6 +52,37 @@ def run(
     return status
 
   app.run(guarded, flags_parser=_parse)
+
+
+def define_config(purpose: str = "What to run") -> flags.FlagHolder:
+  """Defines the flag --config: the name of a config that comes with the program, or the path of one.
+
+  Args:
+    purpose: what the config is for.
+  """
+  how = f"{', '.join(shipped_configs())}, or a path. --config.batch_size=16 changes one field."
+  holder = config_flags.DEFINE_config_file("config", None, f"{purpose}: {how}", lock_config=True)
+  flags.FLAGS["config"].parser = _ConfigParser("config")
+  return holder
+
+
+class _ConfigParser(ConfigFileFlagParser):
+  """Reads a config by its name too."""
+
+  def parse(self, path):
+    try:
+      return super().parse(_config_file(path))
+    except UserError as error:  # ml_collections puts a traceback into its words
+      raise (error.__context__ if isinstance(error.__context__, UserError) else error) from None
+
+
+def _config_file(given: str) -> str:
+  """The path of a config that is a path already or the name of a shipped one; `:words` for its get_config stay."""
+  name, *words = given.split(":", 1)
+  shipped = shipped_configs()
+  if not os.path.isfile(name) and name not in shipped:
+    raise UserError(f"neither a file nor a config that comes with the program ({', '.join(shipped)})")
+  return ":".join([name if os.path.isfile(name) else str(shipped[name]), *words])
 
 
 def take_over(options: flags.FlagValues) -> None:
@@ -84,21 +122,49 @@ def _parse(argv: list[str]) -> list[str]:
   logging.set_verbosity(logging.FATAL)
   for chatty in ("concurrent.futures", "asyncio"):
     python_logging.getLogger(chatty).setLevel("CRITICAL")
+  helps = not _HELP.isdisjoint(argv)
+  arguments = argv
   try:
-    return flags.FLAGS(argv)
+    arguments = flags.FLAGS([argument for argument in argv if argument not in _HELP])
   except (flags.Error, UserError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-    unknown = _unknown_config_keys(argv)
-    sys.exit(_complain(unknown or error, status=2))
+    # Who asks for help need not give what is required; but the fields of a config can be shown only if it is right.
+    if not helps or ("config" in flags.FLAGS and _given_config(argv) and flags.FLAGS["config"].value is None):
+      sys.exit(_complain(_unknown_config_keys(argv) or error, status=2))
+  if helps:
+    print(_help(argv))  # at once, so that `| head` breaks nothing
+    sys.exit(0)
+  return arguments
+
+
+def _help(argv: list[str]) -> str:
+  """The command's words and flags, and the fields of the config that was given, or the defaults."""
+  everything = any("helpfull" in argument for argument in argv)
+  parts = [sys.modules["__main__"].__doc__ or ""]
+  parts.append(flags.FLAGS.get_help() if everything else flags.FLAGS.main_module_help())
+  if "config" in flags.FLAGS:
+    config = flags.FLAGS["config"].value
+    parts.append(
+      f"\nfields, as in --config.batch_size=16, {'of this config' if config else 'and their defaults'}:"
+    )
+    parts.append(config_text(config))
+  if not everything:
+    parts.append("\n--helpfull lists the flags of all modules.")
+  return "\n".join(parts)
+
+
+def _given_config(argv: list[str]) -> str | None:
+  """What stands behind --config."""
+  found = re.search(r"--?config[= ](\S+)", " ".join(argv))
+  return found and found[1]
 
 
 def _unknown_config_keys(argv: list[str]) -> UserError | None:
   """All `--config.key` overrides that the config file does not have, with what it has instead."""
-  joined = " ".join(argv)
-  named = re.search(r"--?config[= ]([^\s:]+)(?::(\S*))?", joined)
-  if named is None or not os.path.isfile(named[1]):
-    return None  # no file: the first error says so
-  get_config = runpy.run_path(named[1])["get_config"]
-  config = get_config(named[2]) if named[2] is not None else get_config()
+  try:
+    path, *words = _config_file(_given_config(argv) or "").split(":", 1)
+    config = runpy.run_path(path)["get_config"](*words)
+  except Exception:
+    return None  # no file, or none that works: the first error says so
   problems = []
   for argument in argv[1:]:
     if not argument.lstrip("-").startswith(("config.", "noconfig.")):

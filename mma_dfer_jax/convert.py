@@ -8,39 +8,34 @@
 Reading needs no PyTorch and executes nothing that a file holds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+import functools
 from pathlib import Path
+import signal
+from typing import Any
+import zipfile
 
 from absl import flags
-from ml_collections import config_flags
+from flax import nnx
+import numpy as np
 
 from mma_dfer_jax import cli
-from mma_dfer_jax.checkpoints import model_config
-from mma_dfer_jax.config import flat_config
-from mma_dfer_jax.conversion import (  # fmt: skip
-  Source,
-  check_exports,
-  export,
-  open_checkpoint,
-  open_folder,
-  start_of_training,
-  write_folder,
-)
-from mma_dfer_jax.data.labels import LabelOrder, label_order
+from mma_dfer_jax.config import model_config
+from mma_dfer_jax.data.labels import label_order
 from mma_dfer_jax.errors import UserError, listed
-from mma_dfer_jax.sharding import start_jax
-from mma_dfer_jax.verdict import report_text
-from mma_dfer_jax.weights import open_pretrained
+from mma_dfer_jax.model import MmaDfer, ModelConfig
+from mma_dfer_jax.parameters import flat_params, put_over
+from mma_dfer_jax.training.check import open_starts
+from mma_dfer_jax.training.sharding import start_jax
+from mma_dfer_jax.training.start import open_stored
+from mma_dfer_jax.weights.files import StoredModel, held
+from mma_dfer_jax.weights.folder import write_folder
+from mma_dfer_jax.weights.mma_dfer import check_exports, export, open_checkpoint, recipe_of, with_classes
 
 _MODEL = flags.DEFINE_string(
   "model", None, "A .pth or .safetensors file, a model folder, or the workdir of a run."
 )
-_CONFIG = config_flags.DEFINE_config_file(
-  "config",
-  None,
-  "Instead of --model: sizes, seed and pretrained.{image,audio} of a run to start.",
-  lock_config=True,
-)
+_CONFIG = cli.define_config("Instead of --model, sizes, seed and pretrained.{image,audio} of a run to start")
 _STEP = flags.DEFINE_string("step", "last", "Of a workdir: last, best (by WAR), or a step that was kept.")
 _CLASSES = flags.DEFINE_string(
   "classes", None, "Class names: dfew, mafw (the order of MMA-DFER's lists), mafw-official, or a,b,c."
@@ -63,7 +58,7 @@ def checked_flags() -> None:
   """Raises UserError with everything that is wrong with the flags."""
   problems = []
   if (_MODEL.value is None) == (_CONFIG.value is None):
-    problems.append("give either --model, or --config with the pretraining files")
+    problems.append("give either --model, or --config with the files to start from")
   if not (_OUT.value or _TO_TORCH.value or _TO_SAFETENSORS.value):
     problems.append("say what to write: --out, --to_torch, --to_safetensors")
   if _VERIFY.value and not _OUT.value:
@@ -73,65 +68,166 @@ def checked_flags() -> None:
   if _HEADS.value and not Path(_MODEL.value or "").is_file():
     problems.append("--heads is for files of weights; a folder or a config says it itself")
   if problems:
-    raise listed("nothing to convert", problems)
+    raise listed("the command line has problems", problems)
 
 
-def open_source() -> Source:
+def open_source() -> StoredModel:
   """What the flags name, checked whole, with nothing but names and shapes read."""
   if _MODEL.value is None:
-    return source_of_config(_CONFIG.value)
-  path = Path(_MODEL.value)
-  if path.is_dir():
-    return open_folder(path, int(_STEP.value) if _STEP.value.isdigit() else _STEP.value, _CLASSES.value)
-  return open_checkpoint(path, _CLASSES.value, _HEADS.value)
+    return start_of_training(_CONFIG.value)
+  path, step = Path(_MODEL.value), int(_STEP.value) if _STEP.value.isdigit() else _STEP.value
+  stored = open_stored(path, step) if path.is_dir() else open_checkpoint(path, _HEADS.value)
+  return with_classes(stored, _CLASSES.value)
 
 
-def source_of_config(config) -> Source:
-  """The start of a run: both pretraining files, checked together."""
-  files = {stream: config.pretrained[stream] for stream in ("image", "audio")}
-  order = label_order(_CLASSES.value) if _CLASSES.value else None
-  configured = tuple(config.data.classes)
-  if order is None and configured:
-    order = LabelOrder(configured, "as the config says")
-  problems = [f"config.pretrained.{stream} is empty" for stream, file in files.items() if not file]
-  if order and configured and order.classes != configured:
-    problems.append(f"--classes={_CLASSES.value}, but config.data.classes is {', '.join(configured)}")
-  if order is None:
+def start_of_training(config) -> StoredModel:
+  """What a run would start from: the weights that its config names, checked together, and everything else fresh."""
+  classes, problems = tuple(config.data.classes), []
+  order, origin = classes, "as the config says"
+  if _CLASSES.value:
+    given = label_order(_CLASSES.value)
+    order, origin = given.classes, given.origin
+  if not order:
     problems.append("the config has no data.classes: give --classes")
+  elif classes and order != classes:
+    problems.append(f"--classes={_CLASSES.value}, but config.data.classes is {', '.join(classes)}")
+  model = model_config(config.to_dict(), order or "?")
+  starts, wrong = open_starts(config, model, order)
+  problems += wrong
+  if not config.init_from:
+    fresh = [s for s in ("image", "audio") if getattr(model, s).depth and not config.pretrained[s]]
+    problems += [f"config.pretrained.{stream} is empty" for stream in fresh]
   if problems:
     raise listed("this start of a run cannot be made", problems)
-  assert order is not None
-  cfg = model_config(flat_config(config.to_dict()), order.classes)
-  encoders = []
-  for stream, file in files.items():
-    try:
-      encoders.append(open_pretrained(stream, file, cfg))
-    except UserError as error:
-      problems.append(str(error))
+  print("\n".join(start.describe() for start in starts))
+  net = MmaDfer(model, rngs=nnx.Rngs(params=config.seed))
+  for start in starts:
+    put_over(net, start.read())
+  arrays = {path: np.asarray(variable[...]) for path, variable in flat_params(nnx.state(net)).items()}
+  source = {"untrained": True, "seed": config.seed} | {start.name: start.sha256 for start in starts}
+  about = {"assumed": {}, "classes": list(order), "class_order": origin, "recipe": recipe_of(model.inputs)}
+  return StoredModel(Path("the start"), model, about | {"source": source}, held(arrays), sha256="")
+
+
+def report_text(about: Mapping[str, Any]) -> str:
+  """What was written, for people: counts, what was assumed, what was verified."""
+  found = about["counts"]
+  lines = [f"{'part':<20}{'tensors':>9}{'elements':>15}"]
+  for name in (*sorted(name for name in found if name.startswith("part ")), "unused", "all"):
+    if counts := found.get(name):
+      lines.append(f"{name.removeprefix('part '):<20}{counts['tensors']:>9}{counts['elements']:>15,}")
+  tunable, frozen = (found.get(name, {"tensors": 0, "elements": 0}) for name in ("tunable", "frozen"))
+  lines.append(f"tunable: {tunable['tensors']} tensors, {tunable['elements']:,} elements; "
+               f"frozen: {frozen['tensors']} tensors, {frozen['elements']:,} elements")  # fmt: skip
+  if trained := found.get("trained in the original"):
+    frozen = found["frozen in the original"]
+    lines.append(f"as the original counts: {trained['tensors']} trained, {trained['elements']:,} elements, and "
+                 f"{frozen['tensors']} frozen, {frozen['elements']:,} elements")  # fmt: skip
+  lines += [f"assumed: {name} = {reason}" for name, reason in about["assumed"].items()]
+  lines.append(f"classes: {', '.join(about['classes'])}; {about['class_order']}")
+  lines.append(f"source: {', '.join(f'{key} {value}' for key, value in about['source'].items())}")
+  lines.append(f"read back from the disk as it was written: sha256 {about['sha256']}")
+  if verified := about.get("verified"):
+    lines.append(f"verified with {verified['file']}: {verified['clips']} clips, largest difference of a logit "
+                 f"{verified['largest_difference']:.2e} (of logits up to {verified['largest_logit']:.3g})")  # fmt: skip
+  return "\n".join(lines)
+
+
+def read_verification(path: Path, model: ModelConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Inputs and the logits that they must give.
+
+  Args:
+    path: .npz with `video` (B, T, H, W, 3) and `spectrogram` (B, F, K), or as the original is fed, `images`
+      (B, T, 3, H, W) in [0, 1] and `audio` (B, 1, F, K); and `logits` (B, C).
+    model: that must give them.
+  Returns:
+    video, spectrogram, logits.
+  Raises:
+    UserError: with all that is missing or of the wrong shape.
+  """
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      arrays = {
+        name: file[name]
+        for name in file.files
+        if name in ("video", "images", "spectrogram", "audio", "logits")
+      }
+  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    raise UserError(f"--verify={path} is no .npz file of numbers: {error}") from error
+  if "images" in arrays and arrays["images"].ndim == 5:
+    arrays["video"] = arrays.pop("images").transpose(0, 1, 3, 4, 2)
+  if "audio" in arrays and arrays["audio"].ndim == 4:
+    arrays["spectrogram"] = arrays.pop("audio")[:, 0]
+  clips = len(arrays["logits"]) if arrays.get("logits", np.zeros(())).ndim else 0
+  wanted = {
+    "video": (clips, *model.inputs.video_shape),
+    "spectrogram": (clips, *model.inputs.audio_shape),
+    "logits": (clips, model.num_classes),
+  }
+  problems = [
+    f"{name}: {arrays[name].shape if name in arrays else 'missing'}, not {shape}"
+    for name, shape in wanted.items()
+    if name not in arrays or arrays[name].shape != shape or not clips
+  ]
   if problems:
-    raise listed("this start of a run cannot be made", problems)
-  for encoder in encoders:
-    print(encoder.describe())
-  return start_of_training(cfg, config.seed, encoders, order)
+    raise listed(f"--verify={path} does not fit the model", problems, "`images` (B, T, 3, H, W) and `audio` (B, 1, F, K) fit as well")  # fmt: skip
+  return arrays["video"], arrays["spectrogram"], arrays["logits"]
+
+
+def compare_logits(
+  folder: Path, file: Path, expected: tuple[np.ndarray, np.ndarray, np.ndarray], tolerance: float
+) -> dict[str, Any]:
+  """The largest difference of a logit of a model folder from what was expected, for model.json.
+
+  Raises:
+    UserError: if it is above the tolerance, or no number.
+  """
+  from mma_dfer_jax.engines.engine import load_model  # not needed to convert
+
+  video, spectrogram, logits = expected
+  engine = load_model(folder)
+  try:
+    found = np.concatenate(
+      [engine(video[i : i + 2], spectrogram[i : i + 2]) for i in range(0, len(video), 2)]
+    )
+  except ValueError as error:
+    raise UserError(f"the inputs of --verify cannot be used: {error}") from error
+  largest = float(np.abs(found - logits).max())
+  if not largest <= tolerance:
+    raise UserError(
+      f"the logits differ from those expected by up to {largest:.3g}, more than --tolerance={tolerance:g}; the inputs, the "
+      "class count or --heads may be those of another model"
+    )
+  verified = {
+    "clips": len(video),
+    "largest_difference": largest,
+    "largest_logit": float(np.abs(logits).max()),
+  }
+  return {"verified": {"file": file.name} | verified}
 
 
 def main(argv: Sequence[str]) -> None:
   del argv
   checked_flags()
+  signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is half written is removed
   start_jax()
   to_torch = Path(_TO_TORCH.value) if _TO_TORCH.value else None
   to_safetensors = Path(_TO_SAFETENSORS.value) if _TO_SAFETENSORS.value else None
   check_exports(to_torch, to_safetensors)
-  source = open_source()
+  stored = open_source()
   if _OUT.value:
-    verify = Path(_VERIFY.value) if _VERIFY.value else None
-    report = write_folder(
-      source, Path(_OUT.value), verify, _TOLERANCE.value, stopping=cli.StopSignal().__bool__
-    )
-    print(report_text(report))
+    options = {}
+    if _VERIFY.value:
+      file = Path(_VERIFY.value)
+      expected = read_verification(file, stored.model)
+      options["check"] = functools.partial(
+        compare_logits, file=file, expected=expected, tolerance=_TOLERANCE.value
+      )
+    about = write_folder(Path(_OUT.value), stored, **options)
+    print(report_text(about))
     print(f"wrote {_OUT.value}")
   if to_torch or to_safetensors:
-    export(source, to_torch, to_safetensors)
+    export(stored, to_torch, to_safetensors)
     print(f"wrote {' and '.join(str(file) for file in (to_torch, to_safetensors) if file)}")
 
 

@@ -7,32 +7,27 @@ The same command again leaves out the folds that are finished and goes on with t
 RUNS/folds.md and RUNS/confusion_matrix.png.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-import ctypes
+from collections.abc import Mapping, Sequence
 import json
 from pathlib import Path
 import re
-import signal
-import subprocess
 import sys
-import time
 from typing import Any
 
 from absl import flags
 import jax
-from ml_collections import config_flags
 import numpy as np
 
-from mma_dfer_jax import cli, hosts
-from mma_dfer_jax.checkpoints import check_same_run, describe_run, model_config, read_run
-from mma_dfer_jax.config import flat_config, problems_of
-from mma_dfer_jax.data.datasets import DataSet, open_data_set
+from mma_dfer_jax import cli
+from mma_dfer_jax.data.datasets import DataSet
 from mma_dfer_jax.errors import UserError, listed
-from mma_dfer_jax.metrics import Scores
-from mma_dfer_jax.report import Fold, folds_table, write_folds
-from mma_dfer_jax.weights import open_pretrained
+from mma_dfer_jax.training import children, hosts
+from mma_dfer_jax.training.check import check_model_and_data
+from mma_dfer_jax.training.report import Fold, folds_table, write_folds
+from mma_dfer_jax.training.run import check_same_run, describe_run, read_run
+from mma_dfer_jax.training.scores import Scores
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Path of the config.", lock_config=True)
+_CONFIG = cli.define_config()
 _RUNS = flags.DEFINE_string(
   "runs", None, "Folder of the runs: fold1, fold2, … and the report.", required=True
 )
@@ -42,54 +37,26 @@ flags.mark_flag_as_required("config")
 Run = dict[str, Any]  # what run.json says
 
 
-def flags_of_train() -> list[str]:
-  """The command line without what only this command knows."""
-  kept: list[str] = []
-  arguments = iter(flags.FLAGS.read_flags_from_files(sys.argv[1:]))
-  for argument in arguments:
-    name, equals, _ = argument.lstrip("-").partition("=")
-    if name not in ("runs", "folds"):
-      kept.append(argument)
-    elif not equals:
-      next(arguments)  # its value
-  return kept
-
-
 def checked(config, runs: Path, names: Sequence[str]) -> dict[str, Run]:
   """What each fold's run must be, by "fold1", …, of the named folds and of those that are there already.
 
-  Everything wrong with them is told at once.
-
-  What only a run on its devices can tell, such as the batch size, the first fold tells as it starts.
+  What only a run on its devices can tell, such as the mesh, the first fold tells as it starts.
 
   Raises:
     UserError: with all problems, before anything has started.
   """
-  problems = problems_of(config) + problems_of_flags(runs, names)
+  found, problems = check_model_and_data(config)
+  problems += problems_of_flags(runs, names)
   wanted: dict[str, Run] = {}
-  data_set = cfg = None
-  pretrained: dict[str, str] = {}
-  try:
-    if config.data.data_dir:
-      data_set = open_data_set(config.data.data_dir, config.data.name)
-      cfg = model_config(flat_config(config.to_dict()), data_set.classes)
-  except UserError as error:
-    problems.append(str(error))
-  for stream in ("image", "audio"):
-    try:
-      if cfg and config.pretrained[stream]:
-        encoder = open_pretrained(stream, config.pretrained[stream], cfg)
-        pretrained[stream] = encoder.weights.sha256
-    except UserError as error:
-      problems.append(str(error))
-  if data_set:
-    problems += problems_of_splits(data_set, names, config.batch_size)
-  if data_set and cfg and not problems:
+  if found.data_set:
+    problems += problems_of_splits(found.data_set, names, config.batch_size)
+  if found.data_set and found.model and not problems:
     there = {path.name for path in runs.glob("fold*") if re.fullmatch(r"fold[1-9]\d*", path.name)}
+    starts = {start.name: start.sha256 for start in found.starts}
     for name in sorted({f"fold{number}" for number in names} | there):
-      values = config.to_dict()
-      values["data"]["fold"] = int(name.removeprefix("fold"))
-      wanted[name] = describe_run(values, cfg, data_set, pretrained)
+      of_fold = config.copy_and_resolve_references()
+      of_fold.data.fold = int(name.removeprefix("fold"))
+      wanted[name] = describe_run(of_fold, found.model, found.data_set, starts)
     if differences := differences_of_runs(runs, wanted):
       advice = "choose another --runs, or give the values that they were made with"
       raise listed(f"{runs} holds other runs", differences, advice)
@@ -105,7 +72,7 @@ def problems_of_flags(runs: Path, names: Sequence[str]) -> list[str]:
     problems.append(f"--runs={runs} is an address; give a folder (mount the bucket)")
   if not names or not all(re.fullmatch(r"[1-9]\d*", name) for name in names) or len(set(names)) < len(names):
     problems.append(f"--folds={','.join(names)}: give different numbers from 1 on, comma-separated")
-  if any(re.match("--?config.data.fold(=|$)", argument) for argument in flags_of_train()):
+  if any(re.match("--?config.data.fold(=|$)", argument) for argument in children.flags_without()):
     problems.append("config.data.fold is set for each run; choose them with --folds")
   return problems
 
@@ -143,7 +110,7 @@ def differences_of_runs(runs: Path, wanted: Mapping[str, Run]) -> list[str]:
 
 
 def finished(workdir: Path, run: Run) -> Fold | None:
-  """What the report of a run says; None if it is not finished or its report is damaged: training mends that."""
+  """What the report of a run says; None if it is not finished or its report is damaged: training writes it anew."""
   name = f"fold{run['config']['data.fold']}"
   try:
     report = json.loads((workdir / "report.json").read_text())
@@ -160,39 +127,6 @@ def finished(workdir: Path, run: Run) -> Fold | None:
   return Fold(name, scores, {"folder": workdir.name, **about}, best)
 
 
-def die_with_parent() -> Callable[[], None] | None:
-  """For a new process: `kill -9` of this one ends it too, so that no two trainings ever share a workdir."""
-  if not sys.platform.startswith("linux"):
-    return None
-  prctl, death_signal = ctypes.CDLL(None).prctl, 1  # PR_SET_PDEATHSIG; looked up before the fork
-  return lambda: prctl(death_signal, signal.SIGKILL)
-
-
-def train(workdir: Path, fold: str, stop: cli.StopSignal) -> int:
-  """Trains a fold in a process of its own, which is told of SIGTERM and Ctrl-C; its exit status."""
-  command = [sys.executable, "-m", "mma_dfer_jax.train", *flags_of_train()]
-  command += [f"--config.data.fold={fold.removeprefix('fold')}", f"--workdir={workdir}"]
-  # In a group of its own, Ctrl-C does not reach it twice, from the terminal and from here: a second one is harsh.
-  with subprocess.Popen(command, process_group=0, preexec_fn=die_with_parent()) as process:
-    told = False
-    while process.poll() is None:
-      if stop and not told and listens(process.pid):
-        process.terminate()
-        told = True
-      time.sleep(0.2)
-  return process.returncode if process.returncode >= 0 else 128 - process.returncode
-
-
-def listens(pid: int) -> bool:
-  """Whether a process handles SIGTERM: not yet while it starts, and no more when a scheduler has told it already."""
-  try:
-    status = Path(f"/proc/{pid}/status").read_text()
-  except OSError:  # no Linux, or just ended
-    return True
-  caught = re.search(r"SigCgt:\s*([0-9a-f]+)", status)
-  return caught is None or bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
-
-
 def report(runs: Path, wanted: Mapping[str, Run], names: Sequence[str]) -> None:
   """Writes what came of all folds, of an earlier command as well; those of `names` must be there."""
   results = {name: finished(runs / name, run) for name, run in wanted.items()}
@@ -200,7 +134,7 @@ def report(runs: Path, wanted: Mapping[str, Run], names: Sequence[str]) -> None:
   if lost := [name for name in missing if name in names]:
     raise UserError(f"{', '.join(lost)} in {runs} left no whole report.json; give the same command again")
   if missing:
-    print(f"not in the report, for they are not finished: {', '.join(missing)}")
+    print(f"not finished, so not in the report: {', '.join(missing)}")
   run = next(iter(wanted.values()))
   config = {key: value for key, value in run["config"].items() if key != "data.fold"}
   facts = {"recipe": run["recipe"], "config": config, "version": run["version"]}
@@ -215,7 +149,7 @@ def main(argv: Sequence[str]) -> int:
   config, runs = _CONFIG.value, Path(_RUNS.value)
   wanted = checked(config, runs, _FOLDS.value)
   names = [f"fold{number}" for number in _FOLDS.value]
-  many_hosts = hosts.wanted()  # then the report is only the first process's
+  many_hosts = hosts.is_distributed()  # then the report is only the first process's
 
   for i, name in enumerate(names, start=1):
     title, status, run = f"{name} ({i} of {len(names)})", 0, wanted[name]
@@ -224,7 +158,13 @@ def main(argv: Sequence[str]) -> int:
       continue
     if not stop:
       print(f"{title} goes to {runs / name}", flush=True)
-      status = train(runs / name, name, stop)
+      fold = name.removeprefix("fold")
+      arguments = [
+        *children.flags_without("runs", "folds"),
+        f"--config.data.fold={fold}",
+        f"--workdir={runs / name}",
+      ]
+      status = children.train(arguments, stop)
     if status and not stop:
       print(
         f"error: {title} ended with exit status {status}; the same command goes on from there",
@@ -242,4 +182,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-  cli.run(main, explained=hosts.explained, leave=hosts.leave)
+  cli.run(main, explained=hosts.describe_error, leave=hosts.exit_process)

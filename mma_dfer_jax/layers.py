@@ -5,7 +5,7 @@ Letters in shapes: B examples (clips, or frames of clips), N tokens, D width, L 
 
 from collections.abc import Callable, Sequence
 import functools
-from typing import Any, Literal
+from typing import Literal
 
 from flax import nnx
 import jax
@@ -74,9 +74,7 @@ def drop_path(key: Array, rates: Sequence[float], examples: int) -> Float[Array,
   return jax.random.bernoulli(key, kept, (len(rates), 2, examples)) / kept
 
 
-def of_each_block(
-  scales: Float[Array, "L 2 B"] | None, blocks: int
-) -> Sequence[Float[Array, "2 B"] | None]:
+def of_each_block(scales: Float[Array, "L 2 B"] | None, blocks: int) -> Sequence[Float[Array, "2 B"] | None]:
   """The factors of drop path, block by block; None for all where nothing is dropped."""
   if scales is None:
     return [None] * blocks

@@ -103,7 +103,9 @@ def read_model(fields: Mapping[str, Any]) -> ModelConfig:
   if unknown := sorted(values.keys() - {"num_classes", "inputs", *SLOTS}):
     raise UserError(f"a model has no {', '.join(unknown)}; it has num_classes, inputs, {', '.join(SLOTS)}")
   try:
-    values["inputs"] = Inputs(**values["inputs"])
+    values["inputs"] = Inputs(
+      **{k: tuple(v) if isinstance(v, list) else v for k, v in values["inputs"].items()}
+    )
   except (UserError, TypeError) as error:
     problems.append(str(error))
   for name, slot in SLOTS.items():

@@ -59,7 +59,9 @@ class Outputs(NamedTuple):
   """What the model says of each clip."""
 
   logits: Float[Array, "B C"]
-  extra: Mapping[str, Array] = {}  # of auxiliary heads, by the name of the target that a loss compares them with
+  extra: Mapping[
+    str, Array
+  ] = {}  # of auxiliary heads, by the name of the target that a loss compares them with
 
 
 @runtime_checkable  # tests enforce annotations

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
 from mma_dfer_jax import cli
 from mma_dfer_jax.config import OF_A_HOST, flat_config
@@ -21,7 +20,7 @@ from mma_dfer_jax.training.run import describe_run
 from mma_dfer_jax.training.sharding import make_mesh, start_jax
 from mma_dfer_jax.training.task import Classify
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Path of the config.", lock_config=True)
+_CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Folder for checkpoints, metrics and the report.", required=True
 )

@@ -65,7 +65,9 @@ def golden_weights(case: str, seed: int = 1) -> dict[str, np.ndarray]:
 def golden_inputs(case: str, seed: int = 2, batch: int = 2):
   """video (B, T, H, W, 3), spectrogram (B, F, K), labels (B,) of a golden case."""
   cfg = CONFIGS[case]
-  images, audio, labels = make_weights.make_inputs(seed, batch, cfg.inputs.image_size, num_classes=cfg.num_classes)
+  images, audio, labels = make_weights.make_inputs(
+    seed, batch, cfg.inputs.image_size, num_classes=cfg.num_classes
+  )
   return np.ascontiguousarray(images.transpose(0, 1, 3, 4, 2)), audio[:, 0], labels.astype(np.int32)
 
 

@@ -9,10 +9,12 @@ import sys
 import time
 
 from conftest import ROOT
+from flax import nnx
 import numpy as np
 
-from mma_dfer_jax.engines.engine import load_model
-from mma_dfer_jax.parameters import flat_params
+from mma_dfer_jax.parameters import abstract_model, flat_params, split_tunable
+from mma_dfer_jax.training.checkpoints import Checkpointer, load_frozen
+from mma_dfer_jax.training.run import model_of, read_run
 
 # Three epochs of five steps on 21 generated clips, with a model that compiles within seconds.
 SMALL = {
@@ -71,8 +73,17 @@ def steps_logged(workdir: Path) -> int:
   return max((json.loads(line)["step"] for line in lines), default=0)
 
 
+def states(workdir: Path) -> tuple[nnx.State, nnx.State]:
+  """Tunable and frozen parameters as the newest checkpoint has them."""
+  run = read_run(workdir)
+  _, tunable, frozen = split_tunable(nnx.merge(*abstract_model(model_of(run))), run["tunable"])
+  checkpointer = Checkpointer(workdir, read_only=True)
+  step = checkpointer.latest_step()
+  assert step is not None
+  tunable, _ = checkpointer.restore_tunable(step, tunable)
+  checkpointer.close()
+  return tunable, load_frozen(workdir, frozen)
+
+
 def parameters(workdir: Path) -> dict[str, np.ndarray]:
-  model = load_model(workdir, precision="float32")  # as they were saved
-  return {
-    p: np.asarray(v[...]) for part in (model.tunable, model.frozen) for p, v in flat_params(part).items()
-  }
+  return {p: np.asarray(v[...]) for state in states(workdir) for p, v in flat_params(state).items()}

@@ -8,8 +8,8 @@ import sys
 from conftest import ROOT
 import pytest
 
-from mma_dfer_jax.benchmark import Variant, report, step_flops
-from mma_dfer_jax.model import ModelConfig
+from mma_dfer_jax.benchmark import Variant, paper_of_depth, report, step_flops
+from mma_dfer_jax.model import paper
 
 
 def run(*flags, status=0):
@@ -25,7 +25,7 @@ def run(*flags, status=0):
 
 @pytest.mark.parametrize(("size", "flops"), [(224, 643.7e9), (160, 356.2e9)])
 def test_operations_are_those_that_the_original_counts(size, flops):
-  assert step_flops(ModelConfig(image_size=size)) == pytest.approx(flops, abs=0.05e9)
+  assert step_flops(paper(image_size=size)) == pytest.approx(flops, abs=0.05e9)
 
 
 def test_a_measurement(tmp_path):
@@ -37,7 +37,7 @@ def test_a_measurement(tmp_path):
     assert row["agrees"]
     assert len(row["seconds"]) == 2
     assert row["compile_seconds"]["cold"] > row["compile_seconds"]["cached"] > 0
-    flops = step_flops(ModelConfig(image_size=32, depth=6))
+    flops = step_flops(paper_of_depth(32, 6))
     assert row["tflops"] == pytest.approx(flops / row["median_seconds"] / 1e12)
     assert row["share_of_peak"] == pytest.approx(row["tflops"])
     assert 0.3 < row["peak_memory_gib"] < 8
@@ -53,12 +53,12 @@ def test_other_results_and_failures_are_told():
     "compile_seconds": {"cold": 1.0, "cached": 1.0},
     "peak_memory_gib": 1.0,
   }
-  variants = [Variant("train", 32, 6, 1, "float32", remat, "1x1") for remat in ("none", "names", "layers")]
+  variants = [Variant("train", 32, 6, 1, 0, "float32", remat, "1x1") for remat in ("none", "names", "layers")]
   rows = report(list(zip(variants, [one, {**one, "loss": 2.1}, {"failed": "no memory"}], strict=True)), None)
   assert [row.get("agrees") for row in rows["variants"]] == [True, False, None]
   assert rows["variants"][2]["failed"] == "no memory"
   # A coarse one may come first.
-  both = [Variant("train", 32, 6, 1, precision, "none", "1x1") for precision in ("bfloat16", "float32")]
+  both = [Variant("train", 32, 6, 1, 0, precision, "none", "1x1") for precision in ("bfloat16", "float32")]
   rows = report(list(zip(both, [one, {**one, "loss": 2.05}], strict=True)), None)
   assert [row["agrees"] for row in rows["variants"]] == [True, True]
 

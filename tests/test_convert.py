@@ -14,6 +14,11 @@ from flax import nnx
 import jax.numpy as jnp
 import make_weights
 import ml_dtypes
+from mma_dfer_jax.conversion import export, open_checkpoint, open_folder
+from mma_dfer_jax.torch_file import read_torch_file
+from mma_dfer_jax.torch_names import CheckpointMismatchError, unused_shapes, used_shapes
+from mma_dfer_jax.train_state import parameter_shapes, put_pretrained
+from mma_dfer_jax.verdict import digest
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -21,13 +26,8 @@ from torch_files import View, write_torch_file
 
 from mma_dfer_jax import convert_checkpoint, load_model
 from mma_dfer_jax.config import default_config
-from mma_dfer_jax.conversion import export, open_checkpoint, open_folder
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.model import MmaDfer, ModelConfig
-from mma_dfer_jax.torch_file import read_torch_file
-from mma_dfer_jax.torch_names import CheckpointMismatchError, unused_shapes, used_shapes
-from mma_dfer_jax.train_state import parameter_shapes, put_pretrained
-from mma_dfer_jax.verdict import digest
 from mma_dfer_jax.weights import (
   InMemory,
   Weights,

@@ -10,11 +10,11 @@ import sys
 import time
 
 from conftest import GOLDEN, ROOT
+from mma_dfer_jax.conversion import start_of_training, write_folder
 import numpy as np
 import pytest
 
 from mma_dfer_jax import ModelConfig, load_model
-from mma_dfer_jax.conversion import start_of_training, write_folder
 from mma_dfer_jax.data.labels import label_order
 from mma_dfer_jax.weights import InMemory
 

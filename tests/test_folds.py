@@ -12,25 +12,20 @@ import sys
 import time
 
 from conftest import ROOT
+from mma_dfer_jax.conversion import export, open_folder
 import numpy as np
 import pytest
 import small_runs
 from small_runs import finish
 
 from mma_dfer_jax import convert_checkpoint
-from mma_dfer_jax.conversion import export, open_folder
 from mma_dfer_jax.data.demo import generate
 from mma_dfer_jax.data.prepare import prepare_clips
-from mma_dfer_jax.metrics import Scores
-from mma_dfer_jax.report import PUBLISHED, Fold, mean_and_deviation, write_folds
+from mma_dfer_jax.training.report import PUBLISHED, Fold, mean_and_deviation, write_folds
+from mma_dfer_jax.training.scores import Scores
 
 # Two epochs of three steps on 12 or 15 of 21 generated clips, with a model that compiles within seconds.
-SMALL = {
-  "num_epochs": 2, "batch_size": 4, "log_every_steps": 1, "learning_rate": 1e-2,
-  "model.image_size": 32, "model.width": 16, "model.heads": 2, "model.mlp_dim": 32, "model.audio_shape": "(64,128)",
-  "model.bottleneck_width": 8, "model.temporal_width": 16, "model.temporal_heads": 2, "model.temporal_head_dim": 8,
-  "model.temporal_mlp_dim": 16,
-}  # fmt: skip
+SMALL = small_runs.SMALL | {"num_epochs": 2, "log_every_steps": 1, "learning_rate": 1e-2}
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +198,7 @@ def test_folds_that_do_not_belong_together_are_refused(uninterrupted, start, cac
     if k == 2:
       run["classes"][:2] = run["classes"][1::-1]
       run["recipe"]["missing_sound"] = "constant"
-      run["pretrained"]["image"] = "abc"
+      run["starts"]["image"] = "abc"
     if k == 3:
       run["config"]["data.fold"] = 1  # a copy of another fold
     (runs / f"fold{k}/run.json").write_text(json.dumps(run))
@@ -214,13 +209,15 @@ def test_folds_that_do_not_belong_together_are_refused(uninterrupted, start, cac
   folders = ",".join(str(runs / f"fold{k}") for k in (1, 2, 3))
   flags = [f"--workdirs={whole}/fold1,{whole}/fold2,{copy}", "--splits=fold2,fold1"]
   processes = [
-    start(runs, folds="1", seed=5, **{"model.width": 32}),  # the folds that are not asked for count, too
+    start(
+      runs, folds="1", seed=5, **{"model.fusion.width": 32}
+    ),  # the folds that are not asked for count, too
     spawn("evaluate", [f"--workdirs={folders}"], cache),
     spawn("evaluate", [*flags, f"--out={tmp_path / 'out'}", "--step=4"], cache),
   ]
   words_of_each = [
-    ["fold1, fold2, fold3: config model.width: 16 there, 32 now", "fold1, fold2, fold3: config seed: 1 there, 5 now",
-     "fold2: classes", "fold2: recipe missing_sound: 'constant' there", "fold2: pretrained image",
+    ["fold1, fold2, fold3: config model.fusion.width: 8 there, 32 now", "fold1, fold2, fold3: config seed: 1 there, 5 now",
+     "fold2: classes", "fold2: recipe missing_sound: 'constant' there", "fold2: starts image",
      "fold3: config data.fold: 1 there, 3 now"],
     ["--out", "the model tells apart disgust, angry", "are both evaluated on fold1"],
     ["3 folders, but 2 --splits", "it was trained on clips of fold2", "fold1 has no checkpoint 4"],

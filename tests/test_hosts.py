@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from small_runs import finish, parameters, spawn, steps_logged, train_command, wait_for
 
-from mma_dfer_jax import hosts
 from mma_dfer_jax.data.demo import generate
 from mma_dfer_jax.data.prepare import prepare_clips
 from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.training import hosts
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_two_processes_are_as_one(alone, train, cache, data_dir, tmp_path):
   assert 3 <= steps[0] < steps[1] < 15
   first, second = (finish(process) for process in pair(train(workdir), cache))
   assert "4 cpu device(s)" in first
-  assert f"go on after step {steps[1]} of 15" in first
+  assert f"resuming after step {steps[1]} of 15" in first
   assert re.search(r"WAR .* on 7 clips", first)
   assert "WAR" not in second
   assert "%" not in second  # no progress either
@@ -184,13 +184,13 @@ def test_processes_that_never_come_are_told_with_the_address(train, cache, tmp_p
 )
 def test_flags_that_make_no_sense(given, words):
   with flagsaver.flagsaver(**given), pytest.raises(UserError, match=words):
-    hosts.wanted()
+    hosts.is_distributed()
 
 
 def test_what_the_environment_says(monkeypatch):
   for value, many in (("1", True), ("0", False), ("", False)):
     monkeypatch.setenv("MMA_DFER_DISTRIBUTED", value)
-    assert hosts.wanted() == many
+    assert hosts.is_distributed() == many
   monkeypatch.setenv("MMA_DFER_DISTRIBUTED", "yes")
   with pytest.raises(UserError, match="MMA_DFER_DISTRIBUTED=yes"):
-    hosts.wanted()
+    hosts.is_distributed()

@@ -104,6 +104,20 @@ def test_every_kind_of_file_is_read_completely_and_in_order(tmp_path, name):
     )  # flash, fragments and streams keep the encoder's padding
 
 
+def test_titles_need_not_be_utf8(tmp_path):
+  path = tmp_path / "a.mkv"
+  with av.open(str(path), "w") as container:
+    stream = container.add_stream("libx264", rate=25)
+    (stream.width, stream.height), stream.pix_fmt = (64, 48), "yuv420p"
+    container.metadata["title"] = stream.metadata["title"] = "Z?rich"
+    container.mux(stream.encode(av.VideoFrame(64, 48, "yuv420p")))
+    container.mux(stream.encode())
+  data = path.read_bytes()
+  assert data.count(b"Z?rich") == 2  # the file's and the stream's
+  path.write_bytes(data.replace(b"Z?rich", b"Z\xfcrich"))
+  assert len(list(iterate_frames(path))) == 1
+
+
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.mov", "a.webm"])
 def test_variable_frame_rate_is_no_damage(tmp_path, name):
   steps = np.random.default_rng(0).integers(10, 200, 30)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mma_dfer_jax.metrics import Scores, confusion_matrix
+from mma_dfer_jax.training.scores import Scores, confusion_matrix
 
 CASES = golden_json("metrics")
 

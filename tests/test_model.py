@@ -80,8 +80,15 @@ def test_wrong_sizes_are_all_named():
   for word in ("width=100", "direction='up'", "layers_per_stage=0"):
     assert word in str(error.value)
   with pytest.raises(UserError) as error:
-    tiny(image_size=100, audio_shape=(512, 120), prompts={"layers_per_stage": 5}, fusion={"layers": "last 13"})
-  for word in ("image_size=100", "audio_shape[1]=120", "layers_per_stage=5", "'last 13', but there are 12 layers"):
+    tiny(
+      image_size=100, audio_shape=(512, 120), prompts={"layers_per_stage": 5}, fusion={"layers": "last 13"}
+    )
+  for word in (
+    "image_size=100",
+    "audio_shape[1]=120",
+    "layers_per_stage=5",
+    "'last 13', but there are 12 layers",
+  ):
     assert word in str(error.value)
   with pytest.raises(UserError, match="positive whole number"):
     tiny(image={"width": 0})

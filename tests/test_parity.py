@@ -193,9 +193,7 @@ def test_train_step_is_that_update():
   _, tx, state = tiny_state()
   video, sound, labels = golden_inputs("tiny_64_7")
   pixels = np.round(video * 255).astype(np.uint8)
-  graphdef_quiet = nnx.split(
-    nnx.merge(*abstract_model(QUIET)), Tunable(PAPER_TUNABLE), ...
-  )[0]
+  graphdef_quiet = nnx.split(nnx.merge(*abstract_model(QUIET)), Tunable(PAPER_TUNABLE), ...)[0]
 
   def loss(tunable):
     net = nnx.merge(graphdef_quiet, tunable, state.frozen)

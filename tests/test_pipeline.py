@@ -195,7 +195,9 @@ def test_only_the_chosen_frames_are_decoded(monkeypatch, frames, training):
 @pytest.mark.parametrize("training", [True, False])
 def test_missing_sound_is_the_constant_of_the_original(training):
   clip = record(0, waveform=np.zeros(0, np.int16), sample_rate=0, has_audio=False)
-  example = train_example(clip, SPEC, RANGES, np.random.default_rng(0)) if training else eval_example(clip, SPEC)
+  example = (
+    train_example(clip, SPEC, RANGES, np.random.default_rng(0)) if training else eval_example(clip, SPEC)
+  )
   np.testing.assert_allclose(example["spectrogram"], MISSING, atol=1e-5)
   assert example["spectrogram"].shape == (64, 32)
   assert not example["has_audio"]
@@ -268,7 +270,9 @@ def test_frames_are_drawn_anew():
   """In training the frame of a segment is drawn: 160 frames, each of one grey."""
   clip = record(0, 160) | {"frames": [jpeg(np.full((30, 30, 3), i, np.uint8)) for i in range(160)]}
   inputs, ranges = Inputs(image_size=8, audio_shape=(8, 8)), Augment(brightness=0.0)
-  drawn = [train_example(clip, inputs, ranges, np.random.default_rng(s))["video"].mean((1, 2, 3)) for s in range(8)]
+  drawn = [
+    train_example(clip, inputs, ranges, np.random.default_rng(s))["video"].mean((1, 2, 3)) for s in range(8)
+  ]
   for greys in drawn:
     assert (np.abs(greys - (np.arange(16) * 10 + 4.5)) < 7).all()  # one of each segment, in order
   assert len({tuple(np.rint(greys)) for greys in drawn}) == 8

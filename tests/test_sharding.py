@@ -1,10 +1,9 @@
 """Meshes of four simulated devices: nothing but rounding changes with them; and what cannot be spread is refused."""
 
-import dataclasses
 import functools
 import types
 
-from conftest import TINY
+from conftest import tiny
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -13,12 +12,14 @@ import numpy as np
 import optax
 import pytest
 
-from mma_dfer_jax import sharding
 from mma_dfer_jax.benchmark import random_batch
-from mma_dfer_jax.config import PAPER_TUNABLE
 from mma_dfer_jax.errors import UserError
-from mma_dfer_jax.steps import train_step
-from mma_dfer_jax.train_state import create_train_state, flat_params
+from mma_dfer_jax.losses.cross_entropy import cross_entropy
+from mma_dfer_jax.model import MmaDfer
+from mma_dfer_jax.parameters import flat_params, tunable_patterns
+from mma_dfer_jax.training import sharding
+from mma_dfer_jax.training.state import create_train_state
+from mma_dfer_jax.training.steps import train_step
 
 # Keeps the gradients where an optimizer keeps its moments, and changes nothing.
 GRADIENTS = optax.GradientTransformation(
@@ -27,24 +28,36 @@ GRADIENTS = optax.GradientTransformation(
 )
 
 
-SMALL = dataclasses.replace(TINY, depth=2, layers_per_stage=1)
+SMALL = tiny(image={"depth": 2}, audio={"depth": 2}, prompts={"layers_per_stage": 1})
+PAPER_TUNABLE = tunable_patterns(SMALL)
+
+
+def fresh() -> MmaDfer:
+  return MmaDfer(SMALL, rngs=nnx.Rngs(3))
+
+
+def loss_fn(model, batch, dropped, remat):
+  return cross_entropy(model(batch["video"], batch["spectrogram"], dropped=dropped, remat=remat), batch), {}
 
 
 @functools.cache
-def loss_and_gradients(data: int, fsdp: int) -> tuple[float, dict[str, np.ndarray], set]:
-  """Of one batch of four clips with drop path; and how parameters were spread."""
+def loss_and_gradients(data: int, fsdp: int, clips: int = 4, micro_batch: int = 0):
+  """Of one batch with drop path: loss, gradients by path, and how parameters were spread."""
   devices = jax.devices()[: data * fsdp]
   mesh = jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices)
-  graphdef, state = create_train_state(
-    SMALL, PAPER_TUNABLE, GRADIENTS, seed=3, mesh=mesh, fsdp_min_size_mb=0.001
-  )
+  graphdef, state = create_train_state(fresh, PAPER_TUNABLE, GRADIENTS, mesh=mesh, fsdp_min_size_mb=0.001)
   rng = np.random.default_rng(0)  # the gates start at 0, behind which nothing would be compared
   for path, variable in flat_params(state.tunable).items():
     if path.endswith("_gate"):
       variable[...] = jax.device_put(rng.normal(size=1).astype(np.float32), variable[...].sharding)
   spread = {variable[...].sharding.spec for variable in flat_params(state.frozen).values()}
-  batch = sharding.to_global(random_batch(SMALL, 4), mesh)
-  step = jax.jit(functools.partial(train_step, graphdef=graphdef, tx=GRADIENTS, remat="names"))
+  batch = sharding.to_global(random_batch(SMALL, clips), mesh)
+  step = jax.jit(
+    functools.partial(
+      train_step, graphdef=graphdef, tx=GRADIENTS, loss_fn=loss_fn, draw_fn=MmaDfer.draw_drop_path, remat="names",
+      micro_batch=micro_batch, mesh=mesh,
+    )
+  )  # fmt: skip
   state, metrics = step(state, batch, jax.random.key(0))
   gradients = {path: np.asarray(value[...]) for path, value in flat_params(state.opt_state).items()}
   return float(metrics["loss"]), gradients, spread
@@ -56,7 +69,6 @@ def test_loss_and_gradients_are_those_of_one_device(data, fsdp):
   other_loss, other_gradients, spread = loss_and_gradients(data, fsdp)
   assert other_loss == pytest.approx(loss, rel=1e-6)
   assert gradients.keys() == other_gradients.keys()
-  norm = lambda tree: np.sqrt(sum((np.float64(x) ** 2).sum() for x in tree))  # noqa: E731
   for path, expected in gradients.items():
     assert norm([expected]) > 0, path
   # Relative to all of them: a gradient that is a sum near zero has digits of its own only in float64.
@@ -65,11 +77,23 @@ def test_loss_and_gradients_are_those_of_one_device(data, fsdp):
   assert (PartitionSpec("fsdp") in spread or PartitionSpec(None, "fsdp") in spread) == (fsdp > 1)
 
 
+@pytest.mark.parametrize(("data", "fsdp", "micro_batch"), [(1, 1, 1), (1, 1, 2), (2, 1, 2), (2, 2, 4)])
+def test_micro_batches_change_nothing_but_the_order_of_sums(data, fsdp, micro_batch):
+  """The same loss, gradients and draws of drop path as the whole batch."""
+  loss, gradients, _ = loss_and_gradients(1, 1, 8)
+  other_loss, other_gradients, _ = loss_and_gradients(data, fsdp, 8, micro_batch)
+  assert other_loss == pytest.approx(loss, rel=1e-6)
+  difference = norm([other_gradients[path] - expected for path, expected in gradients.items()])
+  assert difference < 1e-6 * norm(gradients.values())
+
+
+def norm(arrays) -> float:
+  return np.sqrt(sum((np.float64(x) ** 2).sum() for x in arrays))
+
+
 def test_moments_are_spread_as_their_parameters():
   mesh = sharding.make_mesh(1, 4)
-  _, state = create_train_state(
-    SMALL, PAPER_TUNABLE, optax.adamw(1e-3), seed=0, mesh=mesh, fsdp_min_size_mb=0.001
-  )
+  _, state = create_train_state(fresh, PAPER_TUNABLE, optax.adamw(1e-3), mesh=mesh, fsdp_min_size_mb=0.001)
   for moments in (state.opt_state[0].mu, state.opt_state[0].nu):
     assert jax.tree.map(lambda x: x.sharding, moments) == jax.tree.map(lambda x: x.sharding, state.tunable)
   assert isinstance(state.tunable, nnx.State)
@@ -130,9 +154,9 @@ def test_batches_arrive_one_ahead_all_of_them_in_order():
 
 
 def test_errors_of_memory_are_told_with_the_knobs_and_others_are_not():
-  told = sharding.explained(
+  told = sharding.describe_error(
     RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes")
   )
   assert told is not None
   assert all(knob in told for knob in ("allocate 9 bytes", "batch_size", "image_size", "remat"))
-  assert sharding.explained(RuntimeError("INTERNAL: a defect")) is None
+  assert sharding.describe_error(RuntimeError("INTERNAL: a defect")) is None

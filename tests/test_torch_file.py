@@ -15,6 +15,7 @@ import zipfile
 
 from conftest import GOLDEN, golden_json
 import ml_dtypes
+from mma_dfer_jax.torch_file import StandIn, StoredTensor, TorchFileError, read_torch_file
 import numpy as np
 import pytest
 from torch_files import (
@@ -32,7 +33,6 @@ from torch_files import (
 )
 
 from mma_dfer_jax import torch_file
-from mma_dfer_jax.torch_file import StandIn, StoredTensor, TorchFileError, read_torch_file
 
 FORMATS = ["zip", "legacy"]
 CHECKPOINT = GOLDEN / "tiny_reference_checkpoint.pth"

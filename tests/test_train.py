@@ -11,17 +11,19 @@ import signal
 import subprocess
 import sys
 
+from flax import nnx
 import numpy as np
 import pytest
-from small_runs import SMALL, finish, parameters, spawn, steps_logged, train_command, wait_for
+from small_runs import SMALL, finish, parameters, spawn, states, steps_logged, train_command, wait_for
 from torch_files import write_torch_file
 
-from mma_dfer_jax.checkpoints import read_run
 from mma_dfer_jax.data.demo import generate
 from mma_dfer_jax.data.prepare import prepare_clips
+from mma_dfer_jax.engines.engine import load_model
 from mma_dfer_jax.errors import UserError
-from mma_dfer_jax.train_state import flat_params
-from mma_dfer_jax.trained_model import load_model
+from mma_dfer_jax.model import MmaDfer
+from mma_dfer_jax.parameters import flat_params
+from mma_dfer_jax.training.run import model_of, read_run
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +41,10 @@ def start(cache, data_dir) -> Callable[..., subprocess.Popen]:
     return spawn(train_command(workdir, data_dir, *flags, **overrides), cache, preexec_fn, devices)
 
   return popen
+
+
+def report(workdir: Path) -> dict:
+  return json.loads((workdir / "report.json").read_text())
 
 
 def assert_same_bits(a: dict, b: dict) -> None:
@@ -90,8 +96,8 @@ def test_tensorboard_reads_the_same_numbers(uninterrupted):
 
 def test_frozen_weights_are_stored_once_and_keep_their_bits(uninterrupted):
   workdir, printed = uninterrupted
-  model = load_model(workdir)
-  saved = {p for p in flat_params(model.tunable)}
+  tunable, frozen = states(workdir)
+  saved = set(flat_params(tunable))
   assert not any(re.match(".*_encoder/(blocks|patch_embed|cls_token|norm)", path) for path in saved)
   sizes = [
     sum(f.stat().st_size for f in step.rglob("*") if f.is_file())
@@ -99,27 +105,21 @@ def test_frozen_weights_are_stored_once_and_keep_their_bits(uninterrupted):
   ]
   assert (workdir / "frozen").is_dir()
   assert len(sizes) >= 2
-  from flax import nnx
-
-  from mma_dfer_jax.model import MmaDfer
-
-  fresh = flat_params(nnx.state(MmaDfer(model.cfg, rngs=nnx.Rngs(params=1))))
-  for path, variable in flat_params(model.frozen).items():
+  fresh = flat_params(nnx.state(MmaDfer(model_of(read_run(workdir)), rngs=nnx.Rngs(params=1))))
+  for path, variable in flat_params(frozen).items():
     np.testing.assert_array_equal(np.asarray(variable[...]), np.asarray(fresh[path][...]), err_msg=path)
   changed = [
-    p
-    for p, v in flat_params(model.tunable).items()
-    if (np.asarray(v[...]) != np.asarray(fresh[p][...])).any()
+    p for p, v in flat_params(tunable).items() if (np.asarray(v[...]) != np.asarray(fresh[p][...])).any()
   ]
   assert set(changed) == saved
-  assert "tunable elements" in printed
+  assert re.search(rf"sum +{report(workdir)['tunable_parameters']:,}", printed)
 
 
 def test_finished_run_says_so_again_without_training(uninterrupted, start):
   workdir, printed = uninterrupted
   before = parameters(workdir)
   again = finish(start(workdir))
-  assert "go on after step 15 of 15" in again
+  assert "resuming after step 15 of 15" in again
   assert re.search("WAR .*", again).group() == re.search(r"\nWAR .*", printed).group().strip()
   assert_same_bits(before, parameters(workdir))
 
@@ -206,12 +206,12 @@ def test_model_in_python_refuses_what_it_was_not_made_for(uninterrupted):
   with pytest.raises(ValueError, match=r"spectrogram \(B, 64, 128\)"):
     model(pixels, sound[:, :32])
   best = load_model(uninterrupted[0], step="best")
-  assert best.step == json.loads((uninterrupted[0] / "report.json").read_text())["best_epoch"]["step"]
+  assert best.about.step == json.loads((uninterrupted[0] / "report.json").read_text())["best_epoch"]["step"]
 
 
 def pretraining_file(path: Path, channels: int, patches: int, seed: int) -> dict[str, np.ndarray]:
   """An encoder of the small model's sizes as MAE names it, with a grid of its own and a decoder to be left out."""
-  rng, width, mlp = np.random.default_rng(seed), SMALL["model.width"], SMALL["model.mlp_dim"]
+  rng, width, mlp = np.random.default_rng(seed), SMALL["model.image.width"], SMALL["model.image.mlp_dim"]
   shapes = {"cls_token": (1, 1, width), "pos_embed": (1, 1 + patches, width), "mask_token": (1, 1, 8),
             "patch_embed.proj.weight": (width, channels, 16, 16), "patch_embed.proj.bias": (width,),
             "norm.weight": (width,), "norm.bias": (width,), "decoder_blocks.0.norm1.weight": (8,)}  # fmt: skip
@@ -252,9 +252,9 @@ def test_a_run_starts_from_pretrained_encoders(start, tmp_path):
   # The files are known by content: they may move, but not change.
   shutil.copy(tmp_path / "face.pth", tmp_path / "moved.pth")
   moved = files | {"pretrained.image": tmp_path / "moved.pth"}
-  assert "go on after step 5" in finish(start(tmp_path / "run", num_epochs=1, **moved))
+  assert "resuming after step 5" in finish(start(tmp_path / "run", num_epochs=1, **moved))
   pretraining_file(tmp_path / "face.pth", 3, 14 * 14, 2)
-  assert "pretrained image" in finish(start(tmp_path / "run", num_epochs=1, **files), status=1)
+  assert "starts image" in finish(start(tmp_path / "run", num_epochs=1, **files), status=1)
   # What does not fit is told for both files at once, before anything starts.
   swapped = {"pretrained.image": files["pretrained.audio"], "pretrained.audio": tmp_path / "nowhere.pth"}
   printed = finish(start(tmp_path / "new", **swapped), status=1)
@@ -302,12 +302,18 @@ def test_full_disk_while_saving_loses_nothing(uninterrupted, start, tmp_path):
     (["--config.batchsize=4", "--config.data.flod=1", "--config.num_epochs=2"],
      ["batchsize: there is no 'batchsize'", "data.flod: there is no 'flod'", "batch_size"]),
     (["--config.batch_size=four"], ["batch_size", "four"]),
-    (["--config.batch_size=0", "--config.data.fold=3", "--config.model.num_classes=5", "--config.model.width=15"],
+    (["--config.batch_size=0", "--config.data.fold=3", "--config.model.num_classes=5", "--config.model.image.width=15"],
      ["batch_size=0", "data.fold=3", "train, test", "model.num_classes=5", "7 classes", "width=15"]),
     (["--config.batch_size=40"], ["batch_size=40", "21 clips"]),
     (["--config.data.classes=('a','b')"], ["data.classes", "angry"]),
     (["--config.data.data_dir=/nowhere"], ["no data set 'clips'", "mma_dfer_jax.data.prepare"]),
     (["--config.tunable=('clasifier/.*',)"], ["clasifier", "matches no parameter"]),
+    (["--config.model.image.tunable=('pos',)"], ["model.image.tunable 'pos'", "matches no parameter"]),
+    (["--config.micro_batch=3"], ["micro_batch=3 must divide batch_size=4"]),
+    (["--config.model.fusion.layers=last 3"], ["model.fusion.layers='last 3'", "there are 2 layers"]),
+    (["--config=configs/demo.py:fusion=sum"], ["no 'sum' in fusion", "bottleneck, none"]),
+    (["--config=configs/demo.py:fuse=none"], ["'fuse=none'", "image, audio, prompts, fusion, temporal, head, loss"]),
+    (["--config=configs/demo.py:fusion=none", "--config.model.fusion.width=3"], ["width"]),
     (["--workdir=gs://bucket/run"], ["gs://bucket/run", "folder"]),
     (["stray"], ["stray"]),
   ],
@@ -325,8 +331,8 @@ def test_what_is_wrong_is_said_before_anything_starts(start, tmp_path, flags, wo
 def test_another_runs_workdir_is_refused(uninterrupted, start):
   workdir, _ = uninterrupted
   before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
-  printed = finish(start(workdir, **{"model.width": 32, "seed": 5}), status=1)
-  assert "config model.width: 16 there, 32 now" in printed
+  printed = finish(start(workdir, **{"model.fusion.width": 32, "seed": 5}), status=1)
+  assert "config model.fusion.width: 8 there, 32 now" in printed
   assert "config seed: 1 there, 5 now" in printed
   assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
 

@@ -17,8 +17,8 @@ AUTHORS = (
 class Config(parts.Part):
   """The paper's: two stages of six layers, three prompts each."""
 
-  prompts_per_stage: int = 3
-  layers_per_stage: int = 6
+  prompts_per_stage: int = 3  # of each stream
+  layers_per_stage: int = 6  # divides the number of layers
   progressive: bool = True  # False: static prompts, without an update in later stages
 
   def problems_with(self, layers: int) -> list[str]:

@@ -28,9 +28,9 @@ from mma_dfer_jax.data.datasets import Clip, Clips, DataSet, open_data_set
 from mma_dfer_jax.data.fbank import spectrogram
 from mma_dfer_jax.data.frames import augment, decode_frame, draw_augmentation, sample_frames
 from mma_dfer_jax.data.pipeline import (
+  Augment,
   EvalOrder,
   Record,
-  Augment,
   TrainOrder,
   eval_batches,
   train_batches,

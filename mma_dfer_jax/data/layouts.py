@@ -236,6 +236,16 @@ def _choose_sound(
 # ---- DFEW and MAFW ----
 
 
+DFEW_FOLDERS = (
+  "clip_224x224",
+  "clip_224x224_16f",
+  "clip_224x224_avi",
+  "original",
+  "raw_wav",
+  "emolabel_datasplit",
+)
+
+
 def read_dfew(
   raw: Path,
   *,
@@ -264,18 +274,10 @@ def read_dfew(
   _check_choice("recipe", recipe, ("default", "reference"))
   if recipe == "reference" and frames == "video":
     raise UserError("--recipe=reference is an order of picture files; with --frames=video there are none")
-  leaves = (
-    "clip_224x224",
-    "clip_224x224_16f",
-    "clip_224x224_avi",
-    "original",
-    "raw_wav",
-    "emolabel_datasplit",
-  )
   home = Path(os.path.abspath(raw))
   if home.name.lower() == "clip":
     home = home.parent  # where the lists lie
-  archive = Archive(home, leaves, DFEW_LAYOUTS, follow_links)
+  archive = Archive(home, DFEW_FOLDERS, DFEW_LAYOUTS, follow_links)
   order = LABEL_ORDERS["dfew"]
   read = read_lists(
     _list_folder(lists, archive.find("EmoLabel_DataSplit"), archive), "dfew", ("csv", "counted"), archive
@@ -327,15 +329,7 @@ def read_mafw(
   Raises:
     UserError: if there are no such folders or lists, or the numbers of the lists cannot be what they should.
   """
-  _check_choice("frames", frames, ("all", "faces", "scenes", "video"))
-  _check_choice("recipe", recipe, ("default", "reference"))
-  _check_choice("labels", labels, ("mafw", "mafw-official"))
-  _check_choice("numbers", numbers or "mafw", ("mafw", "mafw-official"))
-  if recipe == "reference" and (frames == "video" or lists is None):
-    raise UserError(
-      "--recipe=reference takes as many picture files as the original's lists say: give --lists=FOLDER, and no "
-      "--frames=video"
-    )
+  _check_mafw(frames, lists, labels, numbers, recipe)
   leaves = ("clips_faces", "faces", "frames", "clips", "clips_wav", "compound")
   archive = Archive(raw, leaves, MAFW_LAYOUTS, follow_links)
   official = [path for path in archive.folders["no_caption"] if path.parent.name.lower() == "single"]
@@ -357,6 +351,36 @@ def read_mafw(
       return written.lower()
     return _numbered(written, 0, LABEL_ORDERS[order].classes) if order else None
 
+  pictures, videos, kind = _mafw_pictures(frames, read, archive)
+  _check_folder_of_lists(read, kind, {"clips_faces": "faces", "faces": "faces", "frames": "scenes"})
+  wavs = archive.find("clips_wav")
+  sounds, sound = _choose_sound(wavs, videos, "clips_wav or clips", allow_missing_sound, archive)
+  media = _Media(pictures, videos if not (pictures and wavs) else None, sounds, recipe == "reference", "note")
+  facts = {"frames": kind, "sound": sound, "label_numbers": label_numbers}
+  return _layout(read, label_of, media, LABEL_ORDERS[labels], facts, archive)
+
+
+def _check_mafw(frames: str, lists: Path | None, labels: str, numbers: str | None, recipe: str) -> None:
+  """Raises UserError if an option of MAFW cannot be."""
+  _check_choice("frames", frames, ("all", "faces", "scenes", "video"))
+  _check_choice("recipe", recipe, ("default", "reference"))
+  _check_choice("labels", labels, ("mafw", "mafw-official"))
+  _check_choice("numbers", numbers or "mafw", ("mafw", "mafw-official"))
+  if recipe == "reference" and (frames == "video" or lists is None):
+    raise UserError(
+      "--recipe=reference takes as many picture files as the original's lists say: give --lists=FOLDER, and no "
+      "--frames=video"
+    )
+
+
+def _mafw_pictures(
+  frames: str, read: list[FoldList], archive: Archive
+) -> tuple[Path | None, Path | None, str]:
+  """The folder of pictures, that of videos, and which kind of frames is taken.
+
+  Raises:
+    UserError: if what --frames asks for is not there.
+  """
   faces = archive.find("clips_faces", "faces") if frames in ("all", "faces") else None
   scenes = archive.find("frames") if frames == "scenes" or (frames == "all" and not faces) else None
   pictures, videos = faces or scenes, archive.find("clips")
@@ -371,13 +395,7 @@ def read_mafw(
     archive.note(f"{archive.show(scenes)}: whole scenes; the published results are from cropped faces")
   elif frames == "all" and faces and "frames" in archive.folders:
     archive.note(f"{archive.show(faces)}: chosen; --frames=scenes takes the whole scenes instead")
-  kind = "faces" if faces else "scenes" if scenes else frames
-  _check_folder_of_lists(read, kind, {"clips_faces": "faces", "faces": "faces", "frames": "scenes"})
-  wavs = archive.find("clips_wav")
-  sounds, sound = _choose_sound(wavs, videos, "clips_wav or clips", allow_missing_sound, archive)
-  media = _Media(pictures, videos if not (pictures and wavs) else None, sounds, recipe == "reference", "note")
-  facts = {"frames": kind, "sound": sound, "label_numbers": label_numbers}
-  return _layout(read, label_of, media, LABEL_ORDERS[labels], facts, archive)
+  return pictures, videos, "faces" if faces else "scenes" if scenes else frames
 
 
 def _layout(
@@ -610,6 +628,9 @@ def _files_everywhere(archive: Archive) -> list[Path]:
   return [folder / name for folder in folders for name in sorted(archive.entries(folder)[1], key=natural)]
 
 
+CREMAD_FOLDS = "by speaker: 1001-1018, 1019-1036, 1037-1054, 1055-1072, 1073-1091, as MAE-DFER"
+
+
 def read_cremad(
   raw: Path,
   *,
@@ -643,6 +664,32 @@ def read_cremad(
     )
   if not pictures or pointers >= {path for paths in pictures.values() for path in paths}:
     raise archive.unrecognised(f"no videos in {archive.show(videos)}")
+  clips = _cremad_clips(pictures, sounds, videos, wavs, allow_missing_sound, archive)
+  if alone := sorted(sounds.keys() - pictures.keys()):
+    archive.note("wavs without a video, not used", *alone)
+  facts = {
+    "folds": CREMAD_FOLDS,
+    "sound": f"wav files of {wavs.name}" if wavs else "that of the videos",
+  }
+  return _acted(
+    archive,
+    clips,
+    classes,
+    tuple(CREMAD_CLASSES.values()),
+    "CREMA-D: third part of the file names, sorted",
+    facts,
+  )
+
+
+def _cremad_clips(
+  pictures: dict[str, list[Path]],
+  sounds: dict[str, list[Path]],
+  videos: Path,
+  wavs: Path | None,
+  allow_missing_sound: bool,
+  archive: Archive,
+) -> list[ClipSource]:
+  """The clips that are what they should be; what is wrong with others goes to the archive's problems."""
   clips, bad = [], archive.bad_clips
   for name in sorted(pictures.keys() - bad):
     video = the_one(pictures, name, "video", videos, archive)
@@ -663,14 +710,7 @@ def read_cremad(
       split = f"fold{min(5, (int(match[1]) - 1001) // 18 + 1)}"
       clips.append(ClipSource(name, where, CREMAD_CLASSES[match[3]], split, (), video,
                               sound if isinstance(sound, Path) else None))  # fmt: skip
-  if alone := sorted(sounds.keys() - pictures.keys()):
-    archive.note("wavs without a video, not used", *alone)
-  facts = {
-    "folds": "by speaker: 1001-1018, 1019-1036, 1037-1054, 1055-1072, 1073-1091, as MAE-DFER",
-    "sound": f"wav files of {wavs.name}" if wavs else "that of the videos",
-  }
-  origin = "CREMA-D: third part of the file names, sorted"
-  return _acted(archive, clips, classes, tuple(CREMAD_CLASSES.values()), origin, facts)
+  return clips
 
 
 def _pointers(paths: Iterable[Path]) -> set[Path]:

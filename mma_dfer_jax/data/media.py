@@ -31,6 +31,8 @@ LONGEST_JUMP = 600.0  # seconds without sound that are believed; more is a damag
 SILENT = (
   33  # of 32768, 60 dB below full scale: quieter than any room, louder than the noise of coding silence
 )
+# Titles and tags need not be UTF-8. PyAV takes them as they come since 19; before, it had to be told so.
+_BAD_TITLES: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
 class MediaError(UserError):
@@ -213,7 +215,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[InputContainer]:
     # "file:" so that a name with a colon is no protocol; the whitelists so that a file cannot lead to other places.
     # (As container_options: with plain options PyAV before 18 crashes on Flash files.)
     options = {"protocol_whitelist": "file", "format_whitelist": ",".join(av.formats_available - PLAYLISTS)}
-    with av.open(f"file:{name}", container_options=options, metadata_errors="replace") as container:
+    with av.open(f"file:{name}", container_options=options, **_BAD_TITLES) as container:
       doing = "is damaged or cut short"
       yield container
   except av.error.FFmpegError as error:

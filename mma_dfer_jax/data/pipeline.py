@@ -192,7 +192,9 @@ class ToTrainExample:
   seed: int
 
   def __call__(self, position: int, record: Record, video: np.ndarray) -> Example:
-    return train_example(record, self.inputs, self.ranges, np.random.default_rng([self.seed, position]), video)
+    return train_example(
+      record, self.inputs, self.ranges, np.random.default_rng([self.seed, position]), video
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,7 +256,9 @@ def train_batches(
   order: TrainOrder, inputs: Inputs, ranges: Augment, *, start_step: int, num_workers: int, prefetch: int
 ) -> Iterator[Iterator[Batch]]:
   """Training batches of this host from `start_step` to the end of the last epoch."""
-  with _batches(order, ToTrainExample(inputs, ranges, order.seed), start_step, num_workers, prefetch) as batches:
+  with _batches(
+    order, ToTrainExample(inputs, ranges, order.seed), start_step, num_workers, prefetch
+  ) as batches:
     yield batches
 
 

@@ -374,10 +374,7 @@ def _make(
   layout: Layout, name: str, data_dir: Path, decoding: Decoding, origin: str, recipe: Mapping[str, str],
   notes: list[Note], allow_bad: int, overwrite: bool, num_workers: int,
 ) -> DataSet | None:  # fmt: skip
-  """What `prepare` does while nobody else is there; None if the data set is complete already.
-
-  `notes` get what only decoding tells.
-  """
+  """What `prepare` does while nobody else is there, with more `notes`; None if the data set is complete already."""
   home = data_dir / name
   target, scratch = home / str(Clips.VERSION), home / SCRATCH
   described = [(c.clip_id, c.label, c.split, _key(c, decoding)) for c in layout.clips]

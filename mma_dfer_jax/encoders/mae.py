@@ -41,7 +41,9 @@ class Config(parts.Part):
   mean: tuple[float, ...] = (0.0, 0.0, 0.0)  # of RGB in [0, 1]; MMA-DFER feeds MAE-Face without normalisation
   std: tuple[float, ...] = (1.0, 1.0, 1.0)
   prompt_positions: float = 1.0  # deviation of the prompts' fresh position rows; the original draws N(0, 1)
-  tunable: tuple[str, ...] = ("pos_embed",)  # not in the figure, but trained by the released code: the whole table
+  tunable: tuple[str, ...] = (
+    "pos_embed",
+  )  # not in the figure, but trained by the released code: the whole table
 
   def problems(self) -> list[str]:
     found = super().problems()

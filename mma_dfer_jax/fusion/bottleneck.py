@@ -37,14 +37,18 @@ class Config(parts.Part):
     if self.direction not in DIRECTIONS:
       found.append(f"direction={self.direction!r}: choose one of {', '.join(DIRECTIONS)}")
     if not re.fullmatch(r"all|even|(first|last) [1-9]\d*|\d+(,\d+)*", str(self.layers)):
-      found.append(f'layers={self.layers!r}: give all, even, "last 6", "first 3", or numbers from 0 as "0,2,4"')
+      found.append(
+        f'layers={self.layers!r}: give all, even, "last 6", "first 3", or numbers from 0 as "0,2,4"'
+      )
     return found
 
   def problems_with(self, layers: int) -> list[str]:
     """Why the model cannot have a fusion in these of its layers."""
     word, _, number = self.layers.partition(" ")
     named = [int(number) - 1] if number else [int(n) for n in re.findall(r"\d+", word)]
-    return [f"model.fusion.layers={self.layers!r}, but there are {layers} layers"] * any(n >= layers for n in named)
+    return [f"model.fusion.layers={self.layers!r}, but there are {layers} layers"] * any(
+      n >= layers for n in named
+    )
 
   def acts_in(self, layer: int, layers: int) -> bool:
     """Whether there is a bottleneck in a layer, of so many."""
@@ -77,7 +81,9 @@ class FusionBottleneck(nnx.Module):
 
     def half(encoder: parts.Encoder, name: str):
       """(down, norm, up, gate) of a stream; None what it does not need."""
-      if not encoder.width or (cfg.direction in ("to_image", "to_audio") and not (image.width and audio.width)):
+      if not encoder.width or (
+        cfg.direction in ("to_image", "to_audio") and not (image.width and audio.width)
+      ):
         return None, None, None, None
       draws = parts.own(rngs, name)
       down = torch_linear(encoder.width, cfg.width, rngs=draws)

@@ -14,7 +14,9 @@ AUTHORS = ()
 class Config(parts.Part):
   """All moments count alike."""
 
-  width: int = 512  # of the joint features; 0: those of the encoders as they are, without a projection (linear probe)
+  width: int = (
+    512  # of the joint features; 0: those of the encoders as they are, without a projection (linear probe)
+  )
   tunable: tuple[str, ...] = ()
   MAY_BE_ZERO = ("width",)
 

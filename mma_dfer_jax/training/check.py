@@ -1,7 +1,8 @@
 """What can be wrong with a run: all of it at once, before anything long starts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 import math
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,6 +18,7 @@ from mma_dfer_jax.layers import REMAT
 from mma_dfer_jax.model import ModelConfig
 from mma_dfer_jax.parameters import PRECISIONS, tunable_patterns
 from mma_dfer_jax.training.sharding import check_batch_size, check_precision, make_mesh
+from mma_dfer_jax.training.start import open_init
 from mma_dfer_jax.weights.pretrained import open_pretrained
 
 
@@ -24,8 +26,13 @@ from mma_dfer_jax.weights.pretrained import open_pretrained
 class Start(Protocol):
   """Weights that a run starts from, checked, but not read yet."""
 
-  name: str  # what of the model it is for
-  sha256: str  # of the file
+  @property
+  def name(self) -> str:
+    """What of the model it is for."""
+
+  @property
+  def sha256(self) -> str:
+    """Of the file."""
 
   def read(self) -> Mapping[str, np.ndarray]:
     """Float32 parameters by path; a table of positions may lack the rows of prompts."""
@@ -83,7 +90,9 @@ def problems_of_values(config: ml_collections.ConfigDict) -> list[str]:
     if not 0 <= d[name] <= 1:
       problems.append(f"data.{name}={d[name]} must lie in [0, 1]")
   if config.micro_batch < -1:
-    problems.append(f"micro_batch={config.micro_batch} must be -1 (the whole batch), 0 (as the devices like it) or more")
+    problems.append(
+      f"micro_batch={config.micro_batch} must be -1 (the whole batch), 0 (as the devices like it) or more"
+    )
   for name in ("fold", "num_workers"):
     if d[name] < 0:
       problems.append(f"data.{name}={d[name]} must not be negative")
@@ -94,39 +103,64 @@ def problems_of_values(config: ml_collections.ConfigDict) -> list[str]:
   return problems
 
 
-def check_run(config: ml_collections.ConfigDict) -> Checked:
-  """Model, data set, splits and weights of a run, checked whole.
+@dataclasses.dataclass
+class Found:
+  """What could be found of a run; None what could not."""
 
-  Raises:
-    UserError: with all problems, before anything long has started.
-  """
-  problems = problems_of_values(config) + problems_of_devices(config)
-  model = data_set = splits = None
-  starts: list[Start] = []
+  model: ModelConfig | None = None
+  data_set: DataSet | None = None
+  starts: list[Start] = dataclasses.field(default_factory=list)
+
+
+def check_model_and_data(config: ml_collections.ConfigDict) -> tuple[Found, list[str]]:
+  """Model, data set and weights of a run, and all that is wrong with them, whatever its fold and its devices."""
+  problems, found = problems_of_values(config), Found()
   try:
     parts.read("losses", config.loss.to_dict())
   except UserError as error:
     problems.append(f"loss: {error}")
   try:
     if config.data.data_dir:
-      data_set = open_data_set(config.data.data_dir, config.data.name)
-      splits = data_set.train_and_test(config.data.fold)
+      found.data_set = open_data_set(config.data.data_dir, config.data.name)
   except UserError as error:
     problems.append(str(error))
-  if data_set:
-    problems += problems_with_data(config, data_set, splits)
+  if found.data_set:
+    problems += problems_of_classes(config, found.data_set)
     try:
-      model = model_config(config.to_dict(), data_set.classes)
-      tunable_patterns(model, config.tunable)
+      found.model = model_config(config.to_dict(), found.data_set.classes)
+      tunable_patterns(found.model, config.tunable)
     except UserError as error:
       problems.append(str(error))
-  if model:
-    starts, wrong = open_starts(config, model)
+  if found.model:
+    assert found.data_set is not None  # it says the classes
+    found.starts, wrong = open_starts(config, found.model, found.data_set.classes)
     problems += wrong
+  return found, problems
+
+
+def check_run(config: ml_collections.ConfigDict) -> Checked:
+  """Model, data set, splits and weights of a run, checked whole.
+
+  Raises:
+    UserError: with all problems, before anything long has started.
+  """
+  found, problems = check_model_and_data(config)
+  problems += problems_of_devices(config)
+  splits = None
+  if found.data_set:
+    try:
+      splits = found.data_set.train_and_test(config.data.fold)
+      clips = sum(found.data_set.splits[split] for split in splits[0].split("+"))
+      if clips < config.batch_size:
+        problems.append(f"batch_size={config.batch_size}, but {splits[0]} has {clips} clips in all")
+    except UserError as error:
+      problems.append(str(error))
   if problems:
     raise listed("this run cannot start", problems)
-  assert model and data_set and splits  # or it would be among the problems
-  return Checked(model, data_set, *splits, tuple(starts))
+  assert found.model is not None
+  assert found.data_set is not None
+  assert splits is not None  # or they would be among the problems
+  return Checked(found.model, found.data_set, *splits, tuple(found.starts))
 
 
 def problems_of_devices(config: ml_collections.ConfigDict) -> list[str]:
@@ -164,33 +198,35 @@ def micro_batch_of(config: ml_collections.ConfigDict) -> int:
   return size
 
 
-def problems_with_data(
-  config: ml_collections.ConfigDict, data_set: DataSet, splits: tuple[str, str] | None
-) -> list[str]:
-  """What does not go together with the data set."""
+def problems_of_classes(config: ml_collections.ConfigDict, data_set: DataSet) -> list[str]:
+  """Classes that the data set does not have."""
   problems, classes = [], data_set.classes
   if config.data.classes and tuple(config.data.classes) != classes:
     problems.append(f"data.classes={tuple(config.data.classes)}, but the data set has {classes}")
   if config.model.num_classes not in (0, len(classes)):
     problems.append(f"model.num_classes={config.model.num_classes}, but the data set has {len(classes)} classes: "
                     f"{', '.join(classes)}")  # fmt: skip
-  clips = sum(data_set.splits[split] for split in splits[0].split("+")) if splits else config.batch_size
-  if clips < config.batch_size:
-    problems.append(f"batch_size={config.batch_size}, but {splits[0] if splits else ''} has {clips} clips in all")
   return problems
 
 
-def open_starts(config: ml_collections.ConfigDict, model: ModelConfig) -> tuple[list[Start], list[str]]:
-  """The files of weights that a run starts from, and what is wrong with them."""
-  starts: list[Start] = []
+def open_starts(
+  config: ml_collections.ConfigDict, model: ModelConfig, classes: Sequence[str]
+) -> tuple[list[Start], list[str]]:
+  """The weights that a run starts from, later ones go over earlier ones; and what is wrong with them."""
+  openers: list[Callable[[], Start]] = []
   problems = []
+  if config.init_from:
+    openers.append(lambda: open_init(config.init_from, model, classes))
   for stream in ("image", "audio"):
     path = config.pretrained[stream]
     if path and not getattr(model, stream).depth:
       problems.append(f"pretrained.{stream}={path}, but model.{stream} is none")
     elif path:
-      try:
-        starts.append(open_pretrained(stream, path, model))
-      except UserError as error:
-        problems.append(str(error))
+      openers.append(functools.partial(open_pretrained, stream, path, model))
+  starts = []
+  for opener in openers:
+    try:
+      starts.append(opener())
+    except UserError as error:
+      problems.append(str(error))
   return starts, problems

@@ -92,7 +92,9 @@ def read_run(workdir: Path) -> dict[str, Any]:
       f"{path} is damaged: {error}; every checkpoint's meta/metadata holds a copy under `run`"
     ) from error
   if isinstance(run, dict) and run.get("version") == "0.1.0":
-    raise UserError(f"{workdir} was written by mma_dfer_jax 0.1.0, whose runs this version does not read: train anew")
+    raise UserError(
+      f"{workdir} was written by mma_dfer_jax 0.1.0, whose runs this version does not read: train anew"
+    )
   if not isinstance(run, dict) or not run.keys() >= KEYS:
     raise UserError(f"{path} is damaged: it lacks some of {', '.join(sorted(KEYS))}")
   return run

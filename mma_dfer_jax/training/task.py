@@ -161,7 +161,9 @@ class Classify:
     ]
     lines += [start.describe() for start in c.starts]
     for stream in c.fresh_encoders:
-      lines.append(f"{stream} encoder: random weights, nothing pretrained (config.pretrained.{stream} is empty)")
+      lines.append(
+        f"{stream} encoder: random weights, nothing pretrained (config.pretrained.{stream} is empty)"
+      )
     for name in c.data_set.classes:
       if not sum(c.data_set.clips[split][name] for split in c.train_split.split("+")):
         lines.append(f"note: no training clip is {name}, so the model cannot learn it")
@@ -173,7 +175,8 @@ class Classify:
       "train_clips": len(self.order.records),
       "train_clips_without_sound": sum(data_set.without_sound[split] for split in c.train_split.split("+")),
       **facts,
-      "started_from": "; ".join(start.describe() for start in c.starts) or "nothing: all parameters were drawn",
+      "started_from": "; ".join(start.describe() for start in c.starts)
+      or "nothing: all parameters were drawn",
       "data_set": f"{self.config.data.name}, fingerprint {data_set.fingerprint[:12]}",
       "splits": f"train {c.train_split}, test {c.test_split}",
     }

@@ -62,15 +62,21 @@ class StoredModel:
     about: `assumed` (what nothing says, with reasons), `classes`, `class_order` (whose order it is), `recipe` (how its
       data are prepared), `source` (file, sha256, epoch, as far as known).
     tensors: parameters by path; `unused.NAME` are the authors' tensors that never take part.
+    sha256: of the file that holds them, or of what a run has of its own.
   """
 
   path: Path
   model: ModelConfig
   about: dict[str, Any]
   tensors: dict[str, Tensor] = dataclasses.field(repr=False)
+  sha256: str
+
+  def verify(self) -> None:
+    """Raises UserError if the values have been damaged since they were written, as far as that can be known."""
 
   def read(self) -> dict[str, np.ndarray]:
-    """All parameters by path, in the dtype of the source."""
+    """All parameters by path, in the dtype of the source; UserError if they are damaged."""
+    self.verify()
     return {path: self.tensors[path].read() for path in parameter_shapes(self.model)}
 
 

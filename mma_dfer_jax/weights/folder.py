@@ -4,15 +4,13 @@ folder/model.json          parts and sizes, class names, recipe of the data, sou
 folder/model.safetensors   parameters by path in the dtype of the source; `unused.NAME` are the authors' other tensors
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 import dataclasses
 import json
 import math
 from pathlib import Path
 import shutil
 from typing import Any
-
-import numpy as np
 
 from mma_dfer_jax.disk import free_bytes, sha256_of, write_json
 from mma_dfer_jax.errors import UserError, listed
@@ -35,18 +33,12 @@ FIELDS = {"model": dict, "assumed": dict, "classes": list, "class_order": str, "
 class ModelFolder(StoredModel):
   """A model folder whose names and shapes fit; `about` is what model.json says, see `FIELDS`."""
 
-  def read(self) -> dict[str, np.ndarray]:
-    """All parameters by path, mapped from the disk, in the dtype of the source.
-
-    Raises:
-      UserError: if a byte has changed since the folder was written.
-    """
+  def verify(self) -> None:
     file = self.path / "model.safetensors"
-    if sha256_of(file) != self.about["sha256"]:
+    if sha256_of(file) != self.sha256:
       raise UserError(
         f"{file} is damaged: it is not the file that model.json speaks of; convert the source again"
       )
-    return super().read()
 
 
 def open_folder(folder: Path) -> ModelFolder:
@@ -80,11 +72,11 @@ def open_folder(folder: Path) -> ModelFolder:
   shapes = {name: tensor.shape for name, tensor in tensors.items()}
   unused = {UNUSED + name for name in unused_shapes(model)}
   check_fit(f"{folder} is damaged", shapes, parameter_shapes(model), allowed=unused)
-  return ModelFolder(folder, model, about, tensors)
+  return ModelFolder(folder, model, about, tensors, about["sha256"])
 
 
 def write_folder(
-  out: Path, stored: StoredModel, check: Callable[[Path], Mapping[str, Any]] = lambda folder: {}
+  out: Path, stored: StoredModel, check: Callable[[Path], dict[str, Any]] = lambda folder: {}
 ) -> dict[str, Any]:
   """Writes a model folder, whole or not at all; returns what its model.json says.
 
@@ -106,6 +98,7 @@ def write_folder(
   partial = out.with_name(f".{out.name}.partial")
   shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
   try:
+    stored.verify()
     sha256 = write_safetensors(partial / "model.safetensors", stored.tensors, {"format": "mma_dfer_jax"})
     about: dict[str, Any] = {
       "model": stored.model.to_fields(),

@@ -1,6 +1,7 @@
 """An authors' checkpoint of MMA-DFER, in and out: sizes from shapes, class names, tensors that never take part."""
 
 from collections.abc import Mapping
+import dataclasses
 import functools
 import json
 import math
@@ -92,7 +93,7 @@ def open_checkpoint(path: Path, heads: int | None = None) -> StoredModel:
   }
   tensors = {row.path: _ours(row, weights) for row in name_table(model)}
   tensors |= {UNUSED + name: weights.tensors[name] for name in unused if name in weights.tensors}
-  return StoredModel(path, model, about, tensors)
+  return StoredModel(path, model, about, tensors, weights.sha256)
 
 
 def _ours(row: Row, weights: Weights) -> Tensor:
@@ -131,7 +132,7 @@ def with_classes(stored: StoredModel, classes: str | None) -> StoredModel:
     names = f"{len(order.classes)} class names ({', '.join(order.classes)})"
     raise UserError(f"{names}, but {stored.path} tells {outputs} apart")
   named = {"classes": list(order.classes), "class_order": order.origin} if known is None else {}
-  return StoredModel(stored.path, stored.model, stored.about | named, stored.tensors)
+  return dataclasses.replace(stored, about=stored.about | named)
 
 
 def find_model(weights: Weights, heads: int | None) -> tuple[ModelConfig, dict[str, str]]:
@@ -272,6 +273,7 @@ def export(stored: StoredModel, to_torch: Path | None, to_safetensors: Path | No
       hold, named.
   """
   check_exports(to_torch, to_safetensors)
+  stored.verify()
   tensors = {f"module.{name}": tensor for name, tensor in authors_tensors(stored).items()}
   source = stored.about["source"]
   about: Mapping[str, Any] = {

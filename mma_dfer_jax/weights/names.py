@@ -67,7 +67,7 @@ def name_table(cfg: ModelConfig) -> list[Row]:
     UserError: naming the parts that such a file has no place for.
   """
   tables = {
-    place: parts.authors_table(type(getattr(cfg, name)))
+    place: parts.authors_table(type(getattr(cfg, name)))  # type: ignore[arg-type] # a class is hashable
     for name, slot in SLOTS.items()
     for place in slot.places
   }

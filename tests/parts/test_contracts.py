@@ -1,0 +1,210 @@
+"""What every part promises, asked of every file of every kind: a new part is tested here by being there."""
+
+import ast
+import dataclasses
+import functools
+import io
+import json
+from pathlib import Path
+import tokenize
+
+from flax import nnx
+import jax
+from jax import export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mma_dfer_jax import parts
+from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.model import SLOTS, MmaDfer, ModelConfig, read_model
+from mma_dfer_jax.parameters import abstract_model, cast, flat_params, split_tunable, tunable_patterns
+from mma_dfer_jax.training.steps import in_float32
+from mma_dfer_jax.weights import names
+
+PACKAGE = Path(parts.__file__).parent
+# Small values for fields that parts usually have; a field of another name keeps its default.
+SMALL = {"width": 16, "depth": 2, "heads": 2, "head_dim": 8, "mlp_dim": 32, "layers_per_stage": 1}
+CHOSEN = {"image": "mae", "audio": "mae", "prompts": "prompts", "fusion": "bottleneck", "temporal": "transformer",
+          "head": "linear"}  # fmt: skip
+IN_SLOTS = [(slot, name) for slot in SLOTS for name in parts.names(SLOTS[slot].kind)]
+EVERY_PART = [(kind, name) for kind in parts.KINDS for name in parts.names(kind)]
+
+
+def fields(kind: str, name: str) -> dict:
+  known = {field.name for field in dataclasses.fields(parts.module_of(kind, name).Config)}
+  return {"name": name} | {key: value for key, value in SMALL.items() if key in known}
+
+
+@functools.cache
+def config(slot: str, name: str) -> ModelConfig:
+  """A small model with one part in its place, and the paper's in all others."""
+  chosen = CHOSEN | {slot: name}
+  inputs = {"image_size": 32, "num_frames": 4, "audio_shape": (48, 32)}
+  of_slots = {place: fields(SLOTS[place].kind, part) for place, part in chosen.items()}
+  return read_model({"num_classes": 5, "inputs": inputs, **of_slots})
+
+
+@functools.cache
+def built(slot: str, name: str):
+  """(graph definition, tunable, frozen) of that model; every parameter moved, so that no gate is shut."""
+  cfg = config(slot, name)
+  model = MmaDfer(cfg, rngs=nnx.Rngs(0))
+  rng = np.random.default_rng(0)
+  for variable in flat_params(nnx.state(model)).values():
+    noise = rng.normal(0, 0.1, variable.shape).astype(np.float32)
+    variable[...] = variable[...] + noise
+  return split_tunable(model, tunable_patterns(cfg))
+
+
+@functools.cache
+def inputs(slot: str, name: str, clips: int = 3):
+  i, rng = config(slot, name).inputs, np.random.default_rng(1)
+  video = rng.integers(0, 256, (clips, *i.video_shape), dtype=np.uint8)
+  return jnp.asarray(video), jnp.asarray(rng.normal(0, 0.5, (clips, *i.audio_shape)), jnp.float32)
+
+
+def shapes_of(state) -> dict:
+  return {path: tuple(variable.shape) for path, variable in flat_params(state).items()}
+
+
+@pytest.mark.parametrize(("slot", "name"), IN_SLOTS)
+def test_builds_without_memory_and_keeps_its_shapes(slot, name):
+  cfg = config(slot, name)
+  graphdef, state = abstract_model(cfg)
+  assert all(not isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
+  i = cfg.inputs
+  (batch,) = export.symbolic_shape("b")  # any number of clips, as an export needs it
+  for clips in (3, batch):
+    video = jax.ShapeDtypeStruct((clips, *i.video_shape), jnp.uint8)
+    sound = jax.ShapeDtypeStruct((clips, *i.audio_shape), jnp.float32)
+    outputs = jax.eval_shape(lambda s, v, a: nnx.merge(graphdef, s)(v, a), state, video, sound)
+    assert isinstance(outputs, parts.Outputs)
+    assert (outputs.logits.shape, outputs.logits.dtype) == ((clips, 5), jnp.float32)
+
+
+@pytest.mark.parametrize(("slot", "name"), IN_SLOTS)
+def test_has_what_its_kind_promises(slot, name):
+  cfg, model = config(slot, name), nnx.merge(*built(slot, name))
+  for stream in ("image", "audio"):
+    encoder = getattr(model, f"{stream}_encoder")
+    assert isinstance(encoder, parts.Encoder)
+    assert isinstance(getattr(model, f"{stream}_prompts"), parts.Adapter)
+    assert len(encoder.blocks) == len(encoder.drop_path_rates) == getattr(cfg, stream).depth
+  assert len(model.fusion) == cfg.layers
+  assert all(isinstance(fusion, parts.Fusion) for fusion in model.fusion)
+
+
+@pytest.mark.parametrize(("slot", "name"), IN_SLOTS)
+def test_answers_alike_twice_and_gradients_reach_exactly_what_is_tunable(slot, name):
+  graphdef, tunable, frozen = built(slot, name)
+  video, sound = inputs(slot, name)
+
+  def loss(tunable, frozen):
+    logits = nnx.merge(graphdef, tunable, frozen)(video, sound).logits
+    return (jax.nn.log_softmax(logits)[:, 0]).sum(), logits
+
+  run = jax.jit(jax.value_and_grad(loss, has_aux=True))
+  (_, logits), gradients = run(tunable, frozen)
+  (_, again), _ = run(tunable, frozen)
+  np.testing.assert_array_equal(logits, again)
+  assert np.isfinite(logits).all()
+  assert shapes_of(gradients) == shapes_of(tunable)
+  without = [path for path, g in flat_params(gradients).items() if not np.abs(np.asarray(g[...])).max() > 0]
+  assert not without, "tunable, but nothing flows there"
+
+
+@pytest.mark.parametrize(("slot", "name"), IN_SLOTS)
+def test_bfloat16_stays_within_5_percent(slot, name):
+  graphdef, tunable, frozen = built(slot, name)
+  video, sound = inputs(slot, name)
+
+  @functools.partial(jax.jit, static_argnums=2)
+  def answer(tunable, frozen, precision):
+    model = nnx.merge(graphdef, cast(tunable, precision), cast(frozen, precision))
+    return in_float32(model(video, sound.astype(precision))).logits
+
+  exact, coarse = (answer(tunable, frozen, precision) for precision in ("float32", "bfloat16"))
+  assert np.abs(coarse - exact).max() < 0.05 * np.abs(exact).max()
+  assert (coarse != exact).any()
+
+
+@pytest.mark.parametrize(("slot", "name"), IN_SLOTS)
+def test_names_go_to_the_authors_file_and_back_to_the_same_bits(slot, name):
+  cfg = config(slot, name)
+  _, state = abstract_model(cfg)
+  shapes = shapes_of(state)
+  if parts.authors_table(type(getattr(cfg, slot))) is None:
+    with pytest.raises(UserError, match="no place for"):
+      names.name_table(cfg)
+    return
+  rows = names.name_table(cfg)
+  assert sorted(row.path for row in rows) == sorted(shapes)
+  theirs = [name for row in rows for name in row.torch_names]
+  assert len(theirs) == len(set(theirs))
+  rng = np.random.default_rng(0)
+  ours = {path: rng.standard_normal(shape, np.float32) for path, shape in shapes.items()}
+  back = names.from_torch(names.to_torch(ours, cfg), rows)
+  assert {path: value.tobytes() for path, value in back.items()} == {p: v.tobytes() for p, v in ours.items()}
+
+
+@pytest.mark.parametrize(("slot", "name"), IN_SLOTS)
+def test_configs_come_back_from_json(slot, name):
+  cfg = config(slot, name)
+  assert read_model(json.loads(json.dumps(cfg.to_fields()))) == cfg
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY_PART)
+def test_fields_have_comments_and_refuse_what_they_are_not(kind, name):
+  source = (PACKAGE / kind / f"{name}.py").read_text()
+  tree = ast.parse(source)
+  assert ast.get_docstring(tree), "a file says what it is and where from"
+  node = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Config")
+  commented = {
+    t.start[0] for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT
+  }
+  plain = ("tunable", "width", "depth", "heads", "head_dim", "mlp_dim")  # these say themselves what they are
+  for field in (n for n in node.body if isinstance(n, ast.AnnAssign)):
+    assert {field.lineno, field.lineno - 1} & commented or field.target.id in plain, (
+      f"{field.target.id}: no comment"
+    )
+  with pytest.raises(UserError, match="no such fields"):
+    parts.read(kind, {"name": name, "no_such_field": 1})
+  part = parts.read(kind, {"name": name})
+  assert parts.fields_of(part)["name"] == name
+  assert parts.read(kind, parts.fields_of(part)) == part
+  for field in dataclasses.fields(part):
+    if type(field.default) is int:
+      with pytest.raises(UserError, match=f"{field.name}=-1"):
+        parts.read(kind, {"name": name, field.name: -1})
+
+
+@pytest.mark.parametrize("name", parts.names("losses"))
+def test_losses_give_a_number_for_each_clip(name):
+  loss = parts.read("losses", {"name": name}).build((3, 1, 4, 1, 5))
+  rng = np.random.default_rng(0)
+  logits = jnp.asarray(rng.normal(size=(4, 5)), jnp.float32)
+  batch = {"label": jnp.asarray([0, 1, 4, 2], jnp.int32)}
+
+  def each(logits, batch):
+    return loss(parts.Outputs(logits), batch)
+
+  losses = each(logits, batch)
+  assert losses.shape == (4,)
+  assert losses.dtype == jnp.float32
+  gradient = jax.grad(lambda x: each(x, batch).sum())(logits)
+  assert (np.abs(gradient).max(axis=1) > 0).all()
+  alone = [each(logits[i : i + 1], {"label": batch["label"][i : i + 1]})[0] for i in range(4)]
+  np.testing.assert_allclose(losses, alone, rtol=1e-6)  # no clip changes another's
+
+
+def test_each_part_draws_from_a_key_of_its_own():
+  """Two models of one seed share every parameter that both have, whatever else differs."""
+  base = nnx.state(MmaDfer(config("fusion", "bottleneck"), rngs=nnx.Rngs(7)))
+  for slot, name in IN_SLOTS:
+    other = flat_params(nnx.state(MmaDfer(config(slot, name), rngs=nnx.Rngs(7))))
+    for path, variable in flat_params(base).items():
+      if path in other and other[path].shape == variable.shape:
+        np.testing.assert_array_equal(variable[...], other[path][...], err_msg=f"{slot}={name}: {path}")
+  moved = flat_params(nnx.state(MmaDfer(config("fusion", "bottleneck"), rngs=nnx.Rngs(8))))
+  assert any((moved[path][...] != variable[...]).any() for path, variable in flat_params(base).items())

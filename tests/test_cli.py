@@ -1,0 +1,143 @@
+"""What every command does alike: --help, configs by name, and `python -m mma_dfer_jax`."""
+
+import os
+import subprocess
+import sys
+
+from conftest import ROOT
+import pytest
+
+from mma_dfer_jax import help as words
+from mma_dfer_jax.config import default_config, flat_config
+
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+
+
+def command(folder, *arguments, status=0):
+  """`python -m mma_dfer_jax…` in a folder that is not the checkout; returns what it printed."""
+  done = subprocess.run(
+    [sys.executable, "-m", *arguments], cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True,
+    text=True, check=False,
+  )  # fmt: skip
+  assert done.returncode == status, done.stdout + done.stderr
+  assert "Traceback" not in done.stdout + done.stderr
+  return done.stdout + done.stderr
+
+
+@pytest.fixture
+def small_command(tmp_path):
+  """A command with --config that starts faster than those of the program."""
+  (tmp_path / "show.py").write_text(
+    '"""Shows a name."""\n'
+    "from mma_dfer_jax import cli\n"
+    "CONFIG = cli.define_config()\n"
+    "cli.run(lambda argv: print(CONFIG.value.data.name))\n"
+  )
+  return lambda *flags, status=0: command(tmp_path, "show", *flags, status=status)
+
+
+def test_all_commands_are_listed_and_can_be_run(tmp_path):
+  listed = command(tmp_path, "mma_dfer_jax")
+  assert {"train", "folds", "predict", "demo_page", "data.prepare", "data.doctor"} < set(words.commands())
+  for name, says in words.commands().items():
+    assert says
+    assert f"  {name:<16}{says}\n" in listed
+  answer = command(tmp_path, "mma_dfer_jax", "trian", "--help", status=2)
+  assert answer == f"error: there is no command 'trian'; there are {', '.join(words.commands())}\n"
+  answer = command(tmp_path, "mma_dfer_jax", "data.demo", "--out=x", "--clips_per_class_test=-1", status=1)
+  assert answer == command(
+    tmp_path, "mma_dfer_jax.data.demo", "--out=x", "--clips_per_class_test=-1", status=1
+  )
+  assert answer.startswith("error:")
+
+
+@pytest.mark.parametrize("name", words.commands())
+def test_help_ends_well_and_shows_the_commands_own_flags(tmp_path, name):
+  own = command(tmp_path, f"mma_dfer_jax.{name}", "--help")
+  assert own.startswith(words.commands()[name])
+  assert "  --" in own
+  assert "--helpfull lists" in own
+  assert "--verbosity" not in own  # absl's
+  assert ("  batch_size = 8  " in own) == ("  --config: " in own)
+
+
+def test_help_shows_the_config_that_was_given(small_command):
+  shown = small_command("--config=demo", "--config.seed=7", "-helpfull")
+  assert shown.startswith("Shows a name.\n")
+  assert "  --config: What to run: " in shown
+  assert "--verbosity" in shown
+  assert "  seed = 7   " in shown
+  assert "  num_epochs = 18   " in shown
+  answer = small_command("--config=demo", "--config.sed=7", "--help", status=2)
+  assert "there is no 'sed' here; there is batch_size, " in answer
+
+
+def test_every_field_of_the_config_is_read_from_its_source():
+  text = words.config_text()
+  assert [line.split(" = ")[0].strip() for line in text.splitlines()] == [
+    line.split(" = ")[0].strip() for line in words.config_text(default_config()).splitlines()
+  ]
+  assert {line.split(" = ")[0].strip() for line in text.splitlines()} == set(
+    flat_config(default_config().to_dict())
+  )
+  assert "  learning_rate = 1e-4                    at epoch 0; cosine" in text
+
+
+def test_fields_of_parts_are_read_from_the_parts(tmp_path, monkeypatch):
+  (tmp_path / "config.py").write_text(
+    "def default_config():\n"
+    "  c = ConfigDict()\n"
+    "  c.seed = 1  # of everything\n"
+    "  c.model = ConfigDict()\n"
+    '  c.model.fusion = part("fusion", "bottleneck")\n'
+  )
+  (tmp_path / "fusion").mkdir()
+  for name in ("bottleneck", "other"):
+    (tmp_path / "fusion" / f"{name}.py").write_text(
+      f'class Config:\n  """Sizes."""\n\n  name: str = "{name}"\n  width: int = 128  # of {name}\n'
+    )
+  monkeypatch.setattr(words, "_PACKAGE", tmp_path)
+  assert [line.split() for line in words.config_text().splitlines()] == [
+    ["seed", "=", "1", "of", "everything"],
+    ["model.fusion.name", "=", '"bottleneck"'],
+    ["model.fusion.width", "=", "128", "of", "bottleneck"],
+  ]
+  chosen = {"seed": 2, "model": {"fusion": {"name": "other", "width": 64, "new": 1}}}
+  assert [line.split() for line in words.config_text(chosen).splitlines()] == [
+    ["seed", "=", "2", "of", "everything"],
+    ["model.fusion.name", "=", "'other'"],
+    ["model.fusion.width", "=", "64", "of", "other"],
+    ["model.fusion.new", "=", "1"],
+  ]
+
+
+def test_a_config_is_a_name_or_a_path(tmp_path, small_command):
+  (tmp_path / "own.py").write_text(
+    "from mma_dfer_jax.config import default_config\n"
+    "from mma_dfer_jax.errors import UserError\n\n"
+    "def get_config(words=''):\n"
+    "  if words == 'wrong':\n"
+    "    raise UserError('there is no such variant')\n"
+    "  c = default_config()\n"
+    "  c.data.name = words or 'nothing'\n"
+    "  return c\n"
+  )
+  for given, name in (("own.py", "nothing"), ("./own.py:a=b,c=d", "a=b,c=d"), ("dfew", "dfew")):
+    assert small_command(f"--config={given}") == f"{name}\n"
+  answer = small_command("--config=own.py:wrong", status=2)
+  assert answer == "error: flag --config=own.py:wrong: there is no such variant\n"
+  shipped = f"neither a file nor a config that comes with the program ({', '.join(CONFIGS)})"
+  for given in ("dfwe", "configs/dfew.py", "dfwe:fusion=none"):
+    answer = small_command(f"--config={given}", status=2)
+    assert answer == f"error: flag --config={given}: {shipped}\n"
+
+
+def test_words_after_a_shipped_name_reach_its_get_config(tmp_path, monkeypatch):
+  from mma_dfer_jax.cli import _config_file
+
+  (tmp_path / "dfew").mkdir()  # a folder of that name is no config
+  monkeypatch.chdir(tmp_path)
+  assert (
+    _config_file("dfew:fusion=none,temporal=mean")
+    == f"{ROOT / 'configs' / 'dfew.py'}:fusion=none,temporal=mean"
+  )
