@@ -27,6 +27,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from absl import flags
+from matplotlib.figure import Figure
 import numpy as np
 from PIL import Image
 
@@ -48,10 +49,7 @@ from mma_dfer_jax.prediction import (
 from mma_dfer_jax.timeline import draw
 
 _MODEL = flags.DEFINE_string(
-  "model",
-  None,
-  "Workdir of a run, a folder that `convert` wrote, or a file that `export` wrote.",
-  required=True,
+  "model", None, "Workdir of a run, or a folder or file of `convert` or `export`.", required=True
 )
 _PORT = flags.DEFINE_integer(
   "port", 7860, "Port on 127.0.0.1; 0: any that is free.", lower_bound=0, upper_bound=65535
@@ -63,9 +61,7 @@ _FACE_MODEL = flags.DEFINE_string("face_model", None, "YuNet's .onnx file; if no
 _MAX_MB = flags.DEFINE_integer("max_mb", 100, "Largest video that is taken, MiB.", lower_bound=1)
 _MAX_SECONDS = flags.DEFINE_float("max_seconds", 120.0, "Longest video that is taken.", lower_bound=0.1)
 _WINDOW = flags.DEFINE_float("window", 4.0, "Longer videos are answered over time too, in windows of so many seconds.")  # fmt: skip
-_PRECISION = flags.DEFINE_string(
-  "precision", None, "float32 or bfloat16; if not given, as trained or exported."
-)
+_PRECISION = flags.DEFINE_string("precision", None, "float32 or bfloat16; if not given, as trained.")
 _HOP = flags.DEFINE_float("hop", 1.0, "Seconds from one window to the next.")
 
 HOST = "127.0.0.1"
@@ -128,16 +124,13 @@ def main(argv: Sequence[str]) -> int:
     gradio = _import_gradio(Path(folder))
     print(f"loading {_MODEL.value} …", flush=True)
     engine = load_model(_MODEL.value, precision=_PRECISION.value)
-    finder = finder_of(
-      engine.about.recipe, Path(_FACE_MODEL.value) if _FACE_MODEL.value else None, _FACES.value
-    )
+    about = engine.about
+    finder = finder_of(about.recipe, Path(_FACE_MODEL.value) if _FACE_MODEL.value else None, _FACES.value)
     page = Page(engine, finder, Path(folder), _MAX_MB.value, _MAX_SECONDS.value, _WINDOW.value, _HOP.value)
     print("compiling it, once …", flush=True)
     page.warm_up()
     server = _server(gradio, page)
-    print(
-      f"faces: {described(finder)}; classes: {', '.join(engine.about.classes)}; precision: {engine.about.precision}"
-    )
+    print(f"faces: {described(finder)}; classes: {', '.join(about.classes)}; precision: {about.precision}")
     print(f"open http://{HOST}:{door.getsockname()[1]}/ in a browser; Ctrl-C ends it", flush=True)
     server.run(sockets=[door])  # until a signal, which comes to the handler above after the page was closed
   return 0
@@ -276,7 +269,7 @@ class Page:
       )
     seconds = time.monotonic() - started
     return _block(*_answer_html(prediction, seconds)), _block(
-      *_seen_html(self.engine.about, seen, prediction), *_timeline_html(timeline, self.window), *_json_html(prediction, timeline)
+      *_seen_html(self.engine.about, seen, prediction), *_timeline_html(timeline, self.window), *_json_html(self.engine.about, prediction, timeline)
     )  # fmt: skip
 
   def _check(self, path: Path) -> float | None:
@@ -335,25 +328,19 @@ def _seen_html(about: About, sample: Sample, prediction: Prediction) -> Iterator
   if "image" in about.streams:
     number, size = len(sample.video), about.inputs.image_size
     yield f"<h2>What the model saw: {number} frames of {size} x {size} pixels, evenly spread</h2>"
-    pictures = "".join(
-      f'<img alt="frame {i}" src="{_jpeg(frame)}">' for i, frame in enumerate(sample.video, 1)
-    )
-    yield f'<div class="strip" style="--frames:{number}">{pictures}</div>'
-  if "audio" not in about.streams:
-    yield '<h2>What it heard</h2><p class="small">Nothing: this model looks at the picture alone.</p>'
-    return
+    yield f'<div class="strip" style="--frames:{number}">'
+    yield from (f'<img alt="frame {i}" src="{_jpeg(frame)}">' for i, frame in enumerate(sample.video, 1))
+    yield "</div>"
   rows, bins = sample.spectrogram.shape
-  if not prediction.sound:
-    yield '<h2>What it heard</h2><p class="small">Nothing: a constant stands for the missing sound.</p>'
+  if "audio" not in about.streams or not prediction.sound:
+    yield '<h2>What it heard</h2><p class="small">Nothing.</p>'
     return
   yield f"<h2>What it heard: the first {rows * ROW_SECONDS:.2f} s, log-mel in {bins} bins</h2>"
   yield f'<img class="wide" alt="spectrogram" src="{_png(_draw_spectrogram(sample))}">'
 
 
-def _draw_spectrogram(sample: Sample) -> Any:
+def _draw_spectrogram(sample: Sample) -> Figure:
   """Log-mel over time as the model gets it: a sound that is too short is padded, with what is louder than silence."""
-  from matplotlib.figure import Figure
-
   rows, bins = sample.spectrogram.shape
   length = rows * ROW_SECONDS
   figure = Figure(figsize=(11, 2.6), layout="constrained")
@@ -378,8 +365,8 @@ def _timeline_html(timeline: Timeline | None, window: float) -> Iterator[str]:
   yield f'<img class="wide" alt="timeline" src="{_png(figure)}">'
 
 
-def _json_html(prediction: Prediction, timeline: Timeline | None) -> Iterator[str]:
-  answer: dict[str, Any] = dataclasses.asdict(prediction)
+def _json_html(about: About, prediction: Prediction, timeline: Timeline | None) -> Iterator[str]:
+  answer: dict[str, Any] = dataclasses.asdict(prediction) | {"precision": about.precision}
   if timeline is not None:
     windows = [dataclasses.asdict(one) | {"clip": prediction.clip} for one in timeline.predictions]
     answer |= {"window": timeline.window, "hop": timeline.hop, "windows": windows}
@@ -398,7 +385,7 @@ def _jpeg(pixels: np.ndarray) -> str:
   return _data("image/jpeg", file.getvalue())
 
 
-def _png(figure: Any) -> str:
+def _png(figure: Figure) -> str:
   file = io.BytesIO()
   figure.savefig(file, format="png", dpi=120)
   return _data("image/png", file.getvalue())

@@ -223,20 +223,16 @@ def evaluator(engine: Engine, mesh: Mesh) -> Callable[..., dict[str, jax.Array]]
 
 def evaluate(evaluation: Evaluation) -> Fold:
   """Loads a model and evaluates it, whole and as --without says; writes its files; returns the first result."""
-  path, split, about = evaluation.path, evaluation.split, evaluation.about
+  path, split = evaluation.path, evaluation.split
   mesh, chief = make_mesh(-1, 1), jax.process_index() == 0
   with hosts.fail_together():
     engine = load_model(path, step=_STEP.value, precision=_PRECISION.value, sharding=replicated(mesh))
     eval_fn = evaluator(engine, mesh)
-  tunable, frozen = (getattr(engine, name, nnx.State({})) for name in ("tunable", "frozen"))
-  name = "_".join(
-    [
-      "evaluation",
-      split.replace("+", "_"),
-      *[f"step{about.step}"] * (about.step is not None),
-      *filter(None, [_PRECISION.value]),
-    ]
-  )
+  about = engine.about
+  tunable: nnx.State = getattr(engine, "tunable", nnx.State({}))
+  frozen: nnx.State = getattr(engine, "frozen", nnx.State({}))
+  name = f"evaluation_{split.replace('+', '_')}" + f"_step{about.step}" * (about.step is not None)
+  name += f"_{about.precision}" * (_PRECISION.value is not None)
   files = path / name if path.is_dir() else path.with_name(f"{path.name}.{name}")
   facts = {"split": split, "model": about.origin, "precision": about.precision, "classes": about.classes}
   evaluations, folds = {}, []

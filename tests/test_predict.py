@@ -29,7 +29,7 @@ from mma_dfer_jax.data.film import Soundtrack
 from mma_dfer_jax.data.media import MediaError
 from mma_dfer_jax.data.pipeline import eval_example
 from mma_dfer_jax.errors import UserError
-from mma_dfer_jax.prediction import Prediction, Timeline, predict_timeline, preprocessing
+from mma_dfer_jax.prediction import Prediction, Timeline, predict_timeline
 from mma_dfer_jax.timeline import draw, to_csv, to_srt, turns
 
 CLASSES = ("happy", "sad", "neutral", "angry", "surprise", "disgust", "fear")
@@ -140,10 +140,10 @@ def test_answers_of_clips(tmp_path, command, folder, model):
     assert (answer["clip"], answer["frames"], answer["sound"]) == (name, frames, sound)
     assert answer["seconds"] == pytest.approx(seconds, abs=0.01)
     assert answer["frames_with_face"] is None
-    assert answer["model"]["folder"] == str(folder)
+    assert (answer["model"]["path"], answer["model"]["precision"]) == (str(folder), "float32")
     assert answer["model"]["converted_from"]["file"] == "tiny_reference_checkpoint.pth"
     assert answer["version"]
-    example = eval_example({"label": 0, "clip_id": b"", **read_record(tmp_path / name)}, preprocessing(model))
+    example = eval_example({"label": 0, "clip_id": b"", **read_record(tmp_path / name)}, model.about.inputs)
     logits = model(example["video"][None], example["spectrogram"][None])[0].astype(np.float64)
     expected = np.exp(logits) / np.exp(logits).sum()
     np.testing.assert_allclose(list(answer["probabilities"].values()), expected, atol=1e-6)
@@ -201,6 +201,9 @@ def test_answers_are_kept_until_something_changes(tmp_path, command):
   assert changed() == ["0", "1"]
   assert changed() == []
   assert changed("--batch_size=2") == []  # the numbers do not depend on it
+  assert changed("--precision=bfloat16") == ["0", "1"]
+  assert read(tmp_path / "out/0.json")["model"]["precision"] == "bfloat16"
+  assert changed() == ["0", "1"]
   write_film(tmp_path / "1.mkv", noise(20, seed=5), hum(1.0))
   assert changed() == ["1"]
   os.utime(tmp_path / "0.mkv", ns=(1, 1))
@@ -213,7 +216,7 @@ def test_answers_are_kept_until_something_changes(tmp_path, command):
   (tmp_path / "out/1.json").write_bytes(b"\xff[")
   assert changed("--window=0.5", "--hop=0.5") == ["0", "1"]
   answer = read(tmp_path / "out/0.json")
-  for key in ("version", "model_sha256", "faces"):  # as if it had been another
+  for key in ("version", "model_fingerprint", "precision", "faces"):  # as if it had been another
     other = answer | {"asked": answer["asked"] | {key: "another"}}
     (tmp_path / "out/0.json").write_text(json.dumps(other))
     assert changed("--window=0.5", "--hop=0.5") == ["0"]
@@ -360,7 +363,8 @@ def test_odd_names_of_files(tmp_path, command):
     (["a.mkv", "--faces=yunet", "--face_model=nowhere.onnx"], 1, r"nowhere\.onnx cannot be read"),
     (["a.mkv", "--out=a.mkv/out"], 1, "a.mkv"),
     (["a.mkv", "--out=/dev/full"], 1, "/dev/full cannot be written"),
-    (["a.mkv", "--model=nowhere"], 1, "nowhere is neither the workdir"),
+    (["a.mkv", "--precision=int8"], 1, "precision='int8': choose one of float32, bfloat16"),
+    (["a.mkv", "--model=nowhere"], 1, "nowhere is not there; a model is"),
   ],
 )
 def test_wrong_command_lines(tmp_path, command, argv, status, says):
@@ -507,6 +511,11 @@ class Centre(Spots):
     return [faces.Box(0.3 * width, 0.2 * height, 0.7 * width, 0.8 * height, 0.9)] if frame.mean() > 40 else []
 
 
+def saying(model, **facts):
+  """The same engine with other facts about it."""
+  return dataclasses.replace(model, about=dataclasses.replace(model.about, **facts))
+
+
 @pytest.fixture
 def finder(monkeypatch):
   monkeypatch.setattr(faces, "Detector", Centre)
@@ -533,14 +542,14 @@ def test_what_is_missing_is_said(tmp_path, model, finder):
     assert len(answer.warnings) == len(expected[3])
     for warning, words in zip(answer.warnings, expected[3], strict=True):
       assert warning.startswith(words)
-  elsewhere = dataclasses.replace(model, sample_rates=(8000, 44_100))
-  (warning,) = predict_video(
-    elsewhere, write_film(tmp_path / "a.mkv", noise(40), hum(1.6)), faces="none"
-  ).warnings
+  film = write_film(tmp_path / "a.mkv", noise(40), hum(1.6))
+  (warning,) = predict_video(saying(model, sample_rates=(8000, 44_100)), film, faces="none").warnings
   assert warning.startswith(f"sound at {RATE} Hz, but the clips of the training at 8000, 44100 Hz")
-  assert not predict_video(
-    dataclasses.replace(model, sample_rates=(RATE,)), tmp_path / "a.mkv", faces="none"
-  ).warnings
+  assert not predict_video(saying(model, sample_rates=(RATE,)), film, faces="none").warnings
+  short = write_film(tmp_path / "b.mkv", noise(3), None)
+  of_streams = {streams: predict_video(saying(model, streams=streams), short, faces="none").warnings
+                for streams in (("image",), ("audio",))}  # fmt: skip
+  assert [[warning[:4] for warning in warnings] for warnings in of_streams.values()] == [["only"], ["no s"]]
   plain = predict_video(model, tmp_path / "a.mkv", faces="none")
   cut_out = predict_video(model, tmp_path / "a.mkv", faces=finder)
   assert plain.frames_with_face is None
@@ -554,7 +563,7 @@ def test_faces_are_cut_out_as_in_training_unless_told_otherwise(tmp_path, folder
   path, model = write_film(tmp_path / "a.mkv", noise(40)), load_model(folder)
   assert predict_video(model, path).frames_with_face == 40
   assert predict_video(model, path, faces="none").frames_with_face is None
-  uncut = dataclasses.replace(model, recipe=dict(model.recipe, faces="none"))
+  uncut = saying(model, recipe={**model.about.recipe, "faces": "none"})
   assert predict_video(uncut, path).frames_with_face is None
   assert predict_video(uncut, path, faces="yunet").frames_with_face == 40
 

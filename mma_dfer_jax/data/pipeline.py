@@ -10,7 +10,6 @@ import dataclasses
 import functools
 from typing import Any
 
-import grain
 import numpy as np
 
 from mma_dfer_jax.data.datasets import follow_parent
@@ -274,6 +273,8 @@ def eval_batches(
 
 @contextlib.contextmanager
 def _batches(order, transform, start_step: int, num_workers: int, prefetch: int) -> Iterator[Iterator[Batch]]:
+  import grain  # it imports JAX, which preparing data and asking for --help do without
+
   batches = grain.MapDataset.source(_BatchesOf(order, transform))[start_step:]
   stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=prefetch, prefetch_buffer_size=prefetch))
   if num_workers:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import dataclasses
 import importlib
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float, Float32, UInt8
 import numpy as np
@@ -57,10 +57,13 @@ class About:
     return self.origin.get("step")
 
 
+@runtime_checkable
 class Engine(Protocol):
   """Answers batches of clips, whatever computes it."""
 
-  about: About
+  @property
+  def about(self) -> About:
+    """The facts about its model."""
 
   def __call__(
     self,
