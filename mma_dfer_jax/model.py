@@ -102,8 +102,9 @@ def read_model(fields: Mapping[str, Any]) -> ModelConfig:
   if unknown := sorted(values.keys() - {"num_classes", "inputs", *SLOTS}):
     raise UserError(f"a model has no {', '.join(unknown)}; it has num_classes, inputs, {', '.join(SLOTS)}")
   try:
-    values["inputs"] = Inputs(**values["inputs"])
-  except (UserError, TypeError) as error:
+    inputs = {k: tuple(v) if isinstance(v, list) else v for k, v in values["inputs"].items()}  # JSON has no tuples
+    values["inputs"] = Inputs(**inputs)
+  except (UserError, TypeError, AttributeError) as error:
     problems.append(str(error))
   for name, slot in SLOTS.items():
     try:

@@ -281,9 +281,16 @@ def _is_finite(tensor: np.ndarray) -> bool:
     return bool(np.isfinite(tensor.astype(np.float32, copy=False)).all())
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+def write_safetensors(
+  path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: Path
+) -> str:
   """Writes a new .safetensors file, one tensor in memory at a time; returns its sha256, compared with the disk's.
 
+  Args:
+    path: of the file.
+    tensors: by name.
+    metadata: of the file, text by name.
+    source: where the tensors come from, for messages.
   Raises:
     UserError: if there is such a file, the disk does not take it or gives other bytes back, or a value is not finite;
       no file is left then.
@@ -314,7 +321,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
         write(array.reshape(-1).view(np.uint8).data)
         bar.update(array.nbytes)
     if bad:
-      raise listed(f"{path} would hold infinite or undefined (NaN) values", bad)
+      raise listed(f"{source} holds infinite or undefined (NaN) values", bad)
     if sha256_of(partial) != digest.hexdigest():
       raise UserError(f"{path} did not come back from the disk as it was written; is the disk damaged?")
   return digest.hexdigest()

@@ -286,4 +286,4 @@ def export(stored: StoredModel, to_torch: Path | None, to_safetensors: Path | No
   if to_torch:
     write_torch(to_torch, tensors, about)
   if to_safetensors:
-    write_safetensors(to_safetensors, tensors, {OURS: json.dumps(about)})
+    write_safetensors(to_safetensors, tensors, {OURS: json.dumps(about)}, stored.path)
