@@ -19,7 +19,7 @@ import tqdm
 from mma_dfer_jax.disk import new_file, sha256_of
 from mma_dfer_jax.errors import UserError, listed, shown
 from mma_dfer_jax.model import ModelConfig, read_model
-from mma_dfer_jax.parameters import parameter_shapes
+from mma_dfer_jax.parameters import parameter_shapes, tunable_patterns
 from mma_dfer_jax.weights.torch_file import StoredTensor, read_torch_file
 
 OURS = "mma_dfer_jax"  # key under which the files that we write say what shapes cannot: parts, heads, classes
@@ -267,6 +267,10 @@ def model_in(fields: Any, title: str) -> ModelConfig:
   ]
   if large:
     raise UserError(f"{title} describes no model that can be built: {', '.join(large)}")
+  try:
+    tunable_patterns(model)
+  except (TypeError, UserError) as error:
+    raise UserError(f"{title}: {error}") from error
   return model
 
 

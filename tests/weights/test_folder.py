@@ -112,6 +112,7 @@ def test_missing_unexpected_and_wrong_tensors_are_all_named(copy):
   ({"model": {}}, "the model lacks"),
   ({"model": TINY.to_fields() | {"head": {"name": "os.system"}}}, "there is no 'os.system' in heads"),
   ({"model": TINY.to_fields() | {"head": {"name": ["linear"]}}}, r"\('linear',\)"),
+  ({"model": TINY.to_fields() | {"head": {"name": "linear", "tunable": [1]}}}, "tunable|pattern"),
   ({"model": TINY.to_fields() | {"fusion": 5}}, "describes no model"),
   ({"model": TINY.to_fields() | {"inputs": 5}}, "cannot be built"),
   ({"model": TINY.to_fields() | {"inputs": {"image_size": "64"}}}, "image_size"),
