@@ -19,7 +19,7 @@ import tqdm
 from mma_dfer_jax.disk import new_file, sha256_of
 from mma_dfer_jax.errors import UserError, listed, shown
 from mma_dfer_jax.model import ModelConfig, read_model
-from mma_dfer_jax.parameters import parameter_shapes
+from mma_dfer_jax.parameters import parameter_shapes, tunable_patterns
 from mma_dfer_jax.weights.torch_file import StoredTensor, read_torch_file
 
 OURS = "mma_dfer_jax"  # key under which the files that we write say what shapes cannot: parts, heads, classes
@@ -267,6 +267,10 @@ def model_in(fields: Any, title: str) -> ModelConfig:
   ]
   if large:
     raise UserError(f"{title} describes no model that can be built: {', '.join(large)}")
+  try:
+    tunable_patterns(model)
+  except (TypeError, UserError) as error:
+    raise UserError(f"{title}: {error}") from error
   return model
 
 
@@ -281,9 +285,16 @@ def _is_finite(tensor: np.ndarray) -> bool:
     return bool(np.isfinite(tensor.astype(np.float32, copy=False)).all())
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+def write_safetensors(
+  path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: Path
+) -> str:
   """Writes a new .safetensors file, one tensor in memory at a time; returns its sha256, compared with the disk's.
 
+  Args:
+    path: of the file.
+    tensors: by name.
+    metadata: of the file, text by name.
+    source: where the tensors come from, for messages.
   Raises:
     UserError: if there is such a file, the disk does not take it or gives other bytes back, or a value is not finite;
       no file is left then.
@@ -314,7 +325,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
         write(array.reshape(-1).view(np.uint8).data)
         bar.update(array.nbytes)
     if bad:
-      raise listed(f"{path} would hold infinite or undefined (NaN) values", bad)
+      raise listed(f"{source} holds infinite or undefined (NaN) values", bad)
     if sha256_of(partial) != digest.hexdigest():
       raise UserError(f"{path} did not come back from the disk as it was written; is the disk damaged?")
   return digest.hexdigest()
