@@ -103,9 +103,8 @@ def read_model(fields: Mapping[str, Any]) -> ModelConfig:
   if unknown := sorted(values.keys() - {"num_classes", "inputs", *SLOTS}):
     raise UserError(f"a model has no {', '.join(unknown)}; it has num_classes, inputs, {', '.join(SLOTS)}")
   try:
-    values["inputs"] = Inputs(
-      **{k: tuple(v) if isinstance(v, list) else v for k, v in values["inputs"].items()}
-    )
+    sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["inputs"].items()}
+    values["inputs"] = Inputs(**sizes)
   except (UserError, TypeError) as error:
     problems.append(str(error))
   for name, slot in SLOTS.items():
@@ -147,7 +146,7 @@ class JointAdaptation(nnx.Module):
   ) -> Float[Array, "B S W"]:
     if self.audio_proj is not None and audio is not None:
       audio = self.audio_proj(audio)
-    joint = sum(stream for stream in (image, audio) if stream is not None)
+    joint: Any = image if audio is None else audio if image is None else image + audio
     return joint if self.proj is None else self.proj(joint)
 
 

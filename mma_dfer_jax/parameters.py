@@ -66,7 +66,7 @@ def tunable_patterns(cfg: ModelConfig, patterns: Sequence[str] = ()) -> tuple[st
   return tuple(pattern for of_name in given.values() for pattern in of_name)
 
 
-def split_tunable(model: MmaDfer, patterns: Sequence[str]) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+def split_tunable(model: nnx.Module, patterns: Sequence[str]) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
   """(graph definition, tunable, frozen) parameters of a model."""
   graphdef, tunable, frozen = nnx.split(model, Tunable(patterns), ...)  # type: ignore[misc] # three for two filters
   return graphdef, tunable, frozen

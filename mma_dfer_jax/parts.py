@@ -165,7 +165,7 @@ def read(kind: str, fields: Mapping[str, Any]) -> Any:
   Raises:
     UserError: naming every field that the part does not have, or every value that cannot be.
   """
-  values = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+  values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
   name = values.pop("name", None)
   config = module_of(kind, name).Config
   known = {field.name for field in dataclasses.fields(config)}

@@ -304,7 +304,7 @@ def test_a_corrupt_record_is_named(records, batches, num_workers):
   since = time.monotonic()
   with pytest.raises(UserError, match=r"clip clip 5 cannot be read: .*prepare the data again"):
     batches([*records[:5], broken, *records[6:]], num_workers=num_workers)
-  assert time.monotonic() - since < 20
+  assert time.monotonic() - since < 200  # a hang would last for ever
 
 
 @pytest.mark.parametrize(

@@ -41,9 +41,7 @@ class Config(parts.Part):
   mean: tuple[float, ...] = (0.0, 0.0, 0.0)  # of RGB in [0, 1]; MMA-DFER feeds MAE-Face without normalisation
   std: tuple[float, ...] = (1.0, 1.0, 1.0)
   prompt_positions: float = 1.0  # deviation of the prompts' fresh position rows; the original draws N(0, 1)
-  tunable: tuple[str, ...] = (
-    "pos_embed",
-  )  # not in the figure, but trained by the released code: the whole table
+  tunable: tuple[str, ...] = ("pos_embed",)  # not in the figure, but trained by the released code
 
   def problems(self) -> list[str]:
     found = super().problems()
@@ -116,10 +114,8 @@ class MaeEncoder(nnx.Module):
       x: video (B, T, H, W, 3), uint8 or float in [0, 1], or spectrogram (B, F, K) float.
       prompts: (P, D), the same for all sequences; None: there are none.
     """
-    if x.ndim == 5:
-      x = normalised(x, self.mean, self.std).reshape(-1, *x.shape[2:])  # (B·T, H, W, 3)
-    else:
-      x = x[..., None]  # (B, F, K, 1)
+    frames = x.ndim == 5  # as (B·T, H, W, 3); a spectrogram as (B, F, K, 1)
+    x = normalised(x, self.mean, self.std).reshape(-1, *x.shape[2:]) if frames else x[..., None]
     patches = self.patch_embed(x.astype(self.patch_embed.kernel.dtype))
     b, _, _, d = patches.shape
     tokens = [jnp.broadcast_to(self.cls_token[...], (b, 1, d)), patches.reshape(b, -1, d)]

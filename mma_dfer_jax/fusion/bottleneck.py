@@ -106,8 +106,8 @@ class FusionBottleneck(nnx.Module):
       audio_summary = jnp.repeat(audio_code.mean(axis=1), self.views, axis=0)  # (B·V, R), clip-major
       to_image = image_code + audio_summary[:, None]
       to_audio = audio_code + image_summary[:, None]
-    if self.image_up:
+    if image is not None and self.image_up:
       image = image + jnp.tanh(self.image_gate[...]) * gelu(self.image_up(to_image))
-    if self.audio_up:
+    if audio is not None and self.audio_up:
       audio = audio + jnp.tanh(self.audio_gate[...]) * gelu(self.audio_up(to_audio))
     return image, audio

@@ -107,7 +107,7 @@ class _Run:
     state = self._resumed(workdir, state)
     self.state = state._replace(frozen=cast(state.frozen, config.precision))
     self.key = jax.random.key(config.seed)
-    self.step_fn = self._compiled_step() if int(state.step) < self.total_steps else None
+    self.step_fn = self._compiled_step() if int(state.step) < self.total_steps else _no_step
     self.evaluate = task.evaluator(self.graphdef, mesh)
     self.log = MetricsLog(workdir, int(state.step), len(self.history), writes=self.chief)
 
@@ -206,6 +206,10 @@ class _Run:
     self.this_epoch += [numbers for _, numbers in fetched]
     newest = ", ".join(f"{name} {value:.3g}" for name, value in fetched[-1][1].items() if name != "grad_norm")
     bar.set_postfix_str(f"{newest}, {clips_per_second:.1f} clips/s")
+
+
+def _no_step(*_: Any) -> Any:
+  raise AssertionError("a finished run makes no step")
 
 
 def check_disk(workdir: Path, state: TrainState, keep: int) -> None:

@@ -19,10 +19,9 @@ from mma_dfer_jax.training.state import TrainState
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 # (model, batch, what was drawn for it, remat) -> the loss of each clip, and other numbers of each clip to be logged.
-LossFn = Callable[[nnx.Module, Batch, Any, str], tuple[jax.Array, Metrics]]
-DrawFn = Callable[
-  [nnx.Module, nnx.Rngs, int], Any
-]  # (model, rngs, clips) -> arrays whose axis of clips is the last
+LossFn = Callable[[Any, Batch, Any, str], tuple[jax.Array, Metrics]]
+# (model, rngs, clips) -> arrays whose last axis is of clips, or of sequences clip by clip.
+DrawFn = Callable[[Any, nnx.Rngs, int], Any]
 
 
 def abstract_batch(inputs: Inputs, batch_size: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -40,9 +41,15 @@ Clips = Iterator[Mapping[str, np.ndarray]]
 class Task(Protocol):
   """What `loop.fit` asks of a kind of training."""
 
-  order: TrainOrder  # which clip comes when
-  tunable: tuple[str, ...]  # patterns of parameter paths that are trained
   best: str  # name of the score by which the best checkpoint is kept; higher is better
+
+  @property
+  def order(self) -> TrainOrder:
+    """Which clip comes when."""
+
+  @property
+  def tunable(self) -> tuple[str, ...]:
+    """Patterns of the paths of parameters that are trained."""
 
   def init(self) -> nnx.Module:
     """The model that training starts from."""
@@ -85,16 +92,16 @@ class Classify:
   def inputs(self) -> Inputs:
     return self.checked.model.inputs
 
-  @property
+  @functools.cached_property
   def tunable(self) -> tuple[str, ...]:
     return tunable_patterns(self.checked.model, self.config.tunable)
 
-  @property
+  @functools.cached_property
   def order(self) -> TrainOrder:
     c, records = self.config, self.checked.records(self.checked.train_split)
     return TrainOrder(records, c.seed, c.batch_size, c.num_epochs, jax.process_index(), jax.process_count())
 
-  @property
+  @functools.cached_property
   def _loss(self) -> parts.Loss:
     clips = self.checked.data_set.clips
     splits = self.checked.train_split.split("+")
