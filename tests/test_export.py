@@ -1,6 +1,5 @@
 """A model as one file: written by the real command, called by a process that has nothing of this project."""
 
-import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -10,13 +9,11 @@ import sys
 import time
 
 from conftest import GOLDEN, ROOT
-from mma_dfer_jax.conversion import start_of_training, write_folder
+from model_folders import model_folder
 import numpy as np
 import pytest
 
-from mma_dfer_jax import ModelConfig, load_model
-from mma_dfer_jax.data.labels import label_order
-from mma_dfer_jax.weights import InMemory
+from mma_dfer_jax import load_model
 
 BATCHES = (1, 3)
 
@@ -36,8 +33,8 @@ assert not ours, ours
 exported = loaded["jax"].export.deserialize(open(about["file"], "rb").read())
 assert list(exported.platforms) == about["platforms"] == ["cpu", "cuda", "tpu"]
 assert exported.calling_convention_version == about["calling_convention_version"]
-assert [str(aval.dtype) for aval in exported.in_avals] == [one["dtype"] for one in about["inputs"]]
-for aval, one in zip((*exported.in_avals, *exported.out_avals), (*about["inputs"], about["output"])):
+assert [str(aval.dtype) for aval in exported.in_avals] == [one["dtype"] for one in about["arguments"]]
+for aval, one in zip((*exported.in_avals, *exported.out_avals), (*about["arguments"], about["output"])):
   assert [size if isinstance(size, int) else str(size) for size in aval.shape] == one["shape"]
 products = [line for line in exported.mlir_module().splitlines() if "stablehlo.dot_general" in line]
 assert len(products) > 20
@@ -70,17 +67,7 @@ def command(*flags: object) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-  """A model of two layers with open gates, so that each stream reaches the other."""
-  cfg = ModelConfig(
-    image_size=32, audio_shape=(64, 32), width=48, heads=4, mlp_dim=96, depth=2, layers_per_stage=1,
-    bottleneck_width=16, temporal_width=32, temporal_head_dim=8, temporal_mlp_dim=64,
-  )  # fmt: skip
-  source = start_of_training(cfg, 0, [], label_order("dfew"))
-  gates = {n: InMemory(np.full(t.shape, 0.7, np.float32)) for n, t in source.tensors.items() if "gate" in n}
-  assert len(gates) == 4
-  path = tmp_path_factory.mktemp("export") / "model"
-  write_folder(dataclasses.replace(source, tensors=source.tensors | gates), path)
-  return path
+  return model_folder(tmp_path_factory.mktemp("export") / "model")
 
 
 def test_killed_then_whole_then_called_with_jax_alone(folder, tmp_path):
@@ -104,16 +91,17 @@ def test_killed_then_whole_then_called_with_jax_alone(folder, tmp_path):
   content = out.read_bytes()
   assert (about["bytes"], about["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
   model = load_model(folder)
-  assert about["classes"] == list(model.classes)
   assert about["class_order"].startswith("DFEW")
-  assert about["recipe"] == model.recipe
-  assert about["model"]["origin"] == model.origin
+  assert about["precision"] == "float32"
+  exported = load_model(out)  # what `predict --model=tiny.jax` asks
+  facts = ("inputs", "streams", "classes", "class_order", "recipe", "origin", "precision")
+  assert all(getattr(exported.about, name) == getattr(model.about, name) for name in facts)
 
   inputs = {}
   rng = np.random.default_rng(5)
   for b in BATCHES:
-    inputs[f"video{b}"] = rng.integers(0, 256, (b, 16, 32, 32, 3), np.uint8)
-    inputs[f"spectrogram{b}"] = rng.standard_normal((b, *model.cfg.audio_shape), np.float32)
+    inputs[f"video{b}"] = rng.integers(0, 256, (b, *model.about.inputs.video_shape), np.uint8)
+    inputs[f"spectrogram{b}"] = rng.standard_normal((b, *model.about.inputs.audio_shape), np.float32)
   np.savez(tmp_path / "inputs.npz", **inputs)
   files = [f"{out.name}.json", str(tmp_path / "inputs.npz"), str(tmp_path / "logits.npz")]
   # -P and another folder: nothing of this checkout is on the path by accident.
@@ -124,12 +112,12 @@ def test_killed_then_whole_then_called_with_jax_alone(folder, tmp_path):
   for b in BATCHES:
     logits = answers[f"logits{b}"]
     assert (logits.shape, logits.dtype) == ((b, 7), np.float32)
-    np.testing.assert_allclose(
-      logits, model(inputs[f"video{b}"], inputs[f"spectrogram{b}"]), atol=1e-5, rtol=0
-    )
+    batch = inputs[f"video{b}"], inputs[f"spectrogram{b}"]
+    np.testing.assert_allclose(logits, model(*batch), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(logits, exported(*batch), atol=1e-6, rtol=0)
 
 
-def test_what_a_user_can_mend_is_said_and_nothing_is_written(folder, tmp_path):
+def test_what_a_user_can_fix_is_said_and_nothing_is_written(folder, tmp_path):
   there, lonely, empty = tmp_path / "there.jax", tmp_path / "lonely.jax", tmp_path / "empty"
   there.write_bytes(b"precious")
   (tmp_path / "lonely.jax.json").write_text("{}")
@@ -145,8 +133,9 @@ def test_what_a_user_can_mend_is_said_and_nothing_is_written(folder, tmp_path):
     ([f"--model={folder}", new, "--platforms=cpu,gpu"], 1, ["gpu cannot", "choose from cpu, cuda, tpu"]),
     ([f"--model={folder}", new, "--platforms="], 1, ["choose from cpu, cuda, tpu"]),
     ([f"--model={folder}", new, "--platforms=cuda"], 1, ["lacks cpu"]),
-    ([f"--model={empty}", new], 1, ["neither the workdir of a run", "nor a converted model"]),
-    ([f"--model={GOLDEN}/tiny_reference_checkpoint.pth", new], 1, ["convert it first"]),
+    ([f"--model={empty}", new], 1, ["is no model that can be opened", "the workdir of a run"]),
+    ([f"--model={GOLDEN}/tiny_reference_checkpoint.pth", new], 1, ["must be converted first"]),
+    ([f"--model={folder}", new, "--precision=int8"], 1, ["choose one of float32, bfloat16"]),
     ([f"--model={folder}", new, "--step=best"], 1, ["has no steps"]),
     (
       [f"--model={folder}", f"--out={tmp_path}/x.jax", "--platforms=cpu"],
@@ -156,7 +145,9 @@ def test_what_a_user_can_mend_is_said_and_nothing_is_written(folder, tmp_path):
     ([f"--model={folder}", new, "extra"], 2, ["unexpected arguments: extra"]),
     ([f"--model={folder}", new, "--platform"], 2, ["platform"]),
   ]
-  too_strict = "from mma_dfer_jax import export; export.TOLERANCE = -1.0\n"  # no export is good enough
+  too_strict = (
+    "from mma_dfer_jax import export; export.TOLERANCE = {'float32': -1.0}\n"  # no export is good enough
+  )
   lines = "".join(json.dumps(flags) + "\n" for flags, _, _ in cases)
   done = subprocess.run(
     [sys.executable, "-c", too_strict + MANY],

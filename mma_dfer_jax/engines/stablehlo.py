@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float, Float32, UInt8
 import numpy as np
 
 from mma_dfer_jax.disk import sha256_of
@@ -46,7 +46,9 @@ class StableHloEngine:
   logits: Callable[..., Any]
 
   def __call__(
-    self, video: UInt8[np.ndarray, "B T H W 3"], spectrogram: Float32[np.ndarray, "B F K"]
+    self,
+    video: UInt8[np.ndarray, "B T H W 3"] | Float[np.ndarray, "B T H W 3"],
+    spectrogram: Float[np.ndarray, "B F K"],
   ) -> Float32[np.ndarray, "B C"]:
     video, spectrogram = np.asarray(video), np.asarray(spectrogram)
     check_inputs(self.about.inputs, video, spectrogram)
@@ -69,7 +71,8 @@ def describe(path: Path, step: int | str, precision: str | None) -> About:
     facts = {name: said[name] for name in TOLD}
     for name in ("streams", "classes", "sample_rates"):
       facts[name] = tuple(facts[name])
-    about = About(inputs=Inputs(**said["inputs"]), fingerprint=sha256_of(json_beside(path)), **facts)
+    sizes = said["inputs"] | {"audio_shape": tuple(said["inputs"]["audio_shape"])}
+    about = About(inputs=Inputs(**sizes), fingerprint=sha256_of(json_beside(path)), **facts)
     same = sha256_of(path) == said["sha256"]
   except (ValueError, KeyError, TypeError) as error:
     raise UserError(f"{json_beside(path)} is damaged ({error!r}); export the model again") from error
