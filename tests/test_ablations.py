@@ -3,7 +3,7 @@
 import functools
 import math
 
-from conftest import GOLDEN, SIZES, golden_inputs, golden_weights
+from conftest import GOLDEN, ROOT, SIZES, golden_inputs, golden_weights
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -208,3 +208,10 @@ def test_last_blocks_need_blocks():
   shallow.model.audio.depth = 1
   with pytest.raises(UserError, match="audio has 1 block, and the row wants the last 2"):
     with_row(shallow, "last_2_blocks")
+
+
+def test_the_page_lists_every_row():
+  """docs/ablations.md has each row with its words and its parameters."""
+  page = (ROOT / "docs/ablations.md").read_text()
+  for name, row in ROWS.items():
+    assert f"| `{name}` | {row.says} | {TRAINED[name]:,} |" in page

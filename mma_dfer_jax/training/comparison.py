@@ -7,7 +7,6 @@ import statistics
 from typing import Any
 
 from matplotlib import pyplot as plt
-import numpy as np
 
 from mma_dfer_jax.disk import write_json
 from mma_dfer_jax.training.report import mean_and_deviation, plus_minus
@@ -89,23 +88,23 @@ def write_comparison(folder: Path, results: Sequence[RowResult], facts: Mapping[
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
   """WAR of each row: mean and deviation, every seed as a dot, and a line at the base."""
-  figure, axes = plt.subplots(figsize=(9, 1.3 + 0.34 * len(rows)), layout="constrained")
+  figure, axes = plt.subplots(figsize=(9, 1.2 + 0.34 * len(rows)), layout="constrained")
   for y, row in enumerate(rows):
     values = [run["war"] for run in row["runs"]]
+    mean, deviation = row["war"]["mean"], row["war"]["standard_deviation"] or 0.0
     colour = "tab:orange" if row["row"] == "base" else "tab:blue"
-    deviation = row["war"]["standard_deviation"] or 0.0
-    axes.errorbar(
-      np.mean(values), y, xerr=deviation, fmt="D", color=colour, capsize=4, markersize=6, zorder=3
-    )
-    axes.plot(values, [y] * len(values), ".", color=colour, alpha=0.45, markersize=8)
+    axes.errorbar(mean, y, xerr=deviation, fmt="D", color=colour, capsize=4, markersize=6, zorder=3)
+    axes.plot(values, [y] * len(values), "o", color=colour, alpha=0.35, markersize=5)
     if row["row"] == "base":
-      axes.axvline(np.mean(values), color=colour, linestyle="--", linewidth=1, zorder=1)
-      axes.axvspan(
-        *np.mean(values) + np.array([-1, 1]) * deviation, color=colour, alpha=0.12, linewidth=0, zorder=0
-      )
+      axes.axvline(mean, color=colour, linestyle="--", linewidth=1, zorder=1)
   axes.set_yticks(range(len(rows)), [row["row"] for row in rows])
   axes.set_ylim(len(rows) - 0.4, -0.6)
+  axes.set_xlim(0, 102)
   axes.grid(axis="x", alpha=0.3)
-  axes.set_xlabel("WAR in percent: each seed (dots), mean ± standard deviation (diamond)")
+  axes.set_xlabel("WAR in percent: each seed (dots), mean ± standard deviation (diamond); dashed: the base")
+  words = axes.twinx()
+  words.set_ylim(axes.get_ylim())
+  words.set_yticks(range(len(rows)), [plus_minus(row["war"]) for row in rows])
+  words.tick_params(length=0)
   figure.savefig(path, dpi=110)
   plt.close(figure)
