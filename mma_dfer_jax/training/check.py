@@ -138,14 +138,17 @@ def check_model_and_data(config: ml_collections.ConfigDict) -> tuple[Found, list
   return found, problems
 
 
-def check_run(config: ml_collections.ConfigDict) -> Checked:
+def check_run(config: ml_collections.ConfigDict, *, devices: bool = True) -> Checked:
   """Model, data set, splits and weights of a run, checked whole.
 
+  Args:
+    config: of the run.
+    devices: whether it runs on the devices of this process; False: it says itself what its devices cannot do.
   Raises:
     UserError: with all problems, before anything long has started.
   """
   found, problems = check_model_and_data(config)
-  problems += problems_of_devices(config)
+  problems += problems_of_devices(config) if devices else []
   splits = None
   if found.data_set:
     try:

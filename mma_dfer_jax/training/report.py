@@ -177,7 +177,7 @@ def _as_markdown(report: Mapping[str, Any], scores: Scores) -> str:
     f"have clips it is {percent(report['uar_of_present_classes'])}."
   )  # fmt: skip
   told = ("clips", "clips_without_sound", "train_clips", "train_clips_without_sound", "clips_seen", "step", "tunable_parameters",
-          "frozen_parameters", "started_from", "data_set", "splits", "version")  # fmt: skip
+          "frozen_parameters", "peak_memory_gib", "started_from", "data_set", "splits", "version")  # fmt: skip
   facts = [f"| {name.replace('_', ' ')} | {report[name]} |" for name in told if name in report]
   return "\n".join(
     [
