@@ -15,7 +15,6 @@ import zipfile
 
 from conftest import GOLDEN, golden_json
 import ml_dtypes
-from mma_dfer_jax.torch_file import StandIn, StoredTensor, TorchFileError, read_torch_file
 import numpy as np
 import pytest
 from torch_files import (
