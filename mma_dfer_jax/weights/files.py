@@ -1,7 +1,7 @@
 """What tensors does a file hold (.pth, .safetensors), and how are they written. Nothing in a file is executed."""
 
 import collections
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 import dataclasses
 import functools
 import hashlib
@@ -123,10 +123,6 @@ def open_weights(path: str | Path) -> Weights:
     if plain in tensors:
       raise UserError(f"{path}: {shown(plain)} is there with and without the prefix module.")
     tensors[plain] = tensor
-  bad = [f"{shown(name)}: {t.dtype}" for name, t in tensors.items() if t.dtype not in _TYPES.values()]
-  if bad:
-    allowed = ", ".join(map(str, _TYPES.values()))
-    raise listed(f"{path} holds tensors that are no weights", bad, f"weights are {allowed}")
   return Weights(path, tensors, about)
 
 
@@ -162,11 +158,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
   except (safetensors.SafetensorError, ValueError, OSError) as error:
     raise UserError(f"{path} is no whole .safetensors file: {error}") from error
   header.pop("__metadata__", None)
-  other = [
-    f"{shown(name)}: {entry['dtype']}" for name, entry in header.items() if entry["dtype"] not in _TYPES
-  ]
-  if other:
-    raise listed(f"{path} holds tensors that are no weights", other, f"weights are {', '.join(_TYPES)}")
+  _check_types(path, {name: entry["dtype"] for name, entry in header.items()}, _TYPES)
 
   def tensor(dtype: str, shape: list[int], data_offsets: list[int]) -> Tensor:
     place = (path, _TYPES[dtype], tuple(shape), start + data_offsets[0])
@@ -208,7 +200,14 @@ def _open_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     raise UserError(
       f"{path}: its tensors claim {claimed:,} bytes, the file has {size:,}; it is no real checkpoint"
     )
+  _check_types(path, {name: str(t.dtype) for name, t in state.items()}, [str(t) for t in _TYPES.values()])
   return {name: Tensor(t.shape, t.dtype, t.read) for name, t in state.items()}, _about(saved)
+
+
+def _check_types(path: Path, types: Mapping[str, str], allowed: Collection[str]) -> None:
+  """Raises UserError that names every tensor of whole numbers or truth values: weights are neither."""
+  if bad := [f"{shown(name)}: {kind}" for name, kind in types.items() if kind not in allowed]:
+    raise listed(f"{path} holds tensors that are no weights", bad, f"weights are {', '.join(allowed)}")
 
 
 def _about(saved: Mapping) -> dict[str, Any]:
