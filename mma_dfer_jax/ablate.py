@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import flags
 import jax
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from mma_dfer_jax import cli
 from mma_dfer_jax.ablations import ROWS
@@ -28,7 +28,7 @@ from mma_dfer_jax.training.check import check_run
 from mma_dfer_jax.training.comparison import RowResult, write_comparison
 from mma_dfer_jax.training.run import check_same_run, claim_workdir, describe_run, read_run
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Path of the config.", lock_config=True)
+_CONFIG = cli.define_config()
 _RUNS = flags.DEFINE_string("runs", None, "Folder of the runs and of the table.", required=True)
 _ROWS = flags.DEFINE_list(
   "rows", [], "Which rows, in the order of the table; empty: all that the config can have."

@@ -12,7 +12,7 @@ import numpy as np
 
 from mma_dfer_jax import parts
 from mma_dfer_jax.config import model_config
-from mma_dfer_jax.data.datasets import DataSet, open_data_set
+from mma_dfer_jax.data.data_set import DataSet, open_data_set
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.layers import REMAT
 from mma_dfer_jax.model import ModelConfig

@@ -6,10 +6,8 @@ from pathlib import Path
 import statistics
 from typing import Any
 
-from matplotlib import pyplot as plt
-
 from mma_dfer_jax.disk import write_json
-from mma_dfer_jax.training.report import mean_and_deviation, plus_minus
+from mma_dfer_jax.training.report import empty_figure, mean_and_deviation, plus_minus
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +86,8 @@ def write_comparison(folder: Path, results: Sequence[RowResult], facts: Mapping[
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
   """WAR of each row: mean and deviation, every seed as a dot, and a line at the base."""
-  figure, axes = plt.subplots(figsize=(9, 1.2 + 0.34 * len(rows)), layout="constrained")
+  figure = empty_figure(9, 1.2 + 0.34 * len(rows))
+  axes = figure.subplots()
   for y, row in enumerate(rows):
     values = [run["war"] for run in row["runs"]]
     mean, deviation = row["war"]["mean"], row["war"]["standard_deviation"] or 0.0
@@ -107,4 +106,3 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
   words.set_yticks(range(len(rows)), [plus_minus(row["war"]) for row in rows])
   words.tick_params(length=0)
   figure.savefig(path, dpi=110)
-  plt.close(figure)
