@@ -194,9 +194,7 @@ def _from_shapes(weights: Weights, heads: int | None) -> tuple[ModelConfig, dict
   assumed = {"temporal.heads": "8, as in the original (shapes do not tell; --verify checks it)"}
   if heads is None:
     heads = _usual_heads(width)
-    assumed["heads"] = (
-      f"{heads}, usual for width {width} (shapes do not tell; --heads sets it, --verify checks it)"
-    )
+    assumed["heads"] = f"{heads}, usual for width {width} (shapes do not tell; --heads sets it)"
   mlp_dim = axis("image_encoder.blocks.0.mlp.fc1.weight", 0, usual.image.mlp_dim)
   encoder = {"patch_size": patch, "width": width, "depth": depth, "heads": heads, "mlp_dim": mlp_dim}
   fields = usual.to_fields()
