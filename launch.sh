@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# One door to everything: ./launch.sh demo | test | prepare … | doctor … | train … | folds … | evaluate … | predict … |
-# page … | convert … | export … | benchmark … | tpu … | slurm …
+# One door to everything: ./launch.sh demo | test | prepare … | doctor … | train … | folds … | ablate … | evaluate … |
+# predict … | page … | convert … | export … | benchmark … | tpu … | slurm …
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 memory=glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1
 # For training and evaluation besides: keep a step's buffers for the next step instead of giving them back each time.
 memory_of_steps=$memory:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184
-case "${1:-}" in train | evaluate | folds | benchmark) memory=$memory_of_steps ;; esac
+case "${1:-}" in train | evaluate | folds | ablate | benchmark) memory=$memory_of_steps ;; esac
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-$memory}"
 
 usage() {
@@ -21,6 +21,7 @@ usage() {
 ./launch.sh doctor …        python -m mma_dfer_jax.data.doctor …
 ./launch.sh train …         python -m mma_dfer_jax.train …
 ./launch.sh folds CONFIG RUNS …   train and evaluate all folds: mma_dfer_jax.folds --config=CONFIG --runs=RUNS …
+./launch.sh ablate CONFIG RUNS …  train rows of an ablation study with several seeds: mma_dfer_jax.ablate --config=CONFIG …
 ./launch.sh evaluate …      python -m mma_dfer_jax.evaluate …
 ./launch.sh predict …       python -m mma_dfer_jax.predict …
 ./launch.sh page …          python -m mma_dfer_jax.demo_page … (and what it needs beyond the rest)
@@ -112,13 +113,13 @@ slurm() {
 run() { .venv/bin/python -m "$@"; }
 become() { exec .venv/bin/python -m "$@"; } # signals reach the command itself, not a shell that waits for it
 
-folds() {
-  if (($# < 2)) || [[ $1 == -* || $2 == -* ]]; then
-    echo "error: ./launch.sh folds CONFIG RUNS [flags], as in: ./launch.sh folds configs/dfew.py runs/dfew" >&2
+many_runs() { # folds or ablate, CONFIG RUNS …
+  if (($# < 3)) || [[ $2 == -* || $3 == -* ]]; then
+    echo "error: ./launch.sh $1 CONFIG RUNS [flags], as in: ./launch.sh $1 configs/dfew.py runs/dfew" >&2
     exit 2
   fi
   install
-  become mma_dfer_jax.folds --config="$1" --runs="$2" "${@:3}"
+  become "mma_dfer_jax.$1" --config="$2" --runs="$3" "${@:4}"
 }
 
 page() {
@@ -152,7 +153,7 @@ case "$command" in
   test) install; tests "$@" ;;
   prepare | doctor) install; become "mma_dfer_jax.data.$command" "$@" ;;
   page) install; page "$@" ;;
-  folds) folds "$@" ;;
+  folds | ablate) many_runs "$command" "$@" ;;
   tpu) tpu "$@" ;;
   slurm) slurm "$@" ;;
   train | evaluate | predict | convert | export | benchmark) install; become "mma_dfer_jax.$command" "$@" ;;

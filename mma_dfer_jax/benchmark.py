@@ -32,7 +32,7 @@ import numpy as np
 import tqdm
 
 from mma_dfer_jax import cli
-from mma_dfer_jax.data.datasets import open_data_set
+from mma_dfer_jax.data.data_set import open_data_set
 from mma_dfer_jax.data.pipeline import Augment, Record, TrainOrder, train_batches
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.layers import REMAT

@@ -7,10 +7,11 @@ from typing import Any
 
 import ml_collections
 
-from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.ablations import ROWS
+from mma_dfer_jax.errors import listed
 from mma_dfer_jax.inputs import Inputs
 from mma_dfer_jax.model import SLOTS, ModelConfig, read_model
-from mma_dfer_jax.parts import part
+from mma_dfer_jax.parts import part, successor
 
 # Which folder each part is chosen from.
 PARTS = {f"model.{name}": slot.kind for name, slot in SLOTS.items()} | {"loss": "losses"}
@@ -71,26 +72,30 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 def choose(c: ml_collections.ConfigDict, choices: str) -> ml_collections.ConfigDict:
-  """Replaces parts of a config by name; returns the config.
+  """Replaces parts of a config by name, and applies rows of `ablations.py`; returns the config.
 
   What the config has set of a part, and its successor has too, stays set; other fields get the successor's defaults.
 
   Args:
     c: the config.
-    choices: "fusion=none,temporal=mean", what follows the colon of `--config=FILE:…`.
+    choices: "fusion=none,temporal=mean" or "linear_probe", what follows the colon of `--config=FILE:…`.
   Raises:
-    UserError: if there is no such place, or no such part, with those that there are.
+    UserError: if there is no such row, place or part, with those that there are.
   """
   places = {path.split(".")[-1]: path for path in PARTS}
   for choice in filter(None, choices.split(",")):
-    place, _, name = choice.partition("=")
+    place, equals, name = choice.partition("=")
+    if place in ROWS and not equals:
+      ROWS[place].change(c)
+      continue
     if place not in places:
-      raise UserError(f"{choice!r}: parts are chosen as place=name; the places are {', '.join(places)}")
-    kind, owner = PARTS[places[place]], c if place == "loss" else c.model
-    new, old = part(kind, name), owner[place]
-    default = part(kind, old.name)
-    owner[place] = new
-    new.update({key: old[key] for key in new if key in old and key != "name" and old[key] != default[key]})
+      raise listed(
+        f"there is no choice {choice!r}",
+        [f"parts are chosen as place=name; the places are {', '.join(places)}",
+         f"rows of the ablations are {', '.join(ROWS)}"],
+      )  # fmt: skip
+    owner = c if place == "loss" else c.model
+    owner[place] = successor(PARTS[places[place]], owner[place], name)
   return c
 
 

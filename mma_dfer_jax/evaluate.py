@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 from mma_dfer_jax import cli, parts
-from mma_dfer_jax.data.datasets import DataSet, open_data_set
+from mma_dfer_jax.data.data_set import DataSet, open_data_set
 from mma_dfer_jax.disk import write_json
 from mma_dfer_jax.engines.engine import About, Engine, describe, load_model
 from mma_dfer_jax.engines.jax import JaxEngine

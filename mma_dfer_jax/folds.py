@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from mma_dfer_jax import cli
-from mma_dfer_jax.data.datasets import DataSet
+from mma_dfer_jax.data.data_set import DataSet
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.training import children, hosts
 from mma_dfer_jax.training.check import check_model_and_data

@@ -105,7 +105,7 @@ def read_model(fields: Mapping[str, Any]) -> ModelConfig:
   try:
     sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["inputs"].items()}
     values["inputs"] = Inputs(**sizes)
-  except (UserError, TypeError) as error:
+  except (UserError, TypeError, AttributeError) as error:  # a model.json may hold anything
     problems.append(str(error))
   for name, slot in SLOTS.items():
     try:

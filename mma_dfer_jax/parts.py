@@ -159,6 +159,13 @@ def part(kind: str, name: str, **changes: Any) -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(fields_of(read(kind, {"name": name, **changes})))
 
 
+def successor(kind: str, old: ml_collections.ConfigDict, name: str) -> ml_collections.ConfigDict:
+  """A part in place of another: what a config has set of that one, and this one has too, stays set."""
+  default, new = part(kind, old.name), part(kind, name)
+  new.update({key: old[key] for key in new if key in old and key != "name" and old[key] != default[key]})
+  return new
+
+
 def read(kind: str, fields: Mapping[str, Any]) -> Any:
   """A part's `Config` from the fields of a config or of a model.json.
 

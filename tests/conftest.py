@@ -25,7 +25,7 @@ import make_weights  # noqa: E402
 start_jax()
 flags.FLAGS.mark_as_parsed()  # grain's worker processes ask for it
 
-_SIZES = {  # of the golden tiny model
+SIZES = {  # of the golden tiny model
   "image": {"name": "mae", "width": 48, "heads": 4, "mlp_dim": 192},
   "audio": {"name": "mae", "width": 48, "heads": 4, "mlp_dim": 192},
   "prompts": {"name": "prompts"},
@@ -38,7 +38,7 @@ _SIZES = {  # of the golden tiny model
 def tiny(num_classes: int = 7, image_size: int = 64, audio_shape=(512, 128), **changes) -> ModelConfig:
   """The golden tiny model, with other fields or other parts: `tiny(fusion={"name": "none"}, image={"depth": 4})`."""
   fields = {slot: changes[slot] if "name" in changes.get(slot, {}) else values | changes.get(slot, {})
-            for slot, values in _SIZES.items()}  # fmt: skip
+            for slot, values in SIZES.items()}  # fmt: skip
   inputs = {"image_size": image_size, "audio_shape": audio_shape}
   return read_model({"num_classes": num_classes, "inputs": inputs, **fields})
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mma_dfer_jax.data import demo, doctor
-from mma_dfer_jax.data.datasets import open_data_set
+from mma_dfer_jax.data.data_set import open_data_set
 from mma_dfer_jax.data.labels import LABEL_ORDERS
 from mma_dfer_jax.data.layouts import PUBLISHED
 from mma_dfer_jax.data.prepare import prepare_clips

@@ -281,6 +281,8 @@ def test_published_numbers_stand_beside_and_undefined_is_said(tmp_path):
   assert "published" not in text.lower(), "classes of these names, but other clips"
   assert "UAR is undefined in fold2" in text
   assert "UAR undefined" in text.splitlines()[2]
-  five = [Fold(f"fold{k}", Scores(np.diag([2341 - (k == 5) * 8] + [0] * 6), classes), {}) for k in range(1, 6)]
+  five = [
+    Fold(f"fold{k}", Scores(np.diag([2341 - (k == 5) * 8] + [0] * 6), classes), {}) for k in range(1, 6)
+  ]
   assert write_folds(tmp_path, five, model="by hand", facts={"recipe": {}})["sum"]["clips"] == 11_697
   assert "| published, DFEW |  | 77.51 % | 67.01 % |" in (tmp_path / "folds.md").read_text()

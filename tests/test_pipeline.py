@@ -17,7 +17,7 @@ from PIL import Image
 import pytest
 
 from mma_dfer_jax.data import pipeline
-from mma_dfer_jax.data.datasets import open_data_set
+from mma_dfer_jax.data.data_set import open_data_set
 from mma_dfer_jax.data.demo import write_clip
 from mma_dfer_jax.data.fbank import log_mel_fbank
 from mma_dfer_jax.data.pipeline import (

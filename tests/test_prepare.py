@@ -16,7 +16,8 @@ import pytest
 from tensorflow_datasets.core import shuffle
 
 from mma_dfer_jax.data import prepare as prepare_module
-from mma_dfer_jax.data.datasets import RECIPE, open_data_set
+from mma_dfer_jax.data.data_set import open_data_set
+from mma_dfer_jax.data.datasets import RECIPE
 from mma_dfer_jax.data.demo import write_clip
 from mma_dfer_jax.data.frames import decode_frame
 from mma_dfer_jax.data.layouts import ClipSource
@@ -138,7 +139,7 @@ def test_the_command(clips, tmp_path):
   assert "decode" not in again.stderr
 
   code = (
-    "import sys; from mma_dfer_jax.data.datasets import open_data_set\n"
+    "import sys; from mma_dfer_jax.data.data_set import open_data_set\n"
     f"print(len(open_data_set({str(tmp_path / 'data')!r}, 'clips').records('train')[0]['frames']), "
     "[m for m in sys.modules if m in ('tensorflow', 'jax', 'torch')])"
   )

@@ -184,7 +184,9 @@ def test_damaged_files_are_named(uninterrupted, start, tmp_path):
   assert "run.json is damaged" in finish(start(workdir), status=1)
   old = json.loads((uninterrupted[0] / "run.json").read_text()) | {"version": "0.1.0"}
   (workdir / "run.json").write_text(json.dumps(old))
-  assert "was written by mma_dfer_jax 0.1.0, whose runs this version does not read" in finish(start(workdir), status=1)
+  assert "was written by mma_dfer_jax 0.1.0, whose runs this version does not read" in finish(
+    start(workdir), status=1
+  )
   file = tmp_path / "file"
   file.write_text("")
   assert f"{file} cannot be written" in finish(start(file), status=1)
@@ -240,7 +242,9 @@ def test_a_run_starts_from_pretrained_encoders(start, tmp_path):
   )
   assert re.search(r"audio encoder: .*sound\.pth, .*\(64, 8\) to \(4, 8\)", printed)
   assert "random weights" not in printed
-  facts = report(tmp_path / "run")["started_from"]  # the report says where the weights came from, as the run did
+  facts = report(tmp_path / "run")[
+    "started_from"
+  ]  # the report says where the weights came from, as the run did
   assert "face.pth" in facts
   assert "sound.pth" in facts
   found = parameters(tmp_path / "run")

@@ -248,3 +248,10 @@ def write_legacy(path: Any, program: bytes, storages: dict[str, np.ndarray]) -> 
       array = storages[key]
       file.write(struct.pack("<q", array.size if array.dtype in STORAGES else array.nbytes))
       file.write(raw(array))
+
+
+def write_checkpoint(path: Any, tensors: dict[str, np.ndarray], **others: Any) -> Any:
+  """A checkpoint as the authors' `main.py` writes it on a GPU; returns its path."""
+  state = {f"module.{name}": tensor for name, tensor in tensors.items()}
+  write_torch_file(path, {"epoch": 25, "state_dict": state, **others}, location="cuda:0")
+  return path

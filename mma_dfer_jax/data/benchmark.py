@@ -24,7 +24,8 @@ from jaxtyping import UInt8
 import numpy as np
 
 from mma_dfer_jax import cli
-from mma_dfer_jax.data.datasets import Clip, Clips, DataSet, open_data_set
+from mma_dfer_jax.data.data_set import DataSet, open_data_set
+from mma_dfer_jax.data.datasets import Clip, Clips
 from mma_dfer_jax.data.fbank import spectrogram
 from mma_dfer_jax.data.frames import augment, decode_frame, draw_augmentation, sample_frames
 from mma_dfer_jax.data.pipeline import (

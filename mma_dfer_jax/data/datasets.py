@@ -1,16 +1,13 @@
-"""Data sets on disk: what a record holds, how it is written by tfds without TensorFlow, how it is opened."""
+"""How clips become a data set on disk: what a record holds, and how tfds writes it without TensorFlow."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import json
-import multiprocessing
 import os
 from pathlib import Path
 import resource
-import signal
 import struct
-import threading
 from typing import Any
 
 import numpy as np
@@ -21,7 +18,6 @@ import tqdm
 from mma_dfer_jax.data import media
 from mma_dfer_jax.data.faces import FaceFinder
 from mma_dfer_jax.data.frames import JPEG_QUALITY, decode_frame, encode_frame
-from mma_dfer_jax.errors import UserError
 
 # How a video file becomes a record; stored with the data set and with every checkpoint, and compared.
 RECIPE = {
@@ -229,75 +225,6 @@ BUILDERS: dict[str, type[Clips]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class DataSet:
-  """A data set on disk: class names in label order, the recipe that made it, clips per split, and of what kind."""
-
-  path: Path
-  classes: tuple[str, ...]
-  recipe: dict[str, Any]
-  fingerprint: str
-  splits: dict[str, int]
-  clips: dict[str, dict[str, int]]  # by split and class
-  without_sound: dict[str, int]  # by split
-  class_order: str  # whose label order it is
-  left_out: tuple[str, ...]  # what was wrong with clips that are not in it
-  sample_rates: tuple[
-    int, ...
-  ]  # of the sounds, Hz, ascending; none known of sets written before they were kept
-
-  def records(self, split: str) -> Sequence[Mapping[str, Any]]:
-    """Random access to the records of a split, or of several: "fold1+fold3"; frames stay JPEG bytes."""
-    return tfds.builder_from_directory(self.path).as_data_source(split)
-
-  def train_and_test(self, fold: int) -> tuple[str, str]:
-    """The split expressions of a run.
-
-    Args:
-      fold: k to test on `foldk` and train on the other folds; 0 for the splits `train` and `test`.
-    Raises:
-      UserError: if the data set has no such splits.
-    """
-    folds = [split for split in self.splits if split.startswith("fold")]
-    test = f"fold{fold}" if fold else "test"
-    train = [split for split in folds if split != test] if fold else ["train"]
-    if test not in self.splits or not train or train[0] not in self.splits:
-      advice = f"set config.data.fold to 1…{len(folds)}" if folds else "set config.data.fold=0"
-      needed = f"the split {test} and other folds" if fold else "the splits train and test"
-      raise UserError(
-        f"config.data.fold={fold} needs {needed}, but {self.path} has {', '.join(self.splits)}; {advice}"
-      )
-    return "+".join(train), test
-
-
-def open_data_set(data_dir: str | os.PathLike, name: str) -> DataSet:
-  """Opens a data set that `mma_dfer_jax.data.prepare` has written.
-
-  Raises:
-    UserError: if there is none, naming the command that writes it.
-  """
-  versions = [path.parent for path in Path(data_dir, name).glob("*/dataset_info.json")]
-  if not versions:
-    raise UserError(
-      f"there is no data set {name!r} in {data_dir}; write it with\n"
-      f"  python -m mma_dfer_jax.data.prepare --dataset={name} --data_dir={data_dir} …"
-    )
-  try:
-    info = tfds.builder_from_directory(max(versions)).info
-    facts = json.loads((info.metadata or {}).get("facts", "{}"))
-    splits = {split: info.splits[split].num_examples for split in info.splits}
-  except Exception as error:  # of tfds or protobuf, of any kind
-    raise UserError(
-      f"{max(versions)} is damaged: its metadata cannot be read ({type(error).__name__}: {error}); prepare it again "
-      "with --overwrite"
-    ) from error
-  if not facts:
-    raise UserError(f"{max(versions)} was not written by mma_dfer_jax.data.prepare: it has no recipe")
-  return DataSet(max(versions), tuple(facts["classes"]), facts["recipe"], facts["fingerprint"], splits,
-                 facts["clips"], facts["without_sound"], facts.get("class_order", ""),
-                 tuple(facts.get("left_out", ())), tuple(facts.get("sample_rates", ())))  # fmt: skip
-
-
 class _LocalBucket(shuffle._Bucket):
   """tfds spills splits over 1 GB into buckets that it opens with TensorFlow; this one uses `open`."""
 
@@ -335,19 +262,3 @@ def _use_local_buckets() -> None:
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
   wanted = 4096 if hard == resource.RLIM_INFINITY else min(4096, hard)
   resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
-
-
-def follow_parent(*_: int) -> None:
-  """For processes that decode: leaves Ctrl-C to the parent, and ends with it, even when it is killed.
-
-  A worker would else be stopped before the parent has saved; or wait for a killed parent for ever.
-  """
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-  parent = multiprocessing.parent_process()
-  assert parent is not None
-
-  def follow() -> None:
-    parent.join()
-    os._exit(1)
-
-  threading.Thread(target=follow, daemon=True).start()

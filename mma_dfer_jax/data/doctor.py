@@ -31,7 +31,7 @@ import tensorflow_datasets as tfds
 import tqdm
 
 from mma_dfer_jax import cli
-from mma_dfer_jax.data.datasets import DataSet, follow_parent, open_data_set
+from mma_dfer_jax.data.data_set import DataSet, follow_parent, open_data_set
 from mma_dfer_jax.data.fbank import ENERGY_FLOOR, normalised, spectrogram
 from mma_dfer_jax.data.frames import decode_frame, sample_frames
 from mma_dfer_jax.data.layouts import (

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mma_dfer_jax.data.datasets import follow_parent
+from mma_dfer_jax.data.data_set import follow_parent
 from mma_dfer_jax.data.fbank import missing_spectrogram, spectrogram
 from mma_dfer_jax.data.frames import augment, decode_frame, draw_augmentation, resize, sample_frames
 from mma_dfer_jax.errors import UserError

@@ -35,16 +35,8 @@ import tqdm
 from mma_dfer_jax import cli
 from mma_dfer_jax.data import media
 from mma_dfer_jax.data.archive import Note, Problem, count, left_out, natural
-from mma_dfer_jax.data.datasets import (
-  BUILDERS,
-  RECIPE,
-  Clip,
-  Clips,
-  DataSet,
-  follow_parent,
-  open_data_set,
-  read_record,
-)
+from mma_dfer_jax.data.data_set import DataSet, follow_parent, open_data_set
+from mma_dfer_jax.data.datasets import BUILDERS, RECIPE, Clip, Clips, read_record
 from mma_dfer_jax.data.faces import POLICIES, FaceFinder, face_model, face_recipe
 from mma_dfer_jax.data.layouts import (
   ClipSource,

@@ -12,7 +12,7 @@ import numpy as np
 
 from mma_dfer_jax import parts
 from mma_dfer_jax.config import model_config
-from mma_dfer_jax.data.datasets import DataSet, open_data_set
+from mma_dfer_jax.data.data_set import DataSet, open_data_set
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.layers import REMAT
 from mma_dfer_jax.model import ModelConfig
@@ -138,14 +138,17 @@ def check_model_and_data(config: ml_collections.ConfigDict) -> tuple[Found, list
   return found, problems
 
 
-def check_run(config: ml_collections.ConfigDict) -> Checked:
+def check_run(config: ml_collections.ConfigDict, *, devices: bool = True) -> Checked:
   """Model, data set, splits and weights of a run, checked whole.
 
+  Args:
+    config: of the run.
+    devices: whether it runs on the devices of this process; False: it says itself what its devices cannot do.
   Raises:
     UserError: with all problems, before anything long has started.
   """
   found, problems = check_model_and_data(config)
-  problems += problems_of_devices(config)
+  problems += problems_of_devices(config) if devices else []
   splits = None
   if found.data_set:
     try:

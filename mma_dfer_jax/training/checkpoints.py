@@ -15,8 +15,6 @@ from flax import nnx
 from flax.traverse_util import flatten_dict
 import jax
 from jax.sharding import Sharding, SingleDeviceSharding
-import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.training.state import TrainState
@@ -36,6 +34,9 @@ class Checkpointer:
   """
 
   def __init__(self, workdir: Path, *, keep: int = 2, best: str = "war", read_only: bool = False):
+    from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+    ocp = _orbax()
     self.best = best
     self.folder = workdir.absolute() / "checkpoints"
     newest = preservation_policy.LatestN(keep)
@@ -62,6 +63,7 @@ class Checkpointer:
     Raises:
       UserError: if the disk does not take it; what was saved before stays as it is.
     """
+    ocp = _orbax()
     items = ocp.args.Composite(
       tunable=ocp.args.StandardSave(nnx.to_pure_dict(state.tunable)),
       optimizer=ocp.args.StandardSave({"opt_state": state.opt_state, "step": state.step}),
@@ -75,6 +77,7 @@ class Checkpointer:
   def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """The state saved at a step, spread as `like`, whose frozen part it keeps; and the meta saved with it."""
     optimizer = {"opt_state": like.opt_state, "step": like.step}
+    ocp = _orbax()
     items = ocp.args.Composite(
       tunable=ocp.args.StandardRestore(_targets(nnx.to_pure_dict(like.tunable))),
       optimizer=ocp.args.StandardRestore(_targets(optimizer)),
@@ -89,6 +92,7 @@ class Checkpointer:
     self, step: int, like: nnx.State, sharding: Sharding | None = None
   ) -> tuple[nnx.State, dict[str, Any]]:
     """Only what is needed to answer: the tunable parameters, spread as said or on one device, and meta."""
+    ocp = _orbax()
     items = ocp.args.Composite(
       tunable=ocp.args.StandardRestore(_targets(nnx.to_pure_dict(like), sharding)),
       meta=ocp.args.JsonRestore(),
@@ -121,13 +125,20 @@ class Checkpointer:
       ) from error
 
 
+def _orbax() -> Any:
+  """Orbax takes a fifth of a second to import, which no --help should wait for."""
+  import orbax.checkpoint as ocp
+
+  return ocp
+
+
 def save_frozen(workdir: Path, frozen: nnx.State) -> None:
   """Writes the frozen parameters once; a killed run leaves no half folder under that name."""
   folder = workdir.absolute() / "frozen"
   if folder.exists() or not jax.tree.leaves(frozen):
     return
   try:
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _orbax().StandardCheckpointer() as checkpointer:
       checkpointer.save(folder, nnx.to_pure_dict(frozen))
   except (OSError, ValueError, RuntimeError) as error:
     raise UserError(f"cannot save the frozen parameters in {folder}: {short(error)}") from error
@@ -139,7 +150,7 @@ def load_frozen(workdir: Path, like: nnx.State, sharding: Sharding | None = None
     return like
   folder = workdir.absolute() / "frozen"
   try:
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _orbax().StandardCheckpointer() as checkpointer:
       return from_pure(like, checkpointer.restore(folder, _targets(nnx.to_pure_dict(like), sharding)))
   except Exception as error:  # Orbax raises it bare
     raise UserError(f"cannot read the frozen parameters in {folder}: {short(error)}") from error

@@ -21,7 +21,13 @@ from mma_dfer_jax.training.check import micro_batch_of
 from mma_dfer_jax.training.checkpoints import Checkpointer, load_frozen, save_frozen
 from mma_dfer_jax.training.report import MetricsLog
 from mma_dfer_jax.training.run import check_same_run, claim_workdir
-from mma_dfer_jax.training.sharding import compile_checked, compiler_options, on_devices, replicated
+from mma_dfer_jax.training.sharding import (
+  compile_checked,
+  compiler_options,
+  on_devices,
+  peak_memory,
+  replicated,
+)
 from mma_dfer_jax.training.state import TrainState, cosine_by_epoch, create_train_state, make_optimizer
 from mma_dfer_jax.training.steps import train_step
 from mma_dfer_jax.training.task import Task
@@ -67,6 +73,7 @@ def fit(
       "clips_seen": here.total_steps * config.batch_size,
       "tunable_parameters": count(here.state.tunable),
       "frozen_parameters": count(here.state.frozen),
+      "peak_memory_gib": round(peak_memory(), 3),
     }
     print(task.report(workdir, run, here.history, facts))
   return 0

@@ -177,7 +177,7 @@ def _as_markdown(report: Mapping[str, Any], scores: Scores) -> str:
     f"have clips it is {percent(report['uar_of_present_classes'])}."
   )  # fmt: skip
   told = ("clips", "clips_without_sound", "train_clips", "train_clips_without_sound", "clips_seen", "step", "tunable_parameters",
-          "frozen_parameters", "started_from", "data_set", "splits", "version")  # fmt: skip
+          "frozen_parameters", "peak_memory_gib", "started_from", "data_set", "splits", "version")  # fmt: skip
   facts = [f"| {name.replace('_', ' ')} | {report[name]} |" for name in told if name in report]
   return "\n".join(
     [
@@ -401,7 +401,7 @@ def draw_confusion_matrix(scores: Scores, path: Path, title: str = "") -> None:
   """Counts in cells, shaded by the share of the true class; rows are true classes."""
   n = len(scores.classes)
   side = 2.5 + 0.62 * n
-  figure = _figure(side + 0.8, side)
+  figure = empty_figure(side + 0.8, side)
   axes = figure.subplots()
   support = scores.confusion.sum(axis=1, keepdims=True)
   share = 100.0 * scores.confusion / np.maximum(support, 1)
@@ -422,7 +422,7 @@ def _draw_learning_curves(
 ) -> None:
   epochs = [epoch["epoch"] for epoch in history]
   style = {"marker": "o", "markersize": 3}
-  figure = _figure(10, 4)
+  figure = empty_figure(10, 4)
   left, right = figure.subplots(1, 2)
   left.plot(epochs, [e["loss"] for e in history], label="training, mean of the epoch", **style)
   left.plot(epochs, [e["test_loss"] for e in history], label="test", **style)
@@ -442,7 +442,7 @@ def _draw_learning_curves(
   figure.savefig(workdir / "learning_curves.png", dpi=110)
 
 
-def _figure(width: float, height: float) -> Any:
+def empty_figure(width: float, height: float) -> Any:
   """An empty picture, in inches; Matplotlib is imported only now, for it takes a second."""
   from matplotlib.figure import Figure
 

@@ -9,7 +9,7 @@ from typing import Any
 import ml_collections
 
 from mma_dfer_jax.config import MAY_CHANGE, flat_config, model_config, nested_config
-from mma_dfer_jax.data.datasets import DataSet
+from mma_dfer_jax.data.data_set import DataSet
 from mma_dfer_jax.disk import write_json
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.model import ModelConfig

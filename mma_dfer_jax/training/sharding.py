@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 import ctypes
 from pathlib import Path
+import resource
+import sys
 from typing import Any
 
 import jax
@@ -101,6 +103,15 @@ def out_of_memory(facts: str) -> str:
     f"this does not fit into the memory of {jax.devices()[0].device_kind}: {facts}; make batch_size or image_size "
     "smaller, set remat=names, or remat=layers which keeps least, or spread it over more devices"
   )
+
+
+def peak_memory() -> float:
+  """GiB: of the first device where it keeps statistics, else of this process."""
+  of_device = jax.local_devices()[0].memory_stats() or {}
+  if "peak_bytes_in_use" in of_device:
+    return of_device["peak_bytes_in_use"] / 2**30
+  unit = 1 if sys.platform == "darwin" else 1024
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def describe_error(error: Exception) -> str | None:

@@ -1,7 +1,7 @@
 """What tensors does a file hold (.pth, .safetensors), and how are they written. Nothing in a file is executed."""
 
 import collections
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 import dataclasses
 import functools
 import hashlib
@@ -19,7 +19,7 @@ import tqdm
 from mma_dfer_jax.disk import new_file, sha256_of
 from mma_dfer_jax.errors import UserError, listed, shown
 from mma_dfer_jax.model import ModelConfig, read_model
-from mma_dfer_jax.parameters import parameter_shapes
+from mma_dfer_jax.parameters import parameter_shapes, tunable_patterns
 from mma_dfer_jax.weights.torch_file import StoredTensor, read_torch_file
 
 OURS = "mma_dfer_jax"  # key under which the files that we write say what shapes cannot: parts, heads, classes
@@ -123,10 +123,6 @@ def open_weights(path: str | Path) -> Weights:
     if plain in tensors:
       raise UserError(f"{path}: {shown(plain)} is there with and without the prefix module.")
     tensors[plain] = tensor
-  bad = [f"{shown(name)}: {t.dtype}" for name, t in tensors.items() if t.dtype not in _TYPES.values()]
-  if bad:
-    allowed = ", ".join(map(str, _TYPES.values()))
-    raise listed(f"{path} holds tensors that are no weights", bad, f"weights are {allowed}")
   return Weights(path, tensors, about)
 
 
@@ -162,11 +158,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
   except (safetensors.SafetensorError, ValueError, OSError) as error:
     raise UserError(f"{path} is no whole .safetensors file: {error}") from error
   header.pop("__metadata__", None)
-  other = [
-    f"{shown(name)}: {entry['dtype']}" for name, entry in header.items() if entry["dtype"] not in _TYPES
-  ]
-  if other:
-    raise listed(f"{path} holds tensors that are no weights", other, f"weights are {', '.join(_TYPES)}")
+  _check_types(path, {name: entry["dtype"] for name, entry in header.items()}, _TYPES)
 
   def tensor(dtype: str, shape: list[int], data_offsets: list[int]) -> Tensor:
     place = (path, _TYPES[dtype], tuple(shape), start + data_offsets[0])
@@ -208,7 +200,14 @@ def _open_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     raise UserError(
       f"{path}: its tensors claim {claimed:,} bytes, the file has {size:,}; it is no real checkpoint"
     )
+  _check_types(path, {name: str(t.dtype) for name, t in state.items()}, [str(t) for t in _TYPES.values()])
   return {name: Tensor(t.shape, t.dtype, t.read) for name, t in state.items()}, _about(saved)
+
+
+def _check_types(path: Path, types: Mapping[str, str], allowed: Collection[str]) -> None:
+  """Raises UserError that names every tensor of whole numbers or truth values: weights are neither."""
+  if bad := [f"{shown(name)}: {kind}" for name, kind in types.items() if kind not in allowed]:
+    raise listed(f"{path} holds tensors that are no weights", bad, f"weights are {', '.join(allowed)}")
 
 
 def _about(saved: Mapping) -> dict[str, Any]:
@@ -267,6 +266,10 @@ def model_in(fields: Any, title: str) -> ModelConfig:
   ]
   if large:
     raise UserError(f"{title} describes no model that can be built: {', '.join(large)}")
+  try:
+    tunable_patterns(model)
+  except (TypeError, UserError) as error:
+    raise UserError(f"{title}: {error}") from error
   return model
 
 
@@ -281,9 +284,16 @@ def _is_finite(tensor: np.ndarray) -> bool:
     return bool(np.isfinite(tensor.astype(np.float32, copy=False)).all())
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+def write_safetensors(
+  path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: Path
+) -> str:
   """Writes a new .safetensors file, one tensor in memory at a time; returns its sha256, compared with the disk's.
 
+  Args:
+    path: of the file.
+    tensors: by name.
+    metadata: of the file, text by name.
+    source: where the tensors come from, for messages.
   Raises:
     UserError: if there is such a file, the disk does not take it or gives other bytes back, or a value is not finite;
       no file is left then.
@@ -314,7 +324,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
         write(array.reshape(-1).view(np.uint8).data)
         bar.update(array.nbytes)
     if bad:
-      raise listed(f"{path} would hold infinite or undefined (NaN) values", bad)
+      raise listed(f"{source} holds infinite or undefined (NaN) values", bad)
     if sha256_of(partial) != digest.hexdigest():
       raise UserError(f"{path} did not come back from the disk as it was written; is the disk damaged?")
   return digest.hexdigest()

@@ -99,7 +99,8 @@ def write_folder(
   shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
   try:
     stored.verify()
-    sha256 = write_safetensors(partial / "model.safetensors", stored.tensors, {"format": "mma_dfer_jax"})
+    file = partial / "model.safetensors"
+    sha256 = write_safetensors(file, stored.tensors, {"format": "mma_dfer_jax"}, stored.path)
     about: dict[str, Any] = {
       "model": stored.model.to_fields(),
       **{key: stored.about[key] for key in ("assumed", "classes", "class_order", "recipe", "source")},

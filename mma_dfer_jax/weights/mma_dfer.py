@@ -157,6 +157,11 @@ def find_model(weights: Weights, heads: int | None) -> tuple[ModelConfig, dict[s
   return model, {}
 
 
+def _usual_heads(width: int) -> int:
+  """ViT-Ti, S, B and L have heads of 64, ViT-H of 80; smaller encoders exist in tests and demos only, with 4 heads."""
+  return {1280: 16}.get(width, width // 64 if width >= 192 and width % 64 == 0 else 4)
+
+
 def _from_shapes(weights: Weights, heads: int | None) -> tuple[ModelConfig, dict[str, str]]:
   shapes, usual = weights.shapes, paper()
 
@@ -188,8 +193,7 @@ def _from_shapes(weights: Weights, heads: int | None) -> tuple[ModelConfig, dict
   mel_bins = usual.inputs.audio_shape[1]
   assumed = {"temporal.heads": "8, as in the original (shapes do not tell; --verify checks it)"}
   if heads is None:
-    # ViT-Ti, S, B and L have heads of 64; smaller encoders exist in tests and demos only, with 4 heads.
-    heads = {1280: 16}.get(width, width // 64 if width >= 192 and width % 64 == 0 else 4)
+    heads = _usual_heads(width)
     assumed["heads"] = (
       f"{heads}, usual for width {width} (shapes do not tell; --heads sets it, --verify checks it)"
     )
@@ -286,4 +290,4 @@ def export(stored: StoredModel, to_torch: Path | None, to_safetensors: Path | No
   if to_torch:
     write_torch(to_torch, tensors, about)
   if to_safetensors:
-    write_safetensors(to_safetensors, tensors, {OURS: json.dumps(about)})
+    write_safetensors(to_safetensors, tensors, {OURS: json.dumps(about)}, stored.path)

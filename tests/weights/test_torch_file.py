@@ -15,7 +15,6 @@ import zipfile
 
 from conftest import GOLDEN, golden_json
 import ml_dtypes
-from mma_dfer_jax.torch_file import StandIn, StoredTensor, TorchFileError, read_torch_file
 import numpy as np
 import pytest
 from torch_files import (
@@ -32,7 +31,8 @@ from torch_files import (
   write_zip,
 )
 
-from mma_dfer_jax import torch_file
+from mma_dfer_jax.weights import torch_file
+from mma_dfer_jax.weights.torch_file import StandIn, StoredTensor, TorchFileError, read_torch_file
 
 FORMATS = ["zip", "legacy"]
 CHECKPOINT = GOLDEN / "tiny_reference_checkpoint.pth"
@@ -575,7 +575,7 @@ def test_keys_that_take_long_to_compare(tmp_path):
 # Opens files in a process of its own, which would break at 3 GiB, and without the checks of types, which take long.
 MEASURED = """
 import re, resource, sys, time
-from mma_dfer_jax.torch_file import TorchFileError, read_torch_file
+from mma_dfer_jax.weights.torch_file import TorchFileError, read_torch_file
 resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
 def peak():
   return int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1]) >> 10

@@ -1,0 +1,217 @@
+"""Every row of the ablations: logits as computed by hand, parameters as in the table, equal starts, gradients."""
+
+import functools
+import math
+
+from conftest import GOLDEN, ROOT, SIZES, golden_inputs, golden_weights
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import numpy as np
+import pytest
+
+from mma_dfer_jax.ablate import with_row
+from mma_dfer_jax.ablations import ROWS
+from mma_dfer_jax.config import choose, default_config, model_config
+from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.losses.cross_entropy import cross_entropy
+from mma_dfer_jax.model import MmaDfer, ModelConfig
+from mma_dfer_jax.parameters import (
+  Tunable,
+  abstract_model,
+  flat_params,
+  parameter_shapes,
+  split_tunable,
+  tunable_patterns,
+)
+from mma_dfer_jax.weights import names
+
+NUMBERS = dict(np.load(GOLDEN / "ablations.npz"))
+# Cases of the file that have another name here.
+ROW_OF = {"no_prompt_updates": "static_prompts", "image_only_no_adapters": "image_only_no_fusion", "audio_only_no_adapters": "audio_only_no_fusion"}  # fmt: skip
+CASES = sorted({key.split("/")[0] for key in NUMBERS if "/" in key})
+
+
+def tiny_config(**inputs) -> ConfigDict:
+  """The golden tiny model as a config."""
+  c = default_config()
+  c.inputs.update(image_size=64, **inputs)
+  for slot, fields in SIZES.items():
+    c.model[slot].update({key: value for key, value in fields.items() if key != "name"})
+  return c
+
+
+def model_of(config: ConfigDict, num_classes: int = 7) -> ModelConfig:
+  return model_config(config.to_dict(), ["class"] * num_classes)
+
+
+@functools.cache
+def weights() -> dict[str, np.ndarray]:
+  return golden_weights("tiny_64_7")
+
+
+def put_in(cfg: ModelConfig, dtype) -> MmaDfer:
+  """A model with the authors' weights: those that it has a place for."""
+  graphdef, state = abstract_model(cfg)
+  arrays = names.from_torch(weights(), names.name_table(cfg))
+  leaves = []
+  for path, variable in flat_params(state).items():
+    array = arrays[path][:, : variable.shape[1]] if path.endswith("pos_embed") else arrays[path]
+    leaves.append(jnp.asarray(array.astype(dtype)))
+    assert leaves[-1].shape == variable.shape, path
+  return nnx.merge(graphdef, jax.tree.unflatten(jax.tree.structure(state), leaves))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_are_those_computed_by_hand(case):
+  video, spectrogram, _ = golden_inputs("tiny_64_7")
+  cfg = model_of(choose(tiny_config(), ROW_OF.get(case, case)))
+  for dtype, bar in ((np.float64, 1e-8), (np.float32, 2e-5)):
+    with jax.enable_x64(dtype == np.float64):
+      logits = put_in(cfg, dtype)(jnp.asarray(video, dtype), jnp.asarray(spectrogram, dtype)).logits
+    np.testing.assert_allclose(logits, NUMBERS[f"{case}/logits"], rtol=0, atol=bar)
+
+
+# What each row trains at full size with 7 classes: the table in docs/ablations.md.
+TRAINED = {
+  "base": 7_630_367, "no_prompts": 7_602_719, "static_prompts": 7_621_151, "prompts_1": 7_611_935,
+  "prompts_2": 7_621_151, "prompts_5": 7_648_799, "prompts_10": 7_694_879, "no_fusion": 2_884_103,
+  "fusion_last_6": 5_257_235, "fusion_last_3": 4_070_669, "fusion_last_1": 3_279_625, "fusion_first_3": 4_070_669,
+  "fusion_even": 5_257_235, "bottleneck_32": 4_084_511, "bottleneck_64": 5_266_463, "bottleneck_256": 12_358_175,
+  "fusion_to_image": 6_441_491, "fusion_to_audio": 6_441_491, "no_exchange": 7_630_367, "temporal_mean": 5_519_903,
+  "temporal_depth_2": 9_731_615, "image_only": 5_046_035, "image_only_no_fusion": 2_672_903, "audio_only": 2_981_651,
+  "audio_only_no_fusion": 608_519, "bare": 745_991, "bare_image": 548_615, "frozen_positions": 7_272_479,
+  "frozen_encoders": 7_630_367, "unfrozen": 178_531_871, "last_1_block": 7_630_367 + 14_175_744,
+  "last_2_blocks": 7_630_367 + 2 * 14_175_744, "linear_probe": 5_383, "linear_probe_image": 5_383,
+  "linear_probe_audio": 5_383,
+}  # fmt: skip
+# Of these, for MAFW's 11 classes too: 4 · (512 + 1) more, or 4 · (768 + 1) without a projection.
+OF_11_CLASSES = {"base": 4 * 513, "audio_only": 4 * 513, "linear_probe": 4 * 769}
+
+
+def trained(config: ConfigDict, num_classes: int = 7) -> int:
+  cfg = model_of(config, num_classes)
+  is_tunable = Tunable(tunable_patterns(cfg, config.tunable))
+  shapes = parameter_shapes(cfg)
+  return sum(math.prod(shape) for path, shape in shapes.items() if is_tunable(path.split("/"), None))
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_parameters_at_full_size(row):
+  config = choose(default_config(), row)
+  assert trained(config) == TRAINED[row]
+  assert (config.model.image.get("drop_path"), config.model.audio.get("drop_path")) in (
+    (0.1, 0.1),
+    (0.1, None),
+    (None, 0.1),
+  )
+  if row in OF_11_CLASSES:
+    assert trained(config, 11) == TRAINED[row] + OF_11_CLASSES[row]
+
+
+# Six layers, which every row fits, and pictures of four patches.
+def small_config() -> ConfigDict:
+  c = tiny_config(num_frames=2, audio_shape=(32, 32))
+  c.inputs.image_size = 32
+  c.model.prompts.layers_per_stage = 3
+  for stream in ("image", "audio"):
+    c.model[stream].update(depth=6, width=16, heads=2, mlp_dim=16)
+  return c
+
+
+@functools.cache
+def fresh(row: str) -> dict[str, np.ndarray]:
+  model = MmaDfer(model_of(choose(small_config(), row)), rngs=nnx.Rngs(params=5))
+  return {path: np.asarray(variable[...]) for path, variable in flat_params(nnx.state(model)).items()}
+
+
+# What a row draws in another way though the shape stays: a range that depends on a width that it changes.
+REDRAWN = {"bottleneck": "fusion/", "linear_probe": "classifier/", "frozen_positions": "pos_embed"}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_same_seed_same_other_weights(row):
+  redrawn = next((part for name, part in REDRAWN.items() if row.startswith(name)), None)
+  here, base = fresh(row), fresh("base")
+  shared = [path for path in here.keys() & base.keys() if here[path].shape == base[path].shape]
+  different = [path for path in shared if not np.array_equal(here[path], base[path])]
+  assert len(shared) > 70  # both encoders, or one
+  assert all(redrawn and redrawn in path for path in different), different
+  if row == "frozen_positions":
+    assert len(different) == 2
+    assert all(not here[path][:, -6:].any() for path in different)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_gradients_reach_exactly_what_is_trained(row):
+  config = choose(small_config(), row)
+  cfg = model_of(config)
+  model = MmaDfer(cfg, rngs=nnx.Rngs(params=5))
+  for fusion in model.fusion:  # they start at 0, and close what lies behind them
+    for gate in (getattr(fusion, "image_gate", None), getattr(fusion, "audio_gate", None)):
+      if gate is not None:
+        gate[...] = jnp.full((1,), 0.5)
+  graphdef, tunable, frozen = split_tunable(model, tunable_patterns(cfg, config.tunable))
+  video = jax.random.uniform(jax.random.key(0), (2, *cfg.inputs.video_shape))
+  spectrogram = jax.random.normal(jax.random.key(1), (2, *cfg.inputs.audio_shape))
+
+  def loss(tunable):
+    outputs = nnx.merge(graphdef, tunable, frozen)(video, spectrogram)
+    return cross_entropy(outputs, {"label": jnp.array([1, 4])}).mean()
+
+  gradients = flat_params(jax.grad(loss)(tunable))
+  without = [path for path, gradient in gradients.items() if not np.asarray(gradient[...]).any()]
+  assert without == []
+  assert all(np.isfinite(np.asarray(gradient[...])).all() for gradient in gradients.values())
+  only = {
+    "linear_probe": {"classifier"},
+    "bare": {"image_encoder", "audio_encoder", "joint_adaptation", "classifier"},
+  }
+  assert {path.split("/")[0] for path in gradients} == only.get(
+    row, {path.split("/")[0] for path in gradients}
+  )
+
+
+def test_rows_and_choices_combine():
+  config = choose(default_config(), "no_fusion,temporal=mean,prompts_5")
+  assert (config.model.fusion.name, config.model.temporal.name) == ("none", "mean")
+  assert config.model.prompts.prompts_per_stage == 5
+  with pytest.raises(UserError, match=r"(?s)'no_fusoin'.*place=name.*temporal.*no_fusion, "):
+    choose(default_config(), "no_fusoin")
+  with pytest.raises(UserError, match="fusion=none has no width"):
+    choose(default_config(), "no_fusion,bottleneck_32")
+
+
+def test_freezing_means_the_same_where_everything_is_trained():
+  """Of configs with `tunable` of their own, like demo and clips."""
+  everything = small_config()
+  everything.tunable = (".*",)
+  positions = {"image_encoder/pos_embed", "audio_encoder/pos_embed"}
+
+  def paths(config: ConfigDict) -> set[str]:
+    cfg = model_of(config)
+    is_tunable = Tunable(tunable_patterns(cfg, config.tunable))
+    return {path for path in parameter_shapes(cfg) if is_tunable(path.split("/"), None)}
+
+  assert paths(everything) - paths(with_row(everything, "frozen_positions")) == positions
+  assert {path for path in paths(with_row(everything, "frozen_encoders")) if "encoder" in path} == positions
+  assert paths(with_row(everything, "linear_probe")) == {"classifier/kernel", "classifier/bias"}
+  last = paths(with_row(everything, "last_2_blocks")) - paths(with_row(everything, "frozen_encoders"))
+  assert {"/".join(path.split("/")[1:3]) for path in last} == {"blocks/4", "blocks/5"}
+  with pytest.raises(UserError, match="changes nothing"):
+    with_row(everything, "unfrozen")
+
+
+def test_last_blocks_need_blocks():
+  shallow = small_config()
+  shallow.model.audio.depth = 1
+  with pytest.raises(UserError, match="audio has 1 block, and the row wants the last 2"):
+    with_row(shallow, "last_2_blocks")
+
+
+def test_the_page_lists_every_row():
+  """docs/ablations.md has each row with its words and its parameters."""
+  page = (ROOT / "docs/ablations.md").read_text()
+  for name, row in ROWS.items():
+    assert f"| `{name}` | {row.says} | {TRAINED[name]:,} |" in page

@@ -1,0 +1,171 @@
+"""Model folders: whole or not there, every change noticed, and nothing that a stranger's model.json says is executed."""
+
+import json
+from pathlib import Path
+import shutil
+
+from conftest import TINY, golden_weights
+import numpy as np
+import pytest
+import safetensors.numpy
+from torch_files import write_checkpoint
+
+from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.weights import folder as folders
+from mma_dfer_jax.weights.files import held
+from mma_dfer_jax.weights.folder import convert_checkpoint, open_folder, write_folder
+from mma_dfer_jax.weights.mma_dfer import open_checkpoint, with_classes
+from mma_dfer_jax.weights.names import from_torch, name_table
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+  return write_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny.pth", golden_weights("tiny_64_7"))
+
+
+@pytest.fixture(scope="module")
+def whole(checkpoint, tmp_path_factory) -> Path:
+  convert_checkpoint(checkpoint, tmp_path_factory.mktemp("tiny") / "model", classes="dfew")
+  return next(tmp_path_factory.getbasetemp().glob("tiny*/model"))
+
+
+@pytest.fixture
+def copy(whole, tmp_path) -> Path:
+  return Path(shutil.copytree(whole, tmp_path / "model"))
+
+
+def change(folder: Path, **fields) -> None:
+  about = json.loads((folder / "model.json").read_text())
+  (folder / "model.json").write_text(json.dumps(about | fields))
+
+
+def test_a_folder_holds_the_model_and_says_what_it_is(whole, checkpoint):
+  folder = open_folder(whole)
+  assert folder.model == TINY
+  assert sorted(path.name for path in whole.iterdir()) == ["model.json", "model.safetensors"]
+  ours = from_torch(golden_weights("tiny_64_7"), name_table(TINY))
+  found = folder.read()
+  assert found.keys() == ours.keys()
+  assert all(found[path].tobytes() == array.tobytes() for path, array in ours.items())
+  assert {name for name in folder.tensors if name not in ours} >= {"unused.audio_model.head.weight"}
+  assert folder.about["classes"][0] == "happy"
+  assert folder.about["assumed"].keys() == {"heads", "temporal.heads"}
+  assert (folder.about["source"]["file"], folder.about["source"]["epoch"]) == ("tiny.pth", 25)
+  assert folder.about["counts"]["all"] == {"tensors": 497, "elements": 846771}
+  # As the original counts at these sizes: four norm2 among what it trains, both heads among what it does not.
+  assert folder.about["counts"]["trained in the original"] == {"tensors": 198, "elements": 69119}
+  assert folder.about["counts"]["frozen in the original"] == {"tensors": 302, "elements": 777652}
+
+
+@pytest.mark.parametrize(("flag", "first", "says"), [
+  ("mafw", "happiness", "not MAFW's official one"),
+  ("mafw-official", "anger", "official order"),
+  ("a, b,c,d,e,f,g,h,i,j,k", "a", "as given by --classes"),
+])  # fmt: skip
+def test_the_folder_says_whose_label_order_it_has(tmp_path, flag, first, says):
+  eleven = {"our_classifier.weight": np.ones((11, 32), "f4"), "our_classifier.bias": np.zeros(11, "f4")}
+  file = write_checkpoint(tmp_path / "mafw.pth", golden_weights("tiny_64_7") | eleven)
+  convert_checkpoint(file, tmp_path / "model", classes=flag)
+  about = open_folder(tmp_path / "model").about
+  assert about["classes"][0] == first
+  assert says in about["class_order"]
+  with pytest.raises(UserError, match=f"--classes=dfew, but .* has {first}"):
+    with_classes(open_folder(tmp_path / "model"), "dfew")
+
+
+def test_every_changed_byte_is_noticed(copy):
+  file = copy / "model.safetensors"
+  content = bytearray(file.read_bytes())
+  rng = np.random.default_rng(0)
+  for place in rng.integers(0, len(content), 30):
+    content[place] ^= 4
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"damaged|no whole|are no weights"):
+      open_folder(copy).read()
+    content[place] ^= 4
+  file.write_bytes(content[:-1])
+  with pytest.raises(UserError, match=r"no whole \.safetensors"):
+    open_folder(copy)
+  file.unlink()
+  with pytest.raises(UserError, match=r"model\.safetensors"):
+    open_folder(copy)
+
+
+def test_missing_unexpected_and_wrong_tensors_are_all_named(copy):
+  tensors = safetensors.numpy.load_file(copy / "model.safetensors")
+  del tensors["classifier/bias"], tensors["fusion/3/image_gate"]
+  tensors |= {"more": np.zeros(1, "f4"), "temporal/cls_token": np.zeros((1, 1, 8), "f4")}
+  safetensors.numpy.save_file(tensors, copy / "model.safetensors")
+  with pytest.raises(UserError) as error:
+    open_folder(copy)
+  for words in ("missing (2): classifier/bias, fusion/3/image_gate", "unexpected (1): more",
+                "temporal/cls_token (1, 1, 8), not (1, 1, 32)"):  # fmt: skip
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(("fields", "words"), [
+  ({"classes": "happy"}, "classes must be a list"),
+  ({"classes": [1] * 7, "sha256": None}, r"sha256 must be a str"),
+  ({"classes": [1] * 7}, "classes must be names"),
+  ({"classes": ["a"]}, "names 1 classes, but its model has 7"),
+  ({"model": []}, "model must be a dict"),
+  ({"model": {}}, "the model lacks"),
+  ({"model": TINY.to_fields() | {"head": {"name": "os.system"}}}, "there is no 'os.system' in heads"),
+  ({"model": TINY.to_fields() | {"head": {"name": ["linear"]}}}, r"\('linear',\)"),
+  ({"model": TINY.to_fields() | {"head": {"name": "linear", "tunable": [1]}}}, "tunable|pattern"),
+  ({"model": TINY.to_fields() | {"fusion": 5}}, "describes no model"),
+  ({"model": TINY.to_fields() | {"inputs": 5}}, "cannot be built"),
+  ({"model": TINY.to_fields() | {"inputs": {"image_size": "64"}}}, "image_size"),
+  ({"model": TINY.to_fields() | {"image": {"name": "mae", "width": "48"}}}, "width.*'48'"),
+  ({"model": TINY.to_fields() | {"image": {"name": "mae", "mean": ["a", "b", "c"], "std": ["a", "b", "c"]}}}, "describes no model"),
+  ({"model": TINY.to_fields() | {"image": {"name": "mae", "depth": 10**6}}}, "must be a multiple|can be built"),
+  ({"model": TINY.to_fields() | {"temporal": {"name": "transformer", "depth": 10**6}}}, "temporal.depth=1000000"),
+  ({"model": TINY.to_fields() | {"inputs": {"image_size": 16 * 10**9}}}, "inputs.image_size"),
+])  # fmt: skip
+def test_a_strangers_model_json_ends_in_a_message(copy, fields, words):
+  change(copy, **fields)
+  with pytest.raises(UserError, match=f"(?s){words}") as error:
+    open_folder(copy)
+  assert "model.json" in str(error.value)
+
+
+def test_what_is_no_folder_of_this_version(copy, tmp_path):
+  with pytest.raises(UserError, match="no model folder: it has no model"):
+    open_folder(tmp_path)
+  for text in ("{", "[" * 10**5, "[]"):
+    (copy / "model.json").write_text(text)
+    with pytest.raises(UserError, match=r"model\.json is damaged"):
+      open_folder(copy)
+  (copy / "params").mkdir()
+  (copy / "model.json").write_text('{"version": "0.1.0"}')
+  with pytest.raises(UserError, match=r"0\.1\.0, whose model folders .* convert its source again"):
+    open_folder(copy)
+
+
+def test_a_folder_is_written_whole_or_not_at_all(checkpoint, tmp_path, monkeypatch):
+  stored = with_classes(open_checkpoint(checkpoint), "dfew")
+
+  def stop() -> np.ndarray:
+    raise KeyboardInterrupt
+
+  interrupted = dict(stored.tensors)
+  interrupted["temporal/cls_token"] = held({"": np.zeros((1, 1, 32), "f4")})[""]
+  object.__setattr__(interrupted["temporal/cls_token"], "read", stop)
+  with pytest.raises(KeyboardInterrupt):
+    write_folder(tmp_path / "model", type(stored)(stored.path, stored.model, stored.about, interrupted, ""))
+
+  def fail(folder: Path) -> dict:
+    assert open_folder(folder).read()
+    raise UserError("the logits differ")
+
+  with pytest.raises(UserError, match="the logits differ"):
+    write_folder(tmp_path / "model", stored, fail)
+  monkeypatch.setattr(folders, "free_bytes", lambda path: 10**6)
+  with pytest.raises(UserError, match="needs 4 MiB, but 1 MiB are free"):
+    write_folder(tmp_path / "model", stored)
+  assert not list(tmp_path.iterdir())
+  (tmp_path / "model").mkdir()
+  (tmp_path / "model/precious").write_text("mine")
+  with pytest.raises(UserError, match="exists already"):
+    write_folder(tmp_path / "model", stored)
+  assert [path.name for path in tmp_path.rglob("*")] == ["model", "precious"]
