@@ -35,7 +35,7 @@ class About:
     recipe: how its training data were prepared.
     origin: what to quote beside an answer: the step of the run or the converted file, and the version.
     precision: of what is computed, "float32" or "bfloat16"; logits are float32 in any.
-    fingerprint: sha256 of the JSON file that says what the model is.
+    fingerprint: sha256 of its weights: an answer stays right as long as it stays.
     sample_rates: of the sounds that it was trained and tested on, Hz; empty if that is not known.
     config: all fields of its run, flat ("data.fold"); empty if it does not come as a run.
   """

@@ -72,8 +72,8 @@ def describe(path: Path, step: int | str, precision: str | None) -> About:
     for name in ("streams", "classes", "sample_rates"):
       facts[name] = tuple(facts[name])
     sizes = said["inputs"] | {"audio_shape": tuple(said["inputs"]["audio_shape"])}
-    about = About(inputs=Inputs(**sizes), fingerprint=sha256_of(json_beside(path)), **facts)
-    same = sha256_of(path) == said["sha256"]
+    about = About(inputs=Inputs(**sizes), fingerprint=said["sha256"], **facts)
+    same = sha256_of(path) == about.fingerprint
   except (ValueError, KeyError, TypeError) as error:
     raise UserError(f"{json_beside(path)} is damaged ({error!r}); export the model again") from error
   if not same:

@@ -56,12 +56,11 @@ def open_run(workdir: Path, step: int | str = "last") -> StoredModel:
   model = model_of(run)
   checkpointer = Checkpointer(workdir, read_only=True)
   named = {"last": checkpointer.latest_step(), "best": checkpointer.best_step()}
-  steps = checkpointer.manager.all_steps()
+  steps = {str(number): number for number in checkpointer.manager.all_steps()}
   checkpointer.close()
-  found = named[step] if isinstance(step, str) and step in named else step
-  if not isinstance(found, int) or found not in steps:
-    there = ", ".join(map(str, steps)) or "none"
-    raise UserError(f"{workdir} has no checkpoint {step!r}; it has the steps {there}")
+  found = (steps | named).get(str(step))
+  if found is None:
+    raise UserError(f"{workdir} has no checkpoint {step}; it has the steps {', '.join(steps) or 'none'}")
 
   @functools.cache
   def arrays() -> dict[str, np.ndarray]:
