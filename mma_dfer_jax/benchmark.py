@@ -17,7 +17,6 @@ import os
 from pathlib import Path
 import platform
 import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -46,6 +45,7 @@ from mma_dfer_jax.training.sharding import (
   compiler_options,
   describe_error,
   make_mesh,
+  peak_memory,
   start_jax,
   to_global,
 )
@@ -191,15 +191,6 @@ def random_batch(cfg: ModelConfig, batch_size: int) -> dict[str, np.ndarray]:
     "mask": np.ones(batch_size, bool),
     "has_audio": np.ones(batch_size, bool),
   }
-
-
-def peak_memory() -> float:
-  """GiB: of the first device where it keeps statistics, else of this process."""
-  statistics_of_device = jax.local_devices()[0].memory_stats() or {}
-  if "peak_bytes_in_use" in statistics_of_device:
-    return statistics_of_device["peak_bytes_in_use"] / 2**30
-  unit = 1 if sys.platform == "darwin" else 1024
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def loss_of_clips(precision: str, model: MmaDfer, batch: Any, dropped: Any, remat: str) -> tuple[Any, dict]:
