@@ -26,7 +26,7 @@ from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.training import as_run, children
 from mma_dfer_jax.training.check import check_run
 from mma_dfer_jax.training.comparison import RowResult, write_comparison
-from mma_dfer_jax.training.run import check_same_run, claim_workdir, describe_run, read_run
+from mma_dfer_jax.training.run import claim_workdir, describe_run, differences_of_runs
 
 _CONFIG = cli.define_config()
 _RUNS = flags.DEFINE_string("runs", None, "Folder of the runs and of the table.", required=True)
@@ -110,23 +110,6 @@ def problems_of_flags(rows: Sequence[str], seeds: Sequence[str]) -> list[str]:
   return problems
 
 
-def check_folder(runs: Path, wanted: Mapping[str, Mapping[str, Run]]) -> None:
-  """Raises UserError with every run in the folder that is another one than is wanted."""
-  problems = []
-  for row, of_row in wanted.items():
-    for seed, run in of_row.items():
-      workdir = folder(runs, row, seed)
-      try:
-        if (workdir / "run.json").exists():
-          check_same_run(read_run(workdir), run, f"{row}, seed {seed}")
-      except UserError as error:
-        problems.append(one_line(error))
-  if problems:
-    raise listed(
-      f"{runs} holds other runs", problems, "choose another --runs, or give the values they were made with"
-    )
-
-
 def folder(runs: Path, row: str, seed: str) -> Path:
   return runs / row / f"seed{seed}"
 
@@ -173,7 +156,10 @@ def main(argv: Sequence[str]) -> int:
   if ":/" in _RUNS.value:
     raise UserError(f"--runs={_RUNS.value} is an address; give a folder (mount the bucket)")
   wanted, reasons = plan(config, _ROWS.value, _SEEDS.value)
-  check_folder(runs, wanted)
+  of_folders = {f"{row}/seed{seed}": run for row, of_row in wanted.items() for seed, run in of_row.items()}
+  if differences := differences_of_runs(runs, of_folders):
+    advice = "choose another --runs, or give the values that they were made with"
+    raise listed(f"{runs} holds other runs", differences, advice)
   for row, reason in reasons.items():
     print(f"left out: {row}: {reason}")
   todo = [(row, seed) for seed in _SEEDS.value for row in wanted]

@@ -24,7 +24,7 @@ from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.training import children, hosts
 from mma_dfer_jax.training.check import check_model_and_data
 from mma_dfer_jax.training.report import Fold, folds_table, write_folds
-from mma_dfer_jax.training.run import check_same_run, describe_run, read_run
+from mma_dfer_jax.training.run import describe_run, differences_of_runs
 from mma_dfer_jax.training.scores import Scores
 
 _CONFIG = cli.define_config()
@@ -92,21 +92,6 @@ def problems_of_splits(data_set: DataSet, names: Sequence[str], batch_size: int)
     if split.removeprefix("fold") in names and left < batch_size:
       problems.append(f"batch_size={batch_size}, but the folds without {split} have {left} clips in all")
   return problems
-
-
-def differences_of_runs(runs: Path, wanted: Mapping[str, Run]) -> list[str]:
-  """How the runs that are there differ from those that are wanted, one line for each difference."""
-  folds_by_problem: dict[str, list[str]] = {}
-  for name, run in wanted.items():
-    if not (runs / name / "run.json").exists():
-      continue
-    try:
-      check_same_run(read_run(runs / name), run, name)
-    except UserError as error:
-      lines = [line.removeprefix("  - ") for line in str(error).splitlines() if line.startswith("  - ")]
-      for line in lines or [str(error)]:
-        folds_by_problem.setdefault(line, []).append(name)
-  return [f"{', '.join(names)}: {problem}" for problem, names in folds_by_problem.items()]
 
 
 def finished(workdir: Path, run: Run) -> Fold | None:

@@ -86,7 +86,7 @@ def write_comparison(folder: Path, results: Sequence[RowResult], facts: Mapping[
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
   """WAR of each row: mean and deviation, every seed as a dot, and a line at the base."""
-  figure = empty_figure(9, 1.2 + 0.34 * len(rows))
+  figure = empty_figure(9.0, 1.2 + 0.34 * len(rows))
   axes = figure.subplots()
   for y, row in enumerate(rows):
     values = [run["war"] for run in row["runs"]]

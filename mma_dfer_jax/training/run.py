@@ -82,6 +82,21 @@ def check_same_run(there: Mapping[str, Any], now: Mapping[str, Any], place: str)
     raise listed(f"{place} holds another run", differences, "choose another --workdir, or give the values it was made with")  # fmt: skip
 
 
+def differences_of_runs(runs: Path, wanted: Mapping[str, Mapping[str, Any]]) -> list[str]:
+  """How runs that are there already differ from those that are wanted, by name of their folder: a line each."""
+  names_by_problem: dict[str, list[str]] = {}
+  for name, run in wanted.items():
+    if not (runs / name / "run.json").exists():
+      continue
+    try:
+      check_same_run(read_run(runs / name), run, name)
+    except UserError as error:
+      lines = [line.removeprefix("  - ") for line in str(error).splitlines() if line.startswith("  - ")]
+      for line in lines or [str(error)]:
+        names_by_problem.setdefault(line, []).append(name)
+  return [f"{', '.join(names)}: {problem}" for problem, names in names_by_problem.items()]
+
+
 def read_run(workdir: Path) -> dict[str, Any]:
   """What run.json says; UserError if it is damaged, or of a version whose runs cannot be read."""
   path = workdir / "run.json"
