@@ -24,8 +24,8 @@ COMMANDS = {
   if "\ncli.run(" in path.read_text().replace("  ", "")
 }
 # From the ground up: a module imports only from lower floors, or from its own folder. `data` stands beside, on the ground.
-FLOORS = [{"errors", "help"}, {"disk", "inputs", "layers", "cli"}, {"parts"}, set(parts.KINDS) | {"model"}, {"parameters"},
-          {"config"}, {"ablations"}, {"weights"}, {"training"}, {"engines"}, {"prediction"}, {"timeline"}]  # fmt: skip
+FLOORS = [{"errors", "help"}, {"disk", "inputs", "layers", "cli"}, {"parts"}, set(parts.KINDS) | {"model"}, {"parameters", "ablations"},
+          {"config"}, {"weights"}, {"training"}, {"engines"}, {"prediction"}, {"timeline"}]  # fmt: skip
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 
