@@ -75,7 +75,8 @@ def _frozen_positions(c: ConfigDict) -> None:
       f"(?!(image|audio)_encoder/pos_embed$)({'|'.join(f'(?:{pattern})' for pattern in c.tunable)})",
     )
   for stream in _streams(c):
-    put(c, f"{stream}.tunable", tuple(p for p in c.model[stream].tunable if p != "pos_embed"))
+    if not c.tunable:
+      put(c, f"{stream}.tunable", tuple(p for p in c.model[stream].tunable if p != "pos_embed"))
     put(c, f"{stream}.prompt_positions", 0.0)
 
 

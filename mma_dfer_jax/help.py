@@ -63,7 +63,11 @@ def _default_fields(chosen: Mapping[str, str]) -> Iterator[tuple[str, str, str]]
       case ast.Call(func=ast.Name(id="part"), args=[ast.Constant(str(folder)), ast.Constant(str(name))]):
         name = ast.literal_eval(chosen.get(f"{path}.name", repr(name)))
         part = _PACKAGE / folder / f"{name}.py"
-        nested = _Source(part).fields("Config") if part.is_file() else []
+        there = sorted(file.stem for file in part.parent.glob("[a-z]*.py"))
+        nested = [("name", repr(name), f"chosen after the colon of --config; there is {', '.join(there)}")]
+        nested += _Source(part).fields("Config") if part.is_file() else []
+        if all(field != "tunable" for field, *_ in nested) and folder != "losses":
+          nested += [of for of in _Source(_PACKAGE / "parts.py").fields("Part") if of[0] == "tunable"]
       case ast.Call():  # ConfigDict(), or ConfigDict(asdict(Sizes())) of an imported dataclass
         nested = [field for home, name in source.imported_within(node.value) for field in home.fields(name)]
       case _:

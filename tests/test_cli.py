@@ -94,18 +94,21 @@ def test_fields_of_parts_are_read_from_the_parts(tmp_path, monkeypatch):
   (tmp_path / "fusion").mkdir()
   for name in ("bottleneck", "other"):
     (tmp_path / "fusion" / f"{name}.py").write_text(
-      f'class Config:\n  """Sizes."""\n\n  name: str = "{name}"\n  width: int = 128  # of {name}\n'
+      f'class Config:\n  """Sizes."""\n\n  width: int = 128  # of {name}\n'
     )
+  (tmp_path / "parts.py").write_text('class Part:\n  tunable: tuple = (".*",)  # all\n')
   monkeypatch.setattr(words, "_PACKAGE", tmp_path)
+  chosen_after = "chosen after the colon of --config; there is".split()
   assert [line.split() for line in words.config_text().splitlines()] == [
     ["seed", "=", "1", "of", "everything"],
-    ["model.fusion.name", "=", '"bottleneck"'],
+    ["model.fusion.name", "=", "'bottleneck'", *chosen_after, "bottleneck,", "other"],
     ["model.fusion.width", "=", "128", "of", "bottleneck"],
+    ["model.fusion.tunable", "=", '(".*",)', "all"],
   ]
   chosen = {"seed": 2, "model": {"fusion": {"name": "other", "width": 64, "new": 1}}}
   assert [line.split() for line in words.config_text(chosen).splitlines()] == [
     ["seed", "=", "2", "of", "everything"],
-    ["model.fusion.name", "=", "'other'"],
+    ["model.fusion.name", "=", "'other'", *chosen_after, "bottleneck,", "other"],
     ["model.fusion.width", "=", "64", "of", "other"],
     ["model.fusion.new", "=", "1"],
   ]

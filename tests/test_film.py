@@ -19,6 +19,7 @@ from mma_dfer_jax.data.fbank import missing_spectrogram, spectrogram
 from mma_dfer_jax.data.frames import decode_frame, encode_frame, resize
 from mma_dfer_jax.data.pipeline import eval_example
 from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.inputs import Inputs
 
 SPEC = Inputs(image_size=64)
 RATE = 16_000

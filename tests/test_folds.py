@@ -160,7 +160,7 @@ def test_killed_and_stopped_in_the_second_fold(uninterrupted, start, tmp_path):
     assert not (runs / "folds.json").exists()
 
   printed = finish(start(runs))
-  assert "go on after step" in printed
+  assert "resuming after step" in printed
   assert "fold3 (3 of 3) is finished" in printed
   reports = [json.loads((folder / "fold2/report.json").read_text()) for folder in (whole, runs)]
   assert reports[0]["confusion_matrix"] == reports[1]["confusion_matrix"]

@@ -371,8 +371,8 @@ def test_a_real_data_set_through_workers(tmp_path):
   data = file.read_bytes()
   file.write_bytes(data[:9000] + b"damaged" + data[9007:])
   code = (
-    "from mma_dfer_jax.data import datasets, pipeline\n"
-    f"records = datasets.open_data_set({str(tmp_path / 'data')!r}, 'clips').records('fold2')\n"
+    "from mma_dfer_jax.data import data_set, pipeline\n"
+    f"records = data_set.open_data_set({str(tmp_path / 'data')!r}, 'clips').records('fold2')\n"
     "for order in (pipeline.TrainOrder, pipeline.EvalOrder):\n"
     "  try:\n"
     "    [order(records, 1, 2, 1)[i] for i in range(2)]\n"

@@ -15,7 +15,7 @@ from mma_dfer_jax.config import model_config
 from mma_dfer_jax.data.data_set import DataSet, open_data_set
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.layers import REMAT
-from mma_dfer_jax.model import ModelConfig
+from mma_dfer_jax.model import SLOTS, ModelConfig
 from mma_dfer_jax.parameters import PRECISIONS, tunable_patterns
 from mma_dfer_jax.training.sharding import check_batch_size, check_precision, make_mesh
 from mma_dfer_jax.training.start import open_init
@@ -128,6 +128,7 @@ def check_model_and_data(config: ml_collections.ConfigDict) -> tuple[Found, list
     problems += problems_of_classes(config, found.data_set)
     try:
       found.model = model_config(config.to_dict(), found.data_set.classes)
+      problems += problems_of_tunable(config, found.model)
       tunable_patterns(found.model, config.tunable)
     except UserError as error:
       problems.append(str(error))
@@ -136,6 +137,17 @@ def check_model_and_data(config: ml_collections.ConfigDict) -> tuple[Found, list
     found.starts, wrong = open_starts(config, found.model, found.data_set.classes)
     problems += wrong
   return found, problems
+
+
+def problems_of_tunable(config: ml_collections.ConfigDict, model: ModelConfig) -> list[str]:
+  """What parts are told to train while `config.tunable` overrides them."""
+  chosen = {name: getattr(model, name) for name in SLOTS}
+  return [
+    f"model.{name}.tunable={part.tunable} has no effect, for config.tunable={tuple(config.tunable)} replaces what "
+    "parts say themselves; set one of the two"
+    for name, part in chosen.items()
+    if config.tunable and part.tunable != type(part)().tunable
+  ]
 
 
 def check_run(config: ml_collections.ConfigDict, *, devices: bool = True) -> Checked:
