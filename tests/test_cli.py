@@ -98,7 +98,7 @@ def test_fields_of_parts_are_read_from_the_parts(tmp_path, monkeypatch):
     )
   (tmp_path / "parts.py").write_text('class Part:\n  tunable: tuple = (".*",)  # all\n')
   monkeypatch.setattr(words, "_PACKAGE", tmp_path)
-  chosen_after = "chosen after the colon of --config; there is".split()
+  chosen_after = ["chosen", "after", "the", "colon", "of", "--config;", "there", "is"]
   assert [line.split() for line in words.config_text().splitlines()] == [
     ["seed", "=", "1", "of", "everything"],
     ["model.fusion.name", "=", "'bottleneck'", *chosen_after, "bottleneck,", "other"],
