@@ -8,7 +8,7 @@ from typing import Any
 import ml_collections
 
 from mma_dfer_jax.ablations import ROWS
-from mma_dfer_jax.errors import listed
+from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.inputs import Inputs
 from mma_dfer_jax.model import SLOTS, ModelConfig, read_model
 from mma_dfer_jax.parts import part, successor
@@ -83,19 +83,22 @@ def choose(c: ml_collections.ConfigDict, choices: str) -> ml_collections.ConfigD
     UserError: if there is no such row, place or part, with those that there are.
   """
   places = {path.split(".")[-1]: path for path in PARTS}
+  problems = []
   for choice in filter(None, choices.split(",")):
     place, equals, name = choice.partition("=")
-    if place in ROWS and not equals:
-      ROWS[place].change(c)
-      continue
-    if place not in places:
-      raise listed(
-        f"there is no choice {choice!r}",
-        [f"parts are chosen as place=name; the places are {', '.join(places)}",
-         f"rows of the ablations are {', '.join(ROWS)}"],
-      )  # fmt: skip
-    owner = c if place == "loss" else c.model
-    owner[place] = successor(PARTS[places[place]], owner[place], name)
+    try:
+      if place in ROWS and not equals:
+        ROWS[place].change(c)
+      elif place in places:
+        owner = c if place == "loss" else c.model
+        owner[place] = successor(PARTS[places[place]], owner[place], name)
+      else:
+        problems.append(f"there is no choice {choice!r}: parts are chosen as place=name; the places are "
+                        f"{', '.join(places)}; rows of the ablations are {', '.join(ROWS)}")  # fmt: skip
+    except UserError as error:
+      problems.append(str(error))
+  if problems:
+    raise listed("the choices after the colon do not fit", problems)
   return c
 
 

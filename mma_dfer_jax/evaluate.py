@@ -116,9 +116,19 @@ def evaluation_of(path: Path, split: str) -> Evaluation:
   split = split or data_set.train_and_test(trained_as["data.fold"])[1]
   if unknown := set(split.split("+")) - set(data_set.splits):
     raise UserError(f"there is no split {', '.join(sorted(unknown))}; there are {', '.join(data_set.splits)}")
+  check_without(about, path)
   batch_size = _BATCH_SIZE.value or trained_as["batch_size"]
   check_batch_size(batch_size)
   return Evaluation(path, about, data_set, split, batch_size)
+
+
+def check_without(about: About, path: Path) -> None:
+  """Raises UserError if --without takes away what a model does not look at, or all that it looks at."""
+  for without, stream in (("sound", "audio"), ("picture", "image")):
+    if without in _WITHOUT.value and about.streams == (stream,):
+      raise UserError(f"--without={without}: {path} looks at nothing else")
+    if without in _WITHOUT.value and stream not in about.streams:
+      raise UserError(f"--without={without}: {path} does not look at it")
 
 
 def same_preparation(model_recipe: Mapping[str, Any], data_recipe: Mapping[str, Any]) -> None:

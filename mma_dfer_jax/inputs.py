@@ -27,7 +27,7 @@ class Inputs:
     sizes = {"image_size": self.image_size, "num_frames": self.num_frames}
     sizes |= {f"audio_shape[{i}]": n for i, n in enumerate(self.audio_shape)}
     problems += [
-      f"{k}={v} must be a positive whole number" for k, v in sizes.items() if type(v) is not int or v < 1
+      f"{k}={v!r} must be a positive whole number" for k, v in sizes.items() if type(v) is not int or v < 1
     ]
     if problems:
       raise listed("inputs: these sizes cannot be", problems)

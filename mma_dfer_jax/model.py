@@ -55,7 +55,7 @@ class ModelConfig:
   def __post_init__(self):
     problems = []
     if type(self.num_classes) is not int or self.num_classes < 1:
-      problems.append(f"num_classes={self.num_classes} must be a positive whole number")
+      problems.append(f"num_classes={self.num_classes!r} must be a positive whole number")
     depths = self.image.depth, self.audio.depth
     if not any(depths):
       problems.append("model.image and model.audio are both none: one stream must be there")

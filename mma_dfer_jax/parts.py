@@ -48,7 +48,7 @@ class Part:
     for field in dataclasses.fields(self):
       value, default = getattr(self, field.name), field.default
       if type(value) is not type(default) and not (isinstance(default, float) and type(value) is int):
-        found.append(f"{field.name}={value!r} must be a {type(default).__name__}")
+        found.append(f"{field.name}={value!r} is no {type(default).__name__}, as {default!r} is")
       elif type(value) is int and value < (0 if field.name in self.MAY_BE_ZERO else 1):
         kind = "0 or a" if field.name in self.MAY_BE_ZERO else "a"
         found.append(f"{field.name}={value} must be {kind} positive whole number")

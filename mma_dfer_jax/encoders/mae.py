@@ -1,6 +1,7 @@
 """The encoder of a masked autoencoder: MAE-Face for frames, AudioMAE for sound (a plain ViT with a class token)."""
 
 import dataclasses
+import math
 
 from flax import nnx
 import jax.numpy as jnp
@@ -49,7 +50,8 @@ class Config(parts.Part):
       found.append(f"width={self.width} must be a multiple of heads={self.heads}")
     if not 0 <= self.drop_path < 1:
       found.append(f"drop_path={self.drop_path} must lie in [0, 1)")
-    if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std):
+    finite = all(math.isfinite(value) for value in (*self.mean, *self.std))
+    if len(self.mean) != 3 or len(self.std) != 3 or not finite or not all(s > 0 for s in self.std):
       found.append(f"mean={self.mean}, std={self.std}: give three of each, deviations above 0")
     if self.prompt_positions < 0:
       found.append(f"prompt_positions={self.prompt_positions} must not be negative")

@@ -78,12 +78,13 @@ def describe(path: Path, step: int | str, precision: str | None) -> About:
   cfg, said = stored.model, stored.about
   if (path / "run.json").exists():
     run = read_run(path)
-    facts = {"config": run["config"], "sample_rates": tuple(run["data_set"]["sample_rates"])}
+    facts = {"config": run["config"]}
     origin = {"step": said["source"]["step"], "version": run["version"]}
-    precision = precision or run["config"]["precision"]
   else:
     origin = {"converted_from": said["source"], "version": said["version"]}
-    precision = precision or "float32"
+  precision = precision or said.get("precision", "float32")
+  if precision not in PRECISIONS:
+    raise UserError(f"{path} was trained in {precision!r}, which is none of {', '.join(PRECISIONS)}")
   check_precision(precision)
   return About(
     inputs=cfg.inputs,
@@ -94,6 +95,7 @@ def describe(path: Path, step: int | str, precision: str | None) -> About:
     origin=origin,
     precision=precision,
     fingerprint=stored.sha256,
+    sample_rates=tuple(said.get("sample_rates", ())),
     **facts,
   )
 
@@ -103,7 +105,7 @@ def load(path: Path, about: About, sharding: Sharding | None) -> JaxEngine:
   keep_compiled()
   stored = open_stored(path, "last" if about.step is None else about.step)
   values = stored.read()
-  patterns = read_run(path)["tunable"] if about.config else tunable_patterns(stored.model)
+  patterns = tunable_patterns(stored.model, stored.about.get("tunable", ()))
   graphdef, *states = split_tunable(nnx.merge(*abstract_model(stored.model)), patterns)
 
   def filled(state: nnx.State) -> nnx.State:

@@ -82,6 +82,9 @@ def open_run(workdir: Path, step: int | str = "last") -> StoredModel:
     "classes": run["classes"],
     "class_order": f"of the data set {run['config']['data.name']}",
     "recipe": run["recipe"],
+    "tunable": run["tunable"],
+    "precision": run["config"]["precision"],
+    "sample_rates": run["data_set"]["sample_rates"],
     "source": {"run": workdir.resolve().name, "step": found, "version": run["version"]},
   }
   tensors = {path: tensor(path, shape) for path, shape in parameter_shapes(model).items()}

@@ -27,6 +27,8 @@ from mma_dfer_jax.weights.names import check_fit, name_table, unused_shapes
 
 FIELDS = {"model": dict, "assumed": dict, "classes": list, "class_order": str, "recipe": dict, "source": dict,
           "counts": dict, "version": str, "sha256": str}  # fmt: skip
+# What only a run knows: which of its parameters it trained, how it computed, what its sounds were.
+OF_A_RUN = {"tunable": list, "precision": str, "sample_rates": list}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,14 +63,31 @@ def open_folder(folder: Path) -> ModelFolder:
   wrong = [
     f"{key} must be a {kind.__name__}" for key, kind in FIELDS.items() if type(given.get(key)) is not kind
   ]
-  if not wrong and not all(isinstance(name, str) for name in about["classes"]):
+  wrong += [
+    f"{key} must be a {kind.__name__}"
+    for key, kind in OF_A_RUN.items()
+    if type(given.get(key, kind())) is not kind
+  ]
+  if not wrong and not all(
+    isinstance(name, str) and name.isprintable() and name for name in about["classes"]
+  ):
     wrong.append("classes must be names")
+  if not wrong and len(set(about["classes"])) < len(about["classes"]):
+    wrong.append("classes must be different names")
   if wrong:
     raise listed(f"{path} is damaged", wrong, "convert the source again")
   model = model_in(about["model"], str(path))
   if len(about["classes"]) != model.num_classes:
     raise UserError(f"{path} names {len(about['classes'])} classes, but its model has {model.num_classes}")
-  tensors, _ = read_safetensors(folder / "model.safetensors")
+  if not (folder / "model.safetensors").is_file():
+    raise UserError(f"{folder} has no model.safetensors: convert the source again")
+  tunable_patterns(model, given.get("tunable", ()))
+  tensors, metadata = read_safetensors(folder / "model.safetensors")
+  # Heads, means and the like are in no shape: the file, whose sha256 is known, says them too.
+  if metadata.get("model") != json.dumps(about["model"]):
+    raise UserError(
+      f"{path} is damaged: it describes another model than model.safetensors; convert the source again"
+    )
   shapes = {name: tensor.shape for name, tensor in tensors.items()}
   unused = {UNUSED + name for name in unused_shapes(model)}
   check_fit(f"{folder} is damaged", shapes, parameter_shapes(model), allowed=unused)
@@ -100,9 +119,12 @@ def write_folder(
   try:
     stored.verify()
     file = partial / "model.safetensors"
-    sha256 = write_safetensors(file, stored.tensors, {"format": "mma_dfer_jax"}, stored.path)
+    fields = stored.model.to_fields()
+    said = {"format": "mma_dfer_jax", "model": json.dumps(fields)}
+    sha256 = write_safetensors(file, stored.tensors, said, stored.path)
     about: dict[str, Any] = {
-      "model": stored.model.to_fields(),
+      "model": fields,
+      **{key: stored.about[key] for key in OF_A_RUN if key in stored.about},
       **{key: stored.about[key] for key in ("assumed", "classes", "class_order", "recipe", "source")},
       "counts": counts(stored),
       "version": VERSION,
@@ -120,7 +142,7 @@ def write_folder(
 
 def counts(stored: StoredModel) -> dict[str, dict[str, int]]:
   """Tensors and elements of each part of the model, tunable and frozen, and as the original counts its own."""
-  is_tunable = Tunable(tunable_patterns(stored.model))
+  is_tunable = Tunable(tunable_patterns(stored.model, stored.about.get("tunable", ())))
   found: dict[str, dict[str, int]] = {}
 
   def add(group: str, elements: int, tensors: int = 1) -> None:
