@@ -83,14 +83,14 @@ def open_folder(folder: Path) -> ModelFolder:
     raise UserError(f"{folder} has no model.safetensors: convert the source again")
   tunable_patterns(model, given.get("tunable", ()))
   tensors, metadata = read_safetensors(folder / "model.safetensors")
+  shapes = {name: tensor.shape for name, tensor in tensors.items()}
+  unused = {UNUSED + name for name in unused_shapes(model)}
+  check_fit(f"{folder} is damaged", shapes, parameter_shapes(model), allowed=unused)
   # Heads, means and the like are in no shape: the file, whose sha256 is known, says them too.
   if metadata.get("model") != json.dumps(about["model"]):
     raise UserError(
       f"{path} is damaged: it describes another model than model.safetensors; convert the source again"
     )
-  shapes = {name: tensor.shape for name, tensor in tensors.items()}
-  unused = {UNUSED + name for name in unused_shapes(model)}
-  check_fit(f"{folder} is damaged", shapes, parameter_shapes(model), allowed=unused)
   return ModelFolder(folder, model, about, tensors, about["sha256"])
 
 
