@@ -55,7 +55,7 @@ def save_step(workdir: Path, model: MmaDfer, step: int) -> None:
       config.model[name].update(part)
   patterns = tunable_patterns(TINY)
   run = {"config": flat_config(config.to_dict()), "classes": list(CLASSES), "recipe": {}, "tunable": list(patterns),
-         "starts": {}, "data_set": {}, "version": VERSION}  # fmt: skip
+         "starts": {}, "data_set": {"sample_rates": [16000]}, "version": VERSION}  # fmt: skip
   workdir.mkdir(exist_ok=True)
   write_json(workdir / "run.json", run)
   _, tunable, frozen = split_tunable(model, patterns)
