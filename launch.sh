@@ -15,7 +15,7 @@ export GLIBC_TUNABLES="${GLIBC_TUNABLES:-$memory}"
 usage() {
   cat <<'TEXT'
 ./launch.sh demo            generate clips, prepare, train, evaluate, predict one clip (minutes on two CPU cores)
-./launch.sh test [args]     format, lint, types, tests; arguments go to pytest
+./launch.sh test [--quick] [args]   format, lint, types, tests (--quick: none that starts a process); args go to pytest
 ./launch.sh install [gpu|tpu]   make .venv, nothing else; with what JAX needs for such devices
 ./launch.sh prepare …       python -m mma_dfer_jax.data.prepare …
 ./launch.sh doctor …        python -m mma_dfer_jax.data.doctor …
@@ -142,6 +142,7 @@ tests() {
   run ruff format --check .
   run ruff check .
   run mypy
+  if [[ ${1:-} == --quick ]]; then set -- -m "not slow" "${@:2}"; fi
   run pytest -n 2 --dist loadfile "$@" # two processes, each with whole files: fixtures are made once
 }
 

@@ -24,7 +24,7 @@ COMMANDS = {
   if "\ncli.run(" in path.read_text().replace("  ", "")
 }
 # From the ground up: a module imports only from lower floors, or from its own folder. `data` stands beside, on the ground.
-FLOORS = [{"errors", "help"}, {"disk", "inputs", "layers", "cli"}, {"parts"}, set(parts.KINDS) | {"model"}, {"parameters", "ablations"},
+FLOORS = [{"errors", "help", "progress"}, {"disk", "inputs", "layers", "cli"}, {"parts"}, set(parts.KINDS) | {"model"}, {"parameters", "ablations"},
           {"config"}, {"weights"}, {"training"}, {"engines"}, {"prediction"}, {"timeline"}]  # fmt: skip
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
@@ -59,7 +59,9 @@ def test_imports_point_downward(module):
   assert not below & COMMANDS, "a command is imported by nobody"
   if place == "data":
     assert not outside & {"jax", "flax", "optax", "orbax"}, "worker processes must not take an accelerator"
-    assert all(one.startswith("data.") or one in ("errors", "disk", "inputs", "cli") for one in below)
+    assert all(
+      one.startswith("data.") or one in ("errors", "progress", "disk", "inputs", "cli") for one in below
+    )
     return
   for one in below - {f for f in below if f.startswith("data.")}:
     assert floor(one) < floor(name) or one.split(".")[0] == place != name, f"{name} imports {one}"
