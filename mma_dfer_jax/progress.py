@@ -33,7 +33,7 @@ class Progress:
     self._bar = tqdm(desc=what, total=total, initial=done, unit=unit, unit_scale=bytes, leave=leave,
                      disable=not (show and self._terminal))  # fmt: skip
     self._show, self._what, self._unit, self._bytes = show and not self._terminal, what, unit, bytes
-    self._total, self._first, self._done, self._note = total, done, done, ""
+    self._total, self._first, self.done, self._note = total, done, done, ""
     self._began = self._last_line = time.monotonic()
 
   def update(self, count: int = 1, note: str | None = None) -> None:
@@ -47,19 +47,19 @@ class Progress:
       self._note = note
       self._bar.set_postfix_str(note, refresh=False)
     self._bar.update(count)
-    self._done += count
+    self.done += count
     now = time.monotonic()
     if self._show and now - self._last_line >= SECONDS_BETWEEN_LINES:
       self._last_line = now
       print(self._line(now), file=sys.stderr, flush=True)
 
   def _line(self, now: float) -> str:
-    pace = (self._done - self._first) / max(now - self._began, 1e-9)
-    shown = [tqdm.format_sizeof(n, "B") if self._bytes else f"{n:,}" for n in (self._done, self._total or 0)]
+    pace = (self.done - self._first) / max(now - self._began, 1e-9)
+    shown = [tqdm.format_sizeof(n, "B") if self._bytes else f"{n:,}" for n in (self.done, self._total or 0)]
     line = f"{self._what}: {' of '.join(shown[: 2 if self._total else 1])}"
     line += "" if self._bytes else f" {self._unit}s"
     if self._total and pace:
-      line += f", about {tqdm.format_interval(max(self._total - self._done, 0) / pace)} left"
+      line += f", about {tqdm.format_interval(max(self._total - self.done, 0) / pace)} left"
     return f"{line}, {self._note}" if self._note else line
 
   def close(self) -> None:
