@@ -208,7 +208,7 @@ def _show(bars: dict[str, Progress], name: str, doing: str, done: float, of: flo
     bars[doing] = Progress(
       f"{doing} {name}", of and round(of), unit="second" if doing == "look" else "window"
     )
-  bars[doing].update(int(done) - bars[doing].done)
+  bars[doing].update(int(done) - bars[doing].n)
 
 
 def _facts(prediction: Prediction) -> Json:

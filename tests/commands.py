@@ -34,11 +34,18 @@ def run(name: str, *arguments: object, at: Path | str = ".") -> tuple[int, str, 
   out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", errors="backslashreplace") for _ in range(2))
   argv, status = [name, *map(str, arguments)], 0
   app_run = mock.patch.object(app, "run", lambda main, flags_parser: sys.exit(main(flags_parser(sys.argv))))
-  with own_flags(), app_run, mock.patch.object(sys, "argv", argv), contextlib.chdir(at):
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-      try:
-        runpy.run_module(f"mma_dfer_jax.{name}", run_name="__main__", alter_sys=True)
-      except SystemExit as stop:
-        status = stop.code if isinstance(stop.code, int) else 0
+  streams = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
+  with (
+    own_flags(),
+    app_run,
+    mock.patch.object(sys, "argv", argv),
+    contextlib.chdir(at),
+    streams[0],
+    streams[1],
+  ):
+    try:
+      runpy.run_module(f"mma_dfer_jax.{name}", run_name="__main__", alter_sys=True)
+    except SystemExit as stop:
+      status = stop.code if isinstance(stop.code, int) else 0
   texts = [stream.seek(0) or stream.read() for stream in (out, err)]
   return status, *texts
