@@ -100,9 +100,9 @@ class Answers:
   def answer(self, files: Sequence[str]) -> int:
     """Answers videos and writes the table of all; 1 if some cannot be read, which are reported, else 0."""
     about = self.engine.about
+    self.out.mkdir(parents=True, exist_ok=True)
     print(f"faces: {described(self.finder)}; classes: {', '.join(about.classes)}; precision: {about.precision}",
           file=sys.stderr)  # fmt: skip
-    self.out.mkdir(parents=True, exist_ok=True)
     questions = list(self._questions(files))
     found = [(one, one.there()) for one in questions]
     answers = {one.file: there for one, there in found if there and there["asked"] == one.asked}
@@ -193,14 +193,18 @@ class Answers:
 
   def _write_table(self, answers: Sequence[Json]) -> None:
     """One line for each clip, or for each window of each."""
-    names = [field.name for field in dataclasses.fields(Prediction)]
-    flat = [one for answer in answers for one in answer.get("windows", [answer])]
+    rows = []
+    for one in (one for answer in answers for one in answer.get("windows", [answer])):
+      facts = {field.name: one[field.name] for field in dataclasses.fields(Prediction)}
+      rows.append(Prediction(**facts | {"warnings": tuple(one["warnings"])}))
     partial = self.out / f"{TABLE}.partial"
-    _write(partial, to_csv([Prediction(**{name: one[name] for name in names}) for one in flat]))
+    _write(partial, to_csv(rows))
     partial.replace(self.out / TABLE)
 
 
-def _show(bars: dict[str, Progress], name: str, doing: str, done: float, of: float | None) -> None:
+def _show(
+  bars: dict[str, Progress], name: str, doing: str, done: int | float, of: int | float | None
+) -> None:
   """Shows the progress of `predict_timeline`, in a bar for each thing that it does."""
   if doing not in bars:
     for bar in bars.values():

@@ -28,6 +28,7 @@ from typing import Any
 from absl import flags
 from flax import nnx
 import jax
+from jax.sharding import Mesh
 import numpy as np
 
 from mma_dfer_jax import cli
@@ -48,30 +49,20 @@ from mma_dfer_jax.training.steps import eval_step, in_float32, model_inputs, tra
 _STEPS = flags.DEFINE_list("steps", ["eval", "train"], "eval, train or both.")
 _IMAGE_SIZE = flags.DEFINE_list("image_size", ["224"], "Side of the frames, pixels.")
 _DEPTH = flags.DEFINE_integer("depth", 12, "Layers; fewer for a quick look.", lower_bound=1)
-_BATCH_SIZE = flags.DEFINE_list(
-  "batch_size", ["1"], "Clips at once, over all devices; of --loading 8 if not given."
-)
-_MICRO_BATCH = flags.DEFINE_list(
-  "micro_batch", ["0"], "Of training: clips that go through the model at once; 0: all."
-)
+_BATCH_SIZE = flags.DEFINE_list("batch_size", ["1"], "Clips per step, over all devices; of --loading 8.")
+_MICRO_BATCH = flags.DEFINE_list("micro_batch", ["0"], "Of training: clips computed at once; 0: all.")
 _PRECISION = flags.DEFINE_list("precision", ["float32"], f"Of the computation: {', '.join(PRECISIONS)}.")
 _REMAT = flags.DEFINE_list("remat", ["names"], f"Of training: {', '.join(REMAT)}.")
 _MESH = flags.DEFINE_list("mesh", ["-1x1"], "Devices along data x fsdp; -1: all that remain.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed steps or passes of each.", lower_bound=1)
-_PEAK = flags.DEFINE_float(
-  "peak_tflops", None, "Of all devices in the precision that is used, for the share."
-)
+_PEAK = flags.DEFINE_float("peak_tflops", None, "Peak of all devices in this precision, for the share.")
 _LOADING = flags.DEFINE_bool("loading", False, "Measure the input pipeline instead of the model.")
 _CLIPS = flags.DEFINE_integer("clips", 64, "Of --loading: how many clips.", lower_bound=1)
-_DATA_DIR = flags.DEFINE_string(
-  "data_dir", None, "Folder of a data set whose first split is trained on or loaded."
-)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Train on a data set in this folder too, or load it.")
 _NAME = flags.DEFINE_string("name", "clips", "Name of that data set.")
 _NUM_WORKERS = flags.DEFINE_integer("num_workers", 2, "Processes that decode; 0: threads.", lower_bound=0)
 _OUT = flags.DEFINE_string("out", None, "Write the numbers to this JSON file too.")
-_CHILD = flags.DEFINE_string(
-  "variant", None, "For the processes that this command starts: one variant as JSON."
-)
+_CHILD = flags.DEFINE_string("variant", None, "For processes that this command starts: a variant as JSON.")
 
 OF_MODEL = (_STEPS, _IMAGE_SIZE, _DEPTH, _MICRO_BATCH, _PRECISION, _REMAT, _MESH, _PEAK)
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05}  # of the loss, relative to the first variant of that size
@@ -173,21 +164,14 @@ def random_batch(cfg: ModelConfig, batch_size: int) -> dict[str, np.ndarray]:
   }
 
 
-def compiled_step(variant: Variant) -> tuple[Callable[[Any], float], list[dict[str, float]]]:
+def compiled_step(
+  variant: Variant, cfg: ModelConfig, mesh: Mesh, batch: Any
+) -> tuple[Callable[[Any], float], list[dict[str, float]]]:
   """A step from a batch to the loss of a clip, for which it waits; seconds to trace and compile it, twice.
 
   The second compilation finds the first in the persistent cache.
   """
-  sharding.check_batch_size(variant.batch_size)
-  if variant.micro_batch and variant.batch_size % variant.micro_batch:
-    raise UserError(f"micro_batch={variant.micro_batch} must divide batch_size={variant.batch_size}")
-  sharding.check_precision(variant.precision)
-  cfg, trains, key = (
-    paper_of_depth(variant.image_size, variant.depth),
-    variant.step == "train",
-    jax.random.key(0),
-  )
-  mesh = sharding.make_mesh(*map(int, variant.mesh.split("x")))
+  trains, key = variant.step == "train", jax.random.key(0)
   tx = make_optimizer(cosine_by_epoch(1e-4, 1, 1_000_000), 1e-2)
   graphdef, state = create_train_state(
     lambda: MmaDfer(cfg, rngs=nnx.Rngs(0)), tunable_patterns(cfg), tx, mesh=mesh, fsdp_min_size_mb=4.0
@@ -209,14 +193,13 @@ def compiled_step(variant: Variant) -> tuple[Callable[[Any], float], list[dict[s
   function = functools.partial(train_step if trains else eval_step, **how)
 
   def arguments(batch: Any) -> tuple:
-    batch = sharding.to_global(batch, mesh)
     return (state, batch, key) if trains else (state.tunable, state.frozen, batch)
 
   seconds_to = []
   for _ in range(2):
     jax.clear_caches()
     start = time.perf_counter()
-    program = jax.jit(function, **jitted).lower(*arguments(random_batch(cfg, variant.batch_size)))
+    program = jax.jit(function, **jitted).lower(*arguments(batch))
     traced = time.perf_counter()
     compiled = sharding.compile_checked(program)
     seconds_to.append({"trace": traced - start, "compile": time.perf_counter() - traced})
@@ -238,14 +221,19 @@ def measure(variant: Variant, records: Sequence[Record] | None) -> dict[str, Any
     variant: what.
     records: clips to train on as well; None: only random ones.
   """
-  with (
-    tempfile.TemporaryDirectory() as cache
-  ):  # of this measurement alone: the first compilation is a cold one
+  sharding.check_batch_size(variant.batch_size)
+  if variant.micro_batch and variant.batch_size % variant.micro_batch:
+    raise UserError(f"micro_batch={variant.micro_batch} must divide batch_size={variant.batch_size}")
+  sharding.check_precision(variant.precision)
+  with tempfile.TemporaryDirectory() as cache:  # new: the first compilation is a cold one
     jax.config.update("jax_compilation_cache_dir", cache)
     sharding.start_jax()
-    step, (cold, cached) = compiled_step(variant)
-    cfg = paper_of_depth(variant.image_size, variant.depth)
-    batch = random_batch(cfg, variant.batch_size)
+    cfg, mesh = (
+      paper_of_depth(variant.image_size, variant.depth),
+      sharding.make_mesh(*map(int, variant.mesh.split("x"))),
+    )
+    batch = sharding.to_global(random_batch(cfg, variant.batch_size), mesh)
+    step, (cold, cached) = compiled_step(variant, cfg, mesh, batch)
     loss, seconds, clips = step(batch), [], {}
     for _ in range(_REPEATS.value):
       start = time.perf_counter()
@@ -255,7 +243,7 @@ def measure(variant: Variant, records: Sequence[Record] | None) -> dict[str, Any
       fed = functools.partial(speed.time_pipeline, records, cfg.inputs, training=True, num_workers=_NUM_WORKERS.value,
                               batch_size=variant.batch_size, repeats=_REPEATS.value)  # fmt: skip
       clips = {"pipeline_clips_per_second": fed()["median"],
-               "together_clips_per_second": fed(consume=step)["median"]}  # fmt: skip
+               "together_clips_per_second": fed(consume=lambda clips: step(sharding.to_global(clips, mesh)))["median"]}  # fmt: skip
     return {
       "loss": loss,
       "trace_seconds": cached["trace"],

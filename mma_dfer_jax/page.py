@@ -132,7 +132,7 @@ class Page:
     started = time.monotonic()
     declared = self._check(path)
 
-    def show(doing: str, done: float, of: float | None) -> None:
+    def show(doing: str, done: int | float, of: int | float | None) -> None:
       if doing == "predict":
         progress(done / of if of else None, desc=f"window {done:.0f} of {of:.0f}")
         return

@@ -50,7 +50,7 @@ class Progress(tqdm):
       desc=what, total=total, initial=done, unit=unit, unit_scale=bytes, disable=not show, **how
     )
 
-  def update(self, count: float = 1, note: str | None = None) -> bool | None:
+  def update(self, count: int = 1, note: str | None = None) -> bool | None:  # type: ignore[override]
     """Counts further.
 
     Args:
