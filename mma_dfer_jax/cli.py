@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 import errno
-import functools
 import logging as python_logging
 import os
 import re
@@ -25,24 +24,25 @@ flags.disclaim_key_flags()  # flags defined here belong to the command that asks
 _FIXABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST,
             errno.ENOTDIR, errno.EISDIR}  # fmt: skip
 _HELP = {"-h", "-?", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--helpfull"}
-_string = flags.DEFINE_string
-_SHARED = {
-  "model": functools.partial(_string, default=None, help="Workdir of a run, a folder that `convert` wrote, or a file that `export` wrote."),
-  "step": functools.partial(_string, default="last", help="Checkpoint to use of a run: last, best (by WAR on the test clips), or a saved step number."),
-  "precision": functools.partial(_string, default=None, help="float32 or bfloat16; if not given, as the model was trained or exported."),
-  "faces": functools.partial(flags.DEFINE_enum, default="auto", enum_values=["auto", "yunet", "none"], help="Cut out faces: as in training; always; never, for videos already cropped to the face."),
-  "face_model": functools.partial(_string, default=None, help="YuNet's .onnx file; if not given, it is downloaded once."),
+# Flags that several commands take: what defines them, and what it gets.
+_SHARED: dict[str, tuple[Callable[..., flags.FlagHolder], dict[str, Any]]] = {
+  "model": (flags.DEFINE_string, {"default": None, "help":
+    "Workdir of a run, a folder that `convert` wrote, or a file that `export` wrote."}),
+  "step": (flags.DEFINE_string, {"default": "last", "help":
+    "Checkpoint of a run: last, best (by WAR on the test clips), or a saved step number."}),
+  "precision": (flags.DEFINE_string, {"default": None, "help":
+    "float32 or bfloat16; if not given, as the model was trained or exported."}),
+  "faces": (flags.DEFINE_enum, {"default": "auto", "enum_values": ["auto", "yunet", "none"], "help":
+    "Cut out faces: as in training; always; never, for videos already cropped to the face."}),
+  "face_model": (flags.DEFINE_string, {"default": None, "help":
+    "YuNet's .onnx file; if not given, it is downloaded once."}),
 }  # fmt: skip
 
 
-def shared_flag(name: str, **changes: Any) -> flags.FlagHolder[Any]:
-  """Defines a flag that several commands take.
-
-  Args:
-    name: "model", "step", "precision", "faces" or "face_model".
-    **changes: what this command has instead: help, default, required.
-  """
-  return _SHARED[name](name=name, **changes)
+def shared_flag(key: str, **changes: Any) -> flags.FlagHolder[Any]:
+  """Defines one of the flags that several commands take; `changes`: what this command has instead."""
+  define, how = _SHARED[key]
+  return define(**{"name": key} | how | changes)
 
 
 def run(

@@ -71,9 +71,8 @@ def _escaped(value: object) -> Markup:
 
 
 _FILES = jinja2.FileSystemLoader(Path(__file__).parent)
-_HTML: Any = (
-  jinja2.Environment(loader=_FILES, autoescape=True, finalize=_escaped).get_template("page.html").module
-)
+_TEMPLATES = jinja2.Environment(loader=_FILES, autoescape=True, finalize=_escaped)
+_HTML: Any = _TEMPLATES.get_template("page.html").module
 
 
 @dataclasses.dataclass
@@ -238,9 +237,7 @@ def server(page: Page) -> uvicorn.Server:
   @app.middleware("http")
   async def guard(request: fastapi.Request, call_next: Any) -> Any:
     refused = await refusal(request, page)
-    answer = (
-      fastapi.Response(f"{refused}\n", 403, media_type="text/plain") if refused else await call_next(request)
-    )
+    answer = fastapi.responses.PlainTextResponse(refused, 403) if refused else await call_next(request)
     answer.headers.update(HEADERS)
     return answer
 
@@ -250,10 +247,9 @@ def server(page: Page) -> uvicorn.Server:
     theme=gr.themes.Default(primary_hue="blue", neutral_hue="gray", font=FONTS[0], font_mono=FONTS[1]),
     css=Path(__file__).with_name("page.css").read_text(), js=LIGHT,
   )  # fmt: skip
-  quiet: dict[str, Any] = {"log_level": "critical", "access_log": False, "server_header": False}
-  return uvicorn.Server(
-    uvicorn.Config(app, **quiet, ws="none", proxy_headers=False, timeout_graceful_shutdown=1)
-  )
+  config = uvicorn.Config(app, log_level="critical", access_log=False, ws="none", proxy_headers=False,
+                          server_header=False, timeout_graceful_shutdown=1)  # fmt: skip
+  return uvicorn.Server(config)
 
 
 def _blocks(page: Page) -> Any:
@@ -264,9 +260,7 @@ def _blocks(page: Page) -> Any:
       return gr.skip(), gr.skip(), gr.skip()
     return None, *page.answer(upload, progress)
 
-  with gr.Blocks(
-    title="MMA-DFER", analytics_enabled=False, delete_cache=(60, FORGOTTEN), fill_width=False
-  ) as blocks:
+  with gr.Blocks(title="MMA-DFER", analytics_enabled=False, delete_cache=(60, FORGOTTEN)) as blocks:
     gr.HTML(_HTML.intro(page.facts()))
     with gr.Row(equal_height=False):
       with gr.Column(scale=5, min_width=320):

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from unittest import mock
 from urllib.parse import urlsplit
 
 from commands import run
@@ -266,13 +267,15 @@ def request(port: int | None, *lines: str, body: str = "") -> str:
 
 
 @pytest.mark.slow
-@NEEDS_GRADIO
-def test_sigterm_ends_it_with_status_0(model, tmp_path):
-  served = Served(tmp_path / "served", f"--model={model}")
-  status, seconds = served.end(signal.SIGTERM)
-  assert (status, seconds < 8) == (0, True)
-  assert list(served.folder.iterdir()) == []
-  assert "Traceback" not in served.log.read_text()
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_signals_remove_the_folder_and_end_the_process(tmp_path, number, status):
+  """Also while a request computes; the page in a browser above ends so too."""
+  (tmp_path / "page").mkdir()
+  code = "import os, sys; from mma_dfer_jax.demo_page import _end_on_signals; _end_on_signals(sys.argv[1]); "
+  code += f"os.kill(os.getpid(), {int(number)}); sys.exit(7)"
+  done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "page")], cwd=ROOT)
+  assert done.returncode == status
+  assert not (tmp_path / "page").exists()
 
 
 @pytest.mark.slow  # it imports Gradio
@@ -281,7 +284,7 @@ def test_a_file_that_two_wait_for_stays_until_both_are_answered(tmp_path):
   """The same video dropped in two windows has one path."""
   from mma_dfer_jax.page import Page
 
-  page = Page(None, "model", None, tmp_path, 1, 10.0, 4.0, 1.0)
+  page = Page(mock.MagicMock(), "model", None, tmp_path, 1, 10.0, 4.0, 1.0)
   file = tmp_path / "uploads" / "hash" / "a.mp4"
   file.parent.mkdir(parents=True)
   file.write_text("no video")
