@@ -1,6 +1,7 @@
 """Answers as files: one JSON for each video, a table of all. What was answered before is skipped."""
 
 from collections.abc import Iterator, Sequence
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
@@ -164,24 +165,15 @@ class Answers:
   def _films(self, questions: Sequence[Question]) -> Iterator[tuple[str, Json]]:
     """(file, answer) of each video that can be read, over time."""
     sizes: Json = {"window": self.window, "hop": self.hop}
+    how: Json = {**sizes, "faces": self.finder, "batch_size": self.batch_size}
     for question in questions:
-      bars: dict[str, Progress] = {}
-      progress = functools.partial(_show, bars, Path(question.file).name)
-      try:
-        timeline = predict_timeline(
-          self.engine,
-          question.file,
-          **sizes,
-          faces=self.finder,
-          batch_size=self.batch_size,
-          progress=progress,
-        )
-      except MediaError as error:
-        say(f"error: {error}", sys.stderr)
-        continue
-      finally:
-        for bar in bars.values():
-          bar.close()
+      with contextlib.ExitStack() as bars:
+        progress = functools.partial(_show, {}, bars, Path(question.file).name)
+        try:
+          timeline = predict_timeline(self.engine, question.file, **how, progress=progress)
+        except MediaError as error:
+          say(f"error: {error}", sys.stderr)
+          continue
       _write(question.path.with_suffix(".csv"), to_csv(timeline.predictions))
       _write(question.path.with_suffix(".srt"), to_srt(timeline))
       draw(timeline).savefig(question.path.with_suffix(".png"), dpi=100)
@@ -203,16 +195,15 @@ class Answers:
 
 
 def _show(
-  bars: dict[str, Progress], name: str, doing: str, done: int | float, of: int | float | None
-) -> None:
+  shown: dict[str, Progress], bars: contextlib.ExitStack, name: str,
+  doing: str, done: int | float, of: int | float | None,
+) -> None:  # fmt: skip
   """Shows the progress of `predict_timeline`, in a bar for each thing that it does."""
-  if doing not in bars:
-    for bar in bars.values():
-      bar.close()
-    bars[doing] = Progress(
-      f"{doing} {name}", of and round(of), unit="second" if doing == "look" else "window"
-    )
-  bars[doing].update(int(done) - bars[doing].n)
+  if doing not in shown:
+    bars.close()
+    unit, total = "second" if doing == "look" else "window", round(of) if of else None
+    shown[doing] = bars.enter_context(Progress(f"{doing} {name}", total, unit=unit))
+  shown[doing].update(int(done) - shown[doing].n)
 
 
 def _facts(prediction: Prediction) -> Json:

@@ -111,15 +111,12 @@ def variants() -> list[Variant]:
   if problems:
     raise listed("the command line has problems", problems)
   found = []
-  for step, size, batch, precision, mesh in itertools.product(
-    _STEPS.value, _IMAGE_SIZE.value, _BATCH_SIZE.value, _PRECISION.value, _MESH.value
-  ):
-    # An evaluation keeps nothing for a backward pass, and is not divided.
-    for micro, remat in (
-      itertools.product(_MICRO_BATCH.value, _REMAT.value) if step == "train" else [("0", "none")]
-    ):
-      found.append(Variant(step, int(size), _DEPTH.value, int(batch), int(micro), precision, remat, mesh))
-  return found
+  lists = (_STEPS, _IMAGE_SIZE, _BATCH_SIZE, _PRECISION, _MESH, _MICRO_BATCH, _REMAT)
+  for step, size, batch, precision, mesh, micro, remat in itertools.product(*(flag.value for flag in lists)):
+    if step == "eval":
+      micro, remat = "0", "none"  # it keeps nothing for a backward pass, and is not divided
+    found.append(Variant(step, int(size), _DEPTH.value, int(batch), int(micro), precision, remat, mesh))
+  return list(dict.fromkeys(found))
 
 
 def step_flops(cfg: ModelConfig, step: str = "eval") -> float:
@@ -228,10 +225,8 @@ def measure(variant: Variant, records: Sequence[Record] | None) -> dict[str, Any
   with tempfile.TemporaryDirectory() as cache:  # new: the first compilation is a cold one
     jax.config.update("jax_compilation_cache_dir", cache)
     sharding.start_jax()
-    cfg, mesh = (
-      paper_of_depth(variant.image_size, variant.depth),
-      sharding.make_mesh(*map(int, variant.mesh.split("x"))),
-    )
+    cfg = paper_of_depth(variant.image_size, variant.depth)
+    mesh = sharding.make_mesh(*map(int, variant.mesh.split("x")))
     batch = sharding.to_global(random_batch(cfg, variant.batch_size), mesh)
     step, (cold, cached) = compiled_step(variant, cfg, mesh, batch)
     loss, seconds, clips = step(batch), [], {}
@@ -269,9 +264,8 @@ def run_module(name: str, *arguments: object) -> str:
 
 def run_variant(variant: Variant) -> dict[str, Any]:
   """`measure` in a process of its own; {"failed": why} if it fails."""
-  shared = [
-    f"--{flag.name}={flag.value}" for flag in (_REPEATS, _NUM_WORKERS, _NAME, _DATA_DIR) if flag.present
-  ]
+  passed = [flag for flag in (_REPEATS, _NUM_WORKERS, _NAME, _DATA_DIR) if flag.present]
+  shared = [f"--{flag.name}={flag.value}" for flag in passed]
   try:
     printed = run_module("benchmark", f"--variant={json.dumps(dataclasses.asdict(variant))}", *shared)
   except UserError as error:
@@ -304,12 +298,8 @@ def report(
       "agrees": difference <= max(TOLERANCE[variant.precision], TOLERANCE[its_precision]),
     }
   versions = {"python": platform.python_version(), "jax": jax.__version__}
-  return {
-    "date": time.strftime("%Y-%m-%d"),
-    "machine": speed.machine(),
-    "versions": versions,
-    "variants": rows,
-  }
+  facts = {"date": time.strftime("%Y-%m-%d"), "machine": speed.machine(), "versions": versions}
+  return {**facts, "variants": rows}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -331,9 +321,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines.append(line + numbers)
     if "pipeline_clips_per_second" in row:
       together, alone = row["together_clips_per_second"], row["pipeline_clips_per_second"]
-      notes.append(
-        f"{' '.join(line)} fed with clips: {together:.2f} clips/s; the pipeline alone gives {alone:.1f}"
-      )
+      notes.append(f"{' '.join(line)} fed with clips: {together:.2f} clips/s; the pipeline alone {alone:.1f}")
   return "\n".join([speed.aligned(lines), *notes])
 
 
@@ -354,9 +342,8 @@ def measure_loading() -> dict[str, Any]:
       data_dir, name = f"{folder}/data", "clips"
       per_class = f"--clips_per_class_train={-(-_CLIPS.value // 7)}"  # of the demo's seven classes
       run_module("data.demo", f"--out={folder}", per_class, "--clips_per_class_test=1")
-      run_module(
-        "data.prepare", "--dataset=clips", f"--manifest={folder}/clips.csv", f"--data_dir={data_dir}"
-      )
+      files = f"--manifest={folder}/clips.csv", f"--data_dir={data_dir}"
+      run_module("data.prepare", "--dataset=clips", *files)
     return speed.measure(
       records_of(data_dir, name, _CLIPS.value), num_workers=_NUM_WORKERS.value, repeats=_REPEATS.value,
       batch_size=int(_BATCH_SIZE.value[0]) if _BATCH_SIZE.present else 8, inputs=paper().inputs,

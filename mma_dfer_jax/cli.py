@@ -151,10 +151,8 @@ def _parse(argv: list[str]) -> list[str]:
     # --help needs no required flag; but the fields of a config can be shown only if it is right.
     wrong_config = "config" in flags.FLAGS and _given_config(argv) and flags.FLAGS["config"].value is None
     if not asks_for_help or wrong_config:
-      problems = list(_config_problems(argv))
-      sys.exit(
-        _complain(listed("these fields of the config cannot be set", problems) if problems else error, 2)
-      )
+      problems, title = list(_config_problems(argv)), "these fields of the config cannot be set"
+      sys.exit(_complain(listed(title, problems) if problems else error, status=2))
   if asks_for_help:
     print(_help(argv))  # at once, so that `| head` breaks nothing
     sys.exit(0)
@@ -181,10 +179,8 @@ def _given_config(argv: list[str]) -> str | None:
 
 def _config_problems(argv: list[str]) -> Iterator[str]:
   """What is wrong with each `--config.key=value`, as far as the keys tell."""
-  changes = [
-    (found[1], found[2]) for one in argv if (found := re.fullmatch(r"--?(?:no)?config\.([^=]+)=?(.*)", one))
-  ]
-  given = _given_config(argv)
+  matches = [re.fullmatch(r"--?(?:no)?config\.([^=]+)=?(.*)", argument) for argument in argv]
+  changes, given = [(found[1], found[2]) for found in matches if found], _given_config(argv)
   if given is None:
     yield from (f"{key}: give --config=NAME first" for key, _ in changes)
     return

@@ -22,9 +22,7 @@ from mma_dfer_jax import cli
 from mma_dfer_jax.errors import UserError
 
 _MODEL = cli.shared_flag("model", required=True)
-_PORT = flags.DEFINE_integer(
-  "port", 7860, "Port on 127.0.0.1; 0: any free one.", lower_bound=0, upper_bound=65535
-)
+_PORT = flags.DEFINE_integer("port", 7860, "Port on 127.0.0.1; 0: any free one.", 0, 65535)
 _FACES = cli.shared_flag("faces")
 _FACE_MODEL = cli.shared_flag("face_model")
 _PRECISION = cli.shared_flag("precision")
@@ -43,23 +41,20 @@ def main(argv: Sequence[str]) -> int:
   with tempfile.TemporaryDirectory(prefix="mma_dfer_page_") as folder:
     _end_on_signals(folder)
     _prepare_gradio(Path(folder))
-    from mma_dfer_jax.page import Page, server
-    from mma_dfer_jax.prediction import described
+    from mma_dfer_jax.page import Page, described, server
 
     print(f"loading {_MODEL.value} …", flush=True)
     engine = load_model(_MODEL.value, precision=_PRECISION.value)
     face_model = Path(_FACE_MODEL.value) if _FACE_MODEL.value else None
     finder = faces.finder_of(engine.about.recipe, face_model, _FACES.value)
     model = Path(_MODEL.value).resolve().name
-    page = Page(
-      engine, model, finder, Path(folder), _MAX_MB.value, _MAX_SECONDS.value, _WINDOW.value, _HOP.value
-    )
+    limits = _MAX_MB.value, _MAX_SECONDS.value
+    page = Page(engine, model, finder, Path(folder), *limits, _WINDOW.value, _HOP.value)
     print("compiling it, once …", flush=True)
     page.warm_up()
     app = server(page)
-    print(
-      f"faces: {described(finder)}; classes: {', '.join(engine.about.classes)}; precision: {engine.about.precision}"
-    )
+    about, faces_cut = engine.about, described(finder)
+    print(f"faces: {faces_cut}; classes: {', '.join(about.classes)}; precision: {about.precision}")
     print(f"open http://127.0.0.1:{door.getsockname()[1]}/ in a browser; Ctrl-C ends it", flush=True)
     app.run(sockets=[door])  # until a signal, which comes to the handler above after the page was closed
   return 0

@@ -41,9 +41,8 @@ def config_text(config: Any = None) -> str:
   if config is not None:
     paths = [path for path in fields if path in given] + [path for path in given if path not in fields]
     fields = {path: (given[path], fields.get(path, ("", ""))[1]) for path in paths}
-  return "\n".join(
-    f"{f'  {path} = {value}':<40}  {comment}".rstrip() for path, (value, comment) in fields.items()
-  )
+  lines = [f"{f'  {path} = {value}':<40}  {comment}" for path, (value, comment) in fields.items()]
+  return "\n".join(map(str.rstrip, lines))
 
 
 def _flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -70,9 +69,7 @@ def _default_fields(chosen: Mapping[str, str]) -> Iterator[Field]:
         name = ast.literal_eval(chosen.get(f"{path}.name", repr(name)))
         nested = _part_fields(kind, name)
       case ast.Call():  # ConfigDict(), or ConfigDict(asdict(Sizes())) of an imported dataclass
-        nested = [
-          field for home, name in source.imported_within(node.value) for field in home.fields_of(name)
-        ]
+        nested = source.imported_fields(node.value)
       case _:
         yield path, source.value(node.value), source.comment(node)
         continue
@@ -97,22 +94,21 @@ class _Source:
 
   def body_of(self, name: str) -> list[Any]:
     """The statements of a function or class; none if it is not here."""
-    return next((node.body for node in self._tree.body if getattr(node, "name", None) == name), [])
+    named = [node for node in self._tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    return next((node.body for node in named if node.name == name), [])
 
   def fields_of(self, name: str) -> list[Field]:
     """Of a dataclass that is defined here."""
     fields = [node for node in self.body_of(name) if isinstance(node, ast.AnnAssign)]
     return [(ast.unparse(field.target), self.value(field.value), self.comment(field)) for field in fields]
 
-  def imported_within(self, expression: ast.expr) -> list[tuple["_Source", str]]:
-    """(module, name) of what is imported from this package and used in an expression."""
-    homes = {alias.asname or alias.name: (node.module, alias.name)
-             for node in self._tree.body if isinstance(node, ast.ImportFrom) and str(node.module).startswith("mma_dfer_jax.")
-             for alias in node.names}  # fmt: skip
-    used = [
-      homes[node.id] for node in ast.walk(expression) if isinstance(node, ast.Name) and node.id in homes
-    ]
-    return [(_Source(f"{str(module).partition('.')[2].replace('.', '/')}.py"), name) for module, name in used]
+  def imported_fields(self, expression: ast.expr) -> list[Field]:
+    """Of the dataclasses that are imported from this package and used in an expression."""
+    names = [node.id for node in ast.walk(expression) if isinstance(node, ast.Name)]
+    imports = [node for node in self._tree.body if isinstance(node, ast.ImportFrom) and node.module]
+    homes = {alias.name: str(node.module).split(".") for node in imports for alias in node.names}
+    ours = [(homes[name][1:], name) for name in names if homes.get(name, [""])[0] == "mma_dfer_jax"]
+    return [field for home, name in ours for field in _Source(f"{'/'.join(home)}.py").fields_of(name)]
 
   def value(self, expression: ast.expr | None) -> str:
     """As written, but what a constant of this module is instead of its name."""

@@ -125,9 +125,8 @@ def predict_timeline(
   for i, (sample, prediction) in enumerate(predict_samples(engine, samples, batch_size)):
     predictions.append(prediction)
     if i in pictured:
-      thumbnails.append(
-        ((prediction.start + prediction.end) / 2, sample.video[len(sample.video) // 2].copy())
-      )
+      middle = (prediction.start + prediction.end) / 2
+      thumbnails.append((middle, sample.video[len(sample.video) // 2].copy()))
     progress("predict", i + 1, len(windows))
   return Timeline(str(file), seen.seconds, window, hop, tuple(predictions), seen.sound, tuple(thumbnails))
 
@@ -208,10 +207,8 @@ def _sound_warnings(about: About, sample: Sample) -> Iterator[str]:
     return
   seconds, length = sample.seconds_of_sound, sample.window.end - sample.window.start
   if not seconds:
-    untrained = about.recipe.get("missing_sound") == "refused"
-    yield "no sound: the model was given the constant that stands for it" + (
-      ", which it never met in training" * untrained
-    )
+    new = ", which it never met in training" * (about.recipe.get("missing_sound") == "refused")
+    yield f"no sound: the model was given the constant that stands for it{new}"
     return
   if about.sample_rates and sample.sample_rate not in about.sample_rates:
     rates = ", ".join(map(str, about.sample_rates))

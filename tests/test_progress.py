@@ -2,6 +2,7 @@
 
 import os
 import pty
+import select
 import sys
 import termios
 import time
@@ -42,11 +43,12 @@ def test_a_short_work_writes_nothing_into_a_log(capfd):
 def test_a_terminal_gets_a_bar(monkeypatch):
   ours, theirs = pty.openpty()
   termios.tcsetwinsize(theirs, (24, 80))
+  shown = ""
   with os.fdopen(theirs, "w") as terminal:
     monkeypatch.setattr(sys, "stderr", terminal)
     assert list(progress.watched("ab", "decode", 2)) == ["a", "b"]
-    terminal.flush()
-    shown = os.read(ours, 10000).decode()
+    while "2/2" not in shown and select.select([ours], [], [], 5)[0]:  # it comes in pieces
+      shown += os.read(ours, 10000).decode()
   os.close(ours)
   assert "decode: 100%" in shown
   assert "2/2" in shown

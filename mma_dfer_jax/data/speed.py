@@ -5,6 +5,7 @@ Files are read from memory, where the system keeps what it has just read: a slow
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
+import functools
 import itertools
 import os
 import platform
@@ -51,10 +52,8 @@ def measure(
   """All that `benchmark --loading` reports, as JSON holds it."""
   milliseconds, first = time_stages(records, inputs, repeats), records[0]
   how: dict[str, Any] = {"num_workers": num_workers, "batch_size": batch_size}
-  speeds = {
-    kind: time_pipeline(records, inputs, training=kind == "training", repeats=repeats, **how)
-    for kind in ("training", "evaluation")
-  }
+  timed = functools.partial(time_pipeline, records, inputs, repeats=repeats, **how)
+  pipelines = {"training": timed(training=True), "evaluation": timed(training=False)}
   clips = {
     "number": len(records),
     "frames": len(first["frames"]),
@@ -63,13 +62,8 @@ def measure(
     "samples": len(first["waveform"]),
     "sample_rate": int(first["sample_rate"]),
   }
-  return {
-    "machine": machine(),
-    "clips": clips,
-    **how,
-    "milliseconds": milliseconds,
-    "clips_per_second": speeds,
-  }
+  speeds = {"milliseconds": milliseconds, "clips_per_second": pipelines}
+  return {"machine": machine(), "clips": clips, **how, **speeds}
 
 
 def time_stages(records: Sequence[Record], inputs: Inputs, repeats: int) -> dict[str, dict[str, float]]:
@@ -85,7 +79,7 @@ def time_stages(records: Sequence[Record], inputs: Inputs, repeats: int) -> dict
 
     return call
 
-  stages = {function: timed(name, getattr(pipeline, function)) for function, name in STAGES.items()}
+  stages: dict[str, Any] = {what: timed(name, getattr(pipeline, what)) for what, name in STAGES.items()}
   read = timed("read", lambda i: records[i])
   whole = timed("whole", lambda i, rng: pipeline.train_example(read(i), inputs, pipeline.Augment(), rng))
   threads = cv2.getNumThreads()
