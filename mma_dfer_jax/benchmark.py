@@ -212,12 +212,7 @@ def compiled_step(
 
 
 def measure(variant: Variant, records: Sequence[Record] | None) -> dict[str, Any]:
-  """One variant, in a process that has measured nothing before: numbers as JSON holds them.
-
-  Args:
-    variant: what.
-    records: clips to train on as well; None: only random ones.
-  """
+  """One variant on random clips and, if there are any, on records, in a process that has measured nothing before."""
   sharding.check_batch_size(variant.batch_size)
   if variant.micro_batch and variant.batch_size % variant.micro_batch:
     raise UserError(f"micro_batch={variant.micro_batch} must divide batch_size={variant.batch_size}")

@@ -101,11 +101,7 @@ def _complain(error: object, status: int = 1) -> int:
 
 
 def define_config(purpose: str = "What to run") -> flags.FlagHolder:
-  """Defines the flag --config: the name of a shipped config, or the path of one.
-
-  Args:
-    purpose: what the config is for.
-  """
+  """Defines the flag --config: the name of a shipped config, or the path of one."""
   how = f"{', '.join(shipped_configs())}, or a path. --config.batch_size=16 changes one field."
   holder = config_flags.DEFINE_config_file("config", None, f"{purpose}: {how}", lock_config=True)
   flags.FLAGS["config"].parser = _ConfigParser("config")

@@ -31,11 +31,7 @@ def shipped_configs() -> dict[str, Path]:
 
 
 def config_text(config: Any = None) -> str:
-  """The fields of a config, a line each, with what the program's source says about them.
-
-  Args:
-    config: a ConfigDict whose values are shown; None: the defaults.
-  """
+  """The fields of a config (None: their defaults), a line each, with what the program's source says about them."""
   given = {} if config is None else {path: repr(value) for path, value in _flat(config)}
   fields = {path: (value, comment) for path, value, comment in _default_fields(given)}
   if config is not None:
@@ -56,8 +52,7 @@ def _flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _default_fields(chosen: Mapping[str, str]) -> Iterator[Field]:
   """Every assignment in `default_config`; of parts and sizes, the fields of their dataclasses.
 
-  Args:
-    chosen: values by path, as Python writes them; `PATH.name` says which part is meant instead of the default one.
+  Of the values chosen, by path and as Python writes them, `PATH.name` says which part is meant.
   """
   source = _Source("config.py")
   for node in source.body_of("default_config"):

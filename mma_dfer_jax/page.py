@@ -107,11 +107,9 @@ class Page:
     self._seen_html(sample, prediction, None)
 
   def answer(self, upload: str, progress: Callable[..., object]) -> tuple[str, str]:
-    """HTML of the answer, and of what the model saw; an error's text where there is none. The upload is gone then.
+    """HTML of the answer, or of an error, and of what the model saw. The upload is gone then.
 
-    Args:
-      upload: path of a file in the folder for uploads.
-      progress: called with a share in [0, 1] or None, and with `desc`, what is being done.
+    `progress` is called with a share in [0, 1] or None, and with `desc`, what is being done.
     """
     path = Path(upload)
     if not self.owns(upload):  # `refusal` has checked it, but what follows deletes

@@ -147,14 +147,9 @@ def clip_sample(
 def predict_samples(
   engine: Engine, samples: Iterable[tuple[str, Sample]], batch_size: int
 ) -> Iterator[tuple[Sample, Prediction]]:
-  """Asks the model in batches of one size, so that it is compiled once; a last batch is filled up.
+  """Answers samples, given with the names of their files; UserError if batch_size is below 1.
 
-  Args:
-    engine: what answers.
-    samples: with the names of their files.
-    batch_size: how many at once.
-  Raises:
-    UserError: if batch_size is below 1.
+  All batches have one size, so that the model is compiled once; the last is filled up.
   """
   if batch_size < 1:
     raise UserError(f"batch_size={batch_size} must be at least 1")

@@ -28,16 +28,10 @@ class Progress(tqdm):
 
   def __init__(self, what: str, total: int | None, *, unit: str = "clip", done: int = 0, bytes: bool = False,
                leave: bool = True, show: bool = True):  # fmt: skip
-    """Starts counting.
+    """Starts counting up to `total`, which includes what was `done` before; None: nobody knows how many there are.
 
-    Args:
-      what: the work, one word or a few.
-      total: how many there are, those done before included; None: unknown.
-      unit: what is counted.
-      done: how many an earlier run has done.
-      bytes: whether to shorten large numbers, as in 3.2 GB.
-      leave: whether the finished bar stays on the terminal.
-      show: False shows nothing, as on all hosts but the first.
+    `bytes` shortens large numbers, as in 3.2 GB; `leave` keeps the finished bar on the terminal; `show=False` shows
+    nothing, as on all hosts but the first.
     """
     how: dict[str, Any] = {"leave": leave}
     if not sys.stderr.isatty():
@@ -51,12 +45,7 @@ class Progress(tqdm):
     )
 
   def update(self, count: int = 1, note: str | None = None) -> bool | None:  # type: ignore[override]
-    """Counts further.
-
-    Args:
-      count: how many more are done.
-      note: shown behind the numbers from now on, as in "loss 1.2".
-    """
+    """Counts further; a note, as in "loss 1.2", stands behind the numbers from now on."""
     if note is not None:
       self.set_postfix_str(note, refresh=False)
     return super().update(count)

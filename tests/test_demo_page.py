@@ -244,14 +244,11 @@ def check_guard(served: Served) -> None:
     ["Host: other.example"],
   ):
     assert request(address.port, post, *headers, "Content-Length: 0").startswith("HTTP/1.1 403"), headers
-  for file in (
-    "/etc/passwd",
-    "/dev/zero",
-    "uploads/../../x",
-    "",
-  ):  # a program of another user, which knows the address
-    body = json.dumps(
-      {"data": [{"path": file, "meta": {"_type": "gradio.FileData"}}], "fn_index": 0, "session_hash": "x"}
+  # A program of another user, which knows the address, names files; a page that is none sends no JSON, or too much.
+  for file in ("/etc/passwd", "/dev/zero", "uploads/../../x", "", None, "x" * 2**20):
+    data = [{"path": file, "meta": {"_type": "gradio.FileData"}}]
+    body = (
+      json.dumps({"data": data, "fn_index": 0, "session_hash": "x"}) if file is not None else "[" * 10_000
     )
     headers = [f"Host: {address.netloc}", "Content-Type: application/json", f"Content-Length: {len(body)}"]
     answer = request(address.port, "POST /gradio_api/queue/join HTTP/1.1", *headers, body=body)

@@ -77,20 +77,15 @@ def test_answers_of_clips(tmp_path, command, folder, model):
   write_film(tmp_path / "c.gif", noise(5), codec="gif", pixels="rgb8")
   status, out, err = command(tmp_path, "--out=answers", "a.mkv", "b.mp4", "c.gif")
   assert status == 0, err
-  assert [line.split(":")[0] for line in out.splitlines() if not line.startswith(" ")] == [
-    "a.mkv",
-    "b.mp4",
-    "c.gif",
-  ]
+  assert [line.split(":")[0] for line in out.splitlines() if line[0] != " "] == ["a.mkv", "b.mp4", "c.gif"]
   assert "only the first 5.1" in out
   assert "only 5 of 16 frames" in out
   assert "no sound" in out
   assert "faces: none" in err
   assert not set("\r\x1b") & set(out + err), "no bar in a log"
   rows = table(tmp_path / "answers/answers.csv")
-  for row, (name, seconds, frames, sound) in zip(
-    rows, [("a.mkv", 2.0, 50, True), ("b.mp4", 2.8, 70, True), ("c.gif", 0.2, 5, False)], strict=True
-  ):
+  expected_rows = [("a.mkv", 2.0, 50, True), ("b.mp4", 2.8, 70, True), ("c.gif", 0.2, 5, False)]
+  for row, (name, seconds, frames, sound) in zip(rows, expected_rows, strict=True):
     answer = read(tmp_path / f"answers/{Path(name).stem}.json")
     assert tuple(answer["probabilities"]) == CLASSES
     assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-9)
@@ -106,12 +101,8 @@ def test_answers_of_clips(tmp_path, command, folder, model):
     expected = np.exp(logits) / np.exp(logits).sum()
     np.testing.assert_allclose(list(answer["probabilities"].values()), expected, atol=1e-6)
     np.testing.assert_allclose([float(row[f"p({label})"]) for label in CLASSES], expected, atol=2e-6)
-    assert (row["clip"], row["top"], row["frames"], row["sound"]) == (
-      name,
-      answer["top"],
-      str(frames),
-      str(sound),
-    )
+    shown = (row["clip"], row["top"], row["frames"], row["sound"])
+    assert shown == (name, answer["top"], str(frames), str(sound))
     assert row["warnings"] == "; ".join(answer["warnings"])
 
 
@@ -127,9 +118,8 @@ def test_a_batch_gives_the_same_numbers(tmp_path, command):
   assert command(tmp_path, "--out=three", "--batch_size=3", *names)[0] == 0
   assert command(tmp_path, "--out=film1", "--window=1", "--hop=0.5", "4.mkv")[0] == 0
   assert command(tmp_path, "--out=film3", "--window=1", "--hop=0.5", "--batch_size=3", "4.mkv")[0] == 0
-  pairs = list(
-    zip(answers_of(tmp_path / "one").values(), answers_of(tmp_path / "three").values(), strict=True)
-  )
+  one, three = (answers_of(tmp_path / name).values() for name in ("one", "three"))
+  pairs = list(zip(one, three, strict=True))
   pairs += zip(*(read(tmp_path / f"film{k}/4.json")["windows"] for k in (1, 3)), strict=True)
   assert len(pairs) == 5 + 4
   for one, three in pairs:
@@ -149,9 +139,8 @@ def test_answers_are_kept_until_something_changes(tmp_path, command):
     status, _, err = command(tmp_path, "--out=out", *argv, "0.mkv", "1.mkv")
     assert status == 0, err
     assert len(table(tmp_path / "out/answers.csv")) >= 2
-    anew = [
-      path.stem for path in (tmp_path / "out").glob("*.json") if before.get(path) != path.stat().st_mtime_ns
-    ]
+    there = (tmp_path / "out").glob("*.json")
+    anew = [path.stem for path in there if before.get(path) != path.stat().st_mtime_ns]
     kept = re.search(r"(\d) of 2 clips were answered before", err)
     assert len(anew) == 2 - int(kept[1] if kept else 0)
     return sorted(anew)
@@ -268,13 +257,8 @@ def test_unreadable_files_are_reported_and_stop_nothing(tmp_path, command):
 @pytest.mark.filterwarnings("ignore:Glyph")  # the font has no Chinese
 def test_odd_names_of_files(tmp_path, command):
   written = write_film(tmp_path / "written.mkv", noise(20), hum(0.8)).read_bytes()
-  names = [
-    "with space ü é 表情.mkv",
-    "new\nline.mkv",
-    'comma,"quote".mkv',
-    "$a$b$.mkv",
-    os.fsdecode(b"latin\xff.mkv"),
-  ]
+  names = ["with space ü é 表情.mkv", "new\nline.mkv", 'comma,"quote".mkv', "$a$b$.mkv"]
+  names.append(os.fsdecode(b"latin\xff.mkv"))
   for name in names:
     (tmp_path / name).write_bytes(written)
   for flags in ([], ["--window=0.5"]):
@@ -466,17 +450,13 @@ def finder(monkeypatch):
 
 
 def test_missing_faces_and_sound_become_warnings(tmp_path, model, finder):
-  dark = [picture // 10 for picture in noise(40)]
+  dark, silence = [picture // 10 for picture in noise(40)], np.zeros(RATE, np.int16)
   for pictures, sound, expected in [
     (noise(40), hum(1.6), (40, True, False, [])),
     (dark, hum(1.6), (0, True, False, ["no face was found"])),
     (noise(12) + dark[:28], hum(1.6), (9, True, False, ["a face in only 22 % of the frames"])),
     (noise(40), None, (40, False, False, ["no sound"])),
-    (
-      noise(40),
-      np.zeros(RATE, np.int16),
-      (40, True, True, ["the sound is silent", "only 1.00 of 1.60 s have sound"]),
-    ),
+    (noise(40), silence, (40, True, True, ["the sound is silent", "only 1.00 of 1.60 s have sound"])),
     (dark, None, (0, False, False, ["no face was found", "no sound"])),
     (noise(3), hum(7.0), (3, True, False, ["only 3 of 16 frames", "only the first 5.1"])),
   ]:

@@ -102,15 +102,7 @@ def time_pipeline(
   """Clips a second that come out of the batches that a run is fed.
 
   Worker processes take seconds to start, and have PREFETCH batches ready before they are asked: all that is warm-up.
-
-  Args:
-    records: at least one clip; fewer than a batch make smaller batches.
-    inputs: sizes.
-    training: with the training transform; False: the evaluation's.
-    num_workers: processes that decode; 0: threads of this one.
-    batch_size: clips in a batch.
-    repeats: how often to measure.
-    consume: what is done with each batch.
+  `training` chooses the transform, `consume` is called with each batch.
   """
   batch_size = min(batch_size, len(records))
   steps = -(-len(records) // batch_size) * -(-32 // len(records))  # a timed pass: all clips, but at least 32
