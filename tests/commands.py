@@ -14,15 +14,20 @@ from unittest import mock
 from absl import app, flags
 
 
+def _remove_flags_since(before: set[str]) -> dict[str, flags.Flag]:
+  """Flags that a command has defined, which are removed: others define flags of the same names. Grain's stay."""
+  new = {name: flags.FLAGS[name] for name in set(flags.FLAGS) - before if not name.startswith("grain_")}
+  for name in new:
+    delattr(flags.FLAGS, name)
+  return new
+
+
 @functools.cache
 def _imported(name: str) -> tuple[ModuleType, dict[str, flags.Flag]]:
-  """A command's module, and its flags, which are removed: other commands define flags of the same names."""
+  """A command's module, and its flags."""
   before = set(flags.FLAGS)
   module = importlib.import_module(f"mma_dfer_jax.{name}")
-  own = {flag: flags.FLAGS[flag] for flag in set(flags.FLAGS) - before}
-  for flag in own:
-    delattr(flags.FLAGS, flag)
-  return module, own
+  return module, _remove_flags_since(before)
 
 
 def load(name: str) -> ModuleType:
@@ -51,7 +56,6 @@ def run(name: str, *arguments: object, at: Path | str = ".") -> tuple[int, str, 
       status = stop.code if isinstance(stop.code, int) else 0
     finally:
       sys.modules["__main__"] = pytest
-      for flag in set(flags.FLAGS) - before:
-        delattr(flags.FLAGS, flag)
+      _remove_flags_since(before)
   texts = [stream.seek(0) or stream.read() for stream in (out, err)]
   return status, *texts

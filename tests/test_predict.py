@@ -110,6 +110,7 @@ def answers_of(path):
   return {file.name: read(file) for file in sorted(Path(path).glob("*.json"))}
 
 
+@pytest.mark.slow
 def test_a_batch_gives_the_same_numbers(tmp_path, command):
   for i in range(5):
     write_film(tmp_path / f"{i}.mkv", noise(20 + 9 * i, seed=i), hum(1.0 + i, seed=i))
@@ -129,6 +130,7 @@ def test_a_batch_gives_the_same_numbers(tmp_path, command):
   assert len({tuple(row.values()) for row in table(tmp_path / "one/answers.csv")}) == 5
 
 
+@pytest.mark.slow
 def test_answers_are_kept_until_something_changes(tmp_path, command):
   for i in range(2):
     write_film(tmp_path / f"{i}.mkv", noise(20, seed=i), hum(1.0))
