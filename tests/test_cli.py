@@ -10,7 +10,7 @@ import pytest
 
 from mma_dfer_jax import errors
 from mma_dfer_jax import help as words
-from mma_dfer_jax.cli import _config_file
+from mma_dfer_jax.cli import _config_file, _ConfigParser
 from mma_dfer_jax.config import default_config, flat_config
 
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
@@ -148,8 +148,7 @@ def test_fields_of_parts_are_read_from_the_parts(tmp_path, monkeypatch):
   ]
 
 
-@pytest.mark.slow
-def test_a_config_is_a_name_or_a_path(tmp_path, small_command):
+def test_a_config_is_a_name_or_a_path(tmp_path, monkeypatch):
   (tmp_path / "own.py").write_text(
     "from mma_dfer_jax.config import default_config\n"
     "from mma_dfer_jax.errors import UserError\n\n"
@@ -160,14 +159,16 @@ def test_a_config_is_a_name_or_a_path(tmp_path, small_command):
     "  c.data.name = words or 'nothing'\n"
     "  return c\n"
   )
+  monkeypatch.chdir(tmp_path)
+  parser = _ConfigParser("config")
   for given, name in (("own.py", "nothing"), ("./own.py:a=b,c=d", "a=b,c=d"), ("dfew", "dfew")):
-    assert small_command(f"--config={given}") == f"{name}\n"
-  answer = small_command("--config=own.py:wrong", status=2)
-  assert answer == "error: flag --config=own.py:wrong: there is no such variant\n"
+    assert parser.parse(given).data.name == name
+  with pytest.raises(errors.UserError, match=r"^there is no such variant$"):
+    parser.parse("own.py:wrong")
   shipped = f"neither a file nor a config that comes with the program ({', '.join(CONFIGS)})"
   for given in ("dfwe", "configs/dfew.py", "dfwe:fusion=none"):
-    answer = small_command(f"--config={given}", status=2)
-    assert answer == f"error: flag --config={given}: {shipped}\n"
+    status, _, err = run("train", f"--config={given}", "--workdir=x", at=tmp_path)
+    assert (status, err) == (2, f"error: flag --config={given}: {shipped}\n")
 
 
 def test_words_after_a_shipped_name_reach_its_get_config(tmp_path, monkeypatch):
