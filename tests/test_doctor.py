@@ -6,16 +6,16 @@ import shutil
 import subprocess
 import sys
 
+from archives import prepare_clips
 from conftest import ROOT
 import cv2
+from mma_dfer_jax.data.layouts import PUBLISHED
 import numpy as np
 import pytest
 
 from mma_dfer_jax.data import demo, doctor
 from mma_dfer_jax.data.data_set import open_data_set
 from mma_dfer_jax.data.labels import LABEL_ORDERS
-from mma_dfer_jax.data.layouts import PUBLISHED
-from mma_dfer_jax.data.prepare import prepare_clips
 from mma_dfer_jax.errors import UserError
 
 CLASSES = list(demo.CLASSES)

@@ -11,6 +11,7 @@ import sys
 import time
 from typing import ClassVar
 
+from archives import prepare_clips
 from conftest import ROOT
 import numpy as np
 from PIL import Image
@@ -29,7 +30,6 @@ from mma_dfer_jax.data.pipeline import (
   train_batches,
   train_example,
 )  # fmt: skip
-from mma_dfer_jax.data.prepare import prepare_clips
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.inputs import Inputs
 

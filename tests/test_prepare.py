@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+from archives import prepare_clips
 from conftest import ROOT
 import numpy as np
 import pytest
@@ -17,11 +18,11 @@ from tensorflow_datasets.core import shuffle
 
 from mma_dfer_jax.data import prepare as prepare_module
 from mma_dfer_jax.data.data_set import open_data_set
-from mma_dfer_jax.data.datasets import RECIPE
 from mma_dfer_jax.data.demo import write_clip
 from mma_dfer_jax.data.frames import decode_frame
-from mma_dfer_jax.data.layouts import ClipSource
-from mma_dfer_jax.data.prepare import SCRATCH, Decoding, decode_clip, prepare_clips
+from mma_dfer_jax.data.prepare import SCRATCH, Decoding, decode_clip
+from mma_dfer_jax.data.records import RECIPE
+from mma_dfer_jax.data.source import ClipFiles
 from mma_dfer_jax.errors import UserError
 
 FPS, RATE = 10, 16_000
@@ -343,7 +344,7 @@ def test_another_prepare_is_at_work(clips, tmp_path):
   """One that would destroy what the first has decoded fails at once, and the first ends well."""
   first, other = (manifest(clips, f"path,label,split\n{x}.mp4,x,train\n", f"{x}.csv") for x in "ab")
   scratch = tmp_path / "clips" / SCRATCH
-  with prepare_module._alone(scratch):
+  with prepare_module._exclusive(scratch):
     (scratch / "decoded").mkdir()
     done = command("--manifest", other, "--data_dir", tmp_path)
     assert done.returncode == 1
@@ -362,7 +363,7 @@ def test_the_detector_is_known_by_its_bytes(tmp_path):
   for name, data in (("one", b"model"), ("same", b"model"), ("other", b"another")):
     (tmp_path / name).write_bytes(data)
   one, same, other = (Decoding(face_model=str(tmp_path / name)) for name in ("one", "same", "other"))
-  source = ClipSource("a.mp4", "line 2", "x", "train", (), tmp_path / "a.mp4", None)
+  source = ClipFiles("a.mp4", "line 2", "x", "train", (), tmp_path / "a.mp4", None)
   assert one.recipe == same.recipe != other.recipe
   assert one.recipe["face_detector"].startswith("sha256 9372c470")
   assert prepare_module._key(source, one) == prepare_module._key(source, same)
@@ -424,7 +425,7 @@ def test_again_and_other_and_overwrite(clips, tmp_path, capsys, monkeypatch):
     assert contents(tmp_path) == before
     raise OSError(28, "No space left on device", "somewhere")
 
-  from mma_dfer_jax.data.datasets import Clips
+  from mma_dfer_jax.data.records import Clips
 
   generate = Clips._generate_examples
   with monkeypatch.context() as patch:
@@ -469,7 +470,7 @@ def test_killed_while_a_clip_is_kept(clips, tmp_path, monkeypatch):
   path = manifest(clips, "path,label,split\na.mp4,x,train\n")
   decoded = tmp_path / "clips/.unfinished/decoded"
   decoded.mkdir(parents=True)
-  source = ClipSource("a.mp4", "line 2", "x", "train", (), clips / "a.mp4", clips / "a.mp4")
+  source = ClipFiles("a.mp4", "line 2", "x", "train", (), clips / "a.mp4", clips / "a.mp4")
 
   def half(file, **arrays):
     file.write(b"PK")

@@ -15,7 +15,6 @@ import pytest
 from mma_dfer_jax.data.data_set import open_data_set
 from mma_dfer_jax.data.frames import decode_frame
 from mma_dfer_jax.data.labels import LABEL_ORDERS
-from mma_dfer_jax.data.layouts import read_dfew
 from mma_dfer_jax.data.prepare import Decoding
 from mma_dfer_jax.data.prepare import prepare as prepare_layout
 from mma_dfer_jax.errors import UserError
@@ -131,7 +130,7 @@ def test_clips_left_out_and_clips_noted_are_told_apart_and_stored(tmp_path, caps
     (raw / f"Clip/clip_224x224/{clip}/5.jpg").write_bytes(wide)
 
   def made(allow_bad):
-    layout = read_dfew(raw)
+    layout = archives.read("dfew", raw)
     prepare_layout(layout, "dfew", tmp_path / "data", Decoding(), str(raw), allow_bad, num_workers=1)
     return open_data_set(tmp_path / "data", "dfew")
 

@@ -1,35 +1,32 @@
-"""Class names of the published data sets, in the order in which their lists count."""
+"""Class names of the published data sets in the orders that their lists count by, and what was published for them."""
 
-import dataclasses
+from collections.abc import Sequence
 
+from mma_dfer_jax.data.source import Counts, LabelOrder, names, source_of
 from mma_dfer_jax.errors import UserError
 
+_BY_ORDER = {label: source for name in names() for source in (source_of(name),) for label in source.LABELS}
+LABEL_ORDERS = {label: source.LABELS[label] for label, source in _BY_ORDER.items()}
+# The paper's means over five folds, in percent, by the classes of the data set; `clips` are in all folds together.
+PUBLISHED = {
+  source.LABELS[label].classes: {
+    "data_set": source.__name__.rpartition(".")[2].upper(),
+    "clips": sum(sum(row.values()) for row in source.COUNTS.values()),
+    **source.SCORES,
+  }
+  for label, source in _BY_ORDER.items()
+}
 
-@dataclasses.dataclass(frozen=True)
-class LabelOrder:
-  """Class names by label index, and whose order it is."""
 
-  classes: tuple[str, ...]
-  origin: str
-
-
-LABEL_ORDERS = {
-  "dfew": LabelOrder(
-    ("happy", "sad", "neutral", "angry", "surprise", "disgust", "fear"),
-    "DFEW: label in its csv files minus 1, which is also the order of MMA-DFER's lists",
-  ),
-  # Two orders of MAFW are in circulation; clip 03747 is 0 in one and 3 in the other.
-  "mafw": LabelOrder(
-    ("happiness", "sadness", "neutral", "anger", "surprise", "disgust", "fear", "contempt", "anxiety",
-     "helplessness", "disappointment"),
-    "MAFW in the order of MMA-DFER's lists (and DFER-CLIP's), not MAFW's official one",
-  ),
-  "mafw-official": LabelOrder(
-    ("anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise", "contempt", "anxiety",
-     "helplessness", "disappointment"),
-    "MAFW in its official order (MAE-DFER, HiCMAE, S4D), not that of MMA-DFER's lists",
-  ),
-}  # fmt: skip
+def fits_published(classes: Sequence[str], counts: Counts) -> bool:
+  """Whether clips by split and class are exactly those that the published scores of these classes are from."""
+  found = {
+    split: {name: n for name, n in row.items() if n} for split, row in counts.items() if any(row.values())
+  }
+  return any(
+    order.classes == tuple(classes) and found == _BY_ORDER[label].COUNTS
+    for label, order in LABEL_ORDERS.items()
+  )
 
 
 def label_order(text: str) -> LabelOrder:
@@ -40,9 +37,8 @@ def label_order(text: str) -> LabelOrder:
   """
   if text in LABEL_ORDERS:
     return LABEL_ORDERS[text]
-  names = tuple(name.strip() for name in text.split(","))
-  if len(names) < 2 or not all(names) or len(set(names)) < len(names):
-    raise UserError(
-      f"--classes={text}: give {', '.join(LABEL_ORDERS)}, or at least two different names, comma-separated"
-    )
-  return LabelOrder(names, "as given by --classes")
+  given = tuple(name.strip() for name in text.split(","))
+  if len(given) < 2 or not all(given) or len(set(given)) < len(given):
+    known = ", ".join(LABEL_ORDERS)
+    raise UserError(f"--classes={text}: give {known}, or at least two different names, comma-separated")
+  return LabelOrder(given, "as given by --classes")

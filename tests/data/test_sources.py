@@ -1,6 +1,7 @@
 """Data sets in the forms in which they are handed out: each form is read, and everything wrong with it is said at once."""
 
 from collections import Counter
+import functools
 import json
 from pathlib import Path
 import shutil
@@ -9,12 +10,17 @@ import archives
 from conftest import GOLDEN
 import pytest
 
-from mma_dfer_jax.data.archive import left_out
 from mma_dfer_jax.data.labels import LABEL_ORDERS
-from mma_dfer_jax.data.layouts import PUBLISHED, read_cremad, read_dfew, read_mafw, read_ravdess
+from mma_dfer_jax.data.source import source_of
 from mma_dfer_jax.errors import UserError
 
 SETS = "EmoLabel_DataSplit"
+read_dfew, read_mafw, read_ravdess, read_cremad = (functools.partial(archives.read, n) for n in ("dfew", "mafw", "ravdess", "cremad"))
+PUBLISHED = {n: source_of(n).COUNTS for n in ("dfew", "mafw", "ravdess", "cremad")}
+
+
+def left_out(problems):
+  return {clip: problem for problem in problems for clip in problem.clips}
 
 
 def names(clip):

@@ -1,0 +1,129 @@
+"""Any clips: those of a manifest with their labels, or those of a folder or glob without labels, for pretraining."""
+
+from collections.abc import Iterable
+import dataclasses
+import glob
+import os
+from pathlib import Path
+import re
+
+from mma_dfer_jax.data.archive import VIDEOS
+from mma_dfer_jax.data.listed import read_table
+from mma_dfer_jax.data.source import (
+  ClipFiles,
+  Layout,
+  Note,
+  Problem,
+  natural,
+  near_duplicates,
+  option,
+)
+from mma_dfer_jax.data.source import (
+  Options as AllOptions,
+)
+from mma_dfer_jax.errors import UserError
+
+FLAG = "manifest"
+LAYOUT = """accepted as --manifest: a csv with the columns path,label,split (train or test) or path,label,fold (1, 2, …), or
+for clips without labels, which pretraining takes, a folder or a glob such as 'films/**/*.mp4'"""
+LABELS: dict = {}
+COUNTS: dict = {}
+SCORES: dict = {}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(AllOptions):
+  classes: tuple[str, ...] = option((), "Class names in label order; those found, sorted, if not given.")
+
+
+def read(manifest: Path, options: Options) -> Layout:
+  """The rows of a manifest as clips; or of a folder or glob all videos, in the split train, without labels."""
+  if manifest.is_dir() or (glob.has_magic(str(manifest)) and not manifest.exists()):
+    return _unlabelled(manifest, options)
+  try:
+    table = read_table(manifest, "path,label,split", "path,label,fold")
+  except ValueError as error:
+    raise UserError(f"{manifest}: {error}\n{LAYOUT}") from error
+  if not table.rows:
+    raise UserError(f"{manifest}: holds no rows, only {','.join(table.header)}")
+  folds, classes = "fold" in table.header, options.classes
+  clips: list[ClipFiles] = []
+  problems: list[Problem] = []
+  seen: dict[str, int] = {}
+  splits, labels = set(), dict.fromkeys(classes)
+  for line, values in table.rows:
+    row = dict.fromkeys(table.header, "") | dict(zip(table.header, map(str.strip, values), strict=False))
+    path, label, split = row["path"], row["label"], row["fold" if folds else "split"]
+    wrong = []
+    if (more := len(values) - len(table.header)) > 0:
+      wrong.append(f"{more} values too many (quote values that hold commas)")
+    if not path or "\0" in path:
+      wrong.append("no path" if not path else "the path holds a NUL, which no file name can")
+    if not label:
+      wrong.append("no label")
+    elif classes and label not in classes:
+      wrong.append(f"label {label!r} is not one of the classes {', '.join(classes)}")
+    split = f"fold{split.removeprefix('fold')}" if folds else split
+    if folds and not re.fullmatch(r"fold[1-9][0-9]*", split):
+      wrong.append(f"fold {row['fold']!r} is not a number from 1 on")
+    elif not folds and split not in ("train", "test"):
+      wrong.append(f"split {split!r} is used by no run: write train or test, or a column fold with 1, 2, …")
+    else:
+      splits.add(split)
+    file = Path(os.path.abspath(manifest.parent / path))
+    if path and "\0" not in path:
+      same = os.path.realpath(file)  # the same clip in training and in the test would make the score a lie
+      if seen.setdefault(same, line) != line:
+        wrong.append(f"is in line {seen[same]} already")
+      elif not file.exists():
+        wrong.append(f"{file}: No such file or directory")
+    if wrong:
+      problems.append(Problem("", "; ".join(wrong), (f"line {line}: {path}" if path else f"line {line}",)))
+    else:
+      clips.append(ClipFiles(path, f"line {line}", label, split, video=file, sound=file))
+      labels.setdefault(label)
+  numbers = sorted(int(split.removeprefix("fold")) for split in splits) if folds else []
+  if numbers != list(range(1, len(numbers) + 1)):
+    there = ", ".join(map(str, numbers))
+    problems.append(Problem(str(manifest), f"the folds are {there}; they must be 1, 2, … without a hole"))
+  problems += [Problem(str(manifest), text) for text in near_duplicates(labels)]
+  names = classes or tuple(sorted(labels, key=natural))
+  order = "as given by --classes" if classes else "sorted by name"
+  return Layout(names, order, clips, problems, {}, [Note(note) for note in table.notes], frozenset(splits))
+
+
+def _unlabelled(place: Path, options: Options) -> Layout:
+  """All videos of a folder, or all files that a glob matches."""
+  if options.classes:
+    raise UserError(f"--classes is for manifests; {place} gives clips without labels")
+  home = place if place.is_dir() else Path(*_before_wildcards(place.parts))
+  matches: Iterable[str] = (
+    glob.iglob(str(place), recursive=True) if home != place else map(str, place.rglob("*"))
+  )
+  files = [Path(path) for path in sorted(matches, key=natural) if os.path.isfile(path)]
+  hidden = [
+    f for f in files if any(part.startswith(".") or part == "__MACOSX" for part in f.relative_to(home).parts)
+  ]
+  others = (
+    [f for f in files if f not in set(hidden) and f.suffix.lower() not in VIDEOS] if home == place else []
+  )
+  seen: dict[str, Path] = {}
+  clips, problems = [], []
+  for file in sorted(set(files) - set(hidden) - set(others), key=lambda file: natural(str(file))):
+    name, path = str(file.relative_to(home)), Path(os.path.abspath(file))
+    if (first := seen.setdefault(os.path.realpath(file), file)) != file:
+      problems.append(Problem("", f"is a link to {first}, which is taken already", (name,)))
+    else:
+      clips.append(ClipFiles(name, name, "", "train", video=path, sound=path))
+  if not clips:
+    raise UserError(f"--manifest={place}: there is no video here, only {len(others)} other files\n{LAYOUT}")
+  notes = [Note("clips without labels, for pretraining only: train and evaluate need a manifest with labels")]
+  if others:
+    notes.append(
+      Note("no videos by extension, not used", tuple(str(file.relative_to(home)) for file in others))
+    )
+  return Layout((), "none: clips without labels", clips, problems, {}, notes, frozenset({"train"}))
+
+
+def _before_wildcards(parts: tuple[str, ...]) -> list[str]:
+  return list(parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part))])

@@ -1,0 +1,84 @@
+"""DFEW: fold k is the test set of fold k; the training sets must be the other folds."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+from mma_dfer_jax.data.archive import Archive
+from mma_dfer_jax.data.listed import (
+  ListedOptions,
+  Media,
+  check_folder_of_lists,
+  check_numbers,
+  folder_of_lists,
+  layout_of,
+  no_frames,
+  read_label,
+  read_lists,
+)  # fmt: skip
+from mma_dfer_jax.data.source import LabelOrder, Layout, folds_of, option
+from mma_dfer_jax.errors import UserError
+
+FLAG = "raw"
+LAYOUT = """accepted for DFEW, in this folder or a few folders below:
+  Clip/clip_224x224/00001/*.jpg       all frames (--frames=all)
+  Clip/clip_224x224_16f/00001/*.jpg   16 frames (--frames=16f)
+  Clip/original/*.mp4                 videos (--frames=video); their sound is used where there is no raw_wav
+  raw_wav/1.wav                       sound, beside clip_224x224 or Clip
+  EmoLabel_DataSplit/{train,test}(single-labeled)/set_1.csv … set_5.csv   with the columns video_name,label
+or, as --lists=FOLDER, files DFEW_set_1_train.txt, DFEW_set_1_test.txt … with lines `DIR COUNT LABEL`"""
+CLASSES = ("happy", "sad", "neutral", "angry", "surprise", "disgust", "fear")
+ORDER = LabelOrder(
+  CLASSES, "DFEW: label in its csv files minus 1, which is also the order of MMA-DFER's lists"
+)
+LABELS = {"dfew": ORDER}
+COUNTS = folds_of(  # counted in public lists of DFER-CLIP and MAE-DFER, which agree
+  CLASSES,
+  (489, 379, 534, 435, 294, 29, 181),
+  (489, 379, 534, 435, 294, 29, 181),
+  (489, 379, 534, 435, 294, 29, 180),
+  (489, 379, 534, 434, 294, 29, 180),
+  (489, 378, 533, 434, 293, 29, 180),
+)
+SCORES = {"war": 77.51, "uar": 67.01}
+FOLDERS = {"all": ("clip_224x224",), "16f": ("clip_224x224_16f",), "video": ("original",)}  # by --frames
+FIRST = {"csv": 1, "counted": 0}  # lists count their labels from here
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(ListedOptions):
+  frames: str = option("all", "Which pictures to take.", *FOLDERS)
+
+
+def read(raw: Path, options: Options) -> Layout:
+  """Takes sound from raw_wav for all clips, or where there is no such folder, from the original videos.
+
+  Args:
+    raw: the folder DFEW-part2, one above it, or Clip in it.
+    options: --lists may hold csv files as EmoLabel_DataSplit, or text files with lines `DIR COUNT LABEL` and labels from
+      0, of which the last part of DIR is looked up in `raw`.
+  """
+  if options.recipe == "reference" and options.frames == "video":
+    raise UserError("--recipe=reference is an order of picture files; with --frames=video there are none")
+  home = Path(os.path.abspath(raw))
+  home = home.parent if home.name.lower() == "clip" else home  # where the lists lie
+  leaves = {
+    "raw_wav",
+    "clip_224x224_avi",
+    "emolabel_datasplit",
+    *(name for names in FOLDERS.values() for name in names),
+  }
+  archive = Archive(home, leaves, LAYOUT, options)
+  lists = read_lists(archive, "dfew", tuple(FIRST), archive.find("EmoLabel_DataSplit"))
+  for kind, first in FIRST.items():
+    check_numbers([found for found in lists if found.kind == kind], first, CLASSES)
+  (name,) = FOLDERS[options.frames]
+  of_video = options.frames == "video"
+  pictures = None if of_video else archive.find(name) or folder_of_lists(lists, archive)
+  videos = archive.find("original")
+  if not (videos if of_video else pictures):
+    raise no_frames(archive, options.frames, name, FOLDERS)
+  check_folder_of_lists(lists, options.frames, FOLDERS)
+  media = Media(pictures, videos, None if of_video else archive.find("raw_wav"), "raw_wav or original")
+  return layout_of("dfew", lists, lambda found, written: read_label(written, FIRST[found.kind], CLASSES), ORDER, media,
+                   {"frames": options.frames}, archive)  # fmt: skip
