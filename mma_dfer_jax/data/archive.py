@@ -6,20 +6,19 @@ import dataclasses
 import os
 from pathlib import Path
 import re
-from typing import NamedTuple
 
+from mma_dfer_jax.data import source
 from mma_dfer_jax.data.source import (
   ClipFiles,
   Layout,
   Note,
-  Options,
   Problem,
   as_clip_id,
   count,
   first_few,
   natural,
   option,
-)  # fmt: skip
+)
 from mma_dfer_jax.errors import UserError, listed
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp")
@@ -39,34 +38,32 @@ VIDEOS = (
   ".ogv",
 )
 SOUNDS = (".wav", ".mp3", ".m4a", ".aac", ".flac", ".ogg", ".opus", ".wma", ".aif", ".aiff")
-OF_VIDEO = {
-  "frames": "video",
-  "frame_order": "presentation: as the video is played",
-  "frame_count": "all",
-}  # recipe
-WITHOUT_SOUND = "(--allow_missing_sound takes such clips)"
+# What a recipe says of frames.
+OF_VIDEO = {"frames": "video", "frame_order": "presentation: as the video is played", "frame_count": "all"}
 _MOST_SUBFOLDERS = 200  # a folder with more holds clips, and is not searched for other folders
 _MOST_FOLDERS, _DEEPEST = 5000, 6  # of the search, in case it is started at the root of a disk
+Index = Mapping[str, Sequence[Path]]  # paths by clip id
+Scan = tuple[list[str], list[str], list[str], str]  # folders, files, links, and what went wrong
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ArchiveOptions(Options):
+class Options(source.Options):
   """What can be asked of every archive."""
 
   follow_links: bool = option(False, "Take what symbolic links that lead out of --raw lead to.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ClassOptions(ArchiveOptions):
+class ClassOptions(Options):
   """What can be asked of an archive whose files or folders name the class."""
 
-  classes: tuple[str, ...] = option((), "Which classes to take, in label order; all if not given.")
+  classes: tuple[str, ...] = option((), source.CLASSES)
 
 
 class Archive:
   """The folders below a place by name, without looking into those that hold clips; collects problems and notes."""
 
-  def __init__(self, raw: Path, leaves: Iterable[str], layout: str, options: ArchiveOptions):
+  def __init__(self, raw: Path, leaves: Iterable[str], layout: str, options: Options):
     self.raw = Path(os.path.abspath(raw))
     if not self.raw.is_dir():
       raise UserError(f"--raw={raw}: {'is no folder' if self.raw.exists() else 'there is no such folder'}")
@@ -74,16 +71,14 @@ class Archive:
     self.layout, self.options = layout, options
     self.problems: list[Problem] = []
     self._notes: dict[tuple[str, bool], list[str]] = {}
-    self.folders: dict[str, list[Path]] = defaultdict(list)  # by name in lower case
-    self.folders[self.raw.name.lower()].append(self.raw)
+    self.folders = defaultdict(list, {self.raw.name.lower(): [self.raw]})  # by name in lower case
     todo, seen = [(self.raw, 0)], {self.real}
     for folder, depth in todo:  # grows while it is walked through: breadth first
       below = self.entries(folder)[0]
       if len(below) > _MOST_SUBFOLDERS or depth >= _DEEPEST:
         continue
       for name in below:
-        path = folder / name
-        leaf = name.lower() in leaves
+        path, leaf = folder / name, name.lower() in leaves
         if leaf and (path / name).is_dir():  # unpacked into a folder of its own name
           path = path / name
         self.folders[name.lower()].append(path)
@@ -95,13 +90,12 @@ class Archive:
         raise UserError(f"--raw={self.raw}: holds more than {_MOST_FOLDERS} folders that are none of a data set; "
                         f"give the folder of the data set itself\n{layout}")  # fmt: skip
 
+  def problem(self, where: Path | str, what: str, *clips: str) -> None:
+    self.problems.append(Problem(self.show(where) if isinstance(where, Path) else where, what, clips))
+
   def note(self, what: str, *names: str, warning: bool = False) -> None:
     """What was noted already gets more names: one line for each kind."""
     self._notes.setdefault((what, warning), []).extend(names)
-
-  @property
-  def notes(self) -> list[Note]:
-    return [Note(what, tuple(dict.fromkeys(names)), w) for (what, w), names in self._notes.items()]
 
   @property
   def bad_clips(self) -> set[str]:
@@ -109,27 +103,46 @@ class Archive:
 
   def found(self, clips: Iterable[ClipFiles], classes: Sequence[str], order: str, recipe: dict[str, str],
             splits: Iterable[str] = ()) -> Layout:  # fmt: skip
-    """The layout of what was found, without the clips that some problem concerns."""
-    bad = self.bad_clips
+    """What was found, without the clips that some problem concerns."""
+    notes = [Note(what, tuple(dict.fromkeys(names)), w) for (what, w), names in self._notes.items()]
+    bad, problems, recipe = (
+      self.bad_clips,
+      list(dict.fromkeys(self.problems)),
+      recipe | {"label_order": order},
+    )
     good = [clip for clip in clips if clip.clip_id not in bad]
-    problems = list(dict.fromkeys(self.problems))
-    return Layout(tuple(classes), order, good, problems, recipe, self.notes, frozenset(splits))
+    return Layout(tuple(classes), order, good, problems, recipe, notes, frozenset(splits))
+
+  def found_by_class(self, clips: Sequence[ClipFiles], known: Sequence[str], origin: str, classes: Sequence[str],
+                     recipe: dict[str, str], splits: Iterable[str] = ()) -> Layout:  # fmt: skip
+    """What was found of the classes that --classes names, or of all known ones; the others are noted."""
+    if unknown := [name for name in classes if name not in known]:
+      raise UserError(f"--classes: there is no {', '.join(unknown)}, only {', '.join(known)}")
+    taken = [clip for clip in clips if clip.label in (classes or known)]
+    for clip in (clip for clip in clips if clip.label not in (classes or known)):
+      self.note(f"clips of the class {clip.label} left out, as --classes does not name it", clip.clip_id)
+    there = {clip.split for clip in taken}
+    if "train" not in there and (empty := [str(k) for k in source.FOLDS if f"fold{k}" not in there]):
+      self.note(f"no clips in fold {', '.join(empty)}")
+    return self.found(taken, classes or known, "as given" if classes else origin, OF_VIDEO | recipe, splits)
+
+  # ---- folders ----
 
   def entries(self, folder: Path) -> tuple[list[str], list[str]]:
     """Names of the folders and of the files in a folder; what cannot be read or leads out of the archive is a problem."""
-    folders, files, links, error = _scan(folder)
+    folders, files, links, error = scan(folder)
     if error:
-      self.problems.append(Problem(self.show(folder), f"cannot be read ({error})"))
+      self.problem(folder, f"cannot be read ({error})")
     for name in links:
-      if wrong := self.wrong_link(folder / name):
+      if wrong := self._wrong_link(folder / name):
         stem, suffix = os.path.splitext(name)
         of_clip = suffix.lower() in (*VIDEOS, *SOUNDS) or name.isdecimal()
-        self.problems.append(Problem(self.show(folder / name), wrong, (as_clip_id(stem),) if of_clip else ()))
+        self.problem(folder / name, wrong, *([as_clip_id(stem)] if of_clip else []))
       else:
         (folders if (folder / name).is_dir() else files).append(name)
     return sorted(folders), sorted(files)
 
-  def wrong_link(self, path: Path) -> str | None:
+  def _wrong_link(self, path: Path) -> str | None:
     """What is wrong with a symbolic link, or None."""
     target = os.path.realpath(path)
     if not os.path.exists(target):
@@ -160,11 +173,6 @@ class Archive:
         return there[0]
     return None
 
-  def all_files(self) -> list[Path]:
-    """All files in all folders found, in natural order."""
-    folders = sorted({path for paths in self.folders.values() for path in paths})
-    return [folder / name for folder in folders for name in sorted(self.entries(folder)[1], key=natural)]
-
   def unrecognised(self, missing: str, *advice: str) -> UserError:
     """The error for an archive without something that it cannot do without: what is there, and what is accepted."""
     folders, files = self.entries(self.raw)
@@ -172,15 +180,121 @@ class Archive:
     found = [f"found: {there}", *advice, *dict.fromkeys(map(str, self.problems))]
     return listed(f"--raw={self.raw}: {missing}", found, self.layout)
 
+  # ---- the files of clips ----
 
-def _scan(folder: str | Path) -> tuple[list[str], list[str], list[str], str]:
-  """Names of folders, files and links in a folder without hidden ones, as the original's glob; and what went wrong.
+  def index(self, folder: Path | None, suffixes: Sequence[str] = ()) -> Index:
+    """What a folder holds, by clip id: files of these kinds in it and one folder below; or, without, its folders."""
+    index: dict[str, list[Path]] = defaultdict(list)
+    folders, files = self.entries(folder) if folder else ([], [])
+    if folder and not suffixes:
+      if files:
+        self.note(f"{self.show(folder)}: files beside the clips, not used", *files)
+      for name in folders:
+        index[as_clip_id(name)].append(folder / name)
+    if not folder or not suffixes:
+      return index
+    paths = [folder / name for name in files]
+    for below in folders:  # archives come in parts
+      paths += [folder / below / name for name in self.entries(folder / below)[1]]
+    for path in paths:
+      if path.suffix.lower() in suffixes:
+        index[as_clip_id(path.stem)].append(path)
+      else:
+        what = "sounds" if suffixes == SOUNDS else "videos"
+        self.note(f"{self.show(folder)}: no {what} by extension, not used", path.name)
+    for clip_id, several in index.items() if suffixes == SOUNDS else ():
+      wavs = [path for path in several if path.suffix.lower() == ".wav"]
+      if len(wavs) == 1 < len(several):
+        self.note(f"{self.show(folder)}: other sounds beside a .wav of the same clip, not used", clip_id)
+        index[clip_id] = wavs
+    return index
 
-  Asks nothing about a single file: that would take long for 800,000.
-  """
-  folders: list[str] = []
-  files: list[str] = []
-  links: list[str] = []
+  def only_match(self, index: Index, clip_id: str, what: str, folder: Path) -> Path | str:
+    """The path of a clip, or what is wrong: none or several."""
+    paths = index.get(clip_id, ())
+    if len(paths) == 1:
+      return paths[0]
+    if paths:
+      return f"several {what}s: {first_few(map(self.show, paths))}"
+    case = [path for key in index if key.lower() == clip_id.lower() for path in index[key]]
+    also = f"; {self.show(case[0])} differs in case" if case else ""
+    return f"no {what} in {self.show(folder)}{also}"
+
+  def sound_of(self, index: Index, clip_id: str, what: str, folder: Path, wrong: list[str]) -> Path | None:
+    """The sound of a clip. One without sound is wrong, or with --allow_missing_sound noted; several always are."""
+    sound = self.only_match(index, clip_id, what, folder)
+    if isinstance(sound, Path):
+      return sound
+    if clip_id in index:
+      wrong += [sound] * (sound not in wrong)
+    elif self.options.allow_missing_sound:
+      self.note(f"{self.show(folder)}: clips without sound", clip_id)
+    elif sound not in wrong:
+      wrong.append(f"{sound} (--allow_missing_sound takes such clips)")
+    return None
+
+  def in_order(
+    self, folder: Path, scanned: Scan, annotated: int | None, original: bool
+  ) -> tuple[list[str], list[str]]:
+    """Names of the pictures in the order in which they are used, and what is wrong with them.
+
+    Source: reference.md, quirks 13 and 14. The original takes everything that a folder holds but hidden files, in string
+    order, and of it as many as its list says.
+    """
+    folders, files, links, error = scanned
+    shown = self.show(folder)
+    if error:
+      return [], [f"{shown} cannot be read ({error})"]
+    wrong = [f"{shown}/{name} {bad}" for name in links if (bad := self._wrong_link(folder / name))]
+    names = [name for name in (*files, *links) if name.lower().endswith(PICTURES)]
+    others = [*folders, *(name for name in (*files, *links) if not name.lower().endswith(PICTURES))]
+    if not names:
+      return [], [*wrong, f"{shown} holds no pictures ({first_few(others, 3) or 'nothing at all'})"]
+    if others:
+      what = "clips with something that by its extension is no picture, not used"
+      self.note(what, f"{shown} ({first_few(others, 1)})")
+    if others and original:
+      wrong.append(f"{shown} holds what is no picture, but counts in the original: {first_few(others, 3)}")
+    if len({os.path.splitext(name)[1].lower() for name in names}) > 1:
+      self.note("clips with pictures of several file types", shown)
+    ordered = self._by_number(names, shown)
+    names = sorted(names) if original else ordered
+    if annotated is None or annotated == len(names):
+      return names, wrong
+    if original and not 0 < annotated <= len(names):
+      return names, [*wrong, f"{shown} holds {count(len(names), 'picture')}, {annotated} are annotated"]
+    what = "all files are used" if not original else "the rest, last in string order, is not used"
+    what = "fewer frames than there are files: " + what
+    if annotated > len(names):
+      what = "more frames than there are files: all files are used, some may be missing"
+    self.note(f"clips annotated with {what}", f"{shown} ({annotated} annotated, {len(names)} there)")
+    return names[:annotated] if original else names, wrong
+
+  def _by_number(self, names: list[str], shown: str) -> list[str]:
+    """The names in natural order; notes what is odd about their numbers."""
+    numbers = {name: tuple(map(int, re.findall("[0-9]+", os.path.splitext(name)[0]))) for name in names}
+    plain = all(os.path.splitext(name)[0].isdecimal() for name in names)
+    names = sorted(names, key=lambda name: (numbers[name], name)) if plain else sorted(names, key=natural)
+    first: dict[tuple[int, ...], str] = {}
+    double = [(first[numbers[n]], n) for n in names if numbers[n] and first.setdefault(numbers[n], n) != n]
+    odd = [name for name in names if not numbers[name]]
+    if double:
+      self.note("clips with several pictures of the same number", f"{shown} ({', '.join(double[0])})")
+    if first and odd:
+      self.note("clips with pictures without a number among numbered ones", f"{shown} ({odd[0]})")
+    if len({len(number) for number in first}) > 1:
+      self.note("clips with pictures that are named in different ways", f"{shown} ({names[0]}, {names[-1]})")
+      return names
+    counting = [column for column in map(set, zip(*first, strict=True)) if len(column) > 1]
+    lacking = max(counting[0]) - min(counting[0]) + 1 - len(counting[0]) if len(counting) == 1 else 0
+    if lacking:  # of several numbers in a name, one counts the frames
+      self.note("clips with gaps in the numbers of their pictures", f"{shown} ({lacking} lacking)")
+    return names
+
+
+def scan(folder: str | Path) -> Scan:
+  """Names in a folder without hidden ones, as the original's glob. Asks nothing about a single file: there are 800,000."""
+  folders, files, links = [], [], []
   try:
     with os.scandir(folder) as entries:
       for entry in entries:
@@ -189,152 +303,3 @@ def _scan(folder: str | Path) -> tuple[list[str], list[str], list[str], str]:
   except OSError as error:
     return [], [], [], error.strerror or str(error)
   return folders, files, links, ""
-
-
-# ---- the files of clips ----
-
-Index = Mapping[str, Sequence[Path]]  # paths by clip id
-
-
-def index_clips(folder: Path, archive: Archive, suffixes: Sequence[str] = ()) -> Index:
-  """What a folder holds, by clip id: files of these kinds in it and one folder below; or, without, its folders."""
-  index: dict[str, list[Path]] = defaultdict(list)
-  folders, files = archive.entries(folder)
-  if not suffixes:
-    if files:
-      archive.note(f"{archive.show(folder)}: files beside the clips, not used", *files)
-    for name in folders:
-      index[as_clip_id(name)].append(folder / name)
-    return index
-  paths = [folder / name for name in files]
-  for below in folders:  # archives come in parts
-    paths += [folder / below / name for name in archive.entries(folder / below)[1]]
-  what = "sounds" if suffixes == SOUNDS else "videos"
-  for path in paths:
-    if path.suffix.lower() in suffixes:
-      index[as_clip_id(path.stem)].append(path)
-    else:
-      archive.note(f"{archive.show(folder)}: no {what} by extension, not used", path.name)
-  if suffixes == SOUNDS:
-    for clip_id, several in index.items():
-      wavs = [path for path in several if path.suffix.lower() == ".wav"]
-      if len(wavs) == 1 < len(several):
-        archive.note(
-          f"{archive.show(folder)}: other sounds beside a .wav of the same clip, not used", clip_id
-        )
-        index[clip_id] = wavs
-  return index
-
-
-def only_match(index: Index, clip_id: str, what: str, folder: Path, archive: Archive) -> Path | str:
-  """The path of a clip, or what is wrong: none or several."""
-  paths = index.get(clip_id, ())
-  if len(paths) == 1:
-    return paths[0]
-  if paths:
-    return f"several {what}s: {first_few(map(archive.show, paths))}"
-  case = [path for key in index if key.lower() == clip_id.lower() for path in index[key]]
-  also = f"; {archive.show(case[0])} differs in case" if case else ""
-  return f"no {what} in {archive.show(folder)}{also}"
-
-
-def chosen(archive: Archive, clips: Iterable[ClipFiles], known: Sequence[str], origin: str, options: ClassOptions,
-           recipe: dict[str, str], splits: Iterable[str] = ()) -> Layout:  # fmt: skip
-  """The layout of clips whose class stands in their names; notes those of classes that --classes does not name."""
-  classes = options.classes or tuple(known)
-  if unknown := [name for name in classes if name not in known]:
-    raise UserError(
-      f"--classes={','.join(classes)}: there is no {', '.join(unknown)}, only {', '.join(known)}"
-    )
-  taken = []
-  for clip in clips:
-    if clip.label in classes:
-      taken.append(clip)
-    else:
-      archive.note(f"clips of the class {clip.label} left out, as --classes does not name it", clip.clip_id)
-  order = "as given" if options.classes else origin
-  return archive.found(taken, classes, order, OF_VIDEO | {"label_order": order} | recipe, splits)
-
-
-def note_empty_folds(archive: Archive, clips: Sequence[ClipFiles], folds: int = 5) -> None:
-  there = {clip.split for clip in clips}
-  if empty := [str(k) for k in range(1, folds + 1) if f"fold{k}" not in there]:
-    archive.note(f"no clips in fold {', '.join(empty)}")
-
-
-class Pictures(NamedTuple):
-  """The files in the folder of a clip."""
-
-  names: list[str]
-  others: list[str]  # by extension no picture, or folders
-  links: list[str]
-  error: str
-
-
-def pictures_in(folder: Path) -> Pictures:
-  folders, files, links, error = _scan(folder)
-  names = [name for name in (*files, *links) if name.lower().endswith(PICTURES)]
-  others = [name for name in (*files, *links) if not name.lower().endswith(PICTURES)]
-  return Pictures(names, [*folders, *others], links, error)
-
-
-def in_order(
-  folder: Path, found: Pictures, annotated: int | None, original: bool, archive: Archive
-) -> tuple[list[str], list[str]]:
-  """Names of the pictures in the order in which they are used, and what is wrong with them.
-
-  Source: reference.md, quirks 13 and 14. The original takes everything that a folder holds but hidden files, in string
-  order, and of it as many as its list says.
-  """
-  shown = archive.show(folder)
-  if found.error:
-    return [], [f"{shown} cannot be read ({found.error})"]
-  wrong = [f"{shown}/{name} {bad}" for name in found.links if (bad := archive.wrong_link(folder / name))]
-  if not found.names:
-    return [], [*wrong, f"{shown} holds no pictures ({first_few(found.others, 3) or 'nothing at all'})"]
-  if found.others:
-    archive.note("clips with something that by its extension is no picture, not used",
-                 f"{shown} ({first_few(found.others, 1)})")  # fmt: skip
-    if original:
-      wrong.append(
-        f"{shown} holds what is no picture, but counts in the original: {first_few(found.others, 3)}"
-      )
-  if len({os.path.splitext(name)[1].lower() for name in found.names}) > 1:
-    archive.note("clips with pictures of several file types", shown)
-  names = _by_number(found.names, shown, archive)
-  if original:
-    names = sorted(names)
-  if annotated is None or annotated == len(names):
-    return names, wrong
-  if original and not 0 < annotated <= len(names):
-    return names, [*wrong, f"{shown} holds {count(len(names), 'picture')}, {annotated} are annotated"]
-  if annotated > len(names):
-    what = "more frames than there are files: all files are used, some may be missing"
-  elif original:
-    what = "fewer frames than there are files: the rest, last in string order, is not used"
-  else:
-    what = "fewer frames than there are files: all files are used"
-  archive.note(f"clips annotated with {what}", f"{shown} ({annotated} annotated, {len(names)} there)")
-  return names[:annotated] if original else names, wrong
-
-
-def _by_number(names: list[str], shown: str, archive: Archive) -> list[str]:
-  """The names in natural order; notes what is odd about their numbers."""
-  stems = {name: os.path.splitext(name)[0] for name in names}
-  numbers = {name: tuple(map(int, re.findall("[0-9]+", stem))) for name, stem in stems.items()}
-  plain = all(stem.isdecimal() for stem in stems.values())
-  names = sorted(names, key=lambda name: (numbers[name], name)) if plain else sorted(names, key=natural)
-  first: dict[tuple[int, ...], str] = {}
-  double = [(first[numbers[n]], n) for n in names if numbers[n] and first.setdefault(numbers[n], n) != n]
-  if double:
-    archive.note("clips with several pictures of the same number", f"{shown} ({', '.join(double[0])})")
-  if first and (odd := [name for name in names if not numbers[name]]):
-    archive.note("clips with pictures without a number among numbered ones", f"{shown} ({odd[0]})")
-  if len({len(number) for number in first}) > 1:
-    archive.note("clips with pictures that are named in different ways", f"{shown} ({names[0]}, {names[-1]})")
-  else:  # of several numbers in a name, one counts the frames
-    counting = [column for column in map(set, zip(*first, strict=True)) if len(column) > 1]
-    lacking = max(counting[0]) - min(counting[0]) + 1 - len(counting[0]) if len(counting) == 1 else 0
-    if lacking:
-      archive.note("clips with gaps in the numbers of their pictures", f"{shown} ({lacking} lacking)")
-  return names

@@ -1,32 +1,20 @@
-"""Class names of the published data sets in the orders that their lists count by, and what was published for them."""
+"""What is published of data sets: class names in the orders that lists count by, numbers of clips, and scores."""
 
-from collections.abc import Sequence
+from typing import Any
 
 from mma_dfer_jax.data.source import Counts, LabelOrder, names, source_of
 from mma_dfer_jax.errors import UserError
 
-_BY_ORDER = {label: source for name in names() for source in (source_of(name),) for label in source.LABELS}
-LABEL_ORDERS = {label: source.LABELS[label] for label, source in _BY_ORDER.items()}
-# The paper's means over five folds, in percent, by the classes of the data set; `clips` are in all folds together.
-PUBLISHED = {
-  source.LABELS[label].classes: {
-    "data_set": source.__name__.rpartition(".")[2].upper(),
-    "clips": sum(sum(row.values()) for row in source.COUNTS.values()),
-    **source.SCORES,
-  }
-  for label, source in _BY_ORDER.items()
+
+def _all(what: str) -> dict[str, Any]:
+  return {name: getattr(source_of(name), what) for name in names() if hasattr(source_of(name), what)}
+
+
+LABEL_ORDERS: dict[str, LabelOrder] = {
+  label: order for of in _all("LABELS").values() for label, order in of.items()
 }
-
-
-def fits_published(classes: Sequence[str], counts: Counts) -> bool:
-  """Whether clips by split and class are exactly those that the published scores of these classes are from."""
-  found = {
-    split: {name: n for name, n in row.items() if n} for split, row in counts.items() if any(row.values())
-  }
-  return any(
-    order.classes == tuple(classes) and found == _BY_ORDER[label].COUNTS
-    for label, order in LABEL_ORDERS.items()
-  )
+COUNTS: dict[str, Counts] = _all("COUNTS")
+SCORES: dict[str, dict[str, float]] = _all("SCORES")
 
 
 def label_order(text: str) -> LabelOrder:

@@ -26,10 +26,9 @@ import unicodedata
 from mma_dfer_jax.errors import listed
 
 Counts = Mapping[str, Mapping[str, int]]  # clips by split and class
-EXAMPLES, NAMED = (
-  3,
-  20,
-)  # problems of one kind that are printed in full; up to so many, the others by their names
+FOLDS = range(1, 6)  # of the published data sets
+CLASSES = "Which classes to take, in label order; all, sorted, if not given."
+EXAMPLES, NAMED = 3, 20  # of one kind of problem: so many are printed in full; so many, the others by name
 
 
 class LabelOrder(NamedTuple):
@@ -67,7 +66,7 @@ class Options:
   """What can be asked of every data set. Raises UserError on construction, naming every value that cannot be."""
 
   allow_missing_sound: bool = option(
-    False, "Take clips without (enough) sound: they get the original's constant spectrogram."
+    False, "Take clips without (enough) sound: the original's constant spectrogram."
   )
   faces: str | None = option(None, "yunet finds the face in every frame and cuts it out.", "none", "yunet")
 
@@ -90,11 +89,8 @@ def near_duplicates(classes: Iterable[str]) -> list[str]:
   groups: dict[str, list[str]] = {}
   for name in classes:
     groups.setdefault(" ".join(unicodedata.normalize("NFC", name).casefold().split()), []).append(name)
-  alike = [group for group in groups.values() if len(set(group)) > 1]
-  return [
-    f"the class names {' and '.join(map(repr, g))} differ in case or spaces only: write one of them"
-    for g in alike
-  ]
+  pairs = [" and ".join(map(repr, group)) for group in groups.values() if len(set(group)) > 1]
+  return [f"the class names {pair} differ in case or spaces only: write one of them" for pair in pairs]
 
 
 # ---- what is found ----
@@ -160,9 +156,7 @@ class ClipFiles:
   where: str  # the line or the file that names it, for messages
   label: str  # class name; empty: there is none
   split: str  # "fold1" … "fold5", or "train" and "test"
-  frames: tuple[
-    Path, ...
-  ] = ()  # picture files in the order in which they are used; empty: they come from `video`
+  frames: tuple[Path, ...] = ()  # picture files in the order of their use; empty: they come from `video`
   video: Path | None = None
   sound: Path | None = None  # a sound file, or the video; None: there is none for this clip
 
@@ -187,7 +181,7 @@ def rate_warning(name: str, rates: Iterable[int]) -> str | None:
     name: of the data set.
     rates: of its sounds, Hz.
   """
-  if name not in names() or not source_of(name).SCORES or set(rates) != {16_000}:
+  if name not in names() or not hasattr(source_of(name), "SCORES") or set(rates) != {16_000}:
     return None
   return (
     "all sounds are at 16000 Hz. The original reads every sound at the rate of its video, mostly 44100 or 48000 Hz; wavs "

@@ -1,39 +1,24 @@
 """Any clips: those of a manifest with their labels, or those of a folder or glob without labels, for pretraining."""
 
-from collections.abc import Iterable
 import dataclasses
 import glob
 import os
 from pathlib import Path
 import re
 
+from mma_dfer_jax.data import listed, source
 from mma_dfer_jax.data.archive import VIDEOS
-from mma_dfer_jax.data.listed import read_table
-from mma_dfer_jax.data.source import (
-  ClipFiles,
-  Layout,
-  Note,
-  Problem,
-  natural,
-  near_duplicates,
-  option,
-)
-from mma_dfer_jax.data.source import (
-  Options as AllOptions,
-)
+from mma_dfer_jax.data.source import ClipFiles, Layout, Note, Problem, natural
 from mma_dfer_jax.errors import UserError
 
 FLAG = "manifest"
-LAYOUT = """accepted as --manifest: a csv with the columns path,label,split (train or test) or path,label,fold (1, 2, …), or
+LAYOUT = """accepted as --manifest: a csv with the columns path,label,split (train or test) or path,label,fold (1, 2, …); or,
 for clips without labels, which pretraining takes, a folder or a glob such as 'films/**/*.mp4'"""
-LABELS: dict = {}
-COUNTS: dict = {}
-SCORES: dict = {}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(AllOptions):
-  classes: tuple[str, ...] = option((), "Class names in label order; those found, sorted, if not given.")
+class Options(source.Options):
+  classes: tuple[str, ...] = source.option((), source.CLASSES)
 
 
 def read(manifest: Path, options: Options) -> Layout:
@@ -41,7 +26,7 @@ def read(manifest: Path, options: Options) -> Layout:
   if manifest.is_dir() or (glob.has_magic(str(manifest)) and not manifest.exists()):
     return _unlabelled(manifest, options)
   try:
-    table = read_table(manifest, "path,label,split", "path,label,fold")
+    table = listed.read_table(manifest, "path,label,split", "path,label,fold")
   except ValueError as error:
     raise UserError(f"{manifest}: {error}\n{LAYOUT}") from error
   if not table.rows:
@@ -84,46 +69,42 @@ def read(manifest: Path, options: Options) -> Layout:
       labels.setdefault(label)
   numbers = sorted(int(split.removeprefix("fold")) for split in splits) if folds else []
   if numbers != list(range(1, len(numbers) + 1)):
-    there = ", ".join(map(str, numbers))
-    problems.append(Problem(str(manifest), f"the folds are {there}; they must be 1, 2, … without a hole"))
-  problems += [Problem(str(manifest), text) for text in near_duplicates(labels)]
-  names = classes or tuple(sorted(labels, key=natural))
+    there = f"the folds are {', '.join(map(str, numbers))}; they must be 1, 2, … without a hole"
+    problems.append(Problem(str(manifest), there))
+  problems += [Problem(str(manifest), text) for text in source.near_duplicates(labels)]
   order = "as given by --classes" if classes else "sorted by name"
-  return Layout(names, order, clips, problems, {}, [Note(note) for note in table.notes], frozenset(splits))
+  return Layout(
+    classes or tuple(sorted(labels, key=natural)),
+    order,
+    clips,
+    problems,
+    {},
+    [Note(note) for note in table.notes],
+    frozenset(splits),
+  )
 
 
 def _unlabelled(place: Path, options: Options) -> Layout:
   """All videos of a folder, or all files that a glob matches."""
   if options.classes:
     raise UserError(f"--classes is for manifests; {place} gives clips without labels")
-  home = place if place.is_dir() else Path(*_before_wildcards(place.parts))
-  matches: Iterable[str] = (
-    glob.iglob(str(place), recursive=True) if home != place else map(str, place.rglob("*"))
-  )
-  files = [Path(path) for path in sorted(matches, key=natural) if os.path.isfile(path)]
-  hidden = [
-    f for f in files if any(part.startswith(".") or part == "__MACOSX" for part in f.relative_to(home).parts)
-  ]
-  others = (
-    [f for f in files if f not in set(hidden) and f.suffix.lower() not in VIDEOS] if home == place else []
-  )
-  seen: dict[str, Path] = {}
-  clips, problems = [], []
-  for file in sorted(set(files) - set(hidden) - set(others), key=lambda file: natural(str(file))):
+  magic = next((i for i, part in enumerate(place.parts) if glob.has_magic(part)), None)
+  home = place if place.is_dir() else Path(*place.parts[:magic])
+  pattern = os.path.join(glob.escape(str(home)), "**", "*") if home == place else str(place)
+  paths = sorted(glob.glob(pattern, recursive=True), key=natural)
+  files = [Path(path) for path in paths if os.path.isfile(path)]
+  others = [str(f.relative_to(home)) for f in files if home == place and f.suffix.lower() not in VIDEOS]
+  clips, problems, seen = [], [], {}
+  for file in files:
     name, path = str(file.relative_to(home)), Path(os.path.abspath(file))
-    if (first := seen.setdefault(os.path.realpath(file), file)) != file:
+    if name in others:
+      continue
+    if (first := seen.setdefault(os.path.realpath(file), name)) != name:
       problems.append(Problem("", f"is a link to {first}, which is taken already", (name,)))
     else:
       clips.append(ClipFiles(name, name, "", "train", video=path, sound=path))
   if not clips:
-    raise UserError(f"--manifest={place}: there is no video here, only {len(others)} other files\n{LAYOUT}")
+    raise UserError(f"--manifest={place}: there is no video; other files: {len(others)}\n{LAYOUT}")
   notes = [Note("clips without labels, for pretraining only: train and evaluate need a manifest with labels")]
-  if others:
-    notes.append(
-      Note("no videos by extension, not used", tuple(str(file.relative_to(home)) for file in others))
-    )
+  notes += [Note("no videos by extension, not used", tuple(others))] * bool(others)
   return Layout((), "none: clips without labels", clips, problems, {}, notes, frozenset({"train"}))
-
-
-def _before_wildcards(parts: tuple[str, ...]) -> list[str]:
-  return list(parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part))])

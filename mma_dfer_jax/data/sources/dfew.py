@@ -4,18 +4,7 @@ import dataclasses
 import os
 from pathlib import Path
 
-from mma_dfer_jax.data.archive import Archive
-from mma_dfer_jax.data.listed import (
-  ListedOptions,
-  Media,
-  check_folder_of_lists,
-  check_numbers,
-  folder_of_lists,
-  layout_of,
-  no_frames,
-  read_label,
-  read_lists,
-)  # fmt: skip
+from mma_dfer_jax.data import listed
 from mma_dfer_jax.data.source import LabelOrder, Layout, folds_of, option
 from mma_dfer_jax.errors import UserError
 
@@ -46,7 +35,7 @@ FIRST = {"csv": 1, "counted": 0}  # lists count their labels from here
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(ListedOptions):
+class Options(listed.Options):
   frames: str = option("all", "Which pictures to take.", *FOLDERS)
 
 
@@ -58,27 +47,22 @@ def read(raw: Path, options: Options) -> Layout:
     options: --lists may hold csv files as EmoLabel_DataSplit, or text files with lines `DIR COUNT LABEL` and labels from
       0, of which the last part of DIR is looked up in `raw`.
   """
-  if options.recipe == "reference" and options.frames == "video":
+  of_video = options.frames == "video"
+  if options.recipe == "reference" and of_video:
     raise UserError("--recipe=reference is an order of picture files; with --frames=video there are none")
   home = Path(os.path.abspath(raw))
   home = home.parent if home.name.lower() == "clip" else home  # where the lists lie
-  leaves = {
-    "raw_wav",
-    "clip_224x224_avi",
-    "emolabel_datasplit",
-    *(name for names in FOLDERS.values() for name in names),
-  }
-  archive = Archive(home, leaves, LAYOUT, options)
-  lists = read_lists(archive, "dfew", tuple(FIRST), archive.find("EmoLabel_DataSplit"))
+  archive = listed.ListedArchive("dfew", home, FOLDERS, "raw_wav", LAYOUT, options)
+  archive.read_lists(archive.find("EmoLabel_DataSplit"), tuple(FIRST))
   for kind, first in FIRST.items():
-    check_numbers([found for found in lists if found.kind == kind], first, CLASSES)
+    listed.check_numbers([found for found in archive.lists if found.kind == kind], first, CLASSES)
   (name,) = FOLDERS[options.frames]
-  of_video = options.frames == "video"
-  pictures = None if of_video else archive.find(name) or folder_of_lists(lists, archive)
-  videos = archive.find("original")
+  pictures = None if of_video else archive.find(name) or archive.folder_of_lists()
+  videos, wavs = archive.find("original"), None if of_video else archive.find("raw_wav")
   if not (videos if of_video else pictures):
-    raise no_frames(archive, options.frames, name, FOLDERS)
-  check_folder_of_lists(lists, options.frames, FOLDERS)
-  media = Media(pictures, videos, None if of_video else archive.find("raw_wav"), "raw_wav or original")
-  return layout_of("dfew", lists, lambda found, written: read_label(written, FIRST[found.kind], CLASSES), ORDER, media,
-                   {"frames": options.frames}, archive)  # fmt: skip
+    raise archive.no_frames(name)
+
+  def label_of(found: listed.FoldList, written: str) -> str | None:
+    return listed.read_label(written, FIRST[found.kind], CLASSES)
+
+  return archive.read(label_of, ORDER, options.frames, pictures, videos, wavs)

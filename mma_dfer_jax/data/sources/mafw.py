@@ -1,27 +1,14 @@
 """MAFW's eleven single emotions: fold k is the test set of fold k; the training sets must be the other folds."""
 
 from collections import Counter
-from collections.abc import Sequence
 import dataclasses
 from pathlib import Path
 import re
 
-from mma_dfer_jax.data.archive import Archive
-from mma_dfer_jax.data.listed import (
-  FORMS,
-  FoldList,
-  ListedOptions,
-  Media,
-  check_folder_of_lists,
-  check_numbers,
-  folder_of_lists,
-  layout_of,
-  no_frames,
-  read_label,
-  read_lists,
-)  # fmt: skip
+from mma_dfer_jax.data import listed
 from mma_dfer_jax.data.source import Counts, LabelOrder, Layout, folds_of, option
-from mma_dfer_jax.errors import UserError, listed
+from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.errors import listed as all_listed
 
 FLAG = "raw"
 LAYOUT = """accepted for MAFW, in this folder or a few folders below:
@@ -56,11 +43,11 @@ FOLDERS = {"faces": ("clips_faces", "faces"), "scenes": ("frames",), "video": ("
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(ListedOptions):
+class Options(listed.Options):
   frames: str = option("all", "Which pictures to take.", "all", *FOLDERS)
   labels: str = option("mafw", "Whose label order to write.", *LABELS)
   numbers: str | None = option(
-    None, "Whose label order the numbers in the lists are in; their form tells if not given.", *LABELS
+    None, "Whose label order the lists' numbers are; else their form tells.", *LABELS
   )
 
 
@@ -77,41 +64,36 @@ def read(raw: Path, options: Options) -> Layout:
   if original and (options.frames == "video" or not options.lists):
     raise UserError("--recipe=reference takes as many picture files as the original's lists say: give --lists=FOLDER, and "
                     "no --frames=video")  # fmt: skip
-  archive = Archive(
-    raw, {"clips_wav", "compound", *(n for names in FOLDERS.values() for n in names)}, LAYOUT, options
-  )
+  archive = listed.ListedArchive("mafw", raw, FOLDERS, "clips_wav", LAYOUT, options)
   own = [path for path in archive.folders["no_caption"] if path.parent.name.lower() == "single"]
   if len(own) > 1 and not options.lists:
-    raise listed(
-      f"--raw={archive.raw}: holds several sets of lists", list(map(str, own)), "choose one: --lists=FOLDER"
+    raise all_listed(
+      f"--raw={raw}: holds several sets of lists", list(map(str, own)), "choose --lists=FOLDER"
     )
-  lists = read_lists(archive, "mafw", ("plain", "counted"), own[0] if own else None)
-  if original and (others := [str(found.path) for found in lists if found.kind == "plain"]):
-    raise listed(f"--recipe=reference needs lists with {FORMS['counted']}; these have others", others)
-  order, label_numbers = _order_of_numbers(lists, options.numbers, archive)
-  pictures, kind = _pictures(lists, options, archive)
-  check_folder_of_lists(lists, kind, FOLDERS)
-  media = Media(pictures, archive.find("clips"), archive.find("clips_wav"), "clips_wav or clips")
-  classes = LABELS[order or "mafw"].classes
-  return layout_of("mafw", lists, lambda _, written: read_label(written, 0, classes), LABELS[options.labels], media,
-                   {"frames": kind, "label_numbers": label_numbers}, archive)  # fmt: skip
+  archive.read_lists(own[0] if own else None, ("plain", "counted"))
+  if original and (others := [str(found.path) for found in archive.lists if found.kind == "plain"]):
+    raise all_listed(f"--recipe=reference needs lists with {listed.FORMS['counted']}; others are", others)
+  order, label_numbers = _order_of_numbers(archive, options.numbers)
+  classes = LABELS[order].classes
+  pictures, kind = _pictures(archive, options)
+  return archive.read(lambda _, written: listed.read_label(written, 0, classes), LABELS[options.labels], kind, pictures,
+                      archive.find("clips"), archive.find("clips_wav"), {"label_numbers": label_numbers})  # fmt: skip
 
 
-def _pictures(lists: list[FoldList], options: Options, archive: Archive) -> tuple[Path | None, str]:
+def _pictures(archive: listed.ListedArchive, options: Options) -> tuple[Path | None, str]:
   """The folder of pictures, None for videos, and which kind they are."""
   frames = options.frames
   faces = archive.find(*FOLDERS["faces"]) if frames in ("all", "faces") else None
   scenes = archive.find("frames") if frames == "scenes" or (frames == "all" and not faces) else None
-  pictures = faces or scenes or (folder_of_lists(lists, archive) if frames == "all" else None)
-  if not (pictures or (frames == "video" and archive.find("clips"))):
-    needed = {"video": "clips", "all": "clips_faces or frames"}.get(frames) or FOLDERS[frames][0]
-    raise no_frames(archive, frames, needed, FOLDERS)
+  pictures = faces or scenes or (archive.folder_of_lists() if frames == "all" else None)
+  if not pictures and not (frames == "video" and archive.find("clips")):
+    raise archive.no_frames(*(["clips_faces", "frames"] if frames == "all" else FOLDERS[frames][:1]))
   if scenes and frames == "all" and not options.faces:
     # Public reports of training on whole scenes: MAE-DFER's issue 22.
     raise UserError(
-      f"{scenes} holds whole scenes, and there is no folder clips_faces with cropped faces. Trained on scenes, models "
-      "reach about 15 % UAR. Choose --faces=yunet, which finds the faces and cuts them out, or --frames=scenes, which takes "
-      "the scenes as they are (--frames=faces --raw=… takes faces that you have cut out yourself, from a folder clips_faces)"
+      f"{scenes} holds whole scenes, and there is no folder clips_faces with cropped faces. Models trained on scenes reach "
+      "about 15 % UAR. Choose --faces=yunet, which finds the faces and cuts them out, or --frames=scenes, which takes the "
+      "scenes as they are. Faces that you have cut out yourself belong in a folder clips_faces"
     )
   if faces and frames == "all" and "frames" in archive.folders:
     archive.note(f"{archive.show(faces)}: chosen; --frames=scenes takes the whole scenes instead")
@@ -134,55 +116,46 @@ def misread(counts: Counts, order: str) -> tuple[int, int]:
   return near, far
 
 
-def _order_of_numbers(
-  lists: Sequence[FoldList], numbers: str | None, archive: Archive
-) -> tuple[str | None, str]:
-  """The order by which the labels of the lists count, None if all are names; and how it is known, in words.
+def _order_of_numbers(archive: listed.ListedArchive, numbers: str | None) -> tuple[str, str]:
+  """The order by which the labels of the lists count, if they are numbers; and how it is known, in words.
 
   Raises:
     UserError: if nothing tells it, or the published numbers of clips belong to the other order.
   """
-  with_numbers = [one for one in lists if any(row.written.lstrip("-").isdecimal() for row in one.rows)]
-  if not with_numbers:
-    return None, "names, not numbers" + f" (--numbers={numbers} is not used)" * bool(numbers)
-  by_name = {one.path: _order_by_name(one) for one in with_numbers}
-  unknown = [str(path) for path, order in by_name.items() if order is None]
-  if not numbers and (unknown or len(set(by_name.values())) > 1):
-    raise listed(
+  lists = [one for one in archive.lists if any(row.written.lstrip("-").isdecimal() for row in one.rows)]
+  if not lists:
+    return "mafw", "names, not numbers" + f" (--numbers={numbers} is not used)" * bool(numbers)
+  by_name = {str(one.path): _order_by_name(one) for one in lists}
+  if not numbers and (None in by_name.values() or len(set(by_name.values())) > 1):
+    raise all_listed(
       "MAFW has two label orders in circulation, and the names of these lists do not tell by which they count",
-      unknown or [f"{path}: {order}" for path, order in by_name.items()],
+      [f"{path}: {order or 'either'}" for path, order in by_name.items()],
       "say --numbers=mafw if 0 is happiness (MMA-DFER, DFER-CLIP), --numbers=mafw-official if 0 is anger (MAE-DFER)",
     )
   order = numbers or next(order for order in by_name.values() if order)
   how = "as --numbers says" if numbers else "assumed from the lists' form; --numbers=… changes it"
   archive.note(f"label numbers: {order} ({how})")
   if set(by_name.values()) - {None, order}:
-    archive.note(f"--numbers={order} was given; by their names the lists would count otherwise")
-  check_numbers(with_numbers, 0, LABELS[order].classes)
-  counts = {}
-  for one in (one for one in with_numbers if one.part == "test"):
-    of = Counter(row.written for row in one.rows)
-    counts[f"fold{one.fold}"] = row = {name: of[str(i)] for i, name in enumerate(LABELS[order].classes)}
-    if misread({f"fold{one.fold}": row}, order)[1] == 0:
-      raise UserError(f"{one.path}: taken to count by the order {order}, but its numbers of clips are those of the "
-                      f"order {OTHER[order]}; say --numbers={OTHER[order]}")  # fmt: skip
-  here, there = misread(counts, order)
+    archive.note(f"--numbers={order} was given; by their names the lists would count otherwise", warning=True)
+  listed.check_numbers(lists, 0, LABELS[order].classes)
+  tests = {f"fold{one.fold}": Counter(row.written for row in one.rows) for one in lists if one.part == "test"}
+  names = LABELS[order].classes
+  counts = {fold: {name: of[str(i)] for i, name in enumerate(names)} for fold, of in tests.items()}
+  (here, there), other = misread(counts, order), OTHER[order]
   clips, published = (sum(sum(row.values()) for row in of.values()) for of in (counts, COUNTS))
+  if counts and there == 0:
+    raise UserError(f"{lists[0].path.parent}: the lists are taken to count by the order {order}, but their numbers of clips "
+                    f"are those of the order {other}; say --numbers={other}")  # fmt: skip
   if clips >= 0.9 * published and 2 * there < here:
-    wrong = (
-      f"labels are taken to count by the order {order}, by which {here} of {clips} clips are in another class than the "
-      f"published numbers say; by the order {OTHER[order]} it would be {there}"
-    )
+    wrong = (f"labels are taken to count by the order {order}, by which {here} of {clips} clips are in another class than "
+             f"the published numbers say; by the order {other} it would be {there}")  # fmt: skip
     if not numbers:
-      advice = f"say --numbers={OTHER[order]}, or --numbers={order} if that is meant"
-      raise UserError(f"{lists[0].path.parent}: {wrong}; {advice}")
+      raise UserError(f"{lists[0].path.parent}: {wrong}; say --numbers={other}, or else --numbers={order}")
     archive.note(f"LABELS ARE PROBABLY WRONG: {wrong}", warning=True)
   return order, f"{order} ({how})"
 
 
-def _order_by_name(one: FoldList) -> str | None:
-  if one.kind == "counted" and re.match(r"mafw_set_?\d", one.path.name.lower()):
-    return "mafw"
-  if one.kind == "plain" and re.fullmatch(r"set_?\d", one.path.parent.name.lower()):
-    return "mafw-official"
-  return None
+def _order_by_name(one: listed.FoldList) -> str | None:
+  if one.kind == "counted":
+    return "mafw" if re.match(r"mafw_set_?\d", one.path.name.lower()) else None
+  return "mafw-official" if re.fullmatch(r"set_?\d", one.path.parent.name.lower()) else None
