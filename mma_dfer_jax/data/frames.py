@@ -126,8 +126,8 @@ def _resize(
   As PIL: first along x, then along y, rounded to 8 bits after each. PIL itself makes frames lower, because Pillow 13 in
   some of these cases, unlike Pillow 11 and 12, takes y first; and does all where numba is missing: five times slower.
   """
-  compiled, same = _compiled(), frame.shape[:2] == (height, width)
-  if compiled and not same and frame.shape[0] <= height:
+  same = frame.shape[:2] == (height, width)
+  if not same and frame.shape[0] <= height and (compiled := _compiled()):
     mix, _ = compiled
     out = np.empty((height, width, 3), np.uint8) if out is None else out
     # Both steps mix whole rows, which the compiler makes vector instructions of: for x the frame lies on its side.
