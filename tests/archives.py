@@ -33,10 +33,14 @@ def read(name: str, place: Path, **options) -> Layout:
   """What the source of this name finds."""
   of, plain = source_of(name), {Path: str, list: tuple}
   changes = {key: plain.get(type(value), lambda v: v)(value) for key, value in options.items()}
-  return of.read(Path(place), of.Options(**{k: str(v) if isinstance(v, Path) else v for k, v in changes.items()}))
+  return of.read(
+    Path(place), of.Options(**{k: str(v) if isinstance(v, Path) else v for k, v in changes.items()})
+  )
 
 
-def prepare_clips(manifest: Path, data_dir: Path, *, allow_missing_sound: bool = False, classes=(), **how) -> None:
+def prepare_clips(
+  manifest: Path, data_dir: Path, *, allow_missing_sound: bool = False, classes=(), **how
+) -> None:
   """What `prepare --dataset=clips` does, in this process."""
   from mma_dfer_jax.data.prepare import Decoding, prepare
 

@@ -1,111 +1,116 @@
-"""Clips by split and class, compared with what a run needs and with what was published: for `prepare --check` and doctor."""
+"""Clips by split and class: what a run cannot use, what differs from the published numbers, and the table of them."""
 
+from collections import Counter
 from collections.abc import Sequence
-import dataclasses
+from dataclasses import dataclass, field
+from typing import ClassVar
 
+from mma_dfer_jax.data.labels import COUNTS, SCORES
 from mma_dfer_jax.data.source import Counts, count, names, source_of
 
+EXAMPLES = 3  # that a message names
 
-@dataclasses.dataclass
+
+@dataclass
 class Findings:
-  """What counts show: problems make a training pointless or its score a lie, warnings need a human look."""
+  """What was found."""
 
-  problems: list[str] = dataclasses.field(default_factory=list)
-  warnings: list[str] = dataclasses.field(default_factory=list)
-  notes: list[str] = dataclasses.field(default_factory=list)
+  counts: Counts  # clips, as found
+  published: Counts  # clips, as published; empty: not known
+  problems: list[str] = field(default_factory=list)  # make a training pointless or its score wrong
+  warnings: list[str] = field(default_factory=list)  # need a human look
+  notes: list[str] = field(default_factory=list)  # worth knowing, not wrong
+  PURPOSE: ClassVar[str] = "training"
+
+  @property
+  def verdict(self) -> str:
+    if self.problems:
+      return f"NOT FIT for {self.PURPOSE}: {count(len(self.problems), 'problem')}"
+    looks = f", but look at {count(len(self.warnings), 'warning')}" if self.warnings else ""
+    return f"fit for {self.PURPOSE}{looks}"
+
+  def print_lines(self) -> None:
+    """Prints the table and all findings."""
+    print(counts_table(self))
+    for title in ("problems", "warnings", "notes"):
+      if lines := getattr(self, title):
+        print(f"{title}:", *lines, sep="\n  - ")
 
 
 def published_counts(name: str, classes: Sequence[str]) -> Counts:
-  """The published clips of a data set; none if it is not known, or somebody has taken some of the classes only."""
-  known: Counts = source_of(name).COUNTS if name in names() else {}
-  return known if all(set(row) == set(classes) for row in known.values()) else {}
+  """The published clips of a data set; none if it is not known, or somebody takes some of its classes only."""
+  published = COUNTS.get(name, {})
+  return published if all(set(row) == set(classes) for row in published.values()) else {}
 
 
-def check_counts(name: str, classes: Sequence[str], counts: Counts) -> Findings:
-  """Weighs clips by split and class.
+def examples(names: Sequence[str]) -> str:
+  more = [f"… {len(names) - EXAMPLES} more"] if len(names) > EXAMPLES else []
+  return "; ".join([*names[:EXAMPLES], *more])
 
-  Args:
-    name: of the data set, which decides what it is compared with.
-    classes: in label order.
-    counts: as found.
-  """
-  found, fixed = Findings(), name in names() and bool(source_of(name).SCORES)
-  there = [label for label in classes if any(row.get(label) for row in counts.values())]
-  found.problems += [f"the split {split} is empty" for split, row in counts.items() if not any(row.values())]
-  for label in classes:
-    if label not in there:
-      hint = "" if fixed or not there else f"; --classes={','.join(there)} would do without it"
-      found.problems.append(f"there is no clip of the class {label}{hint}")
-    elif without := [split for split, row in counts.items() if not row.get(label) and any(row.values())]:
-      found.warnings.append(f"no clip of {label} in {', '.join(without)}")
+
+def report(found: list[str], text: str, names: Sequence[str]) -> None:
+  """Adds one line for all equal findings: how many, and some examples. Adds nothing if there are no names."""
+  if names:
+    found.append(f"{text} ({len(names)}): {examples(names)}")
+
+
+def check_counts(result: Findings, classes: Sequence[str], name: str) -> None:
+  """Adds what is wrong with the counts; the name of the data set decides what they are compared with."""
+  counts, problems = result.counts, result.problems
+  filled = [split for split, row in counts.items() if any(row.values())]
+  there = [label for label in classes if any(counts[split][label] for split in filled)]
+  report(problems, "empty splits", [split for split in counts if split not in filled])
+  may_choose = name not in names() or "classes" in source_of(name).Options.__dataclass_fields__
+  advice = f"; --classes={','.join(there)} prepares the others" if may_choose and there else ""
+  report(problems, f"classes without a clip{advice}", [label for label in classes if label not in there])
+  lacking = [f"{label} in {split}" for label in there for split in filled if not counts[split][label]]
+  report(result.warnings, "classes without a clip in a split", lacking)
   folds = sorted(int(split[4:]) for split in counts if split.startswith("fold") and split[4:].isdecimal())
-  if len(folds) < 2 and not {"train", "test"} <= set(counts):
-    found.problems.append(
-      f"no run can use the splits {', '.join(counts)}: it needs train and test, or several folds"
-    )
+  if classes and len(folds) < 2 and not {"train", "test"} <= set(counts):
+    there = ", ".join(counts)
+    problems.append(f"no run can use the splits {there}: it needs train and test, or several folds")
   if folds and folds != list(range(1, len(folds) + 1)):
-    found.warnings.append(f"the folds are {', '.join(map(str, folds))}; are there others?")
-  _compare_with_published(name, fixed, published_counts(name, classes), counts, found)
-  return found
+    result.warnings.append(f"the folds are {', '.join(map(str, folds))}: is one missing?")
+  _compare_with_published(result, name)
 
 
-def _compare_with_published(
-  name: str, fixed: bool, published: Counts, counts: Counts, found: Findings
-) -> None:
-  if fixed and (lacking := sorted(set(published) - set(counts))):
-    found.problems.append(f"there is no {', '.join(lacking)}, {name} has {len(published)} folds")
+def _compare_with_published(result: Findings, name: str) -> None:
+  counts, published, fixed = result.counts, result.published, name in SCORES
+  if fixed:
+    report(result.problems, f"missing folds of {name}", sorted(set(published) - set(counts)))
   if not set(published) & set(counts):
-    if published:
-      found.notes.append(f"the splits are none of the published ones, {', '.join(published)}")
+    result.notes += [f"the published splits are others: {', '.join(published)}"] if published else []
     return
-  orders = source_of(name).LABELS
-  folds = {split: row for split, row in counts.items() if split in published and any(row.values())}
-  for order, other in ((a, b) for a in orders for b in orders if a != b and folds):
-    pairs = list(zip(orders[order].classes, orders[other].classes, strict=True))
-    if all(
-      row.get(read, 0) == published[split][truly] for split, row in folds.items() for read, truly in pairs
-    ):
-      found.problems.append(
-        f"the labels are wrong: the numbers of clips are the published ones if the lists count by {other}, but they were "
-        f"read as {order}; prepare again with --numbers={other}"
-      )
-  differing = [
-    f"{split} {label} {counts.get(split, {}).get(label, 0)} (published {published.get(split, {}).get(label, 0)})"
-    for split in dict.fromkeys([*published, *counts])
-    for label in published.get(split) or counts[split]
-    if counts.get(split, {}).get(label, 0) != published.get(split, {}).get(label, 0)
-  ]
-  if differing:
-    more = f", … {len(differing) - 5} more" * (len(differing) > 5)
-    (found.warnings if fixed else found.notes).append(
-      f"{count(len(differing), 'count')} not as published: {', '.join(differing[:5])}{more}"
-    )
+  differing = []
+  for split in dict.fromkeys([*published, *counts]):
+    there, should = Counter(counts.get(split, {})), Counter(published.get(split, {}))
+    differing += [f"{split} {label} {there[label]} (published {should[label]})"
+                  for label in should or there if there[label] != should[label]]  # fmt: skip
+  report(result.warnings if fixed else result.notes, "numbers of clips not as published", differing)
 
 
-def counts_table(counts: Counts, published: Counts) -> str:
+def counts_table(result: Findings) -> str:
   """Clips by class and split, and after a stroke the published ones, where they are known."""
-  splits = list(dict.fromkeys([*counts, *published])) if set(counts) & set(published) else list(counts)
-  classes = list(dict.fromkeys(name for row in counts.values() for name in row))
+  counts, published = result.counts, result.published
+  known = set(published) & set(counts)
+  splits = list(dict.fromkeys([*counts, *published] if known else counts))
+  classes = list(next(iter(counts.values()), {}))
 
-  def cell(rows: Sequence[str], of: Sequence[str]) -> str:
-    there = sum(counts.get(split, {}).get(name, 0) for split in of for name in rows)
-    known = set(of) <= set(published)
-    return f"{there}/{sum(published[split][name] for split in of for name in rows)}" if known else str(there)
+  def cell(names: Sequence[str], of: Sequence[str]) -> str:
+    tables = (counts, published) if set(of) <= set(published) else (counts,)
+    numbers = (sum(by.get(split, {}).get(name, 0) for split in of for name in names) for by in tables)
+    return "/".join(map(str, numbers))
 
-  rows = [
-    [name or "(no label)", *(cell([name], [split]) for split in splits), cell([name], splits)]
-    for name in classes
+  rows = {name or "(no label)": [name] for name in classes} | {"all": classes}
+  cells = [
+    [row, *(cell(names, of) for of in [*([s] for s in splits), splits])] for row, names in rows.items()
   ]
-  rows.append(["all", *(cell(classes, [split]) for split in splits), cell(classes, splits)])
-  return table(["class" + " (found/published)" * bool(set(splits) & set(published)), *splits, "all"], rows)
+  return table(["class (found/published)" if known else "class", *splits, "all"], cells)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
   """In Markdown, aligned so that it can be read as it is."""
-  widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-
-  def line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(f"{cell:{'>' if i else '<'}{widths[i]}}" for i, cell in enumerate(cells)) + " |"
-
-  rule = "|" + "|".join("-" * (w + 1) + (":" if i else "-") for i, w in enumerate(widths)) + "|"
-  return "\n".join([line(header), rule, *map(line, rows)])
+  first, *others = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+  rule = ["-" * first, *("-" * (width - 1) + ":" for width in others)]
+  lines = [[row[0].ljust(first), *map(str.rjust, row[1:], others)] for row in (header, rule, *rows)]
+  return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -14,10 +14,10 @@ All cores decode every file completely. If any are bad, the command lists every 
 Run the same command again; it picks up where it stopped.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-import concurrent.futures
-import concurrent.futures.process
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 import contextlib
 import dataclasses
 import fcntl
@@ -37,7 +37,7 @@ from PIL import Image
 
 from mma_dfer_jax import cli
 from mma_dfer_jax.data import media, source
-from mma_dfer_jax.data.counts import check_counts, counts_table, published_counts
+from mma_dfer_jax.data.counts import Findings, check_counts, published_counts
 from mma_dfer_jax.data.data_set import DataSet, follow_parent, open_data_set
 from mma_dfer_jax.data.faces import POLICIES, FaceFinder, face_model, face_recipe
 from mma_dfer_jax.data.records import RECIPE, Clip, Clips, read_record
@@ -46,13 +46,10 @@ from mma_dfer_jax.disk import sha256_of
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.progress import Progress
 
-_CORES = len(os.sched_getaffinity(0))  # that this process may use
 _DATASET = flags.DEFINE_enum(
-  "dataset", "clips", source.names(), "What to prepare; clips and folders: any video files."
+  "dataset", "clips", source.names(), "What to prepare; clips, folders: any videos."
 )
-_MANIFEST = flags.DEFINE_string(
-  "manifest", None, "clips: a csv; or for clips without labels, a folder or glob."
-)
+_MANIFEST = flags.DEFINE_string("manifest", None, "clips: a csv; without labels: a folder or glob.")
 _RAW = flags.DEFINE_string("raw", None, "All other data sets: their folder, as it was unpacked.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder to write the data set to.")
 _CHECK = flags.DEFINE_bool("check", False, "Only look at names and lists: decode nothing, write nothing.")
@@ -63,47 +60,46 @@ _FACE_SIZE = flags.DEFINE_integer("face_size", 224, "Side of the cut faces in pi
 _ALLOW_BAD = flags.DEFINE_integer("allow_bad", 0, "Leave out at most so many bad clips and list them, instead of failing. "
                                   "A missing or broken list always stops it.", lower_bound=0)  # fmt: skip
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the data set that is there.")
-_NUM_WORKERS = flags.DEFINE_integer("num_workers", _CORES, "Processes that decode.", lower_bound=1)
+_NUM_WORKERS = flags.DEFINE_integer(
+  "num_workers", len(os.sched_getaffinity(0)), "Processes that decode; 1: this one.", lower_bound=1
+)
 flags.register_multi_flags_validator(
   ["data_dir", "check"],
-  lambda given: given["check"] or given["data_dir"] is not None,
-  "Flag --data_dir must have a value.",
+  lambda f: f["check"] or f["data_dir"] is not None,
+  "give --data_dir=FOLDER to write to, or --check.",
 )
+
+
+def _fields(name: str) -> dict[str, dataclasses.Field]:
+  return {field.name: field for field in dataclasses.fields(source.source_of(name).Options)}
 
 
 def _define_options() -> list[str]:
   """Defines every field of every data set's Options as a flag, once; returns their names."""
-  fields: dict[str, dict[str, dataclasses.Field]] = {}
+  users: dict[str, dict[str, dataclasses.Field]] = defaultdict(dict)  # by flag and data set
   for name in source.names():
-    for field in dataclasses.fields(source.source_of(name).Options):
-      fields.setdefault(field.name, {})[name] = field
-  for flag, users in fields.items():
-    field, common = next(iter(users.values())), len(users) == len(source.names())
-    texts = {user: of.metadata["help"] for user, of in users.items()}
-    text = " ".join(
-      f"{', '.join(u for u in texts if texts[u] == one)}: {one}" for one in dict.fromkeys(texts.values())
-    )
-    choices = {user: of.metadata["choices"] for user, of in users.items()}
-    values = list(dict.fromkeys(value for of in choices.values() for value in of))
+    for flag, field in _fields(name).items():
+      users[flag][name] = field
+  for flag, fields in users.items():
+    default, about = next((field.default, field.metadata) for field in fields.values())
+    choices = {name: field.metadata["choices"] for name, field in fields.items()}
+    words = about["help"] if len(fields) == len(source.names()) else f"{', '.join(fields)}: {about['help']}"
     if len(set(choices.values())) > 1:
-      text += f" ({'; '.join(f'{user}: {chr(44).join(of)}' for user, of in choices.items())})"
-    how = {
+      words += "".join(f" {name}: {', '.join(of)}." for name, of in choices.items())
+    kinds = {
       bool: flags.DEFINE_bool,
       int: flags.DEFINE_integer,
       float: flags.DEFINE_float,
       tuple: flags.DEFINE_list,
     }
-    define = how.get(type(field.default), flags.DEFINE_string)
-    text = field.metadata["help"] if common else text
-    if values:
-      flags.DEFINE_enum(flag, field.default, values, text)
+    if values := list(dict.fromkeys(value for of in choices.values() for value in of)):
+      flags.DEFINE_enum(flag, default, values, words)
     else:
-      define(flag, list(field.default) if isinstance(field.default, tuple) else field.default, text)
-  return list(fields)
+      kinds.get(type(default), flags.DEFINE_string)(flag, list(default) if default == () else default, words)
+  return list(users)
 
 
 _OPTIONS = _define_options()
-
 NOTES = "notes.txt"  # in the data set: all notes with all names
 SCRATCH = ".unfinished"  # beside the data set: decoded clips, and the data set while it is written
 _ADVICE = "fix it and run the command again; finished clips are kept"
@@ -150,10 +146,8 @@ def decode_clip(files: ClipFiles, decoded: Path, decoding: Decoding) -> str | No
   except media.MediaError as error:
     return str(error)
   if files.sound and not record["has_audio"] and not decoding.allow_missing_sound:
-    return (
-      f"{files.sound}: no audio stream, or less than {1000 * media.SHORTEST_SOUND:.0f} ms in it "
-      "(--allow_missing_sound takes such clips)"
-    )
+    shortest = f"{1000 * media.SHORTEST_SOUND:.0f} ms"
+    return f"{files.sound}: no audio stream, or less than {shortest} in it (--allow_missing_sound takes such clips)"
   # From the headers of picture files; those of a video are of one size.
   sizes = {Image.open(io.BytesIO(data)).size for data in record["frames"] if files.frames}
   partial = decoded.with_suffix(f".{os.getpid()}.partial")
@@ -169,9 +163,8 @@ def decode_clip(files: ClipFiles, decoded: Path, decoding: Decoding) -> str | No
   return None
 
 
-def decode_all(
-  files: Sequence[ClipFiles], scratch: Path, decoding: Decoding, num_workers: int
-) -> tuple[list[Clip], list[Problem]]:
+def decode_all(files: Sequence[ClipFiles], scratch: Path, decoding: Decoding, num_workers: int,
+               ) -> tuple[list[Clip], list[Problem]]:  # fmt: skip
   """Decodes every clip that is not decoded yet, by several processes; returns the clips, and what is wrong with others.
 
   Raises:
@@ -183,22 +176,21 @@ def decode_all(
     partial.unlink()
   clips = [Clip(one.clip_id, one.label, one.split, scratch / f"{_key(one, decoding)}.npz") for one in files]
   todo = [i for i, clip in enumerate(clips) if not clip.decoded.exists()]
-  done = len(clips) - len(todo)
+  done, problems = len(clips) - len(todo), {}
   if done:
     print(f"{done} of {len(clips)} clips are decoded already")
-  problems: dict[int, str] = {}
-  context, workers = multiprocessing.get_context("spawn"), max(1, min(num_workers, len(todo)))
-  with (
-    Progress("decode", len(clips), done=done) as bar,
-    concurrent.futures.ProcessPoolExecutor(workers, context, initializer=follow_parent) as pool,
-  ):
+  workers, spawn = min(num_workers, len(todo)), multiprocessing.get_context("spawn")
+  pool: Executor = (
+    ProcessPoolExecutor(workers, spawn, follow_parent) if workers > 1 else ThreadPoolExecutor(1)
+  )
+  with Progress("decode", len(clips), done=done) as bar, pool:
     futures = {pool.submit(decode_clip, files[i], clips[i].decoded, decoding): i for i in todo}
     try:
-      for future in concurrent.futures.as_completed(futures):
+      for future in as_completed(futures):
         if problem := future.result():
           problems[futures[future]] = problem
         bar.update()
-    except concurrent.futures.process.BrokenProcessPool as error:
+    except BrokenProcessPool as error:
       raise UserError(
         "a process that decodes was ended from outside, most often for lack of memory; run the command again with a "
         "smaller --num_workers; finished clips are kept"
@@ -213,10 +205,7 @@ def _key(files: ClipFiles, decoding: Decoding) -> str:
   """Names the decoded form of a clip by all that it depends on."""
 
   def version(file: Path | None) -> tuple[str, int, int]:
-    try:
-      stat = os.stat(file) if file else None
-    except OSError:
-      stat = None
+    stat = os.stat(file) if file and file.exists() else None
     return str(file), stat.st_size if stat else -1, stat.st_mtime_ns if stat else -1
 
   versions = [version(file) for file in (*files.frames, files.video, files.sound)]
@@ -240,7 +229,7 @@ def _exclusive(scratch: Path) -> Iterator[None]:
       free = False
     if not free:
       raise UserError(
-        f"{scratch.parent}: another prepare is at work there; wait for it, or choose another --data_dir"
+        f"{scratch.parent}: another prepare is at work there; wait, or choose another --data_dir"
       )
     yield
 
@@ -289,9 +278,8 @@ def prepare(
     with _exclusive(home / SCRATCH):
       made = _make(layout, name, data_dir, decoding, origin, notes, allow_bad, overwrite, num_workers)
   except OSError as error:
-    raise UserError(
-      f"{error.filename or home} cannot be written: {error.strerror or error}; {_ADVICE}"
-    ) from error
+    why = f"{error.filename or home} cannot be written: {error.strerror or error}"
+    raise UserError(f"{why}; {_ADVICE}") from error
   except RuntimeError as error:  # from array_record, which is not Python
     raise UserError(f"{home} cannot be written: {error}; {_ADVICE}") from error
   if not made:
@@ -322,7 +310,7 @@ def _make(
     there = open_data_set(data_dir, name, labelled=False)
     if there.fingerprint != fingerprint:
       raise UserError(
-        f"{there.path} was made from other clips or settings; choose another --data_dir, or --overwrite"
+        f"{there.path} was made from other clips or settings; choose another --data_dir or --overwrite"
       )
     shutil.rmtree(scratch, ignore_errors=True)
     print(f"{there.path} is complete already: {_described(there.splits)}")
@@ -341,9 +329,8 @@ def _make(
       _print_note(Note(warning, warning=True), notes)
     new = builder.write()
   if notes:
-    (new / NOTES).write_text(
-      "".join("\n  ".join([note.what, *note.names]) + "\n" for note in notes), encoding="utf-8"
-    )
+    text = "".join("\n  ".join([note.what, *note.names]) + "\n" for note in notes)
+    (new / NOTES).write_text(text, encoding="utf-8")
   if target.exists():
     shutil.rmtree(scratch / "replaced", ignore_errors=True)
     target.rename(scratch / "replaced")
@@ -367,11 +354,7 @@ def _check_left_out(
   total = len(bad.keys() | {clip.clip_id for clip in layout.clips})
   gone = sorted((layout.splits | {clip.split for clip in layout.clips}) - {clip.split for clip in clips})
   if len(bad) > allow_bad:
-    advice = (
-      f"fix them, or add --allow_bad={len(bad)} to leave out these clips"
-      if clips and not gone
-      else "fix them"
-    )
+    advice = f"fix them, or add --allow_bad={len(bad)} to leave out these clips" if clips and not gone else ""
     raise listed(f"{len(bad)} of {count(total, 'clip')} of {origin} cannot be used, no data set was written",
                  in_lines(problems), advice)  # fmt: skip
   if gone or not clips:
@@ -392,31 +375,24 @@ def _described(splits: Mapping[str, int]) -> str:
   return ", ".join(f"{split} {count(clips, 'clip')}" for split, clips in splits.items())
 
 
-def check(layout: Layout, name: str, most: int = 50) -> int:
+class _Check(Findings):
+  PURPOSE = "preparation"
+
+
+def check(layout: Layout, name: str) -> int:
   """Prints what names and lists show, the verdict last; returns the exit status, 1 if there are problems."""
-  found = Counter((clip.split, clip.label) for clip in layout.clips)
+  found, classes = Counter((clip.split, clip.label) for clip in layout.clips), layout.classes or ("",)
   splits = sorted(layout.splits | {clip.split for clip in layout.clips})
-  counts = {split: {label: found[split, label] for label in layout.classes or [""]} for split in splits}
-  seen = check_counts(name, layout.classes, counts)
-  silent = [clip.clip_id for clip in layout.clips if clip.sound is None]
-  warnings = [str(note) for note in layout.notes if note.warning] + seen.warnings
-  warnings += [str(Note("clips without a file with sound", tuple(silent)))] * bool(silent)
-  problems = in_lines(layout.problems) + seen.problems
-  print(counts_table(counts, published_counts(name, layout.classes)))
-  notes = [str(note) for note in layout.notes if not note.warning] + seen.notes
-  for title, lines in (("problems", problems), ("warnings", warnings), ("notes", notes)):
-    if lines:
-      print(f"{title}:", *lines[:most], *[f"… {len(lines) - most} more"] * (len(lines) > most), sep="\n  - ")
-  verdict = (
-    f"NOT FIT for preparation: {count(len(problems), 'problem')}" if problems else "fit for preparation"
-  )
-  looks = f", but look at {count(len(warnings), 'warning')}" * bool(warnings and not problems)
-  print(f"{verdict}{looks} (no clip was opened)")
-  return 1 if problems else 0
-
-
-def _fields(name: str) -> list[str]:
-  return [field.name for field in dataclasses.fields(source.source_of(name).Options)]
+  counts = {split: {label: found[split, label] for label in classes} for split in splits}
+  result = _Check(counts, published_counts(name, classes), in_lines(layout.problems))
+  for note in layout.notes:
+    (result.warnings if note.warning else result.notes).append(str(note))
+  if silent := tuple(clip.clip_id for clip in layout.clips if clip.sound is None):
+    result.warnings.append(str(Note("clips without a file with sound", silent)))
+  check_counts(result, layout.classes, name)
+  result.print_lines()
+  print(f"{result.verdict} (no clip was decoded, nothing was written)")
+  return 1 if result.problems else 0
 
 
 def read_source() -> tuple[Layout, source.Options, str]:
@@ -426,16 +402,16 @@ def read_source() -> tuple[Layout, source.Options, str]:
     UserError: with everything that is wrong with the flags; if nothing of the kind is there.
   """
   name = _DATASET.value
-  of, takes = source.source_of(name), _fields(name)
-  place = {"raw": _RAW, "manifest": _MANIFEST}[of.FLAG].value
+  of = source.source_of(name)
+  takes, place = [of.FLAG, *_fields(name)], {"raw": _RAW, "manifest": _MANIFEST}[of.FLAG].value
   given = [flag for flag in ("raw", "manifest", *_OPTIONS) if flags.FLAGS[flag].present]
-  problems = [f"--{flag} is not for --dataset={name}" for flag in given if flag not in (of.FLAG, *takes)]
+  problems = [f"--{flag} is not for --dataset={name}" for flag in given if flag not in takes]
   if not place:
     problems.append(f"--{of.FLAG} is needed")
   if problems:
-    raise listed("the data set cannot be prepared", problems,
-                 f"--dataset={name} takes {', '.join(f'--{flag}' for flag in (of.FLAG, *takes))}\n{of.LAYOUT}")  # fmt: skip
-  values = {flag: flags.FLAGS[flag].value for flag in takes if flags.FLAGS[flag].present}
+    advice = f"--dataset={name} takes {', '.join(f'--{flag}' for flag in takes)}\n{of.LAYOUT}"
+    raise listed("the data set cannot be prepared", problems, advice)
+  values = {flag: flags.FLAGS[flag].value for flag in takes[1:] if flags.FLAGS[flag].present}
   options = of.Options(**{flag: tuple(v) if isinstance(v, list) else v for flag, v in values.items()})
   return of.read(Path(place).expanduser(), options), options, place
 
