@@ -122,7 +122,7 @@ def in_lines(problems: Iterable[Problem]) -> list[str]:
   kinds: dict[tuple[bool, str], list[Problem]] = defaultdict(list)
   for problem in sorted(dict.fromkeys(problems), key=lambda problem: natural(str(problem))):
     kinds[problem.kind].append(problem)
-  lines = []
+  lines: list[str] = []
   for alike in kinds.values():
     if len(alike) <= EXAMPLES:
       lines += map(str, alike)

@@ -94,7 +94,8 @@ def _unlabelled(place: Path, options: Options) -> Layout:
   paths = sorted(glob.glob(pattern, recursive=True), key=natural)
   files = [Path(path) for path in paths if os.path.isfile(path)]
   others = [str(f.relative_to(home)) for f in files if home == place and f.suffix.lower() not in VIDEOS]
-  clips, problems, seen = [], [], {}
+  clips, problems = [], []
+  seen: dict[str, str] = {}
   for file in files:
     name, path = str(file.relative_to(home)), Path(os.path.abspath(file))
     if name in others:
