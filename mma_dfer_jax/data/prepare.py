@@ -16,7 +16,7 @@ Run the same command again; it picks up where it stopped.
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 import contextlib
 import dataclasses
@@ -82,14 +82,11 @@ def _define_options() -> list[str]:
     for flag, field in _fields(name).items():
       users[flag][name] = field
   for flag, fields in users.items():
-    one = next(iter(fields.values()))
-    default: Any = one.default
+    one: Any = next(iter(fields.values()))
+    default, words = one.default, one.metadata["help"]
     choices = {name: field.metadata["choices"] for name, field in fields.items()}
-    words = (
-      one.metadata["help"]
-      if len(fields) == len(source.names())
-      else f"{', '.join(fields)}: {one.metadata['help']}"
-    )
+    if len(fields) < len(source.names()):
+      words = f"{', '.join(fields)}: {words}"
     if len(set(choices.values())) > 1:
       words += "".join(f" {name}: {', '.join(of)}." for name, of in choices.items())
     numbers: dict[type, Any] = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float}
@@ -183,9 +180,7 @@ def decode_all(files: Sequence[ClipFiles], scratch: Path, decoding: Decoding, nu
   if done:
     print(f"{done} of {len(clips)} clips are decoded already")
   workers, spawn = min(num_workers, len(todo)), multiprocessing.get_context("spawn")
-  pool: Executor = (
-    ProcessPoolExecutor(workers, spawn, follow_parent) if workers > 1 else ThreadPoolExecutor(1)
-  )
+  pool = ProcessPoolExecutor(workers, spawn, follow_parent) if workers > 1 else ThreadPoolExecutor(1)
   with Progress("decode", len(clips), done=done) as bar, pool:
     futures = {pool.submit(decode_clip, files[i], clips[i].decoded, decoding): i for i in todo}
     try:
@@ -194,10 +189,8 @@ def decode_all(files: Sequence[ClipFiles], scratch: Path, decoding: Decoding, nu
           problems[futures[future]] = problem
         bar.update()
     except BrokenProcessPool as error:
-      raise UserError(
-        "a process that decodes was ended from outside, most often for lack of memory; run the command again with a "
-        "smaller --num_workers; finished clips are kept"
-      ) from error
+      raise UserError("a process that decodes was ended from outside, most often for lack of memory; run the command "
+                      "again with a smaller --num_workers; finished clips are kept") from error  # fmt: skip
     finally:
       pool.shutdown(cancel_futures=True)
   good = [clip for i, clip in enumerate(clips) if i not in problems]
@@ -406,7 +399,7 @@ def read_source() -> tuple[Layout, source.Options, str]:
   """
   name = _DATASET.value
   of = source.source_of(name)
-  takes, place = [of.FLAG, *_fields(name)], flags.FLAGS[of.FLAG].value
+  takes, place = [of.FLAG, *_fields(name)], str(flags.FLAGS[of.FLAG].value or "")
   given = [flag for flag in ("raw", "manifest", *_OPTIONS) if flags.FLAGS[flag].present]
   problems = [f"--{flag} is not for --dataset={name}" for flag in given if flag not in takes]
   if not place:
