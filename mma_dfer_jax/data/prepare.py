@@ -145,6 +145,8 @@ def decode_clip(files: ClipFiles, decoded: Path, decoding: Decoding) -> str | No
     return f"{error.filename}: there is no such file"
   except media.MediaError as error:
     return str(error)
+  except Exception as error:  # whatever a library raises at one clip; the others are decoded
+    return f"{video or files.frames[0].parent}: cannot be decoded ({type(error).__name__}: {error})"
   if files.sound and not record["has_audio"] and not decoding.allow_missing_sound:
     shortest = f"{1000 * media.SHORTEST_SOUND:.0f} ms"
     return f"{files.sound}: no audio stream, or less than {shortest} in it (--allow_missing_sound takes such clips)"

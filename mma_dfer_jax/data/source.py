@@ -106,7 +106,7 @@ class Problem(NamedTuple):
   def __str__(self) -> str:
     if len(self.clips) > 1:
       return f"{self.where}: {count(len(self.clips), 'clip')} {self.what}: {first_few(self.clips)}"
-    return ": ".join(filter(None, (self.where, *self.clips, self.what)))
+    return ": ".join(filter(None, (self.where, *self.clips, self.what))).replace("\0", "\\0")
 
   @property
   def kind(self) -> tuple[bool, str]:
