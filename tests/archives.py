@@ -17,14 +17,7 @@ MAFW = {f"{number:05d}": (k, number % 11) for number, k in enumerate((1, 1, 2, 2
 MAFW_NAMES = ("happiness", "sadness", "neutral", "anger", "surprise", "disgust", "fear", "contempt", "anxiety",
               "helplessness", "disappointment")  # fmt: skip
 MAFW_OFFICIAL_NAMES = (
-  "anger",
-  "disgust",
-  "fear",
-  "happiness",
-  "neutral",
-  "sadness",
-  "surprise",
-  *MAFW_NAMES[7:],
+  tuple(["anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise"]) + MAFW_NAMES[7:]
 )
 Clips = Mapping[str, tuple[int, int]]  # clip -> fold, label as MMA-DFER counts
 
@@ -114,17 +107,8 @@ def counted_lists(folder: Path, clips: Clips, pattern: str, root: str, counts: M
       write_text(folder / pattern.format(part=part, k=k), "\n".join(rows) + final)
 
 
-def dfew(
-  home: Path,
-  *,
-  clips: Clips = DFEW,
-  frames: int = 20,
-  folders: Iterable[str] = ("clip_224x224",),
-  name: str = "{}.jpg",
-  padded: bool = True,
-  sound: str = "raw_wav",
-  csvs: bool = True,
-) -> Path:
+def dfew(home: Path, *, clips: Clips = DFEW, frames: int = 20, folders: Iterable[str] = ("clip_224x224",),
+         name: str = "{}.jpg", padded: bool = True, sound: str = "raw_wav", csvs: bool = True) -> Path:  # fmt: skip
   """DFEW-part2 as handed out, with the wavs of MMA-DFER's recipe beside the pictures; returns the archive's folder."""
   part2 = home / "DFEW-part2"
   for clip in clips:
@@ -152,17 +136,8 @@ def mafw_lists(folder: Path, clips: Clips = MAFW, written: str = "names", delimi
       write_text(folder / f"set_{k}/{part}.txt", text)
 
 
-def mafw(
-  home: Path,
-  *,
-  clips: Clips = MAFW,
-  frames: int = 12,
-  folders: Iterable[str] = ("clips_faces",),
-  name: str = "{}.jpg",
-  wavs: bool = True,
-  videos: bool = False,
-  lists: bool = True,
-) -> Path:
+def mafw(home: Path, *, clips: Clips = MAFW, frames: int = 12, folders: Iterable[str] = ("clips_faces",),
+         name: str = "{}.jpg", wavs: bool = True, videos: bool = False, lists: bool = True) -> Path:  # fmt: skip
   """MAFW with what its users make of it: cropped faces, wavs. Returns the archive's folder."""
   archive = home / "MAFW"
   for clip in clips:
@@ -179,19 +154,14 @@ def mafw(
   return archive
 
 
-def ravdess(
-  home: Path, actors: Iterable[int] = range(1, 25), *, flat: bool = False, real: bool = False
-) -> Path:
-  """One clip of each emotion and statement of each actor; with `real`, files that can be decoded."""
+def ravdess(home: Path, actors: Iterable[int] = range(1, 25), *, flat: bool = False) -> Path:
+  """One clip of each emotion and statement of each actor."""
   for actor in actors:
     for emotion in range(1, 9):
       for statement in (1, 2):
         file = f"01-01-{emotion:02d}-01-{statement:02d}-01-{actor:02d}.mp4"
         path = home / file if flat else home / f"Actor_{actor:02d}" / file
-        if real:
-          write_video(path)
-        else:
-          write_text(path, "not looked into")
+        write_text(path, "not looked into")
   return home
 
 

@@ -219,3 +219,27 @@ def test_faces_are_cut_and_the_share_is_stored(tmp_path, prepare):
     (record,) = records(tmp_path / "data", "ravdess", split).values()
     assert record["face_share"] == 1.0
     assert decode_frame(record["frames"][0]).shape == (96, 96, 3)
+
+
+def test_sound_comes_from_the_wavs_of_cremad(tmp_path, prepare):
+  for speaker in range(1001, 1092, 18):
+    for emotion in ("ANG", "SAD"):
+      archives.write_video(tmp_path / f"VideoMP4/{speaker}_DFA_{emotion}_XX.mp4")
+      archives.write_wav(tmp_path / f"AudioWAV/{speaker}_DFA_{emotion}_XX.wav", 0.5)
+  flags = ("--dataset=cremad", f"--raw={tmp_path}", "--classes=anger,sad", f"--data_dir={tmp_path}/data")
+  assert "sound: wav files of AudioWAV" in prepare(*flags)
+  assert {len(r["waveform"]) for r in records(tmp_path / "data", "cremad", "fold2").values()} == {
+    archives.RATE // 2
+  }
+
+
+def test_folders_of_classes_become_a_data_set(tmp_path, prepare):
+  for label in ("happy", "sad"):
+    for i in range(4):
+      archives.write_video(tmp_path / f"raw/{label}/anna_{i}.mp4")
+  flags = ("--dataset=folders", f"--raw={tmp_path}/raw", "--test_share=0.25", f"--data_dir={tmp_path}/data")
+  assert "note: split: test: 25 % of the clips of each class" in prepare(*flags)
+  data_set = open_data_set(tmp_path / "data", "folders")
+  assert data_set.clips == {"train": {"happy": 3, "sad": 3}, "test": {"happy": 1, "sad": 1}}
+  assert data_set.recipe["folds"].startswith("test: 25 % of the clips")
+  assert data_set.train_and_test(0) == ("train", "test")
