@@ -8,34 +8,12 @@ from pathlib import Path
 import re
 
 from mma_dfer_jax.data import source
-from mma_dfer_jax.data.source import (
-  ClipFiles,
-  Layout,
-  Note,
-  Problem,
-  as_clip_id,
-  count,
-  first_few,
-  natural,
-  option,
-)
+from mma_dfer_jax.data.source import ClipFiles, Layout, Note, Problem, option
 from mma_dfer_jax.errors import UserError, listed
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp")
-VIDEOS = (
-  ".mp4",
-  ".avi",
-  ".flv",
-  ".mov",
-  ".mkv",
-  ".webm",
-  ".m4v",
-  ".mpg",
-  ".mpeg",
-  ".wmv",
-  ".3gp",
-  ".ts",
-  ".ogv",
+VIDEOS = tuple(
+  [".mp4", ".avi", ".flv", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".3gp", ".ts", ".ogv"]
 )
 SOUNDS = (".wav", ".mp3", ".m4a", ".aac", ".flac", ".ogg", ".opus", ".wma", ".aif", ".aiff")
 # What a recipe says of frames.
@@ -105,12 +83,9 @@ class Archive:
             splits: Iterable[str] = ()) -> Layout:  # fmt: skip
     """What was found, without the clips that some problem concerns."""
     notes = [Note(what, tuple(dict.fromkeys(names)), w) for (what, w), names in self._notes.items()]
-    bad, problems, recipe = (
-      self.bad_clips,
-      list(dict.fromkeys(self.problems)),
-      recipe | {"label_order": order},
-    )
+    bad, problems = self.bad_clips, list(dict.fromkeys(self.problems))
     good = [clip for clip in clips if clip.clip_id not in bad]
+    recipe = recipe | {"label_order": order}
     return Layout(tuple(classes), order, good, problems, recipe, notes, frozenset(splits))
 
   def found_by_class(self, clips: Sequence[ClipFiles], known: Sequence[str], origin: str, classes: Sequence[str],
@@ -137,7 +112,7 @@ class Archive:
       if wrong := self._wrong_link(folder / name):
         stem, suffix = os.path.splitext(name)
         of_clip = suffix.lower() in (*VIDEOS, *SOUNDS) or name.isdecimal()
-        self.problem(folder / name, wrong, *([as_clip_id(stem)] if of_clip else []))
+        self.problem(folder / name, wrong, *([source.as_clip_id(stem)] if of_clip else []))
       else:
         (folders if (folder / name).is_dir() else files).append(name)
     return sorted(folders), sorted(files)
@@ -176,7 +151,7 @@ class Archive:
   def unrecognised(self, missing: str, *advice: str) -> UserError:
     """The error for an archive without something that it cannot do without: what is there, and what is accepted."""
     folders, files = self.entries(self.raw)
-    there = first_few([*(f"{name}/" for name in folders), *files], 12) or "nothing"
+    there = source.first_few([*(f"{name}/" for name in folders), *files], 12) or "nothing"
     found = [f"found: {there}", *advice, *dict.fromkeys(map(str, self.problems))]
     return listed(f"--raw={self.raw}: {missing}", found, self.layout)
 
@@ -190,7 +165,7 @@ class Archive:
       if files:
         self.note(f"{self.show(folder)}: files beside the clips, not used", *files)
       for name in folders:
-        index[as_clip_id(name)].append(folder / name)
+        index[source.as_clip_id(name)].append(folder / name)
     if not folder or not suffixes:
       return index
     paths = [folder / name for name in files]
@@ -198,7 +173,7 @@ class Archive:
       paths += [folder / below / name for name in self.entries(folder / below)[1]]
     for path in paths:
       if path.suffix.lower() in suffixes:
-        index[as_clip_id(path.stem)].append(path)
+        index[source.as_clip_id(path.stem)].append(path)
       else:
         what = "sounds" if suffixes == SOUNDS else "videos"
         self.note(f"{self.show(folder)}: no {what} by extension, not used", path.name)
@@ -215,7 +190,7 @@ class Archive:
     if len(paths) == 1:
       return paths[0]
     if paths:
-      return f"several {what}s: {first_few(map(self.show, paths))}"
+      return f"several {what}s: {source.first_few(map(self.show, paths))}"
     case = [path for key in index if key.lower() == clip_id.lower() for path in index[key]]
     also = f"; {self.show(case[0])} differs in case" if case else ""
     return f"no {what} in {self.show(folder)}{also}"
@@ -249,12 +224,14 @@ class Archive:
     names = [name for name in (*files, *links) if name.lower().endswith(PICTURES)]
     others = [*folders, *(name for name in (*files, *links) if not name.lower().endswith(PICTURES))]
     if not names:
-      return [], [*wrong, f"{shown} holds no pictures ({first_few(others, 3) or 'nothing at all'})"]
+      return [], [*wrong, f"{shown} holds no pictures ({source.first_few(others, 3) or 'nothing at all'})"]
     if others:
       what = "clips with something that by its extension is no picture, not used"
-      self.note(what, f"{shown} ({first_few(others, 1)})")
+      self.note(what, f"{shown} ({source.first_few(others, 1)})")
     if others and original:
-      wrong.append(f"{shown} holds what is no picture, but counts in the original: {first_few(others, 3)}")
+      wrong.append(
+        f"{shown} holds what is no picture, but counts in the original: {source.first_few(others, 3)}"
+      )
     if len({os.path.splitext(name)[1].lower() for name in names}) > 1:
       self.note("clips with pictures of several file types", shown)
     ordered = self._by_number(names, shown)
@@ -262,7 +239,10 @@ class Archive:
     if annotated is None or annotated == len(names):
       return names, wrong
     if original and not 0 < annotated <= len(names):
-      return names, [*wrong, f"{shown} holds {count(len(names), 'picture')}, {annotated} are annotated"]
+      return names, [
+        *wrong,
+        f"{shown} holds {source.count(len(names), 'picture')}, {annotated} are annotated",
+      ]
     what = "all files are used" if not original else "the rest, last in string order, is not used"
     what = "fewer frames than there are files: " + what
     if annotated > len(names):
@@ -274,7 +254,9 @@ class Archive:
     """The names in natural order; notes what is odd about their numbers."""
     numbers = {name: tuple(map(int, re.findall("[0-9]+", os.path.splitext(name)[0]))) for name in names}
     plain = all(os.path.splitext(name)[0].isdecimal() for name in names)
-    names = sorted(names, key=lambda name: (numbers[name], name)) if plain else sorted(names, key=natural)
+    names = (
+      sorted(names, key=lambda name: (numbers[name], name)) if plain else sorted(names, key=source.natural)
+    )
     first: dict[tuple[int, ...], str] = {}
     double = [(first[numbers[n]], n) for n in names if numbers[n] and first.setdefault(numbers[n], n) != n]
     odd = [name for name in names if not numbers[name]]

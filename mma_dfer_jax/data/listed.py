@@ -11,19 +11,9 @@ from pathlib import Path
 import re
 from typing import NamedTuple
 
-from mma_dfer_jax.data import archive
+from mma_dfer_jax.data import archive, source
 from mma_dfer_jax.data.archive import SOUNDS, VIDEOS, Archive, scan
-from mma_dfer_jax.data.source import (
-  FOLDS,
-  ClipFiles,
-  LabelOrder,
-  Layout,
-  as_clip_id,
-  count,
-  first_few,
-  option,
-  rate_warning,
-)
+from mma_dfer_jax.data.source import FOLDS, ClipFiles, LabelOrder, Layout, option
 from mma_dfer_jax.errors import UserError, listed
 
 FORMS = {
@@ -45,9 +35,7 @@ class Options(archive.Options):
   """What can be asked of DFEW and MAFW."""
 
   lists: str | None = option(None, "Folder with the lists of the folds, if they are not in --raw.")
-  recipe: str = option(
-    "default", "reference: frames in the order and number of the original.", "default", "reference"
-  )
+  recipe: str = option("default", "reference: frames as the original orders them.", "default", "reference")
   frames: str = option("all", "Which pictures to take.")
 
 
@@ -218,12 +206,12 @@ class ListedArchive(Archive):
         first = self.show(lists[fold, part].path)
         self.problem(path, f"is another {part} list of fold {fold}, beside {first}")
     if not lists:
-      there = first_few([path.relative_to(folder) for path in files]) or "no .csv and no .txt file"
+      there = source.first_few([path.relative_to(folder) for path in files]) or "no .csv and no .txt file"
       raise listed(f"{folder}: holds no list of a fold of {self.name}", [f"found: {there}"], self.layout)
     self.lists = [lists[key] for key in sorted(lists)]
     self._read_rows(kinds)
     if missing := ", ".join(str(k) for k in FOLDS if (k, "test") not in lists):
-      there = first_few(self.show(one.path) for one in self.lists)
+      there = source.first_few(self.show(one.path) for one in self.lists)
       self.problem(str(folder), f"no list of the test set of fold {missing}; found {there}")
 
   def _read_rows(self, kinds: Sequence[str]) -> None:
@@ -266,13 +254,13 @@ class ListedArchive(Archive):
     for line, values in table.rows:
       where = f"{shown} line {line}"
       if len(values) != len(table.header):
-        wrong = f"{count(len(values), 'value')} in {len(table.header)} columns: {','.join(values)!r}"
+        wrong = f"{source.count(len(values), 'value')} in {len(table.header)} columns: {','.join(values)!r}"
         self._line_problem(where, values[0] if table.header[0] == "video_name" else "", wrong)
         continue
       row = dict(zip(table.header, map(str.strip, values), strict=True))
       clip = re.fullmatch(rf"([0-9]+)({'|'.join(map(re.escape, VIDEOS))})?", row["video_name"])
       if clip:
-        one.rows.append(Row(where, as_clip_id(clip[1]), row["label"]))
+        one.rows.append(Row(where, source.as_clip_id(clip[1]), row["label"]))
       else:
         self._line_problem(where, "", f"{row['video_name']!r} is not the number of a clip")
 
@@ -283,15 +271,15 @@ class ListedArchive(Archive):
       self._line_problem(where, line, f"{line!r} is not of the form of the other {FORMS[one.kind]}")
     elif one.kind == "plain":
       name = os.path.splitext(match[1])[0] if match[1].lower().endswith(VIDEOS) else match[1]
-      one.rows.append(Row(where, as_clip_id(name), match[2]))
+      one.rows.append(Row(where, source.as_clip_id(name), match[2]))
     else:
       *folders, name = re.split(r"[/\\]", match[1].rstrip("/\\"))  # made on any system
-      one.rows.append(Row(where, as_clip_id(name), match[3], int(match[2]), "".join(folders[-1:])))
+      one.rows.append(Row(where, source.as_clip_id(name), match[3], int(match[2]), "".join(folders[-1:])))
 
   def _line_problem(self, where: str, line: str, what: str) -> None:
     """The problem of a line: of the clip that it seems to name, or of something that has no other name."""
     clip = re.search(r"(?:^|[/\\])([0-9]+)(?:\.\w+)?(?=[\s,;]|$)", line)
-    self.problem(where, what, as_clip_id(clip[1])) if clip else self.problem("", what, where)
+    self.problem(where, what, source.as_clip_id(clip[1])) if clip else self.problem("", what, where)
 
   # ---- what the lists say together ----
 
@@ -413,7 +401,7 @@ class ListedArchive(Archive):
       self.note(f"{self.show(wavs)} holds {others} files: they are read, as no wav is there", warning=True)
     some = [path for path in files[:: len(files) // 100 + 1] if path.suffix.lower() == ".wav"]
     rates = set(map(_wav_rate, some)) - {0}
-    if text := rate_warning(self.name, rates):
+    if text := source.rate_warning(self.name, rates):
       self.note(text, warning=True)
     return f"{' and '.join(kinds)} files of {wavs.name}"
 

@@ -47,9 +47,7 @@ from mma_dfer_jax.disk import sha256_of
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.progress import Progress
 
-_DATASET = flags.DEFINE_enum(
-  "dataset", "clips", source.names(), "What to prepare; clips, folders: any videos."
-)
+_DATASET = flags.DEFINE_enum("dataset", "clips", source.names(), "Data set; clips, folders: any videos.")
 flags.DEFINE_string("manifest", None, "clips: a csv; without labels: a folder or glob.")
 flags.DEFINE_string("raw", None, "All other data sets: their folder, as it was unpacked.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder to write the data set to.")
@@ -61,14 +59,12 @@ _FACE_SIZE = flags.DEFINE_integer("face_size", 224, "Side of the cut faces in pi
 _ALLOW_BAD = flags.DEFINE_integer("allow_bad", 0, "Leave out at most so many bad clips and list them, instead of failing. "
                                   "A missing or broken list always stops it.", lower_bound=0)  # fmt: skip
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the data set that is there.")
+_CORES = len(os.sched_getaffinity(0))  # that this process may use
 _NUM_WORKERS = flags.DEFINE_integer(
-  "num_workers", len(os.sched_getaffinity(0)), "Processes that decode; 1: this one.", lower_bound=1
+  "num_workers", _CORES, "Processes that decode; 1: this one.", lower_bound=1
 )
-flags.register_multi_flags_validator(
-  ["data_dir", "check"],
-  lambda f: f["check"] or f["data_dir"] is not None,
-  "give --data_dir=FOLDER to write to, or --check.",
-)
+_NEEDED = "give --data_dir=FOLDER to write to, or --check."
+flags.register_multi_flags_validator(["data_dir", "check"], lambda f: f["check"] or f["data_dir"], _NEEDED)
 
 
 def _fields(name: str) -> dict[str, dataclasses.Field]:

@@ -65,9 +65,7 @@ def option(default: Any, help: str, *choices: str) -> Any:
 class Options:
   """What can be asked of every data set. Raises UserError on construction, naming every value that cannot be."""
 
-  allow_missing_sound: bool = option(
-    False, "Take clips without (enough) sound: the original's constant spectrogram."
-  )
+  allow_missing_sound: bool = option(False, "Take clips without sound: the original's constant spectrogram.")
   faces: str | None = option(None, "yunet finds the face in every frame and cuts it out.", "none", "yunet")
 
   def __post_init__(self):

@@ -8,9 +8,7 @@ from mma_dfer_jax.data.archive import ClassOptions as Options
 from mma_dfer_jax.data.source import ClipFiles, Layout, folds_of
 
 FLAG = "raw"
-LAYOUT = (
-  "accepted for CREMA-D: VideoFlash/1001_DFA_ANG_XX.flv … or VideoMP4/*.mp4, and AudioWAV/*.wav if there"
-)
+LAYOUT = "accepted for CREMA-D: VideoFlash/1001_DFA_ANG_XX.flv … or VideoMP4/*.mp4; and AudioWAV/*.wav"
 CLASSES = {"ANG": "anger", "DIS": "disgust", "FEA": "fear", "HAP": "happy", "NEU": "neutral", "SAD": "sad"}
 COUNTS = folds_of(  # in MAE-DFER's lists
   tuple(CLASSES.values()),

@@ -46,9 +46,7 @@ FOLDERS = {"faces": ("clips_faces", "faces"), "scenes": ("frames",), "video": ("
 class Options(listed.Options):
   frames: str = option("all", "Which pictures to take.", "all", *FOLDERS)
   labels: str = option("mafw", "Whose label order to write.", *LABELS)
-  numbers: str | None = option(
-    None, "Whose label order the lists' numbers are; else their form tells.", *LABELS
-  )
+  numbers: str | None = option(None, "Label order of the lists' numbers; else their form tells.", *LABELS)
 
 
 def read(raw: Path, options: Options) -> Layout:
@@ -67,9 +65,7 @@ def read(raw: Path, options: Options) -> Layout:
   archive = listed.ListedArchive("mafw", raw, FOLDERS, "clips_wav", LAYOUT, options)
   own = [path for path in archive.folders["no_caption"] if path.parent.name.lower() == "single"]
   if len(own) > 1 and not options.lists:
-    raise all_listed(
-      f"--raw={raw}: holds several sets of lists", list(map(str, own)), "choose --lists=FOLDER"
-    )
+    raise all_listed(f"--raw={raw}: several sets of lists", list(map(str, own)), "choose --lists=FOLDER")
   archive.read_lists(own[0] if own else None, ("plain", "counted"))
   if original and (others := [str(found.path) for found in archive.lists if found.kind == "plain"]):
     raise all_listed(f"--recipe=reference needs lists with {listed.FORMS['counted']}; others are", others)

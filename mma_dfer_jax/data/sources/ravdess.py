@@ -52,13 +52,11 @@ def _add(path: Path, found: dict[str, ClipFiles], archive: Archive) -> None:
   """Adds a file to the clips, the notes or the problems."""
   shown = archive.show(path)
   parts = [int(part) for part in path.stem.split("-") if re.fullmatch("[0-9]{2}", part)]
-  known = (
-    len(path.stem) == 20 and len(parts) == 7 and all(1 <= n <= m for n, m in zip(parts, MOST, strict=True))
-  )
+  in_range = len(parts) == len(MOST) and all(1 <= n <= most for n, most in zip(parts, MOST, strict=True))
   if path.suffix.lower() not in VIDEOS:
     archive.note("no videos by extension, not used", shown)
     return
-  if not known:
+  if not in_range or len(path.stem) != 20:
     archive.problem("", "is not a RAVDESS name, such as 01-01-05-02-01-01-01.mp4", shown)
     return
   modality, channel, emotion, _, _, _, actor = parts
