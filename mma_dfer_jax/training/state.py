@@ -1,7 +1,7 @@
 """What training carries along: the tunable and the frozen parameters, the optimizer's moments, the step."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
@@ -23,8 +23,13 @@ class TrainState(NamedTuple):
   opt_state: optax.OptState  # moments of the tunable parameters only
 
 
-def cosine_by_epoch(learning_rate: float, num_epochs: int, steps_per_epoch: int) -> optax.Schedule:
-  """lr · (1 + cos(π · epoch / epochs)) / 2, constant within an epoch; CosineAnnealingLR(T_max=epochs) of main.py."""
+def cosine_by_epoch(learning_rate: float, num_epochs: int, steps_per_epoch: Any) -> optax.Schedule:
+  """lr · (1 + cos(π · epoch / epochs)) / 2, constant within an epoch; CosineAnnealingLR(T_max=epochs) of main.py.
+
+  Args:
+    learning_rate, num_epochs: see the formula.
+    steps_per_epoch: a number, or a traced one: folds of different sizes then share a compiled step.
+  """
   # Made in float64: close to the end 1 + cos loses half of float32's digits.
   rates = learning_rate * 0.5 * (1 + np.cos(np.pi * np.arange(num_epochs) / num_epochs))
   return lambda step: jnp.asarray(rates, jnp.float32)[step // steps_per_epoch]
@@ -44,11 +49,12 @@ def create_train_state(
   fsdp_min_size_mb: float,
 ) -> tuple[nnx.GraphDef, TrainState]:
   """A model as `init` makes it, split by `patterns` of tunable parameters, spread over the mesh."""
-  graphdef, tunable, frozen = split_tunable(init(), patterns)
-  tunable, frozen = (
-    jax.device_put(part, fsdp_sharding(part, mesh, fsdp_min_size_mb)) for part in (tunable, frozen)
-  )
-  moments = jax.eval_shape(tx.init, tunable)
-  opt_state = jax.jit(tx.init, out_shardings=fsdp_sharding(moments, mesh, fsdp_min_size_mb))(tunable)
-  step = jax.device_put(jnp.zeros((), jnp.int32), fsdp_sharding(jnp.zeros(()), mesh, fsdp_min_size_mb))
+
+  def spread(tree: Any) -> Any:
+    return fsdp_sharding(tree, mesh, fsdp_min_size_mb)
+
+  graphdef, *states = split_tunable(init(), patterns)
+  tunable, frozen = (jax.device_put(state, spread(state)) for state in states)
+  opt_state = jax.jit(tx.init, out_shardings=spread(jax.eval_shape(tx.init, tunable)))(tunable)
+  step = jax.device_put(jnp.zeros((), jnp.int32), spread(jnp.zeros(())))
   return graphdef, TrainState(step, tunable, frozen, opt_state)

@@ -75,27 +75,24 @@ def train_step(
   clips = batch["label"].shape[0]
   parts = clips // (micro_batch or clips)
   rngs = nnx.Rngs(drop_path=jax.random.fold_in(key, state.step))
-  drawn = draw_fn(
-    nnx.merge(graphdef, state.tunable, state.frozen), rngs, clips
-  )  # for all clips, before they are divided
+  # For all clips, before they are divided.
+  drawn = draw_fn(nnx.merge(graphdef, state.tunable, state.frozen), rngs, clips)
 
   def loss_of(tunable, part, drawn):
     model = nnx.merge(graphdef, cast(tunable, precision), state.frozen)
     losses, metrics = loss_fn(model, part, drawn, remat)
     return losses.mean(), jax.tree.map(jnp.mean, metrics)
 
+  def add(total, part):
+    (loss, metrics), grads = gradient(state.tunable, *part)
+    return jax.tree.map(lambda s, g: s + g / parts, total, grads), (loss, metrics)
+
   gradient = jax.value_and_grad(loss_of, has_aux=True)
   if parts == 1:
     (loss, metrics), grads = gradient(state.tunable, batch, drawn)
   else:
-
-    def add(total, part):
-      (loss, metrics), grads = gradient(state.tunable, *part)
-      return jax.tree.map(lambda s, g: s + g / parts, total, grads), (loss, metrics)
-
     zeros = jax.tree.map(jnp.zeros_like, state.tunable)
-    divided = _divided(batch, drawn, parts, mesh)
-    grads, each = jax.lax.scan(add, zeros, divided)
+    grads, each = jax.lax.scan(add, zeros, _divided(batch, drawn, parts, mesh))
     loss, metrics = jax.tree.map(jnp.mean, each)
   updates, opt_state = tx.update(grads, state.opt_state, state.tunable)
   tunable = optax.apply_updates(state.tunable, updates)
@@ -133,17 +130,18 @@ def eval_step(
   loss: Loss,
   precision: str = "float32",
 ) -> Metrics:
-  """Sums over the real clips of a batch: confusion matrix (C, C) int32, loss, clips without sound."""
+  """What `sums` says of the model's answers to a batch."""
   model = nnx.merge(graphdef, cast(tunable, precision), cast(frozen, precision))
   return sums(in_float32(model(*model_inputs(batch, precision))), batch, loss)
 
 
 def sums(outputs: Outputs, batch: Batch, loss: Loss) -> Metrics:
-  """What an evaluation adds up over batches, of the real clips of one: see `eval_step`."""
+  """Sums over the real clips of a batch: confusion matrix (C, C) int32, loss, clips without sound; and its logits."""
   return {
     "confusion": confusion_matrix(outputs.logits, batch["label"], batch["mask"]),
     "loss": (loss(outputs, batch) * batch["mask"]).sum(),
     "without_sound": (batch["mask"] & ~batch["has_audio"]).sum(),
+    "logits": outputs.logits,
   }
 
 
