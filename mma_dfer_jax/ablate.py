@@ -98,10 +98,8 @@ def finished(workdir: Path, run: Run) -> dict[str, Any] | None:
   """The result of a run; None if it is not finished or damaged: training writes it again."""
   kept = ("war", "uar", "tunable_parameters", "frozen_parameters", "peak_memory_gib")
   try:
-    report = json.loads((workdir / "report.json").read_text())
+    report = series.finished_report(workdir, run)
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    if report["epoch"] != run["config"]["num_epochs"] or report["classes"] != run["classes"]:
-      return None
     rates = [line["clips_per_second"] for line in lines if "clips_per_second" in line]
     return {"seed": run["config"]["seed"], **{key: report[key] for key in kept}, "clips_per_second": rates}
   except (OSError, ValueError, KeyError, TypeError):

@@ -49,34 +49,32 @@ from mma_dfer_jax.training.sharding import check_batch_size, make_mesh, replicat
 from mma_dfer_jax.training.steps import sums
 from mma_dfer_jax.training.task import evaluate_split, jit_eval
 
-_WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Workdir of a run, a folder that `convert` wrote, or a file that `export` wrote."
+_TEXTS = {
+  "workdir": "Workdir of a run, a folder that `convert` wrote, or a file that `export` wrote.",
+  "out": "With --workdirs and --compare: folder for the report.",
+  "data_dir": "Where the data set is now; if not given, where it was in training.",
+  "data_name": "Folder below data_dir; if not given, as in training, or clips.",
+  "split": "Split to evaluate; if not given, the run's test split.",
+  "precision": "float32 or bfloat16; if not given, as the model was trained or exported.",
+}
+_WORKDIR, _OUT, _DATA_DIR, _DATA_NAME, _SPLIT, _PRECISION = (
+  flags.DEFINE_string(name, None, text) for name, text in _TEXTS.items()
 )
-_WORKDIRS = flags.DEFINE_list("workdirs", None, "Several of them, one for each fold: a,b,c; goes with --out.")
-_COMPARE = flags.DEFINE_list(
-  "compare",
-  None,
-  "Is B better than A: two workdirs, folders of folds, evaluations or predictions.csv files, as A B or A,B.",
-)
-_SPLITS = flags.DEFINE_list(
-  "splits", None, "With --workdirs: the split of each, in their order; if not given, the runs' test splits."
-)
-_OUT = flags.DEFINE_string("out", None, "With --workdirs and --compare: folder for the report.")
+_LISTS = {
+  "workdirs": (None, "Several of them, one for each fold: a,b,c; goes with --out."),
+  "compare": (
+    None,
+    "Is B better than A: two workdirs, folders of folds, evaluations or predictions.csv files; A B or A,B.",
+  ),
+  "splits": (
+    None,
+    "With --workdirs: the split of each, in their order; if not given, the runs' test splits.",
+  ),
+  "without": (["none"], "Evaluate with one modality removed: none, sound, picture (comma-separated)."),
+}
+_WORKDIRS, _COMPARE, _SPLITS, _WITHOUT = (flags.DEFINE_list(name, *of) for name, of in _LISTS.items())
 _STEP = flags.DEFINE_string(
   "step", "last", "Checkpoint to use: last, best (by WAR on the test clips), or a saved step number."
-)
-_DATA_DIR = flags.DEFINE_string(
-  "data_dir", None, "Where the data set is now; if not given, where it was in training."
-)
-_DATA_NAME = flags.DEFINE_string(
-  "data_name", None, "Folder below data_dir; if not given, as in training, or clips."
-)
-_SPLIT = flags.DEFINE_string("split", None, "Split to evaluate; if not given, the run's test split.")
-_WITHOUT = flags.DEFINE_list(
-  "without", ["none"], "Evaluate with one modality removed: none, sound, picture (comma-separated)."
-)
-_PRECISION = flags.DEFINE_string(
-  "precision", None, "float32 or bfloat16; if not given, as the model was trained or exported."
 )
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 0, "Clips at a time; 0: as in training.", lower_bound=0)
 flags.mark_flags_as_mutual_exclusive(["workdir", "workdirs", "compare"], required=True)
@@ -94,14 +92,11 @@ class Evaluation:
 
 
 def evaluation_of(path: Path, split: str) -> Evaluation:
-  """Finds out what a model needs, and whether the data are what it was trained on; nothing long is done.
-
-  Raises:
-    UserError: if they do not fit each other.
-  """
+  """Finds out what a model needs; UserError if the data are not prepared as those it was trained on."""
   about = describe(path, step=_STEP.value, precision=_PRECISION.value)
-  unknown = {"data.data_dir": None, "data.name": "clips", "data.fold": None, "batch_size": 8}
-  trained = unknown | dict(about.config)
+  trained = {"data.data_dir": None, "data.name": "clips", "data.fold": None, "batch_size": 8} | dict(
+    about.config
+  )
   data_dir = _DATA_DIR.value or trained["data.data_dir"]
   if not about.config and not (data_dir and split):
     raise UserError(f"{path} does not say its data set: give --data_dir and --split (--splits for several)")
@@ -110,88 +105,67 @@ def evaluation_of(path: Path, split: str) -> Evaluation:
     raise UserError(
       f"the model tells apart {', '.join(about.classes)}; the data have {', '.join(data_set.classes)}"
     )
-  check_same_preparation(about.recipe, data_set.recipe)
+  if different := differences(
+    about.recipe, data_set.recipe, "the model was trained on {!r}, these data have {!r}"
+  ):
+    title = "this data set was prepared differently from the model's training data"
+    raise listed(title, different, "prepare it with the same recipe")
   if missing := sorted(data_set.recipe.keys() - about.recipe.keys()):
     print(f"note: the model does not say its {', '.join(missing)}; prepare the data as its authors did")
   split = split or data_set.train_and_test(trained["data.fold"])[1]
   if wrong := set(split.split("+")) - set(data_set.splits):
     raise UserError(f"there is no split {', '.join(sorted(wrong))}; there are {', '.join(data_set.splits)}")
   for without, stream in (("sound", "audio"), ("picture", "image")):
-    if without in _WITHOUT.value and about.streams == (stream,):
-      raise UserError(f"--without={without}: {path} looks at nothing else")
-    if without in _WITHOUT.value and stream not in about.streams:
-      raise UserError(f"--without={without}: {path} does not look at it")
+    if without in _WITHOUT.value and about.streams != ("image", "audio"):
+      how = "looks at nothing else" if about.streams == (stream,) else "does not look at it"
+      raise UserError(f"--without={without}: {path} {how}")
   batch_size = _BATCH_SIZE.value or trained["batch_size"]
   check_batch_size(batch_size)
   return Evaluation(path, about, data_set, split, batch_size)
 
 
-def check_same_preparation(model_recipe: Mapping[str, Any], data_recipe: Mapping[str, Any]) -> None:
-  """Raises UserError with every difference between the data the model was trained on and these."""
-  differences = [
-    f"{key}: the model was trained on {model_recipe.get(key)!r}, these data have {value!r}"
-    for key, value in data_recipe.items()
-    if key in model_recipe and model_recipe[key] != value  # a converted checkpoint does not know all of it
-  ]
-  if differences:
-    title = "this data set was prepared differently from the model's training data"
-    raise listed(title, differences, "prepare it with the same recipe")
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+  """Of what both know: a converted checkpoint does not know all of its recipe."""
+  return [(key, one[key], other[key]) for key in sorted(one) if key in other and one[key] != other[key]]
 
 
 def evaluations_of_folds() -> list[Evaluation]:
-  """All models of --workdirs with what they are evaluated on.
-
-  Raises:
-    UserError: with all problems, before the first model is loaded.
-  """
+  """All models of --workdirs; UserError with all problems, before the first model is loaded."""
   paths = [Path(path) for path in _WORKDIRS.value or []]
-  rules = (
-    (f"--workdirs={','.join(map(str, paths))}: give different folders, comma-separated",
-     paths and len({path.resolve() for path in paths}) == len(paths)),
-    ("give --out, the folder for the report on all", _OUT.value),
-    ("give --splits, one for each folder, instead of --split", not _SPLIT.value),
-    (f"{len(paths)} folders, but {len(_SPLITS.value or [])} --splits", len(_SPLITS.value or paths) == len(paths)),
-    ("--without is for a single --workdir", _WITHOUT.value == ["none"]),
-  )  # fmt: skip
-  problems, evaluations = [words for words, holds in rules if not holds], []
+  rules = {
+    f"--workdirs={','.join(map(str, paths))}: give different folders, comma-separated":
+    paths and len({path.resolve() for path in paths}) == len(paths),
+    "give --out, the folder for the report on all": _OUT.value,
+    "give --splits, one for each folder, instead of --split": not _SPLIT.value,
+    f"{len(paths)} folders, but {len(_SPLITS.value or [])} --splits": len(_SPLITS.value or paths) == len(paths),
+    "--without is for a single --workdir": _WITHOUT.value == ["none"],
+  }  # fmt: skip
+  problems = [words for words, holds in rules.items() if not holds]
+  evaluations: list[Evaluation] = []
   for path, split in zip(paths, _SPLITS.value or [""] * len(paths), strict=False):
     try:
-      evaluations.append(evaluation_of(path, split))
+      one = evaluation_of(path, split)
     except UserError as error:
       problems.append(f"{path}: {error}")
-  for i, one in enumerate(evaluations):
-    problems += problems_between(evaluations[:i], one)
+      continue
+    clips = one.split, one.data_set.fingerprint
+    problems += [f"{path} and {other.path} are both evaluated on {one.split}"
+                 for other in evaluations if (other.split, other.data_set.fingerprint) == clips]  # fmt: skip
+    evaluations.append(one)
+    there, here = ({"classes": about.classes, "precision (choose with --precision)": about.precision,
+                    **{f"recipe {key}": value for key, value in about.recipe.items()}}
+                   for about in (evaluations[0].about, one.about))  # fmt: skip
+    problems += [
+      f"{key}: {a!r} in {evaluations[0].path}, {b!r} in {path}" for key, a, b in differences(there, here)
+    ]
     fold = one.about.config.get("data.fold")
     if fold and one.split != f"fold{fold}":
-      problems.append(f"{one.path}: its test clips are fold{fold}; it was trained on clips of {one.split}")
-    if one.about.config and not (one.path / "report.json").exists():
-      print(f"note: {one.path} has no report.json; its training is not finished")
+      problems.append(f"{path}: its test clips are fold{fold}; it was trained on clips of {one.split}")
+    if one.about.config and not (path / "report.json").exists():
+      print(f"note: {path} has no report.json; its training is not finished")
   if problems:
     raise listed("these models cannot be evaluated together", problems)
   return evaluations
-
-
-def problems_between(others: Sequence[Evaluation], one: Evaluation) -> list[str]:
-  """Why a model's scores do not belong beside those of the others: each is compared with the first."""
-  problems = [
-    f"{one.path} and {other.path} are both evaluated on {one.split}"
-    for other in others
-    if (other.split, other.data_set.fingerprint) == (one.split, one.data_set.fingerprint)
-  ]
-  if not others:
-    return problems
-  first, here, there = others[0].path, one.about, others[0].about
-  if there.classes != here.classes:
-    problems.append(f"classes: {list(there.classes)} in {first}, {list(here.classes)} in {one.path}")
-  if there.precision != here.precision:
-    problems.append(
-      f"precision: {there.precision} in {first}, {here.precision} in {one.path}; choose with --precision"
-    )
-  return problems + [
-    f"recipe {key}: {there.recipe[key]!r} in {first}, {here.recipe[key]!r} in {one.path}"
-    for key in sorted(there.recipe.keys() & here.recipe.keys())  # a converted model does not know all of it
-    if there.recipe[key] != here.recipe[key]
-  ]
 
 
 def evaluator(engine: Engine, mesh: Mesh) -> Callable[..., dict[str, jax.Array]]:
@@ -240,7 +214,7 @@ def evaluate(evaluation: Evaluation) -> Fold:
     scores, no_sound = predictions.scores, {"clips_without_sound": result["clips_without_sound"]}
     evaluations[without] = {**scores_as_json(scores), **no_sound, "cross_entropy": result["test_loss"]}
     of_fold = {"folder": str(path), "step": about.step, **no_sound, "model": about.origin}
-    folds.append(Fold(split, scores, of_fold, predictions=predictions))
+    folds.append(Fold(split, predictions, of_fold))
     if chief:
       draw_confusion_matrix(scores, Path(f"{files}_without_{without}.png"))
       predictions.write(Path(f"{files}_without_{without}_predictions.csv"))
@@ -275,14 +249,13 @@ def report_folds(evaluations: Sequence[Evaluation], folds: Sequence[Fold]) -> No
   """Writes the report on all of --workdirs to --out."""
   out, abouts = Path(_OUT.value or ""), [one.about for one in evaluations]
   recipe = {key: value for about in abouts for key, value in about.recipe.items()}
-  facts = {"recipe": recipe, "precision": abouts[0].precision, "version": VERSION}
   steps = ", ".join("converted" if about.step is None else f"step {about.step}" for about in abouts)
   flatters = f"; chosen {FLATTERS}" * (_STEP.value == "best")
   model = f"of these models: {steps}, in {abouts[0].precision}{flatters}"
+  facts = {"recipe": recipe, "precision": abouts[0].precision, "version": VERSION}
   summary = write_folds(out, folds, model=model, facts=facts)
   for fold in folds:
-    if fold.predictions:
-      fold.predictions.write(out / f"{fold.name}_predictions.csv")
+    fold.predictions.write(out / f"{fold.name}_predictions.csv")
   print(
     f"\n{folds_table(summary)}\n\nwrote {out}/folds.json, folds.md, confusion_matrix.png and predictions.csv"
   )
@@ -301,8 +274,7 @@ def compare_two(paths: Sequence[str]) -> None:
 
 def main(argv: Sequence[str]) -> None:
   if _COMPARE.value is not None:
-    compare_two([*filter(None, _COMPARE.value), *argv[1:]])
-    return
+    return compare_two([*filter(None, _COMPARE.value), *argv[1:]])
   if not _WITHOUT.value or set(_WITHOUT.value) - {"none", "sound", "picture"}:
     raise UserError(f"--without={','.join(_WITHOUT.value)}: give none, sound or picture, comma-separated")
   if _WORKDIR.value and (_OUT.value or _SPLITS.value):
@@ -311,17 +283,17 @@ def main(argv: Sequence[str]) -> None:
   signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX has taken it, for runs that save; here it ends at once
   start_jax()
   with hosts.fail_together():
-    evaluations = (
-      [evaluation_of(Path(_WORKDIR.value), _SPLIT.value or "")] if _WORKDIR.value else evaluations_of_folds()
-    )
-  asked: dict[str, Any] = {"step": _STEP.value, "without": _WITHOUT.value}
-  for number, one in enumerate(evaluations, start=1):
-    asked |= {f"model {number}": str(one.path), f"split {number}": one.split, f"batch_size {number}": one.batch_size,
-              f"clips {number}": one.data_set.fingerprint, f"precision {number}": one.about.precision}  # fmt: skip
-  hosts.check_equal_on_all("evaluation", asked)
+    one = _WORKDIR.value and evaluation_of(Path(_WORKDIR.value), _SPLIT.value or "")
+    evaluations = [one] if one else evaluations_of_folds()
+  facts = [
+    (str(e.path), e.split, e.batch_size, e.data_set.fingerprint, e.about.precision) for e in evaluations
+  ]
+  asked = {f"model {number}": list(of_model) for number, of_model in enumerate(facts, start=1)}
+  hosts.check_equal_on_all("evaluation", {"step": _STEP.value, "without": _WITHOUT.value, **asked})
   folds = [evaluate(one) for one in evaluations]
   if _WORKDIRS.value and jax.process_index() == 0:
     report_folds(evaluations, folds)
+  return None
 
 
 if __name__ == "__main__":

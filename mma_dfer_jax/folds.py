@@ -9,7 +9,6 @@ predictions.csv, the answers to the test clips of all folds.
 
 from collections.abc import Mapping, Sequence
 import functools
-import json
 from pathlib import Path
 import re
 from typing import Any
@@ -44,18 +43,17 @@ def checked(config, runs: Path, names: Sequence[str]) -> dict[str, Run]:
   Raises:
     UserError: with all problems, before anything has started.
   """
-  found, problems = check_model_and_data(config)
+  model, data_set, starts, problems = check_model_and_data(config)
   problems += series.problems_of_series(str(runs), "data.fold", _FOLDS)
-  if found.data_set:
-    problems += problems_of_splits(found.data_set, names, config.batch_size)
-  if problems or not (found.model and found.data_set):
+  problems += problems_of_splits(data_set, names, config.batch_size) if data_set else []
+  if problems or not (model and data_set):
     raise listed("these folds cannot start", problems)
   there = {path.name for path in runs.glob("fold*") if re.fullmatch(r"fold[1-9]\d*", path.name)}
   expected = {}
   for name in sorted({*names} | there, key=lambda name: int(name.removeprefix("fold"))):
     of_fold = config.copy_and_resolve_references()
     of_fold.data.fold = int(name.removeprefix("fold"))
-    expected[name] = describe_run(of_fold, found.model, found.data_set, found.starts)
+    expected[name] = describe_run(of_fold, model, data_set, starts)
   check_same_runs(runs, expected)
   return expected
 
@@ -81,20 +79,16 @@ def finished(workdir: Path, run: Run) -> Fold | None:
   """The result of a run; None if it is not finished or its files are damaged: training writes them again."""
   name = f"fold{run['config']['data.fold']}"
   try:
-    report = json.loads((workdir / "report.json").read_text())
+    report = series.finished_report(workdir, run)
     predictions = read_predictions(workdir / "predictions.csv")
-    scores = predictions.scores
-    expected = [run["config"]["num_epochs"], run["classes"], run["recipe"], run["data_set"]["splits"][name]]
-    found = [report["epoch"], report["classes"], report["recipe"], scores.clips]
-    if not (workdir / "run.json").exists() or found != expected:
-      return None
-    if report["confusion_matrix"] != scores.confusion.tolist():
+    matrix, clips = predictions.scores.confusion.tolist(), run["data_set"]["splits"][name]
+    if report["confusion_matrix"] != matrix or len(predictions.clips) != clips:
       return None
     about = {key: report[key] for key in ("epoch", "step", "clips_without_sound")}
     best = {key: report["best_epoch"][key] for key in ("epoch", "step", "war", "uar")}
   except (OSError, ValueError, KeyError, TypeError):
     return None
-  return Fold(name, scores, {"folder": workdir.name, **about}, best, predictions)
+  return Fold(name, predictions, {"folder": workdir.name, **about}, best)
 
 
 def report(runs: Path, expected: Mapping[str, Run], names: Sequence[str]) -> None:

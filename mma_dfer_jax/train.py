@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
   run = describe_run(config, checked.model, checked.data_set, checked.starts)
   hosts.check_equal_on_all("run", {k: v for k, v in flat_config(run).items() if k not in OF_A_HOST})
   mesh = make_mesh(**config.mesh)
-  return fit(Classify(config, checked), config, run, workdir, mesh=mesh, stop=stop)
+  return fit(Classify(config, checked), run, workdir, mesh=mesh, stop=stop)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
 """What can be wrong with a run: all of it at once, before anything long starts."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import math
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 
 from mma_dfer_jax import parts
 from mma_dfer_jax.config import model_config
@@ -18,32 +17,15 @@ from mma_dfer_jax.layers import REMAT
 from mma_dfer_jax.model import SLOTS, ModelConfig
 from mma_dfer_jax.parameters import PRECISIONS, tunable_patterns
 from mma_dfer_jax.training.sharding import check_batch_size, check_precision, make_mesh
-from mma_dfer_jax.training.start import open_init
-from mma_dfer_jax.weights.pretrained import open_pretrained
+from mma_dfer_jax.training.start import InitFrom, open_init
+from mma_dfer_jax.weights.pretrained import PretrainedEncoder, open_pretrained
 
-
-@runtime_checkable  # tests enforce annotations
-class Start(Protocol):
-  """Weights that a run starts from, checked, but not read yet."""
-
-  @property
-  def name(self) -> str:
-    """The part of the model that it is for."""
-
-  @property
-  def sha256(self) -> str:
-    """Of the file."""
-
-  def read(self) -> Mapping[str, np.ndarray]:
-    """Float32 parameters by path; a table of positions may lack the rows of prompts."""
-
-  def describe(self) -> str:
-    """What is taken and what is not, for people."""
+Start = InitFrom | PretrainedEncoder  # each with name, sha256, describe() and read()
 
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-  """A run that can start: the model, the data, and the weights to start from."""
+  """A run that can start: the model, the data, and the weights to start from, not read yet."""
 
   model: ModelConfig
   data_set: DataSet
@@ -57,15 +39,6 @@ class Checked:
     started = {start.name for start in self.starts}
     streams = () if "init_from" in started else ("image", "audio")
     return [s for s in streams if getattr(self.model, s).depth and s not in started]
-
-
-@dataclasses.dataclass
-class Found:
-  """What could be found of a run; None what could not."""
-
-  model: ModelConfig | None = None
-  data_set: DataSet | None = None
-  starts: list[Start] = dataclasses.field(default_factory=list)
 
 
 def first_error(check: Callable[[], Any]) -> list[str]:
@@ -116,32 +89,39 @@ def problems_of_values(config: ml_collections.ConfigDict) -> list[str]:
   return [f"{what} {rule}" for what, rule, holds in rules if not holds]
 
 
-def check_model_and_data(config: ml_collections.ConfigDict) -> tuple[Found, list[str]]:
-  """Model, data set and weights of a run, and all that is wrong with them, whatever its fold and its devices."""
-  problems, found = problems_of_values(config), Found()
+def check_model_and_data(
+  config: ml_collections.ConfigDict,
+) -> tuple[ModelConfig | None, DataSet | None, list[Start], list[str]]:
+  """Model, data set and weights of a run, as far as they are found, and all that is wrong with them.
+
+  Its fold and its devices do not count.
+  """
+  problems = problems_of_values(config)
   problems += [f"loss: {error}" for error in first_error(lambda: parts.read("losses", config.loss.to_dict()))]
+  model, data_set, starts = None, None, []
   try:
     if config.data.data_dir:
-      found.data_set = open_data_set(config.data.data_dir, config.data.name)
-      problems += _problems_of_classes(config, found.data_set.classes)
-      found.model = model_config(config.to_dict(), found.data_set.classes)
-      problems += _problems_of_tunable(config, found.model)
-      tunable_patterns(found.model, config.tunable)
+      data_set = open_data_set(config.data.data_dir, config.data.name)
+      problems += _problems_of_classes(config, data_set.classes)
+      model = model_config(config.to_dict(), data_set.classes)
+      problems += _problems_of_tunable(config, model)
+      tunable_patterns(model, config.tunable)
   except UserError as error:
     problems.append(str(error))
-  if found.model and found.data_set:
-    found.starts, wrong = open_starts(config, found.model, found.data_set.classes)
+  if model and data_set:
+    starts, wrong = open_starts(config, model, data_set.classes)
     problems += wrong
-  return found, problems
+  return model, data_set, starts, problems
 
 
 def _problems_of_classes(config: ml_collections.ConfigDict, classes: tuple[str, ...]) -> list[str]:
   problems = []
   if config.data.classes and tuple(config.data.classes) != classes:
     problems.append(f"data.classes={tuple(config.data.classes)}, but the data set has {classes}")
-  if config.model.num_classes not in (0, len(classes)):
-    problems.append(f"model.num_classes={config.model.num_classes}, but the data set has {len(classes)} classes: "
-                    f"{', '.join(classes)}")  # fmt: skip
+  if (number := config.model.num_classes) not in (0, len(classes)):
+    problems.append(
+      f"model.num_classes={number}, but the data set has {len(classes)} classes: {', '.join(classes)}"
+    )
   return problems
 
 
@@ -185,27 +165,26 @@ def check_run(config: ml_collections.ConfigDict, *, devices: bool = True) -> Che
   Raises:
     UserError: with all problems, before anything long has started.
   """
-  found, problems = check_model_and_data(config)
-  if devices:
-    for check in (
-      lambda: check_precision(config.precision),
-      lambda: check_batch_size(config.batch_size),
-      lambda: micro_batch_of(config),
-      lambda: make_mesh(**config.mesh),
-    ):
-      problems += first_error(check)
-  splits = None
-  if found.data_set:
-    try:
-      splits = found.data_set.train_and_test(config.data.fold)
-      clips = sum(found.data_set.splits[split] for split in splits[0].split("+"))
+  model, data_set, starts, problems = check_model_and_data(config)
+  for check in (
+    lambda: check_precision(config.precision),
+    lambda: check_batch_size(config.batch_size),
+    lambda: micro_batch_of(config),
+    lambda: make_mesh(**config.mesh),
+  ):
+    problems += first_error(check) if devices else []
+  train, test = "", ""
+  try:
+    if data_set:
+      train, test = data_set.train_and_test(config.data.fold)
+      clips = sum(data_set.splits[split] for split in train.split("+"))
       if clips < config.batch_size:
-        problems.append(f"batch_size={config.batch_size}, but {splits[0]} has {clips} clips in all")
-    except UserError as error:
-      problems.append(str(error))
-  if problems or not (found.model and found.data_set and splits):
+        problems.append(f"batch_size={config.batch_size}, but {train} has {clips} clips in all")
+  except UserError as error:
+    problems.append(str(error))
+  if problems or not (model and data_set):
     raise listed("this run cannot start", problems)
-  return Checked(found.model, found.data_set, *splits, tuple(found.starts))
+  return Checked(model, data_set, train, test, tuple(starts))
 
 
 def micro_batch_of(config: ml_collections.ConfigDict) -> int:

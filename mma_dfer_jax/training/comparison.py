@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from mma_dfer_jax.disk import write_json
-from mma_dfer_jax.errors import UserError, listed
+from mma_dfer_jax.errors import listed
 from mma_dfer_jax.training.predictions import Predictions, find_predictions
 from mma_dfer_jax.training.report import table, write_markdown
 
 RESAMPLES, SEED = 10_000, 0
+SCORES = ("war", "uar")
+UNKNOWN = "cannot be told from these clips"
 NOTE = (
   f"Intervals hold the middle 95 % of {RESAMPLES:,} paired resamples of the clips (bootstrap, seed {SEED}): both models "
   "are scored on the same drawn clips. UAR of a resample is the mean recall over the classes that it has clips of. The "
@@ -32,28 +34,26 @@ def compare(a: Path, b: Path) -> dict[str, Any]:
   """
   first, second = find_predictions(a), find_predictions(b)
   if first.keys() != second.keys() and "" in (*first, *second):  # folds beside one file of all of them
-    first, second = _pooled(first), _pooled(second)
+    first, second = ({"": Predictions.joined([*found.values()])} for found in (first, second))
   problems = [f"folds: {', '.join(first)} in A, {', '.join(second)} in B"] * (first.keys() != second.keys())
-  pairs = {}
-  for fold in first.keys() & second.keys():
+  pairs: dict[str, np.ndarray] = {}
+  for fold in (name for name in first if name in second):
     here, there = first[fold], second[fold]
-    if wrong := differences(here, there):
-      problems += [f"{fold}: {problem}" if fold else problem for problem in wrong]
-    else:
-      place = {clip: i for i, clip in enumerate(there.clips)}
-      right = there.right[[place[clip] for clip in here.clips]]
-      pairs[fold] = np.stack([here.labels, here.right, right], axis=1).astype(int)
+    wrong = differences(here, there)
+    problems += [f"{fold}: {problem}" if fold else problem for problem in wrong]
+    if not wrong:
+      right = dict(zip(there.clips, there.answers == there.labels, strict=True))
+      columns = here.labels, here.answers == here.labels, [right[clip] for clip in here.clips]
+      pairs[fold] = np.stack(columns, axis=1).astype(int)
   if problems:
     raise listed(f"A={a} and B={b} cannot be compared", problems, "evaluate both on the same clips")
   classes = len(next(iter(first.values())).classes)
-  pairs = {fold: pairs[fold] for fold in first}
-  pooled = bootstrap(np.concatenate(list(pairs.values())), classes)
+  result = bootstrap(np.concatenate([*pairs.values()]), classes)
   by_fold = {fold: bootstrap(pair, classes) for fold, pair in pairs.items()} if len(pairs) > 1 else {}
-  answers = {name: _answer(pooled[name]["difference"]) for name in ("war", "uar")}
-  answer = answers["war"] if answers["war"] == answers["uar"] else "cannot be told from these clips"
-  return {"a": str(a), "b": str(b), "answer": answer, "answers": answers, "sentence": _sentence(answer, pooled),
-          "clips": pooled["clips"], "war": pooled["war"], "uar": pooled["uar"], "folds": by_fold,
-          "resamples": RESAMPLES, "seed": SEED, "note": NOTE}  # fmt: skip
+  answers = {name: _answer(result[name]["difference"]) for name in SCORES}
+  answer = answers["war"] if answers["war"] == answers["uar"] else UNKNOWN
+  return {"a": str(a), "b": str(b), "answer": answer, "answers": answers, "sentence": _sentence(answer, result), **result,
+          "folds": by_fold, "resamples": RESAMPLES, "seed": SEED, "note": NOTE}  # fmt: skip
 
 
 def differences(a: Predictions, b: Predictions) -> list[str]:
@@ -71,10 +71,6 @@ def differences(a: Predictions, b: Predictions) -> list[str]:
   return found
 
 
-def _pooled(found: Mapping[str, Predictions]) -> dict[str, Predictions]:
-  return {"": Predictions.joined(list(found.values()))}
-
-
 def _few(names: list[str]) -> str:
   return ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)
 
@@ -90,25 +86,24 @@ def bootstrap(pairs: np.ndarray, classes: int) -> dict[str, Any]:
   counts = np.zeros((classes, 2, 2))
   np.add.at(counts, tuple(pairs.T), 1)
   drawn = np.random.default_rng(SEED).multinomial(clips, counts.ravel() / clips, size=RESAMPLES)
-  # The first row is the clips themselves.
-  every = np.concatenate([counts[None], drawn.reshape(RESAMPLES, classes, 2, 2)])
-  support = every.sum(axis=(2, 3))
-  right = {"a": every[:, :, 1].sum(axis=2), "b": every[:, :, :, 1].sum(axis=2)}
+  every = np.concatenate(
+    [counts[None], drawn.reshape(RESAMPLES, classes, 2, 2)]
+  )  # first the clips themselves
+  support, right = (
+    every.sum(axis=(2, 3)),
+    {"a": every[:, :, 1].sum(axis=2), "b": every[:, :, :, 1].sum(axis=2)},
+  )
+  recall = {
+    m: np.divide(r, support, out=np.full(r.shape, np.nan), where=support > 0) for m, r in right.items()
+  }
+  values = {"war": {m: 100 * r.sum(axis=1) / clips for m, r in right.items()},
+            "uar": {m: 100 * np.nanmean(r, axis=1) for m, r in recall.items()}}  # fmt: skip
   found: dict[str, Any] = {"clips": clips}
-  for score in ("war", "uar"):
-    values = {name: _score(score, of_model, support) for name, of_model in right.items()}
-    values["difference"] = values["b"] - values["a"]
-    found[score] = {name: _interval(of_score) for name, of_score in values.items()}
-    found[score]["share_of_resamples_where_b_is_higher"] = float((values["difference"][1:] > 0).mean())
+  for score, of in values.items():
+    difference = of["b"] - of["a"]
+    found[score] = {name: _interval(x) for name, x in {**of, "difference": difference}.items()}
+    found[score]["share_of_resamples_where_b_is_higher"] = float((difference[1:] > 0).mean())
   return found
-
-
-def _score(name: str, right: np.ndarray, support: np.ndarray) -> np.ndarray:
-  """(R,) percent, of (R, C) counts."""
-  if name == "war":
-    return 100 * right.sum(axis=1) / support.sum(axis=1)
-  recall = np.divide(right, support, out=np.full(right.shape, np.nan), where=support > 0)
-  return 100 * np.nanmean(recall, axis=1)
 
 
 def _interval(values: np.ndarray) -> dict[str, float]:
@@ -117,42 +112,31 @@ def _interval(values: np.ndarray) -> dict[str, float]:
 
 
 def _answer(difference: Mapping[str, float]) -> str:
-  if difference["low"] > 0:
-    return "yes"
-  return "no" if difference["high"] < 0 else "cannot be told from these clips"
+  return "yes" if difference["low"] > 0 else "no" if difference["high"] < 0 else UNKNOWN
 
 
-def _sentence(answer: str, pooled: Mapping[str, Any]) -> str:
-  start = {"yes": "Yes, B is better than A", "no": "No, A is better than B"}.get(
-    answer, "It cannot be told from these clips whether B is better than A"
-  )
-  gains = " and ".join(
-    f"{name.upper()} {'rises' if d['value'] > 0 else 'falls' if d['value'] < 0 else 'changes'} by "
-    f"{abs(d['value']):.2f} points (95 % interval {d['low']:+.2f} to {d['high']:+.2f})"
-    for name, d in ((name, pooled[name]["difference"]) for name in ("war", "uar"))
-  )
-  return f"{start}: from A to B {gains}, on {pooled['clips']} clips."
+def _sentence(answer: str, result: Mapping[str, Any]) -> str:
+  start = {"yes": "Yes, B is better than A", "no": "No, A is better than B"}
+  gains = [f"{name.upper()} {d['value']:+.2f} points (95 % interval {d['low']:+.2f} to {d['high']:+.2f})"
+           for name, d in ((name, result[name]["difference"]) for name in SCORES)]  # fmt: skip
+  unknown = "Whether B is better than A cannot be told from these clips"
+  return f"{start.get(answer, unknown)}: from A to B {' and '.join(gains)}, on {result['clips']} clips."
 
 
 def as_table(result: Mapping[str, Any]) -> str:
   """A line per score, of all clips and of each fold."""
   rows = []
   for name, of in {"all clips": result, **result["folds"]}.items():
-    for score in ("war", "uar"):
-      cells = [
-        f"{v['value']:.2f} ({v['low']:.2f} … {v['high']:.2f})" for v in (of[score]["a"], of[score]["b"])
-      ]
-      d = of[score]["difference"]
-      cells += [f"{d['value']:+.2f} ({d['low']:+.2f} … {d['high']:+.2f})",
-                f"{100 * of[score]['share_of_resamples_where_b_is_higher']:.1f} %"]  # fmt: skip
-      rows.append([name, of["clips"], score.upper(), *cells])
+    for score in SCORES:
+      cells = [f"{v['value']:{sign}.2f} ({v['low']:{sign}.2f} … {v['high']:{sign}.2f})"
+               for v, sign in ((of[score]["a"], ""), (of[score]["b"], ""), (of[score]["difference"], "+"))]  # fmt: skip
+      share = f"{100 * of[score]['share_of_resamples_where_b_is_higher']:.1f} %"
+      rows.append([name, of["clips"], score.upper(), *cells, share])
   return table(["", "clips>", "score", "A, % (95 %)>", "B, % (95 %)>", "B − A (95 %)>", "B higher in>"], rows)
 
 
 def write_comparison(out: Path, result: Mapping[str, Any]) -> None:
   """Writes comparison.json and comparison.md into a folder."""
-  if out.is_file():
-    raise UserError(f"--out={out} is a file; give a folder")
   out.mkdir(parents=True, exist_ok=True)
   write_markdown(out / "comparison.md", "# MMA-DFER: is B better than A?", f"**{result['sentence']}**",
                  f"- A: {result['a']}\n- B: {result['b']}", as_table(result), NOTE)  # fmt: skip

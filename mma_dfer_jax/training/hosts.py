@@ -83,13 +83,9 @@ def join() -> None:
   interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own waits for the end of the waiting
   try:
     jax.distributed.initialize(
-      _COORDINATOR.value,
-      _NUM_PROCESSES.value,
-      _PROCESS_ID.value,
-      initialization_timeout=seconds + 60,
-      heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-      shutdown_timeout_seconds=HEARTBEAT_SECONDS,
-    )
+      _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, initialization_timeout=seconds + 60,
+      heartbeat_timeout_seconds=HEARTBEAT_SECONDS, shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+    )  # fmt: skip
   except (ValueError, TypeError, RuntimeError) as error:  # JAX's own errors are RuntimeErrors
     raise UserError(f"{_apart()}: {' '.join(str(error).split())[:300]}") from error
   finally:
@@ -101,9 +97,8 @@ def join() -> None:
 
 def _apart() -> str:
   address = distributed.global_state.coordinator_address or _COORDINATOR.value
-  if address is None:
-    return "JAX finds no TPU pod, SLURM or MPI here, so the other processes are unknown; give --coordinator=HOST:PORT"
-  return f"the processes did not come together at {address}"
+  unknown = "JAX finds no TPU pod, SLURM or MPI here, so the other processes are unknown; give --coordinator=HOST:PORT"
+  return f"the processes did not come together at {address}" if address else unknown
 
 
 def _give_up() -> None:
@@ -126,7 +121,7 @@ def everyone_says(value: str) -> list[str]:
 
 
 def gathered(strings: Sequence[str]) -> list[list[str]]:
-  """The strings of each process, in their order; each must have as many."""
+  """The strings of each process; all must have as many."""
   found: list[list[str]] = [[] for _ in everyone_says("")]
   for start in range(0, len(strings), STRINGS_AT_ONCE):
     for of_process, said in zip(
@@ -197,25 +192,25 @@ class Stop:
   """
 
   def __init__(self):
-    self.signal = cli.StopSignal(signal.SIGINT, *[signal.SIGTERM] * (jax.process_count() == 1))
+    self.alone = jax.process_count() == 1
+    self.signal = cli.StopSignal(signal.SIGINT, *[signal.SIGTERM] * self.alone)
     self.agreed = False
     self._questions = 0
 
   def __bool__(self) -> bool:
     """To be asked equally often in all processes."""
-    if jax.process_count() == 1:
-      return bool(self.signal)
-    self.signal.pass_on_interrupt()
-    self._questions += 1
-    if not self.agreed and multihost_utils.reached_preemption_sync_point(self._questions):
-      global _all_end
-      self.agreed = _all_end = True
-    return self.agreed
+    if not self.alone:
+      self.signal.pass_on_interrupt()
+      self._questions += 1
+      if not self.agreed and multihost_utils.reached_preemption_sync_point(self._questions):
+        global _all_end
+        self.agreed = _all_end = True
+    return self.stopped
 
   @property
   def stopped(self) -> bool:
     """Whether it has become true."""
-    return self.agreed or (jax.process_count() == 1 and bool(self.signal))
+    return bool(self.signal) if self.alone else self.agreed
 
   @property
   def reason(self) -> str:

@@ -15,18 +15,11 @@ from mma_dfer_jax.training.scores import Scores
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-  """Labels and probabilities of clips, in the order of the split.
+  """Labels and probabilities of clips, in the order of the split."""
 
-  Attributes:
-    classes: names, in the order of the columns.
-    clips: names, each once.
-    labels: (N,) indices of classes.
-    probabilities: (N, C).
-  """
-
-  classes: tuple[str, ...]
-  clips: tuple[str, ...]
-  labels: Int[np.ndarray, "N"]
+  classes: tuple[str, ...]  # in the order of the columns
+  clips: tuple[str, ...]  # names
+  labels: Int[np.ndarray, "N"]  # indices of classes
   probabilities: Float[np.ndarray, "N C"]
 
   @classmethod
@@ -36,26 +29,25 @@ class Predictions:
     return cls(tuple(classes), tuple(clips), labels, raised / raised.sum(axis=-1, keepdims=True))
 
   @classmethod
-  def joined(cls, parts: Sequence["Predictions"]) -> "Predictions":
+  def joined(cls, several: Sequence["Predictions"]) -> "Predictions":
     """Those of several folds."""
     labels, probabilities = (
-      np.concatenate([getattr(p, n) for p in parts]) for n in ("labels", "probabilities")
+      np.concatenate([getattr(p, n) for p in several]) for n in ("labels", "probabilities")
     )
-    return cls(parts[0].classes, sum((part.clips for part in parts), ()), labels, probabilities)
+    return cls(several[0].classes, sum((p.clips for p in several), ()), labels, probabilities)
 
   @property
-  def right(self) -> np.ndarray:
-    """(N,) bool."""
-    return self.probabilities.argmax(axis=-1) == self.labels
+  def answers(self) -> Int[np.ndarray, "N"]:
+    return self.probabilities.argmax(axis=-1)
 
   @property
   def scores(self) -> Scores:
     confusion = np.zeros((len(self.classes),) * 2, int)
-    np.add.at(confusion, (self.labels, self.probabilities.argmax(axis=-1)), 1)
+    np.add.at(confusion, (self.labels, self.answers), 1)
     return Scores(confusion, self.classes)
 
   def write(self, path: Path) -> None:
-    """Columns clip, label and one of each class; numbers with all digits of float64. Whole or not at all."""
+    """Columns clip, label and one of each class, numbers with all digits; whole or not at all."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("w", newline="", encoding="utf-8") as file:
       writer = csv.writer(file, lineterminator="\n")
@@ -66,37 +58,34 @@ class Predictions:
 
 
 def read_predictions(path: Path) -> Predictions:
-  """Reads a predictions.csv.
-
-  Raises:
-    UserError: with everything that is wrong with it.
-  """
+  """Reads a predictions.csv; UserError with everything that is wrong with it."""
   with path.open(newline="", encoding="utf-8", errors="replace") as file:
     header, *rows = list(csv.reader(file)) or [[]]
   classes = tuple(header[2:])
-  if header[:2] != ["clip", "label"] or len(classes) < 2 or len(set(classes)) < len(classes):
+  if header[:2] != ["clip", "label"] or len(set(classes)) < max(2, len(classes)):
     raise UserError(
       f"{path} is no predictions.csv: its first line must be clip,label and two or more class names"
     )
-  problems, seen, labels, numbers = [], set(), [], []
-  for line, row in enumerate(rows, start=2):
+  clips: dict[str, tuple[int, list[float]]] = {}
+  problems = [] if rows else ["there is no clip"]
+  for line, (clip, label, *numbers) in enumerate(
+    ((*row, "", "")[: max(2, len(row))] for row in rows), start=2
+  ):
     try:
-      clip, label, *of_clip = row
-      values = [float(value) for value in of_clip]
-      if len(values) != len(classes) or not np.isfinite(values).all():
-        raise ValueError(f"give {len(classes)} finite probabilities")
-      if clip in seen:
-        raise ValueError(f"the clip {clip} is there twice")
-      seen.add(clip)
-      labels.append(classes.index(label))
-      numbers.append(values)
-    except ValueError as error:
-      problems.append(f"line {line}: {error}")
-  if problems or not rows:
-    raise listed(
-      f"{path} is damaged", problems[:10] or ["it has no clips"], f"{len(problems)} lines are wrong"
-    )
-  return Predictions(classes, tuple(row[0] for row in rows), np.array(labels), np.array(numbers))
+      values = [float(number) for number in numbers]
+    except ValueError:
+      values = []
+    if clip in clips or label not in classes or len(values) != len(classes) or not np.isfinite(values).all():
+      problems.append(
+        f"line {line}: a clip, which is there once, one of the classes, and {len(classes)} finite numbers"
+      )
+    else:
+      clips[clip] = classes.index(label), values
+  if problems:
+    rule = f"a clip that is nowhere else, one of the classes as its label, and {len(classes)} finite numbers"
+    raise listed(f"{path} is damaged: {len(problems)} lines lack {rule}", problems[:10])
+  labels, probabilities = zip(*clips.values(), strict=True)
+  return Predictions(classes, tuple(clips), np.array(labels), np.array(probabilities))
 
 
 def find_predictions(path: Path) -> dict[str, Predictions]:
@@ -107,35 +96,21 @@ def find_predictions(path: Path) -> dict[str, Predictions]:
   Raises:
     UserError: if there are none or it is not clear which.
   """
-  files = {"": path}
-  if path.suffix == ".json" and path.is_file():
-    files = {"": _only_one(path, sorted(path.parent.glob(f"{path.stem}_without_*_predictions.csv")))}
-  elif (path / "folds.json").is_file():
-    folds = json.loads((path / "folds.json").read_text())["folds"]
-    files = {
-      fold["fold"]: next(
-        (
-          f
-          for f in (path / fold["fold"] / "predictions.csv", path / f"{fold['fold']}_predictions.csv")
-          if f.is_file()
-        ),
-        path / fold["fold"] / "predictions.csv",
-      )
-      for fold in folds
-    }
+  if (path / "folds.json").is_file():
+    names = [fold["fold"] for fold in json.loads((path / "folds.json").read_text())["folds"]]
+    places = {name: (path / f"{name}_predictions.csv", path / name / "predictions.csv") for name in names}
+    files = {name: next((file for file in of if file.is_file()), of[-1]) for name, of in places.items()}
   elif (path / "predictions.csv").is_file():
     files = {"": path / "predictions.csv"}
-  elif path.is_dir():
-    files = {"": _only_one(path, sorted(path.glob("*_predictions.csv")))}
+  elif path.is_dir() or path.suffix == ".json":
+    pattern = "*_predictions.csv" if path.is_dir() else f"{path.stem}_without_*_predictions.csv"
+    found = sorted((path if path.is_dir() else path.parent).glob(pattern))
+    whole = [file for file in found if "_without_none_" in file.name] or found
+    if len(whole) > 1:
+      raise UserError(f"{path} holds several predictions; give one of {', '.join(map(str, whole))}")
+    files = {"": whole[0] if whole else path / "predictions.csv"}
+  else:
+    files = {"": path}
   if missing := [str(file) for file in files.values() if not file.is_file()]:
-    raise UserError(f"there is no {', '.join(missing)}; `evaluate` writes the predictions of a model")
+    raise UserError(f"there is no {', '.join(missing)}; evaluate the model, then its predictions are there")
   return {fold: read_predictions(file) for fold, file in files.items()}
-
-
-def _only_one(path: Path, found: list[Path]) -> Path:
-  """Of several, that of the whole model, if there is one of these only."""
-  whole = [file for file in found if "_without_none_" in file.name] or found
-  if len(whole) != 1:
-    which = f"give one of {', '.join(map(str, whole))}" if whole else "evaluate the model first"
-    raise UserError(f"{path} holds {len(whole) or 'no'} predictions; {which}")
-  return whole[0]

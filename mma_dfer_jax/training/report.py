@@ -40,10 +40,16 @@ class MetricsLog:
     self._writes = writes
     if not writes:
       return
-    path = workdir / "metrics.jsonl"
-    kept = [line for line in _whole_lines(path) if line["step"] <= step and line.get("epoch", 0) <= epoch]
+    path, kept = workdir / "metrics.jsonl", []
+    for line in path.read_text().splitlines() if path.exists() else []:
+      try:
+        numbers = json.loads(line)
+      except json.JSONDecodeError:  # a killed run did not write it completely
+        break
+      if numbers["step"] <= step and numbers.get("epoch", 0) <= epoch:
+        kept.append(f"{line}\n")
     partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    partial.write_text("".join(kept))
     partial.replace(path)
     self._file = path.open("a")
     import tensorboardX  # reports of commands that only evaluate do not need it
@@ -65,44 +71,21 @@ class MetricsLog:
       self._board.close()
 
 
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
-  """The lines that a killed run wrote completely."""
-  lines = []
-  for line in path.read_text().splitlines() if path.exists() else []:
-    try:
-      lines.append(json.loads(line))
-    except json.JSONDecodeError:
-      break
-  return lines
-
-
 @dataclasses.dataclass(frozen=True)
 class Fold:
-  """The result of one model on clips that it was not trained on.
+  """The result of one model on clips that it was not trained on."""
 
-  Attributes:
-    name: the split.
-    scores: of the model that counts.
-    about: what else is known of it: folder, step, epoch, clips_without_sound.
-    best_epoch: as in report.json; None if only one model was evaluated.
-    predictions: its answer to each clip; None if they were not kept.
-  """
+  name: str  # the split
+  predictions: Predictions
+  about: Mapping[str, Any]  # folder, step, epoch, clips_without_sound, as far as known
+  best_epoch: Mapping[str, Any] | None = None  # as in report.json; None if only one model was evaluated
 
-  name: str
-  scores: Scores
-  about: Mapping[str, Any]
-  best_epoch: Mapping[str, Any] | None = None
-  predictions: Predictions | None = None
+  @property
+  def scores(self) -> Scores:
+    return self.predictions.scores
 
 
-def write_report(
-  workdir: Path,
-  *,
-  run: Mapping[str, Any],
-  history: Sequence[Mapping[str, Any]],
-  facts: Mapping[str, Any],
-  split: str = "test",
-) -> dict[str, Any]:
+def write_report(workdir: Path, *, run: Mapping[str, Any], history: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], split: str) -> dict[str, Any]:  # fmt: skip
   """Writes report.json, report.md, confusion_matrix.png and learning_curves.png; returns the report.
 
   Args:
@@ -114,46 +97,38 @@ def write_report(
     split: that was evaluated.
   """
   every = [Scores(np.array(epoch["confusion_matrix"]), tuple(run["classes"])) for epoch in history]
-  last, newest = every[-1], history[-1]
   best = max(range(len(every)), key=lambda i: (every[i].war, i))  # of equal ones the last, as it is kept
+  last, newest, chosen = every[-1], history[-1], history[best]
   report = {
     **scores_as_json(last),
-    "epoch": newest["epoch"],
-    "step": newest["step"],
+    **{key: newest[key] for key in ("epoch", "step", "clips_without_sound")},
     "classes": run["classes"],
-    "clips_without_sound": newest["clips_without_sound"],
     "evaluated_epochs": [epoch["epoch"] for epoch in history],
-    "best_epoch": {
-      "note": f"{FLATTERS}; the headline is the last epoch",
-      "epoch": history[best]["epoch"],
-      "step": history[best]["step"],
-      "war": _number(every[best].war),
-      "uar": _number(every[best].uar),
-    },
+    "best_epoch": {"note": f"{FLATTERS}; the headline is the last epoch", "epoch": chosen["epoch"], "step": chosen["step"],
+                   "war": _number(every[best].war), "uar": _number(every[best].uar)},
     "published": published_for(last, [split]),
     **facts,
     **{key: run[key] for key in ("recipe", "config", "version")},
-  }
-  chosen, number = report["best_epoch"], len(history)
-  among = "" if number == newest["epoch"] else f" among the {number} epochs that were evaluated"
+  }  # fmt: skip
+  published = _published_rows(report["published"])
+  among = "" if len(history) == newest["epoch"] else f" among the {len(history)} epochs that were evaluated"
   listed = ("clips", "clips_without_sound", "train_clips", "train_clips_without_sound", "clips_seen", "step", "tunable_parameters",
             "frozen_parameters", "peak_memory_gib", "started_from", "data_set", "splits", "version")  # fmt: skip
   _draw_learning_curves(workdir, history, every, run["config"]["loss.name"])
   _write(
-    workdir, "report", report, last, "",
+    workdir, "report", report, last, "report of a run", "",
     f"**WAR {percent(last.war)}, UAR {percent(last.uar)}** on {last.clips} test clips, after the last epoch "
     f"({report['epoch']}).",
-    _undefined(report),
-    f"Best epoch, chosen by looking at the test clips{among}: {chosen['epoch']} with WAR {percent(chosen['war'])}, "
-    f"UAR {percent(chosen['uar'])}.",
-    published_row(report["published"], as_sentence=True),
+    "" if report["uar"] is not None else _undefined("no test clip", percent(last.uar_present)),
+    f"Best epoch, chosen by looking at the test clips{among}: {chosen['epoch']} with WAR {percent(every[best].war)}, "
+    f"UAR {percent(every[best].uar)}.",
+    table(["", "clips>", "WAR>", "UAR>"], [(split, last.clips, percent(last.war), percent(last.uar)), *published]) * bool(published),
     recall_table(last),
     *_matrix_blocks(last),
     "## Learning curves",
     "![learning curves](learning_curves.png)",
     "## The run",
     table(["", ""], [(name.replace("_", " "), report[name]) for name in listed if name in report]),
-    *_settings(report),
   )  # fmt: skip
   return report
 
@@ -161,9 +136,7 @@ def write_report(
 def write_folds(
   folder: Path, folds: Sequence[Fold], *, model: str, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """Writes folds.json, folds.md, and of the summed counts confusion_matrix.png; returns what folds.json says.
-
-  The predictions of all folds together become predictions.csv, if all folds have kept theirs.
+  """Writes folds.json, folds.md, and of all clips together predictions.csv and confusion_matrix.png; returns folds.json.
 
   Args:
     folder: made if it does not exist.
@@ -171,46 +144,39 @@ def write_folds(
     model: which one of each fold counts, in words.
     facts: what else the report lists: recipe, config, version.
   """
-  classes = tuple(folds[0].scores.classes)
-  total = Scores(np.sum([fold.scores.confusion for fold in folds], axis=0), classes)
-  results, best = (
-    [scores_as_json(fold.scores) for fold in folds],
-    [f.best_epoch for f in folds if f.best_epoch],
-  )
-  recalls = {
-    name: [r for r in (result["recall"][name] for result in results) if r is not None] for name in classes
+  together = Predictions.joined([fold.predictions for fold in folds])
+  total, results = together.scores, [scores_as_json(fold.scores) for fold in folds]
+  best = [fold.best_epoch for fold in folds if fold.best_epoch]
+  recalls = {name: [result["recall"][name] for result in results] for name in total.classes}
+  by_class = {
+    name: mean_and_deviation([r for r in found if r is not None] or [None]) for name, found in recalls.items()
   }
-  by_class = {name: mean_and_deviation(of_class or [None]) for name, of_class in recalls.items()}
-  means = ("war", "uar", "uar_of_present_classes")
   summary = {
     "model": model,
-    **{name: mean_and_deviation([result[name] for result in results]) for name in means},
+    **{name: mean_and_deviation([result[name] for result in results]) for name in ("war", "uar", "uar_of_present_classes")},
     "published": published_for(total, [fold.name for fold in folds]),
     "mean_recall": {name: of_class["mean"] for name, of_class in by_class.items()},
     "recall_standard_deviation": {name: of_class["standard_deviation"] for name, of_class in by_class.items()},
     "sum": scores_as_json(total),
-    "best_epoch": {
-      "note": f"{FLATTERS}; the headline is not this",
-      **{name: mean_and_deviation([epoch[name] for epoch in best]) for name in ("war", "uar")},
-    }
-    if len(best) == len(folds)
-    else None,
-    "folds": [
-      {"fold": fold.name, **result, **fold.about, "best_epoch": fold.best_epoch}
-      for fold, result in zip(folds, results, strict=True)
-    ],
-    "classes": list(classes),
+    "best_epoch": {"note": f"{FLATTERS}; the headline is not this"}
+    | {name: mean_and_deviation([epoch[name] for epoch in best]) for name in ("war", "uar")}
+    if len(best) == len(folds) else None,
+    "folds": [{"fold": fold.name, **result, **fold.about, "best_epoch": fold.best_epoch}
+              for fold, result in zip(folds, results, strict=True)],
+    "classes": list(total.classes),
     **facts,
   }  # fmt: skip
-  of_models = ("folder", "epoch", "step", "clips_without_sound", "best_epoch")
-  models = [fold | {"best_epoch": (fold["best_epoch"] or {}).get("epoch")} for fold in summary["folds"]]
+  columns = ("folder", "epoch", "step", "clips_without_sound")
+  cells = [
+    [fold.about.get(name) for name in columns] + [(fold.best_epoch or {}).get("epoch")] for fold in folds
+  ]
+  models = [
+    [f.name, *("–" if cell is None else cell for cell in row)] for f, row in zip(folds, cells, strict=True)
+  ]
   folder.mkdir(parents=True, exist_ok=True)
-  if all(fold.predictions for fold in folds):
-    Predictions.joined([fold.predictions for fold in folds if fold.predictions]).write(
-      folder / "predictions.csv"
-    )
+  together.write(folder / "predictions.csv")
   _write(
-    folder, "folds", summary, total, f"sum of {len(folds)} folds:  ",
+    folder, "folds", summary, total, ", ".join(fold.name for fold in folds), f"sum of {len(folds)} folds:  ",
     f"**WAR {plus_minus(summary['war'])}, UAR {plus_minus(summary['uar'])}**, {model}.",
     folds_table(summary),
     _bullets(_notes_on_folds(summary)),
@@ -218,19 +184,21 @@ def write_folds(
     recall_table(total, by_class),
     *_matrix_blocks(total, ", summed over the folds"),
     "## The models",
-    table(["fold", *(name.replace("_", " ") for name in of_models)],
-          [[m["fold"], *("–" if m.get(name) is None else m[name] for name in of_models)] for m in models]),
-    *_settings(summary),
+    table(["fold", *(name.replace("_", " ") for name in columns), "best epoch"], models),
   )  # fmt: skip
   return summary
 
 
-def _write(folder: Path, name: str, as_json: Any, scores: Scores, picture_title: str, *blocks: str) -> None:
+def _write(
+  folder: Path, name: str, report: Any, scores: Scores, title: str, above: str, *blocks: str
+) -> None:
   """A report of either kind; the JSON comes last, for it says that all is there."""
-  title = "report of a run" if name == "report" else ", ".join(fold["fold"] for fold in as_json["folds"])
-  draw_confusion_matrix(scores, folder / "confusion_matrix.png", picture_title)
-  write_markdown(folder / f"{name}.md", f"# MMA-DFER: {title}", *blocks)
-  write_json(folder / f"{name}.json", as_json)
+  draw_confusion_matrix(scores, folder / "confusion_matrix.png", above)
+  config = [f"`{key}` = `{value}`" for key, value in report.get("config", {}).items()]
+  recipe = [f"{key}: {value}" for key, value in report["recipe"].items()]
+  write_markdown(folder / f"{name}.md", f"# MMA-DFER: {title}", *blocks, "Recipe of the data:", _bullets(recipe),
+                 "Config:" * bool(config), _bullets(config))  # fmt: skip
+  write_json(folder / f"{name}.json", report)
 
 
 def write_markdown(path: Path, *blocks: str) -> None:
@@ -252,24 +220,15 @@ def _bullets(lines: Iterable[str]) -> str:
   return "\n".join(f"- {line}" for line in lines)
 
 
-def _settings(report: Mapping[str, Any]) -> list[str]:
-  """Recipe and config."""
-  config = report.get("config", {})
-  return ["Recipe of the data:", _bullets(f"{key}: {value}" for key, value in report["recipe"].items()),
-          "Config:" * bool(config), _bullets(f"`{key}` = `{value}`" for key, value in config.items())]  # fmt: skip
-
-
 def _matrix_blocks(scores: Scores, what: str = "") -> list[str]:
   rows = [[name, *row] for name, row in zip(scores.classes, scores.confusion, strict=True)]
   columns = ["true \\ predicted", *(f"{name}>" for name in scores.classes)]
   return [f"## Confusion matrix{what}", table(columns, rows), "![confusion matrix](confusion_matrix.png)"]
 
 
-def _undefined(report: Mapping[str, Any]) -> str:
-  return "" if report["uar"] is not None else (
-    "UAR is undefined, as in the original: a class was predicted that no test clip has. Over the classes that have "
-    f"clips it is {percent(report['uar_of_present_classes'])}."
-  )  # fmt: skip
+def _undefined(clips: str, present: str) -> str:
+  return (f"UAR is undefined, as in the original: a class was predicted that {clips} has. Over the classes that have "
+          f"clips it is {present}.")  # fmt: skip
 
 
 def scores_as_json(scores: Scores) -> dict[str, Any]:
@@ -299,25 +258,22 @@ def published_for(scores: Scores, folds: Sequence[str]) -> dict[str, Any] | None
   here = dict(zip(scores.classes, scores.confusion.sum(axis=1).tolist(), strict=True))
   there = {one: sum(fold[one] for fold in named) for one in scores.classes}
   reasons = []
-  if here != there:
-    differing = [f"{one} {here[one]:,}, not {there[one]:,}" for one in there if here[one] != there[one]]
+  if differing := [f"{one} {here[one]:,}, not {there[one]:,}" for one in there if here[one] != there[one]]:
     reasons.append(f"the class counts differ, {scores.clips:,} clips here against {sum(there.values()):,} published "
-                   f"({', '.join(differing[:3])}{', …' * (len(differing) > 3)})")  # fmt: skip
+                   f"({'; '.join(differing[:3])}{'; …' * (len(differing) > 3)})")  # fmt: skip
   if sorted(folds) != sorted(of_folds):
-    reasons.append(f"the published score is the mean of {len(of_folds)} folds, these are {', '.join(folds)}")
+    reasons.append(f"the published score is the mean of {len(of_folds)} folds, here are {', '.join(folds)}")
   return {"data_set": name.upper(), "clips": sum(sum(fold.values()) for fold in of_folds.values()), **SCORES[name],
-          "not_comparable": "; ".join(reasons) or None}  # fmt: skip
+          "not_comparable": ", and ".join(reasons) or None}  # fmt: skip
 
 
-def published_row(published: Mapping[str, Any] | None, as_sentence: bool = False) -> Any:
-  """The published scores as a row of a table or as a sentence; empty if there are none."""
+def _published_rows(published: Mapping[str, Any] | None) -> list[Sequence[str]]:
   if not published:
-    return "" if as_sentence else []
-  war, uar = percent(published["war"]), percent(published["uar"])
+    return []
   reason = f": not comparable, {published['not_comparable']}" if published["not_comparable"] else ""
-  if as_sentence:
-    return f"Published for {published['data_set']} (arXiv 2404.09010): WAR {war}, UAR {uar}{reason}."
-  return [(f"published, {published['data_set']}{reason}", "", war, uar)]
+  return [
+    (f"published, {published['data_set']}{reason}", "", percent(published["war"]), percent(published["uar"]))
+  ]
 
 
 def percent(value: float | None) -> str:
@@ -360,39 +316,29 @@ def recall_table(scores: Scores, by_class: Mapping[str, Mapping[str, float | Non
 def folds_table(summary: Mapping[str, Any]) -> str:
   """A line per fold, then their mean, what was published, and the best epochs."""
   rows: list[Sequence[Any]] = [
-    (fold["fold"], fold["clips"], percent(fold["war"]), percent(fold["uar"])) for fold in summary["folds"]
+    (f["fold"], f["clips"], percent(f["war"]), percent(f["uar"])) for f in summary["folds"]
   ]
-  mean = "**mean ± standard deviation**" if len(rows) > 1 else "**mean**"
-  rows.append((mean, summary["sum"]["clips"], plus_minus(summary["war"]), plus_minus(summary["uar"])))
-  rows += published_row(summary["published"])
+  mean = f"**mean{' ± standard deviation' * (len(rows) > 1)}**"
+  rows += [(mean, summary["sum"]["clips"], plus_minus(summary["war"]), plus_minus(summary["uar"]))]
+  rows += _published_rows(summary["published"])
   if best := summary["best_epoch"]:
-    rows.append(
-      ("best epochs, chosen on the test clips", "", plus_minus(best["war"]), plus_minus(best["uar"]))
-    )
+    rows += [("best epochs, chosen on the test clips", "", plus_minus(best["war"]), plus_minus(best["uar"]))]
   return table(["fold", "clips>", "WAR>", "UAR>"], rows)
 
 
 def _notes_on_folds(summary: Mapping[str, Any]) -> list[str]:
   """How to read the numbers of the table."""
   number, published = len(summary["folds"]), summary["published"]
-  notes = ["One fold has no standard deviation."]
-  if number > 1:
-    notes = [
-      f"Mean and standard deviation (divided by n − 1 = {number - 1}) are over folds, each counting once."
-    ]
+  notes = [f"Mean and standard deviation (divided by n − 1 = {number - 1}) are over folds, each counting once."
+           if number > 1 else "One fold has no standard deviation."]  # fmt: skip
   if undefined := [fold["fold"] for fold in summary["folds"] if fold["uar"] is None]:
-    notes.append(
-      f"UAR is undefined in {', '.join(undefined)}, as in the original: a class was predicted that none of its test "
-      "clips has; so is the mean. Over the classes that have clips, UAR is "
-      f"{plus_minus(summary['uar_of_present_classes'])}."
-    )
-  if published and published["not_comparable"]:
-    notes.append(f"Do not compare with the published score: {published['not_comparable']}.")
-  elif published:
-    notes.append(
-      f"Published are the paper's means over the five folds of {published['data_set']} (arXiv 2404.09010); the clips of "
-      "each class are as many as these."
-    )
+    words = _undefined("none of its test clips", plus_minus(summary["uar_of_present_classes"]))
+    notes.append(f"{', '.join(undefined)}: {words} The mean is undefined too.")
+  if published:
+    reason = published["not_comparable"]
+    comparable = f"not comparable: {reason}" if reason else "the clips of each class are as many as these"
+    notes.append(f"Published are the paper's means over the five folds of {published['data_set']} (arXiv 2404.09010); "
+                 f"{comparable}.")  # fmt: skip
   if summary["best_epoch"]:
     notes.append("A best epoch is chosen by looking at the test clips, so it flatters; it is no result.")
   return notes
@@ -410,9 +356,8 @@ def draw_confusion_matrix(scores: Scores, path: Path, title: str = "") -> None:
     axes.text(j, i, str(clips), ha="center", va="center", color="white" if share[i, j] > 55 else "black")
   axes.set_xticks(range(n), scores.classes, rotation=45, ha="right")
   axes.set_yticks(range(n), scores.classes)
-  axes.set_xlabel("predicted")
-  axes.set_ylabel("true")
-  axes.set_title(f"{title}WAR {percent(scores.war)}   UAR {percent(scores.uar)}   {scores.clips} clips")
+  axes.set(xlabel="predicted", ylabel="true",
+           title=f"{title}WAR {percent(scores.war)}   UAR {percent(scores.uar)}   {scores.clips} clips")  # fmt: skip
   figure.colorbar(image, label="% of the true class", shrink=0.8)
   figure.savefig(path, dpi=110)
 
@@ -420,23 +365,23 @@ def draw_confusion_matrix(scores: Scores, path: Path, title: str = "") -> None:
 def _draw_learning_curves(
   workdir: Path, history: Sequence[Mapping[str, Any]], scores: Sequence[Scores], loss: str
 ) -> None:
-  def numbers(name: str) -> list[float]:
-    return [epoch[name] for epoch in history]
-
   figure = empty_figure(10, 4)
   left, right = figure.subplots(1, 2)
-  curves = (
-    (left, numbers("loss"), "training, mean since the evaluation before", "-"),
-    (left, numbers("test_loss"), "test", "-"),
-    (right, numbers("accuracy"), "training accuracy, mean since the evaluation before", "-"),
+  for axes, values, label, style in (
+    (left, [epoch["loss"] for epoch in history], "training, mean since the evaluation before", "-"),
+    (left, [epoch["test_loss"] for epoch in history], "test", "-"),
+    (
+      right,
+      [epoch["accuracy"] for epoch in history],
+      "training accuracy, mean since the evaluation before",
+      "-",
+    ),
     (right, [s.war for s in scores], "test WAR", "-"),
     (right, [s.uar_present for s in scores], "test UAR", "--"),  # often on top of WAR
-  )
-  for axes, values, label, style in curves:
-    axes.plot(numbers("epoch"), values, style, marker="o", markersize=3, label=label)
-  left.set_ylabel(f"loss ({loss})")
-  right.set_ylabel("%")
-  right.set_ylim(0, 102)
+  ):
+    axes.plot([epoch["epoch"] for epoch in history], values, style, marker="o", markersize=3, label=label)
+  left.set(ylabel=f"loss ({loss})")
+  right.set(ylabel="%", ylim=(0, 102))
   for axes in (left, right):
     axes.set_xlabel("epoch")
     axes.xaxis.get_major_locator().set_params(integer=True)

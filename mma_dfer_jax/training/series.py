@@ -1,14 +1,16 @@
 """Runs in processes of their own, one after another, as `folds` and `ablate` start them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import ctypes
 import dataclasses
+import json
 from pathlib import Path
 import re
 import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 from absl import flags
 
@@ -66,6 +68,17 @@ def train_all(
       return status or stop.exit_status
     after_each()
   return None
+
+
+def finished_report(workdir: Path, run: Mapping[str, Any]) -> dict[str, Any]:
+  """The report of a run; OSError, ValueError, KeyError or TypeError if that run has not finished or it is damaged."""
+  report = json.loads((workdir / "report.json").read_text())
+  expected = run["config"]["num_epochs"], run["classes"], run["recipe"]
+  if (report["epoch"], report["classes"], report["recipe"]) != expected or not (
+    workdir / "run.json"
+  ).exists():
+    raise ValueError("of another run")
+  return report
 
 
 def flags_without(*names: str) -> list[str]:

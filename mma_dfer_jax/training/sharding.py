@@ -16,11 +16,7 @@ from mma_dfer_jax.errors import UserError
 
 
 def start_jax(matmul_precision: str = "float32") -> None:
-  """Sets how JAX computes, and keeps compiled programs for the next process.
-
-  Args:
-    matmul_precision: of float32 matrix products; accelerators would otherwise take a coarser one on their own.
-  """
+  """Sets how JAX computes float32 products (accelerators would take a coarser way), and keeps compiled programs."""
   jax.config.update("jax_default_matmul_precision", matmul_precision)
   keep_compiled()
 
@@ -43,10 +39,10 @@ def make_mesh(data: int, fsdp: int) -> Mesh:
     UserError: if the two do not multiply to the number of devices.
   """
   devices = jax.device_count()
-  if data < 0 and devices % fsdp:
-    raise UserError(f"mesh.fsdp={fsdp} does not divide the {devices} devices there are")
   if data < 0:
-    data = devices // fsdp
+    data, rest = divmod(devices, fsdp)
+    if rest:
+      raise UserError(f"mesh.fsdp={fsdp} does not divide the {devices} devices there are")
   if data * fsdp != devices:
     raise UserError(
       f"mesh.data={data} x mesh.fsdp={fsdp} asks for {data * fsdp} devices, but there are {devices}; mesh.data=-1 takes "

@@ -41,13 +41,9 @@ def make_optimizer(learning_rate: optax.Schedule, weight_decay: float) -> optax.
 
 
 def create_train_state(
-  init: Callable[[], nnx.Module],
-  patterns: Sequence[str],
-  tx: optax.GradientTransformation,
-  *,
-  mesh: Mesh,
+  init: Callable[[], nnx.Module], patterns: Sequence[str], tx: optax.GradientTransformation, *, mesh: Mesh,
   fsdp_min_size_mb: float,
-) -> tuple[nnx.GraphDef, TrainState]:
+) -> tuple[nnx.GraphDef, TrainState]:  # fmt: skip
   """A model as `init` makes it, split by `patterns` of tunable parameters, spread over the mesh."""
 
   def spread(tree: Any) -> Any:

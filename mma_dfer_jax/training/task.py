@@ -1,11 +1,11 @@
-"""What differs between kinds of training: here, that of a classifier of clips; `loop.py` has what is the same."""
+"""What is trained on what, and how a split is evaluated; `loop.py` is the run itself."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
@@ -26,80 +26,30 @@ from mma_dfer_jax.training.predictions import Predictions
 from mma_dfer_jax.training.report import percent, write_report
 from mma_dfer_jax.training.sharding import compiler_options, replicated, to_global
 from mma_dfer_jax.training.state import TrainState
-from mma_dfer_jax.training.steps import (  # fmt: skip
-  Batch,
-  Metrics,
-  abstract_batch,
-  eval_step,
-  in_float32,
-  model_inputs,
-)
+from mma_dfer_jax.training.steps import Batch, Metrics, abstract_batch, eval_step, in_float32, model_inputs
 
 
 class Evaluated(NamedTuple):
-  """One evaluation."""
+  """One evaluation during training."""
 
   result: dict[str, Any]  # for the history
   logged: dict[str, float]  # for the log
-  score: float  # `Task.best`
-  title: str  # a line for people
-  write: Callable[[Path], None]  # writes what is kept of it into the workdir
-
-
-@runtime_checkable  # tests enforce annotations
-class Task(Protocol):
-  """What `loop.fit` asks of a kind of training."""
-
-  best: str  # name of the score by which the best checkpoint is kept; higher is better
-
-  @property
-  def order(self) -> TrainOrder:
-    """Which clip comes when."""
-
-  @property
-  def tunable(self) -> tuple[str, ...]:
-    """Patterns of the paths of parameters that are trained."""
-
-  def init(self) -> nnx.Module:
-    """The model that training starts from."""
-
-  def draw(self, model: Any, rngs: nnx.Rngs, clips: int) -> Any:
-    """What is drawn for a step, before its clips are divided into micro-batches: the last axis is of clips."""
-
-  def loss(self, model: Any, batch: Batch, drawn: Any, remat: str) -> tuple[jax.Array, Metrics]:
-    """The loss of each clip (B,), and other numbers of each clip (B,) that are logged as means."""
-
-  def batches(self, start_step: int) -> contextlib.AbstractContextManager[Iterator[Mapping[str, np.ndarray]]]:
-    """This host's training batches, from a step on."""
-
-  def abstract_batch(self, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and types of a training batch."""
-
-  def evaluator(self, graphdef: nnx.GraphDef, mesh: Mesh) -> Callable[..., Evaluated | None]:
-    """(state, stop) -> an evaluation; None if it was stopped."""
-
-  def facts(self) -> list[str]:
-    """Lines for people at the start."""
-
-  def report(self, workdir: Path, run: Mapping[str, Any], history: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str:  # fmt: skip
-    """Writes the report of the run; returns its last line for people."""
+  title: str  # for people
+  predictions: Predictions
 
 
 @dataclasses.dataclass(frozen=True)
 class Classify:
-  """Trains MMA-DFER on labelled clips. Source: `main.py` of the original."""
+  """Trains MMA-DFER on labelled clips: all that `loop.fit` does not know. Source: `main.py` of the original."""
 
   config: ml_collections.ConfigDict
   checked: Checked
 
-  best = "war"
-
-  @property
-  def inputs(self) -> Inputs:
-    return self.checked.model.inputs
+  best = "war"  # the score by which the best checkpoint is kept; higher is better
 
   @functools.cached_property
   def tunable(self) -> tuple[str, ...]:
+    """Patterns of the paths of parameters that are trained."""
     return tunable_patterns(self.checked.model, self.config.tunable)
 
   @functools.cached_property
@@ -108,64 +58,71 @@ class Classify:
     return TrainOrder(records, c.seed, c.batch_size, c.num_epochs, jax.process_index(), jax.process_count())
 
   @functools.cached_property
-  def _loss(self) -> parts.Loss:
-    return parts.read("losses", self.config.loss.to_dict()).build(tuple(self._train_clips().values()))
-
-  def _train_clips(self) -> dict[str, int]:
+  def train_clips(self) -> dict[str, int]:
     """By class."""
     data_set, splits = self.checked.data_set, self.checked.train_split.split("+")
     return {name: sum(data_set.clips[split][name] for split in splits) for name in data_set.classes}
 
+  @functools.cached_property
+  def _loss(self) -> parts.Loss:
+    return parts.read("losses", self.config.loss.to_dict()).build(tuple(self.train_clips.values()))
+
   def init(self) -> MmaDfer:
+    """The model that training starts from."""
     model = MmaDfer(self.checked.model, rngs=nnx.Rngs(params=self.config.seed))
     for start in self.checked.starts:
       put_over(model, start.read())
     return model
 
   def draw(self, model: MmaDfer, rngs: nnx.Rngs, clips: int) -> DropPath:
+    """What is drawn for a step, before its clips are divided into micro-batches."""
     return model.draw_drop_path(rngs, clips)
 
   def loss(self, model: MmaDfer, batch: Batch, drawn: DropPath, remat: str) -> tuple[jax.Array, Metrics]:
+    """The loss of each clip (B,), and other numbers of each clip (B,) that are logged as means."""
     video, spectrogram = model_inputs(batch, self.config.precision)
     outputs = in_float32(model(video, spectrogram, dropped=drawn, remat=remat))
-    right = outputs.logits.argmax(axis=-1) == batch["label"]
-    return self._loss(outputs, batch), {"accuracy": 100.0 * right}
+    return self._loss(outputs, batch), {
+      "accuracy": 100.0 * (outputs.logits.argmax(axis=-1) == batch["label"])
+    }
 
   def batches(self, start_step: int) -> contextlib.AbstractContextManager[Iterator[Mapping[str, np.ndarray]]]:
+    """This host's training batches, from a step on."""
     d = self.config.data
     ranges = Augment(
       crop_scale=tuple(d.crop_scale), crop_ratio=tuple(d.crop_ratio), flip=d.flip, brightness=d.brightness
     )
-    return train_batches(
-      self.order, self.inputs, ranges, start_step=start_step, num_workers=d.num_workers, prefetch=d.prefetch
-    )
+    return train_batches(self.order, self.checked.model.inputs, ranges, start_step=start_step,
+                         num_workers=d.num_workers, prefetch=d.prefetch)  # fmt: skip
 
   def abstract_batch(self, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    return abstract_batch(self.inputs, self.config.batch_size, mesh)
+    return abstract_batch(self.checked.model.inputs, self.config.batch_size, mesh)
 
   def evaluator(self, graphdef: nnx.GraphDef, mesh: Mesh) -> Callable[..., Evaluated | None]:
-    d, data_set, split = self.config.data, self.checked.data_set, self.checked.test_split
-    evaluate = jit_eval(graphdef, mesh, self._loss, self.config.precision)
-    records = data_set.records(split)
+    """(state, stop) -> an evaluation of the test split; None if it was stopped."""
+    d, c = self.config.data, self.checked
+    evaluate, records = (
+      jit_eval(graphdef, mesh, self._loss, self.config.precision),
+      c.data_set.records(c.test_split),
+    )
 
     def of_epoch(state: TrainState, stop: Callable[[], bool]) -> Evaluated | None:
       found = evaluate_split(
-        evaluate, state.tunable, state.frozen, records, self.inputs, data_set.classes, mesh=mesh,
+        evaluate, state.tunable, state.frozen, records, c.model.inputs, c.data_set.classes, mesh=mesh,
         batch_size=self.config.batch_size, num_workers=d.num_workers, prefetch=d.prefetch, stop=stop,
       )  # fmt: skip
       if found is None:
         return None
-      result, predictions = found
-      scores = predictions.scores
-      logged = {"test_loss": result["test_loss"], "test_war": scores.war, "test_uar": scores.uar}
+      scores, loss = found[1].scores, found[0]["test_loss"]
       title = f"test WAR {percent(scores.war)}, UAR {percent(scores.uar)}"
       return Evaluated(
-        result, logged, scores.war, title, lambda folder: predictions.write(folder / "predictions.csv")
+        found[0], {"test_loss": loss, "test_war": scores.war, "test_uar": scores.uar}, title, found[1]
       )
 
     return of_epoch
 
   def facts(self) -> list[str]:
+    """Lines for people at the start."""
     c, order = self.checked, self.order
     return [
       f"train on {c.train_split}: {len(order.records)} clips, {order.steps_per_epoch} steps an epoch; "
@@ -174,10 +131,11 @@ class Classify:
       *(f"{stream} encoder: random weights, nothing pretrained (config.pretrained.{stream} is empty)"
         for stream in c.fresh_encoders),
       *(f"note: no training clip is {name}, so the model cannot learn it"
-        for name, clips in self._train_clips().items() if not clips),
+        for name, clips in self.train_clips.items() if not clips),
     ]  # fmt: skip
 
   def report(self, workdir: Path, run: Mapping[str, Any], history: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str:  # fmt: skip
+    """Writes the report of the run; returns its last line for people."""
     c, data_set = self.checked, self.checked.data_set
     facts = {
       "train_clips": len(self.order.records),
@@ -202,21 +160,10 @@ def jit_eval(graphdef: nnx.GraphDef, mesh: Mesh, loss: parts.Loss, precision: st
 
 
 def evaluate_split(
-  eval_fn: Callable[[nnx.State, nnx.State, Batch], Metrics],
-  tunable: nnx.State,
-  frozen: nnx.State,
-  records: Sequence[Any],
-  inputs: Inputs,
-  classes: Sequence[str],
-  *,
-  mesh: Mesh,
-  batch_size: int,
-  num_workers: int = 0,
-  prefetch: int = 2,
-  without: str = "",
-  title: str = "evaluate",
-  stop: Callable[[], bool] = lambda: False,
-) -> tuple[dict[str, Any], Predictions] | None:
+  eval_fn: Callable[[nnx.State, nnx.State, Batch], Metrics], tunable: nnx.State, frozen: nnx.State, records: Sequence[Any],
+  inputs: Inputs, classes: Sequence[str], *, mesh: Mesh, batch_size: int, num_workers: int = 0, prefetch: int = 2,
+  without: str = "", title: str = "evaluate", stop: Callable[[], bool] = lambda: False,
+) -> tuple[dict[str, Any], Predictions] | None:  # fmt: skip
   """Every clip of a split through the model, once.
 
   Args:
@@ -264,7 +211,6 @@ def _in_order(
     clips: names of this process's share of all batches; a batch has `share` clips of each process.
     answers: position, label and logits of each batch.
     number: of clips in the split.
-    classes: names.
   """
   position, label, logits = (
     np.concatenate([np.asarray(answer[name]) for answer in answers])
