@@ -105,11 +105,12 @@ def evaluation_of(path: Path, split: str) -> Evaluation:
     raise UserError(
       f"the model tells apart {', '.join(about.classes)}; the data have {', '.join(data_set.classes)}"
     )
-  if different := differences(
-    about.recipe, data_set.recipe, "the model was trained on {!r}, these data have {!r}"
-  ):
+  different = differences(about.recipe, data_set.recipe)
+  if problems := [
+    f"{k}: the model was trained on {there!r}, these data have {here!r}" for k, there, here in different
+  ]:
     title = "this data set was prepared differently from the model's training data"
-    raise listed(title, different, "prepare it with the same recipe")
+    raise listed(title, problems, "prepare it with the same recipe")
   if missing := sorted(data_set.recipe.keys() - about.recipe.keys()):
     print(f"note: the model does not say its {', '.join(missing)}; prepare the data as its authors did")
   split = split or data_set.train_and_test(trained["data.fold"])[1]
@@ -232,7 +233,7 @@ def files_of(path: Path, facts: Mapping[str, Any]) -> tuple[str, dict[str, Any]]
   Files of other data or weights are never replaced: the fingerprints of these are added to the name then.
   """
   name = f"evaluation_{facts['split'].replace('+', '_')}"
-  name += f"_step{facts['model']['step']}" * ("step" in facts["model"])
+  name += "".join(f"_step{step}" for key, step in facts["model"].items() if key == "step")
   name += f"_{facts['precision']}" * (_PRECISION.value is not None)
   begin = str(path / name if path.is_dir() else path.with_name(f"{path.name}.{name}"))
   for files in (begin, f"{begin}_{facts['data_set'][:8]}_{facts['weights'][:8]}"):

@@ -19,7 +19,7 @@ from mma_dfer_jax.training.check import micro_batch_of
 from mma_dfer_jax.training.checkpoints import Checkpointer, load_frozen, save_frozen
 from mma_dfer_jax.training.report import MetricsLog
 from mma_dfer_jax.training.run import check_same_run, claim_workdir
-from mma_dfer_jax.training.state import TrainState, cosine_by_epoch, create_train_state, make_optimizer
+from mma_dfer_jax.training.state import TrainState, by_epoch, cosine_rates, create_train_state, make_optimizer
 from mma_dfer_jax.training.steps import train_step
 from mma_dfer_jax.training.task import Classify
 
@@ -67,9 +67,10 @@ class _Run:
     self.steps_per_epoch = task.order.steps_per_epoch
     self.total_steps = self.steps_per_epoch * c.num_epochs
     self.micro_batch = micro_batch_of(c)
-    self.rates = cosine_by_epoch(c.learning_rate, c.num_epochs, self.steps_per_epoch)
+    rates, steps = cosine_rates(c.learning_rate, c.num_epochs), np.int32(self.steps_per_epoch)
+    self.rate = by_epoch(rates, steps)
     self.graphdef, state = create_train_state(
-      task.init, task.tunable, make_optimizer(self.rates, c.weight_decay), mesh=mesh, fsdp_min_size_mb=c.fsdp_min_size_mb
+      task.init, task.tunable, make_optimizer(self.rate, c.weight_decay), mesh=mesh, fsdp_min_size_mb=c.fsdp_min_size_mb
     )  # fmt: skip
     with hosts.fail_together():
       if self.chief:
@@ -87,7 +88,7 @@ class _Run:
     self.saved_step = self.checkpointer.latest_step()
     state = self._resumed(self.saved_step, state)
     self.state = state._replace(frozen=cast(state.frozen, c.precision))
-    self.constants = jax.random.key(c.seed), np.int32(self.steps_per_epoch)
+    self.constants = jax.random.key(c.seed), rates, steps
     self.step_fn = self._compiled_step() if int(state.step) < self.total_steps else None
     self.evaluate = task.evaluator(self.graphdef, mesh)
     self.log = MetricsLog(workdir, int(state.step), self.evaluated_epoch, writes=self.chief)
@@ -110,9 +111,9 @@ class _Run:
   def _compiled_step(self) -> Callable[..., Any]:
     c, task = self.config, self.task
 
-    def step(state, batch, key, steps_per_epoch):
-      # An input, not a constant: folds with other numbers of clips then find the step compiled.
-      tx = make_optimizer(cosine_by_epoch(c.learning_rate, c.num_epochs, steps_per_epoch), c.weight_decay)
+    def step(state, batch, key, rates, steps_per_epoch):
+      # Inputs, not constants: folds with other numbers of clips then find the step compiled.
+      tx = make_optimizer(by_epoch(rates, steps_per_epoch), c.weight_decay)
       return train_step(state, batch, key, graphdef=self.graphdef, tx=tx, loss_fn=task.loss, draw_fn=task.draw,
                         micro_batch=self.micro_batch, mesh=self.mesh, remat=c.remat, precision=c.precision)  # fmt: skip
 
@@ -188,11 +189,11 @@ class _Run:
       if not math.isfinite(numbers["loss"]):
         before = f"{fetched[i - 1][1]['loss']:.4g}" if i else "finite, in the steps logged before"
         raise UserError(
-          f"the loss is {numbers['loss']} at step {at} (before: {before}; learning rate {self.rates(at - 1):.3g}); "
+          f"the loss is {numbers['loss']} at step {at} (before: {before}; learning rate {self.rate(at - 1):.3g}); "
           "lower config.learning_rate, or look at the clips; the last checkpoint is from before"
         )
     (last, newest), numbers_of_steps = fetched[-1], [numbers for _, numbers in fetched]
-    rate = {"learning_rate": float(self.rates(last - 1)), "clips_per_second": clips_per_second}
+    rate = {"learning_rate": float(self.rate(last - 1)), "clips_per_second": clips_per_second}
     self.log.write(last, _means(numbers_of_steps) | rate)
     self.since_evaluation += numbers_of_steps
     shown = [f"{name} {value:.3g}" for name, value in newest.items() if name != "grad_norm"]

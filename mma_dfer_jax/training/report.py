@@ -56,10 +56,10 @@ class MetricsLog:
 
     self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
-  def write(self, step: int, metrics: Mapping[str, float]) -> None:
+  def write(self, step: int, metrics: Mapping[str, float | int]) -> None:
     if not self._writes:
       return
-    self._file.write(json.dumps({"step": step} | {k: _number(v) for k, v in metrics.items()}) + "\n")
+    self._file.write(json.dumps({"step": step} | {k: _number(float(v)) for k, v in metrics.items()}) + "\n")
     self._file.flush()
     for name, value in metrics.items():
       self._board.add_scalar(name, value, step)
@@ -365,7 +365,7 @@ def draw_confusion_matrix(scores: Scores, path: Path, title: str = "") -> None:
 def _draw_learning_curves(
   workdir: Path, history: Sequence[Mapping[str, Any]], scores: Sequence[Scores], loss: str
 ) -> None:
-  figure = empty_figure(10, 4)
+  figure = empty_figure(10.0, 4.0)
   left, right = figure.subplots(1, 2)
   for axes, values, label, style in (
     (left, [epoch["loss"] for epoch in history], "training, mean since the evaluation before", "-"),

@@ -23,16 +23,20 @@ class TrainState(NamedTuple):
   opt_state: optax.OptState  # moments of the tunable parameters only
 
 
-def cosine_by_epoch(learning_rate: float, num_epochs: int, steps_per_epoch: Any) -> optax.Schedule:
-  """lr · (1 + cos(π · epoch / epochs)) / 2, constant within an epoch; CosineAnnealingLR(T_max=epochs) of main.py.
-
-  Args:
-    learning_rate, num_epochs: see the formula.
-    steps_per_epoch: a number, or a traced one: folds of different sizes then share a compiled step.
-  """
+def cosine_rates(learning_rate: float, num_epochs: int) -> np.ndarray:
+  """(epochs,) float32, lr · (1 + cos(π · epoch / epochs)) / 2; CosineAnnealingLR(T_max=epochs) of main.py."""
   # Made in float64: close to the end 1 + cos loses half of float32's digits.
-  rates = learning_rate * 0.5 * (1 + np.cos(np.pi * np.arange(num_epochs) / num_epochs))
-  return lambda step: jnp.asarray(rates, jnp.float32)[step // steps_per_epoch]
+  return np.float32(learning_rate * 0.5 * (1 + np.cos(np.pi * np.arange(num_epochs) / num_epochs)))
+
+
+def by_epoch(rates: Any, steps_per_epoch: Any) -> optax.Schedule:
+  """The rate of the epoch of a step. Traced arguments make one compiled step fit folds of any size."""
+  return lambda step: jnp.asarray(rates)[step // steps_per_epoch]
+
+
+def cosine_by_epoch(learning_rate: float, num_epochs: int, steps_per_epoch: int) -> optax.Schedule:
+  """The original's schedule: constant within an epoch."""
+  return by_epoch(cosine_rates(learning_rate, num_epochs), steps_per_epoch)
 
 
 def make_optimizer(learning_rate: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
