@@ -62,13 +62,15 @@ def test_killed_and_resumed_it_ends_in_a_table(data_dir, tmp_path, cache):
 
 
 def test_all_problems_at_once_and_nothing_starts(data_dir, tmp_path, cache):
-  wrong = ablate(data_dir, tmp_path / "runs", "no_fusoin,fusion_last_6,unfrozen", seeds="1,1,x", seed=3)
+  wrong = ablate(
+    data_dir, tmp_path / "runs", "no_fusoin,fusion_last_6,frozen_encoders", seeds="1,1,x", seed=3
+  )
   nothing = ablate(tmp_path, tmp_path / "runs", "", batch_size=0)
   both = [spawn(wrong, cache), spawn(nothing, cache)]
   printed = finish(both[0], status=1)
   for words in ("no_fusoin: there are no such rows; choose from base, no_prompts", "--seeds=1,1,x",
                 "fusion_last_6 does not fit the config: model.fusion.layers='last 6', but there are 2 layers",
-                "unfrozen does not fit the config: it changes nothing", "config.seed is set for each run"):  # fmt: skip
+                "frozen_encoders does not fit the config: it changes nothing", "config.seed is set for each run"):  # fmt: skip
     assert words in printed
   printed = finish(both[1], status=1)
   assert printed.count("batch_size=0") == 1  # the base's problem, not each row's
