@@ -76,9 +76,7 @@ def read_predictions(path: Path) -> Predictions:
     except ValueError:
       values = []
     if clip in clips or label not in classes or len(values) != len(classes) or not np.isfinite(values).all():
-      problems.append(
-        f"line {line}: a clip, which is there once, one of the classes, and {len(classes)} finite numbers"
-      )
+      problems.append(f"line {line}: {','.join([clip, label, *numbers])[:80]}")
     else:
       clips[clip] = classes.index(label), values
   if problems:
