@@ -83,7 +83,7 @@ def test_damaged_answers_are_refused(tmp_path, lines, words):
   (tmp_path / "p.csv").write_text(lines)
   with pytest.raises(UserError, match=words):
     read_predictions(tmp_path / "p.csv")
-  with pytest.raises(UserError, match="there is no .*nowhere; evaluate the model"):
+  with pytest.raises(UserError, match=r"there is no .*nowhere; evaluate the model"):
     find_predictions(tmp_path / "nowhere")
 
 
