@@ -1,14 +1,17 @@
 """Small films made for tests: any pictures and samples, at any times, coded without loss unless asked otherwise."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 import heapq
 import itertools
 from pathlib import Path
 import struct
+from typing import Any
 
 import av
 import numpy as np
+
+from mma_dfer_jax.data.records import Clip, Clips
 
 TICKS = 90_000  # a second
 LOSSY = {"codec": "libx264", "pixels": "yuv420p", "sound_codec": "aac"}  # what most files hold
@@ -112,3 +115,27 @@ def turn(path: Path) -> Path:
   matrix = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
   path.write_bytes(data[:at] + matrix + data[at + 36 :])
   return path
+
+
+def write_data_set(data_dir: Path, records: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> Path:
+  """Writes records, with clip_id, label (class name), split and what `read_record` gives, as `prepare` does."""
+  clips = []
+  for i, record in enumerate(records):
+    file = data_dir / f"{i}.npz"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    frames = record["frames"]
+    np.savez(
+      file, jpegs=np.frombuffer(b"".join(frames), np.uint8), lengths=[len(frame) for frame in frames],
+      waveform=record["waveform"], sample_rate=record["sample_rate"], face_share=record.get("face_share", np.nan),
+    )  # fmt: skip
+    clips.append(Clip(record["clip_id"], record["label"], record["split"], file))
+  Clips(
+    clips=clips,
+    classes=classes,
+    class_order="as given",
+    recipe={},
+    left_out=(),
+    fingerprint="f",
+    data_dir=data_dir,
+  ).write()
+  return data_dir

@@ -34,7 +34,14 @@ ELSEWHERE = {
   "*--coordinator=*": "test_hosts.py",
 }
 # The golden tiny model: the sizes of the small pretraining files, of which four frames are enough here.
-TINY = ["inputs.image_size=32", "inputs.num_frames=4", "batch_size=4", "num_epochs=1", "micro_batch=-1", "remat=none"]
+TINY = [
+  "inputs.image_size=32",
+  "inputs.num_frames=4",
+  "batch_size=4",
+  "num_epochs=1",
+  "micro_batch=-1",
+  "remat=none",
+]
 TINY += [f"model.{s}.{field}" for s in ("image", "audio") for field in ("width=48", "heads=4", "mlp_dim=192")]
 TINY += ["model.fusion.width=16", "model.temporal.width=32", "model.temporal.mlp_dim=64"]
 
@@ -70,7 +77,11 @@ def smaller(module: str, args: list[str]) -> list[str]:
     case "benchmark":
       args += ["--image_size=32", "--batch_size=1", "--repeats=1", "--precision=float32", "--remat=none"]
     case "ablate":
-      args += ["--rows=base,no_fusion", "--seeds=1", "--config.data.data_dir=runs/demo/data" if "demo" in config else ""]
+      args += [
+        "--rows=base,no_fusion",
+        "--seeds=1",
+        "--config.data.data_dir=runs/demo/data" if "demo" in config else "",
+      ]
     case "folds":
       args += ["--folds=1,2"]
   if config:
@@ -93,7 +104,13 @@ def home(tmp_path_factory, cache):
     def run(module: str, *args: str) -> str:
       out = folder / "printed"
       out.unlink(missing_ok=True)
-      job = {"module": f"mma_dfer_jax.{module}", "args": args, "cwd": str(folder), "env": variables, "out": str(out)}
+      job = {
+        "module": f"mma_dfer_jax.{module}",
+        "args": args,
+        "cwd": str(folder),
+        "env": variables,
+        "out": str(out),
+      }
       print(json.dumps(job), file=server.stdin, flush=True)
       status, printed = server.stdout.readline().strip(), out.read_text()
       assert (status, "Traceback" in printed) == ("0", False), f"{module} {shlex.join(args)}\n{printed}"

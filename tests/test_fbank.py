@@ -56,7 +56,7 @@ def test_spectrograms_match_the_original(name):
 def test_mel_triangles_match_the_original(rate):
   golden, case = np.load(GOLDEN / "melbanks.npz"), CASES[f"melbank_{rate}"]
   assert fbank.window_and_hop(rate) == (case["window"], case["shift"])
-  triangles = fbank.mel_triangles(rate, case["padded"], 128).toarray().T
+  triangles = fbank.mel_triangles(rate, case["padded"], 128).T
   np.testing.assert_allclose(triangles.sum(axis=0), golden[f"rowsum_{rate}"], atol=1e-4)
   np.testing.assert_array_equal(triangles.argmax(axis=0), golden[f"argmax_{rate}"])
   assert np.flatnonzero(triangles.sum(axis=0) == 0).tolist() == case["empty_filters"]

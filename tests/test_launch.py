@@ -8,6 +8,7 @@ import subprocess
 from conftest import ROOT
 import pytest
 
+pytestmark = pytest.mark.slow
 TRAIN = ["train", "--config=configs/dfew.py", "--config.data.data_dir=data", "--config.batch_size=64",
          "--config.data.num_workers=6", "--workdir=runs/dfew/fold1"]  # fmt: skip
 

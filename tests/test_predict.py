@@ -26,10 +26,10 @@ from test_faces import Spots
 
 from mma_dfer_jax import convert_checkpoint, predict_video
 from mma_dfer_jax.data import faces
-from mma_dfer_jax.data.datasets import read_record
 from mma_dfer_jax.data.film import Soundtrack
 from mma_dfer_jax.data.media import MediaError
 from mma_dfer_jax.data.pipeline import eval_example
+from mma_dfer_jax.data.records import read_record
 from mma_dfer_jax.engines import engine
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.prediction import Prediction, Timeline, predict_timeline

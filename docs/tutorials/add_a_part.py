@@ -62,7 +62,9 @@ class TwoLayers(nnx.Module):
 # One number for each clip. A loss has no parameters.
 
 # %%
-(PACKAGE / "losses/brier.py").write_text('''"""Brier's score: the squared distance between probabilities and the truth."""
+(
+  PACKAGE / "losses/brier.py"
+).write_text('''"""Brier's score: the squared distance between probabilities and the truth."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -100,7 +102,12 @@ run("pytest", "tests/parts", "-k", "two_layers or brier")
 # On the command line; every field can be set.
 
 # %%
-run("mma_dfer_jax.data.demo", "--out=tutorial_part/clips", "--clips_per_class_train=2", "--clips_per_class_test=1")
+run(
+  "mma_dfer_jax.data.demo",
+  "--out=tutorial_part/clips",
+  "--clips_per_class_train=2",
+  "--clips_per_class_test=1",
+)
 run("mma_dfer_jax.data.prepare", "--manifest=tutorial_part/clips/clips.csv", "--data_dir=tutorial_part/data")
 run(
   "mma_dfer_jax.train", "--config=clips:head=two_layers,loss=brier", "--config.model.head.hidden=16",

@@ -1,6 +1,6 @@
 """Starting from the weights of another model: a run, a model folder, or an authors' file; whatever fits is taken."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
@@ -47,7 +47,7 @@ def open_stored(path: Path, step: int | str = "last") -> StoredModel:
 
 
 def open_run(workdir: Path, step: int | str = "last") -> StoredModel:
-  """The model that a run has trained; its parameters are read, all at once, when the first is asked for.
+  """The model that a run has trained; its parameters are read, all at once, when the first is needed.
 
   Raises:
     UserError: if there is no such checkpoint.
@@ -55,8 +55,8 @@ def open_run(workdir: Path, step: int | str = "last") -> StoredModel:
   run = read_run(workdir)
   model = model_of(run)
   checkpointer = Checkpointer(workdir, read_only=True)
-  named = {"last": checkpointer.latest_step(), "best": checkpointer.best_step()}
   steps = {str(number): number for number in checkpointer.manager.all_steps()}
+  named = {"last": checkpointer.latest_step(), "best": checkpointer.best_step()}
   checkpointer.close()
   found = (steps | named).get(str(step))
   if found is None:
@@ -79,10 +79,8 @@ def open_run(workdir: Path, step: int | str = "last") -> StoredModel:
 
   about = {
     "assumed": {},
-    "classes": run["classes"],
+    **{key: run[key] for key in ("classes", "recipe", "tunable")},
     "class_order": f"of the data set {run['config']['data.name']}",
-    "recipe": run["recipe"],
-    "tunable": run["tunable"],
     "precision": run["config"]["precision"],
     "sample_rates": run["data_set"]["sample_rates"],
     "source": {"run": workdir.resolve().name, "step": found, "version": run["version"]},
@@ -146,7 +144,7 @@ def open_init(path: str | Path, model: ModelConfig, classes: Sequence[str]) -> I
 
   Args:
     path: see `open_stored`.
-    model: that shall start.
+    model: to be started.
     classes: its class names.
   Raises:
     UserError: if a part has another number of attention heads, or nothing fits.
@@ -157,13 +155,11 @@ def open_init(path: str | Path, model: ModelConfig, classes: Sequence[str]) -> I
   taken: dict[str, Tensor] = {}
   lines = []
   slots = {place.split("/")[0]: name for name, slot in SLOTS.items() for place in slot.places}
-  ours = parameter_shapes(model)
   theirs = [path for path in stored.tensors if not path.startswith(UNUSED)]
-  for place in dict.fromkeys(path.split("/")[0] for path in (*ours, *theirs)):
-    of_place = _Place(place, slots.get(place, ""), stored, model, tuple(classes))
-    here, line = of_place.fitted([path for path in ours if path.startswith(f"{place}/")], ours)
+  for place in dict.fromkeys(path.split("/")[0] for path in (*parameter_shapes(model), *theirs)):
+    here, line = _fitted(place, slots.get(place, ""), stored, model, tuple(classes))
     taken |= here
-    lines.append(line)
+    lines.append(f"{place}: {line}")
   if not taken:
     raise UserError(f"{path}: nothing of it fits this model; {'; '.join(lines)}")
   return InitFrom(stored, taken, tuple(lines))
@@ -185,93 +181,88 @@ def _same_part(slot: str, one: ModelConfig, other: ModelConfig) -> bool:
   return type(getattr(one, slot)) is type(getattr(other, slot))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Place:
-  """One place of the model, as "fusion", in both models; `slot` is "" if no part is chosen for it."""
+def _fitted(
+  place: str, slot: str, stored: StoredModel, model: ModelConfig, classes: tuple[str, ...]
+) -> tuple[dict[str, Tensor], str]:
+  """Of one place of the model, as "fusion": the tensors that are taken, and a line about them.
 
-  place: str
-  slot: str
-  stored: StoredModel
-  model: ModelConfig
-  classes: tuple[str, ...]
-
-  def fitted(self, wanted: list[str], shapes: dict[str, tuple[int, ...]]) -> tuple[dict[str, Tensor], str]:
-    """What is taken of the other model, and a line that says it."""
-    found = {path: t for path, t in self.stored.tensors.items() if path.startswith(f"{self.place}/")}
-    if self.slot and not _same_part(self.slot, self.stored.model, self.model):
-      there, here = (parts.place_of(getattr(cfg, self.slot)) for cfg in (self.stored.model, self.model))
-      what = f"{len(wanted)} tensors fresh" if wanted else f"{len(found)} tensors left out"
-      return {}, f"{self.place}: {what}, {there} there and {here} here"
-    notes = self._differences()
-    if self.place == "classifier":
-      found, note = self._by_class(found)
-      notes += note
-    if f"{self.place}/pos_embed" in found and self.slot in ("image", "audio"):
-      found, note = self._positions(found)
-      notes += note
-    taken = {
-      path: found[path] for path in wanted if path in found and self._fits(path, found[path], shapes[path])
-    }
-    fresh = [self._named(path, found, shapes[path]) for path in wanted if path not in taken]
-    left = [path.partition("/")[2] for path in found if path not in shapes]
-    notes += [f"fresh: {_few(fresh)}"] * bool(fresh and taken) + [f"left out: {_few(left)}"] * bool(left)
-    count = f"{len(taken)} of {len(wanted)} tensors" if taken or not wanted else "fresh"
-    return taken, ", ".join([f"{self.place}: {count}", *notes])
-
-  def _fits(self, path: str, tensor: Tensor, shape: tuple[int, ...]) -> bool:
-    if path.endswith("_encoder/pos_embed"):  # rows of fresh prompts may be missing
-      return tensor.shape[2] == shape[2]
-    return tensor.shape == shape
-
-  def _named(self, path: str, found: dict[str, Tensor], shape: tuple[int, ...]) -> str:
-    name = path.partition("/")[2]
-    return f"{name} {found[path].shape}, not {shape}" if path in found else name
-
-  def _differences(self) -> list[str]:
-    """Settings of the part that are not the same and that shapes need not show."""
-    if not self.slot:
-      return []
-    there, here = (parts.fields_of(getattr(cfg, self.slot)) for cfg in (self.stored.model, self.model))
-    return [
-      f"{k}={here[k]} instead of {there[k]}" for k in here if k not in OF_TRAINING and here[k] != there[k]
+  Args:
+    slot: its part; "" if none is chosen for it.
+    stored, model, classes: see `open_init`.
+  """
+  found = {path: tensor for path, tensor in stored.tensors.items() if path.startswith(f"{place}/")}
+  shapes = {path: shape for path, shape in parameter_shapes(model).items() if path.startswith(f"{place}/")}
+  notes: list[str] = []
+  if slot:
+    there, here = (getattr(cfg, slot) for cfg in (stored.model, model))
+    if type(there) is not type(here):
+      what = f"{len(shapes)} tensors fresh" if shapes else f"{len(found)} tensors left out"
+      return {}, f"{what}, {parts.place_of(there)} there and {parts.place_of(here)} here"
+    # Settings that shapes need not show.
+    before, now = parts.fields_of(there), parts.fields_of(here)
+    notes = [
+      f"{k}={now[k]} instead of {before[k]}" for k in now if k not in OF_TRAINING and now[k] != before[k]
     ]
+  if place == "classifier":
+    found, more = _by_class(found, stored.about["classes"], classes, parts.place_of(model.head))
+    notes += more
+  if slot in ("image", "audio") and f"{place}/pos_embed" in found:
+    found, more = _with_positions(found, f"{place}/pos_embed", slot, stored.model, model)
+    notes += more
 
-  def _by_class(self, found: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """The classifier for this model's classes: as it is, reordered by name, or nothing of it."""
-    theirs = self.stored.about["classes"]
-    if theirs is None:
-      return {}, ["the file does not say its classes: convert it with --classes to keep its classifier"]
-    if tuple(theirs) == self.classes:
-      return found, []
-    if len(theirs) != len(self.classes):
-      return {}, [f"{len(self.classes)} classes instead of {len(theirs)}"]
-    if sorted(theirs) != sorted(self.classes) or parts.place_of(self.model.head) != "heads/linear":
-      return {}, [f"classes {', '.join(self.classes)} instead of {', '.join(theirs)}"]
-    order = [theirs.index(name) for name in self.classes]
-    reordered = {
-      path: _changed(tensor, tensor.shape, lambda array: array[..., order]) for path, tensor in found.items()
-    }
-    return reordered, [f"reordered by name, from {', '.join(theirs)}"]
+  def fits(path: str) -> bool:
+    rows_may_lack = slot in ("image", "audio") and path.endswith("/pos_embed")  # those of fresh prompts
+    there, here = found[path].shape, shapes[path]
+    return there[2] == here[2] if rows_may_lack else there == here
 
-  def _positions(self, found: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """The encoder's table of positions for this model's grid and prompts."""
-    path, stream = f"{self.place}/pos_embed", self.slot
-    table = found[path]
-    models = (self.stored.model, self.model)
-    grid, target = (getattr(cfg, stream).grid(stream, cfg.inputs) for cfg in models)
-    there, here = (cfg.prompts.count(cfg.layers) for cfg in models)
-    keep = there if there == here and _same_part("prompts", *models) else 0
-    rows = 1 + grid[0] * grid[1]
+  taken = {path: found[path] for path in shapes if path in found and fits(path)}
+  fresh = [
+    path.partition("/")[2] + (f" {found[path].shape}, not {shapes[path]}" if path in found else "")
+    for path in shapes
+    if path not in taken
+  ]
+  left = [path.partition("/")[2] for path in found if path not in shapes]
+  notes += [f"fresh: {_few(fresh)}"] * bool(fresh and taken) + [f"left out: {_few(left)}"] * bool(left)
+  count = f"{len(taken)} of {len(shapes)} tensors" if taken or not shapes else "fresh"
+  return taken, ", ".join([count, *notes])
 
-    def fit(array: np.ndarray) -> np.ndarray:
-      resized = resize_positions(array[:, :rows].astype(np.float32), grid, target)
-      return np.concatenate([resized, array[:, rows : rows + keep]], axis=1)
 
-    notes = [f"positions resized from {grid} to {target}"] * (grid != target)
-    notes += [f"position rows of {there} prompts left out"] * bool(there and not keep)
-    notes += [f"position rows of {here} prompts fresh"] * bool(here and not keep)
-    shape = (1, 1 + target[0] * target[1] + keep, table.shape[2])
-    return found | {path: _changed(table, shape, fit)}, notes
+def _by_class(
+  found: Mapping[str, Tensor], theirs: Sequence[str] | None, ours: tuple[str, ...], head: str
+) -> tuple[dict[str, Tensor], list[str]]:
+  """The classifier for this model's classes: as it is, reordered by name, or nothing of it."""
+  if theirs is None:
+    return {}, ["the file does not say its classes: convert it with --classes to keep its classifier"]
+  if tuple(theirs) == ours:
+    return dict(found), []
+  if len(theirs) != len(ours):
+    return {}, [f"{len(ours)} classes instead of {len(theirs)}"]
+  if sorted(theirs) != sorted(ours) or head != "heads/linear":
+    return {}, [f"classes {', '.join(ours)} instead of {', '.join(theirs)}"]
+  order = [theirs.index(name) for name in ours]
+  reordered = {p: _changed(t, t.shape, lambda array: array[..., order]) for p, t in found.items()}
+  return reordered, [f"reordered by name, from {', '.join(theirs)}"]
+
+
+def _with_positions(
+  found: Mapping[str, Tensor], path: str, stream: str, stored: ModelConfig, model: ModelConfig
+) -> tuple[dict[str, Tensor], list[str]]:
+  """With the encoder's table of positions fitted to this model's grid and prompts."""
+  models = (stored, model)
+  grid, target = (getattr(cfg, stream).grid(stream, cfg.inputs) for cfg in models)
+  there, here = (cfg.prompts.count(cfg.layers) for cfg in models)
+  keep = there if there == here and _same_part("prompts", *models) else 0
+  rows = 1 + grid[0] * grid[1]
+
+  def fit(array: np.ndarray) -> np.ndarray:
+    resized = resize_positions(array[:, :rows].astype(np.float32), grid, target)
+    return np.concatenate([resized, array[:, rows : rows + keep]], axis=1)
+
+  notes = [f"positions resized from {grid} to {target}"] * (grid != target)
+  notes += [f"position rows of {there} prompts left out"] * bool(there and not keep)
+  notes += [f"position rows of {here} prompts fresh"] * bool(here and not keep)
+  shape = (1, 1 + target[0] * target[1] + keep, found[path].shape[2])
+  return {**found, path: _changed(found[path], shape, fit)}, notes
 
 
 def _changed(tensor: Tensor, shape: tuple[int, ...], change: Callable[[np.ndarray], np.ndarray]) -> Tensor:
