@@ -60,7 +60,7 @@ _TEXTS = {
 _WORKDIR, _OUT, _DATA_DIR, _DATA_NAME, _SPLIT, _PRECISION = (
   flags.DEFINE_string(name, None, text) for name, text in _TEXTS.items()
 )
-_LISTS = {
+_LISTS: dict[str, tuple[Any, str]] = {
   "workdirs": (None, "Several of them, one for each fold: a,b,c; goes with --out."),
   "compare": (
     None,
