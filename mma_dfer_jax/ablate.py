@@ -47,11 +47,7 @@ of all seeds, of the device where it keeps statistics, else of the whole process
 
 
 def with_row(config: ConfigDict, row: str) -> ConfigDict:
-  """A copy of a config that a row has changed.
-
-  Raises:
-    UserError: if the row does not fit, or changes nothing.
-  """
+  """A copy of a config that a row has changed; UserError if the row does not fit, or changes nothing."""
   changed = ConfigDict(config.to_dict())
   ROWS[row].change(changed)
   if row != "base" and flat_config(changed.to_dict()) == flat_config(config.to_dict()):
@@ -138,13 +134,7 @@ def report(
 
 
 def write_ablations(folder: Path, rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str:
-  """Writes ablations.json, ablations.md and ablations.png; returns the table.
-
-  Args:
-    folder: where they go.
-    rows: as `result_of` makes them, at least one.
-    facts: what else the report lists; `left_out` has the reason of each row that could not be trained.
-  """
+  """Writes ablations.json, ablations.md and ablations.png of the rows of `result_of`; returns the table."""
   columns = (
     "row",
     "what it changes",

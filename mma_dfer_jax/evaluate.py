@@ -111,7 +111,7 @@ def evaluation_of(path: Path, split: str) -> Evaluation:
   if wrong := set(split.split("+")) - set(data_set.splits):
     raise UserError(f"there is no split {', '.join(sorted(wrong))}; there are {', '.join(data_set.splits)}")
   for without, stream in (("sound", "audio"), ("picture", "image")):
-    if without in _WITHOUT.value and about.streams != ("image", "audio"):
+    if without in _WITHOUT.value and len(about.streams) < 2:
       how = "looks at nothing else" if about.streams == (stream,) else "does not look at it"
       raise UserError(f"--without={without}: {path} {how}")
   batch_size = _BATCH_SIZE.value or trained["batch_size"]

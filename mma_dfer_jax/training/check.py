@@ -98,7 +98,8 @@ def check_model_and_data(
   """
   problems = problems_of_values(config)
   problems += [f"loss: {error}" for error in first_error(lambda: parts.read("losses", config.loss.to_dict()))]
-  model, data_set, starts = None, None, []
+  starts: list[Start] = []
+  model, data_set = None, None
   try:
     if config.data.data_dir:
       data_set = open_data_set(config.data.data_dir, config.data.name)

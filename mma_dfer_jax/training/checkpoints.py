@@ -55,11 +55,7 @@ class Checkpointer:
     )  # fmt: skip
 
   def save(self, state: TrainState, meta: Mapping[str, Any], score: float | None) -> None:
-    """Saves; the old checkpoints stay until the new one is whole.
-
-    Raises:
-      UserError: if the disk does not take it; what was saved before stays as it is.
-    """
+    """Saves; the old checkpoints stay until the new one is whole. UserError if the disk does not take it."""
     ocp = _orbax()
     items = ocp.args.Composite(
       tunable=ocp.args.StandardSave(nnx.to_pure_dict(state.tunable)),

@@ -34,7 +34,7 @@ def compare(a: Path, b: Path) -> dict[str, Any]:
   """
   first, second = find_predictions(a), find_predictions(b)
   if first.keys() != second.keys() and "" in (*first, *second):  # folds beside one file of all of them
-    first, second = ({"": Predictions.joined([*found.values()])} for found in (first, second))
+    first, second = {"": Predictions.joined([*first.values()])}, {"": Predictions.joined([*second.values()])}
   problems = [f"folds: {', '.join(first)} in A, {', '.join(second)} in B"] * (first.keys() != second.keys())
   pairs: dict[str, np.ndarray] = {}
   for fold in (name for name in first if name in second):
@@ -61,12 +61,12 @@ def differences(a: Predictions, b: Predictions) -> list[str]:
   found = []
   if set(a.classes) != set(b.classes):
     found.append(f"classes: {', '.join(a.classes)} in A, {', '.join(b.classes)} in B")
-  labels = [{clip: p.classes[i] for clip, i in zip(p.clips, p.labels, strict=True)} for p in (a, b)]
-  for name, here, there in (("A", *labels), ("B", *labels[::-1])):
-    if only := sorted(here.keys() - there.keys()):
-      found.append(f"{len(only)} of {len(here)} clips are only in {name}: {_few(only)}")
-  if other := [clip for clip in labels[0] if clip in labels[1] and labels[0][clip] != labels[1][clip]]:
-    examples = [f"{clip} is {labels[0][clip]} in A and {labels[1][clip]} in B" for clip in other]
+  here, there = ({clip: p.classes[i] for clip, i in zip(p.clips, p.labels, strict=True)} for p in (a, b))
+  for name, ours, theirs in (("A", here, there), ("B", there, here)):
+    if only := sorted(ours.keys() - theirs.keys()):
+      found.append(f"{len(only)} of {len(ours)} clips are only in {name}: {_few(only)}")
+  if other := [clip for clip in here if here[clip] != there.get(clip, here[clip])]:
+    examples = [f"{clip} is {here[clip]} in A and {there[clip]} in B" for clip in other]
     found.append(f"{len(other)} labels differ: {_few(examples)}")
   return found
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from mma_dfer_jax.disk import free_bytes
 from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.model import MmaDfer
 from mma_dfer_jax.parameters import cast, count, parameter_table
 from mma_dfer_jax.progress import Progress, say
 from mma_dfer_jax.training import hosts, sharding
@@ -20,7 +21,7 @@ from mma_dfer_jax.training.checkpoints import Checkpointer, load_frozen, save_fr
 from mma_dfer_jax.training.report import MetricsLog
 from mma_dfer_jax.training.run import check_same_run, claim_workdir
 from mma_dfer_jax.training.state import TrainState, by_epoch, cosine_rates, create_train_state, make_optimizer
-from mma_dfer_jax.training.steps import train_step
+from mma_dfer_jax.training.steps import abstract_batch, train_step
 from mma_dfer_jax.training.task import Classify
 
 
@@ -114,14 +115,14 @@ class _Run:
     def step(state, batch, key, rates, steps_per_epoch):
       # Inputs, not constants: folds with other numbers of clips then find the step compiled.
       tx = make_optimizer(by_epoch(rates, steps_per_epoch), c.weight_decay)
-      return train_step(state, batch, key, graphdef=self.graphdef, tx=tx, loss_fn=task.loss, draw_fn=task.draw,
+      return train_step(state, batch, key, graphdef=self.graphdef, tx=tx, loss_fn=task.loss, draw_fn=MmaDfer.draw_drop_path,
                         micro_batch=self.micro_batch, mesh=self.mesh, remat=c.remat, precision=c.precision)  # fmt: skip
 
     outputs = jax.tree.map(lambda x: x.sharding, self.state), sharding.replicated(self.mesh)
     jitted = jax.jit(
       step, donate_argnums=0, out_shardings=outputs, compiler_options=sharding.compiler_options()
     )
-    batch = task.abstract_batch(self.mesh)
+    batch = abstract_batch(task.checked.model.inputs, c.batch_size, self.mesh)
     return sharding.compile_checked(jitted.lower(self.state, batch, *self.constants))
 
   def train(self, start_step: int) -> bool:

@@ -61,11 +61,7 @@ def model_of(run: Mapping[str, Any]) -> ModelConfig:
 
 
 def claim_workdir(workdir: Path, run: Mapping[str, Any]) -> None:
-  """Writes run.json, or checks that the one that is there describes the same run.
-
-  Raises:
-    UserError: naming every difference; nothing in the folder is touched then.
-  """
+  """Writes run.json; UserError, naming every difference and touching nothing, if there is one of another run."""
   file = workdir / "run.json"
   if file.exists():
     check_same_run(read_run(workdir), run, str(workdir))

@@ -19,23 +19,14 @@ from mma_dfer_jax import cli
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """One run of a series.
+  """One run of a series."""
 
-  Attributes:
-    name: for people.
-    workdir: of the run.
-    arguments: of `mma_dfer_jax.train`, besides --workdir.
-    finished: its result, None while there is none.
-    prepare: called before it starts.
-    says: what is special about it, shown as it starts.
-  """
-
-  name: str
+  name: str  # for people
   workdir: Path
-  arguments: Sequence[str]
-  finished: Callable[[], object]
-  prepare: Callable[[], None] = lambda: None
-  says: str = ""
+  arguments: Sequence[str]  # of `mma_dfer_jax.train`, besides --workdir
+  finished: Callable[[], object]  # its result, None while there is none
+  prepare: Callable[[], None] = lambda: None  # called before it starts
+  says: str = ""  # what is special about it, shown as it starts
 
 
 def train_all(

@@ -27,11 +27,8 @@ OF_TRAINING = {"name", "tunable", "drop_path", "prompt_positions"}
 
 
 def open_stored(path: Path, step: int | str = "last") -> StoredModel:
-  """A model whatever form it has: the workdir of a run, a model folder, an authors' .pth or .safetensors.
+  """The workdir of a run (at step "last", "best" or a number), a model folder, an authors' .pth or .safetensors.
 
-  Args:
-    path: the folder or file.
-    step: of a run: "last", "best", or a step that was kept.
   Raises:
     UserError: if it is none of them, or damaged.
   """
@@ -47,11 +44,7 @@ def open_stored(path: Path, step: int | str = "last") -> StoredModel:
 
 
 def open_run(workdir: Path, step: int | str = "last") -> StoredModel:
-  """The model that a run has trained; its parameters are read, all at once, when the first is needed.
-
-  Raises:
-    UserError: if there is no such checkpoint.
-  """
+  """The model of a run, whose parameters are read when the first is needed; UserError if there is no such step."""
   run = read_run(workdir)
   model = model_of(run)
   checkpointer = Checkpointer(workdir, read_only=True)
@@ -102,17 +95,11 @@ def _sha256_of_run(workdir: Path, run: dict[str, Any], step: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class InitFrom:
-  """Weights of another model, fitted to this one; see `training.check.Start`.
+  """Weights of another model, fitted to this one; see `training.check.Start`."""
 
-  Attributes:
-    stored: the other model.
-    taken: parameters of this model that come from it.
-    lines: what is taken, what starts fresh and what is left out, by part.
-  """
-
-  stored: StoredModel
-  taken: dict[str, Tensor]
-  lines: tuple[str, ...]
+  stored: StoredModel  # the other model
+  taken: dict[str, Tensor]  # parameters of this model that come from it
+  lines: tuple[str, ...]  # what is taken, what starts fresh and what is left out, by part
 
   name = "init_from"
 
@@ -124,11 +111,7 @@ class InitFrom:
     return f"init_from: {self.stored.path}, sha256 {self.sha256[:16]}…; {'; '.join(self.lines)}"
 
   def read(self) -> dict[str, np.ndarray]:
-    """Float32 parameters by path; tables of positions lack the rows of prompts that start fresh.
-
-    Raises:
-      UserError: if the other model is damaged, or holds values that are not finite.
-    """
+    """Float32 parameters by path, without position rows of fresh prompts; UserError if damaged or not finite."""
     self.stored.verify()
     arrays = {path: tensor.read().astype(np.float32) for path, tensor in self.taken.items()}
     check_finite(str(self.stored.path), arrays)
@@ -184,12 +167,7 @@ def _same_part(slot: str, one: ModelConfig, other: ModelConfig) -> bool:
 def _fitted(
   place: str, slot: str, stored: StoredModel, model: ModelConfig, classes: tuple[str, ...]
 ) -> tuple[dict[str, Tensor], str]:
-  """Of one place of the model, as "fusion": the tensors that are taken, and a line about them.
-
-  Args:
-    slot: its part; "" if none is chosen for it.
-    stored, model, classes: see `open_init`.
-  """
+  """Of a place of the model, as "fusion", and its slot, or "": the tensors that are taken, and a line about them."""
   found = {path: tensor for path, tensor in stored.tensors.items() if path.startswith(f"{place}/")}
   shapes = {path: shape for path, shape in parameter_shapes(model).items() if path.startswith(f"{place}/")}
   notes: list[str] = []

@@ -26,7 +26,8 @@ class TrainState(NamedTuple):
 def cosine_rates(learning_rate: float, num_epochs: int) -> np.ndarray:
   """(epochs,) float32, lr · (1 + cos(π · epoch / epochs)) / 2; CosineAnnealingLR(T_max=epochs) of main.py."""
   # Made in float64: close to the end 1 + cos loses half of float32's digits.
-  return np.float32(learning_rate * 0.5 * (1 + np.cos(np.pi * np.arange(num_epochs) / num_epochs)))
+  rates = learning_rate * 0.5 * (1 + np.cos(np.pi * np.arange(num_epochs) / num_epochs))
+  return rates.astype(np.float32)
 
 
 def by_epoch(rates: Any, steps_per_epoch: Any) -> optax.Schedule:

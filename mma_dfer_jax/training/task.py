@@ -26,7 +26,7 @@ from mma_dfer_jax.training.predictions import Predictions
 from mma_dfer_jax.training.report import percent, write_report
 from mma_dfer_jax.training.sharding import compiler_options, replicated, to_global
 from mma_dfer_jax.training.state import TrainState
-from mma_dfer_jax.training.steps import Batch, Metrics, abstract_batch, eval_step, in_float32, model_inputs
+from mma_dfer_jax.training.steps import Batch, Metrics, eval_step, in_float32, model_inputs
 
 
 class Evaluated(NamedTuple):
@@ -74,10 +74,6 @@ class Classify:
       put_over(model, start.read())
     return model
 
-  def draw(self, model: MmaDfer, rngs: nnx.Rngs, clips: int) -> DropPath:
-    """What is drawn for a step, before its clips are divided into micro-batches."""
-    return model.draw_drop_path(rngs, clips)
-
   def loss(self, model: MmaDfer, batch: Batch, drawn: DropPath, remat: str) -> tuple[jax.Array, Metrics]:
     """The loss of each clip (B,), and other numbers of each clip (B,) that are logged as means."""
     video, spectrogram = model_inputs(batch, self.config.precision)
@@ -94,9 +90,6 @@ class Classify:
     )
     return train_batches(self.order, self.checked.model.inputs, ranges, start_step=start_step,
                          num_workers=d.num_workers, prefetch=d.prefetch)  # fmt: skip
-
-  def abstract_batch(self, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    return abstract_batch(self.checked.model.inputs, self.config.batch_size, mesh)
 
   def evaluator(self, graphdef: nnx.GraphDef, mesh: Mesh) -> Callable[..., Evaluated | None]:
     """(state, stop) -> an evaluation of the test split; None if it was stopped."""
