@@ -285,7 +285,7 @@ def test_a_clip_that_is_empty_or_differs_the_second_time_is_refused(finder):
 def test_an_unknown_policy_or_size_is_refused(finder):
   for policy, size in (("largest", 32), ("follow", 0)):
     with pytest.raises(
-      UserError, match=f"policy='{policy}' and size={size}: choose follow or union, and at least 1"
+      UserError, match=f"policy='{policy}', size={size}: choose follow or union, and 1 pixel or more"
     ):
       finder(policy, size)
 

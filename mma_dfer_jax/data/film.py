@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Float32, Int, Int16, UInt8
 import numpy as np
 
 from mma_dfer_jax.data import media
-from mma_dfer_jax.data.faces import Box, FaceFinder, cut, detect_every
+from mma_dfer_jax.data.faces import Detections, FaceFinder, cut, detect_every
 from mma_dfer_jax.data.fbank import window_and_hop
 from mma_dfer_jax.data.frames import encode_frame, sample_frames
 from mma_dfer_jax.data.pipeline import eval_example
@@ -53,8 +53,7 @@ class Film:
   times: Float[np.ndarray, "N"]  # seconds of all frames since the first, ascending
   seconds: float  # when the last frame ends
   sizes: Int[np.ndarray, "N 2"]  # height and width of the frames
-  # Frames in which a detector looked for faces, and what it found; None without a detector.
-  detections: list[tuple[int, list[Box]]] | None
+  detections: Detections | None  # None: no detector looked for faces
   sound: Soundtrack | None  # None: the file has none, or less than one window of the spectrogram
   stamp: tuple[int, ...]  # which file it was, to notice another in its place
 
@@ -121,8 +120,9 @@ def survey(
       yield picture
 
   def due(number: int) -> bool:
+    del number  # the frame that was seen last
     around = (times[-2], times[-1], max(times[-1], upcoming))
-    return bool(hop) and len({math.floor((time + EPSILON) / hop) for time in around}) > 1
+    return hop is not None and len({math.floor((time + EPSILON) / hop) for time in around}) > 1
 
   detect = finder.detector.detect if finder else None
   detections, sizes = detect_every(seen(), lambda picture: detect(picture.pixels()) if detect else [], due)

@@ -33,10 +33,7 @@ def sample_frames(
   Args:
     num_frames: frames in the clip.
     train: draw within each segment instead of taking the middle; needs rng.
-    rng: source of the draws.
     num_segments: T.
-  Returns:
-    (T,) int, in ascending order.
   Raises:
     ValueError: if the clip has no frames, or train is set without rng.
   Source: video_dataloader.py, _get_train_indices and _get_test_indices, with one frame per segment.
