@@ -368,11 +368,11 @@ def test_what_is_not_the_model_is_not_kept(monkeypatch, cache):
 
 def test_no_network_and_no_place_are_said(monkeypatch, cache):
   with served(monkeypatch, {"/model": BYTES}):
-    pass
+    cache.parent.write_text("a file where a folder should be")
+    with pytest.raises(UserError, match="--face_model=PATH"):
+      faces.face_model(None)
+  cache.parent.unlink()
   with pytest.raises(UserError, match=r"refused.*--face_model=PATH.*download http"):
-    faces.face_model(None)
-  cache.parent.write_text("a file where a folder should be")
-  with served(monkeypatch, {"/model": BYTES}), pytest.raises(UserError, match="--face_model=PATH"):
     faces.face_model(None)
 
 
