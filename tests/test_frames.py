@@ -170,9 +170,8 @@ def test_drawn_boxes_have_the_distribution_of_the_original():
 
 def test_settings_switch_single_augmentations_off():
   rng = np.random.default_rng(0)
+  off = frames.Augment(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0, brightness=0.0)
   for _ in range(20):
-    augmentation = frames.draw_augmentation(
-      64, 64, 64, rng, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0, brightness=0.0
-    )
-    assert augmentation == frames.Augmentation((0, 0, 64, 64), 1.0, flip=False)
-  assert frames.draw_augmentation(64, 64, 64, rng, flip=1.0).flip
+    drawn = frames.draw_augmentation(64, 64, 64, rng, off)
+    assert drawn == frames.Augmentation((0, 0, 64, 64), 1.0, flip=False)
+  assert frames.draw_augmentation(64, 64, 64, rng, frames.Augment(flip=1.0)).flip
