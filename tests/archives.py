@@ -8,9 +8,10 @@ import cv2
 import numpy as np
 
 from mma_dfer_jax.data.demo import write_clip
+from mma_dfer_jax.data.source import Layout, source_of
 
 FOLDS = range(1, 6)
-RATE = 16_000  # Hz
+RATE = 24_000  # Hz; 16 kHz would be warned of
 DFEW = {f"{number:05d}": (k, number % 7) for number, k in enumerate((1, 1, 2, 2, 3, 3, 4, 4, 5, 5), 1)}
 MAFW = {f"{number:05d}": (k, number % 11) for number, k in enumerate((1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 5), 25)}
 MAFW_NAMES = ("happiness", "sadness", "neutral", "anger", "surprise", "disgust", "fear", "contempt", "anxiety",
@@ -26,6 +27,25 @@ MAFW_OFFICIAL_NAMES = (
   *MAFW_NAMES[7:],
 )
 Clips = Mapping[str, tuple[int, int]]  # clip -> fold, label as MMA-DFER counts
+
+
+def read(name: str, place: Path, **options) -> Layout:
+  """What the source of this name finds."""
+  of, plain = source_of(name), {Path: str, list: tuple}
+  changes = {key: plain.get(type(value), lambda v: v)(value) for key, value in options.items()}
+  return of.read(
+    Path(place), of.Options(**{k: str(v) if isinstance(v, Path) else v for k, v in changes.items()})
+  )
+
+
+def prepare_clips(
+  manifest: Path, data_dir: Path, *, allow_missing_sound: bool = False, classes=(), **how
+) -> None:
+  """What `prepare --dataset=clips` does, in this process."""
+  from mma_dfer_jax.data.prepare import Decoding, prepare
+
+  layout = read("clips", manifest, classes=classes, allow_missing_sound=allow_missing_sound)
+  prepare(layout, "clips", data_dir, Decoding(allow_missing_sound), str(manifest), **how)
 
 
 def write_picture(path: Path, number: int) -> None:

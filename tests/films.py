@@ -11,7 +11,7 @@ from typing import Any
 import av
 import numpy as np
 
-from mma_dfer_jax.data.datasets import Clip, Clips
+from mma_dfer_jax.data.records import Clip, Clips
 
 TICKS = 90_000  # a second
 LOSSY = {"codec": "libx264", "pixels": "yuv420p", "sound_codec": "aac"}  # what most files hold

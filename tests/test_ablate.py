@@ -6,12 +6,12 @@ import signal
 import statistics
 import sys
 
+from archives import prepare_clips
 import pytest
 from small_runs import SMALL, finish, spawn, wait_for
 
 from mma_dfer_jax.ablations import ROWS
 from mma_dfer_jax.data.demo import generate
-from mma_dfer_jax.data.prepare import prepare_clips
 from mma_dfer_jax.training.comparison import RowResult, write_comparison
 
 CONFIG = SMALL | {"num_epochs": 2, "log_every_steps": 1, "save_every_steps": 1, "micro_batch": -1}

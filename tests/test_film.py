@@ -14,10 +14,10 @@ import pytest
 from test_faces import Spots
 
 from mma_dfer_jax.data import faces, film, media
-from mma_dfer_jax.data.datasets import read_record
 from mma_dfer_jax.data.fbank import missing_spectrogram, spectrogram
 from mma_dfer_jax.data.frames import decode_frame, encode_frame, resize
 from mma_dfer_jax.data.pipeline import eval_example
+from mma_dfer_jax.data.records import read_record
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.inputs import Inputs
 

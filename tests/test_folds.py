@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 
+from archives import prepare_clips
 from conftest import ROOT
 import numpy as np
 import pytest
@@ -18,7 +19,6 @@ import small_runs
 from small_runs import finish
 
 from mma_dfer_jax.data.demo import generate
-from mma_dfer_jax.data.prepare import prepare_clips
 from mma_dfer_jax.training.report import PUBLISHED, Fold, mean_and_deviation, write_folds
 from mma_dfer_jax.training.scores import Scores
 from mma_dfer_jax.training.start import open_run

@@ -13,12 +13,12 @@ import sys
 import time
 
 from absl.testing import flagsaver
+from archives import prepare_clips
 import numpy as np
 import pytest
 from small_runs import finish, parameters, spawn, steps_logged, train_command, wait_for
 
 from mma_dfer_jax.data.demo import generate
-from mma_dfer_jax.data.prepare import prepare_clips
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.training import hosts
 

@@ -24,10 +24,10 @@ from test_faces import Spots
 
 from mma_dfer_jax import convert_checkpoint, load_model, predict_video
 from mma_dfer_jax.data import faces
-from mma_dfer_jax.data.datasets import read_record
 from mma_dfer_jax.data.film import Soundtrack
 from mma_dfer_jax.data.media import MediaError
 from mma_dfer_jax.data.pipeline import eval_example
+from mma_dfer_jax.data.records import read_record
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.prediction import Prediction, Timeline, predict_timeline
 from mma_dfer_jax.timeline import draw, to_csv, to_srt, turns

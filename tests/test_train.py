@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 
+from archives import prepare_clips
 from flax import nnx
 import numpy as np
 import pytest
@@ -18,7 +19,6 @@ from small_runs import SMALL, finish, parameters, spawn, states, steps_logged, t
 from torch_files import write_torch_file
 
 from mma_dfer_jax.data.demo import generate
-from mma_dfer_jax.data.prepare import prepare_clips
 from mma_dfer_jax.engines.engine import load_model
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.model import MmaDfer

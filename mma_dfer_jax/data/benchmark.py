@@ -25,7 +25,6 @@ import numpy as np
 
 from mma_dfer_jax import cli
 from mma_dfer_jax.data.data_set import DataSet, open_data_set
-from mma_dfer_jax.data.datasets import Clip, Clips
 from mma_dfer_jax.data.fbank import spectrogram
 from mma_dfer_jax.data.frames import augment, decode_frame, draw_augmentation, sample_frames
 from mma_dfer_jax.data.pipeline import (
@@ -37,6 +36,7 @@ from mma_dfer_jax.data.pipeline import (
   train_batches,
   train_example,
 )
+from mma_dfer_jax.data.records import Clip, Clips
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.inputs import Inputs
 

@@ -19,70 +19,48 @@ from absl import flags
 import numpy as np
 
 from mma_dfer_jax import cli
+from mma_dfer_jax.data.counts import (
+  Findings,
+  check_counts,
+  counts_table,
+  examples,
+  published_counts,
+  report,
+  table,
+)
 from mma_dfer_jax.data.data_set import DataSet, open_data_set
 from mma_dfer_jax.data.fbank import ENERGY_FLOOR, LOWEST_FREQUENCY, normalised, window_and_hop
-from mma_dfer_jax.data.layouts import PUBLISHED
 from mma_dfer_jax.data.media import SILENT
 from mma_dfer_jax.data.pipeline import eval_example
 from mma_dfer_jax.data.record_stats import LIMITS, ODDITIES, RecordStats, examine
+from mma_dfer_jax.data.source import rate_warning
 from mma_dfer_jax.disk import write_json
 from mma_dfer_jax.inputs import Inputs
 
-FIXED_LISTS = ("dfew", "mafw")  # everybody trains on the same lists of them
-RESAMPLED = "16000 Hz"  # common recipes convert the sounds of DFEW and MAFW to it, which costs about 2.6 UAR
 SAMPLES, SHOWN_FRAMES = 8, 8  # of a page of clips, and of each of them
-EXAMPLES = 3  # that a message names; all are in doctor.json
-
-Counts = Mapping[str, Mapping[str, int]]  # by split and class
 
 
 @dataclass
-class Diagnosis:
+class Diagnosis(Findings):
   """What was found."""
 
-  counts: Counts  # clips, as found
-  published: Counts  # clips, as published; empty: not known
-  problems: list[str] = field(default_factory=list)  # make a training pointless or its score wrong
-  warnings: list[str] = field(default_factory=list)  # need a human look
-  notes: list[str] = field(default_factory=list)  # worth knowing, not wrong
   lists: dict[str, list[str]] = field(default_factory=dict)  # all names behind a message
   duplicates: list[dict[str, Any]] = field(default_factory=list)  # what is the same in which clips
   splits: dict[str, dict[str, Any]] = field(default_factory=dict)  # numbers of each split
-
-  @property
-  def verdict(self) -> str:
-    if count := len(self.problems):
-      return f"NOT FIT for training: {count} problem{'s' * (count > 1)}"
-    count = len(self.warnings)
-    return f"fit for training{f', but look at {count} warning' + 's' * (count > 1) if count else ''}"
-
-
-def _examples(names: Sequence[str]) -> str:
-  more = [f"… {len(names) - EXAMPLES} more"] if len(names) > EXAMPLES else []
-  return "; ".join([*names[:EXAMPLES], *more])
-
-
-def _report(found: list[str], text: str, names: Sequence[str]) -> None:
-  """Adds one line for all equal findings: how many, and some examples. Adds nothing if there are no names."""
-  if names:
-    found.append(f"{text} ({len(names)}): {_examples(names)}")
 
 
 def diagnose(
   data_set: DataSet, name: str, seen: Sequence[RecordStats], unreadable: Sequence[str]
 ) -> Diagnosis:
   """Weighs what `examine` found; the name of the data set decides what it is compared with."""
-  found = Counter((one.split, one.label) for one in seen)
-  splits, classes, published = data_set.splits | data_set.clips, data_set.classes, PUBLISHED.get(name, {})
-  if any(set(row) != set(classes) for row in published.values()):
-    published = {}  # somebody prepared some of the classes
-  result = Diagnosis(
-    {split: {label: found[split, label] for label in classes} for split in splits}, published
-  )
+  found, classes = Counter((one.split, one.label) for one in seen), data_set.classes or ("",)
+  splits = data_set.splits | data_set.clips
+  counts = {split: {label: found[split, label] for label in classes} for split in splits}
+  result = Diagnosis(counts, published_counts(name, classes))
   problems, warnings = result.problems, result.warnings
   result.lists |= {"unreadable": list(unreadable)} if unreadable else {}
-  _report(problems, "records that cannot be read", unreadable)
-  _report(problems, "labels that stand for no class", [str(one) for one in seen if one.label is None])
+  report(problems, "records that cannot be read", unreadable)
+  report(problems, "labels that stand for no class", [str(one) for one in seen if one.label is None])
   lost = Counter(line.split(" ", 1)[0] for line in unreadable)  # by split; of what class is not known
   differing = [
     f"{split} has {clips} clips of {label} instead of {written}"
@@ -91,61 +69,21 @@ def diagnose(
     for written in [data_set.clips.get(split, {}).get(label, 0)]
     if not 0 <= written - clips <= lost[split]
   ]
-  _report(problems, "other numbers of clips than prepare wrote", differing)
-  _check_splits(result, classes, name)
-  _compare_with_published(result, name)
+  report(problems, "other numbers of clips than prepare wrote", differing)
+  check_counts(result, data_set.classes, name)
   _find_duplicates(result, seen)
   for key, (text, holds) in ODDITIES.items():
     result.lists[key] = [str(one) for one in seen if holds(one)]
-    _report(warnings, text.format(LIMITS.get(key)), result.lists[key])
+    report(warnings, text.format(LIMITS.get(key)), result.lists[key])
   rates = Counter(f"{one.sample_rate} Hz" for one in seen if one.has_audio)
   if len(rates) > 1:
     mixed = [f"{rate} in {clips}" for rate, clips in rates.most_common()]
-    _report(warnings, "sample rates, each with its own scale of the spectrogram", mixed)
-  if name in FIXED_LISTS and list(rates) == [RESAMPLED]:
-    warnings.append(
-      f"all sounds have {RESAMPLED}: common recipes convert them, which costs about 2.6 UAR, because the original reads "
-      "every file at its own rate (mostly 44100 or 48000 Hz); extract the wavs from the videos without a sample rate "
-      "(no `-ar 16000`) and prepare again with --overwrite"
-    )
+    report(warnings, "sample rates, each with its own scale of the spectrogram", mixed)
+  if text := rate_warning(name, (one.sample_rate for one in seen if one.has_audio)):
+    warnings.append(text)
   result.splits = {split: _numbers([one for one in seen if one.split == split]) for split in splits}
-  _report(result.notes, "clips that prepare --allow_bad left out", data_set.left_out)
+  report(result.notes, "clips that prepare --allow_bad left out", data_set.left_out)
   return result
-
-
-def _check_splits(result: Diagnosis, classes: Sequence[str], name: str) -> None:
-  """Splits and classes without clips, and splits that no run can use."""
-  counts, problems = result.counts, result.problems
-  filled = [split for split, row in counts.items() if any(row.values())]
-  there = [label for label in classes if any(counts[split][label] for split in filled)]
-  _report(problems, "empty splits", [split for split in counts if split not in filled])
-  advice = f"; --classes={','.join(there)} prepares the others" if name not in FIXED_LISTS and there else ""
-  _report(problems, f"classes without a clip{advice}", [label for label in classes if label not in there])
-  lacking = [f"{label} in {split}" for label in there for split in filled if not counts[split][label]]
-  _report(result.warnings, "classes without a clip in a split", lacking)
-  folds = sorted(int(split[4:]) for split in counts if split.startswith("fold") and split[4:].isdecimal())
-  if len(folds) < 2 and not {"train", "test"} <= set(counts):
-    problems.append(
-      f"no run can use the splits {', '.join(counts)}: it needs train and test, or several folds"
-    )
-  if folds and folds != list(range(1, len(folds) + 1)):
-    result.warnings.append(f"the folds are {', '.join(map(str, folds))}: is one missing?")
-
-
-def _compare_with_published(result: Diagnosis, name: str) -> None:
-  counts, published = result.counts, result.published
-  if name in FIXED_LISTS:
-    _report(result.problems, f"missing folds of {name}", sorted(set(published) - set(counts)))
-  if not set(published) & set(counts):
-    result.notes += [f"the published splits are others: {', '.join(published)}"] if published else []
-    return
-  differing = []
-  for split in dict.fromkeys([*published, *counts]):
-    there, should = Counter(counts.get(split, {})), Counter(published.get(split, {}))
-    differing += [f"{split} {label} {there[label]} (published {should[label]})"
-                  for label in should or there if there[label] != should[label]]  # fmt: skip
-  weight = result.warnings if name in FIXED_LISTS else result.notes
-  _report(weight, "numbers of clips not as published", differing)
 
 
 # What two clips have in common, and an empty value where that says nothing. A clip in two splits is in training and in a
@@ -175,7 +113,7 @@ def _find_duplicates(result: Diagnosis, seen: Sequence[RecordStats]) -> None:
     for across, where in ((True, "in several splits"), (False, "within a split")):
       bad = what == "name" or (what == "pictures" and across)
       text = f"groups of clips with the same {what} {where}"
-      _report(result.problems if bad else result.warnings, text, found[across])
+      report(result.problems if bad else result.warnings, text, found[across])
 
 
 def _numbers(seen: Sequence[RecordStats]) -> dict[str, Any]:
@@ -202,47 +140,19 @@ def _numbers(seen: Sequence[RecordStats]) -> dict[str, Any]:
 # ---- the report ----
 
 
-def counts_table(result: Diagnosis) -> str:
-  """Clips by class and split, and after a stroke the published ones, where they are known."""
-  counts, published = result.counts, result.published
-  known = set(published) & set(counts)
-  splits = list(dict.fromkeys([*counts, *published] if known else counts))
-  classes = list(next(iter(counts.values()), {}))
-
-  def cell(names: Sequence[str], of: Sequence[str]) -> str:
-    tables = (counts, published) if set(of) <= set(published) else (counts,)
-    return "/".join(
-      str(sum(by.get(split, {}).get(name, 0) for split in of for name in names)) for by in tables
-    )
-
-  rows = {name: [name] for name in classes} | {"all": classes}
-  cells = [
-    [row, *(cell(names, of) for of in [*([s] for s in splits), splits])] for row, names in rows.items()
-  ]
-  return _table(["class (found/published)" if known else "class", *splits, "all"], cells)
-
-
 def _numbers_table(result: Diagnosis) -> str:
   """What was measured, by split; of spreads the smallest, the median and the largest."""
 
   def cell(value: Any) -> str:
     if isinstance(value, dict):
-      return _examples([f"{key} ({clips})" for key, clips in value.items()]) or "–"
+      return examples([f"{key} ({clips})" for key, clips in value.items()]) or "–"
     if isinstance(value, list):
       return " … ".join(f"{number:g}" for number in value)
     return "–" if value is None else str(value)
 
   keys = next(iter(result.splits.values()), {})
   rows = [[key.replace("_", " "), *(cell(of[key]) for of in result.splits.values())] for key in keys]
-  return _table(["", *result.splits], rows)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """In Markdown, aligned so that it can be read as it is."""
-  first, *others = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-  rule = ["-" * first, *("-" * (width - 1) + ":" for width in others)]
-  lines = [[row[0].ljust(first), *map(str.rjust, row[1:], others)] for row in (header, rule, *rows)]
-  return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+  return table(["", *result.splits], rows)
 
 
 def as_markdown(result: Diagnosis, about: Mapping[str, Any], pages: Mapping[str, str]) -> str:
@@ -325,7 +235,7 @@ def draw_pages(
 
 def check_data_set(data_dir: Path, name: str, out: Path | None = None, num_workers: int = 0) -> Diagnosis:
   """Examines a prepared data set, writes the report and prints its summary, the verdict last."""
-  data_set = open_data_set(data_dir, name)
+  data_set = open_data_set(data_dir, name, labelled=False)
   folder = out or Path(data_dir, name, "doctor")
   folder.mkdir(parents=True, exist_ok=True)
   seen, unreadable = examine(data_set, num_workers)
@@ -339,10 +249,7 @@ def check_data_set(data_dir: Path, name: str, out: Path | None = None, num_worke
   clips = [{k: v for k, v in asdict(one).items() if k not in digests} for one in seen]
   facts = {"fit": not result.problems, "verdict": result.verdict, **asdict(result)}
   write_json(folder / "doctor.json", facts | {"thresholds": LIMITS, "about": about, "clips": clips})
-  print(counts_table(result))
-  for title in ("problems", "warnings", "notes"):
-    if lines := getattr(result, title):
-      print(f"{title}:", *lines, sep="\n  - ")
+  result.print_lines()
   print(f"wrote {folder / 'doctor.md'}, doctor.json and pages of samples\n{result.verdict}")
   return result
 

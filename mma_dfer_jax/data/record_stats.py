@@ -119,7 +119,7 @@ def look_at(record: Record, split: str, index: int, classes: Sequence[str]) -> R
     split=split,
     index=index,
     clip_id=record["clip_id"].decode(errors="replace"),
-    label=classes[label] if 0 <= label < len(classes) else None,
+    label=classes[label] if 0 <= label < len(classes) else None if classes else "",
     frames=len(frames),
     **_measured(frames),
     repeats=sum(map(bytes.__eq__, frames, frames[1:])) / max(1, len(frames) - 1),
