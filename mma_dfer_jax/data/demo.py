@@ -15,13 +15,11 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from absl import flags
 import av
 import cv2
 from jaxtyping import Float, Int, UInt8
 import numpy as np
 
-from mma_dfer_jax import cli
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.progress import watched
 
@@ -305,7 +303,11 @@ def generate(out: Path | str, train_per_class: int, test_per_class: int, seed: i
   return table
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # the processes that this command starts import it, too, and need none of this
+  from absl import flags
+
+  from mma_dfer_jax import cli
+
   _OUT = flags.DEFINE_string("out", None, "Folder for the clips.", required=True)
   _TRAIN = flags.DEFINE_integer("clips_per_class_train", 60, "Training clips per class.")
   _TEST = flags.DEFINE_integer("clips_per_class_test", 20, "Test clips per class.")

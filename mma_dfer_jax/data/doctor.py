@@ -15,10 +15,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from absl import flags
 import numpy as np
 
-from mma_dfer_jax import cli
 from mma_dfer_jax.data.counts import (
   Findings,
   check_counts,
@@ -79,8 +77,8 @@ def diagnose(
   if len(rates) > 1:
     mixed = [f"{rate} in {clips}" for rate, clips in rates.most_common()]
     report(warnings, "sample rates, each with its own scale of the spectrogram", mixed)
-  if text := rate_warning(name, (one.sample_rate for one in seen if one.has_audio)):
-    warnings.append(text)
+  if warning := rate_warning(name, (one.sample_rate for one in seen if one.has_audio)):
+    warnings.append(warning)
   result.splits = {split: _numbers([one for one in seen if one.split == split]) for split in splits}
   report(result.notes, "clips that prepare --allow_bad left out", data_set.left_out)
   return result
@@ -254,7 +252,11 @@ def check_data_set(data_dir: Path, name: str, out: Path | None = None, num_worke
   return result
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # the processes that this command starts import it, too, and need none of this
+  from absl import flags
+
+  from mma_dfer_jax import cli
+
   _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of a prepared data set.", required=True)
   _NAME = flags.DEFINE_string("name", "clips", "Name of that data set.")
   _OUT = flags.DEFINE_string("out", None, "Folder for the report; if not given, DATA_DIR/NAME/doctor.")
