@@ -360,10 +360,17 @@ def test_a_damaged_file_of_a_data_set_is_an_error(written, tmp_path):
 
 
 SCRIPT = """
-from test_pipeline import RANGES, SPEC, TrainOrder, record, train_batches
-if __name__ == "__main__":
-  order = TrainOrder([record(i) for i in range(4)], 1, 2, 10_000)
-  with train_batches(order, SPEC, RANGES, start_step=0, num_workers=2, prefetch=2) as batches:
+from absl import flags
+flags.FLAGS.mark_as_parsed()  # grain asks for it
+if __name__ == "__main__":  # workers import this file, too
+  import cv2, numpy as np
+  from mma_dfer_jax.data.pipeline import Augment, TrainOrder, train_batches
+  from mma_dfer_jax.inputs import Inputs
+  jpeg = cv2.imencode(".jpg", np.zeros((30, 40, 3), np.uint8))[1].tobytes()
+  record = {"clip_id": b"a", "frames": [jpeg] * 17, "waveform": np.ones(4000, np.int16), "sample_rate": 16000,
+            "has_audio": True, "label": 0}
+  order, inputs = TrainOrder([record] * 4, 1, 2, 10_000), Inputs(image_size=24, audio_shape=(64, 32))
+  with train_batches(order, inputs, Augment(), start_step=0, num_workers=2, prefetch=2) as batches:
     while True:
       next(batches)
       print("batch", flush=True)
@@ -374,7 +381,7 @@ if __name__ == "__main__":
 def test_workers_leave_ctrl_c_to_the_parent_and_end_with_it(tmp_path):
   """Ctrl-C reaches the whole group; kill -9 must leave no processes and no shared memory behind."""
   (tmp_path / "script.py").write_text(SCRIPT)
-  environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+  environment = os.environ | {"PYTHONPATH": str(ROOT)}
   shared = Path("/dev/shm")
   process = subprocess.Popen(
     [sys.executable, tmp_path / "script.py"],

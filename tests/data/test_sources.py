@@ -786,7 +786,9 @@ def test_folders_of_classes(tmp_path):
   layout = good(archives.read("folders", home, test_share=0.2, classes=["sad", "Happy 2"]), 40)
   assert layout.classes == ("sad", "Happy 2")
   for share in (0.0, 1.0, -1.0):
-    with pytest.raises(UserError, match=r"no folders train and test\. Split the clips with --test_share=0\.2"):
+    with pytest.raises(
+      UserError, match=r"no folders train and test\. Split the clips with --test_share=0\.2"
+    ):
       archives.read("folders", home, test_share=share)
   archives.write_text(home / "sad/more/x.mp4", "")
   (home / "empty").mkdir()
