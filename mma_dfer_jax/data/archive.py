@@ -153,7 +153,7 @@ class Archive:
 
   def show(self, path: Path) -> str:
     """A path for messages: relative to the archive, if it is in it."""
-    return str(path.relative_to(self.raw) if path.is_relative_to(self.raw) else path)
+    return str(path).removeprefix(str(self.raw) + os.sep)
 
   def find(self, *names: str) -> Path | None:
     """The folder of the first of these names that is there, in upper or lower case.
@@ -294,7 +294,8 @@ class Archive:
 
 def scan(folder: str | Path) -> Scan:
   """Names in a folder without hidden ones, as the original's glob. Asks nothing about a single file: there are 800,000."""
-  folders, files, links = [], [], []
+  names: tuple[list[str], list[str], list[str]] = ([], [], [])
+  folders, files, links = names
   try:
     with os.scandir(folder) as entries:
       for entry in entries:
@@ -302,4 +303,4 @@ def scan(folder: str | Path) -> Scan:
           (links if entry.is_symlink() else folders if entry.is_dir() else files).append(entry.name)
   except OSError as error:
     return [], [], [], error.strerror or str(error)
-  return folders, files, links, ""
+  return *names, ""

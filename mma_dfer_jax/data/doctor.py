@@ -77,8 +77,8 @@ def diagnose(
   if len(rates) > 1:
     mixed = [f"{rate} in {clips}" for rate, clips in rates.most_common()]
     report(warnings, "sample rates, each with its own scale of the spectrogram", mixed)
-  if warning := rate_warning(name, (one.sample_rate for one in seen if one.has_audio)):
-    warnings.append(warning)
+  resampled = rate_warning(name, (one.sample_rate for one in seen if one.has_audio))
+  warnings += [resampled] if resampled else []
   result.splits = {split: _numbers([one for one in seen if one.split == split]) for split in splits}
   report(result.notes, "clips that prepare --allow_bad left out", data_set.left_out)
   return result

@@ -201,9 +201,7 @@ class ListedArchive(Archive):
     if not folder:
       raise self.unrecognised("there are no lists of folds")
     if not folder.is_dir():
-      raise UserError(
-        f"--lists={folder}: is no folder; give the folder of the lists of all folds\n{self.layout}"
-      )
+      raise UserError(f"--lists={folder}: is no folder; give that of the lists of all folds\n{self.layout}")
     files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in (".csv", ".txt")]
     files = [path for path in files if not path.name.startswith(".") and "__MACOSX" not in path.parts]
     others = {"dfew", "mafw", "ferv39k"} - {self.name}
@@ -211,17 +209,14 @@ class ListedArchive(Archive):
     for path in files:
       fold, part = _fold_and_part(path.relative_to(folder))
       if fold is None or part is None or any(other in path.name.lower() for other in others):
-        self.note(
-          f"{folder}: no lists of folds of {self.name.upper()}, not used", str(path.relative_to(folder))
-        )
+        self.note(f"{folder}: no lists of folds of {self.name}, not used", str(path.relative_to(folder)))
       elif fold not in FOLDS:
         self.problem(path, f"there is no fold {fold}, there are 5")
       elif (fold, part) not in lists:
         lists[fold, part] = FoldList(path, fold, part)
       elif path.read_bytes() != lists[fold, part].path.read_bytes():
-        self.problem(
-          path, f"is another {part} list of fold {fold}, beside {self.show(lists[fold, part].path)}"
-        )
+        first = self.show(lists[fold, part].path)
+        self.problem(path, f"is another {part} list of fold {fold}, beside {first}")
     if not lists:
       there = first_few([path.relative_to(folder) for path in files]) or "no .csv and no .txt file"
       raise listed(f"{folder}: holds no list of a fold of {self.name}", [f"found: {there}"], self.layout)
@@ -255,9 +250,9 @@ class ListedArchive(Archive):
       elif kind not in kinds or not forms[one.path][kind]:
         self.problem(one.path, f"begins with {lines[one.path][0][1]!r}; accepted are {accepted}")
       else:
-        one.kind = kind
+        one.kind, shown = kind, self.show(one.path)
         for number, line in lines[one.path]:
-          self._read_line(one, line, f"{self.show(one.path)} line {number}")
+          self._read_line(one, line, f"{shown} line {number}")
     for one in self.lists:
       if one.kind and not one.rows:
         one.kind = ""
@@ -395,7 +390,8 @@ class ListedArchive(Archive):
       scans = list(pool.map(lambda path: scan(path) if pictures and isinstance(path, Path) else None, found))
     clips = []
     for (row, label, fold), path, scanned in zip(good, found, scans, strict=True):
-      names, wrong = [], [path] if isinstance(path, str) else []
+      names: list[str] = []
+      wrong = [path] if isinstance(path, str) else []
       if scanned and isinstance(path, Path):
         names, wrong = self.in_order(path, scanned, row.annotated, self.original)
       of_sound = "wav" if wavs else "video"
@@ -422,7 +418,7 @@ class ListedArchive(Archive):
     return f"{' and '.join(kinds)} files of {wavs.name}"
 
   def read(self, label_of: Callable[[FoldList, str], str | None], order: LabelOrder, kind: str, pictures: Path | None,
-           videos: Path | None, wavs: Path | None, facts: Mapping[str, str] = {}) -> Layout:  # fmt: skip
+           videos: Path | None, wavs: Path | None, facts: dict[str, str] | None = None) -> Layout:  # fmt: skip
     """Lists and media put together.
 
     Args:
@@ -434,9 +430,7 @@ class ListedArchive(Archive):
       wavs: folder of sounds.
       facts: more for the recipe.
     """
-    from mma_dfer_jax.data.faces import (
-      ARCHIVE_FACES,  # loads OpenCV, which whoever asks for labels can do without
-    )
+    from mma_dfer_jax.data.faces import ARCHIVE_FACES  # here, as labels need no OpenCV
 
     self._check_folder_of_lists(kind)
     if kind in ("scenes", "video") and self.options.faces != "yunet":
@@ -460,7 +454,7 @@ class ListedArchive(Archive):
     } | ({} if kind == "scenes" else ARCHIVE_FACES)  # fmt: skip
     if self.original and any(one.kind == "counted" for one in self.lists):
       recipe |= {"frame_count": "as annotated in the lists"}
-    recipe = recipe | {"sound": self._describe_sounds(clips, wavs, videos)} | facts
+    recipe = recipe | {"sound": self._describe_sounds(clips, wavs, videos)} | (facts or {})
     self._compare(label_of, places)  # last: it says nothing more of clips that are a problem already
     forms = " and ".join(sorted({FORMS[one.kind] for one in self.lists if one.kind}))
     recipe |= {"folds": f"test set k of the lists, {forms}"}

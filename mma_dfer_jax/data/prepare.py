@@ -16,7 +16,7 @@ Run the same command again; it picks up where it stopped.
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 import contextlib
 import dataclasses
@@ -30,6 +30,7 @@ import os
 from pathlib import Path
 import shutil
 import tempfile
+from typing import Any
 
 from absl import flags
 import numpy as np
@@ -49,8 +50,8 @@ from mma_dfer_jax.progress import Progress
 _DATASET = flags.DEFINE_enum(
   "dataset", "clips", source.names(), "What to prepare; clips, folders: any videos."
 )
-_MANIFEST = flags.DEFINE_string("manifest", None, "clips: a csv; without labels: a folder or glob.")
-_RAW = flags.DEFINE_string("raw", None, "All other data sets: their folder, as it was unpacked.")
+flags.DEFINE_string("manifest", None, "clips: a csv; without labels: a folder or glob.")
+flags.DEFINE_string("raw", None, "All other data sets: their folder, as it was unpacked.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder to write the data set to.")
 _CHECK = flags.DEFINE_bool("check", False, "Only look at names and lists: decode nothing, write nothing.")
 _FACE_POLICY = flags.DEFINE_enum("face_policy", "follow", list(POLICIES),
@@ -81,21 +82,20 @@ def _define_options() -> list[str]:
     for flag, field in _fields(name).items():
       users[flag][name] = field
   for flag, fields in users.items():
-    default, about = next((field.default, field.metadata) for field in fields.values())
+    one: Any = next(iter(fields.values()))
+    default, words = one.default, one.metadata["help"]
     choices = {name: field.metadata["choices"] for name, field in fields.items()}
-    words = about["help"] if len(fields) == len(source.names()) else f"{', '.join(fields)}: {about['help']}"
+    if len(fields) < len(source.names()):
+      words = f"{', '.join(fields)}: {words}"
     if len(set(choices.values())) > 1:
       words += "".join(f" {name}: {', '.join(of)}." for name, of in choices.items())
-    kinds = {
-      bool: flags.DEFINE_bool,
-      int: flags.DEFINE_integer,
-      float: flags.DEFINE_float,
-      tuple: flags.DEFINE_list,
-    }
+    numbers: dict[type, Any] = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float}
     if values := list(dict.fromkeys(value for of in choices.values() for value in of)):
       flags.DEFINE_enum(flag, default, values, words)
+    elif default == ():
+      flags.DEFINE_list(flag, [], words)
     else:
-      kinds.get(type(default), flags.DEFINE_string)(flag, list(default) if default == () else default, words)
+      numbers.get(type(default), flags.DEFINE_string)(flag, default, words)
   return list(users)
 
 
@@ -145,6 +145,8 @@ def decode_clip(files: ClipFiles, decoded: Path, decoding: Decoding) -> str | No
     return f"{error.filename}: there is no such file"
   except media.MediaError as error:
     return str(error)
+  except Exception as error:  # whatever a library raises at one clip; the others are decoded
+    return f"{video or files.frames[0].parent}: cannot be decoded ({type(error).__name__}: {error})"
   if files.sound and not record["has_audio"] and not decoding.allow_missing_sound:
     shortest = f"{1000 * media.SHORTEST_SOUND:.0f} ms"
     return f"{files.sound}: no audio stream, or less than {shortest} in it (--allow_missing_sound takes such clips)"
@@ -180,9 +182,7 @@ def decode_all(files: Sequence[ClipFiles], scratch: Path, decoding: Decoding, nu
   if done:
     print(f"{done} of {len(clips)} clips are decoded already")
   workers, spawn = min(num_workers, len(todo)), multiprocessing.get_context("spawn")
-  pool: Executor = (
-    ProcessPoolExecutor(workers, spawn, follow_parent) if workers > 1 else ThreadPoolExecutor(1)
-  )
+  pool = ProcessPoolExecutor(workers, spawn, follow_parent) if workers > 1 else ThreadPoolExecutor(1)
   with Progress("decode", len(clips), done=done) as bar, pool:
     futures = {pool.submit(decode_clip, files[i], clips[i].decoded, decoding): i for i in todo}
     try:
@@ -191,10 +191,8 @@ def decode_all(files: Sequence[ClipFiles], scratch: Path, decoding: Decoding, nu
           problems[futures[future]] = problem
         bar.update()
     except BrokenProcessPool as error:
-      raise UserError(
-        "a process that decodes was ended from outside, most often for lack of memory; run the command again with a "
-        "smaller --num_workers; finished clips are kept"
-      ) from error
+      raise UserError("a process that decodes was ended from outside, most often for lack of memory; run the command "
+                      "again with a smaller --num_workers; finished clips are kept") from error  # fmt: skip
     finally:
       pool.shutdown(cancel_futures=True)
   good = [clip for i, clip in enumerate(clips) if i not in problems]
@@ -403,7 +401,7 @@ def read_source() -> tuple[Layout, source.Options, str]:
   """
   name = _DATASET.value
   of = source.source_of(name)
-  takes, place = [of.FLAG, *_fields(name)], {"raw": _RAW, "manifest": _MANIFEST}[of.FLAG].value
+  takes, place = [of.FLAG, *_fields(name)], str(flags.FLAGS[of.FLAG].value or "")
   given = [flag for flag in ("raw", "manifest", *_OPTIONS) if flags.FLAGS[flag].present]
   problems = [f"--{flag} is not for --dataset={name}" for flag in given if flag not in takes]
   if not place:
@@ -425,7 +423,7 @@ def main(argv: Sequence[str]) -> int:
   if options.faces == "yunet":
     model = face_model(Path(_FACE_MODEL.value).expanduser() if _FACE_MODEL.value else None)
     decoding = Decoding(options.allow_missing_sound, str(model), _FACE_POLICY.value, _FACE_SIZE.value)
-  prepare(layout, _DATASET.value, Path(_DATA_DIR.value).expanduser(), decoding, origin, allow_bad=_ALLOW_BAD.value,
+  prepare(layout, _DATASET.value, Path(_DATA_DIR.value or "").expanduser(), decoding, origin, allow_bad=_ALLOW_BAD.value,
           overwrite=_OVERWRITE.value, num_workers=_NUM_WORKERS.value)  # fmt: skip
   return 0
 

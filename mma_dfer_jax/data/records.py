@@ -120,7 +120,7 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
     rates = [int(np.load(clip.decoded)["sample_rate"]) for clip in clips]
     silent = Counter(clip.split for clip, rate in zip(clips, rates, strict=True) if not rate)
     splits = dict.fromkeys(clip.split for clip in clips)
-    self.facts = {
+    self.facts: dict[str, Any] = {
       "classes": self.classes,
       "class_order": class_order,
       "recipe": dict(recipe),

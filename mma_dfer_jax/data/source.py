@@ -106,7 +106,7 @@ class Problem(NamedTuple):
   def __str__(self) -> str:
     if len(self.clips) > 1:
       return f"{self.where}: {count(len(self.clips), 'clip')} {self.what}: {first_few(self.clips)}"
-    return ": ".join(filter(None, (self.where, *self.clips, self.what)))
+    return ": ".join(filter(None, (self.where, *self.clips, self.what))).replace("\0", "\\0")
 
   @property
   def kind(self) -> tuple[bool, str]:
@@ -122,7 +122,7 @@ def in_lines(problems: Iterable[Problem]) -> list[str]:
   kinds: dict[tuple[bool, str], list[Problem]] = defaultdict(list)
   for problem in sorted(dict.fromkeys(problems), key=lambda problem: natural(str(problem))):
     kinds[problem.kind].append(problem)
-  lines = []
+  lines: list[str] = []
   for alike in kinds.values():
     if len(alike) <= EXAMPLES:
       lines += map(str, alike)

@@ -1,5 +1,6 @@
 """Any clips: those of a manifest with their labels, or those of a folder or glob without labels, for pretraining."""
 
+from collections.abc import Iterator, Sequence
 import dataclasses
 import glob
 import os
@@ -35,26 +36,11 @@ def read(manifest: Path, options: Options) -> Layout:
   clips: list[ClipFiles] = []
   problems: list[Problem] = []
   seen: dict[str, int] = {}
-  splits, labels = set(), dict.fromkeys(classes)
   for line, values in table.rows:
     row = dict.fromkeys(table.header, "") | dict(zip(table.header, map(str.strip, values), strict=False))
-    path, label, split = row["path"], row["label"], row["fold" if folds else "split"]
-    wrong = []
-    if (more := len(values) - len(table.header)) > 0:
-      wrong.append(f"{more} values too many (quote values that hold commas)")
-    if not path or "\0" in path:
-      wrong.append("no path" if not path else "the path holds a NUL, which no file name can")
-    if not label:
-      wrong.append("no label")
-    elif classes and label not in classes:
-      wrong.append(f"label {label!r} is not one of the classes {', '.join(classes)}")
-    split = f"fold{split.removeprefix('fold')}" if folds else split
-    if folds and not re.fullmatch(r"fold[1-9][0-9]*", split):
-      wrong.append(f"fold {row['fold']!r} is not a number from 1 on")
-    elif not folds and split not in ("train", "test"):
-      wrong.append(f"split {split!r} is used by no run: write train or test, or a column fold with 1, 2, …")
-    else:
-      splits.add(split)
+    path, label = row["path"], row["label"]
+    split = f"fold{row['fold'].removeprefix('fold')}" if folds else row["split"]
+    wrong = list(_wrong(row, split, len(values) - len(table.header), classes))
     file = Path(os.path.abspath(manifest.parent / path))
     if path and "\0" not in path:
       same = os.path.realpath(file)  # the same clip in training and in the test would make the score a lie
@@ -62,11 +48,14 @@ def read(manifest: Path, options: Options) -> Layout:
         wrong.append(f"is in line {seen[same]} already")
       elif not file.exists():
         wrong.append(f"{file}: No such file or directory")
+    clips.append(ClipFiles(path, f"line {line}", label, split, video=file, sound=file))
     if wrong:
       problems.append(Problem("", "; ".join(wrong), (f"line {line}: {path}" if path else f"line {line}",)))
-    else:
-      clips.append(ClipFiles(path, f"line {line}", label, split, video=file, sound=file))
-      labels.setdefault(label)
+  known = re.compile("fold[1-9][0-9]*" if folds else "train|test")
+  splits = {clip.split for clip in clips if known.fullmatch(clip.split)}
+  bad = {problem.clips[0].split(":")[0] for problem in problems}
+  clips = [clip for clip in clips if clip.where not in bad]
+  labels = dict.fromkeys([*classes, *(clip.label for clip in clips)])
   numbers = sorted(int(split.removeprefix("fold")) for split in splits) if folds else []
   if numbers != list(range(1, len(numbers) + 1)):
     there = f"the folds are {', '.join(map(str, numbers))}; they must be 1, 2, … without a hole"
@@ -84,6 +73,22 @@ def read(manifest: Path, options: Options) -> Layout:
   )
 
 
+def _wrong(row: dict[str, str], split: str, more: int, classes: Sequence[str]) -> Iterator[str]:
+  """What is wrong with a row, whatever the others are; `more`: values than columns."""
+  if more > 0:
+    yield f"{more} values too many (quote values that hold commas)"
+  if not row["path"] or "\0" in row["path"]:
+    yield "the path holds a NUL, which no file name can" if row["path"] else "no path"
+  if not row["label"]:
+    yield "no label"
+  elif classes and row["label"] not in classes:
+    yield f"label {row['label']!r} is not one of the classes {', '.join(classes)}"
+  if "fold" in row and not re.fullmatch(r"fold[1-9][0-9]*", split):
+    yield f"fold {row['fold']!r} is not a number from 1 on"
+  elif "fold" not in row and split not in ("train", "test"):
+    yield f"split {split!r} is used by no run: write train or test, or a column fold with 1, 2, …"
+
+
 def _unlabelled(place: Path, options: Options) -> Layout:
   """All videos of a folder, or all files that a glob matches."""
   if options.classes:
@@ -94,7 +99,8 @@ def _unlabelled(place: Path, options: Options) -> Layout:
   paths = sorted(glob.glob(pattern, recursive=True), key=natural)
   files = [Path(path) for path in paths if os.path.isfile(path)]
   others = [str(f.relative_to(home)) for f in files if home == place and f.suffix.lower() not in VIDEOS]
-  clips, problems, seen = [], [], {}
+  clips, problems = [], []
+  seen: dict[str, str] = {}
   for file in files:
     name, path = str(file.relative_to(home)), Path(os.path.abspath(file))
     if name in others:

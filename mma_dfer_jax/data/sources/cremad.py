@@ -28,7 +28,6 @@ def read(raw: Path, options: Options) -> Layout:
 
   Args:
     raw: the repository's folder, with VideoFlash or VideoMP4, and AudioWAV.
-    options: of prepare.
   """
   archive = Archive(raw, ("videoflash", "videomp4", "audiowav", "audiomp3"), LAYOUT, options)
   videos, wavs = archive.find("VideoFlash", "VideoMP4"), archive.find("AudioWAV")

@@ -30,7 +30,6 @@ def read(raw: Path, options: Options) -> Layout:
 
   Args:
     raw: the folder of Actor_01 …, one above it, or a folder with all videos.
-    options: of prepare.
   """
   archive = Archive(raw, (), LAYOUT, options)
   found: dict[str, ClipFiles] = {}
