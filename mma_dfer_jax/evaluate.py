@@ -43,9 +43,7 @@ from mma_dfer_jax.training.sharding import check_batch_size, make_mesh, replicat
 from mma_dfer_jax.training.steps import sums
 from mma_dfer_jax.training.task import evaluate_split, jit_eval
 
-_WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Workdir of a run, a folder that `convert` wrote, or a file that `export` wrote."
-)
+_WORKDIR = cli.shared_flag("model", name="workdir")
 _WORKDIRS = flags.DEFINE_list("workdirs", None, "Several of them, one for each fold: a,b,c; goes with --out.")
 _SPLITS = flags.DEFINE_list(
   "splits",
@@ -53,9 +51,7 @@ _SPLITS = flags.DEFINE_list(
   "With --workdirs, in their order: what each is evaluated on; if not given, the runs' test splits.",
 )
 _OUT = flags.DEFINE_string("out", None, "With --workdirs: folder for what came of all of them.")
-_STEP = flags.DEFINE_string(
-  "step", "last", "Checkpoint to use: last, best (by WAR on the test clips), or a saved step number."
-)
+_STEP = cli.shared_flag("step")
 _DATA_DIR = flags.DEFINE_string(
   "data_dir", None, "Where the data set is now; if not given, where it was in training."
 )
@@ -66,9 +62,7 @@ _SPLIT = flags.DEFINE_string("split", None, "Split to evaluate; if not given, th
 _WITHOUT = flags.DEFINE_list(
   "without", ["none"], "Evaluate with one modality removed: none, sound, picture (comma-separated)."
 )
-_PRECISION = flags.DEFINE_string(
-  "precision", None, "float32 or bfloat16; if not given, as the model was trained or exported."
-)
+_PRECISION = cli.shared_flag("precision")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 0, "Clips at a time; 0: as in training.", lower_bound=0)
 
 
@@ -307,4 +301,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  cli.run(main, explained=hosts.describe_error, leave=hosts.exit_process)
+  cli.run(main, describe_error=hosts.describe_error, exit_process=hosts.exit_process)
