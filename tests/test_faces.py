@@ -285,7 +285,7 @@ def test_a_clip_that_is_empty_or_differs_the_second_time_is_refused(finder):
 def test_an_unknown_policy_or_size_is_refused(finder):
   for policy, size in (("largest", 32), ("follow", 0)):
     with pytest.raises(
-      UserError, match=f"policy='{policy}' and size={size}: choose follow or union, and at least 1"
+      UserError, match=f"policy='{policy}', size={size}: choose follow or union, and 1 pixel or more"
     ):
       finder(policy, size)
 
@@ -368,11 +368,11 @@ def test_what_is_not_the_model_is_not_kept(monkeypatch, cache):
 
 def test_no_network_and_no_place_are_said(monkeypatch, cache):
   with served(monkeypatch, {"/model": BYTES}):
-    pass
+    cache.parent.write_text("a file where a folder should be")
+    with pytest.raises(UserError, match="--face_model=PATH"):
+      faces.face_model(None)
+  cache.parent.unlink()
   with pytest.raises(UserError, match=r"refused.*--face_model=PATH.*download http"):
-    faces.face_model(None)
-  cache.parent.write_text("a file where a folder should be")
-  with served(monkeypatch, {"/model": BYTES}), pytest.raises(UserError, match="--face_model=PATH"):
     faces.face_model(None)
 
 

@@ -277,13 +277,13 @@ def test_odd_names_of_files(tmp_path, command):
     (["a.mkv", "a.mkv"], 1, r"a\.mkv, a\.mkv would all be answered in a\.json"),
     (["a.mkv", "there/a.mp4", "--hop=1"], 1, r"(?s)answered in a\.json.*--hop needs --window"),
     (["x" * 251 + ".mkv"], 1, "too long a name"),
-    (["a.mkv", "--window=0"], 1, "a window has at least"),
-    (["a.mkv", "--window=-1"], 1, "a window has at least"),
-    (["a.mkv", "--window=nan"], 1, "a window has at least"),
-    (["a.mkv", "--window=inf"], 1, "a window has at least"),
-    (["a.mkv", "--window=1", "--hop=2"], 1, "the hop lies between"),
-    (["a.mkv", "--window=1", "--hop=0"], 1, "the hop lies between"),
-    (["a.mkv", "--window=1", "--hop=nan"], 1, "the hop lies between"),
+    (["a.mkv", "--window=0"], 1, "choose a window of at least"),
+    (["a.mkv", "--window=-1"], 1, "choose a window of at least"),
+    (["a.mkv", "--window=nan"], 1, "choose a window of at least"),
+    (["a.mkv", "--window=inf"], 1, "choose a window of at least"),
+    (["a.mkv", "--window=1", "--hop=2"], 1, "a hop between"),
+    (["a.mkv", "--window=1", "--hop=0"], 1, "a hop between"),
+    (["a.mkv", "--window=1", "--hop=nan"], 1, "a hop between"),
     (["answers.mkv", "--window=1"], 1, "answers.csv, the table of all clips, would be written over"),
     (["a.mkv", "--batch_size=0"], 2, "not a positive integer"),
     (["a.mkv", "--faces=foo"], 2, r"auto\|yunet\|none"),
@@ -512,7 +512,7 @@ def test_functions_refuse_what_is_wrong(tmp_path, model):
   path = write_film(tmp_path / "a.mkv", noise(30))
   with pytest.raises(UserError, match="choose one of auto, yunet, none"):
     predict_video(model, path, faces="foo")
-  with pytest.raises(UserError, match="a window has at least"):
+  with pytest.raises(UserError, match="choose a window of at least"):
     predict_timeline(model, path, window=1.0, hop=2.0, faces="none")
   with pytest.raises(UserError, match="batch_size=0"):
     predict_timeline(model, path, faces="none", batch_size=0)

@@ -15,13 +15,11 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from absl import flags
 import av
 import cv2
 from jaxtyping import Float, Int, UInt8
 import numpy as np
 
-from mma_dfer_jax import cli
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.progress import watched
 
@@ -118,15 +116,7 @@ def _syllables(
 def draw_face(
   look: Look, expression: Expression, centre: tuple[float, float], size: float, roll: float
 ) -> UInt8[np.ndarray, "H W 3"]:
-  """Draws one face, 96 by 96 pixels RGB.
-
-  Args:
-    look: whose face.
-    expression: what the face does.
-    centre: x and y of the middle of the face, pixels.
-    size: half the height of the face, pixels.
-    roll: tilt of the head, radians, clockwise.
-  """
+  """Draws one face, 96 by 96 pixels RGB; `centre` (x, y) and `size`, half its height, in pixels, `roll` in radians."""
   canvas = np.empty((2 * SIZE, 2 * SIZE, 3), np.uint8)  # drawn at twice the size: thin lines stay smooth
   canvas[:] = (look.background * np.linspace(1.1, 0.8, 2 * SIZE)[:, None, None]).clip(0, 255)
   axes = size * np.array([(math.cos(roll), math.sin(roll)), (-math.sin(roll), math.cos(roll))])
@@ -173,10 +163,7 @@ def draw_face(
 def clip_picture(gesture: str, rng: np.random.Generator, num_frames: int) -> UInt8[np.ndarray, "T H W 3"]:
   """Draws a speaking face that goes from rest to a gesture and back, at 20 frames per second, RGB.
 
-  Args:
-    gesture: a key of `GESTURES`.
-    rng: gives everything else: who it is, the light, when and how strongly the gesture comes, the movements.
-    num_frames: T.
+  `rng` gives all but the gesture: who it is, the light, when and how strongly the gesture comes, the movements.
   """
   times = np.arange(num_frames) / FPS
   skin = np.array([125, 85, 65]) + rng.uniform(0.3, 0.9) * np.array([120, 125, 125])
@@ -205,10 +192,7 @@ def clip_picture(gesture: str, rng: np.random.Generator, num_frames: int) -> UIn
 def clip_voice(style: str, rng: np.random.Generator, seconds: float) -> Float[np.ndarray, "S"]:
   """Some syllables, harmonics of a gliding pitch under the formants of vowels: mono, 16 kHz, float32 in [-1, 1].
 
-  Args:
-    style: a key of `STYLES`.
-    rng: gives everything else: the speaker, the vowels, when the voice is loudest, the noise.
-    seconds: length of the clip.
+  `rng` gives all but the style: the speaker, the vowels, when the voice is loudest, the noise.
   """
   s = STYLES[style]
   times = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
@@ -242,10 +226,7 @@ def write_clip(
   """Writes (or replaces) an mp4 file with H.264 video and AAC audio; half a file never appears.
 
   Args:
-    path: the file.
-    frames: the picture, RGB.
     waveform: the sound, -1 to 1, mono or with 1, 2 or 6 channels; None for a file without sound.
-    fps: frames per second.
     sample_rate: of the waveform, Hz; one that AAC knows, such as 16000, 44100 or 48000.
   """
   height, width = frames.shape[1:3]
@@ -287,10 +268,8 @@ def _make_clip(path: Path, seed: int, split: int, index: int) -> None:
 def generate(out: Path | str, train_per_class: int, test_per_class: int, seed: int) -> Path:
   """Makes the clips that are missing, on all cores, and then the table of all clips; returns the table's path.
 
-  Args:
-    out: the folder; made if it does not exist.
-    train_per_class, test_per_class: number of clips of each class, at least 1.
-    seed: at least 0; another seed gives other clips, in files of other names.
+  Another seed gives other clips, in files of other names.
+
   Raises:
     UserError: a number is too small, or the folder cannot be made.
   """
@@ -324,7 +303,11 @@ def generate(out: Path | str, train_per_class: int, test_per_class: int, seed: i
   return table
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # the processes that this command starts import it, too, and need none of this
+  from absl import flags
+
+  from mma_dfer_jax import cli
+
   _OUT = flags.DEFINE_string("out", None, "Folder for the clips.", required=True)
   _TRAIN = flags.DEFINE_integer("clips_per_class_train", 60, "Training clips per class.")
   _TEST = flags.DEFINE_integer("clips_per_class_test", 20, "Test clips per class.")

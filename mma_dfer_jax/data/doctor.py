@@ -15,10 +15,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from absl import flags
 import numpy as np
 
-from mma_dfer_jax import cli
 from mma_dfer_jax.data.counts import (
   Findings,
   check_counts,
@@ -254,7 +252,11 @@ def check_data_set(data_dir: Path, name: str, out: Path | None = None, num_worke
   return result
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # the processes that this command starts import it, too, and need none of this
+  from absl import flags
+
+  from mma_dfer_jax import cli
+
   _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of a prepared data set.", required=True)
   _NAME = flags.DEFINE_string("name", "clips", "Name of that data set.")
   _OUT = flags.DEFINE_string("out", None, "Folder for the report; if not given, DATA_DIR/NAME/doctor.")

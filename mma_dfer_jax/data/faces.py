@@ -43,9 +43,7 @@ OVERLAP = 0.3  # of two boxes of one face, of which the better is kept (YuNet's 
 # Longer side of what the detector sees. At 640 it finds faces from 1/16 of the width to the whole frame; only where
 # there is none it looks again, at five times the cost, for smaller ones. Smaller pictures are enlarged to 160.
 SIDES, LEAST_SIDE = (640, 1280), 160
-SHORTEST_SIDE = (
-  64  # of what it sees, black added: with 32 and less OpenCV 4 takes faces from memory that holds anything
-)
+SHORTEST_SIDE = 64  # of what it sees, black added: with 32 and less OpenCV 4 reads memory that holds anything
 MAX_GAP = 24  # frames (about a second) between two detections that are still one track
 REACH = 0.8  # how far a face may go from one detection to the next, in longer sides of its box
 GROWTH = 2.0  # and by what factor its box may grow or shrink
@@ -97,6 +95,12 @@ class Track(NamedTuple):
     """What lies in the frames first <= i <= last."""
     kept = slice(bisect_left(self.at, first), bisect_right(self.at, last))
     return Track(self.at[kept], self.boxes[kept])
+
+
+Detections = list[tuple[int, list[Box]]]  # frames that were looked at, and their faces
+Squares = tuple[
+  Float[np.ndarray, "N 3"], Bool[np.ndarray, "N"]
+]  # centre (x, y) and side; whether there is a face
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,11 +173,10 @@ class Detector:
 def face_model(path: Path | None) -> Path:
   """The file of the face detector: the one given, else a copy kept on this machine, else downloaded once.
 
-  Args:
-    path: a YuNet model, or None.
+  The copy is in $XDG_CACHE_HOME/mma_dfer_jax, or in ~/.cache without that variable.
+
   Raises:
-    UserError: if the given file is no such model; or if the public one is neither in $XDG_CACHE_HOME/mma_dfer_jax (~/.cache
-      without that variable) nor can be downloaded, or arrives with other bytes.
+    UserError: if the given file is no YuNet model, or the public one cannot be downloaded or arrives with other bytes.
   """
   if path is not None:
     Detector(path)
@@ -226,31 +229,25 @@ class FaceFinder:
       UserError: if there is no such policy or size, or the file is no YuNet model.
     """
     if policy not in POLICIES or size < 1:
-      raise UserError(
-        f"policy={policy!r} and size={size}: choose {' or '.join(POLICIES)}, and at least 1 pixel"
-      )
-    cv2.setNumThreads(
-      1
-    )  # each process cuts its own clips: more threads than cores would only wait for each other
+      raise UserError(f"policy={policy!r}, size={size}: choose {' or '.join(POLICIES)}, and 1 pixel or more")
+    cv2.setNumThreads(1)  # each process cuts its own clips; more threads would wait for each other
     self.policy, self.size, self.detector = policy, size, Detector(model)
 
   def crops(
     self, frames: Callable[[], Iterator[np.ndarray]]
   ) -> tuple[Iterator[UInt8[np.ndarray, "S S 3"]], FaceTrack]:
-    """Finds the face of a clip, then cuts it out while the result is iterated over.
+    """Finds the face of a clip, then cuts (size, size) out of each frame while the result is iterated over.
 
     Args:
       frames: gives all frames (H, W, 3) uint8 RGB of the clip from the start; called twice, so that no more than two
         frames are in memory.
-    Returns:
-      the crops, one for each frame, as (size, size, 3) uint8; and where they are.
     Raises:
       ValueError: if there are no frames; while iterating, if their number differs the second time.
     """
     track = self.track(*detect_every(frames(), self.detector.detect))
     return cut(frames(), track.boxes, self.size), track
 
-  def track(self, detections: Sequence[tuple[int, list[Box]]], sizes: Int[np.ndarray, "N 2"]) -> FaceTrack:
+  def track(self, detections: Detections, sizes: Int[np.ndarray, "N 2"]) -> FaceTrack:
     """Where to cut a clip, from the faces of the frames that were looked at, and height and width of all frames."""
     if not any(boxes for _, boxes in detections):
       return FaceTrack(centred(sizes), np.zeros(len(sizes), bool))
@@ -297,10 +294,8 @@ def finder_of(recipe: Mapping[str, Any], model: Path | None, faces: str = "auto"
 
 
 def detect_every(
-  frames: Iterable[Any],
-  detect: Callable[[Any], list[Box]],
-  due: Callable[[int], bool] = lambda number: False,
-) -> tuple[list[tuple[int, list[Box]]], Int[np.ndarray, "N 2"]]:
+  frames: Iterable[Any], detect: Callable[[Any], list[Box]], due: Callable[[int], bool] = lambda number: False
+) -> tuple[Detections, Int[np.ndarray, "N 2"]]:
   """Faces of every fourth frame, of the last, and of those that are due.
 
   Args:
@@ -308,11 +303,11 @@ def detect_every(
     detect: finds the faces of one of them.
     due: whether to look at another frame, too, from its number.
   Returns:
-    pairs of frame and its faces; and height and width of every frame.
+    the faces; and height and width of every frame.
   Raises:
     ValueError: if there are no frames.
   """
-  detections: list[tuple[int, list[Box]]] = []
+  detections: Detections = []
   sizes: list[tuple[int, int]] = []
   frame = None
   for i, frame in enumerate(frames):
@@ -327,7 +322,7 @@ def detect_every(
   return detections, np.array(sizes)
 
 
-def link(detections: Sequence[tuple[int, list[Box]]]) -> list[Track]:
+def link(detections: Detections) -> list[Track]:
   """Tracks of all faces: each box goes to the track whose last box is nearest, if it is near enough and of like size.
 
   Near means up to 0.8 sides of the larger box between the centres, like means a side up to twice as long; a track that
@@ -336,11 +331,9 @@ def link(detections: Sequence[tuple[int, list[Box]]]) -> list[Track]:
   tracks: list[Track] = []
   for i, faces in detections:
     recent = [(number, track) for number, track in enumerate(tracks) if i - track.at[-1] <= MAX_GAP]
-    pairs = sorted(
-      (_distance(track.boxes[-1], face), k, j) for k, track in recent for j, face in enumerate(faces)
-    )
+    pairs = [(_distance(track.boxes[-1], face), k, j) for k, track in recent for j, face in enumerate(faces)]
     taken: dict[int, int] = {}  # track of each face
-    for distance, k, j in pairs:
+    for distance, k, j in sorted(pairs):
       if distance <= REACH and j not in taken and k not in taken.values():
         taken[j] = k
     for j, face in enumerate(faces):
@@ -377,18 +370,10 @@ def choose(tracks: Sequence[Track]) -> list[Track]:
   return sorted(chosen, key=lambda track: track.at)
 
 
-def follow(
-  tracks: Sequence[Track], num_frames: int
-) -> tuple[Float[np.ndarray, "N 3"], Bool[np.ndarray, "N"]]:
-  """A square for every frame from tracks that do not overlap in time.
+def follow(tracks: Sequence[Track], num_frames: int) -> Squares:
+  """A square for every frame, and whether it lies in one of the tracks: one or more, in time order, without overlap.
 
   Within a track: linear between detections, then smoothed. Elsewhere: as in the nearest frame that has a track.
-
-  Args:
-    tracks: in time order, at least one.
-    num_frames: N.
-  Returns:
-    centre (x, y) and side for every frame; whether the frame lies in a track.
   """
   squares, found = np.zeros((num_frames, 3)), np.zeros(num_frames, bool)
   for track in tracks:
@@ -416,9 +401,7 @@ def smooth(squares: Float[np.ndarray, "N 3"]) -> Float[np.ndarray, "N 3"]:
   return np.clip(smoothed, squares - slack, squares + slack)
 
 
-def union(
-  detections: Sequence[tuple[int, list[Box]]], num_frames: int
-) -> tuple[Float[np.ndarray, "N 3"], Bool[np.ndarray, "N"]]:
+def union(detections: Detections, num_frames: int) -> Squares:
   """The same square for every frame, around the box that holds all faces, without a margin; returns as `follow`.
 
   A frame counts as found if a face was detected in it, or before and after it at most 24 frames apart.

@@ -34,9 +34,7 @@ def mel_triangles(sample_rate: int, padded: int, num_mel_bins: int) -> Float[np.
   Args:
     sample_rate: Hz; half of it is the upper edge of the last triangle.
     padded: length of the Fourier transform; its Nyquist bin belongs to no filter and is left out.
-    num_mel_bins: number of filters. A filter that is narrower than a Fourier bin may be empty.
-  Returns:
-    (K, padded / 2) float32.
+    num_mel_bins: K. A filter that is narrower than a Fourier bin may be empty.
   Source: torchaudio.compliance.kaldi.get_mel_banks, in float32 like there.
   """
   lowest, highest = (1127.0 * math.log(1.0 + f / 700.0) for f in (LOWEST_FREQUENCY, sample_rate / 2))
@@ -137,8 +135,6 @@ def spectrogram(
     sample_rate: Hz.
     num_rows: F, rows of 10 ms; a longer sound is cut at the end, a shorter one is padded.
     num_mel_bins: K.
-  Returns:
-    (F, K) float32.
   Raises:
     ValueError: as log_mel_fbank, and if the waveform is shorter than one window of 25 ms.
   Source: video_dataloader.py; AudioMAE, dataset.py.

@@ -4,7 +4,7 @@ A video is read twice, because a face is followed over a whole window before it 
 loudness, `samples` the frames of the windows that are open. Neither holds more pictures or sound than a few seconds.
 """
 
-import bisect
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Float32, Int, Int16, UInt8
 import numpy as np
 
 from mma_dfer_jax.data import media
-from mma_dfer_jax.data.faces import Box, FaceFinder, cut, detect_every
+from mma_dfer_jax.data.faces import Detections, FaceFinder, cut, detect_every
 from mma_dfer_jax.data.fbank import window_and_hop
 from mma_dfer_jax.data.frames import encode_frame, sample_frames
 from mma_dfer_jax.data.pipeline import eval_example
@@ -53,20 +53,19 @@ class Film:
   times: Float[np.ndarray, "N"]  # seconds of all frames since the first, ascending
   seconds: float  # when the last frame ends
   sizes: Int[np.ndarray, "N 2"]  # height and width of the frames
-  # Frames in which a detector looked for faces, and what it found; None without a detector.
-  detections: list[tuple[int, list[Box]]] | None
+  detections: Detections | None  # None: no detector looked for faces
   sound: Soundtrack | None  # None: the file has none, or less than one window of the spectrogram
   stamp: tuple[int, ...]  # which file it was, to notice another in its place
 
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-  """A part of a film in seconds, and its frames: first <= i < last."""
+  """A part of a film."""
 
-  start: float
+  start: float  # seconds
   end: float
-  first: int
-  last: int
+  first: int  # frame
+  last: int  # the frame after its last one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,8 +120,9 @@ def survey(
       yield picture
 
   def due(number: int) -> bool:
+    del number  # the frame that was seen last
     around = (times[-2], times[-1], max(times[-1], upcoming))
-    return bool(hop) and len({math.floor((time + EPSILON) / hop) for time in around}) > 1
+    return hop is not None and len({math.floor((time + EPSILON) / hop) for time in around}) > 1
 
   detect = finder.detector.detect if finder else None
   detections, sizes = detect_every(seen(), lambda picture: detect(picture.pixels()) if detect else [], due)
@@ -174,10 +174,6 @@ def windows(film: Film, window: float, hop: float) -> list[Window]:
   Less than 25 ms at the end of a film belong to the window before. A window's frames are those that begin in it; if none
   does, the one that is still shown.
 
-  Args:
-    film: as `survey` saw it.
-    window: length, seconds.
-    hop: seconds from start to start, at most `window`.
   Raises:
     UserError: see `check_windows`.
   """
@@ -211,8 +207,6 @@ def samples(
   Args:
     film: as `survey` saw it, with the same finder.
     wanted: windows in the order of time.
-    inputs: sizes of the model's inputs.
-    finder: cuts faces out.
   Raises:
     MediaError: while iterating, if the file is another than it was.
   """
@@ -248,9 +242,7 @@ class _OpenWindow:
     self.jpegs: dict[int, bytes] = {}
     self.track = self.faces_at_once = None
     if finder is not None and film.detections is not None:
-      at, until = (
-        bisect.bisect_left(film.detections, edge, key=itemgetter(0)) for edge in (window.first, window.last)
-      )
+      at, until = (bisect_left(film.detections, i, key=itemgetter(0)) for i in (window.first, window.last))
       detections = [(number - window.first, boxes) for number, boxes in film.detections[at:until]]
       self.track = finder.track(detections, film.sizes[window.first : window.last])
       self.faces_at_once = max((len(boxes) for _, boxes in detections), default=0)
@@ -267,25 +259,11 @@ class _OpenWindow:
 
   def sample(self, sound: "_Excerpts", inputs: Inputs) -> Sample:
     record, length, silent = sound.excerpt(self.window)
-    frames = _Sparse(self.window.last - self.window.first, self.jpegs)
+    frames = [self.jpegs.get(i, b"") for i in range(self.window.last - self.window.first)]
     example = eval_example({"frames": frames, "label": 0, "clip_id": b"", **record}, inputs)
     found = None if self.track is None else self.track.found
     return Sample(self.window, example["video"], example["spectrogram"], found, self.faces_at_once, length,
                   sound.seconds, silent, int(record["sample_rate"]))  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class _Sparse:
-  """Frames of which only some are there."""
-
-  length: int
-  there: dict[int, bytes]
-
-  def __len__(self) -> int:
-    return self.length
-
-  def __getitem__(self, index: int) -> bytes:
-    return self.there[int(index)]
 
 
 class _Excerpts:

@@ -16,9 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 JPEG_QUALITY = 95  # of frames that are taken from videos
 CROP_ATTEMPTS = 10  # as torchvision's RandomResizedCrop and the original
-LARGEST_PICTURE = (
-  1 << 26
-)  # pixels; larger pictures are left to PIL, which warns of files that fill the memory
+LARGEST_PICTURE = 1 << 26  # pixels; PIL, which warns of files that fill the memory, decodes larger ones
 WEIGHT_BITS = 22  # of Pillow's fixed-point weights (Resample.c: 32 bits less 8 of the pixel and 2 to spare)
 
 
@@ -33,10 +31,7 @@ def sample_frames(
   Args:
     num_frames: frames in the clip.
     train: draw within each segment instead of taking the middle; needs rng.
-    rng: source of the draws.
     num_segments: T.
-  Returns:
-    (T,) int, in ascending order.
   Raises:
     ValueError: if the clip has no frames, or train is set without rng.
   Source: video_dataloader.py, _get_train_indices and _get_test_indices, with one frame per segment.
@@ -211,6 +206,16 @@ def _compiled() -> tuple[Callable[..., None], Callable[..., None]] | None:
   return mix, compiled(_scale, read_only, numba.float32, byte[::1])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+  """Ranges that the augmentation of a training clip is drawn from."""
+
+  crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the frame's area
+  crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height, before they are swapped half of the time
+  flip: float = 0.5  # probability of mirroring
+  brightness: float = 0.5  # factor within 1 ± this
+
+
 @dataclass(frozen=True)
 class Augmentation:
   """What is done to every frame of one clip."""
@@ -224,33 +229,20 @@ class Augmentation:
 
 
 def draw_augmentation(
-  height: int,
-  width: int,
-  size: int,
-  rng: np.random.Generator,
-  *,
-  scale: tuple[float, float] = (0.08, 1.0),
-  ratio: tuple[float, float] = (3 / 4, 4 / 3),
-  flip: float = 0.5,
-  brightness: float = 0.5,
+  height: int, width: int, size: int, rng: np.random.Generator, ranges: Augment = Augment()
 ) -> Augmentation:
   """Draws one augmentation, for all frames of a clip. If no box fits in 10 attempts (very long frames): a square.
 
   Args:
     height, width: of the first frame, into which the box fits, whatever the sizes of the others.
     size: side of the final square in pixels.
-    rng: source of the draws.
-    scale: least and greatest share of the frame's area in the crop.
-    ratio: least and greatest width / height of the crop, before width and height are swapped half of the time.
-    flip: probability of mirroring.
-    brightness: the factor is drawn between 1 - brightness and 1 + brightness.
   Source: original video_transform.py: ColorJitter, GroupRandomSizedCrop, GroupRandomHorizontalFlip; same order of draws.
   """
-  factor = rng.uniform(max(0.0, 1 - brightness), 1 + brightness)
+  factor = rng.uniform(max(0.0, 1 - ranges.brightness), 1 + ranges.brightness)
   shorter_side = None
   for _ in range(CROP_ATTEMPTS):
-    area = rng.uniform(*scale) * height * width
-    aspect = rng.uniform(*ratio)
+    area = rng.uniform(*ranges.crop_scale) * height * width
+    aspect = rng.uniform(*ranges.crop_ratio)
     crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
     if rng.random() < 0.5:
       crop_width, crop_height = crop_height, crop_width
@@ -262,7 +254,7 @@ def draw_augmentation(
   left = int(rng.integers(width - crop_width, endpoint=True))
   top = int(rng.integers(height - crop_height, endpoint=True))
   box = (left, top, left + crop_width, top + crop_height)
-  return Augmentation(box, float(factor), bool(rng.random() < flip), shorter_side)
+  return Augmentation(box, float(factor), bool(rng.random() < ranges.flip), shorter_side)
 
 
 def _scaled(width: int, height: int, shorter_side: int) -> tuple[int, int]:

@@ -14,23 +14,13 @@ import numpy as np
 
 from mma_dfer_jax.data.data_set import follow_parent
 from mma_dfer_jax.data.fbank import missing_spectrogram, spectrogram
-from mma_dfer_jax.data.frames import augment, decode_frame, draw_augmentation, resize, sample_frames
+from mma_dfer_jax.data.frames import Augment, augment, decode_frame, draw_augmentation, resize, sample_frames
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.inputs import Inputs
 
 Record = Mapping[str, Any]
 Example = dict[str, Any]
 Batch = dict[str, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Augment:
-  """Ranges that the augmentation of a training clip is drawn from."""
-
-  crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the frame's area
-  crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width over height
-  flip: float = 0.5  # probability
-  brightness: float = 0.5  # factor within 1 ± this
 
 
 def train_example(
@@ -44,9 +34,6 @@ def train_example(
 
   Args:
     record: as a data set holds it.
-    inputs: sizes.
-    ranges: of the augmentation.
-    rng: source of the draws.
     video: (T, H, W, 3) uint8 in C order, which the frames are written to; None for a new one.
   Raises:
     UserError: if the clip cannot be read; it is never skipped.
@@ -57,8 +44,7 @@ def train_example(
     chosen = sample_frames(len(frames), train=True, rng=rng, num_segments=inputs.num_frames)
     first = decode_frame(frames[chosen[0]])
     height, width, _ = first.shape  # the box of all frames comes from the first
-    augmentation = draw_augmentation(height, width, size, rng, scale=ranges.crop_scale, ratio=ranges.crop_ratio,
-                                     flip=ranges.flip, brightness=ranges.brightness)  # fmt: skip
+    augmentation = draw_augmentation(height, width, size, rng, ranges)
 
     def write(i: int, out: np.ndarray) -> None:
       augment(first if i == chosen[0] else decode_frame(frames[i]), augmentation, size, out)
