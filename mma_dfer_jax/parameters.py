@@ -57,7 +57,7 @@ def tunable_patterns(cfg: ModelConfig, patterns: Sequence[str] = ()) -> tuple[st
     try:
       if not any(re.fullmatch(pattern, path) for pattern in of_name for path in paths):
         problems.append(f"{name} matches no parameter")
-    except re.error as error:
+    except (re.error, TypeError) as error:  # a stranger's model.json may hold anything
       problems.append(f"{name} is no regular expression: {error}")
   if problems:
     places = ", ".join(sorted({path.split("/")[0] for path in paths}))

@@ -16,6 +16,7 @@ from mma_dfer_jax import model, parts
 from mma_dfer_jax.errors import UserError, listed, shown
 from mma_dfer_jax.model import SLOTS, ModelConfig
 from mma_dfer_jax.parameters import parameter_shapes
+from mma_dfer_jax.weights.files import Tensor
 
 # PyTorch keeps linear weights as (out, in) and convolutions as (out, in, height, width).
 TO_JAX: dict[str, Callable[[list[np.ndarray]], np.ndarray]] = {
@@ -144,6 +145,16 @@ def check_fit(
   ]
   if missing or unexpected or wrong:
     raise CheckpointMismatchError(title, missing, unexpected, wrong)
+
+
+def ours(row: Row, theirs: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
+  """A parameter of ours, made of the authors' tensors when it is read."""
+  dtypes = {theirs[name].dtype for name in row.torch_names}
+  if len(dtypes) > 1:
+    raise UserError(f"{' and '.join(row.torch_names)} must be of one type, not {dtypes}")
+  return Tensor(
+    shape, dtypes.pop(), lambda: from_torch({n: theirs[n].read() for n in row.torch_names}, [row])[row.path]
+  )
 
 
 def from_torch(tensors: Mapping[str, np.ndarray], rows: Iterable[Row]) -> dict[str, np.ndarray]:
