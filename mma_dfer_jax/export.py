@@ -7,14 +7,13 @@
 flatbuffers, and nothing of this project.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import contextlib
 import ctypes
 import dataclasses
 import gc
 import importlib.util
 import json
-import os
 from pathlib import Path
 import time
 from typing import Any
@@ -27,7 +26,7 @@ import numpy as np
 
 from mma_dfer_jax import cli
 from mma_dfer_jax.data.fbank import ENERGY_MEAN, ENERGY_SCALE
-from mma_dfer_jax.disk import free_bytes, sha256_of
+from mma_dfer_jax.disk import free_bytes, new_file, sha256_of
 from mma_dfer_jax.engines.engine import load_model
 from mma_dfer_jax.engines.jax import MATMUL_PRECISION, JaxEngine
 from mma_dfer_jax.engines.stablehlo import FACTS, json_beside
@@ -75,8 +74,9 @@ def check_flags() -> tuple[str, ...]:
   elif not _OVERWRITE.value:
     there = [file for file in (Path(_OUT.value), json_beside(Path(_OUT.value))) if file.exists()]
     problems += [f"{file} exists already; choose another --out, or add --overwrite" for file in there]
-  if unknown := [name or "''" for name in platforms if name not in PLATFORMS]:
-    problems.append(f"{given}: there is no {', '.join(unknown)}; choose from {', '.join(PLATFORMS)}")
+  if not platforms or not set(platforms) <= set(PLATFORMS):
+    wrong = ", ".join(name for name in platforms if name not in PLATFORMS) or "nothing"
+    problems.append(f"{given}: {wrong} cannot be exported for; choose from {', '.join(PLATFORMS)}")
   elif "cpu" not in platforms:
     problems.append(
       f"{given} lacks cpu, where the file is tried before it gets its name; add it, the file hardly grows"
@@ -189,27 +189,6 @@ def how_to_call(out: Path) -> list[str]:
   ]
 
 
-@contextlib.contextmanager
-def new_pair(out: Path) -> Iterator[tuple[Path, Path]]:
-  """Gives names for a file and its description; both get their final names when they are whole.
-
-  Raises:
-    UserError: if the disk does not take them.
-  """
-  out.parent.mkdir(parents=True, exist_ok=True)
-  finals = (json_beside(out), out)  # the file last: where it is, its description is
-  partials = [file.with_name(f"{file.name}.partial") for file in finals]
-  try:
-    yield partials[1], partials[0]
-    for partial, final in zip(partials, finals, strict=True):
-      os.replace(partial, final)
-  except OSError as error:  # a full disk
-    raise UserError(f"cannot write {out}: {error.strerror or error}") from error
-  finally:
-    for partial in partials:
-      partial.unlink(missing_ok=True)
-
-
 def write_artifact(
   path: Path, step: int | str, precision: str | None, out: Path, platforms: Sequence[str]
 ) -> dict[str, Any]:
@@ -238,7 +217,7 @@ def write_artifact(
   exported = export_model(engine, platforms)
   said["calling_convention_version"] = exported.calling_convention_version
   _free_constants()
-  with new_pair(out) as (artifact, description):
+  with new_file(out, replace=True) as artifact:
     artifact.write_bytes(exported.serialize())
     del exported, engine, leaves
     _free_constants()
@@ -249,7 +228,8 @@ def write_artifact(
     said["checked"] = {"on": "cpu", "b": list(CHECKED_BATCHES), "largest_difference": difference}
     said |= {"how_to_call": how_to_call(Path(out.name)), "file": out.name}
     said |= {"bytes": artifact.stat().st_size, "sha256": sha256_of(artifact)}
-    description.write_text(json.dumps(said, indent=2, allow_nan=False) + "\n")
+    with new_file(json_beside(out), replace=True) as description:  # before the file: where that is, this is
+      description.write_text(json.dumps(said, indent=2, allow_nan=False) + "\n")
   return said
 
 

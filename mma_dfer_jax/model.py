@@ -102,8 +102,8 @@ def read_model(fields: Mapping[str, Any]) -> ModelConfig:
       f"a model has exactly the fields {', '.join(known)}; missing or unknown: {', '.join(wrong)}"
     )
   try:
-    values["inputs"] = Inputs(**values["inputs"])
-  except (UserError, TypeError) as error:  # a stranger's model.json may hold anything
+    values["inputs"] = Inputs(**parts.with_tuples(values["inputs"]))
+  except (UserError, TypeError, AttributeError) as error:  # a stranger's model.json may hold anything
     problems.append(f"inputs: {error}")
   for name, slot in SLOTS.items():
     try:

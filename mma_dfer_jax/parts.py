@@ -164,7 +164,7 @@ def read(kind: str, fields: Mapping[str, Any]) -> Any:
   Raises:
     UserError: if there is no such part, or with all fields that it does not have, or all wrong values.
   """
-  values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+  values = with_tuples(fields)
   name = values.pop("name", None)
   if name not in names(kind):  # only files of that folder: a stranger's model.json can import nothing else
     raise UserError(f"there is no {name!r} in {kind}; choose one of {', '.join(names(kind))}")
@@ -173,6 +173,11 @@ def read(kind: str, fields: Mapping[str, Any]) -> Any:
   if unknown := sorted(values.keys() - known):
     raise listed(f"{kind}/{name} has no such fields", unknown, f"it has {', '.join(sorted(known))}")
   return config(**values)
+
+
+def with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+  """Fields from JSON, whose lists were tuples."""
+  return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
 
 
 def fields_of(config: Any) -> dict[str, Any]:

@@ -131,7 +131,9 @@ def tiny_loss(graphdef, frozen, *, train=False):
 
 
 def as_original(tree) -> dict[str, np.ndarray]:
-  return names.to_torch({path: np.asarray(v[...]) for path, v in flat_params(tree).items()}, TINY)
+  ours = {path: np.asarray(v[...]) for path, v in flat_params(tree).items()}
+  rows = [row for row in names.name_table(TINY) if row.path in ours]
+  return {name: tensor for row in rows for name, tensor in row.to_torch(ours[row.path]).items()}
 
 
 def check_gradients(dtype, suffix: str, rel: float, atol: float) -> None:

@@ -48,7 +48,8 @@ def describe(path: Path, step: int | str, precision: str | None) -> About:
   try:
     said = json.loads(json_beside(path).read_text())
     facts: dict[str, Any] = {name: kind(said[name]) for name, kind in FACTS.items()}
-    about = About(inputs=Inputs(**said["inputs"]), fingerprint=said["sha256"], **facts)
+    sizes = said["inputs"] | {"audio_shape": tuple(said["inputs"]["audio_shape"])}
+    about = About(inputs=Inputs(**sizes), fingerprint=said["sha256"], **facts)
   except (ValueError, KeyError, TypeError) as error:
     raise UserError(f"{json_beside(path)} is damaged ({error!r}); export the model again") from error
   if sha256_of(path) != about.fingerprint:

@@ -35,15 +35,11 @@ def tiny_file(weights, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.float64])
-@pytest.mark.parametrize("ending", ["pth", "safetensors"])
-def test_all_tensors_come_and_go_with_the_same_bits(weights, tmp_path, dtype, ending):
-  if ending == "pth":
-    pytest.importorskip("torch")
+def test_all_tensors_come_and_go_with_the_same_bits(weights, tmp_path, dtype):
   cast = {name: tensor.astype(dtype) for name, tensor in weights.items()}
   convert_checkpoint(write_checkpoint(tmp_path / "x.pth", cast), tmp_path / "model", classes="dfew")
-  back = tmp_path / f"back.{ending}"
-  export(open_folder(tmp_path / "model"), *((back, None) if ending == "pth" else (None, back)))
-  found = open_weights(back).tensors
+  export(open_folder(tmp_path / "model"), None, tmp_path / "back.safetensors")
+  found = open_weights(tmp_path / "back.safetensors").tensors
   assert found.keys() == cast.keys()
   assert len(found) == 500
   for name, tensor in cast.items():
@@ -51,6 +47,7 @@ def test_all_tensors_come_and_go_with_the_same_bits(weights, tmp_path, dtype, en
     assert found[name].read().tobytes() == tensor.tobytes(), name
 
 
+@pytest.mark.slow
 def test_pytorch_reads_what_is_written(weights, tiny_file, tmp_path):
   pytest.importorskip("torch")
   export(with_classes(open_checkpoint(tiny_file), "dfew"), tmp_path / "x.pth", tmp_path / "x.safetensors")
@@ -100,11 +97,8 @@ def test_sizes_come_from_the_shapes(cfg):
 
 
 def test_class_names_are_never_guessed(tiny_file, tmp_path):
-  for given, words in (
-    (None, "7 classes .* --classes=dfew or"),
-    ("mafw", "11 class names"),
-    ("a,b,b,c,d,e,f", "different names"),
-  ):
+  for given, words in ((None, "7 classes .* --classes=dfew or"), ("mafw", "11 class names"),
+                       ("a,b,b,c,d,e,f", "different names")):  # fmt: skip
     with pytest.raises(UserError, match=words):
       convert_checkpoint(tiny_file, tmp_path / "model", classes=given)
   assert not list(tmp_path.iterdir())
@@ -147,9 +141,6 @@ def broken_files(tiny: dict[str, np.ndarray], whole: bytes) -> dict[str, tuple[o
     name: tensor for name, tensor in tiny.items() if name not in ("vision_proj.bias", "our_classifier.weight")
   }
   return {
-    "empty.pth": (b"", "empty"),
-    "download.pth": (b"<!DOCTYPE html><html><body>Google Drive - Virus scan warning</body></html>", "HTML"),
-    "pointer.pth": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 123\n", "git-lfs|LFS"),
     "cut.pth": (whole[: len(whole) // 2], "cut short"),
     "lying.safetensors": (lying, r"no whole \.safetensors file"),
     "huge.safetensors": ((10**15).to_bytes(8, "little") + b"{}", r"huge\.safetensors"),
@@ -163,8 +154,7 @@ def broken_files(tiny: dict[str, np.ndarray], whole: bytes) -> dict[str, tuple[o
     "shape.pth": ({"state_dict": tiny | {"vision_proj.bias": np.zeros(31, "f4")}}, r"wrong shape \(1\): vision_proj\.bias"),
     "nothing.pth": ({"epoch": 3}, "holds no state dict"),
     "list.pth": ([1, 2], "not a state dict"),
-    "twice.pth": ({"state_dict": {"a": np.zeros(1, "f4"), "module.a": np.zeros(1, "f4")}}, "with and without the prefix"),
-    "text.pth": (b"just words", "text.pth"),
+    "twice.pth": ({"state_dict": {"a": np.zeros(1, "f4"), "module.a": np.zeros(1, "f4")}}, "twice, with and without the prefix"),
     "number.pth": ({"epoch": 10**5000, "state_dict": missing}, r"missing \(2\)"),
     "deep.pth": ({"state_dict": tiny | {"image_encoder.blocks.99999.norm1.weight": np.zeros(48, "f4")}}, "no such model has more"),
     "escape.pth": ({"state_dict": tiny | {"\x1b[2Jgone": np.zeros(1, "f4")}}, r"unexpected \(1\): \\x1b\[2Jgone"),
@@ -172,7 +162,9 @@ def broken_files(tiny: dict[str, np.ndarray], whole: bytes) -> dict[str, tuple[o
     "part.pth": ({"state_dict": tiny, "mma_dfer_jax": ours | {"model": ours["model"] | {"head": {"name": "../x"}}}}, "no '../x' in heads"),
     "fields.pth": ({"state_dict": tiny, "mma_dfer_jax": ours | {"model": ours["model"] | {"image": [1]}}}, "describes no model"),
     "large.pth": ({"state_dict": tiny, "mma_dfer_jax": ours | {"model": ours["model"] | {"num_classes": 10**9}}}, "can be built: num_classes=1000000000"),
-    "classes.pth": ({"state_dict": tiny, "mma_dfer_jax": ours | {"classes": ["a"]}}, r"names the classes \['a'\]"),
+    "numbers.pth": ({"state_dict": tiny, "mma_dfer_jax": ours | {"classes": [1] * 7}}, "must name 7 classes"),
+    "nest.pth": ({"state_dict": tiny, "mma_dfer_jax": ours | {"tunable": [[[]]], "source": 5, "trained_as": []}}, "no regular expression"),
+    "classes.pth": ({"state_dict": tiny, "mma_dfer_jax": ours | {"classes": ["a"]}}, "must name 7 classes, as its model has, not 1"),
     "mixed.pth": ({"state_dict": tiny | {f"{QKV}.to_q.weight": tiny[f"{QKV}.to_q.weight"].astype("f2")}}, "must be of one type"),
     "block.pth": ({"state_dict": {n: t for n, t in tiny.items() if "image_encoder.blocks.11." not in n}}, r"missing \(12\)"),
   }  # fmt: skip
@@ -201,7 +193,7 @@ def test_expanded_tensors_cannot_fill_the_memory(weights, tmp_path):
 
 
 def test_cut_and_flipped_files_are_refused_or_harmless(tmp_path):
-  """20 places to cut at and 200 seeds of flipped bytes: a message with the file's name, or exactly the same tensors."""
+  """20 places to cut at and 40 flipped bytes: a message with the file's name, or exactly the same tensors."""
   path = tmp_path / "damaged.pth"
   path.write_bytes((GOLDEN / "tiny_reference_checkpoint.pth").read_bytes())
   whole, intact = path.read_bytes(), open_checkpoint(path).read()
@@ -222,9 +214,9 @@ def test_cut_and_flipped_files_are_refused_or_harmless(tmp_path):
   rng = np.random.default_rng(3)
   assert all(refused(whole[:size]) for size in rng.integers(1, len(whole), 20))
   harmless = 0
-  for _ in range(200):
+  for _ in range(40):
     content = bytearray(whole)
     for place in rng.integers(0, len(content), rng.integers(1, 5)):
       content[place] ^= int(rng.integers(1, 256))
     harmless += not refused(bytes(content))
-  assert harmless < 30  # what lies between the entries of the archive belongs to nothing
+  assert harmless < 10  # what lies between the entries of the archive belongs to nothing

@@ -66,8 +66,8 @@ def save_step(workdir: Path, model: MmaDfer, step: int) -> None:
 
 
 def lines(start) -> dict[str, str]:
-  found = dict(line.split(": ", 1) for line in start.lines)
-  assert all(line in start.describe() for line in start.lines)
+  found = dict(line.split(": ", 1) for line in start.facts)
+  assert all(line in start.describe() for line in start.facts)
   return found
 
 
@@ -77,8 +77,8 @@ def test_the_same_model_is_taken_whole_from_a_file_a_folder_and_a_run(checkpoint
   save_step(tmp_path / "run", model, 5)
   for path in (folder, tmp_path / "run"):
     start = open_init(path, TINY, CLASSES)
-    assert {line.split(" ")[1] for line in start.lines} == {"150", "2", "168", "13"}
-    assert not any("fresh" in line or "left" in line for line in start.lines)
+    assert {line.split(" ")[1] for line in start.facts} == {"150", "2", "168", "13"}
+    assert not any("fresh" in line or "left" in line for line in start.facts)
     assert all(f"{place}: " in start.describe() for place in PARTS)
     found = start.read()
     assert all(found[name].tobytes() == array.tobytes() for name, array in ours.items())
