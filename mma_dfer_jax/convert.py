@@ -69,15 +69,6 @@ def check_flags() -> None:
     )
 
 
-def open_source() -> StoredModel:
-  """The model of the flags, checked; only names and shapes are read."""
-  if _MODEL.value is None:
-    return start_of_training(_CONFIG.value)
-  path = Path(_MODEL.value)
-  stored = open_stored(path, _STEP.value) if path.is_dir() else open_checkpoint(path, _HEADS.value)
-  return with_classes(stored, _CLASSES.value)
-
-
 def start_of_training(config) -> StoredModel:
   """The start of a run: the weights that its config names, checked together; everything else is fresh."""
   order, origin, problems = tuple(config.data.classes), "as the config says", []
@@ -134,12 +125,11 @@ def report_text(about: Mapping[str, Any]) -> str:
 
 
 def read_verification(path: Path, model: ModelConfig) -> dict[str, np.ndarray]:
-  """Inputs and the logits that a model must give for them: `video`, `spectrogram`, `logits`.
+  """Inputs of a model and the logits that it must give for them: `video`, `spectrogram`, `logits`.
 
   Args:
     path: .npz with `video` (B, T, H, W, 3) and `spectrogram` (B, F, K), or the original's inputs `images`
       (B, T, 3, H, W) in [0, 1] and `audio` (B, 1, F, K); and `logits` (B, C).
-    model: gives the shapes.
   Raises:
     UserError: with all that is missing or of the wrong shape.
   """
@@ -201,7 +191,12 @@ def main(argv: Sequence[str]) -> None:
     Path(flag.value) if flag.value else None for flag in (_TO_TORCH, _TO_SAFETENSORS)
   )
   check_exports(to_torch, to_safetensors)
-  stored = open_source()
+  if _MODEL.value is None:
+    stored = start_of_training(_CONFIG.value)
+  else:
+    path = Path(_MODEL.value)
+    stored = open_stored(path, _STEP.value) if path.is_dir() else open_checkpoint(path, _HEADS.value)
+    stored = with_classes(stored, _CLASSES.value)
   if _OUT.value:
     options = {}
     if _VERIFY.value:

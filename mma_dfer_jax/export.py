@@ -99,10 +99,7 @@ def random_inputs(
 
 
 def export_model(engine: JaxEngine, platforms: Sequence[str]) -> export.Exported:
-  """The function (video (b, T, H, W, 3) uint8, spectrogram (b, F, K) float32) -> logits (b, C) float32 of any b.
-
-  Its constants are the engine's weights; its precision is the engine's.
-  """
+  """The function (video (b, T, H, W, 3) uint8, spectrogram (b, F, K) float32) -> logits (b, C) float32 of any b."""
   inputs = engine.about.inputs
   (batch,) = export.symbolic_shape("b")
   video = jax.ShapeDtypeStruct((batch, *inputs.video_shape), np.uint8)
@@ -118,13 +115,8 @@ def export_model(engine: JaxEngine, platforms: Sequence[str]) -> export.Exported
 def largest_difference(
   artifact: Path, inputs: Sequence[tuple], expected: Sequence[np.ndarray], tolerance: float
 ) -> float:
-  """Reads an exported file, calls it, and returns the largest difference of a logit from the expected ones.
+  """Reads a file back, calls it with batches, and returns the largest difference of a logit from the expected ones.
 
-  Args:
-    artifact: the file.
-    inputs: batches (video, spectrogram).
-    expected: logits (b, C) float32 of each batch.
-    tolerance: largest difference of a logit that is accepted.
   Raises:
     UserError: if a logit is more than `tolerance` away, or no number.
   """
@@ -192,12 +184,8 @@ def how_to_call(out: Path) -> list[str]:
 def write_artifact(
   path: Path, step: int | str, precision: str | None, out: Path, platforms: Sequence[str]
 ) -> dict[str, Any]:
-  """Exports a model, reads the file back, compares its logits with the model's, and only then gives it its name.
+  """Exports a model, compares the file's logits with the model's, and only then gives it its name, replacing another.
 
-  Args:
-    path, step, precision: as `load_model` takes them.
-    out: the file to write; an existing one is replaced.
-    platforms: some of `PLATFORMS`.
   Returns:
     The content of the description.
   Raises:

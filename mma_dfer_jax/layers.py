@@ -58,15 +58,9 @@ def sine_positions(grid: tuple[int, int], width: int) -> np.ndarray:
 
 
 def drop_path(key: Array, rates: Sequence[float], examples: int) -> Float[Array, "L 2 B"]:
-  """Stochastic depth: factors 0 (the branch is dropped) or 1 / (1 - rate) by block, residual branch and example.
+  """Stochastic depth: factors 0 (dropped, at its block's rate) or 1 / (1 - rate) by block, residual branch and example.
 
-  One draw for all: one draw for each branch doubled the time to compile the training step.
-
-  Args:
-    key: of this step.
-    rates: the probability, for each block, that a branch is dropped for an example.
-    examples: B.
-  Source: timm 0.9.16 `DropPath`.
+  One draw for all: one for each branch doubled the time to compile the training step. Source: timm 0.9.16 `DropPath`.
   """
   kept = 1.0 - jnp.asarray(rates, jnp.float32)[:, None, None]
   return jax.random.bernoulli(key, kept, (len(rates), 2, examples)) / kept
@@ -85,11 +79,9 @@ def of_each_block(scales: Float[Array, "L 2 B"] | None, blocks: int) -> Sequence
 def normalised(
   video: UInt8[Array, "B T H W 3"] | Float[Array, "B T H W 3"], mean: Sequence[float], std: Sequence[float]
 ) -> Float[Array, "B T H W 3"]:
-  """Pixels normalised as an encoder was pretrained; only this function divides by 255.
+  """RGB, uint8 or float in [0, 1], normalised by mean and deviation of each channel; 0 and 1 compute nothing.
 
-  Args:
-    video: (B, T, H, W, 3) RGB, uint8, or float in [0, 1].
-    mean, std: of each channel, for pixels in [0, 1]; 0 and 1 compute nothing.
+  Only this function divides by 255.
   """
   if video.dtype == jnp.uint8:
     video = video.astype(jnp.float32) / 255.0

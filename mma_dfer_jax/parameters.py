@@ -42,22 +42,20 @@ def parameter_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
   return {path: tuple(variable.shape) for path, variable in flat_params(abstract_model(cfg)[1]).items()}
 
 
-def tunable_patterns(cfg: ModelConfig, patterns: Sequence[str] = ()) -> tuple[str, ...]:
-  """Which parameters are trained, as regular expressions that match whole paths.
+def tunable_patterns(cfg: ModelConfig, patterns: Sequence[Any] = ()) -> tuple[str, ...]:
+  """Which parameters are trained, as regular expressions that match whole paths: the given ones, or else the parts' own.
 
-  Args:
-    cfg: the model; by default its parts decide.
-    patterns: `config.tunable`; if there are any, they replace those of the parts.
   Raises:
     UserError: with every pattern that is no regular expression or matches no parameter.
   """
   paths, problems = list(parameter_shapes(cfg)), []
-  given = {f"tunable {pattern!r}": [pattern] for pattern in patterns} or cfg.tunable()
+  # A stranger's file may hold anything, nested too deeply to be shown.
+  given = {f"tunable {p!r}" if isinstance(p, str) else "tunable": [p] for p in patterns} or cfg.tunable()
   for name, of_name in given.items():
     try:
       if not any(re.fullmatch(pattern, path) for pattern in of_name for path in paths):
         problems.append(f"{name} matches no parameter")
-    except (re.error, TypeError) as error:  # a stranger's model.json may hold anything
+    except (re.error, TypeError) as error:
       problems.append(f"{name} is no regular expression: {error}")
   if problems:
     places = ", ".join(sorted({path.split("/")[0] for path in paths}))

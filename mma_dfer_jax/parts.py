@@ -132,12 +132,7 @@ class Apart(nnx.Module):
 
 
 def own(rngs: nnx.Rngs, name: str) -> nnx.Rngs:
-  """The random stream of one part, so that adding or removing a part changes no draw of the others.
-
-  Args:
-    rngs: of the model; nothing is drawn from it.
-    name: where the part is in the model, as "fusion/3".
-  """
+  """The random stream of one part ("fusion/3"): adding or removing a part changes no draw of the others."""
   return nnx.Rngs(params=jax.random.fold_in(rngs.params.key[...], zlib.crc32(name.encode())))
 
 

@@ -10,11 +10,11 @@ Each file of this folder is an engine; there is no registry. It has
 and imports nothing heavy at its top. (`jax` does, for it uses the code of training: it is asked last.)
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import importlib
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Float, Float32, UInt8
 import numpy as np
@@ -25,30 +25,20 @@ from mma_dfer_jax.inputs import Inputs
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class About:
-  """The facts about a model that answers.
-
-  Attributes:
-    streams: those of "image" and "audio" that it has an encoder for.
-    classes: names, in the order of the logits.
-    class_order: where that order comes from, in words.
-    recipe: how its training data were prepared.
-    origin: what to quote beside an answer: the step of the run or the converted file, and the version.
-    precision: of the computation, "float32" or "bfloat16"; logits are float32 in both.
-    fingerprint: sha256 of its weights: the same fingerprint gives the same answers.
-    sample_rates: of the sounds in its training and test clips, Hz; empty if unknown.
-    config: all fields of its run, flat ("data.fold"); empty if it is not a run.
-  """
+  """The facts about a model that answers."""
 
   inputs: Inputs
-  streams: tuple[str, ...]
-  classes: tuple[str, ...]
-  class_order: str
-  recipe: Mapping[str, Any]
-  origin: Mapping[str, Any]
-  precision: str
-  fingerprint: str
-  sample_rates: tuple[int, ...] = ()
-  config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  streams: tuple[str, ...]  # those of "image" and "audio" that it has an encoder for
+  classes: tuple[str, ...]  # names, in the order of the logits
+  class_order: str  # where that order comes from, in words
+  recipe: Mapping[str, Any]  # how its training data were prepared
+  origin: Mapping[str, Any]  # what to quote beside an answer: step of the run or converted file, and version
+  precision: str  # of the computation, "float32" or "bfloat16"; logits are float32 in both
+  fingerprint: str  # sha256 of its weights: the same fingerprint gives the same answers
+  sample_rates: tuple[int, ...] = ()  # of the sounds in its training and test clips, Hz; empty if unknown
+  config: Mapping[str, Any] = dataclasses.field(
+    default_factory=dict
+  )  # flat fields of its run; empty if converted
 
   @property
   def step(self) -> int | None:
@@ -80,13 +70,8 @@ class Engine:
     check_inputs(self.about.inputs, video, spectrogram)
     return np.asarray(self.answer(video, spectrogram))
 
-  def answer(self, video: np.ndarray, spectrogram: np.ndarray) -> Any:
-    """Logits (B, C) of inputs that fit."""
-    raise NotImplementedError
-
-  def parameters(self) -> str:
-    """How many parameters there are, or where, in words."""
-    raise NotImplementedError
+  answer: ClassVar[Callable[..., Any]]  # (self, video, spectrogram) -> logits, of inputs that fit
+  parameters: ClassVar[Callable[[Any], str]]  # how many there are, or where, in words
 
   def __repr__(self) -> str:
     about = self.about

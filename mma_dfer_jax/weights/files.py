@@ -59,22 +59,15 @@ def held(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
 
 @dataclasses.dataclass(frozen=True)
 class StoredModel:
-  """A whole model whose parameters are still where they are stored.
-
-  Attributes:
-    path: of the file or folder.
-    model: its parts and sizes.
-    about: `assumed` (facts that the file does not say, with reasons), `classes`, `class_order` (whose order it is),
-      `recipe` (how its data are prepared), `source` (file, sha256, epoch, as far as known), and `OF_A_RUN`.
-    tensors: parameters by path; `unused.NAME` are the authors' tensors that never take part.
-    sha256: of the file with the parameters, or of a run's own ones.
-  """
+  """A whole model whose parameters are still where they are stored."""
 
   path: Path
   model: ModelConfig
+  # `assumed` (facts that the file does not say, with reasons), `classes`, `class_order` (whose order it is), `recipe` (how
+  # its data are prepared), `source` (file, sha256, epoch, as far as known), and `OF_A_RUN`.
   about: dict[str, Any]
-  tensors: dict[str, Tensor] = dataclasses.field(repr=False)
-  sha256: str
+  tensors: dict[str, Tensor] = dataclasses.field(repr=False)  # by path; `unused.NAME` are the authors' others
+  sha256: str  # of the file with the parameters, or of a run's own ones
 
   def verify(self) -> None:
     """Raises UserError if the values have changed since they were written, as far as that can be known."""
@@ -91,16 +84,11 @@ OF_A_RUN = {"tunable": list, "precision": str, "sample_rates": list}
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-  """Tensors of a file by the authors' names without `module.`, and what else the file says.
-
-  Attributes:
-    tensors: in the order of the file.
-    about: `epoch` and `best_acc` or None, and `mma_dfer_jax`: our own notes if this project wrote the file.
-  """
+  """Tensors of a file by the authors' names without `module.`, and what else the file says."""
 
   path: Path
   tensors: dict[str, Tensor]
-  about: dict[str, Any]
+  about: dict[str, Any]  # `epoch` and `best_acc` or None, and `mma_dfer_jax`: our own notes
 
   @property
   def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -116,18 +104,12 @@ class Weights:
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-  """Weights that a run starts from, checked, but not read yet.
+  """Weights that a run starts from, checked, but not read yet."""
 
-  Attributes:
-    name: what they are for: "init_from", "image" or "audio".
-    facts: what is taken and what is not, for people.
-    taken: parameters of the model by path; a table of positions may lack the rows of prompts.
-  """
-
-  name: str
+  name: str  # what they are for: "init_from", "image" or "audio"
   source: StoredModel | Weights
-  facts: tuple[str, ...]
-  taken: dict[str, Tensor]
+  facts: tuple[str, ...]  # what is taken and what is not, for people
+  taken: dict[str, Tensor]  # by path; a table of positions may lack the rows of prompts
 
   @property
   def sha256(self) -> str:
@@ -141,12 +123,13 @@ class Start:
     """Float32 parameters by path; UserError if they are damaged or not finite."""
     self.source.verify()
     arrays = {path: tensor.read().astype(np.float32) for path, tensor in self.taken.items()}
-    check_finite(self.source.path, arrays)
+    if bad := [path for path, array in arrays.items() if not is_finite(array)]:
+      raise not_finite(self.source.path, bad)
     return arrays
 
 
 def open_weights(path: str | Path) -> Weights:
-  """Opens a .pth or .safetensors file, whichever it is by content; reads only names and shapes.
+  """Opens a .pth or .safetensors file, whichever it is by content, and reads only names and shapes.
 
   Raises:
     UserError: if it is neither, damaged, holds no state dict, or tensors that are no weights.
@@ -156,8 +139,16 @@ def open_weights(path: str | Path) -> Weights:
   if path.is_file():  # else the reader of .pth files says what is wrong
     with open(path, "rb") as file:
       start = file.read(10)
-  # A .safetensors file, under any name, starts with the length of its header, which is JSON.
-  found, saved = _open_safetensors(path) if start[6:9] == b"\0\0{" else _open_torch(path)
+  saved: Mapping[str, Any]
+  if start[6:9] == b"\0\0{":  # a .safetensors file, under any name: the length of its header, which is JSON
+    found, metadata = read_safetensors(path)
+    try:
+      notes = json.loads(metadata.get(OURS, "{}"))
+    except (ValueError, RecursionError) as error:
+      raise UserError(f"{path}: its metadata are damaged: {error}") from error
+    saved = {**notes, OURS: notes} if isinstance(notes, dict) else {}
+  else:
+    found, saved = _open_torch(path)
   tensors: dict[str, Tensor] = {}
   for name, tensor in found.items():
     plain = name.removeprefix("module.")  # DataParallel's
@@ -177,21 +168,8 @@ def open_weights(path: str | Path) -> Weights:
   return Weights(path, tensors, about)
 
 
-def _open_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-  tensors, metadata = read_safetensors(path)
-  try:
-    ours = json.loads(metadata.get(OURS, "{}"))
-  except (ValueError, RecursionError) as error:
-    raise UserError(f"{path}: its metadata are damaged: {error}") from error
-  return tensors, ({**ours, OURS: ours} if isinstance(ours, dict) else {})
-
-
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-  """Tensors of a .safetensors file, each mapped into memory when it is read, and the file's metadata.
-
-  Raises:
-    UserError: if it is damaged, or holds types that are no weights.
-  """
+  """Tensors of a .safetensors file, each mapped into memory when it is read, and metadata; UserError if it is damaged."""
   try:
     with safetensors.safe_open(path, framework="numpy") as checked:  # all sizes and places in the file agree
       metadata = checked.metadata() or {}
@@ -272,15 +250,8 @@ def looks_like(shapes: Mapping[str, tuple[int, ...]]) -> str:
   return f"an encoder of {subject} without a decoder"
 
 
-def model_in(fields: Any, title: str) -> ModelConfig:
-  """The model that a file, possibly a stranger's, describes.
-
-  Args:
-    fields: the description, as `ModelConfig.to_fields` writes it.
-    title: the file, for messages.
-  Raises:
-    UserError: if it describes no model, or one that is larger than any.
-  """
+def model_in(fields: Any, title: str, tunable: Any = ()) -> ModelConfig:
+  """The model that a file, possibly a stranger's, describes; UserError if it is none, or larger than any."""
   try:
     model = read_model(fields)
     of_parts = {slot: part for slot, part in model.to_fields().items() if isinstance(part, dict)}
@@ -294,20 +265,20 @@ def model_in(fields: Any, title: str) -> ModelConfig:
     if large:
       raise UserError(f"no such model can be built: {', '.join(large)}")
     tunable_patterns(model)
+    tunable_patterns(model, tunable)
   except (TypeError, AttributeError, KeyError, ValueError, RecursionError) as error:
     raise UserError(f"{title} describes no model: {error}") from error
   return model
 
 
-def check_finite(title: object, tensors: Mapping[str, np.ndarray]) -> None:
-  """Raises UserError that names every tensor with infinite or undefined values: such a model answers nothing."""
-  if bad := [name for name, tensor in tensors.items() if not _is_finite(tensor)]:
-    raise listed(f"{title} holds infinite or undefined (NaN) values", bad)
-
-
-def _is_finite(tensor: np.ndarray) -> bool:
+def is_finite(tensor: np.ndarray) -> bool:
   with np.errstate(over="ignore"):  # the model computes in float32: larger values are infinite
     return bool(np.isfinite(tensor.astype(np.float32, copy=False)).all())
+
+
+def not_finite(source: Path, names: list[str]) -> UserError:
+  """The error about tensors with infinite or undefined values: such a model answers nothing."""
+  return listed(f"{source} holds infinite or undefined (NaN) values", names)
 
 
 def write_safetensors(
@@ -315,14 +286,9 @@ def write_safetensors(
 ) -> str:
   """Writes a new .safetensors file, one tensor in memory at a time; returns its sha256, compared with the disk's.
 
-  Args:
-    path: of the file.
-    tensors: by name.
-    metadata: of the file, text by name.
-    source: where the tensors come from, for messages.
   Raises:
-    UserError: if the file exists, the disk is full or returns other bytes, or a value is not finite; no file is left
-      then.
+    UserError: if the file exists, the disk is full or returns other bytes, or a value of the source is not finite; no
+      file is left then.
   """
   kinds = {dtype: kind for kind, dtype in _TYPES.items()}
   header: dict[str, Any] = {"__metadata__": dict(metadata)}
@@ -340,24 +306,20 @@ def write_safetensors(
       file.write(start_of_file)
       for name in names:
         array = np.ascontiguousarray(tensors[name].read())
-        bad += [name] * (not _is_finite(array))
+        bad += [name] * (not is_finite(array))
         data = array.reshape(-1).view(np.uint8).data
         digest.update(data)
         file.write(data)
         bar.update(array.nbytes)
     if bad:
-      raise listed(f"{source} holds infinite or undefined (NaN) values", bad)
+      raise not_finite(source, bad)
     if sha256_of(partial) != digest.hexdigest():
       raise UserError(f"the disk returned other bytes of {path} than were written; is it damaged?")
   return digest.hexdigest()
 
 
 def write_torch(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-  """Writes a new checkpoint that the original loads: `state_dict`, `epoch`, and `about` besides.
-
-  Raises:
-    UserError: if PyTorch is not installed, or the file cannot be written.
-  """
+  """Writes a new checkpoint that the original loads: `state_dict`, `epoch`, and `about` besides; needs PyTorch."""
   torch = import_torch()
 
   def tensor(array: np.ndarray):

@@ -60,12 +60,11 @@ def open_folder(folder: Path) -> ModelFolder:
     raise UserError(f"{path} is damaged: {error}; {AGAIN}") from error
   if wrong := _wrong_fields(about if isinstance(about, dict) else {}):
     raise listed(f"{path} is damaged", wrong, AGAIN)
-  model = model_in(about["model"], str(path))
+  model = model_in(about["model"], str(path), about.get("tunable", ()))
   if len(about["classes"]) != model.num_classes:
     raise UserError(f"{path} names {len(about['classes'])} classes, but its model has {model.num_classes}")
   if not weights.is_file():
     raise UserError(f"{folder} has no model.safetensors: {AGAIN}")
-  tunable_patterns(model, about.get("tunable", ()))
   tensors, metadata = read_safetensors(weights)
   shapes = {name: tensor.shape for name, tensor in tensors.items()}
   unused = {UNUSED + name for name in unused_shapes(model)}
@@ -99,7 +98,7 @@ def write_folder(
     stored: the model, read one tensor at a time.
     check: called with the folder before it gets its final name; its result is added to model.json.
   Raises:
-    UserError: with every reason why it cannot be written; neither an error nor an interruption leaves anything.
+    UserError: with every reason why it cannot be written.
   """
   problems = []
   if out.exists() and not (out.is_dir() and not any(out.iterdir())):

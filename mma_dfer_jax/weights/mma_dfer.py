@@ -15,7 +15,7 @@ from mma_dfer_jax.data.labels import LABEL_ORDERS, label_order
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.inputs import Inputs
 from mma_dfer_jax.model import ModelConfig, paper, read_model
-from mma_dfer_jax.parameters import parameter_shapes, tunable_patterns
+from mma_dfer_jax.parameters import parameter_shapes
 from mma_dfer_jax.weights import files
 from mma_dfer_jax.weights.files import OF_A_RUN, OURS, StoredModel, Tensor, Weights
 from mma_dfer_jax.weights.names import Row, check_fit, name_table, unused_shapes, used_shapes
@@ -38,7 +38,7 @@ def recipe_of(inputs: Inputs) -> dict[str, Any]:
 
 
 def open_checkpoint(path: Path, heads: int | None = None) -> StoredModel:
-  """An MMA-DFER checkpoint, .pth or .safetensors; `about["classes"]` is None if the file does not say its classes.
+  """An MMA-DFER checkpoint, .pth or .safetensors; `about["classes"]` is None if the file does not name its classes.
 
   Args:
     path: the file.
@@ -69,7 +69,6 @@ def open_checkpoint(path: Path, heads: int | None = None) -> StoredModel:
   source |= {"sha256": weights.sha256} | (trained_as if isinstance(trained_as, dict) else {})
   source |= {key: weights.about[key] for key in ("epoch", "best_acc") if weights.about[key] is not None}
   of_a_run = {key: ours[key] for key, kind in OF_A_RUN.items() if type(ours.get(key)) is kind}
-  tunable_patterns(model, of_a_run.get("tunable", ()))
   about = of_a_run | {
     "assumed": assumed,
     "classes": None if classes is None else names,
@@ -86,11 +85,8 @@ def open_checkpoint(path: Path, heads: int | None = None) -> StoredModel:
 
 
 def with_classes(stored: StoredModel, classes: str | None) -> StoredModel:
-  """The same model with class names, which are never guessed.
+  """The same model with the class names of `--classes`, or with its own; they are never guessed.
 
-  Args:
-    stored: a model that may know its class names.
-    classes: the value of `--classes`; None if the model knows them.
   Raises:
     UserError: if the names are missing, differ from the model's, or are not as many.
   """
@@ -112,20 +108,15 @@ def with_classes(stored: StoredModel, classes: str | None) -> StoredModel:
 
 
 def find_model(weights: Weights, heads: int | None) -> tuple[ModelConfig, dict[str, str]]:
-  """The parts and sizes of an MMA-DFER checkpoint: what the file says, or else what the shapes of its tensors show.
+  """The model that a file describes, or else that the shapes of its tensors show; and what had to be assumed, with reasons.
 
-  Args:
-    weights: the file.
-    heads: attention heads of the encoders, if the user gives them.
-  Returns:
-    The model, and what had to be assumed (value and reason by name): shapes do not show the number of heads.
   Raises:
     UserError: if sizes do not fit together, or the file says other heads.
   """
   ours = weights.about[OURS]
   if "model" not in ours:
     return _from_shapes(weights, heads)
-  model = files.model_in(ours["model"], str(weights.path))
+  model = files.model_in(ours["model"], str(weights.path), ours.get("tunable", ()))
   said = {f"model.{slot}": getattr(getattr(model, slot), "heads", None) for slot in ("image", "audio")}
   if other := [f"{n} for {slot}" for slot, n in said.items() if None not in (heads, n) and n != heads]:
     raise UserError(f"--heads={heads}, but {weights.path} says {', '.join(other)}")
@@ -201,11 +192,7 @@ def _from_shapes(weights: Weights, heads: int | None) -> tuple[ModelConfig, dict
 
 
 def authors_tensors(stored: StoredModel) -> dict[str, Tensor]:
-  """All of the authors' tensors; those that never take part come from the source or start as the original's.
-
-  Raises:
-    UserError: naming the parts that an authors' file cannot hold.
-  """
+  """All of the authors' tensors; those that never take part come from the source or start as the original's."""
   shapes, found = used_shapes(stored.model), {}
 
   def theirs(row: Row, name: str) -> np.ndarray:
@@ -246,7 +233,7 @@ def export(stored: StoredModel, to_torch: Path | None, to_safetensors: Path | No
   """Writes all of the authors' tensors under their names, and beside them the facts that shapes do not show.
 
   Raises:
-    UserError: if a file exists, PyTorch is needed and missing, or the model has parts that such a file cannot hold.
+    UserError: if a file exists, PyTorch is needed and missing, or such a file cannot hold some part of the model.
   """
   check_exports(to_torch, to_safetensors)
   stored.verify()

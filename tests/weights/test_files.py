@@ -34,6 +34,7 @@ def tiny_file(weights, tmp_path_factory) -> Path:
   return write_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny.pth", weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.float64])
 def test_all_tensors_come_and_go_with_the_same_bits(weights, tmp_path, dtype):
   cast = {name: tensor.astype(dtype) for name, tensor in weights.items()}
@@ -163,13 +164,14 @@ def broken_files(tiny: dict[str, np.ndarray], whole: bytes) -> dict[str, tuple[o
     "fields.pth": ({"state_dict": tiny, "mma_dfer_jax": ours | {"model": ours["model"] | {"image": [1]}}}, "describes no model"),
     "large.pth": ({"state_dict": tiny, "mma_dfer_jax": ours | {"model": ours["model"] | {"num_classes": 10**9}}}, "can be built: num_classes=1000000000"),
     "numbers.pth": ({"state_dict": tiny, "mma_dfer_jax": ours | {"classes": [1] * 7}}, "must name 7 classes"),
-    "nest.pth": ({"state_dict": tiny, "mma_dfer_jax": ours | {"tunable": [[[]]], "source": 5, "trained_as": []}}, "no regular expression"),
+    "nest.pth": ({"state_dict": tiny, "mma_dfer_jax": ours | {"tunable": [[[]]], "trained_as": []}}, "no regular expression"),
     "classes.pth": ({"state_dict": tiny, "mma_dfer_jax": ours | {"classes": ["a"]}}, "must name 7 classes, as its model has, not 1"),
     "mixed.pth": ({"state_dict": tiny | {f"{QKV}.to_q.weight": tiny[f"{QKV}.to_q.weight"].astype("f2")}}, "must be of one type"),
     "block.pth": ({"state_dict": {n: t for n, t in tiny.items() if "image_encoder.blocks.11." not in n}}, r"missing \(12\)"),
   }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_broken_file_is_named_and_leaves_nothing(weights, tiny_file, tmp_path):
   for name, (content, words) in broken_files(weights, tiny_file.read_bytes()).items():
     path = tmp_path / name
@@ -192,6 +194,7 @@ def test_expanded_tensors_cannot_fill_the_memory(weights, tmp_path):
     convert_checkpoint(tmp_path / "bomb.pth", tmp_path / "model", classes="dfew")
 
 
+@pytest.mark.slow
 def test_cut_and_flipped_files_are_refused_or_harmless(tmp_path):
   """20 places to cut at and 40 flipped bytes: a message with the file's name, or exactly the same tensors."""
   path = tmp_path / "damaged.pth"
