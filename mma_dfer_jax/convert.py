@@ -56,17 +56,16 @@ _TOLERANCE = flags.DEFINE_float("tolerance", 1e-4, "Largest difference that --ve
 def check_flags() -> None:
   """Raises UserError with everything that is wrong with the flags."""
   model = Path(_MODEL.value or "")
+  outputs = _OUT.value or _TO_TORCH.value or _TO_SAFETENSORS.value
   wrong = {
     "give either --model, or --config with the files to start from": (_MODEL.value is None) == (_CONFIG.value is None),
-    "say what to write: --out, --to_torch, --to_safetensors": not (_OUT.value or _TO_TORCH.value or _TO_SAFETENSORS.value),
+    "say what to write: --out, --to_torch, --to_safetensors": not outputs,
     "--verify needs --out": _VERIFY.value and not _OUT.value,
     "--step is for the workdir of a run": _STEP.value != "last" and not (model / "run.json").is_file(),
     "--heads is for files of weights; folders and configs state their heads": _HEADS.value and not model.is_file(),
   }  # fmt: skip
-  if any(wrong.values()):
-    raise listed(
-      "the command line has problems", [problem for problem, is_there in wrong.items() if is_there]
-    )
+  if problems := [problem for problem, is_there in wrong.items() if is_there]:
+    raise listed("the command line has problems", problems)
 
 
 def start_of_training(config) -> StoredModel:
@@ -154,7 +153,8 @@ def read_verification(path: Path, model: ModelConfig) -> dict[str, np.ndarray]:
     if name not in arrays or arrays[name].shape != (clips, *shape) or not clips
   ]
   if problems:
-    raise listed(f"--verify={path} does not fit the model", problems, "`images` (B, T, 3, H, W) and `audio` (B, 1, F, K) fit as well")  # fmt: skip
+    advice = "`images` (B, T, 3, H, W) and `audio` (B, 1, F, K) fit as well"
+    raise listed(f"--verify={path} does not fit the model", problems, advice)
   return {name: arrays[name] for name in shapes}
 
 

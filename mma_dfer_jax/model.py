@@ -5,6 +5,7 @@ Letters in shapes: see `parts.py`.
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 import re
 from typing import Any, NamedTuple
 
@@ -124,10 +125,7 @@ def paper(num_classes: int = 7, **sizes: Any) -> ModelConfig:
 
 
 class JointAdaptation(nnx.Module):
-  """Joint Adaptation Module: each moment's image summary plus the audio summary, projected to width W (0: not projected).
-
-  Source: paper; original `vision_proj`.
-  """
+  """Each moment's image summary plus the audio summary, projected to width W (if not 0). Source: original `vision_proj`."""
 
   def __init__(self, image: parts.Encoder, audio: parts.Encoder, width: int, *, rngs: nnx.Rngs):
     joint = image.width or audio.width
@@ -169,8 +167,7 @@ class MmaDfer(nnx.Module):
   FLOAT32 = ("classifier",)  # float32 in any precision, and so are the logits
 
   def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs):
-    def draws(place: str) -> nnx.Rngs:
-      return parts.own(rngs, place)
+    draws = functools.partial(parts.own, rngs)
 
     def adapter(encoder: parts.Encoder, place: str) -> parts.Adapter:
       chosen = cfg.prompts if encoder.width else parts.read("adapters", {"name": "none"})
@@ -217,8 +214,6 @@ class MmaDfer(nnx.Module):
       spectrogram: (B, F, K) float, log-mel energies normalised as AudioMAE's, 10 ms per row.
       dropped: factors of drop path from `draw_drop_path` in training; None in evaluation.
       remat: what the forward pass keeps for the backward pass, one of `layers.REMAT`; it changes no number.
-    Raises:
-      ValueError: if the shapes are not those of `Inputs`.
     """
     if (video.shape[1:], spectrogram.shape[1:]) != (self.cfg.inputs.video_shape, self.cfg.inputs.audio_shape):
       raise ValueError(f"the model takes {self.cfg.inputs}, not {video.shape} and {spectrogram.shape}")

@@ -4,6 +4,8 @@ A part is a file: `fusion/bottleneck.py` is the fusion "bottleneck". Its folder 
 registry. The file holds a frozen dataclass `Config`, whose fields are the config's fields, the module that
 `Config.build` makes, and, if the authors' files can hold the part, a table `AUTHORS` (see `weights/names.py`).
 
+A temporal model makes (B, W) of (B, S, W), a head `Outputs` of (B, W); the protocols below describe all other kinds.
+
 Letters in shapes: B clips, V sequences of tokens per clip (16 for an encoder of frames, 1 for sound), N tokens of a
 sequence, M of the sound's, S moments in time, D and E widths of the two encoders, W of the temporal model, P prompts,
 C classes, L layers.
@@ -101,20 +103,6 @@ class Fusion(Protocol):
   def __call__(
     self, image: Float[Array, "BV N D"] | None, audio: Float[Array, "B M E"] | None
   ) -> tuple[Float[Array, "BV N D"] | None, Float[Array, "B M E"] | None]: ...
-
-
-@runtime_checkable
-class Temporal(Protocol):
-  """From moments to a clip."""
-
-  def __call__(self, joint: Float[Array, "B S W"]) -> Float[Array, "B W"]: ...
-
-
-@runtime_checkable
-class Head(Protocol):
-  """From a clip to logits."""
-
-  def __call__(self, clip: Float[Array, "B W"]) -> Outputs: ...
 
 
 @runtime_checkable

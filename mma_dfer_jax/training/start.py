@@ -26,14 +26,7 @@ OF_TRAINING = {"name", "tunable", "drop_path", "prompt_positions"}
 
 
 def open_stored(path: Path, step: int | str = "last") -> StoredModel:
-  """Opens a model in any form: the workdir of a run, a model folder, an authors' .pth or .safetensors.
-
-  Args:
-    path: the folder or file.
-    step: of a run: "last", "best", or a saved step number.
-  Raises:
-    UserError: if it is none of them, or damaged.
-  """
+  """Opens a run's workdir (at step "last", "best", or a saved number), a model folder, an authors' .pth or .safetensors."""
   if not path.is_dir():
     return open_checkpoint(path)
   if (path / "run.json").is_file():
@@ -96,16 +89,12 @@ def _sha256_of_run(workdir: Path, run: dict[str, Any], step: int) -> str:
 
 
 def open_init(path: str | Path, model: ModelConfig, classes: Sequence[str]) -> Start:
-  """Opens the weights of another model and fits them to this one, part by part.
+  """Opens the weights of another model and fits them to this one with its class names, part by part.
 
   A part is taken if both models have the same one, and within it every tensor of the same shape. Position tables of
   encoders are resized to another grid; their rows for prompts are taken only with the prompts themselves. A classifier
   is taken if the class names are the same, and reordered by name.
 
-  Args:
-    path: see `open_stored`.
-    model: the one that starts.
-    classes: its class names.
   Raises:
     UserError: if a part has another number of attention heads, or nothing fits.
   """
@@ -218,5 +207,4 @@ def _positions(table: Tensor, stream: str, *models: ModelConfig) -> tuple[Tensor
 
 
 def _few(names: list[str]) -> str:
-  """The first names of many, for a line."""
   return " ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)

@@ -123,18 +123,10 @@ def find_model(weights: Weights, heads: int | None) -> tuple[ModelConfig, dict[s
   return model, {}
 
 
-def _usual_heads(width: int) -> int:
-  """ViT-Ti, S, B and L have heads of 64, ViT-H of 80; smaller encoders exist only in tests and demos, with 4 heads."""
-  return {1280: 16}.get(width, width // 64 if width >= 192 and width % 64 == 0 else 4)
-
-
 def _from_shapes(weights: Weights, heads: int | None) -> tuple[ModelConfig, dict[str, str]]:
   shapes, usual = weights.shapes, paper()
-  layers, temporal, mel_bins = (
-    "temporal_net.temporal_transformer.layers",
-    usual.temporal,
-    usual.inputs.audio_shape[1],
-  )
+  layers = "temporal_net.temporal_transformer.layers"
+  temporal, mel_bins = usual.temporal, usual.inputs.audio_shape[1]
 
   def axis(name: str, i: int, otherwise: int) -> int:
     shape = shapes.get(name, ())
@@ -160,7 +152,8 @@ def _from_shapes(weights: Weights, heads: int | None) -> tuple[ModelConfig, dict
   inner = axis(f"{layers}.0.0.fn.fn.to_q.weight", 0, temporal.heads * temporal.head_dim)
   assumed = {"temporal.heads": "8, as in the original (not in the shapes; --verify checks it)"}
   if heads is None:
-    heads = _usual_heads(width)
+    # ViT-Ti, S, B and L have heads of 64, ViT-H of 80; smaller encoders exist only in tests and demos, with 4 heads.
+    heads = {1280: 16}.get(width, width // 64 if width >= 192 and width % 64 == 0 else 4)
     assumed["heads"] = f"{heads}, usual for width {width} (not in the shapes; --heads sets it)"
   found = {
     "inputs": {
@@ -182,11 +175,10 @@ def _from_shapes(weights: Weights, heads: int | None) -> tuple[ModelConfig, dict
     },
   }  # fmt: skip
   found["audio"] = found["image"]
-  fields = {
-    name: field | found.get(name, {}) for name, field in usual.to_fields().items() if name != "num_classes"
-  }
+  fields = usual.to_fields() | {"num_classes": axis("our_classifier.weight", 0, usual.num_classes)}
+  fields |= {name: fields[name] | sizes for name, sizes in found.items()}
   try:
-    return read_model(fields | {"num_classes": axis("our_classifier.weight", 0, usual.num_classes)}), assumed
+    return read_model(fields), assumed
   except UserError as error:
     raise UserError(f"{weights.path} cannot be this model: {error}") from error
 
@@ -201,20 +193,13 @@ def authors_tensors(stored: StoredModel) -> dict[str, Tensor]:
   for row in name_table(stored.model):
     for name in row.torch_names:
       found[name] = Tensor(shapes[name], stored.tensors[row.path].dtype, functools.partial(theirs, row, name))
-  kept = {n.removeprefix(UNUSED): t for n, t in stored.tensors.items() if n.startswith(UNUSED)}
-  return found | files.held(initial_unused(stored.model)) | kept
-
-
-def initial_unused(cfg: ModelConfig) -> dict[str, np.ndarray]:
-  """The authors' tensors that never take part, as the original initialises them."""
-  rng = np.random.default_rng(0)
-
-  def initial(name: str, shape: tuple[int, ...]) -> np.ndarray:
+  fresh, rng = {}, np.random.default_rng(0)
+  for name, shape in unused_shapes(stored.model).items():
+    fresh[name] = np.full(shape, name.endswith("norm2.weight"), np.float32)
     if name.endswith("head.weight"):  # trunc_normal_(std=0.02), cut at 100 deviations
-      return (0.02 * rng.standard_normal(shape)).astype(np.float32)
-    return np.full(shape, 1 if name.endswith("norm2.weight") else 0, np.float32)
-
-  return {name: initial(name, shape) for name, shape in unused_shapes(cfg).items()}
+      fresh[name] = (0.02 * rng.standard_normal(shape)).astype(np.float32)
+  kept = {n.removeprefix(UNUSED): t for n, t in stored.tensors.items() if n.startswith(UNUSED)}
+  return found | files.held(fresh) | kept
 
 
 def check_exports(to_torch: Path | None, to_safetensors: Path | None) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 def resize_positions(
   table: Float[np.ndarray, "1 N D"], grid: tuple[int, int], target: tuple[int, int]
 ) -> Float[np.ndarray, "1 M D"]:
-  """The table of a grid of patches for a target grid; the class token's row stays, and so does an equal grid's every bit.
+  """A grid's table for a target grid; the class token's row stays, and the same grid keeps every bit.
 
   Args:
     table: (1, 1 + grid[0] * grid[1], D), patches in row-major order.

@@ -55,5 +55,5 @@ def open_pretrained(stream: str, path: str | Path, cfg: ModelConfig) -> Start:
   shape = (1, 1 + target[0] * target[1], encoder.width)
   taken[table] = taken[table].changed(shape, lambda array: resize_positions(array.astype("f4"), grid, target))
   resized = "positions as they are" if grid == target else f"positions resized from {grid} to {target}"
-  facts = (what, f"{len(rows)} tensors taken", resized, f"{len(left_out)} of its decoder left out")
-  return Start(stream, weights, facts, taken)
+  facts = f"{len(rows)} tensors taken, {resized}, {len(left_out)} of its decoder left out"
+  return Start(stream, weights, (what, facts), taken)

@@ -16,8 +16,8 @@ import pytest
 from torch_files import write_checkpoint, write_torch_file
 
 from mma_dfer_jax.config import default_config
-from mma_dfer_jax.weights.files import open_weights
-from mma_dfer_jax.weights.folder import open_folder
+from mma_dfer_jax.weights.files import StoredModel, open_weights
+from mma_dfer_jax.weights.folder import open_folder, write_folder
 
 ORIGINAL = GOLDEN / "tiny_reference_checkpoint.pth"
 
@@ -44,20 +44,14 @@ def checkpoint(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_the_checkpoint_that_the_original_wrote(tmp_path):
-  """Tiny widths, but its own `main.py`: optimizer, RecorderMeter and numpy arrays are in it. In a process without torch."""
+  """Tiny widths, but its own `main.py`: optimizer, RecorderMeter and numpy arrays are in it."""
   about = golden_json("checkpoint")["tiny_checkpoint_forward"]
   images, audio, _ = make_weights.make_inputs(about["inputs_seed"], about["batch"], about["img_size"])
   expected = np.load(GOLDEN / "tiny_checkpoint_forward.npz")
   np.savez(tmp_path / "verify.npz", images=images, audio=audio, logits=expected["logits"])
-  code = (
-    "import sys; sys.modules['torch'] = None; from mma_dfer_jax import cli, convert; cli.run(convert.main)"
-  )
   flags = [f"--model={ORIGINAL}", "--classes=dfew", f"--out={tmp_path}/model"]
-  done = subprocess.run([sys.executable, "-c", code, *flags, f"--verify={tmp_path}/verify.npz"], cwd=ROOT,
-                        capture_output=True, text=True)  # fmt: skip
-  assert re.search(r"4 clips, largest difference of a logit \d\.\d+e-0[67]", done.stdout), (
-    done.stdout + done.stderr
-  )
+  printed = convert(*flags, f"--verify={tmp_path}/verify.npz")
+  assert re.search(r"4 clips, largest difference of a logit \d\.\d+e-0[67]", printed), printed
   folder = open_folder(tmp_path / "model")
   assert folder.about["verified"]["largest_difference"] < 1e-5
   assert (folder.about["source"]["file"], folder.about["source"]["epoch"]) == (ORIGINAL.name, 2)
@@ -137,8 +131,6 @@ def test_a_folder_of_a_run_comes_back_from_safetensors_as_it_was(checkpoint, tmp
   run = {"tunable": ["classifier/.*"], "precision": "bfloat16", "sample_rates": [16000]}
   about = stored.about | run | {"source": {"run": "clips", "step": 7, "version": "0.2.0"}}
   ours = {path: tensor for path, tensor in stored.tensors.items() if not path.startswith("unused.")}
-  from mma_dfer_jax.weights.folder import StoredModel, write_folder
-
   write_folder(tmp_path / "folder", StoredModel(tmp_path, stored.model, about, ours, ""))
   convert(f"--model={tmp_path}/folder", f"--to_safetensors={tmp_path}/x.safetensors")
   assert len(open_weights(tmp_path / "x.safetensors").tensors) == 500
@@ -150,6 +142,7 @@ def test_a_folder_of_a_run_comes_back_from_safetensors_as_it_was(checkpoint, tmp
   assert (after.about["source"]["run"], after.about["source"]["step"]) == ("clips", 7)
 
 
+@pytest.mark.slow
 def test_convert_takes_the_files_of_a_start_as_training_does(tmp_path):
   files = {}
   for stream, name, seed in (("image", "maeface", 102), ("audio", "audiomae", 101)):

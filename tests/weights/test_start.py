@@ -14,7 +14,7 @@ from mma_dfer_jax.config import default_config, flat_config
 from mma_dfer_jax.disk import write_json
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.model import MmaDfer
-from mma_dfer_jax.parameters import flat_params, parameter_shapes, put_over, split_tunable, tunable_patterns
+from mma_dfer_jax.parameters import parameter_shapes, put_over, split_tunable, tunable_patterns
 from mma_dfer_jax.training.check import open_starts
 from mma_dfer_jax.training.checkpoints import Checkpointer, save_frozen
 from mma_dfer_jax.training.run import VERSION
@@ -22,6 +22,7 @@ from mma_dfer_jax.training.start import open_init, open_stored
 from mma_dfer_jax.training.state import TrainState
 from mma_dfer_jax.weights.folder import convert_checkpoint
 from mma_dfer_jax.weights.names import from_torch, name_table
+from mma_dfer_jax.weights.positions import resize_positions
 
 CLASSES = ("happy", "sad", "neutral", "angry", "surprise", "disgust", "fear")
 PARTS = ("image_encoder", "audio_encoder", "image_prompts", "audio_prompts", "fusion", "joint_adaptation", "temporal",
@@ -71,6 +72,7 @@ def lines(start) -> dict[str, str]:
   return found
 
 
+@pytest.mark.slow
 def test_the_same_model_is_taken_whole_from_a_file_a_folder_and_a_run(checkpoint, folder, ours, tmp_path):
   model = MmaDfer(TINY, rngs=nnx.Rngs(0))
   put_over(model, ours)
@@ -115,22 +117,27 @@ def test_ablated_and_other_models_take_what_fits(folder, ours, changes, place, s
   assert says in lines(start)[place]
   found, shapes = start.read(), parameter_shapes(cfg)
   assert found.keys() <= shapes.keys()
-  model = MmaDfer(cfg, rngs=nnx.Rngs(0))
-  fresh = {path: np.asarray(v[...]) for path, v in flat_params(nnx.state(model)).items()}
-  put_over(model, found)
-  for path, variable in flat_params(nnx.state(model)).items():
-    there, now = found.get(path, fresh[path]), np.asarray(variable[...])
-    if path.endswith("_encoder/pos_embed"):
-      patches = shapes[path][1] - cfg.prompts.count(cfg.layers)
-      np.testing.assert_array_equal(now[:, :patches], there[:, :patches])
-      if shapes[path] != ours[path].shape:
-        np.testing.assert_array_equal(
-          now[:, patches:], there[:, patches:] if there.shape[1] > patches else fresh[path][:, patches:]
-        )
-    else:
-      np.testing.assert_array_equal(now, there)
   same = [path for path in shapes if path in ours and shapes[path] == ours[path].shape]
   assert all(found[path].tobytes() == ours[path].tobytes() for path in same)
+  table = "image_encoder/pos_embed"
+  if shapes[table] != ours[table].shape:
+    prompts = cfg.prompts.count(cfg.layers)
+    assert found[table].shape[1] in (shapes[table][1], shapes[table][1] - prompts)
+    grid = TINY.image.grid("image", TINY.inputs), cfg.image.grid("image", cfg.inputs)
+    patches = 1 + grid[1][0] * grid[1][1]
+    resized = resize_positions(ours[table][:, : 1 + grid[0][0] * grid[0][1]], *grid)
+    np.testing.assert_array_equal(found[table][:, :patches], resized)
+
+
+@pytest.mark.slow
+def test_rows_of_prompts_that_start_fresh_stay_as_drawn(folder):
+  cfg = tiny(prompts={"prompts_per_stage": 5})
+  model = MmaDfer(cfg, rngs=nnx.Rngs(0))
+  fresh, found = np.asarray(model.image_encoder.pos_embed[...]), open_init(folder, cfg, CLASSES).read()
+  put_over(model, found)
+  table = np.asarray(model.image_encoder.pos_embed[...])
+  np.testing.assert_array_equal(table[:, :17], found["image_encoder/pos_embed"])
+  np.testing.assert_array_equal(table[:, 17:], fresh[:, 17:])
 
 
 @pytest.mark.parametrize(("classes", "says"), [
@@ -149,6 +156,7 @@ def test_classes_are_matched_by_name(folder, ours, classes, says):
     assert not [path for path in found if path.startswith("classifier")]
 
 
+@pytest.mark.slow
 def test_other_head_counts_are_refused_where_they_are_known(folder, checkpoint, tmp_path):
   other = tiny(image={"heads": 8}, temporal={"heads": 4, "head_dim": 16})
   convert_checkpoint(checkpoint, tmp_path / "eight", classes="dfew", heads=8)
@@ -179,6 +187,7 @@ def test_what_cannot_be_a_start_is_said(folder, tmp_path):
     open_init(tmp_path / "model", TINY, CLASSES).read()
 
 
+@pytest.mark.slow
 def test_pretrained_files_go_over_it(folder, tmp_path, ours):
   encoder = {n.removeprefix("image_encoder."): t + 1 for n, t in golden_weights("tiny_64_7").items()
              if n.startswith("image_encoder.") and n.split(".")[1] in ("cls_token", "pos_embed", "patch_embed", "blocks", "norm")}  # fmt: skip
