@@ -250,6 +250,9 @@ class Machine:
       raise Problem(f"asks to call {name}, {_NEEDLESS}{_ADVICE}")
     return StandIn(name)
 
+  def new(self, cls: Any, arguments: Any) -> Any:
+    return self.call(cls, arguments, is_class=True)
+
   def storage(self, reference: Any) -> StandIn:
     """The storage that a persistent id names, or (in the old format) the class of a module."""
     match reference if type(reference) is tuple else ():
@@ -302,7 +305,7 @@ _PUSHED: dict[str, Callable[[Machine, Any], Any]] = {  # what an opcode pushes, 
   "GLOBAL": lambda machine, names: _mentioned(*names.split(" ")),
   "STACK_GLOBAL": lambda machine, _: _mentioned(*machine.pops(2)),
   "REDUCE": lambda machine, _: machine.call(*machine.pops(2)),
-  "NEWOBJ": lambda machine, _: machine.call(*machine.pops(2), True),
+  "NEWOBJ": lambda machine, _: machine.new(*machine.pops(2)),
   "OBJ": lambda machine, _: machine.call((items := machine.to_mark())[0], tuple(items[1:])),
   "INST": lambda machine, names: machine.call(_mentioned(*names.split(" ")), tuple(machine.to_mark())),
   "BINPERSID": lambda machine, _: machine.storage(machine.pop()),
