@@ -84,9 +84,6 @@ def float64():
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory) -> Path:
-  """Compiled programs for the processes that tests start, shared by all of pytest's own processes."""
-  base = tmp_path_factory.getbasetemp()
-  folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
-  folder.mkdir(exist_ok=True)
-  return folder
+def cache() -> Path:
+  """Compiled programs, for the processes that tests start too: kept from one run of the tests to the next."""
+  return Path(jax.config.values["jax_compilation_cache_dir"])
