@@ -102,14 +102,11 @@ def open_init(path: str | Path, model: ModelConfig, classes: Sequence[str]) -> S
   if problems := _problems_of_heads(stored, model):
     raise listed(f"{path} cannot start this model", problems)
   slots = {place.split("/")[0]: name for name, slot in SLOTS.items() for place in slot.places}
-  ours = parameter_shapes(model)
-  theirs = {path: tensor for path, tensor in stored.tensors.items() if not path.startswith(UNUSED)}
+  theirs = [path for path in stored.tensors if not path.startswith(UNUSED)]
   taken: dict[str, Tensor] = {}
   lines = []
-  for place in dict.fromkeys(path.split("/")[0] for path in (*ours, *theirs)):
-    wanted = {path: shape for path, shape in ours.items() if path.startswith(f"{place}/")}
-    found = {path: tensor for path, tensor in theirs.items() if path.startswith(f"{place}/")}
-    here, line = _fitted(slots.get(place, ""), place, wanted, found, stored, model, classes)
+  for place in dict.fromkeys(path.split("/")[0] for path in (*parameter_shapes(model), *theirs)):
+    here, line = _fitted(place, slots.get(place, ""), stored, model, classes)
     taken |= here
     lines.append(f"{place}: {line}")
   if not taken:
@@ -130,15 +127,13 @@ def _problems_of_heads(stored: StoredModel, model: ModelConfig) -> list[str]:
 
 
 def _fitted(
-  slot: str,
-  place: str,
-  wanted: Mapping[str, tuple[int, ...]],
-  found: Mapping[str, Tensor],
-  stored: StoredModel,
-  model: ModelConfig,
-  classes: Sequence[str],
+  place: str, slot: str, stored: StoredModel, model: ModelConfig, classes: Sequence[str]
 ) -> tuple[dict[str, Tensor], str]:
   """The tensors of one place ("fusion") that this model takes, and a line about it; joint adaptation has no slot."""
+  found: Mapping[str, Tensor] = {
+    path: t for path, t in stored.tensors.items() if path.startswith(f"{place}/")
+  }
+  wanted = {path: shape for path, shape in parameter_shapes(model).items() if path.startswith(f"{place}/")}
   notes: list[str] = []
   if slot:
     there, here = getattr(stored.model, slot), getattr(model, slot)

@@ -139,16 +139,18 @@ def open_weights(path: str | Path) -> Weights:
   if path.is_file():  # else the reader of .pth files says what is wrong
     with open(path, "rb") as file:
       start = file.read(10)
-  saved: Mapping[str, Any]
-  if start[6:9] == b"\0\0{":  # a .safetensors file, under any name: the length of its header, which is JSON
-    found, metadata = read_safetensors(path)
-    try:
+  try:
+    if start[6:9] == b"\0\0{":  # a .safetensors file, under any name: the length of its header, which is JSON
+      found, metadata = read_safetensors(path)
       notes = json.loads(metadata.get(OURS, "{}"))
-    except (ValueError, RecursionError) as error:
-      raise UserError(f"{path}: its metadata are damaged: {error}") from error
-    saved = {**notes, OURS: notes} if isinstance(notes, dict) else {}
-  else:
-    found, saved = _open_torch(path)
+      saved: Mapping[str, Any] = {**notes, OURS: notes} if isinstance(notes, dict) else {}
+    else:
+      found, saved = _open_torch(path)
+      json.dumps(saved.get(OURS))  # or it nests too deeply, or holds objects
+  except UserError:
+    raise
+  except (TypeError, ValueError, RecursionError) as error:
+    raise UserError(f"{path} has damaged notes under {OURS}: {error}") from error
   tensors: dict[str, Tensor] = {}
   for name, tensor in found.items():
     plain = name.removeprefix("module.")  # DataParallel's

@@ -51,22 +51,17 @@ def open_checkpoint(path: Path, heads: int | None = None) -> StoredModel:
   what = files.looks_like(weights.shapes)
   if what != "an MMA-DFER checkpoint":
     advice = "; give the two pretraining files as --config.pretrained.image and --config.pretrained.audio"
-    raise UserError(
-      f"{path} is not an MMA-DFER checkpoint; it looks like {what}{advice * ('encoder' in what)}"
-    )
+    advice *= "encoder" in what
+    raise UserError(f"{path} is not an MMA-DFER checkpoint; it looks like {what}{advice}")
   model, assumed = find_model(weights, heads)
   unused, ours, tensors = unused_shapes(model), weights.about[OURS], weights.tensors
   check_fit(f"{path} does not fit the model", weights.shapes, used_shapes(model), allowed=unused)
-  classes, recipe, source = (
-    ours.get("classes"),
-    ours.get("recipe"),
-    {"file": path.name, "bytes": path.stat().st_size},
-  )
+  classes, recipe, trained_as = (ours.get(key) for key in ("classes", "recipe", "trained_as"))
   names = classes if isinstance(classes, list) and all(isinstance(name, str) for name in classes) else []
   if classes is not None and len(names) != model.num_classes:
     raise UserError(f"{path} must name {model.num_classes} classes, as its model has, not {len(names)}")
-  trained_as = ours.get("trained_as")
-  source |= {"sha256": weights.sha256} | (trained_as if isinstance(trained_as, dict) else {})
+  source = {"file": path.name, "bytes": path.stat().st_size, "sha256": weights.sha256}
+  source |= trained_as if isinstance(trained_as, dict) else {}
   source |= {key: weights.about[key] for key in ("epoch", "best_acc") if weights.about[key] is not None}
   of_a_run = {key: ours[key] for key, kind in OF_A_RUN.items() if type(ours.get(key)) is kind}
   about = of_a_run | {

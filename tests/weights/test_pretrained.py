@@ -108,19 +108,6 @@ def test_a_wrong_pretraining_file_is_told_what_it_looks_like(pretraining, tmp_pa
     assert heading in str(error.value)
 
 
-def test_all_three_lists_are_complete(pretraining, tmp_path):
-  state = {n: t.read() for n, t in open_weights(pretraining["image"]).tensors.items()}
-  del state["norm.bias"], state["blocks.3.attn.qkv.weight"]
-  state |= {"extra": np.zeros(2, "f4"), "decoder_of_mine.weight": np.zeros(2, "f4")}
-  state["blocks.0.mlp.fc1.bias"] = np.zeros(7, "f4")
-  write_torch_file(tmp_path / "wrong.pth", {"model": state})
-  with pytest.raises(CheckpointMismatchError) as error:
-    open_pretrained("image", tmp_path / "wrong.pth", TINY)
-  assert error.value.missing == ["blocks.3.attn.qkv.weight", "norm.bias"]
-  assert error.value.unexpected == ["decoder_of_mine.weight", "extra"]
-  assert error.value.wrong_shape == ["blocks.0.mlp.fc1.bias (7,), not (192,)"]
-
-
 def test_a_file_of_other_heads_is_refused(pretraining, tmp_path):
   """Shapes are the same for any number of heads; a file of ours says them."""
   state = {n: t.read() for n, t in open_weights(pretraining["image"]).tensors.items()}
