@@ -187,6 +187,7 @@ def test_fresh_encoders_start_as_maes():
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["names", "layers"])
 def test_what_is_kept_for_the_backward_pass_changes_no_number(small, remat):
   video, sound = inputs(SMALL)

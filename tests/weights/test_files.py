@@ -82,6 +82,7 @@ def test_an_ablated_model_says_its_parts(tmp_path):
     open_checkpoint(tmp_path / "y.pth")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cfg", [
   paper(11, image_size=160),
   tiny(image_size=32, fusion={"width": 24}, prompts={"prompts_per_stage": 5, "layers_per_stage": 2},
