@@ -60,7 +60,8 @@ class ModelConfig:
     if not any(depths):
       problems.append("model.image and model.audio are both none: choose an encoder for at least one")
     elif all(depths) and max(depths) % min(depths):
-      problems.append(f"model.image.depth={depths[0]} and model.audio.depth={depths[1]}: one must be a multiple of the other")  # fmt: skip
+      given = f"model.image.depth={depths[0]} and model.audio.depth={depths[1]}"
+      problems.append(f"{given}: one must be a multiple of the other")
     else:
       problems += self.prompts.problems_with(self.layers) + self.fusion.problems_with(self.layers)
     for stream in ("image", "audio"):

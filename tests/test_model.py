@@ -35,6 +35,7 @@ def inputs(cfg: ModelConfig, batch: int = 2):
 HEADS, NORM2 = (1000 + 12) * (768 + 1), 4 * 512
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("cfg", "elements"), [(paper(), 179_312_147), (paper(11, image_size=160), 179_240_471)]
 )

@@ -61,7 +61,7 @@ class Config(parts.Part):
     if stream == "audio":
       sizes = {f"audio_shape[{i}]": n for i, n in enumerate(inputs.audio_shape)}
       if (self.mean, self.std) != (Config.mean, Config.std):
-        found.append("model.audio.mean and model.audio.std are for pixels: leave them out, spectrograms are normalised already")  # fmt: skip
+        found.append("model.audio.mean and model.audio.std are for pixels only: remove them")
     return found + [
       f"inputs.{name}={n} must be a multiple of model.{stream}.patch_size={self.patch_size}"
       for name, n in sizes.items()
