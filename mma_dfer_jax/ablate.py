@@ -1,4 +1,4 @@
-"""Train rows of an ablation study with several seeds, and say in one table what came of them.
+"""Train rows of an ablation study with several seeds, and compare them in one table.
 
   python -m mma_dfer_jax.ablate --config=configs/dfew.py --config.data.data_dir=data --runs=runs/ablations \
       --rows=base,no_prompts,no_fusion,temporal_mean --seeds=1,2,3
@@ -9,10 +9,10 @@ command: it skips finished runs. Writes RUNS/ablations.md, ablations.json and ab
 """
 
 from collections.abc import Mapping, Sequence
+import functools
 import json
 from pathlib import Path
-import re
-import sys
+import statistics
 from typing import Any
 
 from absl import flags
@@ -22,11 +22,13 @@ from ml_collections import ConfigDict
 from mma_dfer_jax import cli
 from mma_dfer_jax.ablations import ROWS
 from mma_dfer_jax.config import flat_config
+from mma_dfer_jax.disk import write_json
 from mma_dfer_jax.errors import UserError, listed
-from mma_dfer_jax.training import as_run, children
+from mma_dfer_jax.training import run as as_config
+from mma_dfer_jax.training import series
 from mma_dfer_jax.training.check import check_run
-from mma_dfer_jax.training.comparison import RowResult, write_comparison
-from mma_dfer_jax.training.run import claim_workdir, describe_run, differences_of_runs
+from mma_dfer_jax.training.report import empty_figure, mean_and_deviation, plus_minus, table, write_markdown
+from mma_dfer_jax.training.run import check_same_runs, claim_workdir, describe_run
 
 _CONFIG = cli.define_config()
 _RUNS = flags.DEFINE_string("runs", None, "Folder of the runs and of the table.", required=True)
@@ -36,15 +38,16 @@ _ROWS = flags.DEFINE_list(
 _SEEDS = flags.DEFINE_list("seeds", ["1", "2", "3"], "Which seeds, each a run of every row.")
 flags.mark_flag_as_required("config")
 
-Run = dict[str, Any]  # what run.json says
+Run = dict[str, Any]  # the content of run.json
+NOTES = """\
+WAR and UAR: percent, after the last epoch, mean ± standard deviation (n − 1) over seeds. A seed sets fresh weights, the
+order of the clips, augmentation and drop path; parameters that two rows have in common start from the same values.
+Seconds: median time of one step over the logs of all seeds, without compilation and evaluation. Memory: highest peak
+of all seeds, of the device where it keeps statistics, else of the whole process (since it was last resumed)."""
 
 
 def with_row(config: ConfigDict, row: str) -> ConfigDict:
-  """A copy of a config that a row has changed.
-
-  Raises:
-    UserError: if the row does not fit, or changes nothing.
-  """
+  """A copy of a config that a row has changed; UserError if the row does not fit, or changes nothing."""
   changed = ConfigDict(config.to_dict())
   ROWS[row].change(changed)
   if row != "base" and flat_config(changed.to_dict()) == flat_config(config.to_dict()):
@@ -52,39 +55,31 @@ def with_row(config: ConfigDict, row: str) -> ConfigDict:
   return changed
 
 
-def run_of(config: ConfigDict) -> Run:
-  """What run.json will say of a run; UserError if it cannot start."""
-  checked = check_run(config, devices=False)
-  return describe_run(config, checked.model, checked.data_set, {s.name: s.sha256 for s in checked.starts})
-
-
-def one_line(error: UserError) -> str:
-  """The problems that an error lists, without its titles."""
-  lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
-  return "; ".join(line for line in lines if not line.endswith(":"))
-
-
-def plan(
-  config: ConfigDict, rows: Sequence[str], seeds: Sequence[str]
-) -> tuple[dict[str, dict[str, Run]], dict[str, str]]:
-  """The runs of each row by seed, and why rows that nobody asked for by name cannot be.
+def plan(config: ConfigDict) -> tuple[dict[str, dict[str, Run]], dict[str, str]]:
+  """The runs of each row by seed; and why rows that nobody asked for by name cannot be trained.
 
   Raises:
     UserError: with everything that is wrong with rows, seeds, the config, and the config of each row.
   """
-  problems = problems_of_flags(rows, seeds)
+  rows, seeds = _ROWS.value, _SEEDS.value
+  problems = series.problems_of_series(_RUNS.value, "seed", _SEEDS)
+  if unknown := [row for row in rows if row not in ROWS]:
+    problems.append(f"--rows={','.join(unknown)}: there are no such rows; choose from {', '.join(ROWS)}")
+  if len(set(rows)) < len(rows):
+    problems.append(f"--rows={','.join(rows)}: give different rows")
   runs: dict[str, Run] = {}
   reasons: dict[str, str] = {}
-  try:
-    runs["base"] = run_of(config)
-  except UserError as error:
-    problems.append(one_line(error))
-  for row in (row for row in rows or ROWS if row in ROWS and row != "base"):
+  for row in dict.fromkeys(["base", *(row for row in rows or ROWS if row in ROWS)]):
     try:
-      runs[row] = run_of(with_row(config, row))
+      changed = with_row(config, row)
+      checked = check_run(changed, devices=False)
+      runs[row] = describe_run(changed, checked.model, checked.data_set, checked.starts)
     except UserError as error:
-      reasons[row] = one_line(error)
-  if rows and "base" in runs:  # else the problems of the config would be told for each row again
+      lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
+      reasons[row] = "; ".join(line for line in lines if not line.endswith(":"))
+  if "base" in reasons:  # its problems are those of all rows
+    problems.append(reasons["base"])
+  elif rows:
     problems += [f"{row} does not fit the config: {reason}" for row, reason in reasons.items()]
   if problems:
     raise listed("these ablations cannot start", problems)
@@ -95,99 +90,130 @@ def plan(
   return of_seeds, reasons
 
 
-def problems_of_flags(rows: Sequence[str], seeds: Sequence[str]) -> list[str]:
-  """What is wrong with --rows, --seeds and what is passed on."""
-  problems = []
-  if unknown := [row for row in rows if row not in ROWS]:
-    problems.append(f"--rows={','.join(unknown)}: there are no such rows; choose from {', '.join(ROWS)}")
-  if len(set(rows)) < len(rows):
-    problems.append(f"--rows={','.join(rows)}: give different rows")
-  whole = all(re.fullmatch(r"0|[1-9]\d{0,8}", seed) for seed in seeds)
-  if not seeds or not whole or len(set(seeds)) < len(seeds):
-    problems.append(f"--seeds={','.join(seeds)}: give different whole numbers, comma-separated")
-  if any(re.match("--?config.seed(=|$)", argument) for argument in sys.argv[1:]):
-    problems.append("config.seed is set for each run; choose seeds with --seeds")
-  return problems
-
-
-def folder(runs: Path, row: str, seed: str) -> Path:
-  return runs / row / f"seed{seed}"
-
-
 def finished(workdir: Path, run: Run) -> dict[str, Any] | None:
-  """The report of a run, with its seconds a step; None if it is not finished or damaged: training repairs that."""
+  """The result of a run; None if it is not finished or damaged: training writes it again."""
+  kept = ("war", "uar", "tunable_parameters", "frozen_parameters", "peak_memory_gib")
   try:
-    report = json.loads((workdir / "report.json").read_text())
+    report = series.finished_report(workdir, run)
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    if report["epoch"] != run["config"]["num_epochs"] or report["classes"] != run["classes"]:
-      return None
     rates = [line["clips_per_second"] for line in lines if "clips_per_second" in line]
-    kept = {
-      key: report[key] for key in ("war", "uar", "tunable_parameters", "frozen_parameters", "peak_memory_gib")
-    }
-  except (FileNotFoundError, ValueError, KeyError, TypeError):
+    return {"seed": run["config"]["seed"], **{key: report[key] for key in kept}, "clips_per_second": rates}
+  except (OSError, ValueError, KeyError, TypeError):
     return None
-  return {"seed": run["config"]["seed"], **kept, "clips_per_second": rates}
+
+
+def result_of(row: str, runs: Sequence[Mapping[str, Any]], batch_size: int) -> dict[str, Any]:
+  """A row of ablations.json from what `finished` says of each seed."""
+  rates = [rate for run in runs for rate in run["clips_per_second"]]
+  return {
+    "row": row,
+    "changes": ROWS[row].says,
+    **{name: runs[0][name] for name in ("tunable_parameters", "frozen_parameters")},
+    **{name: mean_and_deviation([run[name] for run in runs]) for name in ("war", "uar")},
+    "seconds_per_step": batch_size / statistics.median(rates),
+    "peak_memory_gib": max(run["peak_memory_gib"] for run in runs),
+    "runs": [{key: value for key, value in run.items() if key != "clips_per_second"} for run in runs],
+  }
 
 
 def report(
-  runs: Path, wanted: Mapping[str, Mapping[str, Run]], config: ConfigDict, reasons: Mapping[str, str]
+  runs: Path, planned: Mapping[str, Mapping[str, Run]], config: ConfigDict, reasons: Mapping[str, str]
 ) -> str:
-  """Writes what came of all finished runs; returns the table."""
-  results = []
-  for row, of_row in wanted.items():
-    found = [finished(folder(runs, row, seed), run) for seed, run in of_row.items()]
-    if known := [result for result in found if result]:
-      results.append(RowResult(row, ROWS[row].says, known, config.batch_size))
-  if not results:
-    return ""
-  run = next(iter(next(iter(wanted.values())).values()))
-  facts = {"left_out": dict(reasons), "seeds": sorted({int(seed) for of_row in wanted.values() for seed in of_row}),
-           "config": flat_config(config.to_dict()), "data_set": run["data_set"], "recipe": run["recipe"],
-           "version": run["version"]}  # fmt: skip
-  return write_comparison(runs, results, facts)
+  """Writes the report on all finished runs; returns its table."""
+  results = {row: [finished(runs / row / f"seed{seed}", run) for seed, run in of_row.items()]
+             for row, of_row in planned.items()}  # fmt: skip
+  rows = [
+    result_of(row, known, config.batch_size)
+    for row, found in results.items()
+    if (known := [result for result in found if result])
+  ]
+  run = next(iter(next(iter(planned.values())).values()))
+  facts = {"left_out": dict(reasons), "seeds": sorted({int(seed) for of_row in planned.values() for seed in of_row}),
+           "config": flat_config(config.to_dict()), **{key: run[key] for key in ("data_set", "recipe", "version")}}  # fmt: skip
+  return write_ablations(runs, rows, facts) if rows else ""
+
+
+def write_ablations(folder: Path, rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str:
+  """Writes ablations.json, ablations.md and ablations.png of the rows of `result_of`; returns the table."""
+  columns = (
+    "row",
+    "what it changes",
+    "trained parameters>",
+    "WAR>",
+    "UAR>",
+    "seeds>",
+    "s / step>",
+    "peak GiB>",
+  )
+  as_table = table(
+    columns,
+    [
+      (f"`{row['row']}`", row["changes"], f"{row['tunable_parameters']:,}", plus_minus(row["war"]), plus_minus(row["uar"]),
+       len(row["runs"]), f"{row['seconds_per_step']:.2f}", f"{row['peak_memory_gib']:.2f}")
+      for row in rows
+    ],
+  )  # fmt: skip
+  left_out = "\n".join(f"- `{row}`: {reason}" for row, reason in facts["left_out"].items())
+  config = "\n".join(f"- `{key}` = `{value}`" for key, value in facts["config"].items() if key != "seed")
+  write_markdown(
+    folder / "ablations.md", "# MMA-DFER: ablations", as_table, NOTES, "![WAR of each row](ablations.png)",
+    "## Rows left out" * bool(left_out), left_out, "## The base", config,
+  )  # fmt: skip
+  draw(rows, folder / "ablations.png")
+  write_json(folder / "ablations.json", {"rows": rows, "notes": NOTES.split("\n"), **facts})
+  return as_table
+
+
+def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+  """WAR of each row: mean and deviation, every seed as a dot, and a line at the base."""
+  figure = empty_figure(9.0, 1.2 + 0.34 * len(rows))
+  axes = figure.subplots()
+  for y, row in enumerate(rows):
+    values = [run["war"] for run in row["runs"]]
+    mean, deviation = row["war"]["mean"], row["war"]["standard_deviation"] or 0.0
+    colour = "tab:orange" if row["row"] == "base" else "tab:blue"
+    axes.errorbar(mean, y, xerr=deviation, fmt="D", color=colour, capsize=4, markersize=6, zorder=3)
+    axes.plot(values, [y] * len(values), "o", color=colour, alpha=0.35, markersize=5)
+    if row["row"] == "base":
+      axes.axvline(mean, color=colour, linestyle="--", linewidth=1, zorder=1)
+  axes.set_yticks(range(len(rows)), [row["row"] for row in rows])
+  axes.set_ylim(len(rows) - 0.4, -0.6)
+  axes.set_xlim(0, 102)
+  axes.grid(axis="x", alpha=0.3)
+  axes.set_xlabel("WAR in percent: each seed (dots), mean ± standard deviation (diamond); dashed: the base")
+  words = axes.twinx()
+  words.set_ylim(axes.get_ylim())
+  words.set_yticks(range(len(rows)), [plus_minus(row["war"]) for row in rows])
+  words.tick_params(length=0)
+  figure.savefig(path, dpi=110)
 
 
 def main(argv: Sequence[str]) -> int:
   del argv
-  stop = cli.StopSignal()
-  jax.config.update("jax_platforms", "cpu")  # accelerators are left to the runs
+  jax.config.update("jax_platforms", "cpu")  # accelerators are for the runs
   config, runs = _CONFIG.value, Path(_RUNS.value)
-  if ":/" in _RUNS.value:
-    raise UserError(f"--runs={_RUNS.value} is an address; give a folder (mount the bucket)")
-  wanted, reasons = plan(config, _ROWS.value, _SEEDS.value)
-  of_folders = {f"{row}/seed{seed}": run for row, of_row in wanted.items() for seed, run in of_row.items()}
-  if differences := differences_of_runs(runs, of_folders):
-    advice = "choose another --runs, or give the values that they were made with"
-    raise listed(f"{runs} holds other runs", differences, advice)
+  planned, reasons = plan(config)
+  by_folder = {f"{row}/seed{seed}": run for row, of_row in planned.items() for seed, run in of_row.items()}
+  check_same_runs(runs, by_folder)
   for row, reason in reasons.items():
     print(f"left out: {row}: {reason}")
-  todo = [(row, seed) for seed in _SEEDS.value for row in wanted]
-  for i, (row, seed) in enumerate(todo, start=1):
-    workdir, run, status = folder(runs, row, seed), wanted[row][seed], 0
-    title = f"{row}, seed {seed} ({i} of {len(todo)})"
-    if finished(workdir, run):
-      print(f"{title} is finished: {workdir}/report.md", flush=True)
-      continue
-    if not stop:
-      print(f"{title}: {ROWS[row].says}; goes to {workdir}", flush=True)
-      claim_workdir(workdir, run)
-      status = children.train(
-        [f"--config={as_run.__file__}:{workdir}/run.json", f"--workdir={workdir}"], stop
-      )
-    if status and not stop:
-      print(
-        f"error: {title} ended with exit status {status}; the same command resumes there", file=sys.stderr
-      )
-      return status
-    if stop or not finished(workdir, run):
-      print(f"stopped in {title}; the same command resumes there")
-      return status or stop.exit_status
-    report(runs, wanted, config, reasons)
-  print(
-    f"\n{report(runs, wanted, config, reasons)}\n\nwrote {runs}/ablations.md, ablations.json and ablations.png"
-  )
-  return 0
+  jobs = [
+    series.Job(
+      f"{row}, seed {seed}",
+      runs / row / f"seed{seed}",
+      [f"--config={as_config.__file__}:{runs / row / f'seed{seed}'}"],
+      functools.partial(finished, runs / row / f"seed{seed}", planned[row][seed]),
+      functools.partial(claim_workdir, runs / row / f"seed{seed}", planned[row][seed]),
+      f": {ROWS[row].says};",
+    )
+    for seed in _SEEDS.value
+    for row in planned
+  ]
+  status = series.train_all(jobs, lambda: report(runs, planned, config, reasons))
+  if status is None:
+    as_table = report(runs, planned, config, reasons)
+    print(f"\n{as_table}\n\nwrote {runs}/ablations.md, ablations.json and ablations.png")
+  return status or 0
 
 
 if __name__ == "__main__":

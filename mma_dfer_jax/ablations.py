@@ -3,11 +3,10 @@
 One run of a row: `--config=configs/dfew.py:no_fusion`, together with choices of parts as `:no_fusion,temporal=mean`.
 All of them: `mma_dfer_jax.ablate`. How many parameters each row trains: docs/ablations.md.
 
-A row fits any config. What it takes away takes its parameters along; all others start from the same random draws.
+A row fits any config. What it removes takes its parameters along; all others start from the same random draws.
 """
 
 from collections.abc import Callable
-import functools
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -16,14 +15,9 @@ from mma_dfer_jax import parts
 from mma_dfer_jax.errors import UserError
 
 STREAMS = {"image": "the picture", "audio": "the sound"}
-# Which folder a part of the model comes from that a row replaces.
-_KINDS = {
-  "image": "encoders",
-  "audio": "encoders",
-  "prompts": "adapters",
-  "fusion": "fusion",
-  "temporal": "temporal",
-}
+# The folder of the parts that a row replaces.
+_KINDS = {"image": "encoders", "audio": "encoders", "prompts": "adapters", "fusion": "fusion", "temporal": "temporal"}  # fmt: skip
+_BARE = {"prompts": "none", "fusion": "none", "temporal": "mean"}
 
 
 class Row(NamedTuple):
@@ -48,120 +42,103 @@ def put(c: ConfigDict, place: str, value: Any) -> None:
     c.model[name][field] = value
 
 
-def _row(says: str, **values: Any) -> Row:
-  """A row that puts values in places; "__" stands for the dot, as in keyword arguments of Django."""
+def _row(says: str, only: str = "", **values: Any) -> Row:
+  """A row that puts values in places; "__" stands for the dot, as in keyword arguments of Django.
+
+  Args:
+    says: what it changes.
+    only: a stream, whose other one is neither built nor run, nor started from a file; empty: both stay.
+    **values: by place.
+  """
 
   def change(c: ConfigDict) -> None:
+    if only:
+      other = "audio" if only == "image" else "image"
+      c.pretrained[other] = ""
+      put(c, other, "none")
     for place, value in values.items():
       put(c, place.replace("__", "."), value)
 
   return Row(says, change)
 
 
-def _alone(says: str, stream: str, **values: Any) -> Row:
-  """A row in which the other encoder is neither built nor run, nor started from a file."""
-  other = "audio" if stream == "image" else "image"
+def _encoders(says: str, change_encoder: Callable[[ConfigDict, str], None], first: Row | None = None) -> Row:
+  """A row that changes both encoders, as far as they are there, of which the parts say what is trained."""
 
   def change(c: ConfigDict) -> None:
-    c.pretrained[other] = ""
-    _row("", **{other: "none"}, **values).change(c)
+    c.tunable = ()
+    if first:
+      first.change(c)
+    for stream in STREAMS:
+      if c.model[stream].name != "none":
+        change_encoder(c, stream)
 
   return Row(says, change)
 
 
 def _frozen_positions(c: ConfigDict) -> None:
+  patterns = "|".join(f"(?:{pattern})" for pattern in c.tunable)
+  for stream in STREAMS:
+    if c.model[stream].name != "none":
+      put(c, f"{stream}.prompt_positions", 0.0)
+      if not c.tunable:
+        put(c, f"{stream}.tunable", tuple(p for p in c.model[stream].tunable if p != "pos_embed"))
   if c.tunable:  # then only this pattern counts
-    c.tunable = (
-      f"(?!(image|audio)_encoder/pos_embed$)({'|'.join(f'(?:{pattern})' for pattern in c.tunable)})",
-    )
-  for stream in _streams(c):
-    if not c.tunable:
-      put(c, f"{stream}.tunable", tuple(p for p in c.model[stream].tunable if p != "pos_embed"))
-    put(c, f"{stream}.prompt_positions", 0.0)
+    c.tunable = (f"(?!(image|audio)_encoder/pos_embed$)({patterns})",)
 
 
-def _last_blocks(number: int, c: ConfigDict) -> None:
-  c.tunable = ()
-  for stream in _streams(c):
+def _last_blocks(number: int) -> Row:
+  def change(c: ConfigDict, stream: str) -> None:
     depth = c.model[stream].depth
     if depth < number:
-      raise UserError(f"model.{stream} has {depth} block, and the row wants the last {number}")
+      raise UserError(f"model.{stream} has {depth} block, and the row needs the last {number}")
     blocks = "|".join(str(i) for i in range(depth - number, depth))
     put(c, f"{stream}.tunable", (*c.model[stream].tunable, f"blocks/({blocks})/.*"))
 
-
-def _set_tunable(patterns: tuple[str, ...], c: ConfigDict) -> None:
-  c.tunable = patterns
-
-
-def _linear_probe(alone: str, c: ConfigDict) -> None:
-  c.tunable = ()
-  bare = {"prompts": "none", "fusion": "none", "temporal": "mean", "temporal__width": 0}
-  (_alone("", alone, **bare) if alone else _row("", **bare)).change(c)
-  for stream in _streams(c):
-    put(c, f"{stream}.tunable", ())
+  which = "block" if number == 1 else f"{number} blocks"
+  return _encoders(f"the last {which} of each encoder trained as well, the others frozen", change)
 
 
-def _streams(c: ConfigDict) -> list[str]:
-  return [stream for stream in STREAMS if c.model[stream].name != "none"]
+def _tunable(says: str, *patterns: str) -> Row:
+  return Row(says, lambda c: setattr(c, "tunable", patterns))
+
+
+def _linear_probe(says: str, only: str = "") -> Row:
+  bare = _row("", only, **_BARE, temporal__width=0)
+  return _encoders(says, lambda c, stream: put(c, f"{stream}.tunable", ()), bare)
 
 
 ROWS = {
   "base": Row("nothing: the config as it is", lambda c: None),
   "no_prompts": _row("no prompts", prompts="none"),
   "static_prompts": _row("prompts enter at the input only, no updates", prompts__progressive=False),
-  **{
-    f"prompts_{n}": _row(f"{n} prompt{'s' * (n > 1)} a stage", prompts__prompts_per_stage=n)
-    for n in (1, 2, 5, 10)
-  },
+  "prompts_1": _row("1 prompt a stage", prompts__prompts_per_stage=1),
+  **{f"prompts_{n}": _row(f"{n} prompts a stage", prompts__prompts_per_stage=n) for n in (2, 5, 10)},
   "no_fusion": _row("no Fusion Bottlenecks", fusion="none"),
-  **{
-    f"fusion_{'_'.join(layers.split())}": _row(f"Fusion Bottlenecks in {words} only", fusion__layers=layers)
-    for layers, words in {
-      "last 6": "the last 6 layers",
-      "last 3": "the last 3 layers",
-      "last 1": "the last layer",
-      "first 3": "the first 3 layers",
-      "even": "every other layer (0, 2, …)",
-    }.items()
-  },
+  "fusion_last_6": _row("Fusion Bottlenecks in the last 6 layers only", fusion__layers="last 6"),
+  "fusion_last_3": _row("Fusion Bottlenecks in the last 3 layers only", fusion__layers="last 3"),
+  "fusion_last_1": _row("Fusion Bottlenecks in the last layer only", fusion__layers="last 1"),
+  "fusion_first_3": _row("Fusion Bottlenecks in the first 3 layers only", fusion__layers="first 3"),
+  "fusion_even": _row("Fusion Bottlenecks in every other layer (0, 2, …) only", fusion__layers="even"),
   **{f"bottleneck_{n}": _row(f"Fusion Bottlenecks {n} wide", fusion__width=n) for n in (32, 64, 256)},
   "fusion_to_image": _row("fusion from sound to picture only", fusion__direction="to_image"),
   "fusion_to_audio": _row("fusion from picture to sound only", fusion__direction="to_audio"),
   "no_exchange": _row("bottlenecks as adapters: each stream sees itself only", fusion__direction="own"),
   "temporal_mean": _row("the mean over time, no temporal transformer", temporal="mean"),
   "temporal_depth_2": _row("two blocks in the temporal transformer", temporal__depth=2),
-  "image_only": _alone("picture alone", "image"),
-  "image_only_no_fusion": _alone("picture alone, no bottlenecks", "image", fusion="none"),
-  "audio_only": _alone("sound alone", "audio", temporal="mean"),  # one moment needs no model of time
-  "audio_only_no_fusion": _alone("sound alone, no bottlenecks", "audio", fusion="none", temporal="mean"),
-  "bare": _row("no prompts, no bottlenecks, mean over time", prompts="none", fusion="none", temporal="mean"),
-  "bare_image": _alone(
-    "picture alone, no prompts, no bottlenecks, mean over time",
-    "image",
-    prompts="none",
-    fusion="none",
-    temporal="mean",
-  ),
+  "image_only": _row("picture alone", "image"),
+  "image_only_no_fusion": _row("picture alone, no bottlenecks", "image", fusion="none"),
+  "audio_only": _row("sound alone", "audio", temporal="mean"),  # one moment needs no model of time
+  "audio_only_no_fusion": _row("sound alone, no bottlenecks", "audio", fusion="none", temporal="mean"),
+  "bare": _row("no prompts, no bottlenecks, mean over time", **_BARE),
+  "bare_image": _row("picture alone, no prompts, no bottlenecks, mean over time", "image", **_BARE),
   "frozen_positions": Row(
     "position tables frozen, as in the paper's figure; the prompts' rows stay at 0", _frozen_positions
   ),
-  "frozen_encoders": Row(
-    "trained is what the parts say: encoders frozen except positions", functools.partial(_set_tunable, ())
-  ),
-  "unfrozen": Row("everything is trained", functools.partial(_set_tunable, (".*",))),
-  **{
-    f"last_{n}_block{'s' * (n > 1)}": Row(
-      f"the last {'block' if n == 1 else f'{n} blocks'} of each encoder trained as well, the others frozen",
-      functools.partial(_last_blocks, n),
-    )
-    for n in (1, 2)
-  },
-  "linear_probe": Row(
-    "linear probe: frozen encoders, one linear layer", functools.partial(_linear_probe, "")
-  ),
-  **{
-    f"linear_probe_{stream}": Row(f"linear probe of {words} alone", functools.partial(_linear_probe, stream))
-    for stream, words in STREAMS.items()
-  },
-}
+  "frozen_encoders": _tunable("trained is what the parts say: encoders frozen except positions"),
+  "unfrozen": _tunable("everything is trained", ".*"),
+  "last_1_block": _last_blocks(1),
+  "last_2_blocks": _last_blocks(2),
+  "linear_probe": _linear_probe("linear probe: frozen encoders, one linear layer"),
+  **{f"linear_probe_{stream}": _linear_probe(f"linear probe of {words} alone", stream) for stream, words in STREAMS.items()},
+}  # fmt: skip

@@ -25,7 +25,7 @@ def default_config() -> ml_collections.ConfigDict:
   c.batch_size = 8  # clips per update over all devices and hosts; train_DFEW.sh
   c.learning_rate = 1e-4  # at epoch 0; cosine to 0 over the epochs, constant within one; main.py
   c.weight_decay = 1e-2  # AdamW, on every tunable parameter, biases and gates included; main.py
-  c.tunable = ()  # patterns of whole parameter paths; empty: what each part says itself (`model.fusion.tunable`, …)
+  c.tunable = ()  # patterns of whole parameter paths; empty: those of each part (`model.fusion.tunable`, …)
   c.precision = "float32"  # or "bfloat16"; tunable parameters, moments, means and logits stay float32
   c.matmul_precision = "float32"  # of float32 on accelerators; "bfloat16", "tensorfloat32": coarser
   c.remat = "names"  # "none" keeps more for the backward pass, "layers" less and computes every layer twice
@@ -67,6 +67,7 @@ def default_config() -> ml_collections.ConfigDict:
 
   c.log_every_steps = 10  # print-freq of the original
   c.save_every_steps = 0  # besides the end of each epoch; 0: only then
+  c.eval_every = 1  # epochs from one evaluation to the next; the last epoch is always evaluated
   c.keep_checkpoints = 2  # newest ones; the best by WAR is kept besides
   return c
 
@@ -78,22 +79,22 @@ def choose(c: ml_collections.ConfigDict, choices: str) -> ml_collections.ConfigD
 
   Args:
     c: the config.
-    choices: "fusion=none,temporal=mean" or "linear_probe", what follows the colon of `--config=FILE:…`.
+    choices: "fusion=none,temporal=mean" or "linear_probe", the text after the colon of `--config=FILE:…`.
   Raises:
-    UserError: if there is no such row, place or part, with those that there are.
+    UserError: naming every choice that there is not, and what there is.
   """
-  places = {path.split(".")[-1]: path for path in PARTS}
+  places = {path.split(".")[-1]: kind for path, kind in PARTS.items()}
   problems = []
   for choice in filter(None, choices.split(",")):
     place, equals, name = choice.partition("=")
+    owner = c if place == "loss" else c.model
     try:
       if place in ROWS and not equals:
         ROWS[place].change(c)
       elif place in places:
-        owner = c if place == "loss" else c.model
-        owner[place] = successor(PARTS[places[place]], owner[place], name)
+        owner[place] = successor(places[place], owner[place], name)
       else:
-        problems.append(f"there is no choice {choice!r}: parts are chosen as place=name; the places are "
+        problems.append(f"there is no choice {choice!r}: choose parts as place=name; the places are "
                         f"{', '.join(places)}; rows of the ablations are {', '.join(ROWS)}")  # fmt: skip
     except UserError as error:
       problems.append(str(error))
@@ -111,7 +112,7 @@ def model_config(config: Mapping[str, Any], classes: Sequence[str]) -> ModelConf
 # What may differ when a run is resumed: how it runs, not what it computes (pretraining files are known by content).
 MAY_CHANGE = (
   "remat", "micro_batch", "pretrained.image", "pretrained.audio", "init_from", "data.data_dir", "data.num_workers", "data.prefetch", "mesh.data",
-  "mesh.fsdp", "fsdp_min_size_mb", "log_every_steps", "save_every_steps", "keep_checkpoints",
+  "mesh.fsdp", "fsdp_min_size_mb", "log_every_steps", "save_every_steps", "eval_every", "keep_checkpoints",
 )  # fmt: skip
 # What may differ between the hosts of one run, in run.json: where their files are, and who reads them.
 OF_A_HOST = ("config.pretrained.image", "config.pretrained.audio", "config.init_from", "config.data.data_dir", "config.data.num_workers",
@@ -130,7 +131,7 @@ def flat_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def nested_config(flat: Mapping[str, Any]) -> dict[str, Any]:
-  """The other way round."""
+  """{"model.width": 768, …} as a nested config."""
   nested: dict[str, Any] = {}
   for path, value in flat.items():
     *folders, key = path.split(".")

@@ -37,9 +37,7 @@ _MODEL = flags.DEFINE_string(
   "model", None, "A .pth or .safetensors file, a model folder, or a run's workdir."
 )
 _CONFIG = cli.define_config("Instead of --model, sizes, seed and pretrained.{image,audio} of a run to start")
-_STEP = flags.DEFINE_string(
-  "step", "last", "Checkpoint of a workdir: last, best (by WAR), or a saved step number."
-)
+_STEP = cli.shared_flag("step")
 _CLASSES = flags.DEFINE_string(
   "classes", None, "Class names: dfew, mafw (the order of MMA-DFER's lists), mafw-official, or a,b,c."
 )

@@ -37,11 +37,11 @@ def main(argv: Sequence[str]) -> int:
   start_jax(config.matmul_precision)
   with hosts.fail_together():
     checked = check_run(config)
-  run = describe_run(config, checked.model, checked.data_set, {s.name: s.sha256 for s in checked.starts})
+  run = describe_run(config, checked.model, checked.data_set, checked.starts)
   hosts.check_equal_on_all("run", {k: v for k, v in flat_config(run).items() if k not in OF_A_HOST})
   mesh = make_mesh(**config.mesh)
-  return fit(Classify(config, checked), config, run, workdir, mesh=mesh, stop=stop)
+  return fit(Classify(config, checked), run, workdir, mesh=mesh, stop=stop)
 
 
 if __name__ == "__main__":
-  cli.run(main, explained=hosts.describe_error, leave=hosts.exit_process)
+  cli.run(main, describe_error=hosts.describe_error, exit_process=hosts.exit_process)

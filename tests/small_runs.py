@@ -1,25 +1,37 @@
-"""Small real runs in real processes, and what they leave behind."""
+"""Small real runs, in this process or in processes of their own, and what they leave behind."""
 
 from collections.abc import Callable, Sequence
+import contextlib
+import csv
+import fcntl
+import importlib.util
+import io
 import json
 import os
 from pathlib import Path
 import subprocess
 import sys
 import time
+from typing import Any
 
+from archives import prepare_clips
 from conftest import ROOT
-from flax import nnx
 import numpy as np
 
-from mma_dfer_jax.parameters import abstract_model, flat_params, split_tunable
-from mma_dfer_jax.training.checkpoints import Checkpointer, load_frozen
-from mma_dfer_jax.training.run import model_of, read_run
+from mma_dfer_jax.data.demo import generate
+from mma_dfer_jax.parameters import flat_params
+from mma_dfer_jax.training import hosts
+from mma_dfer_jax.training.check import check_run
+from mma_dfer_jax.training.loop import fit
+from mma_dfer_jax.training.run import describe_run
+from mma_dfer_jax.training.sharding import make_mesh
+from mma_dfer_jax.training.start import open_run
+from mma_dfer_jax.training.task import Classify
 
 # Three epochs of five steps on 21 generated clips, with a model that compiles within seconds.
 SMALL = {
-  "num_epochs": 3, "batch_size": 4, "log_every_steps": 2, "learning_rate": 1e-3, "keep_checkpoints": 2,
-  "inputs.image_size": 32, "inputs.audio_shape": "(64,128)", "model.fusion.width": 8, "model.temporal.width": 16,
+  "tunable": (), "num_epochs": 3, "batch_size": 4, "log_every_steps": 2, "learning_rate": 1e-3, "keep_checkpoints": 2,
+  "inputs.image_size": 32, "inputs.audio_shape": (64, 128), "model.fusion.width": 8, "model.temporal.width": 16,
   "model.temporal.heads": 2, "model.temporal.head_dim": 8, "model.temporal.mlp_dim": 16,
 }  # fmt: skip
 SMALL |= {
@@ -27,19 +39,82 @@ SMALL |= {
   for stream in ("image", "audio")
   for field, value in {"width": 16, "heads": 2, "mlp_dim": 32, "drop_path": 0.2}.items()
 }
-FROZEN = ("fusion/.*", "classifier/.*", ".*_prompts/.*", "temporal/.*", "joint_adaptation/.*", ".*/pos_embed")
+
+
+def shared(tmp_path_factory, name: str, make: Callable[[Path], Any]) -> Path:
+  """A folder that `make` fills once, for all of pytest's own processes."""
+  base = tmp_path_factory.getbasetemp()
+  folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+  with folder.with_suffix(".lock").open("w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if not (folder / "made").exists():
+      folder.mkdir()
+      make(folder)
+      (folder / "made").touch()
+  return folder
+
+
+def make_clips(folder: Path) -> None:
+  """clips/: 21 clips to train on and 7 to test; folds/clips/: the first 21 in two folds of 9 and 12."""
+  manifest = generate(folder / "clips", 3, 1, 0)
+  prepare_clips(manifest, folder, num_workers=2)
+  rows = [row for row in csv.DictReader(manifest.open()) if row["split"] == "train"]
+  lines = [f"{row['path']},{row['label']},{1 + (i >= 9)}" for i, row in enumerate(rows)]
+  (folder / "clips/folds.csv").write_text("\n".join(["path,label,fold", *lines]) + "\n")
+  prepare_clips(folder / "clips/folds.csv", folder / "folds", num_workers=2)
+
+
+def config_of(data_dir: Path, **overrides):
+  """The config of a small run; keyword arguments override it."""
+  spec = importlib.util.spec_from_file_location("demo_config", ROOT / "configs/demo.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config = module.get_config()
+  config.update_from_flattened_dict({**SMALL, "data.data_dir": str(data_dir), **overrides})
+  return config
+
+
+class StopAfter(hosts.Stop):
+  """Stops a run when it has been asked so often; 0: never."""
+
+  def __init__(self, questions: int):
+    self.alone, self.agreed, self.left = True, False, questions
+
+  def __bool__(self) -> bool:
+    self.left -= 1
+    self.agreed = self.agreed or self.left == 0
+    return self.agreed
+
+  stopped = property(lambda self: self.agreed)
+  reason, exit_status = "a test", 0
+
+
+def train_here(workdir: Path, data_dir: Path, *, stop_after: int = 0, **overrides) -> str:
+  """What `train` does after its flags, on this process's four devices; returns what was printed."""
+  config, out = config_of(data_dir, **overrides), io.StringIO()
+  checked = check_run(config)
+  run = describe_run(config, checked.model, checked.data_set, checked.starts)
+  with contextlib.redirect_stdout(out):
+    fit(Classify(config, checked), run, workdir, mesh=make_mesh(**config.mesh), stop=StopAfter(stop_after))
+  return out.getvalue()
+
+
+def config_flags(data_dir: Path, **overrides) -> list[str]:
+  fields = {**SMALL, "data.data_dir": str(data_dir), **overrides}
+  return ["--config=configs/demo.py"] + [f"--config.{name}={value}" for name, value in fields.items()]
 
 
 def train_command(workdir: Path, data_dir: Path, *flags: str, **overrides) -> list[str]:
   """`python -m mma_dfer_jax.train` on small clips; keyword arguments override the config."""
-  fields = {**SMALL, "data.data_dir": data_dir, **overrides}
-  command = [sys.executable, "-m", "mma_dfer_jax.train", "--config=configs/demo.py", f"--workdir={workdir}"]
-  command += [f"--config.{name}={value}" for name, value in fields.items()]
-  return [*command, f"--config.tunable={FROZEN!r}", *flags]
+  return command("train", f"--workdir={workdir}", *config_flags(data_dir, **overrides), *flags)
+
+
+def command(name: str, *arguments: object) -> list[str]:
+  return [sys.executable, "-m", f"mma_dfer_jax.{name}", *map(str, arguments)]
 
 
 def spawn(
-  command: Sequence[str], cache: Path, preexec_fn=None, devices: int = 1, **variables: str
+  command: Sequence[str], cache: Path, preexec_fn=None, devices: int = 4, **variables: str
 ) -> subprocess.Popen:
   """Starts a command on simulated devices; keyword arguments are environment variables."""
   environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PLATFORMS": "cpu"} | variables
@@ -51,10 +126,11 @@ def spawn(
 
 
 def finish(process: subprocess.Popen, status: int = 0) -> str:
-  """Waits, checks the exit status, and returns all that was printed."""
+  """Waits, checks the exit status, and returns all that was printed: in logs whole lines, no control characters."""
   out, err = process.communicate(timeout=300)
   assert process.returncode == status, out + err
   assert "Traceback" not in out + err, out + err
+  assert not set("\r\x1b") & set(out + err), out + err
   return out + err
 
 
@@ -73,17 +149,28 @@ def steps_logged(workdir: Path) -> int:
   return max((json.loads(line)["step"] for line in lines), default=0)
 
 
-def states(workdir: Path) -> tuple[nnx.State, nnx.State]:
-  """Tunable and frozen parameters as the newest checkpoint has them."""
-  run = read_run(workdir)
-  _, tunable, frozen = split_tunable(nnx.merge(*abstract_model(model_of(run))), run["tunable"])
-  checkpointer = Checkpointer(workdir, read_only=True)
-  step = checkpointer.latest_step()
-  assert step is not None
-  tunable, _ = checkpointer.restore_tunable(step, tunable)
-  checkpointer.close()
-  return tunable, load_frozen(workdir, frozen)
+def read_json(path: Path) -> dict:
+  return json.loads(path.read_text())
 
 
 def parameters(workdir: Path) -> dict[str, np.ndarray]:
-  return {p: np.asarray(v[...]) for state in states(workdir) for p, v in flat_params(state).items()}
+  """As the newest checkpoint has them."""
+  return open_run(workdir).read()
+
+
+def assert_same_bits(a: Path, b: Path) -> None:
+  """Of two runs: parameters, and the answer to each clip."""
+  ours, theirs = parameters(a), parameters(b)
+  assert ours.keys() == theirs.keys()
+  assert [path for path in ours if ours[path].tobytes() != theirs[path].tobytes()] == []
+  assert (a / "predictions.csv").read_bytes() == (b / "predictions.csv").read_bytes()
+
+
+def fresh_parameters(model) -> dict[str, np.ndarray]:
+  """Of a model with seed 1."""
+  from flax import nnx
+
+  from mma_dfer_jax.model import MmaDfer
+
+  variables = flat_params(nnx.state(MmaDfer(model, rngs=nnx.Rngs(params=1))))
+  return {path: np.asarray(variable[...]) for path, variable in variables.items()}

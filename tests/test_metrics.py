@@ -1,10 +1,13 @@
-"""WAR and UAR as the original computes them, and the confusion matrix that is summed on the devices."""
+"""WAR and UAR as the original computes them, the confusion matrix of the devices, answers kept, two models compared."""
 
 from conftest import golden_json
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.training.comparison import as_table, bootstrap, compare
+from mma_dfer_jax.training.predictions import Predictions, find_predictions, read_predictions
 from mma_dfer_jax.training.scores import Scores, confusion_matrix
 
 CASES = golden_json("metrics")
@@ -45,3 +48,98 @@ def test_a_split_without_clips_has_no_scores():
   scores = Scores(np.zeros((3, 3), int), "abc")
   assert np.isnan(scores.war)
   assert np.isnan(scores.uar)
+
+
+def predictions_of(right, labels=None, classes=("a", "b", "c"), first=0) -> Predictions:
+  """Of clips that are answered right or with the next class."""
+  labels = np.arange(len(right)) % len(classes) if labels is None else np.array(labels)
+  answers = (labels + ~np.array(right, bool)) % len(classes)
+  logits = np.random.default_rng(0).normal(size=(len(right), len(classes))).astype(np.float32)
+  logits[np.arange(len(right)), answers] += 9
+  return Predictions.of_logits(
+    classes, [f"clip, {i}" for i in range(first, first + len(right))], labels, logits
+  )
+
+
+def test_answers_are_written_and_read_with_all_digits(tmp_path):
+  before = predictions_of([1, 0, 1, 1])
+  before.write(tmp_path / "predictions.csv")
+  found = find_predictions(tmp_path)[""]
+  assert (found.classes, found.clips) == (before.classes, before.clips)
+  assert found.probabilities.tobytes() == before.probabilities.tobytes()
+  assert found.scores.confusion.tolist() == [[2, 0, 0], [0, 0, 1], [0, 0, 1]]
+
+
+@pytest.mark.parametrize(
+  ("lines", "words"),
+  [
+    ("", "is no predictions.csv"),
+    ("clip,label,a,a\n", "is no predictions.csv"),
+    ("clip,label,a,b\n", "there is no clip"),
+    ("clip,label,a,b\nx,a,1,0\nx,a,1,0\ny,c,1,0\nz,a,1\nw,a,nan,0\nv\n\n", r"(?s)6 lines.*line 3: x.*line 4: y,c.*line 5.*line 6.*line 7: v"),
+  ],
+)  # fmt: skip
+def test_damaged_answers_are_refused(tmp_path, lines, words):
+  (tmp_path / "p.csv").write_text(lines)
+  with pytest.raises(UserError, match=words):
+    read_predictions(tmp_path / "p.csv")
+  with pytest.raises(UserError, match=r"there is no .*nowhere; evaluate the model"):
+    find_predictions(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+  ("a", "b", "answer", "begin"),
+  [
+    ([1, 0] * 60, [1, 1, 1, 0] * 30, "yes", "Yes, B is better than A"),
+    ([1, 1, 1, 0] * 30, [1, 0] * 60, "no", "No, A is better than B"),
+    (
+      [1, 0] * 60,
+      [1, 0] * 59 + [0, 1],
+      "cannot be told from these clips",
+      "Whether B is better than A cannot be told",
+    ),
+  ],
+)
+def test_is_b_better_than_a(tmp_path, a, b, answer, begin):
+  for name, right in (("a", a), ("b", b)):
+    predictions_of(right).write(tmp_path / f"{name}.csv")
+  result = compare(tmp_path / "a.csv", tmp_path / "b.csv")
+  assert result["answer"] == answer
+  assert result["sentence"].startswith(begin)
+  assert result == compare(tmp_path / "a.csv", tmp_path / "b.csv")  # the seed is fixed
+  difference = result["war"]["difference"]
+  assert difference["value"] == pytest.approx(100 * (np.mean(b) - np.mean(a)))
+  assert difference["low"] <= difference["value"] <= difference["high"]
+  assert "| all clips | 120 | WAR |" in as_table(result)
+
+
+def test_intervals_are_those_of_clips_drawn_one_by_one():
+  """The plain bootstrap, with a class of two clips that some resamples lack."""
+  rng = np.random.default_rng(1)
+  labels = np.array([0] * 20 + [1] * 15 + [2] * 2)
+  right = rng.random((37, 2)) < (0.5, 0.6)
+  found = bootstrap(np.column_stack([labels, right]).astype(int), 3)
+  wars, uars = [], []
+  for _ in range(4000):
+    drawn = rng.integers(0, 37, 37)
+    difference = right[drawn, 1].astype(int) - right[drawn, 0]
+    wars.append(100 * difference.mean())
+    uars.append(100 * np.mean([difference[labels[drawn] == c].mean() for c in set(labels[drawn])]))
+  for name, values in (("war", wars), ("uar", uars)):
+    here = found[name]["difference"]
+    np.testing.assert_allclose([here["low"], here["high"]], np.percentile(values, [2.5, 97.5]), atol=2.8)
+    share = found[name]["share_of_resamples_where_b_is_higher"]
+    assert share == pytest.approx(np.mean(np.array(values) > 0), abs=0.03)
+
+
+def test_other_clips_labels_or_classes_are_refused(tmp_path):
+  predictions_of([1] * 6).write(tmp_path / "a.csv")
+  others = {
+    "classes: a, b, c in A, a, b, d in B": predictions_of([1] * 6, classes=("a", "b", "d")),
+    "2 of 6 clips are only in A: clip, 0, clip, 1": predictions_of([1] * 6, first=2),
+    "2 labels differ: clip, 0 is a in A and b in B": predictions_of([1] * 6, labels=[1, 0, 2, 0, 1, 2]),
+  }
+  for words, other in others.items():
+    other.write(tmp_path / "b.csv")
+    with pytest.raises(UserError, match=words):
+      compare(tmp_path / "a.csv", tmp_path / "b.csv")

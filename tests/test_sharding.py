@@ -29,7 +29,9 @@ GRADIENTS = optax.GradientTransformation(
 
 
 random_batch = commands.load("benchmark").random_batch
-SMALL = tiny(image={"depth": 2}, audio={"depth": 2}, prompts={"layers_per_stage": 1})
+SMALL = tiny(
+  image_size=32, audio_shape=(64, 32), image={"depth": 2}, audio={"depth": 2}, prompts={"layers_per_stage": 1}
+)
 PAPER_TUNABLE = tunable_patterns(SMALL)
 
 
@@ -64,6 +66,7 @@ def loss_and_gradients(data: int, fsdp: int, clips: int = 4, micro_batch: int = 
   return float(metrics["loss"]), gradients, spread
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("data", "fsdp"), [(4, 1), (2, 2), (1, 4)])
 def test_loss_and_gradients_are_those_of_one_device(data, fsdp):
   loss, gradients, _ = loss_and_gradients(1, 1)
@@ -78,6 +81,7 @@ def test_loss_and_gradients_are_those_of_one_device(data, fsdp):
   assert (PartitionSpec("fsdp") in spread or PartitionSpec(None, "fsdp") in spread) == (fsdp > 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("data", "fsdp", "micro_batch"), [(1, 1, 1), (1, 1, 2), (2, 1, 2), (2, 2, 4)])
 def test_micro_batches_change_nothing_but_the_order_of_sums(data, fsdp, micro_batch):
   """The same loss, gradients and draws of drop path as the whole batch."""
@@ -92,6 +96,7 @@ def norm(arrays) -> float:
   return np.sqrt(sum((np.float64(x) ** 2).sum() for x in arrays))
 
 
+@pytest.mark.slow
 def test_moments_are_spread_as_their_parameters():
   mesh = sharding.make_mesh(1, 4)
   _, state = create_train_state(fresh, PAPER_TUNABLE, optax.adamw(1e-3), mesh=mesh, fsdp_min_size_mb=0.001)

@@ -1,4 +1,4 @@
-"""What a run leaves on disk to go on from.
+"""What a run needs on disk to resume.
 
 workdir/run.json                 what the run is: config, class names, recipe of the data, version
 workdir/frozen/                  ❄ parameters, written once
@@ -50,19 +50,12 @@ class Checkpointer:
       enable_async_checkpointing=False,  # a failed save then ends in one message, not in the tracebacks of threads
     )
     self.manager = ocp.CheckpointManager(self.folder, options=options, item_names=ITEMS)
-
-  def latest_step(self) -> int | None:
-    return self.manager.latest_step()
-
-  def best_step(self) -> int | None:
-    return self.manager.best_step()
+    self.latest_step, self.best_step, self.close = (
+      self.manager.latest_step, self.manager.best_step, self.manager.close
+    )  # fmt: skip
 
   def save(self, state: TrainState, meta: Mapping[str, Any], score: float | None) -> None:
-    """Saves; the old checkpoints stay until the new one is whole.
-
-    Raises:
-      UserError: if the disk does not take it; what was saved before stays as it is.
-    """
+    """Saves; the old checkpoints stay until the new one is whole. UserError if the disk does not take it."""
     ocp = _orbax()
     items = ocp.args.Composite(
       tunable=ocp.args.StandardSave(nnx.to_pure_dict(state.tunable)),
@@ -70,39 +63,30 @@ class Checkpointer:
       meta=ocp.args.JsonSave(dict(meta)),
     )
     with self._explaining("saved", int(state.step)):
-      # A save within an epoch has no score and is never the best.
+      # A checkpoint without an evaluation has no score and is never the best.
       metrics = {self.best: NO_SCORE if score is None else score}
       self.manager.save(int(state.step), args=items, metrics=metrics, force=True)
 
   def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """The state saved at a step, spread as `like`, whose frozen part it keeps; and the meta saved with it."""
     optimizer = {"opt_state": like.opt_state, "step": like.step}
-    ocp = _orbax()
-    items = ocp.args.Composite(
-      tunable=ocp.args.StandardRestore(_targets(nnx.to_pure_dict(like.tunable))),
-      optimizer=ocp.args.StandardRestore(_targets(optimizer)),
-      meta=ocp.args.JsonRestore(),
-    )
-    with self._explaining("read", step):
-      restored = self.manager.restore(step, args=items)
-    tunable = from_pure(like.tunable, restored.tunable)
-    return like._replace(tunable=tunable, **restored.optimizer), restored.meta
+    restored = self._restore(step, like.tunable, optimizer=_orbax().args.StandardRestore(_targets(optimizer)))
+    return like._replace(
+      tunable=from_pure(like.tunable, restored.tunable), **restored.optimizer
+    ), restored.meta
 
-  def restore_tunable(
-    self, step: int, like: nnx.State, sharding: Sharding | None = None
-  ) -> tuple[nnx.State, dict[str, Any]]:
-    """Only what is needed to answer: the tunable parameters, spread as said or on one device, and meta."""
-    ocp = _orbax()
-    items = ocp.args.Composite(
-      tunable=ocp.args.StandardRestore(_targets(nnx.to_pure_dict(like), sharding)),
-      meta=ocp.args.JsonRestore(),
-    )
-    with self._explaining("read", step):
-      restored = self.manager.restore(step, args=items)
+  def restore_tunable(self, step: int, like: nnx.State) -> tuple[nnx.State, dict[str, Any]]:
+    """Only what is needed to answer: the tunable parameters, on one device, and meta."""
+    restored = self._restore(step, like)
     return from_pure(like, restored.tunable), restored.meta
 
-  def close(self) -> None:
-    self.manager.close()
+  def _restore(self, step: int, tunable: nnx.State, **others: Any) -> Any:
+    args = _orbax().args
+    items = args.Composite(
+      tunable=args.StandardRestore(_targets(nnx.to_pure_dict(tunable))), meta=args.JsonRestore(), **others
+    )
+    with self._explaining("read", step):
+      return self.manager.restore(step, args=items)
 
   @contextlib.contextmanager
   def _explaining(self, doing: str, step: int):
@@ -113,15 +97,13 @@ class Checkpointer:
       yield
       sys.unraisablehook = hook
     except Exception as error:
-      others = [str(other) for other in self.manager.all_steps() if other != step]
-      left = (
-        f"the checkpoints of steps {', '.join(others)} are not touched" if others else "there is no other"
-      )
-      advice = f"; without the folder {self.folder / str(step)} the run goes on from there" * (
+      others = ", ".join(str(other) for other in self.manager.all_steps() if other != step)
+      left = f"the checkpoints of steps {others} are not touched" if others else "there is no other"
+      resume = f"; remove the folder {self.folder / str(step)} to resume from an earlier one" * (
         doing == "read"
       )
       raise UserError(
-        f"the checkpoint of step {step} in {self.folder} cannot be {doing} ({left}{advice}): {short(error)}"
+        f"the checkpoint of step {step} in {self.folder} cannot be {doing} ({left}{resume}): {short(error)}"
       ) from error
 
 
@@ -144,23 +126,23 @@ def save_frozen(workdir: Path, frozen: nnx.State) -> None:
     raise UserError(f"cannot save the frozen parameters in {folder}: {short(error)}") from error
 
 
-def load_frozen(workdir: Path, like: nnx.State, sharding: Sharding | None = None) -> nnx.State:
-  """The frozen parameters of a run, spread as `like`, or as said, or on one device."""
+def load_frozen(workdir: Path, like: nnx.State) -> nnx.State:
+  """The frozen parameters of a run, spread as `like`, or on one device if that holds shapes only."""
   if not jax.tree.leaves(like):
     return like
   folder = workdir.absolute() / "frozen"
   try:
     with _orbax().StandardCheckpointer() as checkpointer:
-      return from_pure(like, checkpointer.restore(folder, _targets(nnx.to_pure_dict(like), sharding)))
+      return from_pure(like, checkpointer.restore(folder, _targets(nnx.to_pure_dict(like))))
   except Exception as error:  # Orbax raises it bare
     raise UserError(f"cannot read the frozen parameters in {folder}: {short(error)}") from error
 
 
-def _targets(tree: Any, sharding: Sharding | None = None) -> Any:
+def _targets(tree: Any) -> Any:
   """Shapes, dtypes and shardings that a restored tree must have; never those of the devices that wrote it."""
-  sharding = sharding or SingleDeviceSharding(jax.local_devices()[0])
+  first: Sharding = SingleDeviceSharding(jax.local_devices()[0])
   return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or sharding), tree
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or first), tree
   )
 
 

@@ -1,108 +1,143 @@
-"""What several rows of runs leave for people: a table, the same as JSON, and a picture of it."""
+"""Is one model better than another? A paired bootstrap over the clips that both have answered.
 
-from collections.abc import Mapping, Sequence
-import dataclasses
+A clip counts for a score only by its class and by who was right, so a resample of N clips is one draw of a multinomial
+distribution over (class, A right, B right): the same distribution as drawing clips one by one, in no time.
+UAR of a resample is the mean recall over the classes that it has clips of.
+"""
+
+from collections.abc import Mapping
 from pathlib import Path
-import statistics
 from typing import Any
 
+import numpy as np
+
 from mma_dfer_jax.disk import write_json
-from mma_dfer_jax.training.report import empty_figure, mean_and_deviation, plus_minus
+from mma_dfer_jax.errors import listed
+from mma_dfer_jax.training.predictions import Predictions, find_predictions
+from mma_dfer_jax.training.report import table, write_markdown
+
+RESAMPLES, SEED = 10_000, 0
+SCORES = ("war", "uar")
+UNKNOWN = "cannot be told from these clips"
+NOTE = (
+  f"Intervals hold the middle 95 % of {RESAMPLES:,} paired resamples of the clips (bootstrap, seed {SEED}): both models "
+  "are scored on the same drawn clips. UAR of a resample is the mean recall over the classes that it has clips of. The "
+  "intervals say how much these clips can tell; they leave out what another seed of the training would change."
+)
 
 
-@dataclasses.dataclass(frozen=True)
-class RowResult:
-  """What came of one row.
+def compare(a: Path, b: Path) -> dict[str, Any]:
+  """Compares two runs, folds, evaluations or files of predictions; see `find_predictions`.
 
-  Attributes:
-    name: of the row.
-    says: what it changes.
-    runs: one for each seed: seed, war, uar, tunable_parameters, frozen_parameters, peak_memory_gib, clips_per_second of
-      each line of its log.
-    batch_size: clips a step.
+  Raises:
+    UserError: with everything in which their clips, labels or classes differ.
   """
-
-  name: str
-  says: str
-  runs: Sequence[Mapping[str, Any]]
-  batch_size: int
-
-  def as_json(self) -> dict[str, Any]:
-    rates = [rate for run in self.runs for rate in run["clips_per_second"]]
-    return {
-      "row": self.name,
-      "changes": self.says,
-      "tunable_parameters": self.runs[0]["tunable_parameters"],
-      "frozen_parameters": self.runs[0]["frozen_parameters"],
-      **{name: mean_and_deviation([run[name] for run in self.runs]) for name in ("war", "uar")},
-      "seconds_per_step": self.batch_size / statistics.median(rates),
-      "peak_memory_gib": max(run["peak_memory_gib"] for run in self.runs),
-      "runs": [{key: value for key, value in run.items() if key != "clips_per_second"} for run in self.runs],
-    }
-
-
-NOTES = """\
-WAR and UAR: percent, after the last epoch, mean ± standard deviation (n − 1) over seeds. A seed sets fresh weights, the
-order of the clips, augmentation and drop path; parameters that two rows have in common start from the same values.
-Seconds: median time of one step over the logs of all seeds, without compilation and evaluation. Memory: highest peak
-of all seeds, of the device where it keeps statistics, else of the whole process (since it was last resumed)."""
+  first, second = find_predictions(a), find_predictions(b)
+  if first.keys() != second.keys() and "" in (*first, *second):  # folds beside one file of all of them
+    first, second = {"": Predictions.joined([*first.values()])}, {"": Predictions.joined([*second.values()])}
+  problems = [f"folds: {', '.join(first)} in A, {', '.join(second)} in B"] * (first.keys() != second.keys())
+  pairs: dict[str, np.ndarray] = {}
+  for fold in (name for name in first if name in second):
+    here, there = first[fold], second[fold]
+    wrong = differences(here, there)
+    problems += [f"{fold}: {problem}" if fold else problem for problem in wrong]
+    if not wrong:
+      right = dict(zip(there.clips, there.answers == there.labels, strict=True))
+      columns = here.labels, here.answers == here.labels, [right[clip] for clip in here.clips]
+      pairs[fold] = np.stack(columns, axis=1).astype(int)
+  if problems:
+    raise listed(f"A={a} and B={b} cannot be compared", problems, "evaluate both on the same clips")
+  classes = len(next(iter(first.values())).classes)
+  result = bootstrap(np.concatenate([*pairs.values()]), classes)
+  by_fold = {fold: bootstrap(pair, classes) for fold, pair in pairs.items()} if len(pairs) > 1 else {}
+  answers = {name: _answer(result[name]["difference"]) for name in SCORES}
+  answer = answers["war"] if answers["war"] == answers["uar"] else UNKNOWN
+  return {"a": str(a), "b": str(b), "answer": answer, "answers": answers, "sentence": _sentence(answer, result), **result,
+          "folds": by_fold, "resamples": RESAMPLES, "seed": SEED, "note": NOTE}  # fmt: skip
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-  """The rows as Markdown."""
-  lines = [
-    "| row | what it changes | trained parameters | WAR | UAR | seeds | s / step | peak GiB |",
-    "|---|---|---:|---:|---:|---:|---:|---:|",
-  ]
-  for row in rows:
-    cells = (f"`{row['row']}`", row["changes"], f"{row['tunable_parameters']:,}", plus_minus(row["war"]),
-             plus_minus(row["uar"]), len(row["runs"]), f"{row['seconds_per_step']:.2f}",
-             f"{row['peak_memory_gib']:.2f}")  # fmt: skip
-    lines.append("| " + " | ".join(map(str, cells)) + " |")
-  return "\n".join(lines)
+def differences(a: Predictions, b: Predictions) -> list[str]:
+  """Why two models were not asked the same: a line each for classes, clips and labels."""
+  found = []
+  if set(a.classes) != set(b.classes):
+    found.append(f"classes: {', '.join(a.classes)} in A, {', '.join(b.classes)} in B")
+  here, there = ({clip: p.classes[i] for clip, i in zip(p.clips, p.labels, strict=True)} for p in (a, b))
+  for name, ours, theirs in (("A", here, there), ("B", there, here)):
+    if only := sorted(ours.keys() - theirs.keys()):
+      found.append(f"{len(only)} of {len(ours)} clips are only in {name}: {_few(only)}")
+  if other := [clip for clip in here if here[clip] != there.get(clip, here[clip])]:
+    examples = [f"{clip} is {here[clip]} in A and {there[clip]} in B" for clip in other]
+    found.append(f"{len(other)} labels differ: {_few(examples)}")
+  return found
 
 
-def write_comparison(folder: Path, results: Sequence[RowResult], facts: Mapping[str, Any]) -> str:
-  """Writes ablations.json, ablations.md and ablations.png; returns the table.
+def _few(names: list[str]) -> str:
+  return ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)
+
+
+def bootstrap(pairs: np.ndarray, classes: int) -> dict[str, Any]:
+  """Scores of both models in percent, with their intervals.
 
   Args:
-    folder: where they go.
-    results: at least one row, each with at least one run.
-    facts: anything else to be told; `left_out` has the reason of each row that could not be.
+    pairs: (N, 3) label, whether A is right, whether B is right.
+    classes: how many there are.
   """
-  rows = [result.as_json() for result in results]
-  as_table = table(rows)
-  left_out = [f"- `{row}`: {reason}" for row, reason in facts["left_out"].items()]
-  lines = [
-    "# MMA-DFER: ablations", "", as_table, "", NOTES, "", "![WAR of each row](ablations.png)", "",
-    *(["## Rows left out", "", *left_out, ""] if left_out else []),
-    "## The base", "", *(f"- `{key}` = `{value}`" for key, value in facts["config"].items() if key != "seed"), "",
-  ]  # fmt: skip
-  (folder / "ablations.md").write_text("\n".join(lines))
-  write_json(folder / "ablations.json", {"rows": rows, "notes": NOTES.split("\n"), **facts})
-  draw(rows, folder / "ablations.png")
-  return as_table
+  clips = len(pairs)
+  counts = np.zeros((classes, 2, 2))
+  np.add.at(counts, tuple(pairs.T), 1)
+  drawn = np.random.default_rng(SEED).multinomial(clips, counts.ravel() / clips, size=RESAMPLES)
+  every = np.concatenate(
+    [counts[None], drawn.reshape(RESAMPLES, classes, 2, 2)]
+  )  # first the clips themselves
+  support, right = (
+    every.sum(axis=(2, 3)),
+    {"a": every[:, :, 1].sum(axis=2), "b": every[:, :, :, 1].sum(axis=2)},
+  )
+  recall = {
+    m: np.divide(r, support, out=np.full(r.shape, np.nan), where=support > 0) for m, r in right.items()
+  }
+  values = {"war": {m: 100 * r.sum(axis=1) / clips for m, r in right.items()},
+            "uar": {m: 100 * np.nanmean(r, axis=1) for m, r in recall.items()}}  # fmt: skip
+  found: dict[str, Any] = {"clips": clips}
+  for score, of in values.items():
+    difference = of["b"] - of["a"]
+    found[score] = {name: _interval(x) for name, x in {**of, "difference": difference}.items()}
+    found[score]["share_of_resamples_where_b_is_higher"] = float((difference[1:] > 0).mean())
+  return found
 
 
-def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-  """WAR of each row: mean and deviation, every seed as a dot, and a line at the base."""
-  figure = empty_figure(9.0, 1.2 + 0.34 * len(rows))
-  axes = figure.subplots()
-  for y, row in enumerate(rows):
-    values = [run["war"] for run in row["runs"]]
-    mean, deviation = row["war"]["mean"], row["war"]["standard_deviation"] or 0.0
-    colour = "tab:orange" if row["row"] == "base" else "tab:blue"
-    axes.errorbar(mean, y, xerr=deviation, fmt="D", color=colour, capsize=4, markersize=6, zorder=3)
-    axes.plot(values, [y] * len(values), "o", color=colour, alpha=0.35, markersize=5)
-    if row["row"] == "base":
-      axes.axvline(mean, color=colour, linestyle="--", linewidth=1, zorder=1)
-  axes.set_yticks(range(len(rows)), [row["row"] for row in rows])
-  axes.set_ylim(len(rows) - 0.4, -0.6)
-  axes.set_xlim(0, 102)
-  axes.grid(axis="x", alpha=0.3)
-  axes.set_xlabel("WAR in percent: each seed (dots), mean ± standard deviation (diamond); dashed: the base")
-  words = axes.twinx()
-  words.set_ylim(axes.get_ylim())
-  words.set_yticks(range(len(rows)), [plus_minus(row["war"]) for row in rows])
-  words.tick_params(length=0)
-  figure.savefig(path, dpi=110)
+def _interval(values: np.ndarray) -> dict[str, float]:
+  low, high = np.percentile(values[1:], [2.5, 97.5])
+  return {"value": float(values[0]), "low": float(low), "high": float(high)}
+
+
+def _answer(difference: Mapping[str, float]) -> str:
+  return "yes" if difference["low"] > 0 else "no" if difference["high"] < 0 else UNKNOWN
+
+
+def _sentence(answer: str, result: Mapping[str, Any]) -> str:
+  start = {"yes": "Yes, B is better than A", "no": "No, A is better than B"}
+  gains = [f"{name.upper()} {d['value']:+.2f} points (95 % interval {d['low']:+.2f} to {d['high']:+.2f})"
+           for name, d in ((name, result[name]["difference"]) for name in SCORES)]  # fmt: skip
+  unknown = "Whether B is better than A cannot be told from these clips"
+  return f"{start.get(answer, unknown)}: from A to B {' and '.join(gains)}, on {result['clips']} clips."
+
+
+def as_table(result: Mapping[str, Any]) -> str:
+  """A line per score, of all clips and of each fold."""
+  rows = []
+  for name, of in {"all clips": result, **result["folds"]}.items():
+    for score in SCORES:
+      cells = [f"{v['value']:{sign}.2f} ({v['low']:{sign}.2f} … {v['high']:{sign}.2f})"
+               for v, sign in ((of[score]["a"], ""), (of[score]["b"], ""), (of[score]["difference"], "+"))]  # fmt: skip
+      share = f"{100 * of[score]['share_of_resamples_where_b_is_higher']:.1f} %"
+      rows.append([name, of["clips"], score.upper(), *cells, share])
+  return table(["", "clips>", "score", "A, % (95 %)>", "B, % (95 %)>", "B − A (95 %)>", "B higher in>"], rows)
+
+
+def write_comparison(out: Path, result: Mapping[str, Any]) -> None:
+  """Writes comparison.json and comparison.md into a folder."""
+  out.mkdir(parents=True, exist_ok=True)
+  write_markdown(out / "comparison.md", "# MMA-DFER: is B better than A?", f"**{result['sentence']}**",
+                 f"- A: {result['a']}\n- B: {result['b']}", as_table(result), NOTE)  # fmt: skip
+  write_json(out / "comparison.json", result)

@@ -1,7 +1,6 @@
-"""How a run goes, whatever it trains: resume, step, log, evaluate, save, stop. Read `fit`, then `_Run.train`."""
+"""How a run goes: resume, step, log, evaluate, save, stop. Read `fit`, then `_Run.train`."""
 
-from collections.abc import Callable, Iterator, Mapping
-import functools
+from collections.abc import Callable, Mapping
 import math
 from pathlib import Path
 import time
@@ -9,52 +8,36 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
-import ml_collections
 import numpy as np
-import tqdm
 
 from mma_dfer_jax.disk import free_bytes
 from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.model import MmaDfer
 from mma_dfer_jax.parameters import cast, count, parameter_table
-from mma_dfer_jax.training import hosts
+from mma_dfer_jax.progress import Progress, say
+from mma_dfer_jax.training import hosts, sharding
 from mma_dfer_jax.training.check import micro_batch_of
 from mma_dfer_jax.training.checkpoints import Checkpointer, load_frozen, save_frozen
 from mma_dfer_jax.training.report import MetricsLog
 from mma_dfer_jax.training.run import check_same_run, claim_workdir
-from mma_dfer_jax.training.sharding import (
-  compile_checked,
-  compiler_options,
-  on_devices,
-  peak_memory,
-  replicated,
-)
-from mma_dfer_jax.training.state import TrainState, cosine_by_epoch, create_train_state, make_optimizer
-from mma_dfer_jax.training.steps import train_step
-from mma_dfer_jax.training.task import Task
+from mma_dfer_jax.training.state import TrainState, by_epoch, cosine_rates, create_train_state, make_optimizer
+from mma_dfer_jax.training.steps import abstract_batch, train_step
+from mma_dfer_jax.training.task import Classify
 
 
-def fit(
-  task: Task,
-  config: ml_collections.ConfigDict,
-  run: Mapping[str, Any],
-  workdir: Path,
-  *,
-  mesh: Mesh,
-  stop: hosts.Stop,
-) -> int:
+def fit(task: Classify, run: Mapping[str, Any], workdir: Path, *, mesh: Mesh, stop: hosts.Stop) -> int:
   """Trains to the end of the last epoch, from where the folder is; returns the exit status.
 
   Args:
     task: what is trained on what.
-    config: of the run.
-    run: what run.json says or will say.
+    run: the content of run.json.
     workdir: folder of the run; new, or of the same run.
     mesh: the devices.
     stop: asked once a step; if true, everything is saved and the run ends.
   Raises:
     UserError: if the folder holds another run, the disk or the memory is too small, or the loss is no number.
   """
-  here = _Run(task, config, run, workdir, mesh, stop)
+  here = _Run(task, run, workdir, mesh, stop)
   start_step = int(here.state.step)
   if here.chief:
     print(parameter_table(here.state.tunable, here.state.frozen))
@@ -66,128 +49,133 @@ def fit(
   here.checkpointer.close()
   here.log.close()
   if stopped and stop.stopped:
-    print(f"stopped by {stop.reason} after step {here.saved_step}; the same command goes on from there")
+    print(f"stopped by {stop.reason} after step {here.saved_step}; to resume, run the same command")
     return stop.exit_status
   if here.chief:
-    facts = {
-      "clips_seen": here.total_steps * config.batch_size,
-      "tunable_parameters": count(here.state.tunable),
-      "frozen_parameters": count(here.state.frozen),
-      "peak_memory_gib": round(peak_memory(), 3),
-    }
+    facts = {"clips_seen": here.total_steps * task.config.batch_size, "tunable_parameters": count(here.state.tunable),
+             "frozen_parameters": count(here.state.frozen), "peak_memory_gib": round(sharding.peak_memory(), 3)}  # fmt: skip
     print(task.report(workdir, run, here.history, facts))
   return 0
 
 
 class _Run:
-  """A run between its start and its end: the state, and what has been written about it.
+  """The state of a run between its start and its end, and what has been written about it."""
 
-  Attributes:
-    state: parameters and moments.
-    history: one entry for each epoch that was evaluated: epoch, step, means of the steps' numbers, the task's result.
-    this_epoch: numbers of each step since the last evaluation.
-    pending: those that are still on the devices, (step, numbers).
-    saved_step: of the newest checkpoint; None: there is none.
-  """
-
-  def __init__(self, task, config, run, workdir: Path, mesh: Mesh, stop: hosts.Stop):
-    self.task, self.config, self.run, self.mesh, self.stop = task, config, run, mesh, stop
+  def __init__(self, task: Classify, run: Mapping[str, Any], workdir: Path, mesh: Mesh, stop: hosts.Stop):
+    self.task, self.run, self.workdir, self.mesh, self.stop = task, run, workdir, mesh, stop
+    self.config = c = task.config
     self.chief = jax.process_index() == 0
-    order = task.order
-    self.steps_per_epoch = order.steps_per_epoch
-    self.total_steps = order.steps_per_epoch * config.num_epochs
-    self.micro_batch = micro_batch_of(config)
-    self.schedule = cosine_by_epoch(config.learning_rate, config.num_epochs, order.steps_per_epoch)
-    self.tx = make_optimizer(self.schedule, config.weight_decay)
+    self.steps_per_epoch = task.order.steps_per_epoch
+    self.total_steps = self.steps_per_epoch * c.num_epochs
+    self.micro_batch = micro_batch_of(c)
+    rates, steps = cosine_rates(c.learning_rate, c.num_epochs), np.int32(self.steps_per_epoch)
+    self.rate = by_epoch(rates, steps)
     self.graphdef, state = create_train_state(
-      task.init, task.tunable, self.tx, mesh=mesh, fsdp_min_size_mb=config.fsdp_min_size_mb
-    )
+      task.init, task.tunable, make_optimizer(self.rate, c.weight_decay), mesh=mesh, fsdp_min_size_mb=c.fsdp_min_size_mb
+    )  # fmt: skip
     with hosts.fail_together():
       if self.chief:
         claim_workdir(workdir, run)
-        check_disk(workdir, state, config.keep_checkpoints)
+        check_disk(workdir, state, c.keep_checkpoints)
     hosts.check_shared_folder(workdir)
-    self.checkpointer = Checkpointer(workdir, keep=config.keep_checkpoints, best=task.best)
-    self.history: list[dict] = []
-    self.this_epoch: list[dict[str, float]] = []
-    self.pending: list[tuple[int, Mapping[str, jax.Array]]] = []
-    state = self._resumed(workdir, state)
-    self.state = state._replace(frozen=cast(state.frozen, config.precision))
-    self.key = jax.random.key(config.seed)
-    self.step_fn = self._compiled_step() if int(state.step) < self.total_steps else _no_step
-    self.evaluate = task.evaluator(self.graphdef, mesh)
-    self.log = MetricsLog(workdir, int(state.step), len(self.history), writes=self.chief)
-
-  def _resumed(self, workdir: Path, state: TrainState) -> TrainState:
-    """The state of the newest checkpoint, or the fresh one, of which the frozen part is saved."""
+    self.checkpointer = Checkpointer(workdir, keep=c.keep_checkpoints, best=task.best)
+    self.history: list[
+      dict
+    ] = []  # one entry for each evaluated epoch: epoch, step, means of the steps, result
+    self.since_evaluation: list[dict[str, float]] = []  # numbers of each step
+    self.pending: list[
+      tuple[int, Mapping[str, jax.Array]]
+    ] = []  # those that are still on the devices, by step
     self.saved_step = self.checkpointer.latest_step()
-    if self.saved_step is None:
-      save_frozen(workdir, state.frozen)
+    state = self._resumed(self.saved_step, state)
+    self.state = state._replace(frozen=cast(state.frozen, c.precision))
+    self.constants = jax.random.key(c.seed), rates, steps
+    self.step_fn = self._compiled_step() if int(state.step) < self.total_steps else None
+    self.evaluate = task.evaluator(self.graphdef, mesh)
+    self.log = MetricsLog(workdir, int(state.step), self.evaluated_epoch, writes=self.chief)
+
+  @property
+  def evaluated_epoch(self) -> int:
+    """The last one, counted from 1; 0: none."""
+    return self.history[-1]["epoch"] if self.history else 0
+
+  def _resumed(self, step: int | None, state: TrainState) -> TrainState:
+    """The state of the newest checkpoint, or the fresh one, of which the frozen part is saved."""
+    if step is None:
+      save_frozen(self.workdir, state.frozen)
       return state
-    state, meta = self.checkpointer.restore(self.saved_step, state)
-    check_same_run(meta["run"], self.run, f"the checkpoint of step {self.saved_step} in {workdir}")
-    self.history, self.this_epoch = meta["history"], meta["this_epoch"]
-    return state._replace(frozen=load_frozen(workdir, state.frozen))
+    state, meta = self.checkpointer.restore(step, state)
+    check_same_run(meta["run"], self.run, f"the checkpoint of step {step} in {self.workdir}")
+    self.history, self.since_evaluation = meta["history"], meta["this_epoch"]
+    return state._replace(frozen=load_frozen(self.workdir, state.frozen))
 
   def _compiled_step(self) -> Callable[..., Any]:
-    step = functools.partial(
-      train_step, graphdef=self.graphdef, tx=self.tx, loss_fn=self.task.loss, draw_fn=self.task.draw,
-      micro_batch=self.micro_batch, mesh=self.mesh, remat=self.config.remat, precision=self.config.precision,
-    )  # fmt: skip
-    shardings = jax.tree.map(lambda x: x.sharding, self.state)
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(self.mesh)),
-                     compiler_options=compiler_options())  # fmt: skip
-    return compile_checked(jitted.lower(self.state, self.task.abstract_batch(self.mesh), self.key))
+    c, task = self.config, self.task
+
+    def step(state, batch, key, rates, steps_per_epoch):
+      # Inputs, not constants: folds with other numbers of clips then find the step compiled.
+      tx = make_optimizer(by_epoch(rates, steps_per_epoch), c.weight_decay)
+      return train_step(state, batch, key, graphdef=self.graphdef, tx=tx, loss_fn=task.loss, draw_fn=MmaDfer.draw_drop_path,
+                        micro_batch=self.micro_batch, mesh=self.mesh, remat=c.remat, precision=c.precision)  # fmt: skip
+
+    outputs = jax.tree.map(lambda x: x.sharding, self.state), sharding.replicated(self.mesh)
+    jitted = jax.jit(
+      step, donate_argnums=0, out_shardings=outputs, compiler_options=sharding.compiler_options()
+    )
+    batch = abstract_batch(task.checked.model.inputs, c.batch_size, self.mesh)
+    return sharding.compile_checked(jitted.lower(self.state, batch, *self.constants))
 
   def train(self, start_step: int) -> bool:
     """The loop: `step` updates have been made at its top. Returns whether it was stopped."""
     c = self.config
     self.since, self.since_step = time.monotonic(), start_step
     with (
-      tqdm.tqdm(
-        total=self.total_steps, initial=start_step, desc="train", unit="step", disable=not self.chief
-      ) as bar,
+      Progress("train", self.total_steps, unit="step", done=start_step, show=self.chief) as self.bar,
       self.task.batches(start_step) as clips,
     ):
-      batches: Iterator[dict[str, jax.Array]] = on_devices(clips, self.mesh)
+      batches = sharding.on_devices(clips, self.mesh)
       for step in range(start_step, self.total_steps + 1):
         stopping = bool(self.stop)  # asked once: what is logged, evaluated and saved must agree
-        epoch_ends = step > 0 and step % self.steps_per_epoch == 0
-        epoch_ends = epoch_ends and len(self.history) < step // self.steps_per_epoch
+        epoch, within = divmod(step, self.steps_per_epoch)
+        epoch_ends = step > 0 and not within
+        due = (
+          epoch_ends and (epoch % c.eval_every == 0 or epoch == c.num_epochs) and epoch > self.evaluated_epoch
+        )
         save_due = step > start_step and c.save_every_steps and step % c.save_every_steps == 0
         if self.pending and (epoch_ends or save_due or stopping or step % c.log_every_steps == 0):
-          self._log_steps(step, bar)
+          self._log_steps(step)
         score = None
-        if epoch_ends and not stopping:
-          score = self._evaluate(step, bar)
+        if due and not stopping:
+          score = self._evaluate(epoch, step)
           stopping = score is None
-        if step > 0 and step != self.saved_step and (score is not None or save_due or stopping):
-          meta = {"run": self.run, "history": self.history, "this_epoch": self.this_epoch}
+        if step > 0 and step != self.saved_step and (epoch_ends or save_due or stopping):
+          meta = {"run": self.run, "history": self.history, "this_epoch": self.since_evaluation}
           self.checkpointer.save(self.state, meta, score)
           self.saved_step = step
         if stopping or step == self.total_steps:
           return stopping
-        self.state, numbers = self.step_fn(self.state, next(batches), self.key)
+        assert self.step_fn is not None  # only a finished run has none
+        self.state, numbers = self.step_fn(self.state, next(batches), *self.constants)
         self.pending.append((step + 1, numbers))
-        bar.update()
+        self.bar.update()
     raise AssertionError("the loop ends by itself")
 
-  def _evaluate(self, step: int, bar: tqdm.tqdm) -> float | None:
+  def _evaluate(self, epoch: int, step: int) -> float | None:
     """Evaluates the end of an epoch and adds it to the history; returns its score, None if it was stopped."""
     found = self.evaluate(self.state, lambda: bool(self.stop))
     self.since = time.monotonic()
     if found is None:
       return None
-    means = {name: float(np.mean([one[name] for one in self.this_epoch])) for name in self.this_epoch[0]}
-    epoch = len(self.history) + 1
-    self.history.append({"epoch": epoch, "step": step, **means, **found["result"]})
-    self.this_epoch = []
-    self.log.write(step, {"epoch": epoch, **found["logged"]})
+    means = _means(self.since_evaluation)
+    self.history.append({"epoch": epoch, "step": step, **means, **found.result})
+    self.since_evaluation = []
+    self.log.write(step, {"epoch": epoch, **found.logged})
     if self.chief:
-      bar.write(f"epoch {epoch}: loss {means['loss']:.4f}, {found['title']}")
-    return found["score"]
+      found.predictions.write(self.workdir / "predictions.csv")
+      say(f"epoch {epoch}: loss {means['loss']:.4f}, {found.title}")
+    return found.logged[f"test_{self.task.best}"]
 
-  def _log_steps(self, step: int, bar: tqdm.tqdm) -> None:
+  def _log_steps(self, step: int) -> None:
     """Fetches the numbers of the last steps and logs their means.
 
     Raises:
@@ -202,21 +190,19 @@ class _Run:
       if not math.isfinite(numbers["loss"]):
         before = f"{fetched[i - 1][1]['loss']:.4g}" if i else "finite, in the steps logged before"
         raise UserError(
-          f"the loss is {numbers['loss']} at step {at} (before: {before}; learning rate "
-          f"{float(self.schedule(at - 1)):.3g}); lower config.learning_rate, or look at the clips; the last "
-          "checkpoint is from before"
+          f"the loss is {numbers['loss']} at step {at} (before: {before}; learning rate {self.rate(at - 1):.3g}); "
+          "lower config.learning_rate, or look at the clips; the last checkpoint is from before"
         )
-    means = {name: float(np.mean([numbers[name] for _, numbers in fetched])) for name in fetched[0][1]}
-    last = fetched[-1][0]
-    rate = {"learning_rate": float(self.schedule(last - 1)), "clips_per_second": clips_per_second}
-    self.log.write(last, means | rate)
-    self.this_epoch += [numbers for _, numbers in fetched]
-    newest = ", ".join(f"{name} {value:.3g}" for name, value in fetched[-1][1].items() if name != "grad_norm")
-    bar.set_postfix_str(f"{newest}, {clips_per_second:.1f} clips/s")
+    (last, newest), numbers_of_steps = fetched[-1], [numbers for _, numbers in fetched]
+    rate = {"learning_rate": float(self.rate(last - 1)), "clips_per_second": clips_per_second}
+    self.log.write(last, _means(numbers_of_steps) | rate)
+    self.since_evaluation += numbers_of_steps
+    shown = [f"{name} {value:.3g}" for name, value in newest.items() if name != "grad_norm"]
+    self.bar.update(0, ", ".join([*shown, f"{clips_per_second:.1f} clips/s"]))
 
 
-def _no_step(*_: Any) -> Any:
-  raise AssertionError("a finished run makes no step")
+def _means(steps: list[dict[str, float]]) -> dict[str, float]:
+  return {name: float(np.mean([numbers[name] for numbers in steps])) for name in steps[0]}
 
 
 def check_disk(workdir: Path, state: TrainState, keep: int) -> None:

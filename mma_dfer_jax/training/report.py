@@ -1,9 +1,9 @@
-"""What a run leaves for people: metrics.jsonl and TensorBoard while it lasts, report.json, report.md and pictures.
+"""What a run leaves for people: metrics.jsonl and TensorBoard while it trains, then a report as JSON, Markdown and pictures.
 
-And what the models of several folds leave together: folds.json, folds.md and the picture of their sum.
+A run is one fold: the report of a run and that of several folds are put together from the same blocks.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import json
 import math
@@ -12,18 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from mma_dfer_jax.data.labels import LABEL_ORDERS
+from mma_dfer_jax.data.labels import COUNTS, LABEL_ORDERS, SCORES
 from mma_dfer_jax.disk import write_json
+from mma_dfer_jax.training.predictions import Predictions
 from mma_dfer_jax.training.scores import Scores
 
-# The paper's means over five folds, in percent, by the classes of the data set; `clips` are in all folds together.
-_DFEW = {"data_set": "DFEW", "clips": 11_697, "war": 77.51, "uar": 67.01}
-_MAFW = {"data_set": "MAFW", "clips": 9_172, "war": 58.52, "uar": 44.11}
+# The data set of published scores, by the label orders that its classes stand in.
 PUBLISHED = {
-  LABEL_ORDERS["dfew"].classes: _DFEW,
-  LABEL_ORDERS["mafw"].classes: _MAFW,
-  LABEL_ORDERS["mafw-official"].classes: _MAFW,
+  LABEL_ORDERS[order].classes: order.partition("-")[0] for order in ("dfew", "mafw", "mafw-official")
 }
+FLATTERS = "by WAR on the test clips themselves, so it flatters"
 
 
 class MetricsLog:
@@ -31,8 +29,8 @@ class MetricsLog:
 
   Args:
     workdir: folder of the run.
-    step: where the run starts or resumes; lines of later steps, from a killed run, are taken out.
-    epoch: epochs that were evaluated until then; later ones are taken out likewise.
+    step: where the run starts or resumes; lines of later steps, from a killed run, are removed.
+    epoch: the last one that was evaluated until then; later ones are removed likewise.
     writes: False in all processes but the first: nothing is written.
   """
 
@@ -40,20 +38,26 @@ class MetricsLog:
     self._writes = writes
     if not writes:
       return
-    path = workdir / "metrics.jsonl"
-    kept = [line for line in _whole_lines(path) if line["step"] <= step and line.get("epoch", 0) <= epoch]
+    path, kept = workdir / "metrics.jsonl", []
+    for line in path.read_text().splitlines() if path.exists() else []:
+      try:
+        numbers = json.loads(line)
+      except json.JSONDecodeError:  # a killed run did not write it completely
+        break
+      if numbers["step"] <= step and numbers.get("epoch", 0) <= epoch:
+        kept.append(f"{line}\n")
     partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    partial.write_text("".join(kept))
     partial.replace(path)
     self._file = path.open("a")
     import tensorboardX  # reports of commands that only evaluate do not need it
 
     self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
-  def write(self, step: int, metrics: Mapping[str, float]) -> None:
+  def write(self, step: int, metrics: Mapping[str, float | int]) -> None:
     if not self._writes:
       return
-    self._file.write(json.dumps({"step": step} | {k: _number(v) for k, v in metrics.items()}) + "\n")
+    self._file.write(json.dumps({"step": step} | {k: _number(float(v)) for k, v in metrics.items()}) + "\n")
     self._file.flush()
     for name, value in metrics.items():
       self._board.add_scalar(name, value, step)
@@ -65,20 +69,164 @@ class MetricsLog:
       self._board.close()
 
 
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
-  """The lines that a killed run wrote to their end."""
-  lines = []
-  for line in path.read_text().splitlines() if path.exists() else []:
-    try:
-      lines.append(json.loads(line))
-    except json.JSONDecodeError:
-      break
-  return lines
+@dataclasses.dataclass(frozen=True)
+class Fold:
+  """The result of one model on clips that it was not trained on."""
+
+  name: str  # the split
+  predictions: Predictions
+  about: Mapping[str, Any]  # folder, step, epoch, clips_without_sound, as far as known
+  best_epoch: Mapping[str, Any] | None = None  # as in report.json; None if only one model was evaluated
+
+  @property
+  def scores(self) -> Scores:
+    return self.predictions.scores
 
 
-def _number(value: float) -> float | None:
-  """JSON has no NaN."""
-  return float(value) if math.isfinite(value) else None
+def write_report(workdir: Path, *, run: Mapping[str, Any], history: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], split: str) -> dict[str, Any]:  # fmt: skip
+  """Writes report.json, report.md, confusion_matrix.png and learning_curves.png; returns the report.
+
+  Args:
+    workdir: folder of the run.
+    run: as in run.json.
+    history: one entry per evaluated epoch: epoch, step, loss, accuracy, test_loss, confusion_matrix,
+      clips_without_sound.
+    facts: what else the report lists: parameters, data set, clips seen.
+    split: that was evaluated.
+  """
+  every = [Scores(np.array(epoch["confusion_matrix"]), tuple(run["classes"])) for epoch in history]
+  best = max(range(len(every)), key=lambda i: (every[i].war, i))  # of equal ones the last, as it is kept
+  last, newest, chosen = every[-1], history[-1], history[best]
+  report = {
+    **scores_as_json(last),
+    **{key: newest[key] for key in ("epoch", "step", "clips_without_sound")},
+    "classes": run["classes"],
+    "evaluated_epochs": [epoch["epoch"] for epoch in history],
+    "best_epoch": {"note": f"{FLATTERS}; the headline is the last epoch", "epoch": chosen["epoch"], "step": chosen["step"],
+                   "war": _number(every[best].war), "uar": _number(every[best].uar)},
+    "published": published_for(last, [split]),
+    **facts,
+    **{key: run[key] for key in ("recipe", "config", "version")},
+  }  # fmt: skip
+  published = _published_rows(report["published"])
+  among = "" if len(history) == newest["epoch"] else f" among the {len(history)} epochs that were evaluated"
+  listed = ("clips", "clips_without_sound", "train_clips", "train_clips_without_sound", "clips_seen", "step", "tunable_parameters",
+            "frozen_parameters", "peak_memory_gib", "started_from", "data_set", "splits", "version")  # fmt: skip
+  _draw_learning_curves(workdir, history, every, run["config"]["loss.name"])
+  _write(
+    workdir, "report", report, last, "report of a run", "",
+    f"**WAR {percent(last.war)}, UAR {percent(last.uar)}** on {last.clips} test clips, after the last epoch "
+    f"({report['epoch']}).",
+    "" if report["uar"] is not None else _undefined("no test clip", percent(last.uar_present)),
+    f"Best epoch, chosen by looking at the test clips{among}: {chosen['epoch']} with WAR {percent(every[best].war)}, "
+    f"UAR {percent(every[best].uar)}.",
+    table(["", "clips>", "WAR>", "UAR>"], [(split, last.clips, percent(last.war), percent(last.uar)), *published]) * bool(published),
+    recall_table(last),
+    *_matrix_blocks(last),
+    "## Learning curves",
+    "![learning curves](learning_curves.png)",
+    "## The run",
+    table(["", ""], [(name.replace("_", " "), report[name]) for name in listed if name in report]),
+  )  # fmt: skip
+  return report
+
+
+def write_folds(
+  folder: Path, folds: Sequence[Fold], *, model: str, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Writes folds.json, folds.md, and of all clips together predictions.csv and confusion_matrix.png; returns folds.json.
+
+  Args:
+    folder: made if it does not exist.
+    folds: at least one, all of the same classes.
+    model: which one of each fold counts, in words.
+    facts: what else the report lists: recipe, config, version.
+  """
+  together = Predictions.joined([fold.predictions for fold in folds])
+  total, results = together.scores, [scores_as_json(fold.scores) for fold in folds]
+  best = [fold.best_epoch for fold in folds if fold.best_epoch]
+  recalls = {name: [result["recall"][name] for result in results] for name in total.classes}
+  by_class = {
+    name: mean_and_deviation([r for r in found if r is not None] or [None]) for name, found in recalls.items()
+  }
+  summary = {
+    "model": model,
+    **{name: mean_and_deviation([result[name] for result in results]) for name in ("war", "uar", "uar_of_present_classes")},
+    "published": published_for(total, [fold.name for fold in folds]),
+    "mean_recall": {name: of_class["mean"] for name, of_class in by_class.items()},
+    "recall_standard_deviation": {name: of_class["standard_deviation"] for name, of_class in by_class.items()},
+    "sum": scores_as_json(total),
+    "best_epoch": {"note": f"{FLATTERS}; the headline is not this"}
+    | {name: mean_and_deviation([epoch[name] for epoch in best]) for name in ("war", "uar")}
+    if len(best) == len(folds) else None,
+    "folds": [{"fold": fold.name, **result, **fold.about, "best_epoch": fold.best_epoch}
+              for fold, result in zip(folds, results, strict=True)],
+    "classes": list(total.classes),
+    **facts,
+  }  # fmt: skip
+  columns = ("folder", "epoch", "step", "clips_without_sound")
+  cells = [
+    [fold.about.get(name) for name in columns] + [(fold.best_epoch or {}).get("epoch")] for fold in folds
+  ]
+  models = [
+    [f.name, *("–" if cell is None else cell for cell in row)] for f, row in zip(folds, cells, strict=True)
+  ]
+  folder.mkdir(parents=True, exist_ok=True)
+  together.write(folder / "predictions.csv")
+  _write(
+    folder, "folds", summary, total, ", ".join(fold.name for fold in folds), f"sum of {len(folds)} folds:  ",
+    f"**WAR {plus_minus(summary['war'])}, UAR {plus_minus(summary['uar'])}**, {model}.",
+    folds_table(summary),
+    _bullets(_notes_on_folds(summary)),
+    "## Classes",
+    recall_table(total, by_class),
+    *_matrix_blocks(total, ", summed over the folds"),
+    "## The models",
+    table(["fold", *(name.replace("_", " ") for name in columns), "best epoch"], models),
+  )  # fmt: skip
+  return summary
+
+
+def _write(
+  folder: Path, name: str, report: Any, scores: Scores, title: str, above: str, *blocks: str
+) -> None:
+  """A report of either kind; the JSON comes last, for it says that all is there."""
+  draw_confusion_matrix(scores, folder / "confusion_matrix.png", above)
+  config = [f"`{key}` = `{value}`" for key, value in report.get("config", {}).items()]
+  recipe = [f"{key}: {value}" for key, value in report["recipe"].items()]
+  write_markdown(folder / f"{name}.md", f"# MMA-DFER: {title}", *blocks, "Recipe of the data:", _bullets(recipe),
+                 "Config:" * bool(config), _bullets(config))  # fmt: skip
+  write_json(folder / f"{name}.json", report)
+
+
+def write_markdown(path: Path, *blocks: str) -> None:
+  """Paragraphs, tables and headings with an empty line between each two; empty ones are skipped."""
+  path.write_text("\n\n".join(block for block in blocks if block) + "\n")
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+  """A Markdown table; a column whose name ends with ">" is set to the right."""
+  lines = [
+    [name.rstrip(">") for name in columns],
+    ["---:" if ">" in name else "---" for name in columns],
+    *rows,
+  ]
+  return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def _bullets(lines: Iterable[str]) -> str:
+  return "\n".join(f"- {line}" for line in lines)
+
+
+def _matrix_blocks(scores: Scores, what: str = "") -> list[str]:
+  rows = [[name, *row] for name, row in zip(scores.classes, scores.confusion, strict=True)]
+  columns = ["true \\ predicted", *(f"{name}>" for name in scores.classes)]
+  return [f"## Confusion matrix{what}", table(columns, rows), "![confusion matrix](confusion_matrix.png)"]
+
+
+def _undefined(clips: str, present: str) -> str:
+  return (f"UAR is undefined, as in the original: a class was predicted that {clips} has. Over the classes that have "
+          f"clips it is {present}.")  # fmt: skip
 
 
 def scores_as_json(scores: Scores) -> dict[str, Any]:
@@ -93,147 +241,46 @@ def scores_as_json(scores: Scores) -> dict[str, Any]:
   }
 
 
-def write_report(
-  workdir: Path,
-  *,
-  run: Mapping[str, Any],
-  history: Sequence[Mapping[str, Any]],
-  facts: Mapping[str, Any],
-) -> dict[str, Any]:
-  """Writes report.json, report.md, confusion_matrix.png and learning_curves.png; returns the report.
+def published_for(scores: Scores, folds: Sequence[str]) -> dict[str, Any] | None:
+  """The paper's mean over five folds for these classes, and why a score cannot be compared with it; None: no such classes.
 
   Args:
-    workdir: folder of the run.
-    run: as in run.json.
-    history: one entry per epoch: epoch, step, loss, accuracy, test_loss, confusion_matrix, clips_without_sound.
-    facts: anything else to be told: parameters, data set, clips seen.
+    scores: summed over the folds.
+    folds: names of the splits.
   """
-  classes = run["classes"]
-  all_scores = [Scores(np.array(epoch["confusion_matrix"]), classes) for epoch in history]
-  last = all_scores[-1]
-  best = max(
-    range(len(history)), key=lambda i: (all_scores[i].war, i)
-  )  # of equal ones the last, as it is kept
-  report = {
-    **scores_as_json(last),
-    "epoch": history[-1]["epoch"],
-    "step": history[-1]["step"],
-    "classes": classes,
-    "clips_without_sound": history[-1]["clips_without_sound"],
-    "best_epoch": {
-      "note": "by WAR on the test clips themselves, so it flatters; the headline is the last epoch",
-      "epoch": history[best]["epoch"],
-      "step": history[best]["step"],
-      "war": _number(all_scores[best].war),
-      "uar": _number(all_scores[best].uar),
-    },
-    **facts,
-    "recipe": run["recipe"],
-    "config": run["config"],
-    "version": run["version"],
-  }
-  draw_confusion_matrix(last, workdir / "confusion_matrix.png")
-  _draw_learning_curves(workdir, history, all_scores, run["config"]["loss.name"])
-  (workdir / "report.md").write_text(_as_markdown(report, last))
-  write_json(workdir / "report.json", report)
-  return report
+  name = PUBLISHED.get(tuple(scores.classes))
+  if name is None:
+    return None
+  of_folds = COUNTS[name]
+  named = [of_folds[fold] for fold in folds if fold in of_folds] or list(of_folds.values())
+  here = dict(zip(scores.classes, scores.confusion.sum(axis=1).tolist(), strict=True))
+  there = {one: sum(fold[one] for fold in named) for one in scores.classes}
+  reasons = []
+  if differing := [f"{one} {here[one]:,}, not {there[one]:,}" for one in there if here[one] != there[one]]:
+    reasons.append(f"the class counts differ, {scores.clips:,} clips here against {sum(there.values()):,} published "
+                   f"({'; '.join(differing[:3])}{'; …' * (len(differing) > 3)})")  # fmt: skip
+  if sorted(folds) != sorted(of_folds):
+    reasons.append(f"the published score is the mean of {len(of_folds)} folds, here are {', '.join(folds)}")
+  return {"data_set": name.upper(), "clips": sum(sum(fold.values()) for fold in of_folds.values()), **SCORES[name],
+          "not_comparable": ", and ".join(reasons) or None}  # fmt: skip
+
+
+def _published_rows(published: Mapping[str, Any] | None) -> list[Sequence[str]]:
+  if not published:
+    return []
+  reason = f": not comparable, {published['not_comparable']}" if published["not_comparable"] else ""
+  return [
+    (f"published, {published['data_set']}{reason}", "", percent(published["war"]), percent(published["uar"]))
+  ]
 
 
 def percent(value: float | None) -> str:
   return "undefined" if value is None or math.isnan(value) else f"{value:.2f} %"
 
 
-def recall_table(scores: Scores) -> str:
-  """One line per class: clips, recall, and what it was mistaken for most often."""
-  lines = ["| class | clips | recall | most often mistaken for |", "|---|---:|---:|---|"]
-  for i, name in enumerate(scores.classes):
-    clips, recall = scores.confusion[i].sum(), percent(scores.recall[i])
-    lines.append(f"| {name} | {clips} | {recall} | {_mistake(scores, i)} |")
-  return "\n".join(lines)
-
-
-def _mistake(scores: Scores, i: int) -> str:
-  """What a class was mistaken for most often."""
-  wrong = scores.confusion[i].copy()
-  wrong[i] = 0
-  return f"{scores.classes[wrong.argmax()]} ({wrong.max()})" if wrong.any() else "–"
-
-
-def _matrix_as_markdown(scores: Scores) -> list[str]:
-  lines = [
-    "| true \\ predicted | " + " | ".join(scores.classes) + " |",
-    "|---|" + "---:|" * len(scores.classes),
-  ]
-  return lines + [
-    f"| {name} | " + " | ".join(map(str, row)) + " |"
-    for name, row in zip(scores.classes, scores.confusion, strict=True)
-  ]
-
-
-def _as_markdown(report: Mapping[str, Any], scores: Scores) -> str:
-  best = report["best_epoch"]
-  undefined = "" if report["uar"] is not None else (
-    "\n\nUAR is undefined, as in the original: a class was predicted that no test clip has. Over the classes that "
-    f"have clips it is {percent(report['uar_of_present_classes'])}."
-  )  # fmt: skip
-  told = ("clips", "clips_without_sound", "train_clips", "train_clips_without_sound", "clips_seen", "step", "tunable_parameters",
-          "frozen_parameters", "peak_memory_gib", "started_from", "data_set", "splits", "version")  # fmt: skip
-  facts = [f"| {name.replace('_', ' ')} | {report[name]} |" for name in told if name in report]
-  return "\n".join(
-    [
-      "# MMA-DFER: report of a run",
-      "",
-      f"**WAR {percent(report['war'])}, UAR {percent(report['uar'])}** on {report['clips']} test clips, after the last "
-      f"epoch ({report['epoch']}).{undefined}",
-      "",
-      f"Best epoch, chosen by looking at the test clips: {best['epoch']} with WAR {percent(best['war'])}, "
-      f"UAR {percent(best['uar'])}.",
-      "",
-      recall_table(scores),
-      "",
-      "## Confusion matrix",
-      "",
-      *_matrix_as_markdown(scores),
-      "",
-      "![confusion matrix](confusion_matrix.png)",
-      "",
-      "## Learning curves",
-      "",
-      "![learning curves](learning_curves.png)",
-      "",
-      "## The run",
-      "",
-      "| | |",
-      "|---|---|",
-      *facts,
-      "",
-      "Recipe of the data:",
-      "",
-      *(f"- {key}: {value}" for key, value in report["recipe"].items()),
-      "",
-      "Config:",
-      "",
-      *(f"- `{key}` = `{value}`" for key, value in report["config"].items()),
-      "",
-    ]
-  )
-
-
-@dataclasses.dataclass(frozen=True)
-class Fold:
-  """What one model got on the clips that it was not trained on.
-
-  Attributes:
-    name: the split.
-    scores: of the model that counts.
-    about: what else is known of it: folder, step, epoch, clips_without_sound.
-    best_epoch: as in report.json; None if only one model was evaluated.
-  """
-
-  name: str
-  scores: Scores
-  about: Mapping[str, Any]
-  best_epoch: Mapping[str, Any] | None = None
+def _number(value: float) -> float | None:
+  """JSON has no NaN."""
+  return float(value) if math.isfinite(value) else None
 
 
 def mean_and_deviation(values: Sequence[float | None]) -> dict[str, float | None]:
@@ -243,158 +290,56 @@ def mean_and_deviation(values: Sequence[float | None]) -> dict[str, float | None
   return {"mean": _number(float(np.mean(known))), "standard_deviation": _number(deviation)}
 
 
-def write_folds(
-  folder: Path, folds: Sequence[Fold], *, model: str, facts: Mapping[str, Any]
-) -> dict[str, Any]:
-  """Writes folds.json, folds.md and confusion_matrix.png, of the summed counts; returns what folds.json says.
-
-  Args:
-    folder: made if it does not exist.
-    folds: at least one, all of the same classes.
-    model: which one of each fold counts, in words.
-    facts: anything else to be told: recipe, config, version.
-  """
-  classes = tuple(folds[0].scores.classes)
-  total = Scores(np.sum([fold.scores.confusion for fold in folds], axis=0), classes)
-  results, published = [scores_as_json(fold.scores) for fold in folds], PUBLISHED.get(classes)
-  best = [fold.best_epoch for fold in folds if fold.best_epoch]
-  summary = {
-    "model": model,
-    **{name: mean_and_deviation([result[name] for result in results]) for name in _MEANS},
-    "published": published if published and (len(folds), total.clips) == (5, published["clips"]) else None,
-    "mean_recall": _mean_recall(folds),
-    "sum": scores_as_json(total),
-    "best_epoch": {
-      "note": "by WAR on the test clips themselves, so it flatters; the headline is not this",
-      **{name: mean_and_deviation([epoch[name] for epoch in best]) for name in ("war", "uar")},
-    }
-    if len(best) == len(folds)
-    else None,
-    "folds": [
-      {"fold": fold.name, **result, **fold.about, "best_epoch": fold.best_epoch}
-      for fold, result in zip(folds, results, strict=True)
-    ],
-    "classes": list(classes),
-    **facts,
-  }
-  folder.mkdir(parents=True, exist_ok=True)
-  draw_confusion_matrix(total, folder / "confusion_matrix.png", title=f"sum of {len(folds)} folds:  ")
-  (folder / "folds.md").write_text(_folds_as_markdown(summary, total))
-  write_json(folder / "folds.json", summary)
-  return summary
-
-
-_MEANS = ("war", "uar", "uar_of_present_classes")
-
-
-def _mean_recall(folds: Sequence[Fold]) -> dict[str, float | None]:
-  """By class, over the folds that have clips of it."""
-  recalls = np.array([fold.scores.recall for fold in folds])
-  known = [column[~np.isnan(column)] for column in recalls.T]
-  return {
-    name: float(column.mean()) if column.size else None
-    for name, column in zip(folds[0].scores.classes, known, strict=True)
-  }
-
-
 def plus_minus(result: Mapping[str, float | None]) -> str:
   """A mean and its standard deviation."""
   mean, deviation = result["mean"], result["standard_deviation"]
   return percent(mean) if mean is None or deviation is None else f"{mean:.2f} ± {deviation:.2f} %"
 
 
+def recall_table(scores: Scores, by_class: Mapping[str, Mapping[str, float | None]] | None = None) -> str:
+  """A line per class: clips, recall, and what it was most often mistaken for; over folds, their mean recall too."""
+  rows = []
+  for i, name in enumerate(scores.classes):
+    wrong = scores.confusion[i].copy()
+    wrong[i] = 0
+    mistake = f"{scores.classes[wrong.argmax()]} ({wrong.max()})" if wrong.any() else "–"
+    means = [plus_minus(by_class[name])] if by_class else []
+    rows.append([name, scores.confusion[i].sum(), percent(scores.recall[i]), *means, mistake])
+  recalls = (
+    ["recall in the sum>", "mean recall ± standard deviation of the folds>"] if by_class else ["recall>"]
+  )
+  return table(["class", "clips>", *recalls, "most often mistaken for"], rows)
+
+
 def folds_table(summary: Mapping[str, Any]) -> str:
   """A line per fold, then their mean, what was published, and the best epochs."""
-  rows = [
-    (fold["fold"], fold["clips"], percent(fold["war"]), percent(fold["uar"])) for fold in summary["folds"]
+  rows: list[Sequence[Any]] = [
+    (f["fold"], f["clips"], percent(f["war"]), percent(f["uar"])) for f in summary["folds"]
   ]
-  deviation = " ± standard deviation" * (len(rows) > 1)
-  means = plus_minus(summary["war"]), plus_minus(summary["uar"])
-  rows.append((f"**mean{deviation}**", summary["sum"]["clips"], *means))
-  if published := summary["published"]:
-    rows.append(
-      (f"published, {published['data_set']}", "", percent(published["war"]), percent(published["uar"]))
-    )
+  mean = f"**mean{' ± standard deviation' * (len(rows) > 1)}**"
+  rows += [(mean, summary["sum"]["clips"], plus_minus(summary["war"]), plus_minus(summary["uar"]))]
+  rows += _published_rows(summary["published"])
   if best := summary["best_epoch"]:
-    rows.append(
-      ("best epochs, chosen on the test clips", "", plus_minus(best["war"]), plus_minus(best["uar"]))
-    )
-  lines = ["| fold | clips | WAR | UAR |", "|---|---:|---:|---:|"]
-  return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
-
-
-def _folds_as_markdown(summary: Mapping[str, Any], total: Scores) -> str:
-  known_of_models = ("folder", "epoch", "step", "clips_without_sound", "best_epoch")
-  classes = [
-    f"| {name} | {total.confusion[i].sum()} | {percent(total.recall[i])} | {percent(summary['mean_recall'][name])} "
-    f"| {_mistake(total, i)} |"
-    for i, name in enumerate(total.classes)
-  ]
-  models = []
-  for fold in summary["folds"]:
-    told = dict(fold, best_epoch=(fold["best_epoch"] or {}).get("epoch"))
-    cells = ("–" if told.get(name) is None else str(told[name]) for name in known_of_models)
-    models.append(f"| {fold['fold']} | {' | '.join(cells)} |")
-  return "\n".join(
-    [
-      f"# MMA-DFER: {', '.join(fold['fold'] for fold in summary['folds'])}",
-      "",
-      f"**WAR {plus_minus(summary['war'])}, UAR {plus_minus(summary['uar'])}**, {summary['model']}.",
-      "",
-      folds_table(summary),
-      "",
-      *_notes_on_folds(summary),
-      "",
-      "## Classes",
-      "",
-      "| class | clips | recall in the sum | mean recall of the folds | most often mistaken for |",
-      "|---|---:|---:|---:|---|",
-      *classes,
-      "",
-      "## Confusion matrix, summed over the folds",
-      "",
-      *_matrix_as_markdown(total),
-      "",
-      "![confusion matrix](confusion_matrix.png)",
-      "",
-      "## The models",
-      "",
-      "| fold | " + " | ".join(name.replace("_", " ") for name in known_of_models) + " |",
-      "|---|" + "---|" * len(known_of_models),
-      *models,
-      "",
-      "Recipe of the data:",
-      "",
-      *(f"- {key}: {value}" for key, value in summary["recipe"].items()),
-      "",
-      *(f"- `{key}` = `{value}`" for key, value in summary.get("config", {}).items()),
-      "",
-    ]
-  )
+    rows += [("best epochs, chosen on the test clips", "", plus_minus(best["war"]), plus_minus(best["uar"]))]
+  return table(["fold", "clips>", "WAR>", "UAR>"], rows)
 
 
 def _notes_on_folds(summary: Mapping[str, Any]) -> list[str]:
-  """How the numbers of the table are to be read."""
-  number = len(summary["folds"])
-  notes = ["One fold has no standard deviation."]
-  if number > 1:
-    notes = [
-      f"Mean and standard deviation (divided by n − 1 = {number - 1}) are over folds, each counting once."
-    ]
+  """How to read the numbers of the table."""
+  number, published = len(summary["folds"]), summary["published"]
+  notes = [f"Mean and standard deviation (divided by n − 1 = {number - 1}) are over folds, each counting once."
+           if number > 1 else "One fold has no standard deviation."]  # fmt: skip
   if undefined := [fold["fold"] for fold in summary["folds"] if fold["uar"] is None]:
-    notes.append(
-      f"UAR is undefined in {', '.join(undefined)}, as in the original: a class was predicted that none of its test "
-      "clips has; so is the mean. Over the classes that have clips, UAR is "
-      f"{plus_minus(summary['uar_of_present_classes'])}."
-    )
-  if published := summary["published"]:
-    notes.append(
-      f"Published are the paper's means over the five folds of {published['data_set']} (arXiv 2404.09010), which have "
-      f"{published['clips']} clips, as these have: to be compared only if each is in its own fold."
-    )
+    words = _undefined("none of its test clips", plus_minus(summary["uar_of_present_classes"]))
+    notes.append(f"{', '.join(undefined)}: {words} The mean is undefined too.")
+  if published:
+    reason = published["not_comparable"]
+    comparable = f"not comparable: {reason}" if reason else "the clips of each class are as many as these"
+    notes.append(f"Published are the paper's means over the five folds of {published['data_set']} (arXiv 2404.09010); "
+                 f"{comparable}.")  # fmt: skip
   if summary["best_epoch"]:
     notes.append("A best epoch is chosen by looking at the test clips, so it flatters; it is no result.")
-  return [f"- {note}" for note in notes]
+  return notes
 
 
 def draw_confusion_matrix(scores: Scores, path: Path, title: str = "") -> None:
@@ -403,16 +348,14 @@ def draw_confusion_matrix(scores: Scores, path: Path, title: str = "") -> None:
   side = 2.5 + 0.62 * n
   figure = empty_figure(side + 0.8, side)
   axes = figure.subplots()
-  support = scores.confusion.sum(axis=1, keepdims=True)
-  share = 100.0 * scores.confusion / np.maximum(support, 1)
+  share = 100.0 * scores.confusion / np.maximum(scores.confusion.sum(axis=1, keepdims=True), 1)
   image = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
   for (i, j), clips in np.ndenumerate(scores.confusion):
     axes.text(j, i, str(clips), ha="center", va="center", color="white" if share[i, j] > 55 else "black")
   axes.set_xticks(range(n), scores.classes, rotation=45, ha="right")
   axes.set_yticks(range(n), scores.classes)
-  axes.set_xlabel("predicted")
-  axes.set_ylabel("true")
-  axes.set_title(f"{title}WAR {percent(scores.war)}   UAR {percent(scores.uar)}   {scores.clips} clips")
+  axes.set(xlabel="predicted", ylabel="true",
+           title=f"{title}WAR {percent(scores.war)}   UAR {percent(scores.uar)}   {scores.clips} clips")  # fmt: skip
   figure.colorbar(image, label="% of the true class", shrink=0.8)
   figure.savefig(path, dpi=110)
 
@@ -420,20 +363,23 @@ def draw_confusion_matrix(scores: Scores, path: Path, title: str = "") -> None:
 def _draw_learning_curves(
   workdir: Path, history: Sequence[Mapping[str, Any]], scores: Sequence[Scores], loss: str
 ) -> None:
-  epochs = [epoch["epoch"] for epoch in history]
-  style = {"marker": "o", "markersize": 3}
-  figure = empty_figure(10, 4)
+  figure = empty_figure(10.0, 4.0)
   left, right = figure.subplots(1, 2)
-  left.plot(epochs, [e["loss"] for e in history], label="training, mean of the epoch", **style)
-  left.plot(epochs, [e["test_loss"] for e in history], label="test", **style)
-  left.set_ylabel(f"loss ({loss})")
-  right.plot(epochs, [e["accuracy"] for e in history], label="training accuracy, mean of the epoch", **style)
-  right.plot(epochs, [s.war for s in scores], label="test WAR", **style)
-  right.plot(
-    epochs, [s.uar_present for s in scores], label="test UAR", linestyle="--", **style
-  )  # often on top of WAR
-  right.set_ylabel("%")
-  right.set_ylim(0, 102)
+  for axes, values, label, style in (
+    (left, [epoch["loss"] for epoch in history], "training, mean since the evaluation before", "-"),
+    (left, [epoch["test_loss"] for epoch in history], "test", "-"),
+    (
+      right,
+      [epoch["accuracy"] for epoch in history],
+      "training accuracy, mean since the evaluation before",
+      "-",
+    ),
+    (right, [s.war for s in scores], "test WAR", "-"),
+    (right, [s.uar_present for s in scores], "test UAR", "--"),  # often on top of WAR
+  ):
+    axes.plot([epoch["epoch"] for epoch in history], values, style, marker="o", markersize=3, label=label)
+  left.set(ylabel=f"loss ({loss})")
+  right.set(ylabel="%", ylim=(0, 102))
   for axes in (left, right):
     axes.set_xlabel("epoch")
     axes.xaxis.get_major_locator().set_params(integer=True)

@@ -1,6 +1,9 @@
-"""Which run this is: what run.json says, and whether two runs are the same."""
+"""Which run this is: the content of run.json, and whether two runs are the same.
 
-from collections.abc import Mapping
+It is a config file as well, of the run in a folder: `--config=mma_dfer_jax/training/run.py:WORKDIR`.
+"""
+
+from collections.abc import Mapping, Sequence
 import importlib.metadata
 import json
 from pathlib import Path
@@ -17,32 +20,36 @@ from mma_dfer_jax.parameters import tunable_patterns
 
 VERSION = importlib.metadata.version("mma_dfer_jax")
 KEYS = {"config", "classes", "recipe", "tunable", "starts", "data_set", "version"}
+ADVICE = "choose another folder, or give the values that it was made with"
+
+
+def get_config(workdir: str) -> ml_collections.ConfigDict:
+  """The config of a run that has its run.json."""
+  if not Path(workdir, "run.json").is_file():
+    raise UserError(f"there is no run.json in {workdir}")
+  return ml_collections.ConfigDict(nested_config(read_run(Path(workdir))["config"]))
 
 
 def describe_run(
-  config: ml_collections.ConfigDict, model: ModelConfig, data_set: DataSet, starts: Mapping[str, str]
+  config: ml_collections.ConfigDict, model: ModelConfig, data_set: DataSet, starts: Sequence[Any]
 ) -> dict[str, Any]:
-  """What identifies a run, as JSON knows it; the recipe of the data set and what the model makes of its records.
+  """What identifies a run, as JSON holds it: its recipe is that of the data set and what the model makes of its records.
 
   Args:
     config: of the run.
     model: its parts and sizes.
-    data_set: what it trains on.
-    starts: sha256 of each file of weights that it starts from, by what it is for.
+    data_set: that it trains on.
+    starts: weights that it starts from, see `training.check.Start`; they are known by content.
   """
-  i = model.inputs
+  i, facts = model.inputs, ("fingerprint", "splits", "sample_rates")
   sizes = {"image_size": i.image_size, "num_frames": i.num_frames, "audio_shape": i.audio_shape}
   run = {
     "config": flat_config(config.to_dict()),
     "classes": data_set.classes,
     "recipe": data_set.recipe | sizes,
     "tunable": tunable_patterns(model, config.tunable),
-    "starts": dict(starts),
-    "data_set": {
-      "fingerprint": data_set.fingerprint,
-      "splits": data_set.splits,
-      "sample_rates": data_set.sample_rates,
-    },
+    "starts": {start.name: start.sha256 for start in starts},
+    "data_set": {name: getattr(data_set, name) for name in facts},
     "version": VERSION,
   }
   return json.loads(json.dumps(run))
@@ -54,11 +61,7 @@ def model_of(run: Mapping[str, Any]) -> ModelConfig:
 
 
 def claim_workdir(workdir: Path, run: Mapping[str, Any]) -> None:
-  """Writes run.json, or checks that the one that is there describes the same run.
-
-  Raises:
-    UserError: naming every difference; nothing in the folder is touched then.
-  """
+  """Writes run.json; UserError, naming every difference and touching nothing, if there is one of another run."""
   file = workdir / "run.json"
   if file.exists():
     check_same_run(read_run(workdir), run, str(workdir))
@@ -68,37 +71,39 @@ def claim_workdir(workdir: Path, run: Mapping[str, Any]) -> None:
 
 def check_same_run(there: Mapping[str, Any], now: Mapping[str, Any], place: str) -> None:
   """Raises UserError with every difference in classes, recipe, clips or config that changes what is computed."""
-  differences = [f"classes: {there['classes']} there, {now['classes']} now"] * (
-    there["classes"] != now["classes"]
-  )
-  for part in ("recipe", "starts", "data_set", "config"):
-    before, after = there[part], now[part]
-    differences += [
-      f"{part} {key}: {before.get(key, 'nothing')!r} there, {after.get(key, 'nothing')!r} now"
-      for key in sorted(before.keys() | after.keys())
-      if before.get(key) != after.get(key) and not (part == "config" and key in MAY_CHANGE)
-    ]
-  if differences:
-    raise listed(f"{place} holds another run", differences, "choose another --workdir, or give the values it was made with")  # fmt: skip
+  if differences := _differences(there, now):
+    raise listed(f"{place} already contains a different run", differences, ADVICE)
 
 
-def differences_of_runs(runs: Path, wanted: Mapping[str, Mapping[str, Any]]) -> list[str]:
-  """How runs that are there already differ from those that are wanted, by name of their folder: a line each."""
+def _differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+  found = [f"classes: {there['classes']} there, {now['classes']} now"] * (there["classes"] != now["classes"])
+  return found + [
+    f"{part} {key}: {there[part].get(key, 'nothing')!r} there, {now[part].get(key, 'nothing')!r} now"
+    for part in ("recipe", "starts", "data_set", "config")
+    for key in sorted(there[part].keys() | now[part].keys())
+    if there[part].get(key) != now[part].get(key) and not (part == "config" and key in MAY_CHANGE)
+  ]
+
+
+def check_same_runs(folder: Path, runs: Mapping[str, Mapping[str, Any]]) -> None:
+  """Raises UserError with every difference between runs, by name of their folder, and those that are there already."""
   names_by_problem: dict[str, list[str]] = {}
-  for name, run in wanted.items():
-    if not (runs / name / "run.json").exists():
+  for name, run in runs.items():
+    if not (folder / name / "run.json").exists():
       continue
     try:
-      check_same_run(read_run(runs / name), run, name)
+      problems = _differences(read_run(folder / name), run)
     except UserError as error:
-      lines = [line.removeprefix("  - ") for line in str(error).splitlines() if line.startswith("  - ")]
-      for line in lines or [str(error)]:
-        names_by_problem.setdefault(line, []).append(name)
-  return [f"{', '.join(names)}: {problem}" for problem, names in names_by_problem.items()]
+      problems = [str(error)]
+    for problem in problems:
+      names_by_problem.setdefault(problem, []).append(name)
+  if names_by_problem:
+    lines = [f"{', '.join(names)}: {problem}" for problem, names in names_by_problem.items()]
+    raise listed(f"{folder} already contains different runs", lines, ADVICE)
 
 
 def read_run(workdir: Path) -> dict[str, Any]:
-  """What run.json says; UserError if it is damaged, or of a version whose runs cannot be read."""
+  """The content of run.json; UserError if it is damaged, or of a version whose runs cannot be read."""
   path = workdir / "run.json"
   try:
     run = json.loads(path.read_text())
@@ -108,7 +113,7 @@ def read_run(workdir: Path) -> dict[str, Any]:
     ) from error
   if isinstance(run, dict) and run.get("version") == "0.1.0":
     raise UserError(
-      f"{workdir} was written by mma_dfer_jax 0.1.0, whose runs this version does not read: train anew"
+      f"{workdir} was written by mma_dfer_jax 0.1.0, whose runs this version does not read: train again"
     )
   if not isinstance(run, dict) or not run.keys() >= KEYS:
     raise UserError(f"{path} is damaged: it lacks some of {', '.join(sorted(KEYS))}")

@@ -21,8 +21,7 @@ def confusion_matrix(
   """
   classes = logits.shape[-1]
   truth = jax.nn.one_hot(labels, classes, dtype=jnp.int32) * mask[:, None]
-  prediction = jax.nn.one_hot(logits.argmax(axis=-1), classes, dtype=jnp.int32)
-  return truth.T @ prediction
+  return truth.T @ jax.nn.one_hot(logits.argmax(axis=-1), classes, dtype=jnp.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +44,8 @@ class Scores:
   def recall(self) -> np.ndarray:
     """(C,) share of each class's clips that are right; NaN for a class without clips."""
     support = self.confusion.sum(axis=1)
-    return 100.0 * np.divide(
-      self.confusion.diagonal(), support, out=np.full(len(support), np.nan), where=support > 0
-    )
+    unknown = np.full(len(support), np.nan)
+    return 100.0 * np.divide(self.confusion.diagonal(), support, out=unknown, where=support > 0)
 
   @property
   def uar(self) -> float:
@@ -61,5 +59,4 @@ class Scores:
   @property
   def uar_present(self) -> float:
     """Unweighted average recall over the classes that have clips; equals `uar` wherever that is a number."""
-    recall = self.recall
-    return float(recall[~np.isnan(recall)].mean()) if self.clips else float("nan")
+    return float(np.nanmean(self.recall)) if self.clips else float("nan")

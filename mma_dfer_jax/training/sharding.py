@@ -16,11 +16,7 @@ from mma_dfer_jax.errors import UserError
 
 
 def start_jax(matmul_precision: str = "float32") -> None:
-  """Sets how JAX computes, and keeps compiled programs for the next process.
-
-  Args:
-    matmul_precision: of float32 matrix products; accelerators would otherwise take a coarser one on their own.
-  """
+  """Sets how JAX computes float32 products (accelerators would take a coarser way), and keeps compiled programs."""
   jax.config.update("jax_default_matmul_precision", matmul_precision)
   keep_compiled()
 
@@ -43,10 +39,10 @@ def make_mesh(data: int, fsdp: int) -> Mesh:
     UserError: if the two do not multiply to the number of devices.
   """
   devices = jax.device_count()
-  if data < 0 and devices % fsdp:
-    raise UserError(f"mesh.fsdp={fsdp} does not divide the {devices} devices there are")
   if data < 0:
-    data = devices // fsdp
+    data, rest = divmod(devices, fsdp)
+    if rest:
+      raise UserError(f"mesh.fsdp={fsdp} does not divide the {devices} devices there are")
   if data * fsdp != devices:
     raise UserError(
       f"mesh.data={data} x mesh.fsdp={fsdp} asks for {data * fsdp} devices, but there are {devices}; mesh.data=-1 takes "
@@ -57,9 +53,8 @@ def make_mesh(data: int, fsdp: int) -> Mesh:
 
 def compiler_options() -> dict[str, str]:
   """Of the steps: on CPUs, the order of operations that takes the least memory, a third less; others do it anyway."""
-  if jax.default_backend() != "cpu":
-    return {}
-  return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+  cpu = jax.default_backend() == "cpu"
+  return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if cpu else {}
 
 
 def check_precision(precision: str) -> None:
@@ -73,32 +68,26 @@ def check_precision(precision: str) -> None:
 
 
 def compile_checked(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-  """Compiles ahead, and checks that it fits into memory.
-
-  Raises:
-    UserError: if not; with what would help.
-  """
+  """Compiles ahead; UserError, with what would help, if the program does not fit into memory."""
   compiled = lowered.compile()
-  if hasattr(
-    ctypes.CDLL(None), "malloc_trim"
-  ):  # glibc keeps what the compiler has freed, 0.3 GiB at full size
-    ctypes.CDLL(None).malloc_trim(0)
-  sizes = compiled.memory_analysis()
-  if sizes is not None:
-    needed = sizes.temp_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
-    of_device = jax.local_devices()[0].memory_stats() or {}
-    if "bytes_limit" in of_device:
-      free = of_device["bytes_limit"] - of_device["bytes_in_use"]
-    else:
-      needed *= jax.local_device_count()
-      free = psutil.virtual_memory().available + psutil.swap_memory().free
-    if needed > free:
-      raise UserError(out_of_memory(f"{needed / 2**30:.1f} GiB are needed, {free / 2**30:.1f} GiB are free"))
+  if hasattr(ctypes.CDLL(None), "malloc_trim"):
+    ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what the compiler has freed, 0.3 GiB at full size
+  if (sizes := compiled.memory_analysis()) is None:
+    return compiled
+  needed = sizes.temp_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+  of_device = jax.local_devices()[0].memory_stats() or {}
+  if "bytes_limit" in of_device:
+    free = of_device["bytes_limit"] - of_device["bytes_in_use"]
+  else:
+    needed *= jax.local_device_count()
+    free = psutil.virtual_memory().available + psutil.swap_memory().free
+  if needed > free:
+    raise UserError(out_of_memory(f"{needed / 2**30:.1f} GiB are needed, {free / 2**30:.1f} GiB are free"))
   return compiled
 
 
 def out_of_memory(facts: str) -> str:
-  """What to say when something is too large for the memory of a device."""
+  """The message for something too large for the memory of a device."""
   return (
     f"this does not fit into the memory of {jax.devices()[0].device_kind}: {facts}; make batch_size or image_size "
     "smaller, set remat=names, or remat=layers which keeps least, or spread it over more devices"
@@ -115,10 +104,8 @@ def peak_memory() -> float:
 
 
 def describe_error(error: Exception) -> str | None:
-  """In words, an error of JAX that a user can mend; None if it is another."""
-  if "RESOURCE_EXHAUSTED" in str(error):
-    return out_of_memory(" ".join(str(error).split())[:300])
-  return None
+  """In words, an error of JAX that a user can fix; None if it is another."""
+  return out_of_memory(" ".join(str(error).split())[:300]) if "RESOURCE_EXHAUSTED" in str(error) else None
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -145,15 +132,12 @@ def fsdp_sharding(tree: Any, mesh: Mesh, min_size_mb: float) -> Any:
 
   The rule sees shapes only, so that the moments of an optimizer follow their parameters.
   """
+  devices = mesh.shape["fsdp"]
 
   def rule(x) -> NamedSharding:
-    axes: list[str | None] = [None] * x.ndim
-    if x.size * x.dtype.itemsize >= min_size_mb * 2**20 and mesh.shape["fsdp"] > 1:
-      for axis in np.argsort(x.shape)[::-1]:
-        if x.shape[axis] % mesh.shape["fsdp"] == 0:
-          axes[axis] = "fsdp"
-          break
-    return NamedSharding(mesh, PartitionSpec(*axes))
+    large = x.size * x.dtype.itemsize >= min_size_mb * 2**20 and devices > 1
+    split = next((axis for axis in np.argsort(x.shape)[::-1] if large and x.shape[axis] % devices == 0), None)
+    return NamedSharding(mesh, PartitionSpec(*("fsdp" if axis == split else None for axis in range(x.ndim))))
 
   return jax.tree.map(rule, tree)
 

@@ -1,7 +1,7 @@
 """What training carries along: the tunable and the frozen parameters, the optimizer's moments, the step."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
@@ -23,11 +23,21 @@ class TrainState(NamedTuple):
   opt_state: optax.OptState  # moments of the tunable parameters only
 
 
-def cosine_by_epoch(learning_rate: float, num_epochs: int, steps_per_epoch: int) -> optax.Schedule:
-  """lr · (1 + cos(π · epoch / epochs)) / 2, constant within an epoch; CosineAnnealingLR(T_max=epochs) of main.py."""
+def cosine_rates(learning_rate: float, num_epochs: int) -> np.ndarray:
+  """(epochs,) float32, lr · (1 + cos(π · epoch / epochs)) / 2; CosineAnnealingLR(T_max=epochs) of main.py."""
   # Made in float64: close to the end 1 + cos loses half of float32's digits.
   rates = learning_rate * 0.5 * (1 + np.cos(np.pi * np.arange(num_epochs) / num_epochs))
-  return lambda step: jnp.asarray(rates, jnp.float32)[step // steps_per_epoch]
+  return rates.astype(np.float32)
+
+
+def by_epoch(rates: Any, steps_per_epoch: Any) -> optax.Schedule:
+  """The rate of the epoch of a step. Traced arguments make one compiled step fit folds of any size."""
+  return lambda step: jnp.asarray(rates)[step // steps_per_epoch]
+
+
+def cosine_by_epoch(learning_rate: float, num_epochs: int, steps_per_epoch: int) -> optax.Schedule:
+  """The original's schedule: constant within an epoch."""
+  return by_epoch(cosine_rates(learning_rate, num_epochs), steps_per_epoch)
 
 
 def make_optimizer(learning_rate: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
@@ -36,19 +46,16 @@ def make_optimizer(learning_rate: optax.Schedule, weight_decay: float) -> optax.
 
 
 def create_train_state(
-  init: Callable[[], nnx.Module],
-  patterns: Sequence[str],
-  tx: optax.GradientTransformation,
-  *,
-  mesh: Mesh,
+  init: Callable[[], nnx.Module], patterns: Sequence[str], tx: optax.GradientTransformation, *, mesh: Mesh,
   fsdp_min_size_mb: float,
-) -> tuple[nnx.GraphDef, TrainState]:
+) -> tuple[nnx.GraphDef, TrainState]:  # fmt: skip
   """A model as `init` makes it, split by `patterns` of tunable parameters, spread over the mesh."""
-  graphdef, tunable, frozen = split_tunable(init(), patterns)
-  tunable, frozen = (
-    jax.device_put(part, fsdp_sharding(part, mesh, fsdp_min_size_mb)) for part in (tunable, frozen)
-  )
-  moments = jax.eval_shape(tx.init, tunable)
-  opt_state = jax.jit(tx.init, out_shardings=fsdp_sharding(moments, mesh, fsdp_min_size_mb))(tunable)
-  step = jax.device_put(jnp.zeros((), jnp.int32), fsdp_sharding(jnp.zeros(()), mesh, fsdp_min_size_mb))
+
+  def spread(tree: Any) -> Any:
+    return fsdp_sharding(tree, mesh, fsdp_min_size_mb)
+
+  graphdef, *states = split_tunable(init(), patterns)
+  tunable, frozen = (jax.device_put(state, spread(state)) for state in states)
+  opt_state = jax.jit(tx.init, out_shardings=spread(jax.eval_shape(tx.init, tunable)))(tunable)
+  step = jax.device_put(jnp.zeros((), jnp.int32), spread(jnp.zeros(())))
   return graphdef, TrainState(step, tunable, frozen, opt_state)

@@ -26,17 +26,11 @@ DrawFn = Callable[[Any, nnx.Rngs, int], Any]
 
 def abstract_batch(inputs: Inputs, batch_size: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes and types of a batch as the pipeline makes them and `to_global` spreads them."""
-  shapes = {
-    "video": (inputs.video_shape, jnp.uint8),
-    "spectrogram": (inputs.audio_shape, jnp.float32),
-    "label": ((), jnp.int32),
-    "has_audio": ((), jnp.bool_),
-    "mask": ((), jnp.bool_),
-  }
+  shapes = {"video": (inputs.video_shape, jnp.uint8), "spectrogram": (inputs.audio_shape, jnp.float32),
+            "label": ((), jnp.int32), "has_audio": ((), jnp.bool_), "mask": ((), jnp.bool_)}  # fmt: skip
   sharding = batch_sharding(mesh)
   return {
-    name: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=sharding)
-    for name, (shape, dtype) in shapes.items()
+    n: jax.ShapeDtypeStruct((batch_size, *s), dtype, sharding=sharding) for n, (s, dtype) in shapes.items()
   }
 
 
@@ -46,26 +40,15 @@ def model_inputs(batch: Batch, precision: str) -> tuple[jax.Array, jax.Array]:
 
 
 def train_step(
-  state: TrainState,
-  batch: Batch,
-  key: jax.Array,
-  *,
-  graphdef: nnx.GraphDef,
-  tx: optax.GradientTransformation,
-  loss_fn: LossFn,
-  draw_fn: DrawFn,
-  micro_batch: int = 0,
-  mesh: Mesh | None = None,
-  remat: str = "none",
+  state: TrainState, batch: Batch, key: jax.Array, *, graphdef: nnx.GraphDef, tx: optax.GradientTransformation,
+  loss_fn: LossFn, draw_fn: DrawFn, micro_batch: int = 0, mesh: Mesh | None = None, remat: str = "none",
   precision: str = "float32",
-) -> tuple[TrainState, Metrics]:
+) -> tuple[TrainState, Metrics]:  # fmt: skip
   """One update on the mean loss of a batch; what is drawn for a step depends on key and step alone.
 
   Args:
-    state, batch: as they are kept: tunable parameters and moments in float32, whatever the precision.
+    state, batch: tunable parameters and moments are float32, whatever the precision.
     key: of the run.
-    graphdef, tx: of the model and of the optimizer.
-    loss_fn, draw_fn: of the task, see `LossFn` and `DrawFn`.
     micro_batch: clips that go through the model at once, a divisor of the batch; 0: all. It changes only the order of
       sums; memory is that of one micro-batch.
     mesh: over which a batch is spread; None: one device.
@@ -75,27 +58,24 @@ def train_step(
   clips = batch["label"].shape[0]
   parts = clips // (micro_batch or clips)
   rngs = nnx.Rngs(drop_path=jax.random.fold_in(key, state.step))
-  drawn = draw_fn(
-    nnx.merge(graphdef, state.tunable, state.frozen), rngs, clips
-  )  # for all clips, before they are divided
+  # For all clips, before they are divided.
+  drawn = draw_fn(nnx.merge(graphdef, state.tunable, state.frozen), rngs, clips)
 
   def loss_of(tunable, part, drawn):
     model = nnx.merge(graphdef, cast(tunable, precision), state.frozen)
     losses, metrics = loss_fn(model, part, drawn, remat)
     return losses.mean(), jax.tree.map(jnp.mean, metrics)
 
+  def add(total, part):
+    (loss, metrics), grads = gradient(state.tunable, *part)
+    return jax.tree.map(lambda s, g: s + g / parts, total, grads), (loss, metrics)
+
   gradient = jax.value_and_grad(loss_of, has_aux=True)
   if parts == 1:
     (loss, metrics), grads = gradient(state.tunable, batch, drawn)
   else:
-
-    def add(total, part):
-      (loss, metrics), grads = gradient(state.tunable, *part)
-      return jax.tree.map(lambda s, g: s + g / parts, total, grads), (loss, metrics)
-
     zeros = jax.tree.map(jnp.zeros_like, state.tunable)
-    divided = _divided(batch, drawn, parts, mesh)
-    grads, each = jax.lax.scan(add, zeros, divided)
+    grads, each = jax.lax.scan(add, zeros, _divided(batch, drawn, parts, mesh))
     loss, metrics = jax.tree.map(jnp.mean, each)
   updates, opt_state = tx.update(grads, state.opt_state, state.tunable)
   tunable = optax.apply_updates(state.tunable, updates)
@@ -124,26 +104,19 @@ def _divided(batch: Batch, drawn: Any, parts: int, mesh: Mesh | None) -> tuple[d
   return here, jax.tree.map(lambda x: split(x, x.shape[-1] // clips, x.ndim - 1), drawn)
 
 
-def eval_step(
-  tunable: nnx.State,
-  frozen: nnx.State,
-  batch: Batch,
-  *,
-  graphdef: nnx.GraphDef,
-  loss: Loss,
-  precision: str = "float32",
-) -> Metrics:
-  """Sums over the real clips of a batch: confusion matrix (C, C) int32, loss, clips without sound."""
+def eval_step(tunable: nnx.State, frozen: nnx.State, batch: Batch, *, graphdef: nnx.GraphDef, loss: Loss, precision: str = "float32") -> Metrics:  # fmt: skip
+  """What `sums` says of the model's answers to a batch."""
   model = nnx.merge(graphdef, cast(tunable, precision), cast(frozen, precision))
   return sums(in_float32(model(*model_inputs(batch, precision))), batch, loss)
 
 
 def sums(outputs: Outputs, batch: Batch, loss: Loss) -> Metrics:
-  """What an evaluation adds up over batches, of the real clips of one: see `eval_step`."""
+  """Sums over the real clips of a batch: confusion matrix (C, C) int32, loss, clips without sound; and its logits."""
   return {
     "confusion": confusion_matrix(outputs.logits, batch["label"], batch["mask"]),
     "loss": (loss(outputs, batch) * batch["mask"]).sum(),
     "without_sound": (batch["mask"] & ~batch["has_audio"]).sum(),
+    "logits": outputs.logits,
   }
 
 

@@ -1,11 +1,11 @@
-"""What differs between kinds of training: here, that of a classifier of clips; `loop.py` has what is the same."""
+"""What is trained on what, and how a split is evaluated; `loop.py` is the run itself."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
@@ -13,234 +13,202 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import ml_collections
 import numpy as np
-import tqdm
 
 from mma_dfer_jax import parts
 from mma_dfer_jax.data.pipeline import Augment, EvalOrder, TrainOrder, eval_batches, train_batches
 from mma_dfer_jax.inputs import Inputs
 from mma_dfer_jax.model import DropPath, MmaDfer
 from mma_dfer_jax.parameters import put_over, tunable_patterns
+from mma_dfer_jax.progress import Progress
+from mma_dfer_jax.training import hosts
 from mma_dfer_jax.training.check import Checked
+from mma_dfer_jax.training.predictions import Predictions
 from mma_dfer_jax.training.report import percent, write_report
-from mma_dfer_jax.training.scores import Scores
 from mma_dfer_jax.training.sharding import compiler_options, replicated, to_global
 from mma_dfer_jax.training.state import TrainState
-from mma_dfer_jax.training.steps import (
-  Batch,
-  Metrics,
-  abstract_batch,
-  eval_step,
-  in_float32,
-  model_inputs,
-)
-
-Clips = Iterator[Mapping[str, np.ndarray]]
+from mma_dfer_jax.training.steps import Batch, Metrics, eval_step, in_float32, model_inputs
 
 
-@runtime_checkable  # tests enforce annotations
-class Task(Protocol):
-  """What `loop.fit` asks of a kind of training."""
+class Evaluated(NamedTuple):
+  """One evaluation during training."""
 
-  best: str  # name of the score by which the best checkpoint is kept; higher is better
-
-  @property
-  def order(self) -> TrainOrder:
-    """Which clip comes when."""
-
-  @property
-  def tunable(self) -> tuple[str, ...]:
-    """Patterns of the paths of parameters that are trained."""
-
-  def init(self) -> nnx.Module:
-    """The model that training starts from."""
-
-  def draw(self, model: Any, rngs: nnx.Rngs, clips: int) -> Any:
-    """What is drawn for a step, before its clips are divided into micro-batches: the last axis is of clips."""
-
-  def loss(self, model: Any, batch: Batch, drawn: Any, remat: str) -> tuple[jax.Array, Metrics]:
-    """The loss of each clip (B,), and other numbers of each clip (B,) that are logged as means."""
-
-  def batches(self, start_step: int) -> contextlib.AbstractContextManager[Clips]:
-    """This host's training batches, from a step on."""
-
-  def abstract_batch(self, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and types of a training batch."""
-
-  def evaluator(self, graphdef: nnx.GraphDef, mesh: Mesh) -> Callable[..., dict[str, Any] | None]:
-    """(state, stop) -> what an epoch came to; None if it was stopped.
-
-    `result` goes to the history, `logged` (numbers by name) to the log, `score` is `best`, `title` a line for people.
-    """
-
-  def facts(self) -> list[str]:
-    """Lines for people at the start."""
-
-  def report(self, workdir: Path, run: Mapping[str, Any], history: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str:  # fmt: skip
-    """Writes what came of the run; returns its last line for people."""
+  result: dict[str, Any]  # for the history
+  logged: dict[str, float]  # for the log
+  title: str  # for people
+  predictions: Predictions
 
 
 @dataclasses.dataclass(frozen=True)
 class Classify:
-  """Trains MMA-DFER on labelled clips. Source: `main.py` of the original."""
+  """Trains MMA-DFER on labelled clips: all that `loop.fit` does not know. Source: `main.py` of the original."""
 
   config: ml_collections.ConfigDict
   checked: Checked
 
-  best = "war"
-
-  @property
-  def inputs(self) -> Inputs:
-    return self.checked.model.inputs
+  best = "war"  # the score by which the best checkpoint is kept; higher is better
 
   @functools.cached_property
   def tunable(self) -> tuple[str, ...]:
+    """Patterns of the paths of parameters that are trained."""
     return tunable_patterns(self.checked.model, self.config.tunable)
 
   @functools.cached_property
   def order(self) -> TrainOrder:
-    c, records = self.config, self.checked.records(self.checked.train_split)
+    c, records = self.config, self.checked.data_set.records(self.checked.train_split)
     return TrainOrder(records, c.seed, c.batch_size, c.num_epochs, jax.process_index(), jax.process_count())
 
   @functools.cached_property
+  def train_clips(self) -> dict[str, int]:
+    """By class."""
+    data_set, splits = self.checked.data_set, self.checked.train_split.split("+")
+    return {name: sum(data_set.clips[split][name] for split in splits) for name in data_set.classes}
+
+  @functools.cached_property
   def _loss(self) -> parts.Loss:
-    clips = self.checked.data_set.clips
-    splits = self.checked.train_split.split("+")
-    per_class = tuple(sum(clips[split][name] for split in splits) for name in self.checked.data_set.classes)
-    fields = self.config.loss.to_dict()
-    return parts.read("losses", fields).build(per_class)
+    return parts.read("losses", self.config.loss.to_dict()).build(tuple(self.train_clips.values()))
 
   def init(self) -> MmaDfer:
+    """The model that training starts from."""
     model = MmaDfer(self.checked.model, rngs=nnx.Rngs(params=self.config.seed))
     for start in self.checked.starts:
       put_over(model, start.read())
     return model
 
-  def draw(self, model: MmaDfer, rngs: nnx.Rngs, clips: int) -> DropPath:
-    return model.draw_drop_path(rngs, clips)
-
   def loss(self, model: MmaDfer, batch: Batch, drawn: DropPath, remat: str) -> tuple[jax.Array, Metrics]:
+    """The loss of each clip (B,), and other numbers of each clip (B,) that are logged as means."""
     video, spectrogram = model_inputs(batch, self.config.precision)
     outputs = in_float32(model(video, spectrogram, dropped=drawn, remat=remat))
-    right = outputs.logits.argmax(axis=-1) == batch["label"]
-    return self._loss(outputs, batch), {"accuracy": 100.0 * right}
+    return self._loss(outputs, batch), {
+      "accuracy": 100.0 * (outputs.logits.argmax(axis=-1) == batch["label"])
+    }
 
-  @contextlib.contextmanager
-  def batches(self, start_step: int) -> Iterator[Clips]:
+  def batches(self, start_step: int) -> contextlib.AbstractContextManager[Iterator[Mapping[str, np.ndarray]]]:
+    """This host's training batches, from a step on."""
     d = self.config.data
     ranges = Augment(
       crop_scale=tuple(d.crop_scale), crop_ratio=tuple(d.crop_ratio), flip=d.flip, brightness=d.brightness
     )
-    with train_batches(
-      self.order, self.inputs, ranges, start_step=start_step, num_workers=d.num_workers, prefetch=d.prefetch
-    ) as batches:
-      yield batches
+    return train_batches(self.order, self.checked.model.inputs, ranges, start_step=start_step,
+                         num_workers=d.num_workers, prefetch=d.prefetch)  # fmt: skip
 
-  def abstract_batch(self, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    return abstract_batch(self.inputs, self.config.batch_size, mesh)
+  def evaluator(self, graphdef: nnx.GraphDef, mesh: Mesh) -> Callable[..., Evaluated | None]:
+    """(state, stop) -> an evaluation of the test split; None if it was stopped."""
+    d, c = self.config.data, self.checked
+    evaluate, records = (
+      jit_eval(graphdef, mesh, self._loss, self.config.precision),
+      c.data_set.records(c.test_split),
+    )
 
-  def evaluator(self, graphdef: nnx.GraphDef, mesh: Mesh) -> Callable[..., dict[str, Any] | None]:
-    d, classes = self.config.data, self.checked.data_set.classes
-    evaluate = jit_eval(graphdef, mesh, self._loss, self.config.precision)
-    records = self.checked.records(self.checked.test_split)
-
-    def of_epoch(state: TrainState, stop: Callable[[], bool]) -> dict[str, Any] | None:
-      result = evaluate_split(
-        evaluate, state.tunable, state.frozen, records, self.inputs, mesh=mesh, batch_size=self.config.batch_size,
-        num_workers=d.num_workers, prefetch=d.prefetch, stop=stop,
+    def of_epoch(state: TrainState, stop: Callable[[], bool]) -> Evaluated | None:
+      found = evaluate_split(
+        evaluate, state.tunable, state.frozen, records, c.model.inputs, c.data_set.classes, mesh=mesh,
+        batch_size=self.config.batch_size, num_workers=d.num_workers, prefetch=d.prefetch, stop=stop,
       )  # fmt: skip
-      if result is None:
+      if found is None:
         return None
-      scores = Scores(np.array(result["confusion_matrix"]), classes)
-      return {
-        "result": result,
-        "logged": {"test_loss": result["test_loss"], "test_war": scores.war, "test_uar": scores.uar},
-        "score": scores.war,
-        "title": f"test WAR {percent(scores.war)}, UAR {percent(scores.uar)}",
-      }
+      scores, loss = found[1].scores, found[0]["test_loss"]
+      title = f"test WAR {percent(scores.war)}, UAR {percent(scores.uar)}"
+      return Evaluated(
+        found[0], {"test_loss": loss, "test_war": scores.war, "test_uar": scores.uar}, title, found[1]
+      )
 
     return of_epoch
 
   def facts(self) -> list[str]:
+    """Lines for people at the start."""
     c, order = self.checked, self.order
-    lines = [
+    return [
       f"train on {c.train_split}: {len(order.records)} clips, {order.steps_per_epoch} steps an epoch; "
-      f"test on {c.test_split}: {len(c.records(c.test_split))} clips"
-    ]
-    lines += [start.describe() for start in c.starts]
-    for stream in c.fresh_encoders:
-      lines.append(
-        f"{stream} encoder: random weights, nothing pretrained (config.pretrained.{stream} is empty)"
-      )
-    for name in c.data_set.classes:
-      if not sum(c.data_set.clips[split][name] for split in c.train_split.split("+")):
-        lines.append(f"note: no training clip is {name}, so the model cannot learn it")
-    return lines
+      f"test on {c.test_split}: {c.data_set.splits[c.test_split]} clips",
+      *(start.describe() for start in c.starts),
+      *(f"{stream} encoder: random weights, nothing pretrained (config.pretrained.{stream} is empty)"
+        for stream in c.fresh_encoders),
+      *(f"note: no training clip is {name}, so the model cannot learn it"
+        for name, clips in self.train_clips.items() if not clips),
+    ]  # fmt: skip
 
   def report(self, workdir: Path, run: Mapping[str, Any], history: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str:  # fmt: skip
+    """Writes the report of the run; returns its last line for people."""
     c, data_set = self.checked, self.checked.data_set
     facts = {
       "train_clips": len(self.order.records),
       "train_clips_without_sound": sum(data_set.without_sound[split] for split in c.train_split.split("+")),
       **facts,
-      "started_from": "; ".join(start.describe() for start in c.starts)
-      or "nothing: all parameters were drawn",
+      "started_from": "; ".join(start.describe() for start in c.starts) or "nothing: all parameters were drawn",
       "data_set": f"{self.config.data.name}, fingerprint {data_set.fingerprint[:12]}",
       "splits": f"train {c.train_split}, test {c.test_split}",
-    }
-    report = write_report(workdir, run=run, history=history, facts=facts)
+    }  # fmt: skip
+    report = write_report(workdir, run=run, history=history, facts=facts, split=c.test_split)
     return f"WAR {percent(report['war'])}, UAR {percent(report['uar'])} on {report['clips']} clips; {workdir}/report.md"
 
 
 def jit_eval(graphdef: nnx.GraphDef, mesh: Mesh, loss: parts.Loss, precision: str) -> Callable[..., Metrics]:
-  """`eval_step`, jitted: (tunable, frozen, batch) -> sums on all devices."""
+  """`eval_step`, jitted: (tunable, frozen, batch) -> its sums and logits, with the clips' places, on all devices."""
 
   def evaluate(tunable, frozen, batch):
-    return eval_step(tunable, frozen, batch, graphdef=graphdef, loss=loss, precision=precision)
+    found = eval_step(tunable, frozen, batch, graphdef=graphdef, loss=loss, precision=precision)
+    return found | {"label": batch["label"], "position": batch["position"]}
 
   return jax.jit(evaluate, out_shardings=replicated(mesh), compiler_options=compiler_options())
 
 
 def evaluate_split(
-  eval_fn: Callable[[nnx.State, nnx.State, Batch], Metrics],
-  tunable: nnx.State,
-  frozen: nnx.State,
-  records: Sequence[Any],
-  inputs: Inputs,
-  *,
-  mesh: Mesh,
-  batch_size: int,
-  num_workers: int = 0,
-  prefetch: int = 2,
-  without: str = "",
-  title: str = "evaluate",
-  stop: Callable[[], bool] = lambda: False,
-) -> dict[str, Any] | None:
+  eval_fn: Callable[[nnx.State, nnx.State, Batch], Metrics], tunable: nnx.State, frozen: nnx.State, records: Sequence[Any],
+  inputs: Inputs, classes: Sequence[str], *, mesh: Mesh, batch_size: int, num_workers: int = 0, prefetch: int = 2,
+  without: str = "", title: str = "evaluate", stop: Callable[[], bool] = lambda: False,
+) -> tuple[dict[str, Any], Predictions] | None:  # fmt: skip
   """Every clip of a split through the model, once.
 
   Args:
     eval_fn: as `jit_eval` makes it.
+    classes: names, in the order of the logits.
     without: "sound" or "picture" to take that away from every clip.
     stop: asked before each batch; if true, the evaluation ends without a result.
   Returns:
-    confusion_matrix (C, C), test_loss (mean), clips_without_sound; or None if stopped.
+    {confusion_matrix (C, C), test_loss (mean), clips_without_sound} and, in all processes, the answers to all clips;
+    None if stopped.
   """
   order = EvalOrder(records, 0, batch_size, 1, jax.process_index(), jax.process_count())
-  chief = jax.process_index() == 0
-  with eval_batches(order, inputs, num_workers=num_workers, prefetch=prefetch, without=without) as batches:
+  share, clips, answers = batch_size // order.num_hosts, [], []
+  with (
+    eval_batches(order, inputs, num_workers=num_workers, prefetch=prefetch, without=without) as batches,
+    Progress(title, len(records), leave=False, show=order.host == 0) as bar,
+  ):
     sums: Any = None
-    bar = tqdm.tqdm(total=len(records), desc=title, unit="clip", leave=False, disable=not chief)
-    for batch in batches:
+    for step, batch in enumerate(batches):
       if stop():
         return None
-      result = eval_fn(tunable, frozen, to_global(batch, mesh))
-      sums = result if sums is None else jax.tree.map(jnp.add, sums, result)
-      bar.update(min(batch_size, len(records) - bar.n))
-    bar.close()
+      position = step * batch_size + order.host * share + np.arange(share, dtype=np.int32)
+      found = dict(eval_fn(tunable, frozen, to_global({**batch, "position": position}, mesh)))
+      answers.append({name: found.pop(name) for name in ("position", "label", "logits")})
+      sums = found if sums is None else jax.tree.map(jnp.add, sums, found)
+      clips += [clip.decode() for clip in batch["clip_id"].tolist()]
+      bar.update(min(batch_size, len(records) - step * batch_size))
   sums = jax.tree.map(np.asarray, sums)
-  if sums["confusion"].sum() != len(records):
+  predictions = _in_order(clips, answers, share, len(records), classes)
+  if not (sums["confusion"] == predictions.scores.confusion).all() or sums["confusion"].sum() != len(records):
     raise RuntimeError(f"{sums['confusion'].sum()} clips were counted, the split has {len(records)}")
   return {
     "confusion_matrix": sums["confusion"].tolist(),
     "test_loss": float(sums["loss"]) / len(records),
     "clips_without_sound": int(sums["without_sound"]),
-  }
+  }, predictions
+
+
+def _in_order(
+  clips: Sequence[str], answers: Sequence[Metrics], share: int, number: int, classes: Sequence[str]
+) -> Predictions:
+  """The answers of all processes in the order of the split, without those that only fill up the last batch.
+
+  Args:
+    clips: names of this process's share of all batches; a batch has `share` clips of each process.
+    answers: position, label and logits of each batch.
+    number: of clips in the split.
+  """
+  position, label, logits = (
+    np.concatenate([np.asarray(answer[name]) for answer in answers])
+    for name in ("position", "label", "logits")
+  )
+  real = np.argsort(position)[:number]
+  names = np.array(hosts.gathered(clips), object).reshape(-1, len(answers), share).swapaxes(0, 1).ravel()
+  return Predictions.of_logits(classes, names[:number], label[real], logits[real])

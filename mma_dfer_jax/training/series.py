@@ -1,0 +1,138 @@
+"""Runs in processes of their own, one after another, as `folds` and `ablate` start them."""
+
+from collections.abc import Callable, Mapping, Sequence
+import ctypes
+import dataclasses
+import json
+from pathlib import Path
+import re
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+from absl import flags
+
+from mma_dfer_jax import cli
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """One run of a series."""
+
+  name: str  # for people
+  workdir: Path
+  arguments: Sequence[str]  # of `mma_dfer_jax.train`, besides --workdir
+  finished: Callable[[], object]  # its result, None while there is none
+  prepare: Callable[[], None] = lambda: None  # called before it starts
+  says: str = ""  # what is special about it, shown as it starts
+
+
+def train_all(
+  jobs: Sequence[Job], after_each: Callable[[], object], *, trust_status: bool = False
+) -> int | None:
+  """Trains what is not finished; returns the exit status if it was stopped or failed, None when all is done.
+
+  Args:
+    jobs: in this order.
+    after_each: called after each run that was trained.
+    trust_status: takes exit status 0 for a finished run, where only another host writes the report.
+  """
+  stop = cli.StopSignal()
+  for i, job in enumerate(jobs, start=1):
+    title, status = f"{job.name} ({i} of {len(jobs)})", 0
+    if job.finished():
+      print(f"{title} is finished: {job.workdir}/report.md", flush=True)
+      continue
+    if not stop:
+      print(f"{title}{job.says} goes to {job.workdir}", flush=True)
+      job.prepare()
+      status = train([*job.arguments, f"--workdir={job.workdir}"], stop)
+    if status and not stop:
+      print(
+        f"error: {title} ended with exit status {status}; to resume, run the same command", file=sys.stderr
+      )
+      return status
+    if stop or not (trust_status or job.finished()):
+      print(f"stopped in {title}; to resume, run the same command")
+      return status or stop.exit_status
+    after_each()
+  return None
+
+
+def finished_report(workdir: Path, run: Mapping[str, Any]) -> dict[str, Any]:
+  """The report of a run; OSError, ValueError, KeyError or TypeError if that run has not finished or it is damaged."""
+  report = json.loads((workdir / "report.json").read_text())
+  expected = run["config"]["num_epochs"], run["classes"], run["recipe"]
+  if (report["epoch"], report["classes"], report["recipe"]) != expected or not (
+    workdir / "run.json"
+  ).exists():
+    raise ValueError("of another run")
+  return report
+
+
+def flags_without(*names: str) -> list[str]:
+  """This process's command line without some of its flags, for the processes that it starts."""
+  kept: list[str] = []
+  arguments = iter(flags.FLAGS.read_flags_from_files(sys.argv[1:]))
+  for argument in arguments:
+    name, equals, _ = argument.lstrip("-").partition("=")
+    if name not in names:
+      kept.append(argument)
+    elif not equals:
+      next(arguments)  # its value
+  return kept
+
+
+def problems_of_series(runs: str, field: str, numbers: flags.FlagHolder) -> list[str]:
+  """What is wrong with --runs, and with the numbers that each run gets one of.
+
+  Args:
+    runs: folder.
+    field: of the config, which must not be given besides, as "data.fold".
+    numbers: the flag that lists them.
+  """
+  problems, given = [], numbers.value
+  if ":/" in runs:
+    problems.append(f"--runs={runs} is an address; give a folder (mount the bucket)")
+  if not given or not all(re.fullmatch(r"0|[1-9]\d{0,8}", n) for n in given) or len(set(given)) < len(given):
+    problems.append(f"--{numbers.name}={','.join(given)}: give different whole numbers, comma-separated")
+  if any(re.match(rf"--?config\.{re.escape(field)}(=|$)", argument) for argument in flags_without()):
+    problems.append(f"config.{field} is set for each run; choose with --{numbers.name}")
+  return problems
+
+
+def train(arguments: Sequence[str], stop: cli.StopSignal) -> int:
+  """Runs `python -m mma_dfer_jax.train` with these arguments; passes SIGTERM and Ctrl-C on; returns the exit status.
+
+  All such processes keep compiled programs in one place (`sharding.keep_compiled`): equal ones are compiled once.
+  """
+  command = [sys.executable, "-m", "mma_dfer_jax.train", *arguments]
+  # In a group of its own, Ctrl-C does not reach it twice, from the terminal and from here: a second one is harsh.
+  with subprocess.Popen(command, process_group=0, preexec_fn=die_with_parent()) as process:
+    passed_on = False
+    while process.poll() is None:
+      if stop and not passed_on and listens(process.pid):
+        process.terminate()
+        passed_on = True
+      time.sleep(0.2)
+  return process.returncode if process.returncode >= 0 else 128 - process.returncode
+
+
+def die_with_parent() -> Callable[[], None] | None:
+  """For a new process: `kill -9` of this one ends it too, so that no two trainings ever share a workdir."""
+  if not sys.platform.startswith("linux"):
+    return None
+  prctl, death_signal = ctypes.CDLL(None).prctl, 1  # PR_SET_PDEATHSIG; looked up before the fork
+  return lambda: prctl(death_signal, signal.SIGKILL)
+
+
+def listens(pid: int) -> bool:
+  """Whether a process handles SIGTERM: not yet while it starts, and no more once a scheduler has sent it one."""
+  try:
+    status = Path(f"/proc/{pid}/status").read_text()
+  except OSError:  # no Linux, or just ended
+    return True
+  caught = re.search(r"SigCgt:\s*([0-9a-f]+)", status)
+  return caught is None or bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
