@@ -71,15 +71,11 @@ class Call:
 
 
 class Pickler(pickle._Pickler):
-  """Python's own pickler, because the one in C imports every name that it writes.
-
-  Attributes:
-    storages: arrays by their keys.
-  """
+  """Python's own pickler, because the one in C imports every name that it writes."""
 
   def __init__(self, file: io.BytesIO, format: str, location: str, protocol: int):
     super().__init__(file, protocol)
-    self.storages: dict[str, np.ndarray] = {}
+    self.storages: dict[str, np.ndarray] = {}  # arrays by their keys
     self.known: dict[int, str] = {}  # keys by id of the array
     self.names: dict[Name, Name] = {}
     self.format, self.location = format, location
@@ -177,43 +173,36 @@ def write_torch_file(
   """What `torch.save(value, path)` would write, where each array in `value` is a tensor.
 
   Args:
-    path: of the file.
     value: dicts, lists, numbers, strings and whatever else pickle writes; np.ndarray and `View` for tensors,
       `Parameter`, `Verbatim` for an array of numpy, `Name`, `Instance` and `Call` for what is not installed here.
-    format: "zip", or "legacy" as before torch 1.6.
+    format: "zip", or "legacy" as before torch 1.6, which is little-endian everywhere.
     location: the device that the tensors were on.
     protocol: of pickle.
-    byteorder: of the machine that writes it; the old format is little-endian everywhere.
+    byteorder: of the machine that writes it.
   """
-  program, storages = pickled(value, format, location, protocol)
+  write_program(path, *pickled(value, format, location, protocol), format, byteorder)
+
+
+def write_program(
+  path: Any, program: bytes, storages: dict[str, np.ndarray], format: str = "zip", byteorder: str = "little"
+) -> Any:
+  """A file with any pickle in it; returns its path."""
   if format == "legacy":
     write_legacy(path, program, storages)
-  else:
-    write_archive(path, program, {key: raw(array, byteorder) for key, array in storages.items()}, byteorder)
-
-
-def write_archive(
-  path: Any, program: bytes, storages: dict[str, bytes | memoryview], byteorder: str = "little"
-) -> None:
-  """A zip archive with any pickle in it."""
-  entries: list[tuple[str, bytes | memoryview]] = [
-    ("data.pkl", program),
-    (".format_version", b"1"),
-    (".storage_alignment", str(ALIGNMENT).encode()),
-    ("byteorder", byteorder.encode()),
-    *((f"data/{key}", data) for key, data in storages.items()),
-    ("version", b"3\n"),
-    (".data/serialization_id", b"0" * 40),
-  ]
-  write_zip(path, ((f"archive/{name}", data) for name, data in entries))
+    return path
+  entries = {"data.pkl": program, ".format_version": b"1", ".storage_alignment": str(ALIGNMENT).encode(),
+             "byteorder": byteorder.encode(),
+             **{f"data/{key}": raw(array, byteorder) for key, array in storages.items()},
+             "version": b"3\n", ".data/serialization_id": b"0" * 40}  # fmt: skip
+  write_zip(path, ((f"archive/{name}", data) for name, data in entries.items()))
+  return path
 
 
 def write_zip(path: Any, entries: Iterable[tuple[str, bytes | memoryview]]) -> None:
   """A zip archive as torch writes them: sizes after the data, and an extra field that aligns the data."""
   with open(path, "wb") as file:
     directory = bytearray()
-    count = 0
-    for name, data in entries:
+    for count, (name, data) in enumerate(entries, 1):  # noqa: B007
       offset, checksum, size, flags = file.tell(), zlib.crc32(data), len(data), 0x808 if len(data) else 0x800
       padding = -(offset + 30 + len(name) + 4) % ALIGNMENT
       file.write(struct.pack("<4s5H3L2H", b"PK\3\4", 0, flags, 0, 0, 0, 0, 0, 0, len(name), 4 + padding))
@@ -223,7 +212,6 @@ def write_zip(path: Any, entries: Iterable[tuple[str, bytes | memoryview]]) -> N
         file.write(struct.pack("<4s3L", b"PK\7\x08", checksum, size, size))
       header = (b"PK\1\2", 0, 0, flags, 0, 0, 0, checksum, size, size, len(name), 0, 0, 0, 0, 0, offset)
       directory += struct.pack("<4s6H3L5H2L", *header) + name.encode()
-      count += 1
     start, size = file.tell(), len(directory)
     file.write(directory)
     file.write(struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 0x031E, 45, 0, 0, count, count, size, start))
@@ -234,11 +222,8 @@ def write_zip(path: Any, entries: Iterable[tuple[str, bytes | memoryview]]) -> N
 def write_legacy(path: Any, program: bytes, storages: dict[str, np.ndarray]) -> None:
   """The format before torch 1.6 with any pickle in it."""
   keys = sorted(storages)
-  about = {
-    "protocol_version": 1001,
-    "little_endian": True,
-    "type_sizes": {"short": 2, "int": 4, "long": 4},
-  }
+  sizes = {"short": 2, "int": 4, "long": 4}
+  about = {"protocol_version": 1001, "little_endian": True, "type_sizes": sizes}
   with open(path, "wb") as file:
     for value in (0x1950A86A20F9469CFC6C, 1001, about):
       pickle.dump(value, file, protocol=2)

@@ -1,7 +1,7 @@
 """Reads the tensors of weight files (.pth, .safetensors) and writes such files. Nothing in a file is executed."""
 
 import collections
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 import dataclasses
 import functools
 import hashlib
@@ -20,7 +20,7 @@ from mma_dfer_jax.errors import UserError, listed, shown
 from mma_dfer_jax.model import ModelConfig, read_model
 from mma_dfer_jax.parameters import parameter_shapes, tunable_patterns
 from mma_dfer_jax.progress import Progress
-from mma_dfer_jax.weights.pickles import StoredTensor
+from mma_dfer_jax.weights.pickles import Tensor
 from mma_dfer_jax.weights.torch_file import read_torch_file
 
 OURS = "mma_dfer_jax"  # the key under which our files say what shapes cannot: parts, heads, classes
@@ -33,23 +33,8 @@ _TYPES = {
   "F16": np.dtype("f2"),
   "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-  """A tensor that need not be in memory yet; `read` returns it."""
-
-  shape: tuple[int, ...]
-  dtype: np.dtype
-  read: Callable[[], np.ndarray]
-
-  @property
-  def nbytes(self) -> int:
-    return math.prod(self.shape) * self.dtype.itemsize
-
-  def changed(self, shape: tuple[int, ...], change: Callable[[np.ndarray], np.ndarray]) -> "Tensor":
-    """The tensor with a change that is made when it is read."""
-    return Tensor(shape, self.dtype, lambda: change(self.read()))
+# Facts that only a run knows: which parameters it trained, its precision, the sample rates of its sounds.
+OF_A_RUN = {"tunable": list, "precision": str, "sample_rates": list}
 
 
 def held(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
@@ -76,10 +61,6 @@ class StoredModel:
     """All parameters by path, in the dtype of the source; UserError if they are damaged."""
     self.verify()
     return {path: self.tensors[path].read() for path in parameter_shapes(self.model)}
-
-
-# Facts that only a run knows: which parameters it trained, its precision, the sample rates of its sounds.
-OF_A_RUN = {"tunable": list, "precision": str, "sample_rates": list}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +104,7 @@ class Start:
     """Float32 parameters by path; UserError if they are damaged or not finite."""
     self.source.verify()
     arrays = {path: tensor.read().astype(np.float32) for path, tensor in self.taken.items()}
-    if bad := [path for path, array in arrays.items() if not is_finite(array)]:
-      raise not_finite(self.source.path, bad)
+    refuse_not_finite(self.source.path, [path for path, array in arrays.items() if not is_finite(array)])
     return arrays
 
 
@@ -158,12 +138,11 @@ def open_weights(path: str | Path) -> Weights:
       raise UserError(f"{path} holds {shown(plain)} twice, with and without the prefix module.")
     tensors[plain] = tensor
   epoch, accuracy, ours = (saved.get(key) for key in ("epoch", "best_acc", OURS))
-  if isinstance(accuracy, StoredTensor) and accuracy.shape == ():
+  if isinstance(accuracy, Tensor) and accuracy.shape == ():
     accuracy = float(accuracy.read())
+  known = type(epoch) is int and 0 <= epoch < 2**53  # a file may hold a number of any length
   about = {
-    "epoch": epoch
-    if type(epoch) is int and 0 <= epoch < 2**53
-    else None,  # a file may hold a number of any length
+    "epoch": epoch if known else None,
     "best_acc": accuracy if isinstance(accuracy, float) and math.isfinite(accuracy) else None,
     OURS: ours if isinstance(ours, dict) else {},
   }
@@ -185,9 +164,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
   def mapped(dtype: np.dtype, shape: tuple[int, ...], offset: int) -> np.ndarray:
     try:
-      return (
-        np.asarray(np.memmap(path, dtype, "r", offset, shape)) if math.prod(shape) else np.empty(shape, dtype)
-      )
+      empty = 0 in shape
+      return np.empty(shape, dtype) if empty else np.asarray(np.memmap(path, dtype, "r", offset, shape))
     except (OSError, ValueError) as error:
       raise UserError(f"{path} has been changed since it was opened: {error}") from error
 
@@ -201,20 +179,17 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _open_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
   saved = read_torch_file(path)
   if not isinstance(saved, dict):
-    kind = (
-      "a tensor" if isinstance(saved, StoredTensor) else getattr(saved, "name", f"a {type(saved).__name__}")
-    )
+    kind = "a tensor" if isinstance(saved, Tensor) else getattr(saved, "name", f"a {type(saved).__name__}")
     raise UserError(f"{path} holds {kind}, not a state dict; save model.state_dict() instead")
   # The state dict's place in MMA-DFER's checkpoints, in MAE's and AudioMAE's, or the whole file.
-  places: list[Mapping] = [saved[key] for key in ("state_dict", "model") if isinstance(saved.get(key), dict)]
-  state = next((p for p in [*places, saved] if any(isinstance(v, StoredTensor) for v in p.values())), None)
+  places: list[dict] = [saved[key] for key in ("state_dict", "model") if isinstance(saved.get(key), dict)]
+  state = next((p for p in [*places, saved] if any(isinstance(v, Tensor) for v in p.values())), None)
   if state is None:
     keys = ", ".join(map(shown, list(saved)[:10])) or "nothing"
     raise UserError(
       f"{path} holds no state dict, neither under state_dict nor model nor at the top; it has {keys}"
     )
-  others = [shown(n) for n, v in state.items() if not (isinstance(n, str) and isinstance(v, StoredTensor))]
-  if others:
+  if others := [shown(n) for n, v in state.items() if not (isinstance(n, str) and isinstance(v, Tensor))]:
     raise UserError(f"{path}: its state dict holds things that are no tensors: {', '.join(others)}")
   # Shared and expanded tensors may take more memory than the file has bytes, but not much in any real file.
   claimed, size = sum(max(t.nbytes, t.span) for t in state.values()), path.stat().st_size
@@ -223,7 +198,7 @@ def _open_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
       f"{path} is no real checkpoint: its tensors claim {claimed:,} bytes, the file has {size:,}"
     )
   _check_types(path, {name: str(t.dtype) for name, t in state.items()}, [str(t) for t in _TYPES.values()])
-  return {name: Tensor(t.shape, t.dtype, t.read) for name, t in state.items()}, saved
+  return state, saved
 
 
 def _check_types(path: Path, types: Mapping[str, str], allowed: Collection[str]) -> None:
@@ -239,11 +214,10 @@ def looks_like(shapes: Mapping[str, tuple[int, ...]]) -> str:
   patch, head = shapes.get("patch_embed.proj.weight", ()), shapes.get("head.weight", ())
   if len(patch) != 4 or not any(name.startswith("blocks.") for name in shapes):
     return f"no vision transformer at all (its tensors are {', '.join(map(shown, list(shapes)[:3]))}, …)"
-  kinds = {1: ("spectrograms", "AudioMAE", "a fine-tuned AudioMAE"),
-           3: ("images", "MAE-Face or MAE", "an image classifier, a ViT")}  # fmt: skip
-  subject, published, tuned = kinds.get(
-    patch[1], (f"pictures of {patch[1]} channels", "unknown", "a classifier")
-  )
+  subject, published, tuned = {
+    1: ("spectrograms", "AudioMAE", "a fine-tuned AudioMAE"),
+    3: ("images", "MAE-Face or MAE", "an image classifier, a ViT"),
+  }.get(patch[1], (f"pictures of {patch[1]} channels", "unknown", "a classifier"))
   if any(name.startswith("decoder_") for name in shapes):
     return f"a masked autoencoder of {subject} ({published})"
   if len(head) == 2:
@@ -256,8 +230,8 @@ def model_in(fields: Any, title: str, tunable: Any = ()) -> ModelConfig:
   """The model that a file, possibly a stranger's, describes; UserError if it is none, or larger than any."""
   try:
     model = read_model(fields)
-    of_parts = {slot: part for slot, part in model.to_fields().items() if isinstance(part, dict)}
-    sizes = {f"{slot}.{key}": size for slot, part in of_parts.items() for key, size in part.items()}
+    parts = {slot: part for slot, part in model.to_fields().items() if isinstance(part, dict)}
+    sizes = {f"{slot}.{key}": size for slot, part in parts.items() for key, size in part.items()}
     large = [
       f"{name}={n}"
       for name, size in {"num_classes": model.num_classes, **sizes}.items()
@@ -278,9 +252,10 @@ def is_finite(tensor: np.ndarray) -> bool:
     return bool(np.isfinite(tensor.astype(np.float32, copy=False)).all())
 
 
-def not_finite(source: Path, names: list[str]) -> UserError:
-  """The error about tensors with infinite or undefined values: such a model answers nothing."""
-  return listed(f"{source} holds infinite or undefined (NaN) values", names)
+def refuse_not_finite(source: Path, names: list[str]) -> None:
+  """Raises UserError about tensors with infinite or undefined values: such a model answers nothing."""
+  if names:
+    raise listed(f"{source} holds infinite or undefined (NaN) values", names)
 
 
 def write_safetensors(
@@ -297,15 +272,15 @@ def write_safetensors(
   end, bad = 0, []
   names = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)  # all aligned
   for name in names:
-    start, end = end, end + tensors[name].nbytes
-    entry = {"dtype": kinds[tensors[name].dtype], "shape": list(tensors[name].shape)}
-    header[name] = entry | {"data_offsets": [start, end]}
+    tensor, start = tensors[name], end
+    end += tensor.nbytes
+    header[name] = {"dtype": kinds[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
   text = json.dumps(header).encode()
   text += b" " * (-len(text) % 8)
-  digest = hashlib.sha256(start_of_file := len(text).to_bytes(8, "little") + text)
+  digest = hashlib.sha256(beginning := len(text).to_bytes(8, "little") + text)
   with new_file(path) as partial:
     with open(partial, "wb") as file, Progress(path.name, end, unit="B", bytes=True) as bar:
-      file.write(start_of_file)
+      file.write(beginning)
       for name in names:
         array = np.ascontiguousarray(tensors[name].read())
         bad += [name] * (not is_finite(array))
@@ -313,8 +288,7 @@ def write_safetensors(
         digest.update(data)
         file.write(data)
         bar.update(array.nbytes)
-    if bad:
-      raise not_finite(source, bad)
+    refuse_not_finite(source, bad)
     if sha256_of(partial) != digest.hexdigest():
       raise UserError(f"the disk returned other bytes of {path} than were written; is it damaged?")
   return digest.hexdigest()
@@ -323,14 +297,12 @@ def write_safetensors(
 def write_torch(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
   """Writes a new checkpoint that the original loads: `state_dict`, `epoch`, and `about` besides; needs PyTorch."""
   torch = import_torch()
-
-  def tensor(array: np.ndarray):
-    array = np.array(array)  # torch wants to own writable memory
-    if array.dtype == _TYPES["BF16"]:
-      return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
-
-  state_dict = collections.OrderedDict((name, tensor(t.read())) for name, t in tensors.items())
+  state_dict = collections.OrderedDict()
+  for name, tensor in tensors.items():
+    array = np.array(tensor.read())  # torch wants to own writable memory
+    half = array.dtype == _TYPES["BF16"]
+    state_dict[name] = torch.from_numpy(array.view(np.int16) if half else array)
+    state_dict[name] = state_dict[name].view(torch.bfloat16) if half else state_dict[name]
   checkpoint = {"epoch": about.get("epoch") or 0, "state_dict": state_dict, OURS: dict(about)}
   if about.get("best_acc") is not None:
     checkpoint["best_acc"] = torch.tensor(about["best_acc"])

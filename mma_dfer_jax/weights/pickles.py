@@ -7,6 +7,7 @@ tensors by itself and makes an inert `StandIn` of any other object.
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # from names of Python 2
 from collections.abc import Callable
 import dataclasses
+import functools
 import io
 import math
 import os
@@ -67,7 +68,7 @@ class StandIn:
 class Block:
   """Consecutive bytes of a file; the old format states their offset only after all tensors."""
 
-  source: "Source"  # closed; its path and status tell whether the file is still the same
+  source: Source  # closed; its path and status tell whether the file is still the same
   offset: int
   nbytes: int
   big_endian: bool = False
@@ -84,55 +85,49 @@ class _Storage(StandIn):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class StoredTensor:
-  """A tensor that is still in its file."""
+class Tensor:
+  """A tensor that need not be in memory yet: `read` returns it. bfloat16 is the type of ml_dtypes."""
 
-  shape: tuple[int, ...]  # and dtype: of the array that `read` returns; bfloat16 is the one of ml_dtypes
+  shape: tuple[int, ...]
   dtype: np.dtype
-  strides: tuple[int, ...]  # in elements, never negative
-  start: int  # byte of the block where the first element is
-  block: Block
+  read: Callable[[], np.ndarray]
+  span: int = 0  # bytes of a file of torch.save from the first element to the last
 
   @property
   def nbytes(self) -> int:
-    """Bytes of the array that `read` returns."""
     return math.prod(self.shape) * self.dtype.itemsize
 
-  @property
-  def span(self) -> int:
-    """Bytes of the file that `read` reads: from the first element to the last."""
-    return _reach(self.shape, self.strides) * self.dtype.itemsize
-
-  def read(self) -> np.ndarray:
-    """The tensor as a C-contiguous array, in the machine's byte order and in memory of its own.
-
-    Raises:
-      TorchFileError: if the file changed after it was opened, or if the tensor repeats elements (torch's `expand`)
-        until it is larger than the file and than 64 MiB.
-    """
-    path, then, item = self.block.source.name, self.block.source.status, self.dtype.itemsize
-    if self.nbytes > max(then.st_size, 2**26):
-      raise TorchFileError(f"{path}: a tensor repeats {self.span:,} bytes to make {self.nbytes:,}")
-    raw = np.dtype(f"u{item}")
-    stored = raw.newbyteorder(">" if self.block.big_endian else "<")
-    try:
-      with open(path, "rb") as opened:  # read, not mapped: mapped pages would count as our memory
-        now = os.fstat(opened.fileno())
-        flat = np.fromfile(opened, stored, self.span // item, offset=self.block.offset + self.start)
-    except OSError as error:
-      raise TorchFileError(f"{path}: {error.strerror or error}") from error
-    if (now.st_size, now.st_mtime_ns) != (then.st_size, then.st_mtime_ns) or flat.nbytes != self.span:
-      raise TorchFileError(f"{path}: has been changed since it was opened")
-    if not self.span:
-      return np.empty(self.shape, self.dtype)
-    flat = flat != 0 if self.dtype == bool else flat.astype(raw, copy=False).view(self.dtype)
-    strides = [item * stride for stride in self.strides]
-    return np.asarray(np.ndarray(self.shape, self.dtype, flat, 0, strides), order="C")
+  def changed(self, shape: tuple[int, ...], change: Callable[[np.ndarray], np.ndarray]) -> "Tensor":
+    """The tensor with a change that is made when it is read."""
+    return Tensor(shape, self.dtype, lambda: change(self.read()))
 
 
-def _reach(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
-  """Elements of storage from a tensor's first to its last."""
-  return 0 if 0 in shape else 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+def _read(
+  block: Block, start: int, span: int, shape: tuple[int, ...], dtype: np.dtype, strides: list[int]
+) -> np.ndarray:
+  """A tensor as a C-contiguous array, in the machine's byte order and in memory of its own; strides in elements.
+
+  Raises:
+    TorchFileError: if the file changed after it was opened, or if the tensor repeats elements (torch's `expand`)
+      until it is larger than the file and than 64 MiB.
+  """
+  path, then, item = block.source.name, block.source.status, dtype.itemsize
+  if (nbytes := math.prod(shape) * item) > max(then.st_size, 2**26):
+    raise TorchFileError(f"{path}: a tensor repeats {span:,} bytes to make {nbytes:,}")
+  raw = np.dtype(f"u{item}")
+  try:
+    with open(path, "rb") as opened:  # read, not mapped: mapped pages would count as our memory
+      now = os.fstat(opened.fileno())
+      stored = raw.newbyteorder(">" if block.big_endian else "<")
+      flat = np.fromfile(opened, stored, span // item, offset=block.offset + start)
+  except OSError as error:
+    raise TorchFileError(f"{path}: {error.strerror or error}") from error
+  if (now.st_size, now.st_mtime_ns) != (then.st_size, then.st_mtime_ns) or flat.nbytes != span:
+    raise TorchFileError(f"{path}: has been changed since it was opened")
+  if not span:
+    return np.empty(shape, dtype)
+  flat = flat != 0 if dtype.kind == "b" else flat.astype(raw, copy=False).view(dtype)
+  return np.asarray(np.ndarray(shape, dtype, flat, 0, [item * stride for stride in strides]), order="C")
 
 
 class Machine:
@@ -162,10 +157,10 @@ class Machine:
             break
           case "MARK":
             self.marks.append(len(self.stack))
-          case "POP":
+          case "POP" | "BUILD":  # attributes are dropped
             self.pop()
           case "POP_MARK":
-            self.to_mark()
+            self.pops()
           case name if name in _PUSHED:
             self.stack.append(_PUSHED[name](self, argument))
           case name if name not in ("PROTO", "FRAME"):
@@ -180,21 +175,17 @@ class Machine:
     if self.steps > MAX_STEPS:
       raise Problem(f"needs more than {MAX_STEPS:,} steps to unpickle, far more than any checkpoint")
 
-  def pops(self, count: int) -> list[Any]:
-    if len(self.stack) - count < (self.marks[-1] if self.marks else 0):
+  def pops(self, count: int | None = None) -> list[Any]:
+    """The last values of the stack; None: those since the last mark."""
+    start = self.marks.pop() if count is None else len(self.stack) - count
+    if start < (self.marks[-1] if self.marks else 0):
       raise IndexError("nothing on the stack")
-    items = self.stack[len(self.stack) - count :]
-    del self.stack[len(self.stack) - count :]
+    items = self.stack[start:]
+    del self.stack[start:]
     return items
 
   def pop(self) -> Any:
     return self.pops(1)[0]
-
-  def to_mark(self) -> list[Any]:
-    mark = self.marks.pop()
-    items = self.stack[mark:]
-    del self.stack[mark:]
-    return items
 
   def remember(self, key: int) -> Any:
     self.memo[key] = value = self.pop()
@@ -220,12 +211,6 @@ class Machine:
       raise TypeError("items for something that is no dict")
     return mapping
 
-  def built(self, attributes: Any, value: Any) -> Any:
-    """A value that the pickle gives attributes to; they are dropped."""
-    if not isinstance(value, StandIn | StoredTensor | dict):
-      raise TypeError("attributes for something that has none")
-    return value
-
   def call(self, function: Any, arguments: Any, is_class: bool = False) -> Any:
     """The result of a call, for the few functions that are known; objects of any class are stand-ins."""
     if isinstance(function, StandIn) and function.name in _OF_SUBCLASSES:
@@ -239,19 +224,15 @@ class Machine:
       except Problem as problem:  # say near which name of a state dict
         near = next((f" (at {shown(key)})" for key in self.stack[:-9:-1] if type(key) is str), "")
         raise Problem(f"{problem}{near}") from problem
-    if name == "collections.OrderedDict":
-      items = arguments[0] if arguments else []  # Python 2 gave the items here
+    if name in ("collections.OrderedDict", "torch.Size"):
+      items = arguments[0] if arguments or name == "torch.Size" else []  # Python 2 gave a dict's items here
       self.spend(len(items))
+      if name == "torch.Size":
+        return tuple(items)
       return self.filled([part for key, value in items for part in (key, value)], {})
-    if name == "torch.Size":
-      self.spend(len(arguments[0]))
-      return tuple(arguments[0])
     if not is_class and not _INERT.fullmatch(name):
       raise Problem(f"asks to call {name}, {_NEEDLESS}{_ADVICE}")
     return StandIn(name)
-
-  def new(self, cls: Any, arguments: Any) -> Any:
-    return self.call(cls, arguments, is_class=True)
 
   def storage(self, reference: Any) -> StandIn:
     """The storage that a persistent id names, or (in the old format) the class of a module."""
@@ -272,43 +253,37 @@ class Machine:
     raise Problem("refers to something outside its pickle that is no storage; nothing was executed")
 
 
-_PUSHED: dict[str, Callable[[Machine, Any], Any]] = {  # what an opcode pushes, given its argument
-  **{
-    opcode.name: lambda _, argument: argument  # all numbers, strings and bytes
-    for opcode in pickletools.opcodes
-    if opcode.arg and opcode.stack_after and opcode.stack_after[0] is not pickletools.anyobject
-  },
-  **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda machine, key: machine.memo[key]),
-  **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), lambda machine, key: machine.remember(key)),
-  "MEMOIZE": lambda machine, _: machine.remember(len(machine.memo)),
-  "NONE": lambda machine, _: None,
-  "NEWTRUE": lambda machine, _: True,
-  "NEWFALSE": lambda machine, _: False,
-  "EMPTY_TUPLE": lambda machine, _: (),
-  "EMPTY_LIST": lambda machine, _: [],
-  "EMPTY_DICT": lambda machine, _: {},
-  "EMPTY_SET": lambda machine, _: StandIn("builtins.set"),
-  "TUPLE1": lambda machine, _: tuple(machine.pops(1)),
-  "TUPLE2": lambda machine, _: tuple(machine.pops(2)),
-  "TUPLE3": lambda machine, _: tuple(machine.pops(3)),
-  "TUPLE": lambda machine, _: tuple(machine.to_mark()),
-  "LIST": lambda machine, _: machine.to_mark(),
-  "DICT": lambda machine, _: machine.filled(machine.to_mark(), {}),
-  "FROZENSET": lambda machine, _: machine.extended(machine.to_mark(), StandIn("builtins.frozenset")),
-  "APPEND": lambda machine, _: machine.extended(machine.pops(1), machine.pop()),
-  **dict.fromkeys(
-    ("APPENDS", "ADDITEMS"), lambda machine, _: machine.extended(machine.to_mark(), machine.pop())
-  ),
-  "SETITEM": lambda machine, _: machine.filled(machine.pops(2), machine.pop()),
-  "SETITEMS": lambda machine, _: machine.filled(machine.to_mark(), machine.pop()),
-  "BUILD": lambda machine, _: machine.built(machine.pop(), machine.pop()),
-  "GLOBAL": lambda machine, names: _mentioned(*names.split(" ")),
-  "STACK_GLOBAL": lambda machine, _: _mentioned(*machine.pops(2)),
-  "REDUCE": lambda machine, _: machine.call(*machine.pops(2)),
-  "NEWOBJ": lambda machine, _: machine.new(*machine.pops(2)),
-  "OBJ": lambda machine, _: machine.call((items := machine.to_mark())[0], tuple(items[1:])),
-  "INST": lambda machine, names: machine.call(_mentioned(*names.split(" ")), tuple(machine.to_mark())),
-  "BINPERSID": lambda machine, _: machine.storage(machine.pop()),
+# What an opcode pushes, given the machine and its argument; first all numbers, strings and bytes.
+_PUSHED: dict[str, Callable[[Machine, Any], Any]] = {
+  opcode.name: lambda _, argument: argument
+  for opcode in pickletools.opcodes
+  if opcode.arg and opcode.stack_after and opcode.stack_after[0] is not pickletools.anyobject
+} | {
+  **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda m, key: m.memo[key]),
+  **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), lambda m, key: m.remember(key)),
+  "MEMOIZE": lambda m, _: m.remember(len(m.memo)),
+  "NONE": lambda m, _: None,
+  "NEWTRUE": lambda m, _: True,
+  "NEWFALSE": lambda m, _: False,
+  "EMPTY_TUPLE": lambda m, _: (),
+  "EMPTY_LIST": lambda m, _: [],
+  "EMPTY_DICT": lambda m, _: {},
+  "EMPTY_SET": lambda m, _: StandIn("builtins.set"),
+  **{f"TUPLE{n or ''}": lambda m, _, n=n: tuple(m.pops(n)) for n in (None, 1, 2, 3)},
+  "LIST": lambda m, _: m.pops(),
+  "DICT": lambda m, _: m.filled(m.pops(), {}),
+  "FROZENSET": lambda m, _: m.extended(m.pops(), StandIn("builtins.frozenset")),
+  "APPEND": lambda m, _: m.extended(m.pops(1), m.pop()),
+  **dict.fromkeys(("APPENDS", "ADDITEMS"), lambda m, _: m.extended(m.pops(), m.pop())),
+  "SETITEM": lambda m, _: m.filled(m.pops(2), m.pop()),
+  "SETITEMS": lambda m, _: m.filled(m.pops(), m.pop()),
+  "GLOBAL": lambda m, names: _mentioned(*names.split(" ")),
+  "STACK_GLOBAL": lambda m, _: _mentioned(*m.pops(2)),
+  "REDUCE": lambda m, _: m.call(*m.pops(2)),
+  "NEWOBJ": lambda m, _: m.call(*m.pops(2), is_class=True),
+  "OBJ": lambda m, _: m.call((items := m.pops())[0], tuple(items[1:])),
+  "INST": lambda m, names: m.call(_mentioned(*names.split(" ")), tuple(m.pops())),
+  "BINPERSID": lambda m, _: m.storage(m.pop()),
 }
 
 
@@ -337,11 +312,9 @@ _INERT = re.compile(
   | collections\.(Counter|OrderedDict|defaultdict|deque)
   | datetime\.(date|datetime|time|timedelta|timezone)
   | numpy\.(dtype|ndarray) | numpy\._?core\.(multiarray\.(_reconstruct|scalar)|numeric\._frombuffer)
-  | numpy\.random\.(_pickle\.__(randomstate|generator|bit_generator)_ctor|bit_generator\.__pyx_unpickle_SeedSequence)
-  | pathlib(\._local)?\.(Path|PosixPath|WindowsPath|PurePath|PurePosixPath|PureWindowsPath)
-  | torch\.(Generator|device|serialization\._get_layout)
-  | torch\._utils\._rebuild_(q|sparse_|sparse_csr_|nested_|xla_)tensor
-  | torch\._utils\._rebuild_(device_tensor_from_(cpu_tensor|numpy)|meta_tensor_no_storage|wrapper_subclass)
+  | numpy\.random\.(_pickle\.__\w+_ctor|bit_generator\.__pyx_unpickle_SeedSequence)
+  | pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path
+  | torch\.(Generator|device|serialization\._get_layout|_utils\._rebuild_\w+)
   | types\.SimpleNamespace | typing\.Any | uuid\.UUID
   """,
   re.VERBOSE,
@@ -360,7 +333,7 @@ _STORAGES = {kind: np.dtype(dtype) for kind, dtype in {
 }.items()}  # fmt: skip
 
 
-def _tensor(storage, offset, size, strides, dtype=None, metadata=None) -> StandIn | StoredTensor:
+def _tensor(storage, offset, size, strides, dtype=None, metadata=None) -> StandIn | Tensor:
   """A tensor, if it lies within its storage; offset, size and strides in elements. Source: torch._utils._rebuild_*."""
   if not isinstance(storage, _Storage) or type(size) is not tuple or type(strides) is not tuple:
     raise TypeError("a tensor without storage or size")
@@ -373,13 +346,16 @@ def _tensor(storage, offset, size, strides, dtype=None, metadata=None) -> StandI
   if stored is None or stored.type is np.void or metadata:  # metadata: to be conjugated or negated
     return StandIn(f"torch.Tensor ({getattr(dtype or storage, 'name', 'unknown')})")
   offset = 0 if 0 in size else offset  # an empty tensor can have any
-  end = (offset + _reach(size, strides)) * stored.itemsize
+  reach = 0 if 0 in size else 1 + sum((n - 1) * stride for n, stride in zip(size, strides, strict=True))
+  end = (offset + reach) * stored.itemsize
   if end > storage.nbytes:
     raise Problem(f"holds a tensor of {facts}: it ends at byte {end:,} of a storage of {storage.nbytes:,}")
   if math.prod(max(n, 1) for n in size) * stored.itemsize >= 2**63:
     raise Problem(f"holds a tensor that no memory can hold: {facts}")
-  strides = tuple(stride if n > 1 else 0 for n, stride in zip(size, strides, strict=True))
-  return StoredTensor(size, stored, strides, storage.start + offset * stored.itemsize, storage.block)
+  start, span = storage.start + offset * stored.itemsize, end - offset * stored.itemsize
+  strides = [stride if n > 1 else 0 for n, stride in zip(size, strides, strict=True)]
+  read = functools.partial(_read, storage.block, start, span, size, stored, strides)
+  return Tensor(size, stored, read, span)
 
 
 # s: storage, o: offset, n: size, t: strides, g: whether it requires a gradient, h: hooks.

@@ -7,7 +7,6 @@ import stat
 import struct
 from typing import Any
 import zipfile
-import zlib
 
 from mma_dfer_jax.errors import shown
 from mma_dfer_jax.weights.pickles import LIMIT, Block, Damage, Machine, Problem, Source, TorchFileError
@@ -63,31 +62,39 @@ def _read_zip(source: Source) -> Any:
 
 
 def _blocks(source: Source) -> dict[str, Block]:
-  """The entries of the archive by name within its folder, if directory, entries and checksums agree."""
+  """The entries of the archive by name within its folder, if directory, names and checksums agree."""
+  blocks, end = {}, 0
   try:
     with zipfile.ZipFile(source) as archive:
-      infos, directory = archive.infolist(), archive.start_dir
-  except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, OverflowError, OSError) as error:
-    raise Problem(f"is cut short or damaged: the directory at its end ({shown(str(error))})") from error
-  folder = _folder([info.filename for info in infos])
-  checked = any(info.CRC for info in infos)  # torch can leave out all checksums
-  blocks, end = {}, 0
-  for info in sorted(infos, key=lambda info: info.header_offset):
-    entry = f"is damaged, or not of torch.save: entry {shown(info.filename)}"
-    if info.flag_bits & 0x2041:
-      raise Problem(f"{entry} is encrypted")
-    if info.compress_type != zipfile.ZIP_STORED:
-      raise Problem(f"{entry} is compressed; unpack the archive and pack it without compression")
-    block = Block(source, _data_offset(source, info), info.file_size)
-    if info.header_offset < end or block.offset + block.nbytes > directory:
-      raise Problem(f"{entry} overlaps another one or ends outside the file")
-    end, checksum = block.offset + block.nbytes, 0
-    source.seek(block.offset)
-    for start in range(block.offset, end, CHUNK) if checked else ():
-      checksum = zlib.crc32(source.read(min(CHUNK, end - start)), checksum)
-    if checked and checksum != info.CRC:
-      raise Problem(f"{entry} does not match its checksum")
-    blocks[info.filename.removeprefix(folder)] = block
+      folder = _folder([info.orig_filename for info in archive.infolist()])
+      infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
+      checked = any(info.CRC for info in infos)  # torch can leave out all checksums
+      for info in infos:
+        entry = f"entry {shown(info.filename)}"
+        if info.compress_type != zipfile.ZIP_STORED:
+          raise Problem(
+            f"is damaged, or not of torch.save: {entry} is compressed; unpack the archive and pack it without compression"
+          )
+        with archive.open(info) as data:  # compares the names; reading to the end compares the checksum
+          start, overlaps = source.tell(), info.header_offset < end
+          end = start + info.file_size
+          if overlaps or end > archive.start_dir or info.compress_size != info.file_size:
+            raise Problem(
+              f"is damaged, or not of torch.save: {entry} overlaps another one or ends outside the file"
+            )
+          while checked and data.read(CHUNK):
+            pass
+        blocks[info.filename.removeprefix(folder)] = Block(source, start, info.file_size)
+  except (
+    zipfile.BadZipFile,
+    RuntimeError,
+    struct.error,
+    ValueError,
+    OverflowError,
+    OSError,
+    EOFError,
+  ) as error:
+    raise Problem(f"is cut short or damaged: {shown(str(error) or 'it ends within an entry')}") from error
   return blocks
 
 
@@ -100,29 +107,12 @@ def _folder(names: list[str]) -> str:
     some = ", ".join(shown(name) for name in names[:3])
     raise Problem(f"is a zip archive, but not of torch.save; it holds {some}, …. Unpack it")
   for name in names:
-    if not name.startswith(folder) or "\\" in name or ".." in name.split("/"):
+    # zipfile cuts names at a zero byte, so that one entry would pass for another
+    if not name.startswith(folder) or "\\" in name or "\0" in name or ".." in name.split("/"):
       raise Problem(f"is damaged, or not of torch.save: entry {shown(name)} is not in {shown(folder)}")
   if len(set(names)) < len(names):
     raise Problem("is damaged, or not of torch.save: two entries have the same name")
   return folder
-
-
-def _data_offset(source: Source, info: zipfile.ZipInfo) -> int:
-  """Where an entry's data begin, according to its header, which must agree with the directory."""
-  header = source.part(info.header_offset, 30) if 0 <= info.header_offset < 2**63 else b""
-  if len(header) == 30:
-    magic, *_, method, _, _, crc, packed, size, n, extra = struct.unpack("<4s5H3L2H", header)
-    name = source.read(n).decode("utf-8" if info.flag_bits & 0x800 else "cp437", "replace")
-    later = {0} if info.flag_bits & 8 else set()  # not known yet when the header was written
-    sizes = {info.file_size, 0xFFFFFFFF} | later  # 2**32 - 1: more than that, see the extra field
-    if (
-      (magic, method, name, info.compress_size) == (b"PK\3\4", 0, info.orig_filename, info.file_size)
-      and {packed, size} <= sizes
-      and crc in {info.CRC} | later
-      and info.filename == info.orig_filename  # else cut at a zero byte
-    ):
-      return info.header_offset + 30 + n + extra
-  raise Problem(f"is damaged: the header of entry {shown(info.filename)} does not agree with the directory")
 
 
 # --- The format before torch 1.6: five pickles, then each storage's number of elements (int64) and its bytes ---
