@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from mma_dfer_jax.data.labels import LABEL_ORDERS
-from mma_dfer_jax.data.layouts import PUBLISHED as COUNTS
 from mma_dfer_jax.disk import write_json
 from mma_dfer_jax.training.predictions import Predictions
 from mma_dfer_jax.training.scores import Scores
@@ -250,6 +249,10 @@ def published_for(scores: Scores, folds: Sequence[str]) -> dict[str, Any] | None
     scores: summed over the folds.
     folds: names of the splits.
   """
+  from mma_dfer_jax.data.layouts import (
+    PUBLISHED as COUNTS,
+  )  # with what reads archives, which a report does not need
+
   name = PUBLISHED.get(tuple(scores.classes))
   if name is None:
     return None
