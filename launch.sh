@@ -94,7 +94,7 @@ slurm_script() { # NODES GPUS COMMAND …
 #SBATCH --signal=TERM@120
 #SBATCH --requeue
 # One process for each GPU, as JAX expects under SLURM. Two minutes before the time is up SIGTERM makes them save;
-# the same script goes on from there.
+# the same script resumes from there.
 export MMA_DFER_DISTRIBUTED=1
 srun ./launch.sh$(printf ' %q' "${@:3}")
 SCRIPT

@@ -1,8 +1,9 @@
-"""What pyproject.toml cannot say: all packages that are found, and `configs` as mma_dfer_jax.configs in a wheel."""
+"""What pyproject.toml cannot say: all packages that are found, with the page's files; `configs` as mma_dfer_jax.configs."""
 
 from setuptools import find_packages, setup
 
 setup(
   packages=[*find_packages(include=["mma_dfer_jax*"]), "mma_dfer_jax.configs"],
+  package_data={"mma_dfer_jax": ["page.html", "page.css"]},
   package_dir={"mma_dfer_jax.configs": "configs"},
 )

@@ -1,6 +1,6 @@
-"""How every command starts and ends: flags checked whole, --help, mendable errors as messages, a polite stop."""
+"""How every command starts and ends: flags checked as a whole, --help, errors that a user can fix, a polite stop."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import errno
 import logging as python_logging
 import os
@@ -9,6 +9,7 @@ import runpy
 import signal
 import sys
 import traceback
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -17,49 +18,90 @@ from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.help import config_text, shipped_configs
 
-flags.disclaim_key_flags()  # --config is a flag of the command that asks for it, so that --help lists it
+flags.disclaim_key_flags()  # flags defined here belong to the command that asks for them, so that --help lists them
 
 # Full disk, no permission, a file where a folder should be: nothing that a traceback would explain better.
-_MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST,
-             errno.ENOTDIR, errno.EISDIR}  # fmt: skip
-
+_FIXABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST,
+            errno.ENOTDIR, errno.EISDIR}  # fmt: skip
 _HELP = {"-h", "-?", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--helpfull"}
+# Flags that several commands take: what defines them, and what it gets.
+_SHARED: dict[str, tuple[Callable[..., flags.FlagHolder], dict[str, Any]]] = {
+  "model": (flags.DEFINE_string, {"default": None, "help":
+    "Workdir of a run, a folder that `convert` wrote, or a file that `export` wrote."}),
+  "step": (flags.DEFINE_string, {"default": "last", "help":
+    "Checkpoint of a run: last, best (by WAR on the test clips), or a saved step number."}),
+  "precision": (flags.DEFINE_string, {"default": None, "help":
+    "float32 or bfloat16; if not given, as the model was trained or exported."}),
+  "faces": (flags.DEFINE_enum, {"default": "auto", "enum_values": ["auto", "yunet", "none"], "help":
+    "Cut out faces: as in training; always; never, for videos already cropped to the face."}),
+  "face_model": (flags.DEFINE_string, {"default": None, "help":
+    "YuNet's .onnx file; if not given, it is downloaded once."}),
+}  # fmt: skip
+
+
+def shared_flag(key: str, **changes: Any) -> flags.FlagHolder[Any]:
+  """Defines one of the flags that several commands take; `changes`: what this command has instead."""
+  define, how = _SHARED[key]
+  return define(**{"name": key} | how | changes)
 
 
 def run(
   main: Callable[[Sequence[str]], int | None],
   *,
   takes_files: bool = False,
-  explained: Callable[[Exception], str | None] = lambda error: None,
-  leave: Callable[[int], None] = lambda status: None,
+  describe_error: Callable[[Exception], str | None] = lambda error: None,
+  exit_process: Callable[[int], None] = lambda status: None,
 ) -> None:
-  """Runs a command: what a user can mend ends as a message and exit status 1, wrong flags as exit status 2.
+  """Runs a command: what a user can fix ends as a message and exit status 1, wrong flags as exit status 2.
 
   Args:
     main: gets the command line without flags; returns the exit status, None for 0.
     takes_files: whether anything but flags may stand on the command line.
-    explained: what a user should read of an error that is none of ours; None: its traceback.
-    leave: called with the exit status before the command ends.
+    describe_error: what a user should read of an error that is none of ours; None: its traceback.
+    exit_process: called with the exit status before the command ends.
   """
 
-  def guarded(argv: Sequence[str]) -> int | None:
-    status: int | None = 1
+  def guarded(argv: Sequence[str]) -> int:
+    status = 1
     try:
-      status = _guarded(main, argv, takes_files, explained)
+      status = _status(main, argv, takes_files, describe_error)
     except Exception:
       traceback.print_exc()
-    leave(status or 0)
+    exit_process(status)
     return status
 
   app.run(guarded, flags_parser=_parse)
 
 
-def define_config(purpose: str = "What to run") -> flags.FlagHolder:
-  """Defines the flag --config: the name of a config that comes with the program, or the path of one.
+def _status(main, argv, takes_files, describe_error) -> int:
+  if len(argv) > 1 and not takes_files:
+    return _complain(f"unexpected arguments: {' '.join(argv[1:])}", status=2)
+  try:
+    return main(argv) or 0
+  except KeyboardInterrupt:
+    return _complain("stopped by Ctrl-C", status=130)
+  except Exception as error:
+    match error:
+      case UserError():
+        words = str(error)
+      case FileNotFoundError():
+        words = f"no such file or folder: {error.filename or error}"
+      case OSError() if error.errno in _FIXABLE:
+        words = f"{error.filename or 'a file'} cannot be written or read: {error.strerror}"
+      case _:
+        words = describe_error(error)
+    if words is None:
+      raise
+    return _complain(words)
 
-  Args:
-    purpose: what the config is for.
-  """
+
+def _complain(error: object, status: int = 1) -> int:
+  print(f"error: {error}", file=sys.stderr, flush=True)
+  return status
+
+
+def define_config(purpose: str = "What to run") -> flags.FlagHolder:
+  """Defines the flag --config: the name of a shipped config, or the path of one."""
   how = f"{', '.join(shipped_configs())}, or a path. --config.batch_size=16 changes one field."
   holder = config_flags.DEFINE_config_file("config", None, f"{purpose}: {how}", lock_config=True)
   flags.FLAGS["config"].parser = _ConfigParser("config")
@@ -77,44 +119,19 @@ class _ConfigParser(ConfigFileFlagParser):
 
 
 def _config_file(given: str) -> str:
-  """The path of a config that is a path already or the name of a shipped one; `:words` for its get_config stay."""
-  name, *words = given.split(":", 1)
+  """The path of a config, given as a path or by the name of a shipped one; `:choices` for its get_config stay."""
+  name, *choices = given.split(":", 1)
   shipped = shipped_configs()
   if not os.path.isfile(name) and name not in shipped:
     raise UserError(f"neither a file nor a config that comes with the program ({', '.join(shipped)})")
-  return ":".join([name if os.path.isfile(name) else str(shipped[name]), *words])
+  return ":".join([name if os.path.isfile(name) else str(shipped[name]), *choices])
 
 
 def take_over(options: flags.FlagValues) -> None:
-  """Makes flags that a module keeps to itself, for other commands import it, those of this command.
-
-  Args:
-    options: the module's flags; `main` must let them parse the command line too.
-  """
+  """Makes flags that a module keeps to itself those of this command; `main` must parse the command line too."""
   flags.FLAGS.append_flag_values(options)
   for name in options:
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])  # so that --help lists them
-
-
-def _guarded(main, argv, takes_files, explained=lambda error: None):
-  if len(argv) > 1 and not takes_files:
-    sys.exit(_complain(f"unexpected arguments: {' '.join(argv[1:])}", status=2))
-  try:
-    return main(argv)
-  except UserError as error:
-    return _complain(error)
-  except FileNotFoundError as error:
-    return _complain(f"no such file or folder: {error.filename or error}")
-  except OSError as error:
-    if error.errno not in _MENDABLE:
-      raise
-    return _complain(f"{error.filename or 'a file'} cannot be written or read: {error.strerror}")
-  except KeyboardInterrupt:
-    return _complain("stopped by Ctrl-C", status=130)
-  except Exception as error:
-    if (words := explained(error)) is None:
-      raise
-    return _complain(words)
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -122,15 +139,17 @@ def _parse(argv: list[str]) -> list[str]:
   logging.set_verbosity(logging.FATAL)
   for chatty in ("concurrent.futures", "asyncio"):
     python_logging.getLogger(chatty).setLevel("CRITICAL")
-  helps = not _HELP.isdisjoint(argv)
+  asks_for_help = not _HELP.isdisjoint(argv)
   arguments = argv
   try:
     arguments = flags.FLAGS([argument for argument in argv if argument not in _HELP])
   except (flags.Error, UserError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-    # Who asks for help need not give what is required; but the fields of a config can be shown only if it is right.
-    if not helps or ("config" in flags.FLAGS and _given_config(argv) and flags.FLAGS["config"].value is None):
-      sys.exit(_complain(_unknown_config_keys(argv) or error, status=2))
-  if helps:
+    # --help needs no required flag; but the fields of a config can be shown only if it is right.
+    wrong_config = "config" in flags.FLAGS and _given_config(argv) and flags.FLAGS["config"].value is None
+    if not asks_for_help or wrong_config:
+      problems, title = list(_config_problems(argv)), "these fields of the config cannot be set"
+      sys.exit(_complain(listed(title, problems) if problems else error, status=2))
+  if asks_for_help:
     print(_help(argv))  # at once, so that `| head` breaks nothing
     sys.exit(0)
   return arguments
@@ -143,13 +162,9 @@ def _help(argv: list[str]) -> str:
   parts.append(flags.FLAGS.get_help() if everything else flags.FLAGS.main_module_help())
   if "config" in flags.FLAGS:
     config = flags.FLAGS["config"].value
-    parts.append(
-      f"\nfields, as in --config.batch_size=16, {'of this config' if config else 'and their defaults'}:"
-    )
-    parts.append(config_text(config))
-  if not everything:
-    parts.append("\n--helpfull lists the flags of all modules.")
-  return "\n".join(parts)
+    whose = "of this config" if config else "and their defaults"
+    parts += [f"\nfields, as in --config.batch_size=16, {whose}:", config_text(config)]
+  return "\n".join(parts + ["\n--helpfull lists the flags of all modules."] * (not everything))
 
 
 def _given_config(argv: list[str]) -> str | None:
@@ -158,31 +173,35 @@ def _given_config(argv: list[str]) -> str | None:
   return found and found[1]
 
 
-def _unknown_config_keys(argv: list[str]) -> UserError | None:
-  """All `--config.key` overrides that the config file does not have, with what it has instead."""
+def _config_problems(argv: list[str]) -> Iterator[str]:
+  """What is wrong with each `--config.key=value`, as far as the keys tell."""
+  matches = [re.fullmatch(r"--?(?:no)?config\.([^=]+)=?(.*)", argument) for argument in argv]
+  changes, given = [(found[1], found[2]) for found in matches if found], _given_config(argv)
+  if given is None:
+    yield from (f"{key}: give --config=NAME first" for key, _ in changes)
+    return
   try:
-    path, *words = _config_file(_given_config(argv) or "").split(":", 1)
-    config = runpy.run_path(path)["get_config"](*words)
+    path, *choices = _config_file(given).split(":", 1)
+    config = runpy.run_path(path)["get_config"](*choices)
   except Exception:
-    return None  # no file, or none that works: the first error says so
-  problems = []
-  for argument in argv[1:]:
-    if not argument.lstrip("-").startswith(("config.", "noconfig.")):
-      continue
-    key = argument.lstrip("-").split("=", 1)[0].removeprefix("no").removeprefix("config.")
+    return  # no file, or none that works: the first error says so
+  for key, value in changes:
     node = config
     for part in key.split("."):
-      if not hasattr(node, "keys") or part not in node:
-        allowed = ", ".join(node.keys()) if hasattr(node, "keys") else "no further keys"
-        problems.append(f"{key}: there is no {part!r} here; there is {allowed}")
+      there = list(node.keys()) if hasattr(node, "keys") else []
+      if part not in there:
+        yield f"{key}: there is no {part!r} here; there is {', '.join(there) or 'no further key'}"
         break
       node = node[part]
-  return listed("the config has no such keys", problems) if problems else None
-
-
-def _complain(error: object, status: int = 1) -> int:
-  print(f"error: {error}", file=sys.stderr, flush=True)
-  return status
+    else:
+      if not hasattr(node, "keys") or value.startswith("{"):
+        continue
+      place = key.removeprefix("model.")
+      if place != key or key == "loss":
+        choice = f"{given}{',' if choices else ':'}{place}={value or 'NAME'}"
+        yield f"{key}={value}: parts are chosen after the colon of --config: --config={choice}"
+      else:
+        yield f"{key}={value}: this is a group of fields; set one of {', '.join(f'{key}.{name}' for name in node)}"
 
 
 class StopSignal:

@@ -1,4 +1,8 @@
-"""Errors that a user can mend: they end a command as a message and exit status 1, never as a traceback."""
+"""Errors that a user can fix: they end a command as a message and exit status 1, never as a traceback."""
+
+from collections.abc import Iterable
+
+EXAMPLES = 3  # names that a line about many clips shows
 
 
 class UserError(ValueError):
@@ -6,18 +10,36 @@ class UserError(ValueError):
 
 
 def shown(name: object) -> str:
-  """A name out of a file as it can stand in a message: no control characters, not endless."""
+  """A name from a file as a message can show it: no control characters, at most 200 characters."""
   text = str(name)
   return text[:200].encode("unicode_escape").decode() + "…" * (len(text) > 200)
 
 
-def listed(title: str, problems: list[str], advice: str = "") -> UserError:
-  """One error for all problems found, so that nobody mends them one run at a time.
+def counted(problems: Iterable[tuple[str, str]], unit: str = "clips") -> list[str]:
+  """One line for each reason, in the order in which reasons first appear.
+
+  Args:
+    problems: (what, reason), as in ("clip 1", "is empty").
+    unit: what is counted where a reason holds for several: "3 clips: is empty, as in clip 1, clip 2, clip 3".
+  """
+  by_reason: dict[str, list[str]] = {}
+  for what, reason in problems:
+    by_reason.setdefault(reason, []).append(what)
+  return [
+    f"{names[0]}: {reason}"
+    if len(names) == 1
+    else f"{len(names):,} {unit}: {reason}, as in {', '.join(names[:EXAMPLES])}"
+    for reason, names in by_reason.items()
+  ]
+
+
+def listed(title: str, problems: Iterable[str], advice: str = "") -> UserError:
+  """One error for all problems found, so that nobody fixes them one run at a time.
 
   Args:
     title: what was being checked, without a final colon.
-    problems: one line each; must not be empty.
+    problems: one line each, at least one; of equal lines the first is shown. `counted` makes lines about clips.
     advice: what to do about it, added as a last line.
   """
-  lines = [f"{title}:", *(f"  - {problem}" for problem in problems)]
+  lines = [f"{title}:", *(f"  - {problem}" for problem in dict.fromkeys(problems))]
   return UserError("\n".join([*lines, advice] if advice else lines))

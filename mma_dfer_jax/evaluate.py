@@ -49,33 +49,27 @@ from mma_dfer_jax.training.sharding import check_batch_size, make_mesh, replicat
 from mma_dfer_jax.training.steps import sums
 from mma_dfer_jax.training.task import evaluate_split, jit_eval
 
-_TEXTS = {
-  "workdir": "Workdir of a run, a folder that `convert` wrote, or a file that `export` wrote.",
-  "out": "With --workdirs and --compare: folder for the report.",
-  "data_dir": "Where the data set is now; if not given, where it was in training.",
-  "data_name": "Folder below data_dir; if not given, as in training, or clips.",
-  "split": "Split to evaluate; if not given, the run's test split.",
-  "precision": "float32 or bfloat16; if not given, as the model was trained or exported.",
-}
-_WORKDIR, _OUT, _DATA_DIR, _DATA_NAME, _SPLIT, _PRECISION = (
-  flags.DEFINE_string(name, None, text) for name, text in _TEXTS.items()
+_WORKDIR = cli.shared_flag("model", name="workdir")
+_WORKDIRS = flags.DEFINE_list("workdirs", None, "Several of them, one for each fold: a,b,c; goes with --out.")
+_COMPARE = flags.DEFINE_list(
+  "compare",
+  None,
+  "Is B better than A: two workdirs, folders of folds, evaluations or predictions.csv; A B or A,B.",
 )
-_LISTS: dict[str, tuple[Any, str]] = {
-  "workdirs": (None, "Several of them, one for each fold: a,b,c; goes with --out."),
-  "compare": (
-    None,
-    "Is B better than A: two workdirs, folders of folds, evaluations or predictions.csv files; A B or A,B.",
-  ),
-  "splits": (
-    None,
-    "With --workdirs: the split of each, in their order; if not given, the runs' test splits.",
-  ),
-  "without": (["none"], "Evaluate with one modality removed: none, sound, picture (comma-separated)."),
-}
-_WORKDIRS, _COMPARE, _SPLITS, _WITHOUT = (flags.DEFINE_list(name, *of) for name, of in _LISTS.items())
-_STEP = flags.DEFINE_string(
-  "step", "last", "Checkpoint to use: last, best (by WAR on the test clips), or a saved step number."
+_SPLITS = flags.DEFINE_list(
+  "splits", None, "With --workdirs: the split of each; if not given, the runs' own."
 )
+_OUT = flags.DEFINE_string("out", None, "With --workdirs and --compare: folder for the report.")
+_STEP = cli.shared_flag("step")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data set is now; if not given, as in training.")
+_DATA_NAME = flags.DEFINE_string(
+  "data_name", None, "Folder below data_dir; if not given, as in training, or clips."
+)
+_SPLIT = flags.DEFINE_string("split", None, "Split to evaluate; if not given, the run's test split.")
+_WITHOUT = flags.DEFINE_list(
+  "without", ["none"], "One modality removed: none, sound, picture (comma-separated)."
+)
+_PRECISION = cli.shared_flag("precision")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 0, "Clips at a time; 0: as in training.", lower_bound=0)
 flags.mark_flags_as_mutual_exclusive(["workdir", "workdirs", "compare"], required=True)
 
@@ -301,4 +295,4 @@ if __name__ == "__main__":
   positional = any(
     argument.lstrip("-").startswith("compare") for argument in sys.argv[1:]
   )  # A B after --compare
-  cli.run(main, takes_files=positional, explained=hosts.describe_error, leave=hosts.exit_process)
+  cli.run(main, takes_files=positional, describe_error=hosts.describe_error, exit_process=hosts.exit_process)

@@ -50,15 +50,9 @@ COMPATIBILITY = {
   "source": "https://docs.jax.dev/en/latest/export/export.html#compatibility-guarantees",
 }
 
-_MODEL = flags.DEFINE_string("model", None, "The workdir of a run, or a model folder that convert wrote.")
-_STEP = flags.DEFINE_string(
-  "step",
-  "last",
-  "Checkpoint to use of a workdir: last, best (by WAR on the test clips), or a saved step number.",
-)
-_PRECISION = flags.DEFINE_string(
-  "precision", None, "Of what the file computes: float32 or bfloat16; if not given, as the model was trained."
-)
+_MODEL = cli.shared_flag("model", help="Workdir of a run, or a folder that `convert` wrote.")
+_STEP = cli.shared_flag("step")
+_PRECISION = cli.shared_flag("precision")
 _OUT = flags.DEFINE_string("out", None, "File to write; a file of that name and .json describes it.")
 _PLATFORMS = flags.DEFINE_list("platforms", list(PLATFORMS), "Where it will run: some of cpu, cuda, tpu.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the file that is there.")

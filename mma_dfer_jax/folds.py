@@ -133,4 +133,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-  cli.run(main, explained=hosts.describe_error, leave=hosts.exit_process)
+  cli.run(main, describe_error=hosts.describe_error, exit_process=hosts.exit_process)

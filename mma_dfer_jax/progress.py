@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 import sys
-import time
 from typing import Any
 
 from tqdm import tqdm
@@ -10,7 +9,18 @@ from tqdm import tqdm
 SECONDS_BETWEEN_LINES = 30
 
 
-class Progress:
+class _Log:
+  """Stderr for whole lines: without the carriage returns and blanks that redraw a bar."""
+
+  def write(self, text: str) -> None:
+    if line := text.strip():
+      print(line, file=sys.stderr, flush=True)
+
+  def flush(self) -> None:
+    pass
+
+
+class Progress(tqdm):
   """Counts what is done and shows it on stderr: `with Progress("decode", total=10) as bar: bar.update()`.
 
   Logs get whole lines without carriage returns or escape codes; what ends within 30 seconds writes none.
@@ -18,69 +28,31 @@ class Progress:
 
   def __init__(self, what: str, total: int | None, *, unit: str = "clip", done: int = 0, bytes: bool = False,
                leave: bool = True, show: bool = True):  # fmt: skip
-    """Starts counting.
+    """Starts counting up to `total`, which includes what was `done` before; None: nobody knows how many there are.
 
-    Args:
-      what: the work, one word or a few.
-      total: how many there are, those done before included; None: unknown.
-      unit: what is counted.
-      done: how many an earlier run has done.
-      bytes: whether to shorten large numbers, as in 3.2 GB.
-      leave: whether the finished bar stays on the terminal.
-      show: False shows nothing, as on all hosts but the first.
+    `bytes` shortens large numbers, as in 3.2 GB; `leave` keeps the finished bar on the terminal; `show=False` shows
+    nothing, as on all hosts but the first.
     """
-    self._terminal = sys.stderr.isatty()
-    self._bar = tqdm(desc=what, total=total, initial=done, unit=unit, unit_scale=bytes, leave=leave,
-                     disable=not (show and self._terminal))  # fmt: skip
-    self._show, self._what, self._unit, self._bytes = show and not self._terminal, what, unit, bytes
-    self._total, self._first, self._done, self._note = total, done, done, ""
-    self._began = self._last_line = time.monotonic()
+    how: dict[str, Any] = {"leave": leave}
+    if not sys.stderr.isatty():
+      unit_shown = "{unit}" if bytes else " {unit}s"
+      left = " of {total_fmt}" + unit_shown + ", about {remaining} left"
+      line = "{desc}: {n_fmt}" + (left if total else unit_shown)
+      how = {"leave": False, "file": _Log(), "bar_format": f"{line}{{postfix}}", "miniters": 1,
+             "mininterval": SECONDS_BETWEEN_LINES, "delay": SECONDS_BETWEEN_LINES}  # fmt: skip
+    super().__init__(
+      desc=what, total=total, initial=done, unit=unit, unit_scale=bytes, disable=not show, **how
+    )
 
-  def update(self, count: int = 1, note: str | None = None) -> None:
-    """Counts further.
-
-    Args:
-      count: how many more are done.
-      note: shown behind the numbers from now on, as in "loss 1.2".
-    """
+  def update(self, count: int = 1, note: str | None = None) -> bool | None:  # type: ignore[override]
+    """Counts further; a note, as in "loss 1.2", stands behind the numbers from now on."""
     if note is not None:
-      self._note = note
-      self._bar.set_postfix_str(note, refresh=False)
-    self._bar.update(count)
-    self._done += count
-    now = time.monotonic()
-    if self._show and now - self._last_line >= SECONDS_BETWEEN_LINES:
-      self._last_line = now
-      print(self._line(now), file=sys.stderr, flush=True)
-
-  def _line(self, now: float) -> str:
-    pace = (self._done - self._first) / max(now - self._began, 1e-9)
-    shown = [tqdm.format_sizeof(n, "B") if self._bytes else f"{n:,}" for n in (self._done, self._total or 0)]
-    line = f"{self._what}: {' of '.join(shown[: 2 if self._total else 1])}"
-    line += "" if self._bytes else f" {self._unit}s"
-    if self._total and pace:
-      line += f", about {tqdm.format_interval(max(self._total - self._done, 0) / pace)} left"
-    return f"{line}, {self._note}" if self._note else line
-
-  def close(self) -> None:
-    self._bar.close()
-
-  def __enter__(self) -> "Progress":
-    return self
-
-  def __exit__(self, *error: object) -> None:
-    self.close()
+      self.set_postfix_str(note, refresh=False)
+    return super().update(count)
 
 
 def watched(items: Iterable[Any], what: str, total: int, **how: Any) -> Iterator[Any]:
-  """Gives the items one by one and counts them.
-
-  Args:
-    items: what is worked through.
-    what: the work, one word or a few.
-    total: how many items there are.
-    **how: as `Progress` takes them.
-  """
+  """Gives the items one by one and counts them; `how` as `Progress` takes it."""
   with Progress(what, total, **how) as bar:
     for item in items:
       yield item
@@ -88,10 +60,5 @@ def watched(items: Iterable[Any], what: str, total: int, **how: Any) -> Iterator
 
 
 def say(text: str, file: Any = None) -> None:
-  """Prints a line above the bars.
-
-  Args:
-    text: the line.
-    file: stdout if None.
-  """
+  """Prints a line above the bars, to stdout if `file` is None."""
   tqdm.write(text, file=file or sys.stdout)

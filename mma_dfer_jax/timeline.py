@@ -1,4 +1,4 @@
-"""Forms in which a timeline is handed out: table, subtitles, picture."""
+"""The files of a timeline: table, subtitles, picture."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ import numpy as np
 from mma_dfer_jax.data.film import LOUDNESS_RATE
 from mma_dfer_jax.prediction import Prediction, Timeline
 
-if TYPE_CHECKING:  # Matplotlib is imported when something is drawn: it takes a second
+if TYPE_CHECKING:  # Matplotlib takes a second to import
   from matplotlib.figure import Figure
 
 FACE_INCHES, AXES_INCHES = 0.7, 9.9  # width of a thumbnail, and about that of the axis of time
@@ -32,7 +32,7 @@ def to_csv(predictions: list[Prediction] | tuple[Prediction, ...]) -> str:
   return text.getvalue()
 
 
-def turns(timeline: Timeline) -> list[tuple[float, float]]:
+def spans(timeline: Timeline) -> list[tuple[float, float]]:
   """For each window the seconds for which it speaks: those nearer to its middle than to that of any other."""
   middles = [(one.start + one.end) / 2 for one in timeline.predictions]
   edges = [0.0, *((a + b) / 2 for a, b in itertools.pairwise(middles)), timeline.seconds]
@@ -42,20 +42,16 @@ def turns(timeline: Timeline) -> list[tuple[float, float]]:
 def to_srt(timeline: Timeline) -> str:
   """Subtitles: the two most probable classes at any moment, and "no face", "no sound" or "silent" where that is so."""
   blocks = []
-  for number, (one, (start, end)) in enumerate(zip(timeline.predictions, turns(timeline), strict=True), 1):
+  for number, (one, (start, end)) in enumerate(zip(timeline.predictions, spans(timeline), strict=True), 1):
     ranked = sorted(one.probabilities.items(), key=lambda item: -item[1])[:2]
-    words = " · ".join([*(f"{name} {100 * p:.0f} %" for name, p in ranked), *marks(one)])
+    words = " · ".join([*(f"{name} {100 * p:.0f} %" for name, p in ranked), *what_is_missing(one)])
     blocks.append(f"{number}\n{_stamp(start)} --> {_stamp(end)}\n{words}\n")
   return "\n".join(blocks)
 
 
-def marks(one: Prediction) -> list[str]:
+def what_is_missing(one: Prediction) -> list[str]:
   """What was missing, in two words each."""
-  missing = {
-    "no face": one.frames_with_face == 0,
-    "no sound": not one.sound,
-    "silent": one.silent,
-  }
+  missing = {"no face": one.frames_with_face == 0, "no sound": not one.sound, "silent": one.silent}
   return [words for words, holds in missing.items() if holds]
 
 
@@ -71,37 +67,39 @@ def draw(timeline: Timeline) -> "Figure":
   from matplotlib.figure import Figure
 
   figure = Figure(figsize=(12, 5.6), layout="constrained")
-  rows = {"no face": "black", "no sound": "0.45", "silent": "0.75"}  # no colours: those stand for classes
-  there = [name for name in rows if any(name in marks(one) for one in timeline.predictions)]
-  heights = [1.1, 4, 1.2, 0.2 + 0.2 * len(there)] if there else [1.1, 4, 1.2]
-  faces, stack, wave, *missing = figure.subplots(len(heights), sharex=True, height_ratios=heights)
-  edges = [0.0, *(end for _, end in turns(timeline))]
+  greys = {"no face": "black", "no sound": "0.45", "silent": "0.75"}  # no colours: those stand for classes
+  of_windows = list(zip(spans(timeline), map(what_is_missing, timeline.predictions), strict=True))
+  rows = [name for name in greys if any(name in missing for _, missing in of_windows)]
+  heights = [1.1, 4, 1.2, *[0.2 + 0.2 * len(rows)] * bool(rows)]
+  faces, stack, wave, *below = figure.subplots(len(heights), sharex=True, height_ratios=heights)
+  _draw_faces(faces, timeline)
+  _draw_probabilities(stack, timeline)
+  _draw_wave(wave, timeline)
+  for axes in below:
+    for line, name in enumerate(rows):
+      bars = [(start, end - start) for (start, end), missing in of_windows if name in missing]
+      axes.broken_barh(bars, (line, 0.9), color=greys[name], label=name)
+    axes.legend(loc="center left", bbox_to_anchor=(1.005, 0.5), frameon=False)
+    axes.set(yticks=[], ylim=(len(rows), 0))
+    axes.set_ylabel("missing", rotation=0, ha="right", va="center")
+  (below or [wave])[0].set(xlabel="seconds", xlim=(0, timeline.seconds))
+  name = timeline.clip.rsplit("/", 1)[-1].encode(errors="backslashreplace").decode()  # it may be no text
+  title = f"{name}    windows of {timeline.window:g} s every {timeline.hop:g} s"
+  figure.suptitle(title, parse_math=False)
+  return figure
+
+
+def _draw_probabilities(axes, timeline: Timeline) -> None:
+  edges = [0.0, *(end for _, end in spans(timeline))]
   probabilities = timeline.probabilities()
   steps = np.concatenate([probabilities, probabilities[-1:]]).T
-  colours = [f"C{i}" for i in range(10)] + ["black", "tan", "navy"]
-  places = [f"{i}" for i in range(len(steps))]
-  stack.stackplot(edges, steps, step="post", labels=places, colors=colours[: len(steps)], alpha=0.9)
-  stack.set(ylim=(0, 1), ylabel="probability")
-  legend = stack.legend(loc="center left", bbox_to_anchor=(1.005, 0.5), reverse=True, frameon=False)
+  colours = [*(f"C{i}" for i in range(10)), "black", "tan", "navy"][: len(steps)]
+  places = list(map(str, range(len(steps))))
+  axes.stackplot(edges, steps, step="post", labels=places, colors=colours, alpha=0.9)
+  axes.set(ylim=(0, 1), ylabel="probability")
+  legend = axes.legend(loc="center left", bbox_to_anchor=(1.005, 0.5), reverse=True, frameon=False)
   for text, name in zip(legend.get_texts(), timeline.classes[::-1], strict=True):
     text.set(text=name, parse_math=False)  # only now, for a label that begins with "_" would be left out
-  _draw_faces(faces, timeline)
-  _draw_wave(wave, timeline)
-  for axes in missing:
-    for line, name in enumerate(there):
-      spans = [(start, end - start) for one, (start, end) in zip(timeline.predictions, turns(timeline), strict=True)
-               if name in marks(one)]  # fmt: skip
-      axes.broken_barh(spans, (line, 0.9), color=rows[name], label=name)
-    axes.legend(loc="center left", bbox_to_anchor=(1.005, 0.5), frameon=False)
-    axes.set(yticks=[], ylim=(len(there), 0))
-    axes.set_ylabel("missing", rotation=0, ha="right", va="center")
-  (missing or [wave])[0].set(xlabel="seconds", xlim=(0, timeline.seconds))
-  name = timeline.clip.rsplit("/", 1)[-1].encode(errors="backslashreplace").decode()  # it may be no text
-  figure.suptitle(
-    f"{name}    windows of {timeline.window:g} s every {timeline.hop:g} s",
-    parse_math=False,
-  )
-  return figure
 
 
 def _draw_faces(axes, timeline: Timeline) -> None:

@@ -8,24 +8,37 @@ import cv2
 import numpy as np
 
 from mma_dfer_jax.data.demo import write_clip
+from mma_dfer_jax.data.source import Layout, source_of
 
 FOLDS = range(1, 6)
-RATE = 16_000  # Hz
+RATE = 24_000  # Hz; 16 kHz would be warned of
 DFEW = {f"{number:05d}": (k, number % 7) for number, k in enumerate((1, 1, 2, 2, 3, 3, 4, 4, 5, 5), 1)}
 MAFW = {f"{number:05d}": (k, number % 11) for number, k in enumerate((1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 5), 25)}
 MAFW_NAMES = ("happiness", "sadness", "neutral", "anger", "surprise", "disgust", "fear", "contempt", "anxiety",
               "helplessness", "disappointment")  # fmt: skip
 MAFW_OFFICIAL_NAMES = (
-  "anger",
-  "disgust",
-  "fear",
-  "happiness",
-  "neutral",
-  "sadness",
-  "surprise",
-  *MAFW_NAMES[7:],
+  tuple(["anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise"]) + MAFW_NAMES[7:]
 )
 Clips = Mapping[str, tuple[int, int]]  # clip -> fold, label as MMA-DFER counts
+
+
+def read(name: str, place: Path, **options) -> Layout:
+  """What the source of this name finds."""
+  of, plain = source_of(name), {Path: str, list: tuple}
+  changes = {key: plain.get(type(value), lambda v: v)(value) for key, value in options.items()}
+  return of.read(
+    Path(place), of.Options(**{k: str(v) if isinstance(v, Path) else v for k, v in changes.items()})
+  )
+
+
+def prepare_clips(
+  manifest: Path, data_dir: Path, *, allow_missing_sound: bool = False, classes=(), **how
+) -> None:
+  """What `prepare --dataset=clips` does, in this process."""
+  from mma_dfer_jax.data.prepare import Decoding, prepare
+
+  layout = read("clips", manifest, classes=classes, allow_missing_sound=allow_missing_sound)
+  prepare(layout, "clips", data_dir, Decoding(allow_missing_sound), str(manifest), **how)
 
 
 def write_picture(path: Path, number: int) -> None:
@@ -94,17 +107,8 @@ def counted_lists(folder: Path, clips: Clips, pattern: str, root: str, counts: M
       write_text(folder / pattern.format(part=part, k=k), "\n".join(rows) + final)
 
 
-def dfew(
-  home: Path,
-  *,
-  clips: Clips = DFEW,
-  frames: int = 20,
-  folders: Iterable[str] = ("clip_224x224",),
-  name: str = "{}.jpg",
-  padded: bool = True,
-  sound: str = "raw_wav",
-  csvs: bool = True,
-) -> Path:
+def dfew(home: Path, *, clips: Clips = DFEW, frames: int = 20, folders: Iterable[str] = ("clip_224x224",),
+         name: str = "{}.jpg", padded: bool = True, sound: str = "raw_wav", csvs: bool = True) -> Path:  # fmt: skip
   """DFEW-part2 as handed out, with the wavs of MMA-DFER's recipe beside the pictures; returns the archive's folder."""
   part2 = home / "DFEW-part2"
   for clip in clips:
@@ -132,17 +136,8 @@ def mafw_lists(folder: Path, clips: Clips = MAFW, written: str = "names", delimi
       write_text(folder / f"set_{k}/{part}.txt", text)
 
 
-def mafw(
-  home: Path,
-  *,
-  clips: Clips = MAFW,
-  frames: int = 12,
-  folders: Iterable[str] = ("clips_faces",),
-  name: str = "{}.jpg",
-  wavs: bool = True,
-  videos: bool = False,
-  lists: bool = True,
-) -> Path:
+def mafw(home: Path, *, clips: Clips = MAFW, frames: int = 12, folders: Iterable[str] = ("clips_faces",),
+         name: str = "{}.jpg", wavs: bool = True, videos: bool = False, lists: bool = True) -> Path:  # fmt: skip
   """MAFW with what its users make of it: cropped faces, wavs. Returns the archive's folder."""
   archive = home / "MAFW"
   for clip in clips:
@@ -159,19 +154,14 @@ def mafw(
   return archive
 
 
-def ravdess(
-  home: Path, actors: Iterable[int] = range(1, 25), *, flat: bool = False, real: bool = False
-) -> Path:
-  """One clip of each emotion and statement of each actor; with `real`, files that can be decoded."""
+def ravdess(home: Path, actors: Iterable[int] = range(1, 25), *, flat: bool = False) -> Path:
+  """One clip of each emotion and statement of each actor."""
   for actor in actors:
     for emotion in range(1, 9):
       for statement in (1, 2):
         file = f"01-01-{emotion:02d}-01-{statement:02d}-01-{actor:02d}.mp4"
         path = home / file if flat else home / f"Actor_{actor:02d}" / file
-        if real:
-          write_video(path)
-        else:
-          write_text(path, "not looked into")
+        write_text(path, "not looked into")
   return home
 
 

@@ -1,14 +1,17 @@
 """Small films made for tests: any pictures and samples, at any times, coded without loss unless asked otherwise."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 import heapq
 import itertools
 from pathlib import Path
 import struct
+from typing import Any
 
 import av
 import numpy as np
+
+from mma_dfer_jax.data.records import Clip, Clips
 
 TICKS = 90_000  # a second
 LOSSY = {"codec": "libx264", "pixels": "yuv420p", "sound_codec": "aac"}  # what most files hold
@@ -24,6 +27,7 @@ def write_film(
   codec: str = "ffv1",
   pixels: str = "bgr0",
   options: dict[str, str] | None = None,
+  container_options: dict[str, str] | None = None,
   sample_rate: int = 16_000,
   sound_codec: str = "pcm_s16le",
   layout: str = "mono",
@@ -38,10 +42,11 @@ def write_film(
     rate: pictures a second.
     times: of all pictures in seconds, instead of rate.
     codec, pixels, options: of the pictures.
+    container_options: such as movflags.
     sample_rate, sound_codec, layout: of the sound.
     clock: the time stamp of a packet of sound, from the seconds of sound before it.
   """
-  with av.open(str(path), "w") as container:
+  with av.open(str(path), "w", options=container_options or {}) as container:
     pictures = iter(pictures)
     first = next(pictures, None)
     packets = []
@@ -105,10 +110,34 @@ def hum(seconds: float, sample_rate: int = 16_000, *, seed: int = 0) -> np.ndarr
   return (np.random.default_rng(seed).uniform(-1, 1, length) * loudness + 500).astype(np.int16)
 
 
-def turn(path: Path) -> Path:
-  """Marks an .mp4 as filmed with an upright telephone: a quarter turn clockwise to be shown."""
-  data = path.read_bytes()
-  at = data.index(struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30), data.index(b"tkhd"))
-  matrix = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
-  path.write_bytes(data[:at] + matrix + data[at + 36 :])
+def turn(path: Path, matrix: Sequence[int] = (0, 1, -1, 0)) -> Path:
+  """Changes how an .mp4 is shown; by default as filmed with an upright telephone, a quarter turn clockwise."""
+  data, (a, b, c, d) = path.read_bytes(), (value << 16 for value in matrix)
+  identity = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+  at = data.index(identity, data.index(b"tkhd"))  # the track's, not the movie's
+  path.write_bytes(data[:at] + struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30) + data[at + 36 :])
   return path
+
+
+def write_data_set(data_dir: Path, records: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> Path:
+  """Writes records, with clip_id, label (class name), split and what `read_record` gives, as `prepare` does."""
+  clips = []
+  for i, record in enumerate(records):
+    file = data_dir / f"{i}.npz"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    frames = record["frames"]
+    np.savez(
+      file, jpegs=np.frombuffer(b"".join(frames), np.uint8), lengths=[len(frame) for frame in frames],
+      waveform=record["waveform"], sample_rate=record["sample_rate"], face_share=record.get("face_share", np.nan),
+    )  # fmt: skip
+    clips.append(Clip(record["clip_id"], record["label"], record["split"], file))
+  Clips(
+    clips=clips,
+    classes=classes,
+    class_order="as given",
+    recipe={},
+    left_out=(),
+    fingerprint="f",
+    data_dir=data_dir,
+  ).write()
+  return data_dir

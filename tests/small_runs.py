@@ -14,11 +14,11 @@ import sys
 import time
 from typing import Any
 
+from archives import prepare_clips
 from conftest import ROOT
 import numpy as np
 
 from mma_dfer_jax.data.demo import generate
-from mma_dfer_jax.data.prepare import prepare_clips
 from mma_dfer_jax.parameters import flat_params
 from mma_dfer_jax.training import hosts
 from mma_dfer_jax.training.check import check_run

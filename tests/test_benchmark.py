@@ -1,86 +1,127 @@
-"""The benchmark command: its count of operations, one real measurement, and what it refuses."""
+"""The benchmark: its count of operations, real measurements of the model and of loading, and what it refuses."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
+from unittest import mock
 
+from commands import load, run
 from conftest import ROOT
 import pytest
 
-from mma_dfer_jax.benchmark import Variant, paper_of_depth, report, step_flops
+from mma_dfer_jax.data import speed
+from mma_dfer_jax.inputs import Inputs
 from mma_dfer_jax.model import paper
 
-
-def run(*flags, status=0):
-  command = [sys.executable, "-m", "mma_dfer_jax.benchmark", *flags]
-  environment = os.environ | {"XLA_FLAGS": ""}  # one device
-  done = subprocess.run(
-    command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
-  )
-  assert done.returncode == status, done.stdout + done.stderr
-  assert "Traceback" not in done.stderr
-  return done.stdout + done.stderr
+benchmark = load("benchmark")
 
 
 @pytest.mark.parametrize(("size", "flops"), [(224, 643.7e9), (160, 356.2e9)])
 def test_operations_are_those_that_the_original_counts(size, flops):
-  assert step_flops(paper(image_size=size)) == pytest.approx(flops, abs=0.05e9)
+  assert benchmark.step_flops(paper(image_size=size)) == pytest.approx(flops, abs=0.05e9)
 
 
+@pytest.mark.slow
 def test_a_measurement(tmp_path):
-  printed = run("--steps=eval", "--image_size=32", "--depth=6", "--repeats=2", "--precision=float32,bfloat16",
-                "--peak_tflops=1", f"--out={tmp_path / 'b.json'}")  # fmt: skip
-  result = json.loads((tmp_path / "b.json").read_text())
-  exact, coarse = result["variants"]
-  for row in (exact, coarse):
-    assert row["agrees"]
-    assert len(row["seconds"]) == 2
-    assert row["compile_seconds"]["cold"] > row["compile_seconds"]["cached"] > 0
-    flops = step_flops(paper_of_depth(32, 6))
-    assert row["tflops"] == pytest.approx(flops / row["median_seconds"] / 1e12)
-    assert row["share_of_peak"] == pytest.approx(row["tflops"])
-    assert 0.3 < row["peak_memory_gib"] < 8
-  assert exact["loss_difference"] == 0 < coarse["loss_difference"]
-  assert printed.count("eval") == 2
+  command = [sys.executable, "-m", "mma_dfer_jax.benchmark", "--steps=eval", "--image_size=32", "--depth=6",
+             "--repeats=2", "--peak_tflops=1", f"--out={tmp_path / 'b.json'}"]  # fmt: skip
+  done = subprocess.run(command, cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""}, capture_output=True, text=True)
+  assert done.returncode == 0, done.stdout + done.stderr
+  (row,) = json.loads((tmp_path / "b.json").read_text())["variants"]
+  assert row["agrees"]
+  assert len(row["seconds"]) == 2
+  assert row["compile_seconds"]["cold"] > row["compile_seconds"]["cached"] > 0
+  flops = benchmark.step_flops(benchmark.paper_of_depth(32, 6))
+  assert row["tflops"] == pytest.approx(flops / row["median_seconds"] / 1e12)
+  assert row["share_of_peak"] == pytest.approx(row["tflops"])
+  assert 0.3 < row["peak_memory_gib"] < 8
+  assert done.stdout.count("eval") == 1
 
 
-def test_other_results_and_failures_are_told():
-  one = {
-    "loss": 2.0,
-    "seconds": [1.0],
-    "trace_seconds": 1.0,
-    "compile_seconds": {"cold": 1.0, "cached": 1.0},
-    "peak_memory_gib": 1.0,
-  }
-  variants = [Variant("train", 32, 6, 1, 0, "float32", remat, "1x1") for remat in ("none", "names", "layers")]
-  rows = report(list(zip(variants, [one, {**one, "loss": 2.1}, {"failed": "no memory"}], strict=True)), None)
-  assert [row.get("agrees") for row in rows["variants"]] == [True, False, None]
-  assert rows["variants"][2]["failed"] == "no memory"
+def test_other_results_and_failures_are_reported():
+  one = {"loss": 2.0, "seconds": [1.0], "trace_seconds": 1.0, "compile_seconds": {"cold": 1.0, "cached": 1.0},
+         "peak_memory_gib": 1.0}  # fmt: skip
+
+  def rows_of(variants, results):
+    return benchmark.report(list(zip(variants, results, strict=True)), None)["variants"]
+
+  variants = [
+    benchmark.Variant("train", 32, 6, 1, 0, "float32", remat, "1x1") for remat in ("none", "names", "layers")
+  ]
+  rows = rows_of(variants, [one, {**one, "loss": 2.1}, {"failed": "no memory"}])
+  assert [row.get("agrees") for row in rows] == [True, False, None]
+  head, exact, other, failed = benchmark.table(rows).split("\n")
+  assert len(head) == len(exact) == len(other)
+  assert (exact.split()[-1], other.split()[-1]) == ("ok", "DIFFERS")
+  assert failed.endswith("layers 1x1 failed: no memory")
   # A coarse one may come first.
-  both = [Variant("train", 32, 6, 1, 0, precision, "none", "1x1") for precision in ("bfloat16", "float32")]
-  rows = report(list(zip(both, [one, {**one, "loss": 2.05}], strict=True)), None)
-  assert [row["agrees"] for row in rows["variants"]] == [True, True]
+  both = [
+    benchmark.Variant("train", 32, 6, 1, 0, precision, "none", "1x1") for precision in ("bfloat16", "float32")
+  ]
+  assert [row["agrees"] for row in rows_of(both, [one, {**one, "loss": 2.05}])] == [True, True]
 
 
-def test_all_that_is_wrong_is_said_at_once():
-  printed = run(
-    "--steps=fly",
-    "--remat=all",
-    "--batch_size=0",
-    "--mesh=2",
-    "--depth=5",
-    "--image_size=40",
-    "--out=no/where",
-    status=1,
-  )
-  for flag in (
-    "--steps=fly",
-    "--remat=all",
-    "--batch_size=0",
-    "--mesh=2",
-    "--depth=5",
-    "--image_size=40",
-    "--out=no/where",
-  ):
-    assert flag in printed
+@pytest.mark.parametrize("wrong", [
+  ["--steps=fly", "--remat=all", "--batch_size=0", "--micro_batch=x", "--mesh=2", "--depth=5", "--image_size=40",
+   "--out=no/where", "--clips=3"],
+  ["--loading", "--steps=eval", "--depth=6", "--batch_size=1,2"],
+])  # fmt: skip
+def test_all_that_is_wrong_is_said_at_once(wrong):
+  status, out, err = run("benchmark", *wrong)
+  assert (status, out) == (1, "")
+  assert err.startswith("error: the command line has problems:\n")
+  assert [flag for flag in wrong if flag.split("=")[0] not in err] == []
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory):
+  """The folder in which --loading without a data set makes one, kept; and what it measured."""
+  folder = tmp_path_factory.mktemp("made")
+  kept = SimpleNamespace(TemporaryDirectory=lambda: contextlib.nullcontext(str(folder)))
+  flags = ["--loading", "--clips=2", "--num_workers=0", "--repeats=1", f"--out={folder / 'speed.json'}"]
+  with mock.patch.object(benchmark, "tempfile", kept):
+    status, printed, err = run("benchmark", *flags)
+  assert status == 0, err
+  return folder, printed
+
+
+def adds_up(report):
+  milliseconds, speeds = report["milliseconds"], report["clips_per_second"]
+  assert list(milliseconds) == ["read", "decode", "transform", "fbank", "whole"]
+  assert list(speeds) == ["training", "evaluation"]
+  for measured in [*milliseconds.values(), *speeds.values()]:
+    assert 0 <= measured["lower"] <= measured["median"] <= measured["upper"]
+  whole = milliseconds["whole"]["median"]
+  stages = sum(stage["median"] for stage in milliseconds.values()) - whole
+  assert whole / 4 < stages < 1.2 * whole  # medians do not add up exactly
+
+
+@pytest.mark.slow
+def test_loading_of_generated_clips(generated):
+  folder, printed = generated
+  report = json.loads((folder / "speed.json").read_text())
+  adds_up(report)
+  clips = report["clips"]
+  assert (clips["number"], clips["frame_size"], clips["sample_rate"]) == (2, [96, 96], 16_000)
+  assert report["batch_size"] == 8
+  for word in ("read", "decode", "transform", "fbank", "whole", "training transform", "96x96"):
+    assert word in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("clips", "batch_size"), [(3, 2), (1, 8)])
+def test_loading_of_a_data_set(generated, clips, batch_size):
+  records = benchmark.records_of(f"{generated[0]}/data", "clips", clips)
+  sizes = Inputs(image_size=32, audio_shape=(64, 32))
+  adds_up(speed.measure(records, num_workers=0, batch_size=batch_size, repeats=2, inputs=sizes))
+  silent = [dict(record) | {"has_audio": False} for record in records]
+  assert speed.time_stages(silent, sizes, repeats=1)["fbank"]["median"] == 0
+
+
+def test_a_data_set_that_is_not_there_is_an_error(tmp_path):
+  status, _, err = run("benchmark", f"--data_dir={tmp_path}", "--loading")
+  assert status == 1
+  assert "there is no data set 'clips'" in err

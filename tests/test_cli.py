@@ -1,13 +1,16 @@
-"""What every command does alike: --help, configs by name, and `python -m mma_dfer_jax`."""
+"""What every command does alike: --help, configs by name, `python -m mma_dfer_jax`; and how errors are worded."""
 
 import os
 import subprocess
 import sys
 
+from commands import run
 from conftest import ROOT
 import pytest
 
+from mma_dfer_jax import errors
 from mma_dfer_jax import help as words
+from mma_dfer_jax.cli import _config_file, _ConfigParser
 from mma_dfer_jax.config import default_config, flat_config
 
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
@@ -36,6 +39,7 @@ def small_command(tmp_path):
   return lambda *flags, status=0: command(tmp_path, "show", *flags, status=status)
 
 
+@pytest.mark.slow
 def test_all_commands_are_listed_and_can_be_run(tmp_path):
   listed = command(tmp_path, "mma_dfer_jax")
   assert {"train", "folds", "predict", "demo_page", "data.prepare", "data.doctor"} < set(words.commands())
@@ -44,16 +48,16 @@ def test_all_commands_are_listed_and_can_be_run(tmp_path):
     assert f"  {name:<16}{says}\n" in listed
   answer = command(tmp_path, "mma_dfer_jax", "trian", "--help", status=2)
   assert answer == f"error: there is no command 'trian'; there are {', '.join(words.commands())}\n"
-  answer = command(tmp_path, "mma_dfer_jax", "data.demo", "--out=x", "--clips_per_class_test=-1", status=1)
-  assert answer == command(
-    tmp_path, "mma_dfer_jax.data.demo", "--out=x", "--clips_per_class_test=-1", status=1
-  )
+  wrong = ["--out=x", "--clips_per_class_test=-1"]
+  answer = command(tmp_path, "mma_dfer_jax", "data.demo", *wrong, status=1)
+  assert answer == command(tmp_path, "mma_dfer_jax.data.demo", *wrong, status=1)
   assert answer.startswith("error:")
 
 
 @pytest.mark.parametrize("name", words.commands())
-def test_help_ends_well_and_shows_the_commands_own_flags(tmp_path, name):
-  own = command(tmp_path, f"mma_dfer_jax.{name}", "--help")
+def test_help_ends_well_and_shows_the_commands_own_flags(name):
+  status, own, err = run(name, "--help")
+  assert (status, err) == (0, "")
   assert own.startswith(words.commands()[name])
   assert "  --" in own
   assert "--helpfull lists" in own
@@ -61,6 +65,7 @@ def test_help_ends_well_and_shows_the_commands_own_flags(tmp_path, name):
   assert ("  batch_size = 8  " in own) == ("  --config: " in own)
 
 
+@pytest.mark.slow
 def test_help_shows_the_config_that_was_given(small_command):
   shown = small_command("--config=demo", "--config.seed=7", "-helpfull")
   assert shown.startswith("Shows a name.\n")
@@ -70,6 +75,35 @@ def test_help_shows_the_config_that_was_given(small_command):
   assert "  num_epochs = 18   " in shown
   answer = small_command("--config=demo", "--config.sed=7", "--help", status=2)
   assert "there is no 'sed' here; there is batch_size, " in answer
+
+
+@pytest.mark.parametrize(
+  ("flags", "says"),
+  [
+    (["--config=demo", "--config.model.fusion=none"],
+     ["model.fusion=none: parts are chosen after the colon of --config: --config=demo:fusion=none"]),
+    (["--config=demo:temporal=mean", "--config.loss=focal", "--config.inputs=3", "--config.seed.x=1"],
+     ["loss=focal: parts are chosen after the colon of --config: --config=demo:temporal=mean,loss=focal",
+      "inputs=3: this is a group of fields; set one of inputs.audio_shape, inputs.image_size, inputs.num_frames",
+      "seed.x: there is no 'x' here; there is no further key"]),
+    (["--config.model.fusion=none"], ["model.fusion: give --config=NAME first"]),
+  ],
+)  # fmt: skip
+def test_fields_that_cannot_be_set_are_answered_with_what_can_be(flags, says):
+  status, _, err = run("train", *flags, "--workdir=x")
+  assert status == 2
+  lines = [f"  - {line}" for line in says]
+  assert err.splitlines() == ["error: these fields of the config cannot be set:", *lines]
+
+
+def test_equal_problems_are_counted():
+  problems = [(f"clip {i}", "is empty") for i in range(1200)] + [
+    ("other", "is a folder"),
+    ("last", "is empty"),
+  ]
+  lines = ["1,201 clips: is empty, as in clip 0, clip 1, clip 2", "other: is a folder"]
+  assert errors.counted(problems) == lines
+  assert str(errors.listed("wrong", ["a", "b", "a"], "fix it")) == "wrong:\n  - a\n  - b\nfix it"
 
 
 def test_every_field_of_the_config_is_read_from_its_source():
@@ -114,7 +148,7 @@ def test_fields_of_parts_are_read_from_the_parts(tmp_path, monkeypatch):
   ]
 
 
-def test_a_config_is_a_name_or_a_path(tmp_path, small_command):
+def test_a_config_is_a_name_or_a_path(tmp_path, monkeypatch):
   (tmp_path / "own.py").write_text(
     "from mma_dfer_jax.config import default_config\n"
     "from mma_dfer_jax.errors import UserError\n\n"
@@ -125,22 +159,20 @@ def test_a_config_is_a_name_or_a_path(tmp_path, small_command):
     "  c.data.name = words or 'nothing'\n"
     "  return c\n"
   )
+  monkeypatch.chdir(tmp_path)
+  parser = _ConfigParser("config")
   for given, name in (("own.py", "nothing"), ("./own.py:a=b,c=d", "a=b,c=d"), ("dfew", "dfew")):
-    assert small_command(f"--config={given}") == f"{name}\n"
-  answer = small_command("--config=own.py:wrong", status=2)
-  assert answer == "error: flag --config=own.py:wrong: there is no such variant\n"
+    assert parser.parse(given).data.name == name
+  with pytest.raises(errors.UserError, match=r"^there is no such variant$"):
+    parser.parse("own.py:wrong")
   shipped = f"neither a file nor a config that comes with the program ({', '.join(CONFIGS)})"
   for given in ("dfwe", "configs/dfew.py", "dfwe:fusion=none"):
-    answer = small_command(f"--config={given}", status=2)
-    assert answer == f"error: flag --config={given}: {shipped}\n"
+    status, _, err = run("train", f"--config={given}", "--workdir=x", at=tmp_path)
+    assert (status, err) == (2, f"error: flag --config={given}: {shipped}\n")
 
 
 def test_words_after_a_shipped_name_reach_its_get_config(tmp_path, monkeypatch):
-  from mma_dfer_jax.cli import _config_file
-
   (tmp_path / "dfew").mkdir()  # a folder of that name is no config
   monkeypatch.chdir(tmp_path)
-  assert (
-    _config_file("dfew:fusion=none,temporal=mean")
-    == f"{ROOT / 'configs' / 'dfew.py'}:fusion=none,temporal=mean"
-  )
+  choices = "fusion=none,temporal=mean"
+  assert _config_file(f"dfew:{choices}") == f"{ROOT / 'configs' / 'dfew.py'}:{choices}"

@@ -27,6 +27,7 @@ def table(tmp_path_factory) -> Path:
   return demo.generate(tmp_path_factory.mktemp("demo"), 1, 1, seed=3)
 
 
+@pytest.mark.slow
 def test_table_lists_every_class_in_both_splits(table):
   header, *rows = table.read_text().splitlines()
   assert header == "path,label,split"
@@ -38,6 +39,7 @@ def test_table_lists_every_class_in_both_splits(table):
   assert made == {path for path, _, _ in fields} | {"clips.csv"}
 
 
+@pytest.mark.slow
 def test_clips_are_h264_and_aac_of_equal_length(table):
   for path in table.parent.glob("train/*.mp4"):
     with av.open(str(path)) as container:
@@ -51,6 +53,7 @@ def test_clips_are_h264_and_aac_of_equal_length(table):
     assert 0.05 < np.abs(waveform).max() < 1
 
 
+@pytest.mark.slow
 def test_same_seed_gives_the_same_clips_and_only_missing_ones_are_made(table, tmp_path):
   shutil.copytree(table.parent, tmp_path, dirs_exist_ok=True)
   missing = {tmp_path / "train" / "fear_s3_0000.mp4", tmp_path / "test" / "sad_s3_0000.mp4"}
@@ -66,33 +69,24 @@ def test_same_seed_gives_the_same_clips_and_only_missing_ones_are_made(table, tm
       np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize(("part", "make"), [(0, "clip_picture"), (1, "clip_voice")])
+@pytest.mark.parametrize(("part", "make"), [(0, demo.clip_picture), (1, demo.clip_voice)])
 def test_classes_that_share_a_part_cannot_be_told_apart_by_it(part, make):
-  length = 4 if make == "clip_picture" else 0.5
+  """So that the best answer to each gesture or style is right for one class: 3 of 7."""
+  length = 4 if make is demo.clip_picture else 0.5
   clips = {
-    label: getattr(demo, make)(parts[part], np.random.default_rng(7), length)
-    for label, parts in demo.CLASSES.items()
+    label: make(parts[part], np.random.default_rng(7), length) for label, parts in demo.CLASSES.items()
   }
   for one, other in itertools.combinations(demo.CLASSES, 2):
     shared = demo.CLASSES[one][part] == demo.CLASSES[other][part]
     assert np.array_equal(clips[one], clips[other]) == shared
-
-
-@pytest.mark.parametrize("part", [0, 1])
-def test_best_score_of_one_modality_by_trying_every_rule(part):
+  assert len({parts[part] for parts in demo.CLASSES.values()}) == 3
   assert len(set(demo.CLASSES.values())) == len(demo.CLASSES) == 7
-  kinds = sorted({parts[part] for parts in demo.CLASSES.values()})
-  best = max(
-    sum(answers[kinds.index(parts[part])] == label for label, parts in demo.CLASSES.items())
-    for answers in itertools.product(demo.CLASSES, repeat=len(kinds))
-  )
-  assert best / 7 == demo.best_single_modality_score() == 3 / 7
 
 
 @pytest.mark.parametrize("make", [demo.clip_picture, demo.clip_voice])
 def test_every_gesture_and_style_can_be_seen_and_heard(make):
   """The middle of a clip differs more between kinds than the noise does."""
-  kinds, length = (demo.GESTURES, 32) if make is demo.clip_picture else (demo.STYLES, 1.6)
+  kinds, length = (demo.GESTURES, 16) if make is demo.clip_picture else (demo.STYLES, 1.6)
   middle = []
   for kind in kinds:
     clip = make(kind, np.random.default_rng(5), length).astype(float)
@@ -128,9 +122,7 @@ def test_write_clip_takes_any_size_and_rate(tmp_path, size, fps, rate, channels)
 
 def test_mistakes_on_the_command_line_are_explained(tmp_path):
   with pytest.raises(UserError, match=r"train=0.*\n.*test=-1.*\n.*seed=-2"):
-    demo.main(
-      ["demo", f"--out={tmp_path}", "--clips_per_class_train=0", "--clips_per_class_test=-1", "--seed=-2"]
-    )
+    demo.generate(tmp_path, 0, -1, -2)
   (tmp_path / "file").touch()
   with pytest.raises(UserError, match="cannot be made"):
     demo.generate(tmp_path / "file", 1, 1, 0)

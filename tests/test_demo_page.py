@@ -12,8 +12,10 @@ import socket
 import subprocess
 import sys
 import time
+from unittest import mock
 from urllib.parse import urlsplit
 
+from commands import run
 from conftest import GOLDEN, ROOT
 import numpy as np
 import pytest
@@ -33,6 +35,7 @@ MISSING = [
   }.items()
   if not there
 ]
+NEEDS_GRADIO = pytest.mark.skipif(not importlib.util.find_spec("gradio"), reason="there is no gradio")
 SECONDS = 40  # for whatever is waited for
 
 
@@ -71,10 +74,10 @@ def command(*flags: object) -> list[str]:
   ],
 )
 def test_wrong_flags_are_messages(flags, status, message):
-  done = subprocess.run(command(*flags), cwd=ROOT, capture_output=True, text=True, timeout=100)
-  assert done.returncode == status
-  assert message in done.stderr
-  assert "Traceback" not in done.stderr
+  found, _, err = run("demo_page", *flags)
+  assert found == status
+  assert message in err
+  assert "Traceback" not in err
 
 
 def test_a_taken_port_is_named_before_a_model_is_loaded():
@@ -82,19 +85,17 @@ def test_a_taken_port_is_named_before_a_model_is_loaded():
     taken.bind(("127.0.0.1", 0))
     taken.listen()
     port = taken.getsockname()[1]
-    done = subprocess.run(
-      command("--model=nowhere", f"--port={port}"), cwd=ROOT, capture_output=True, text=True, timeout=100
-    )
-  assert done.returncode == 1
-  assert f"error: --port={port}: cannot be had on 127.0.0.1 (Address already in use)" in done.stderr
+    status, _, err = run("demo_page", "--model=nowhere", f"--port={port}")
+  assert status == 1
+  assert f"error: --port={port} cannot be used on 127.0.0.1 (Address already in use)" in err
 
 
+@pytest.mark.slow
 def test_without_gradio_it_says_how_to_get_it(tmp_path):
   (tmp_path / "gradio.py").write_text("raise ImportError('not here')\n")
   env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
-  done = subprocess.run(
-    command("--model=nowhere", "--port=0"), cwd=tmp_path, env=env, capture_output=True, text=True, timeout=100
-  )
+  done = subprocess.run(command("--model=nowhere", "--port=0"), cwd=tmp_path, env=env, capture_output=True, text=True,
+                        timeout=100)  # fmt: skip
   assert done.returncode == 1
   assert "pip install 'mma_dfer_jax[demo-page]'" in done.stderr
   assert "Traceback" not in done.stderr
@@ -178,6 +179,7 @@ def asked(browser) -> set[str]:
   return {urlsplit(one).netloc for one in addresses if one.startswith(("http", "ws"))}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(MISSING), reason=f"there is no {', no '.join(MISSING)}")
 def test_the_page_in_a_browser(model, clips, tmp_path, browser):
   served = Served(
@@ -242,14 +244,11 @@ def check_guard(served: Served) -> None:
     ["Host: other.example"],
   ):
     assert request(address.port, post, *headers, "Content-Length: 0").startswith("HTTP/1.1 403"), headers
-  for file in (
-    "/etc/passwd",
-    "/dev/zero",
-    "uploads/../../x",
-    "",
-  ):  # a program of another user, which knows the address
-    body = json.dumps(
-      {"data": [{"path": file, "meta": {"_type": "gradio.FileData"}}], "fn_index": 0, "session_hash": "x"}
+  # A program of another user, which knows the address, names files; a page that is none sends no JSON, or too much.
+  for file in ("/etc/passwd", "/dev/zero", "uploads/../../x", "", None, "x" * 2**20):
+    data = [{"path": file, "meta": {"_type": "gradio.FileData"}}]
+    body = (
+      json.dumps({"data": data, "fn_index": 0, "session_hash": "x"}) if file is not None else "[" * 10_000
     )
     headers = [f"Host: {address.netloc}", "Content-Type: application/json", f"Content-Length: {len(body)}"]
     answer = request(address.port, "POST /gradio_api/queue/join HTTP/1.1", *headers, body=body)
@@ -264,41 +263,34 @@ def request(port: int | None, *lines: str, body: str = "") -> str:
     return connection.recv(4096).decode("latin1")
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("gradio"), reason="there is no gradio")
-def test_sigterm_ends_it_with_status_0(model, tmp_path):
-  served = Served(tmp_path / "served", f"--model={model}")
-  status, seconds = served.end(signal.SIGTERM)
-  assert (status, seconds < 8) == (0, True)
-  assert list(served.folder.iterdir()) == []
-  assert "Traceback" not in served.log.read_text()
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_signals_remove_the_folder_and_end_the_process(tmp_path, number, status):
+  """Also while a request computes; the page in a browser above ends so too."""
+  (tmp_path / "page").mkdir()
+  code = "import os, sys; from mma_dfer_jax.demo_page import _end_on_signals; _end_on_signals(sys.argv[1]); "
+  code += f"os.kill(os.getpid(), {int(number)}); sys.exit(7)"
+  done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "page")], cwd=ROOT)
+  assert done.returncode == status
+  assert not (tmp_path / "page").exists()
 
 
+@pytest.mark.slow  # it imports Gradio
+@NEEDS_GRADIO
 def test_a_file_that_two_wait_for_stays_until_both_are_answered(tmp_path):
-  """The same video dropped in two windows has one path; in a process of its own, for flags of commands collide."""
-  script = """
-import sys
-from pathlib import Path
-from mma_dfer_jax.demo_page import Page
-folder = Path(sys.argv[1])
-page = Page(None, None, folder, 1, 10.0, 4.0, 1.0)
-file = folder / "uploads" / "hash" / "a.mp4"
-file.parent.mkdir(parents=True)
-file.write_text("no video")
-page.awaited.update([file, file])
-for there in (True, False):
+  """The same video dropped in two windows has one path."""
+  from mma_dfer_jax.page import Page
+
+  page = Page(mock.MagicMock(), "model", None, tmp_path, 1, 10.0, 4.0, 1.0)
+  file = tmp_path / "uploads" / "hash" / "a.mp4"
+  file.parent.mkdir(parents=True)
+  file.write_text("no video")
+  page.awaited.update([file, file])
+  for there in (True, False):
+    said, _ = page.answer(str(file), lambda *args, **kwargs: None)
+    assert "is not a video" in said
+    assert file.exists() == there
   said, _ = page.answer(str(file), lambda *args, **kwargs: None)
-  assert "is not a video" in said, said
-  assert file.exists() == there
-said, _ = page.answer(str(file), lambda *args, **kwargs: None)
-assert "no longer there" in said, said
-assert not page.owns("/etc/passwd") and not page.owns(str(folder / "uploads"))
-"""
-  done = subprocess.run(
-    [sys.executable, "-c", script, str(tmp_path)],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    timeout=100,
-    check=False,
-  )
-  assert done.returncode == 0, done.stderr
+  assert "no longer there" in said
+  assert not page.owns("/etc/passwd")
+  assert not page.owns(str(tmp_path / "uploads"))

@@ -29,22 +29,15 @@ def sound(name: str) -> tuple[np.ndarray, int]:
 
 
 @pytest.mark.parametrize("name", WITH_VALUES)
-def test_energies_match_the_original(name):
+def test_energies_and_spectrograms_match_the_original(name):
   waveform, rate = sound(name)
   expected = VALUES[f"{name}/raw"]
-  energies = fbank.log_mel_fbank(waveform[:, 0], rate)
-  assert energies.dtype == np.float32
+  energies, features = fbank.log_mel_fbank(waveform[:, 0], rate), fbank.spectrogram(waveform[:, 0], rate)
+  assert energies.dtype == features.dtype == np.float32
   assert energies.shape == expected.shape
   np.testing.assert_allclose(energies, expected, atol=1e-3, rtol=0)
   np.testing.assert_allclose(energies[expected > -8], expected[expected > -8], atol=2e-4, rtol=0)
-
-
-@pytest.mark.parametrize("name", WITH_VALUES)
-def test_spectrograms_match_the_original(name):
-  waveform, rate = sound(name)
-  features = fbank.spectrogram(waveform[:, 0], rate)
   assert features.shape == (512, 128)
-  assert features.dtype == np.float32
   if f"{name}/final" in VALUES:
     np.testing.assert_allclose(features, VALUES[f"{name}/final"][0], atol=1.2e-4, rtol=0)
   else:
@@ -56,19 +49,17 @@ def test_spectrograms_match_the_original(name):
 def test_mel_triangles_match_the_original(rate):
   golden, case = np.load(GOLDEN / "melbanks.npz"), CASES[f"melbank_{rate}"]
   assert fbank.window_and_hop(rate) == (case["window"], case["shift"])
-  triangles = fbank.mel_triangles(rate, case["padded"], 128).toarray().T
+  triangles = fbank.mel_triangles(rate, case["padded"], 128).T
   np.testing.assert_allclose(triangles.sum(axis=0), golden[f"rowsum_{rate}"], atol=1e-4)
   np.testing.assert_array_equal(triangles.argmax(axis=0), golden[f"argmax_{rate}"])
   assert np.flatnonzero(triangles.sum(axis=0) == 0).tolist() == case["empty_filters"]
 
 
-@pytest.mark.parametrize(
-  ("rate", "window", "hop"), [(11025, 275, 110), (22050, 551, 220), (44100, 1102, 441), (96000, 2400, 960)]
-)
-def test_window_and_hop_are_cut_to_whole_samples(rate, window, hop):
-  assert fbank.window_and_hop(rate) == (window, hop)
-  for samples, rows in ((window - 1, 0), (window, 1), (window + hop - 1, 1), (window + hop, 2)):
-    assert fbank.log_mel_fbank(np.zeros(samples, np.float32), rate).shape == (rows, 128)
+def test_window_and_hop_are_cut_to_whole_samples():
+  for rate, window, hop in ((11025, 275, 110), (22050, 551, 220), (44100, 1102, 441), (96000, 2400, 960)):
+    assert fbank.window_and_hop(rate) == (window, hop)
+    for samples, rows in ((window - 1, 0), (window, 1), (window + hop - 1, 1), (window + hop, 2)):
+      assert fbank.log_mel_fbank(np.zeros(samples, np.float32), rate).shape == (rows, 128)
 
 
 def test_constant_offset_and_float64_change_nothing():

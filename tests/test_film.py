@@ -14,10 +14,10 @@ import pytest
 from test_faces import Spots
 
 from mma_dfer_jax.data import faces, film, media
-from mma_dfer_jax.data.datasets import read_record
 from mma_dfer_jax.data.fbank import missing_spectrogram, spectrogram
 from mma_dfer_jax.data.frames import decode_frame, encode_frame, resize
 from mma_dfer_jax.data.pipeline import eval_example
+from mma_dfer_jax.data.records import read_record
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.inputs import Inputs
 
@@ -29,9 +29,10 @@ class PaleSpots(Spots):
   """Also finds spots that coding has changed a little."""
 
   def detect(self, frame):
-    colours = np.array(self.colours)
-    near = np.abs(frame[:, :, None].astype(int) - colours).max(axis=-1) < 60
-    return super().detect(np.where(near.any(axis=-1, keepdims=True), colours[near.argmax(axis=-1)], 1))
+    clear = np.ones_like(frame)
+    for colour in self.colours:
+      clear[((frame > np.array(colour) - 60.0) & (frame < np.array(colour) + 60.0)).all(axis=-1)] = colour
+    return super().detect(clear)
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def spotted(length, *, height=48, width=64, moving=True):
   for i, picture in enumerate(pictures):
     left = 4 + moving * i * (width - 28) // length
     picture[16:34, left : left + 18] = (255, 0, 0)
-    if 20 < i % 60 < 40:
+    if 10 < i % 60 < 30:
       picture[2:12, -14:-4] = (0, 255, 0)
   return pictures
 
@@ -83,9 +84,9 @@ KINDS = {
   "8kHz.mkv": {"sample_rate": 8000},
   "96kHz.mkv": {"sample_rate": 96_000, "sound_codec": "flac"},
   "later.mkv": {"clock": lambda seconds: seconds + 0.7},
-  "earlier.mkv": {"times": [0.4 + 0.04 * i for i in range(70)]},
+  "earlier.mkv": {"times": [0.4 + 0.04 * i for i in range(40)]},
   "short.mp4": LOSSY,
-  "vfr.mp4": LOSSY | {"times": np.cumsum(np.random.default_rng(0).uniform(0.01, 0.2, 70)).tolist()},
+  "vfr.mp4": LOSSY | {"times": np.cumsum(np.random.default_rng(0).uniform(0.01, 0.2, 40)).tolist()},
   "one.mp4": LOSSY,
   "5fps.mp4": LOSSY | {"rate": 5},
   "120fps.mp4": LOSSY | {"rate": 120},
@@ -95,46 +96,42 @@ SOUNDLESS = ("a.gif", "a.h264")
 
 def write_kind(folder, name):
   sample_rate = KINDS[name].get("sample_rate", RATE)
-  sound = None if name in SOUNDLESS else hum(0.4 if name == "short.mp4" else 7.0, sample_rate)
-  path = write_film(folder / name, spotted(1 if name == "one.mp4" else 70), sound, **KINDS[name])
+  sound = None if name in SOUNDLESS else hum(0.4 if name == "short.mp4" else 5.5, sample_rate)
+  path = write_film(folder / name, spotted(1 if name == "one.mp4" else 40), sound, **KINDS[name])
   return turn(path) if name == "turned.mp4" else path
 
 
-@pytest.mark.parametrize("cut_out", [False, True])
 @pytest.mark.parametrize("name", KINDS)
-def test_a_whole_video_is_what_training_would_see(tmp_path, finder, name, cut_out):
-  path, finds = write_kind(tmp_path, name), finder() if cut_out else None
-  seen, sample = whole(path, finds)
-  record, expected = as_trained(path, finds)
-  np.testing.assert_array_equal(sample.video, expected["video"])
-  np.testing.assert_allclose(sample.spectrogram, expected["spectrogram"], rtol=0, atol=1e-6)
-  assert len(seen.times) == sample.window.last == len(record["frames"])
-  assert (sample.seconds_of_sound > 0) == record["has_audio"] == (name not in SOUNDLESS)
-  if record["has_audio"]:
-    assert sample.seconds_of_sound == pytest.approx(len(record["waveform"]) / record["sample_rate"])
-  assert not sample.silent
-  if cut_out:
-    assert sample.with_face.mean() == record["face_share"] == 1
-    assert sample.faces_at_once == (1 if name == "one.mp4" else 2)
-  else:
-    assert sample.with_face is None
+def test_a_whole_video_is_what_training_would_see(tmp_path, finder, name):
+  path = write_kind(tmp_path, name)
+  for finds in (None, finder()):
+    seen, sample = whole(path, finds)
+    record, expected = as_trained(path, finds)
+    np.testing.assert_array_equal(sample.video, expected["video"])
+    np.testing.assert_allclose(sample.spectrogram, expected["spectrogram"], rtol=0, atol=1e-6)
+    assert len(seen.times) == sample.window.last == len(record["frames"])
+    assert (sample.seconds_of_sound > 0) == record["has_audio"] == (name not in SOUNDLESS)
+    if record["has_audio"]:
+      assert sample.seconds_of_sound == pytest.approx(len(record["waveform"]) / record["sample_rate"])
+    assert not sample.silent
+    if finds:
+      assert sample.with_face.mean() == record["face_share"] == 1
+      assert sample.faces_at_once == (1 if name == "one.mp4" else 2)
+    else:
+      assert sample.with_face is None
+  if name not in ("vfr.mp4", "one.mp4"):
+    rate = KINDS[name].get("rate", 25)
+    np.testing.assert_allclose(seen.times, np.arange(40) / rate, atol=1.1e-3)  # some count milliseconds
+    assert seen.seconds == pytest.approx(40 / rate, abs=2e-3)
+    assert seen.sizes.tolist() == [[64, 48] if name == "turned.mp4" else [48, 64]] * 40
 
 
 @pytest.mark.parametrize("policy", ["follow", "union"])
 def test_faces_are_cut_from_a_whole_video_as_in_training(tmp_path, finder, policy):
-  path = write_film(tmp_path / "a.mkv", spotted(90, height=96, width=160), hum(3.6))
+  path = write_film(tmp_path / "a.mkv", spotted(40, height=96, width=160), hum(1.6))
   cut_out, plain = whole(path, finder(policy))[1], whole(path)[1]
   np.testing.assert_array_equal(cut_out.video, as_trained(path, finder(policy))[1]["video"])
   assert (cut_out.video != plain.video).mean() > 0.5
-
-
-@pytest.mark.parametrize("name", sorted(KINDS.keys() - {"vfr.mp4", "one.mp4"}))
-def test_times_of_frames_and_length(tmp_path, name):
-  seen = film.survey(write_kind(tmp_path, name))
-  rate = KINDS[name].get("rate", 25)
-  np.testing.assert_allclose(seen.times, np.arange(70) / rate, atol=1.1e-3)  # some count milliseconds
-  assert seen.seconds == pytest.approx(70 / rate, abs=2e-3)
-  assert seen.sizes.tolist() == [[64, 48] if name == "turned.mp4" else [48, 64]] * 70
 
 
 def test_no_sound_silence_and_too_little_sound(tmp_path):
@@ -213,30 +210,18 @@ def test_every_moment_of_any_film_is_in_a_window():
       assert times[one.first] <= one.start or begin_inside  # else one that was shown before and still is
 
 
-@pytest.mark.parametrize(
-  ("window", "hop"),
-  [
-    (0.0, 0.0),
-    (-1.0, -1.0),
-    (1.0, 2.0),
-    (1.0, 0.0),
-    (np.nan, 1.0),
-    (1.0, np.nan),
-    (np.inf, 1.0),
-    (0.01, 0.01),
-  ],
-)
-def test_windows_that_cannot_be_are_refused(window, hop):
-  with pytest.raises(UserError, match="a window has at least"):
-    film.windows(imagined([0.0], 1.0), window, hop)
+def test_wrong_windows_are_refused():
+  for window, hop in ((0.0, 0.0), (-1.0, -1.0), (1.0, 2.0), (1.0, 0.0), (np.nan, 1.0), (1.0, np.nan), (np.inf, 1.0), (0.01, 0.01)):  # fmt: skip
+    with pytest.raises(UserError, match="choose a window of at least"):
+      film.windows(imagined([0.0], 1.0), window, hop)
 
 
 @pytest.mark.parametrize("cut_out", [False, True])
 def test_a_window_is_what_a_clip_cut_out_there_would_be(tmp_path, finder, cut_out):
-  pictures, sound, finds = spotted(131, moving=False), hum(131 / 25), finder() if cut_out else None
+  pictures, sound, finds = spotted(59, moving=False), hum(59 / 25), finder() if cut_out else None
   seen = film.survey(write_film(tmp_path / "film.mkv", pictures, sound), finds, hop=0.48)
   found = list(film.samples(seen, film.windows(seen, 1.0, 0.48), SPEC, finds))
-  assert len(found) == 10
+  assert len(found) == 4
   for sample in found:
     one = sample.window
     excerpt = sound[round(one.start * RATE) : round(one.end * RATE)]
@@ -247,11 +232,11 @@ def test_a_window_is_what_a_clip_cut_out_there_would_be(tmp_path, finder, cut_ou
     assert sample.seconds_of_sound == pytest.approx(alone.seconds_of_sound)
     if cut_out:
       np.testing.assert_array_equal(sample.with_face, alone.with_face)
-  assert len({sample.video.tobytes() for sample in found}) == 10
+  assert len({sample.video.tobytes() for sample in found}) == 4
 
 
 def test_with_any_hop_a_face_is_where_it_is_in_a_clip_cut_out_there(tmp_path, finder):
-  pictures = spotted(100, height=96, width=160)
+  pictures = spotted(50, height=96, width=160)
   seen = film.survey(write_film(tmp_path / "film.mkv", pictures), finder(), hop=0.28)
   for sample in film.samples(seen, film.windows(seen, 0.84, 0.28), SPEC, finder()):
     alone = whole(
@@ -269,7 +254,7 @@ def test_a_picture_that_stays_keeps_its_face(tmp_path, finder):
   """Slides: the face of picture 5 is there in all windows in which nothing else is shown."""
   times = [0, 0.1, 0.2, 0.3, 0.4, 0.5, 10.5, 10.6, 10.7]
   seen = film.survey(
-    write_film(tmp_path / "a.mkv", spotted(90)[:9], hum(10.8), times=times), finder(), hop=1.0
+    write_film(tmp_path / "a.mkv", spotted(60)[:9], hum(10.8), times=times), finder(), hop=1.0
   )
   found = list(film.samples(seen, film.windows(seen, 2.0, 1.0), SPEC, finder()))
   stills = [sample for sample in found if sample.window.last - sample.window.first == 1]
@@ -325,13 +310,12 @@ CLOCKS = {  # seconds of sound -> time stamp
 @pytest.mark.parametrize(
   ("container", "how"),
   [
-    *((container, how) for container in ("mkv", "mp4") for how in CLOCKS),
-    ("ts", "even"),
+    *(("mkv", how) for how in CLOCKS),
+    ("mp4", "0.3 s late"),
+    ("mp4", "1 % slow"),
     ("ts", "1 % fast"),
-    ("late_pictures.mkv", "even"),
     ("late_pictures.mkv", "0.3 s late"),
     ("cut.ts", "even"),
-    ("vfr.mkv", "even"),
     ("vfr.mkv", "1 % slow"),
   ],
 )
@@ -379,9 +363,9 @@ def test_clicks_are_heard_when_flashes_are_seen(tmp_path, monkeypatch, container
 
 
 def test_the_end_of_a_fast_sound_is_not_lost(tmp_path):
-  for name in ("a.mp4", "a.mov", "a.mkv"):
-    path = write_film(tmp_path / name, noise(300), hum(12.0), clock=lambda seconds: 0.9 * seconds, **LOSSY)
-    assert film.survey(path).sound.seconds == pytest.approx(10.8, abs=0.05)
+  for name in ("a.mp4", "a.mkv"):
+    path = write_film(tmp_path / name, noise(100), hum(4.0), clock=lambda seconds: 0.9 * seconds, **LOSSY)
+    assert film.survey(path).sound.seconds == pytest.approx(3.6, abs=0.05)
 
 
 # What must not be believed
@@ -440,34 +424,33 @@ def test_damage_is_known_before_a_model_is_asked(tmp_path):
     "text.mp4": "is not a video",
     "cut.mkv": "cut short",
     "sound.mkv": "holds no video stream",
-    "60Hz.mkv": "its sound has 60 samples a second; at least 100 are needed",
+    "60Hz.mkv": "its sound has 60 samples a second, below 100",
     "missing.mkv": "No such file",
   }.items():
     with pytest.raises(media.MediaError, match=says):
       film.survey(tmp_path / name)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_film(tmp_path):
-  """6 s and 3 minutes at 48 kHz, whose sound alone are 17 MB; in windows of 4 and of 60 s."""
+  """6 s and 60 s at 96 kHz, whose sound alone is 11 MB; in windows of 4 and of 40 s."""
   picture = noise(10)
-  for name, seconds in (("short.mkv", 6), ("long.mkv", 180)):
+  for name, seconds in (("short.mkv", 6), ("long.mkv", 60)):
     write_film(
-      tmp_path / name, (picture[i % 10] for i in range(10 * seconds)), np.tile(hum(1.0, 48_000), seconds),
-      rate=10, codec="mpeg4", pixels="yuv420p", sample_rate=48_000,
+      tmp_path / name, (picture[i % 10] for i in range(10 * seconds)), np.tile(hum(1.0, 96_000), seconds),
+      rate=10, codec="mpeg4", pixels="yuv420p", sample_rate=96_000,
     )  # fmt: skip
   code = """if True:
     import resource, sys
     from mma_dfer_jax.data import film
     from mma_dfer_jax.inputs import Inputs
     for name in ("short.mkv", "long.mkv"):
-      for window, hop in ((4.0, 2.0), (60.0, 30.0)):
+      for window, hop in ((4.0, 2.0), (40.0, 20.0)):
         seen = film.survey(f"{sys.argv[1]}/{name}", hop=hop)
-        count = sum(1 for _ in film.samples(seen, film.windows(seen, window, hop), Inputs(image_size=64)))
+        count = sum(1 for _ in film.samples(seen, film.windows(seen, window, hop), Inputs(image_size=32)))
       print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
   """
-  done = subprocess.run(
-    [sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, text=True, check=True
-  )
-  (few, short), (many, long) = (map(int, line.split()) for line in done.stdout.splitlines())
-  assert (few, many) == (1, 5)
+  said = subprocess.check_output([sys.executable, "-c", code, tmp_path], cwd=ROOT, text=True)
+  (few, short), (many, long) = (map(int, line.split()) for line in said.splitlines())
+  assert (few, many) == (1, 2)
   assert long < short + 8, f"{short} and {long} MB"

@@ -21,7 +21,7 @@ from small_runs import (
   train_here,
 )
 
-from mma_dfer_jax.data.layouts import PUBLISHED as COUNTS
+from mma_dfer_jax.data.labels import COUNTS
 from mma_dfer_jax.training.predictions import Predictions, read_predictions
 from mma_dfer_jax.training.report import PUBLISHED, Fold, mean_and_deviation, write_folds
 from mma_dfer_jax.training.start import open_run

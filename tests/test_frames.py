@@ -7,7 +7,7 @@ import random
 import sys
 
 import numpy as np
-from PIL import Image, ImageEnhance
+from PIL import Image
 import pytest
 
 from mma_dfer_jax.data import frames
@@ -53,8 +53,8 @@ def test_test_indices_match_the_original():
 
 def test_train_indices_cover_the_segments_of_the_original():
   rng = np.random.default_rng(0)
-  for num_frames in range(1, 101):
-    drawn = np.stack([frames.sample_frames(num_frames, train=True, rng=rng) for _ in range(200)])
+  for num_frames in (*range(1, 34), 47, 48, 49, 100):
+    drawn = np.stack([frames.sample_frames(num_frames, train=True, rng=rng) for _ in range(100)])
     length = num_frames // 16
     if length == 0:
       assert (drawn == frames.sample_frames(num_frames, train=False)).all()
@@ -100,15 +100,8 @@ def test_every_kind_of_picture_is_decoded_as_by_pil():
 
 def test_broken_pictures_are_refused():
   jpeg, png = (encoded(Image.fromarray(picture(97, 131)), kind) for kind in ("JPEG", "PNG"))
-  for data in (
-    b"",
-    b"no picture",
-    jpeg[: len(jpeg) // 2],
-    jpeg[:-2],
-    jpeg[:100],
-    png[: len(png) // 2],
-    png[:40],
-  ):
+  cut_short = jpeg[: len(jpeg) // 2], jpeg[:-2], jpeg[:100], png[: len(png) // 2], png[:40]
+  for data in (b"", b"no picture", *cut_short):
     with pytest.raises(ValueError, match=f"^{len(data)} bytes cannot be decoded"):
       frames.decode_frame(data)
 
@@ -121,10 +114,6 @@ def test_resize_matches_the_original(width, height, size):
   np.testing.assert_array_equal(frames.resize(picture(width, height), size), expected)
 
 
-def test_resize_to_the_same_size_changes_nothing():
-  np.testing.assert_array_equal(frames.resize(picture(224, 224), 224), picture(224, 224))
-
-
 @pytest.mark.parametrize("factor", [0.5, 0.77, 1.0, 1.25, 1.5])
 def test_brightness_matches_the_original(factor):
   whole = frames.Augmentation((0, 0, 64, 48), factor, flip=False)
@@ -132,18 +121,6 @@ def test_brightness_matches_the_original(factor):
     Image.fromarray(PIXELS[f"brightness_{factor}"]).resize((50, 50), Image.Resampling.BILINEAR)
   )
   np.testing.assert_array_equal(frames.augment(picture(64, 48), whole, 50), expected)
-
-
-def test_brightness_is_pils_for_every_factor():
-  ramp = np.tile(np.arange(256, dtype=np.uint8)[None, :, None], (256, 1, 3))
-  factors = [
-    *np.random.default_rng(0).uniform(0, 2, 300),
-    *(np.arange(1, 200) / 100),
-  ]  # products near whole numbers
-  for factor in factors:
-    expected = np.asarray(ImageEnhance.Brightness(Image.fromarray(ramp)).enhance(float(factor)))
-    augmentation = frames.Augmentation((0, 0, 256, 256), float(factor), flip=False)
-    np.testing.assert_array_equal(frames.augment(ramp, augmentation, 256), expected, err_msg=str(factor))
 
 
 @pytest.mark.parametrize("case", CASES["random_sized_crop"], ids=lambda case: case["key"])
@@ -191,37 +168,10 @@ def test_drawn_boxes_have_the_distribution_of_the_original():
   assert 1.49 < max(factors) <= 1.5
 
 
-def test_frames_of_other_sizes_are_padded_with_black_or_cut_at_the_same_place():
-  augmentation = frames.Augmentation((10, 20, 110, 120), 1.5, flip=False)
-  for width, height in ((300, 260), (97, 131), (12, 200), (5, 5)):
-    frame = picture(width, height)
-    image = ImageEnhance.Brightness(Image.fromarray(frame)).enhance(1.5).crop(augmentation.box)
-    expected = np.asarray(image.resize((64, 64), Image.Resampling.BILINEAR))
-    np.testing.assert_array_equal(frames.augment(frame, augmentation, 64), expected)
-  assert not frames.augment(picture(5, 5), augmentation, 64).any()
-
-
-def test_long_frames_fall_back_to_a_square_of_the_shorter_side():
-  frame, rng = picture(300, 20), np.random.default_rng(0)
-  brightened = ImageEnhance.Brightness(Image.fromarray(frame))
-  lefts = []
-  for _ in range(20):
-    augmentation = frames.draw_augmentation(20, 300, 224, rng, scale=(0.9, 1.0))
-    left, top, right, bottom = augmentation.box
-    assert (augmentation.shorter_side, top, right - left, bottom) == (224, 0, 224, 224)
-    scaled = brightened.enhance(augmentation.brightness_factor).resize((3360, 224), Image.Resampling.BILINEAR)
-    expected = np.asarray(scaled.crop(augmentation.box))
-    expected = expected[:, ::-1] if augmentation.flip else expected
-    np.testing.assert_array_equal(frames.augment(frame, augmentation, 224), expected)
-    lefts.append(left)
-  assert max(lefts) > 2000
-
-
 def test_settings_switch_single_augmentations_off():
   rng = np.random.default_rng(0)
+  off = frames.Augment(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0, brightness=0.0)
   for _ in range(20):
-    augmentation = frames.draw_augmentation(
-      64, 64, 64, rng, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0, brightness=0.0
-    )
-    assert augmentation == frames.Augmentation((0, 0, 64, 64), 1.0, flip=False)
-  assert frames.draw_augmentation(64, 64, 64, rng, flip=1.0).flip
+    drawn = frames.draw_augmentation(64, 64, 64, rng, off)
+    assert drawn == frames.Augmentation((0, 0, 64, 64), 1.0, flip=False)
+  assert frames.draw_augmentation(64, 64, 64, rng, frames.Augment(flip=1.0)).flip

@@ -36,12 +36,12 @@ def test_tpu_sends_the_project_to_all_workers_and_runs_there():
   assert shlex.split(command)[-len(flags) :] == flags  # quoted twice and whole
 
 
-def test_slurm_is_what_the_readme_shows():
+def test_slurm_is_what_the_documents_show():
   script = launch("slurm", "2", "8", *TRAIN, DRY_RUN="1")
   assert "#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=8\n" in script
   assert "MMA_DFER_DISTRIBUTED=1" in script
   shown = "".join(f"    {line}\n" for line in script.splitlines())
-  assert shown in (ROOT / "README.md").read_text()
+  assert shown in (ROOT / "docs/training.md").read_text()
   subprocess.run(["bash", "-n"], input=script, text=True, check=True)
 
 

@@ -3,34 +3,39 @@
 import os
 from pathlib import Path
 import shutil
-import subprocess
-import sys
 
+from absl import flags
+from absl.testing import flagsaver
 import archives
 from conftest import ROOT
 import cv2
 import numpy as np
 import pytest
 
+from mma_dfer_jax.data import prepare as command
 from mma_dfer_jax.data.data_set import open_data_set
 from mma_dfer_jax.data.frames import decode_frame
 from mma_dfer_jax.data.labels import LABEL_ORDERS
-from mma_dfer_jax.data.layouts import read_dfew
-from mma_dfer_jax.data.prepare import Decoding
-from mma_dfer_jax.data.prepare import prepare as prepare_layout
 from mma_dfer_jax.errors import UserError
 
 DETECTOR = ROOT.parent / "shared/models/yunet_n_dynamic.onnx"
 
 
-def prepare(*flags: object, status: int = 0) -> str:
-  """Runs the command, checks the exit status, and returns all that it printed."""
-  command = [sys.executable, "-m", "mma_dfer_jax.data.prepare", "--num_workers=2", *map(str, flags)]
-  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-  printed = done.stdout + done.stderr
-  assert done.returncode == status, printed
-  assert "Traceback" not in printed, printed
-  return printed
+@pytest.fixture
+def prepare(capsys):
+  """Runs the command in this process and returns all that it printed; with status 1, what it refused."""
+
+  def run(*given: object, status: int = 0) -> str:
+    with flagsaver.flagsaver():
+      flags.FLAGS(["prepare", "--num_workers=1", *map(str, given)])
+      if status:
+        with pytest.raises(UserError) as error:
+          command.main([])
+        return str(error.value)
+      assert command.main([]) == 0
+    return capsys.readouterr().out
+
+  return run
 
 
 def greys(record) -> list[int]:
@@ -43,7 +48,7 @@ def records(data_dir: Path, name: str, split: str) -> dict[str, dict]:
   return {record["clip_id"].decode(): record for record in data_set.records(split)}
 
 
-def test_dfew_as_handed_out(tmp_path):
+def test_dfew_as_handed_out(tmp_path, prepare):
   raw = archives.dfew(tmp_path / "with space ü", frames=12, name="{}.jpg")
   printed = prepare("--dataset=dfew", f"--raw={raw}", f"--data_dir={tmp_path}/data")
   data_set = open_data_set(tmp_path / "data", "dfew")
@@ -66,7 +71,7 @@ def test_dfew_as_handed_out(tmp_path):
   assert "is complete already" in prepare("--dataset=dfew", f"--raw={raw}", f"--data_dir={tmp_path}/data")
 
 
-def test_mafw_in_both_label_orders_and_the_originals_recipe(tmp_path):
+def test_mafw_in_both_label_orders_and_the_originals_recipe(tmp_path, prepare):
   raw = archives.mafw(tmp_path, frames=12)
   # As the original's face script counts: one too few. In string order 0, 1, 10, 11, 2, … the last is 9.
   archives.counted_lists(
@@ -92,7 +97,7 @@ def test_mafw_in_both_label_orders_and_the_originals_recipe(tmp_path):
         assert data_set.classes[int(record["label"])] == archives.MAFW_NAMES[archives.MAFW[clip][1]]
 
 
-def test_everything_bad_is_listed_and_left_out_only_if_that_is_said(tmp_path):
+def test_everything_bad_is_listed_and_left_out_only_if_that_is_said(tmp_path, prepare):
   raw = archives.dfew(tmp_path, frames=4)
   frame = raw / "Clip/clip_224x224/00003/2.jpg"
   frame.write_bytes(frame.read_bytes()[:60])
@@ -107,7 +112,7 @@ def test_everything_bad_is_listed_and_left_out_only_if_that_is_said(tmp_path):
     "00007/1.jpg: 0 bytes",
     "is empty",
     "00009/1.jpg",
-    "is no picture",
+    "no picture",
   ):
     assert name in printed
   assert "BytesIO" not in printed
@@ -131,18 +136,18 @@ def test_clips_left_out_and_clips_noted_are_told_apart_and_stored(tmp_path, caps
     (raw / f"Clip/clip_224x224/{clip}/5.jpg").write_bytes(wide)
 
   def made(allow_bad):
-    layout = read_dfew(raw)
-    prepare_layout(layout, "dfew", tmp_path / "data", Decoding(), str(raw), allow_bad, num_workers=1)
+    layout = archives.read("dfew", raw)
+    command.prepare(layout, "dfew", tmp_path / "data", command.Decoding(), str(raw), allow_bad=allow_bad)
     return open_data_set(tmp_path / "data", "dfew")
 
-  with pytest.raises(UserError, match=r"2 of 11 clips of (?s:.*) add --allow_bad=2 to go on"):
+  with pytest.raises(UserError, match=r"2 of 11 clips of (?s:.*) add --allow_bad=2 to leave out"):
     made(1)
   data_set = made(2)
   assert sum(data_set.splits.values()) == 9
   lists = "EmoLabel_DataSplit"
   assert data_set.left_out == (
     f"00001: in no test set ({lists}/train(single-labeled)/set_2.csv and the training sets of the folds 3, 4, 5)",
-    "00099: no folder in Clip/clip_224x224; no wav in Clip/raw_wav "
+    "00099: no folder in Clip/clip_224x224; no wav in Clip/raw_wav (--allow_missing_sound takes such clips) "
     f"({lists}/test(single-labeled)/set_1.csv line 2)",
   )
   printed = capsys.readouterr().out
@@ -157,14 +162,14 @@ def test_clips_left_out_and_clips_noted_are_told_apart_and_stored(tmp_path, caps
   # A fold that is not there is no bad clip, however many of those are allowed.
   for part in ("train", "test"):
     (raw / f"EmoLabel_DataSplit/{part}(single-labeled)/set_4.csv").unlink()
-  with pytest.raises(UserError, match=r"no list of the test set of fold 4(?s:.*)must be mended"):
+  with pytest.raises(UserError, match=r"no list of the test set of fold 4(?s:.*)must be fixed"):
     made(99)
   shutil.rmtree(data_set.path)
   with pytest.raises(UserError, match="no data set was written"):
     made(99)
 
 
-def test_wavs_of_other_rates_depths_and_channels(tmp_path):
+def test_wavs_of_other_rates_depths_and_channels(tmp_path, prepare):
   import wave
 
   raw = archives.dfew(tmp_path, frames=2)
@@ -191,21 +196,21 @@ def test_wavs_of_other_rates_depths_and_channels(tmp_path):
         assert np.abs(record["waveform"] - expected).max() <= (300 if width == 1 else 2)
 
 
-@pytest.mark.parametrize(("flags", "words"), [
+@pytest.mark.parametrize(("given", "words"), [
   (["--dataset=dfew", "--data_dir=x", "--manifest=m.csv"], ["--manifest is not for --dataset=dfew", "--raw is needed"]),
   (["--dataset=clips", "--data_dir=x", "--labels=mafw-official"], ["--labels is not for", "--manifest is needed"]),
   (["--dataset=dfew", "--raw=nowhere", "--data_dir=x"], ["nowhere"]),
   (["--dataset=dfew", "--raw=configs", "--data_dir=x"], ["EmoLabel_DataSplit", "clip_224x224", "dfew.py"]),
 ])  # fmt: skip
-def test_wrong_flags_and_folders(flags, words):
-  printed = prepare(*flags, status=1)
+def test_wrong_flags_and_folders(given, words, prepare):
+  printed = prepare(*given, status=1)
   for word in words:
     assert word in printed
   assert not os.path.exists(ROOT / "x")
 
 
 @pytest.mark.skipif(not DETECTOR.exists(), reason="the face detector is not part of this repository")
-def test_faces_are_cut_and_the_share_is_stored(tmp_path):
+def test_faces_are_cut_and_the_share_is_stored(tmp_path, prepare):
   raw = DETECTOR.parent.parent / "clips/ravdess_hd"
   flags = ("--faces=yunet", f"--face_model={DETECTOR}", "--face_size=96", f"--data_dir={tmp_path}/data")
   printed = prepare("--dataset=ravdess", f"--raw={raw}", *flags)
@@ -214,3 +219,27 @@ def test_faces_are_cut_and_the_share_is_stored(tmp_path):
     (record,) = records(tmp_path / "data", "ravdess", split).values()
     assert record["face_share"] == 1.0
     assert decode_frame(record["frames"][0]).shape == (96, 96, 3)
+
+
+def test_sound_comes_from_the_wavs_of_cremad(tmp_path, prepare):
+  for speaker in range(1001, 1092, 18):
+    for emotion in ("ANG", "SAD"):
+      archives.write_video(tmp_path / f"VideoMP4/{speaker}_DFA_{emotion}_XX.mp4")
+      archives.write_wav(tmp_path / f"AudioWAV/{speaker}_DFA_{emotion}_XX.wav", 0.5)
+  flags = ("--dataset=cremad", f"--raw={tmp_path}", "--classes=anger,sad", f"--data_dir={tmp_path}/data")
+  assert "sound: wav files of AudioWAV" in prepare(*flags)
+  assert {len(r["waveform"]) for r in records(tmp_path / "data", "cremad", "fold2").values()} == {
+    archives.RATE // 2
+  }
+
+
+def test_folders_of_classes_become_a_data_set(tmp_path, prepare):
+  for label in ("happy", "sad"):
+    for i in range(4):
+      archives.write_video(tmp_path / f"raw/{label}/anna_{i}.mp4")
+  flags = ("--dataset=folders", f"--raw={tmp_path}/raw", "--test_share=0.25", f"--data_dir={tmp_path}/data")
+  assert "note: split: test: 25 % of the clips of each class" in prepare(*flags)
+  data_set = open_data_set(tmp_path / "data", "folders")
+  assert data_set.clips == {"train": {"happy": 3, "sad": 3}, "test": {"happy": 1, "sad": 1}}
+  assert data_set.recipe["folds"].startswith("test: 25 % of the clips")
+  assert data_set.train_and_test(0) == ("train", "test")

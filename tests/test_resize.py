@@ -35,7 +35,7 @@ def compiled(request, monkeypatch):
 @pytest.mark.parametrize("largest", [8, 40, 300])
 def test_thousands_of_sizes_are_resized_as_by_pil(compiled, largest):
   rng = np.random.default_rng(largest)
-  for _ in range(1500 if largest < 300 else 150):
+  for _ in range(800 if largest < 300 else 100):
     height, width, size = rng.integers(1, largest, 3, endpoint=True).tolist()
     pixels = drawn_picture(rng, height, width)
     np.testing.assert_array_equal(
@@ -59,12 +59,12 @@ def test_every_crop_that_training_draws_is_resized_as_by_pil(compiled):
 
 def test_whole_augmentations_are_those_of_pil(compiled):
   rng = np.random.default_rng(1)
+  squares = 0
   for _ in range(300):
     height, width, size = rng.integers(1, 90, 3).tolist()
     drawn = frames.draw_augmentation(height, width, size, rng)
-    height, width = (
-      (height, width) if rng.random() < 0.8 else rng.integers(1, 90, 2).tolist()
-    )  # another frame
+    if rng.random() < 0.2:  # a frame of another size: padded with black, or cut at the same place
+      height, width = rng.integers(1, 90, 2).tolist()
     frame = drawn_picture(rng, height, width)
     image = ImageEnhance.Brightness(Image.fromarray(frame)).enhance(drawn.brightness_factor)
     if drawn.shorter_side is None:
@@ -72,6 +72,7 @@ def test_whole_augmentations_are_those_of_pil(compiled):
     else:
       longer = int(size * max(width, height) / min(width, height))
       scaled = (size, longer) if width <= height else (longer, size)
+      squares += 1
       image = image.resize(scaled, Image.Resampling.BILINEAR).crop(drawn.box)
     expected = np.asarray(image)[:, ::-1] if drawn.flip else np.asarray(image)
     before, out = frame.copy(), np.full((size, size, 3), 7, np.uint8)
@@ -79,17 +80,7 @@ def test_whole_augmentations_are_those_of_pil(compiled):
     assert frames.augment(frame, drawn, size, out) is out
     np.testing.assert_array_equal(out, expected)
     np.testing.assert_array_equal(frame, before)  # the caller's pixels stay
-
-
-def test_results_are_written_where_they_are_wanted(compiled):
-  frame = drawn_picture(np.random.default_rng(2), 40, 30)
-  for size in (30, 40, 64):
-    for height, width in ((40, 30), (size, size)):
-      pixels = np.ascontiguousarray(np.resize(frame, (height, width, 3)))
-      video = np.full((3, size, size, 3), 7, np.uint8)
-      frames.resize(pixels, size, video[1])
-      np.testing.assert_array_equal(video[1], pil_resized(pixels, size, size))
-      assert (video[[0, 2]] == 7).all()
+  assert squares > 5, "long frames, in which no box fits"
 
 
 def test_pixels_that_cannot_be_written_to_are_only_read(compiled):
@@ -100,7 +91,10 @@ def test_pixels_that_cannot_be_written_to_are_only_read(compiled):
     whole = frames.Augmentation((0, 0, width, height), 1.25, flip=True)
     bright = np.asarray(ImageEnhance.Brightness(Image.fromarray(frame)).enhance(1.25))
     for size in (20, 48):
-      np.testing.assert_array_equal(frames.resize(frame, size), pil_resized(frame, size, size))
+      video = np.full((3, size, size, 3), 7, np.uint8)
+      frames.resize(frame, size, video[1])  # written there, and nowhere else
+      np.testing.assert_array_equal(video[1], pil_resized(frame, size, size))
+      assert (video[[0, 2]] == 7).all()
       expected = pil_resized(bright, size, size)[:, ::-1]
       np.testing.assert_array_equal(frames.augment(frame, whole, size), expected)
 

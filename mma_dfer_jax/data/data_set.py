@@ -1,4 +1,4 @@
-"""How a data set on disk is opened: its classes, recipe and splits, and its records one by one; and who reads them."""
+"""A data set on disk, opened: its classes, recipe and splits, and its records one by one; and the processes that read them."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -15,10 +15,10 @@ from mma_dfer_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class DataSet:
-  """A data set on disk: class names in label order, the recipe that made it, clips per split, and of what kind."""
+  """A data set on disk: the recipe that made it, clips per split, and of what kind they are."""
 
   path: Path
-  classes: tuple[str, ...]
+  classes: tuple[str, ...]  # in label order; empty: the clips have no labels
   recipe: dict[str, Any]
   fingerprint: str
   splits: dict[str, int]
@@ -26,9 +26,7 @@ class DataSet:
   without_sound: dict[str, int]  # by split
   class_order: str  # whose label order it is
   left_out: tuple[str, ...]  # what was wrong with clips that are not in it
-  sample_rates: tuple[
-    int, ...
-  ]  # of the sounds, Hz, ascending; none known of sets written before they were kept
+  sample_rates: tuple[int, ...]  # of the sounds, Hz, ascending
 
   def records(self, split: str) -> Sequence[Mapping[str, Any]]:
     """Random access to the records of a split, or of several: "fold1+fold3"; frames stay JPEG bytes."""
@@ -56,11 +54,15 @@ class DataSet:
     return "+".join(train), test
 
 
-def open_data_set(data_dir: str | os.PathLike, name: str) -> DataSet:
+def open_data_set(data_dir: str | os.PathLike, name: str, *, labelled: bool = True) -> DataSet:
   """Opens a data set that `mma_dfer_jax.data.prepare` has written.
 
+  Args:
+    data_dir: the folder that holds the data set.
+    name: of the data set.
+    labelled: whether its clips must have labels.
   Raises:
-    UserError: if there is none, naming the command that writes it.
+    UserError: if there is none, naming the command that writes it; if it has no labels.
   """
   import tensorflow_datasets as tfds
 
@@ -81,16 +83,18 @@ def open_data_set(data_dir: str | os.PathLike, name: str) -> DataSet:
     ) from error
   if not facts:
     raise UserError(f"{max(versions)} was not written by mma_dfer_jax.data.prepare: it has no recipe")
-  return DataSet(max(versions), tuple(facts["classes"]), facts["recipe"], facts["fingerprint"], splits,
-                 facts["clips"], facts["without_sound"], facts.get("class_order", ""),
-                 tuple(facts.get("left_out", ())), tuple(facts.get("sample_rates", ())))  # fmt: skip
+  if labelled and not facts["classes"]:
+    raise UserError(
+      f"{max(versions)} has no labels: its clips come from a folder or a glob, and are for pretraining. To train or evaluate, "
+      "prepare them from a manifest with the columns path,label,split"
+    )
+  return DataSet(max(versions), tuple(facts["classes"]), facts["recipe"], facts["fingerprint"], splits, facts["clips"],
+                 facts["without_sound"], facts["class_order"], tuple(facts["left_out"]),
+                 tuple(facts["sample_rates"]))  # fmt: skip
 
 
 def follow_parent(*_: int) -> None:
-  """For processes that decode: leaves Ctrl-C to the parent, and ends with it, even when it is killed.
-
-  A worker would else be stopped before the parent has saved; or wait for a killed parent for ever.
-  """
+  """Lets a process that decodes ignore Ctrl-C, which the parent handles, and end with the parent even when that is killed."""
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   parent = multiprocessing.parent_process()
   assert parent is not None

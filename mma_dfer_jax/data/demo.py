@@ -1,13 +1,12 @@
-"""Draws and voices small audio-visual clips of seven classes, to try the program without a data set.
+"""Generates small clips of seven classes, cartoon faces with synthetic voices, to try the program without a data set.
 
   python -m mma_dfer_jax.data.demo --out=DIR [--clips_per_class_train=N --clips_per_class_test=M --seed=S]
 
-writes mp4 files (H.264 and AAC) and DIR/clips.csv with the header `path,label,split`. A class is a face
-gesture together with a voice style, and each of these is shared by several classes: only a model
-that hears and sees can tell all seven apart. The clips prove the program, not the science.
+writes mp4 files (H.264 and AAC) and DIR/clips.csv with the header `path,label,split`. A class is a face gesture together
+with a voice style, and several classes share each of these, so that the best accuracy from one modality alone is 3/7:
+only a model that hears and sees can tell all seven apart. The clips prove the program, not the science.
 """
 
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
 import math
@@ -16,14 +15,13 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from absl import flags
 import av
 import cv2
 from jaxtyping import Float, Int, UInt8
 import numpy as np
-from tqdm import tqdm
 
 from mma_dfer_jax.errors import UserError, listed
+from mma_dfer_jax.progress import watched
 
 # Class -> (face gesture, voice style), in the order of DFEW's labels.
 CLASSES = {
@@ -39,13 +37,6 @@ SIZE = 96  # height and width of the picture, pixels
 FPS = 20
 SAMPLE_RATE = 16_000  # Hz
 MIN_FRAMES, MAX_FRAMES = 32, 40  # 1.6 to 2.0 seconds
-
-# Not among the flags of every program that imports `write_clip`: it may have an --out of its own.
-_OPTIONS = flags.FlagValues()
-_OUT = flags.DEFINE_string("out", None, "folder for the clips", flag_values=_OPTIONS, required=True)
-_TRAIN = flags.DEFINE_integer("clips_per_class_train", 60, "training clips per class", flag_values=_OPTIONS)
-_TEST = flags.DEFINE_integer("clips_per_class_test", 20, "test clips per class", flag_values=_OPTIONS)
-_SEED = flags.DEFINE_integer("seed", 0, "another seed gives other clips", flag_values=_OPTIONS)
 
 
 class Expression(NamedTuple):
@@ -102,19 +93,6 @@ class Look(NamedTuple):
   fringe: float  # where the hair ends on the forehead, in half face heights above the middle of the face
 
 
-def best_single_modality_score() -> float:
-  """The best accuracy to be expected of any model from the picture alone or from the sound alone.
-
-  Classes that share a gesture have the same distribution of pictures, so that, on equally many clips of each
-  class, every gesture allows one right class; likewise every voice style. Small test sets scatter around it.
-
-  Returns:
-    The larger of the two bounds, a share of 1.
-  """
-  gestures, styles = zip(*CLASSES.values(), strict=True)
-  return max(len(set(gestures)), len(set(styles))) / len(CLASSES)
-
-
 def _arc(num: int, rng: np.random.Generator) -> Float[np.ndarray, "T"]:
   """Onset, apex and offset over `num` steps: 0 at both ends and 1 around an apex at a random time."""
   apex, half_hold = rng.uniform(0.42, 0.58), rng.uniform(0.2, 0.28)
@@ -138,18 +116,7 @@ def _syllables(
 def draw_face(
   look: Look, expression: Expression, centre: tuple[float, float], size: float, roll: float
 ) -> UInt8[np.ndarray, "H W 3"]:
-  """Draws one face.
-
-  Args:
-    look: whose face.
-    expression: what the face does.
-    centre: x and y of the middle of the face, pixels.
-    size: half the height of the face, pixels.
-    roll: tilt of the head, radians, clockwise.
-
-  Returns:
-    The picture, RGB, 96 by 96 pixels.
-  """
+  """Draws one face, 96 by 96 pixels RGB; `centre` (x, y) and `size`, half its height, in pixels, `roll` in radians."""
   canvas = np.empty((2 * SIZE, 2 * SIZE, 3), np.uint8)  # drawn at twice the size: thin lines stay smooth
   canvas[:] = (look.background * np.linspace(1.1, 0.8, 2 * SIZE)[:, None, None]).clip(0, 255)
   axes = size * np.array([(math.cos(roll), math.sin(roll)), (-math.sin(roll), math.cos(roll))])
@@ -194,15 +161,9 @@ def draw_face(
 
 
 def clip_picture(gesture: str, rng: np.random.Generator, num_frames: int) -> UInt8[np.ndarray, "T H W 3"]:
-  """Draws a speaking face that goes from rest to a gesture and back.
+  """Draws a speaking face that goes from rest to a gesture and back, at 20 frames per second, RGB.
 
-  Args:
-    gesture: a key of `GESTURES`.
-    rng: gives everything else: who it is, the light, when and how strongly the gesture comes, the movements.
-    num_frames: number of frames at 20 frames per second.
-
-  Returns:
-    The frames, RGB.
+  `rng` gives all but the gesture: who it is, the light, when and how strongly the gesture comes, the movements.
   """
   times = np.arange(num_frames) / FPS
   skin = np.array([125, 85, 65]) + rng.uniform(0.3, 0.9) * np.array([120, 125, 125])
@@ -229,15 +190,9 @@ def clip_picture(gesture: str, rng: np.random.Generator, num_frames: int) -> UIn
 
 
 def clip_voice(style: str, rng: np.random.Generator, seconds: float) -> Float[np.ndarray, "S"]:
-  """Voices some syllables: harmonics of a gliding pitch under the formants of vowels.
+  """Some syllables, harmonics of a gliding pitch under the formants of vowels: mono, 16 kHz, float32 in [-1, 1].
 
-  Args:
-    style: a key of `STYLES`.
-    rng: gives everything else: the speaker, the vowels, when the voice is loudest, the noise.
-    seconds: length of the clip.
-
-  Returns:
-    The waveform, mono, 16 kHz, float32 between -1 and 1.
+  `rng` gives all but the style: the speaker, the vowels, when the voice is loudest, the noise.
   """
   s = STYLES[style]
   times = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
@@ -268,13 +223,10 @@ def write_clip(
   fps: int | float | Fraction,
   sample_rate: int,
 ) -> None:
-  """Writes an mp4 file with H.264 video and, if there is a waveform, AAC audio; half a file never appears.
+  """Writes (or replaces) an mp4 file with H.264 video and AAC audio; half a file never appears.
 
   Args:
-    path: the file; what lies there is replaced.
-    frames: the picture, RGB.
     waveform: the sound, -1 to 1, mono or with 1, 2 or 6 channels; None for a file without sound.
-    fps: frames per second.
     sample_rate: of the waveform, Hz; one that AAC knows, such as 16000, 44100 or 48000.
   """
   height, width = frames.shape[1:3]
@@ -314,66 +266,50 @@ def _make_clip(path: Path, seed: int, split: int, index: int) -> None:
 
 
 def generate(out: Path | str, train_per_class: int, test_per_class: int, seed: int) -> Path:
-  """Makes the clips that are not there yet, on all cores, and then the table of all that were asked for.
+  """Makes the clips that are missing, on all cores, and then the table of all clips; returns the table's path.
 
-  Args:
-    out: the folder; made if it does not exist.
-    train_per_class: number of training clips of each class, at least 1.
-    test_per_class: number of test clips of each class, at least 1.
-    seed: another seed gives other clips, in files of other names; at least 0.
-
-  Returns:
-    The path of the table, clips.csv.
+  Another seed gives other clips, in files of other names.
 
   Raises:
     UserError: a number is too small, or the folder cannot be made.
   """
-  out = Path(out)
-  counts = {"train": train_per_class, "test": test_per_class}
-  problems = [f"--clips_per_class_{k}={n}: must be at least 1" for k, n in counts.items() if n < 1]
-  if seed < 0:
-    problems.append(f"--seed={seed}: must be at least 0")
-  if problems:
-    raise listed("The demonstration clips cannot be made", problems)
-
+  out, counts = Path(out), {"train": train_per_class, "test": test_per_class}
+  problems = [f"--clips_per_class_{k}={n} must be at least 1" for k, n in counts.items() if n < 1]
+  if problems := problems + [f"--seed={seed} must be at least 0"] * (seed < 0):
+    raise listed("the command line has problems", problems)
   rows, jobs = ["path,label,split"], []
   for split, (name, per_class) in enumerate(counts.items()):
-    # The classes take turns, so that the number of clips asked for does not change which clip is which.
+    # The classes take turns, so that the number of clips does not change which clip is which.
     for index in range(per_class * len(CLASSES)):
       label = list(CLASSES)[index % len(CLASSES)]
       path = Path(name, f"{label}_s{seed}_{index // len(CLASSES):04d}.mp4")
       rows.append(f"{path.as_posix()},{label},{name}")
       if not (out / path).exists():
         jobs.append((out / path, seed, split, index))
-  try:
-    for name in counts:
+    try:
       (out / name).mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise UserError(f"--out={out}: the folder cannot be made ({error.strerror}); give another one") from error
-
+    except OSError as error:
+      raise UserError(
+        f"--out={out}: this folder cannot be made ({error.strerror}); choose another"
+      ) from error
   if jobs:
     # Spawned, not forked: whoever calls may have threads of its own, such as those of JAX.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(len(jobs), os.cpu_count() or 1), context) as pool:
-      done = pool.map(_make_clip, *zip(*jobs, strict=True), chunksize=4)
-      for _ in tqdm(done, "Making clips", len(jobs), unit="clip"):
-        pass
-
-  table = out / "clips.csv"
-  unfinished = out / "clips.csv.part"
+      list(watched(pool.map(_make_clip, *zip(*jobs, strict=True), chunksize=4), "make clips", len(jobs)))
+  table, unfinished = out / "clips.csv", out / "clips.csv.part"
   unfinished.write_text("\n".join(rows) + "\n", encoding="utf-8")
   os.replace(unfinished, table)
   return table
 
 
-def main(argv: Sequence[str]) -> None:
-  """Runs the command line: the name of the program and its flags."""
-  _OPTIONS(argv)
-  print(generate(_OUT.value, _TRAIN.value, _TEST.value, _SEED.value))
+if __name__ == "__main__":  # the processes that this command starts import it, too, and need none of this
+  from absl import flags
 
-
-if __name__ == "__main__":
   from mma_dfer_jax import cli
 
-  cli.take_over(_OPTIONS)
-  cli.run(main)
+  _OUT = flags.DEFINE_string("out", None, "Folder for the clips.", required=True)
+  _TRAIN = flags.DEFINE_integer("clips_per_class_train", 60, "Training clips per class.")
+  _TEST = flags.DEFINE_integer("clips_per_class_test", 20, "Test clips per class.")
+  _SEED = flags.DEFINE_integer("seed", 0, "Another seed gives other clips.")
+  cli.run(lambda argv: print(generate(_OUT.value, _TRAIN.value, _TEST.value, _SEED.value)))

@@ -1,11 +1,11 @@
 """The face of a clip: found every few frames, followed, and cut out as a square of one size.
 
-Detection, linking, smoothing and cutting are separate functions on small values, so that only `FaceFinder` knows that
-a clip is read twice. Coordinates are pixels of the whole frame; boxes are left, top, right, bottom.
+Only `FaceFinder` knows that a clip is read twice. Coordinates are pixels of the whole frame; boxes are left, top, right,
+bottom.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-import contextlib
 import dataclasses
 import hashlib
 import http.client
@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 import numpy as np
 
 from mma_dfer_jax.data.frames import resize
+from mma_dfer_jax.disk import sha256_of
 from mma_dfer_jax.errors import UserError
 
 # The same bytes in two places: OpenCV's zoo, and their author's repository under the name yunet_s_640_640.onnx.
@@ -32,7 +33,7 @@ MODEL_ADDRESSES = (
   "https://raw.githubusercontent.com/ShiqiYu/libfacedetection.train/0047ac24afb1a50a0c6105001c89d1b5b805dbf1/onnx/"
   "yunet_s_640_640.onnx",
 )
-MODEL_BYTES = 2**22  # no more is read from an address: the file has 232,589
+MODEL_BYTES = 2**22  # most that is read from an address: the file has 232,589
 TIMEOUT = 10.0  # seconds without an answer
 
 POLICIES = ("follow", "union")
@@ -42,13 +43,11 @@ OVERLAP = 0.3  # of two boxes of one face, of which the better is kept (YuNet's 
 # Longer side of what the detector sees. At 640 it finds faces from 1/16 of the width to the whole frame; only where
 # there is none it looks again, at five times the cost, for smaller ones. Smaller pictures are enlarged to 160.
 SIDES, LEAST_SIDE = (640, 1280), 160
-SHORTEST_SIDE = (
-  64  # of what it sees, black added: with 32 and less OpenCV 4 takes faces from memory that holds anything
-)
+SHORTEST_SIDE = 64  # of what it sees, black added: with 32 and less OpenCV 4 reads memory that holds anything
 MAX_GAP = 24  # frames (about a second) between two detections that are still one track
 REACH = 0.8  # how far a face may go from one detection to the next, in longer sides of its box
 GROWTH = 2.0  # and by what factor its box may grow or shrink
-LEAST_AREA = 1 / 16  # of the main face, for another face to be shown while the main one is gone
+LEAST_AREA = 1 / 16  # of the main face, for another face to be followed while the main one is gone
 SMOOTHING = 5.0  # frames: standard deviation of the Gaussian that centre and side are smoothed with
 SLACK = 0.1  # of a side: how far smoothing may move or resize a box, so that a fast face stays in its crop
 # Side of the crop / longer side of the face's box, which ends at the chin and near the hair: tight, like the crops that
@@ -84,8 +83,8 @@ class Box(NamedTuple):
 class Track(NamedTuple):
   """One face over time: the frames that it was detected in, ascending, and its box in each."""
 
-  at: tuple[int, ...]
-  boxes: tuple[Box, ...]
+  at: list[int]
+  boxes: list[Box]
 
   @property
   def area(self) -> float:
@@ -94,64 +93,59 @@ class Track(NamedTuple):
 
   def part(self, first: int, last: int) -> "Track":
     """What lies in the frames first <= i <= last."""
-    kept = [(i, box) for i, box in zip(self.at, self.boxes, strict=True) if first <= i <= last]
-    return Track(tuple(i for i, _ in kept), tuple(box for _, box in kept))
+    kept = slice(bisect_left(self.at, first), bisect_right(self.at, last))
+    return Track(self.at[kept], self.boxes[kept])
+
+
+Detections = list[tuple[int, list[Box]]]  # frames that were looked at, and their faces
+Squares = tuple[
+  Float[np.ndarray, "N 3"], Bool[np.ndarray, "N"]
+]  # centre (x, y) and side; whether there is a face
 
 
 @dataclasses.dataclass(frozen=True)
 class FaceTrack:
-  """Where a clip was cut.
+  """Where a clip was cut."""
 
-  Attributes:
-    boxes: (N, 4) left, top, right, bottom for each frame: a square inside of the frame.
-    found: (N,) whether the face was detected in that frame or between two detections at most 24 frames apart; else
-      the box is that of the nearest such frame, or without any the centre of the frame.
-    share: share of frames with a face; 0 for a clip that is only cut at its centre.
-  """
-
-  boxes: Int[np.ndarray, "N 4"]
+  boxes: Int[np.ndarray, "N 4"]  # of each frame: a square inside of it
+  # Whether the face was detected in that frame or between two detections at most 24 frames apart; else the box is that of
+  # the nearest such frame, or without any the centre of the frame.
   found: Bool[np.ndarray, "N"]
-  share: float
+
+  @property
+  def share(self) -> float:
+    """Of the frames that have a face."""
+    return float(self.found.mean())
 
 
 class Detector:
   """YuNet, run by OpenCV."""
 
   def __init__(self, model: Path):
-    """Loads the model.
-
-    Args:
-      model: YuNet as ONNX; what it says about input sizes does not matter.
-    Raises:
-      UserError: if the file cannot be read or is another model.
-    """
+    """Loads an ONNX file; raises UserError if it cannot be read or is another model."""
     try:
       data = model.read_bytes()
     except OSError as error:
       raise UserError(f"the face model {model} cannot be read: {error.strerror or error}") from error
     if data.startswith(b"version https://git-lfs"):
       raise UserError(f"the face model {model} is only a pointer to the file; download it again with Git LFS")
-    nothing, blank = np.zeros(0, np.uint8), np.zeros((64, 64, 3), np.uint8)
+    logging: Any = getattr(cv2.utils, "logging", cv2)  # OpenCV 4 has these functions at the top
+    level = logging.getLogLevel()
+    logging.setLogLevel(0)  # it prints what it raises
     try:
-      with _silent_opencv():  # it prints what it raises
-        self._net = cv2.FaceDetectorYN.create(
-          "onnx", np.frombuffer(data, np.uint8), nothing, (64, 64), SCORE, OVERLAP
-        )
-        self._net.detect(blank)  # other models are noticed only here
+      nothing, buffer = np.zeros(0, np.uint8), np.frombuffer(data, np.uint8)
+      self._net = cv2.FaceDetectorYN.create("onnx", buffer, nothing, (64, 64), SCORE, OVERLAP)
+      self._net.detect(np.zeros((64, 64, 3), np.uint8))  # other models fail only here
     except cv2.error as error:
       raise UserError(
-        f"the face model {model} is damaged, or none that OpenCV {cv2.__version__} reads as YuNet; it reads "
-        f"{MODEL_ADDRESSES[0]}"
+        f"the face model {model} is damaged, or OpenCV {cv2.__version__} cannot read it as YuNet; {MODEL_ADDRESSES[0]} "
+        "is a file that it reads"
       ) from error
+    finally:
+      logging.setLogLevel(level)
 
   def detect(self, frame: UInt8[np.ndarray, "H W 3"]) -> list[Box]:
-    """Faces of a frame of any size, the largest first.
-
-    Args:
-      frame: (H, W, 3) uint8 RGB.
-    Returns:
-      boxes in pixels of the frame; a face that the frame cuts has a box that reaches beyond it.
-    """
+    """Faces of a frame of any size, the largest first; the box of one that the frame cuts reaches beyond it."""
     longer = max(frame.shape[:2])
     for side in SIDES:
       boxes = self._detect(frame, min(side, max(longer, LEAST_SIDE)) / longer)
@@ -176,84 +170,52 @@ class Detector:
     ]
 
 
-@contextlib.contextmanager
-def _silent_opencv() -> Iterator[None]:
-  settings: Any = getattr(cv2.utils, "logging", cv2)  # OpenCV 4 has these functions at the top
-  level = settings.getLogLevel()
-  settings.setLogLevel(0)
-  try:
-    yield
-  finally:
-    settings.setLogLevel(level)
-
-
 def face_model(path: Path | None) -> Path:
-  """The file of the face detector: the one given, else a copy kept on this machine, else fetched once.
+  """The file of the face detector: the one given, else a copy kept on this machine, else downloaded once.
 
-  Args:
-    path: a YuNet model, or None.
+  The copy is in $XDG_CACHE_HOME/mma_dfer_jax, or in ~/.cache without that variable.
+
   Raises:
-    UserError: if the given file is no such model; if none is given and the public one can neither be found in
-      $XDG_CACHE_HOME/mma_dfer_jax (~/.cache without that variable) nor be fetched, or arrives with other bytes.
+    UserError: if the given file is no YuNet model, or the public one cannot be downloaded or arrives with other bytes.
   """
   if path is not None:
     Detector(path)
     return path
-  kept = _cache() / MODEL_NAME
+  base = os.environ.get("XDG_CACHE_HOME", "")
+  kept = Path(base if os.path.isabs(base) else os.path.expanduser("~/.cache"), "mma_dfer_jax", MODEL_NAME)
   try:
-    if kept.is_file() and _is_model(kept.read_bytes()):
-      return kept
-    _keep(_fetched(), kept)
+    if not (kept.is_file() and sha256_of(kept) == MODEL_SHA256):
+      data = _download()
+      kept.parent.mkdir(parents=True, exist_ok=True)
+      with tempfile.TemporaryDirectory(dir=kept.parent) as folder:  # others see the file whole or not at all
+        partial = Path(folder, MODEL_NAME)
+        partial.write_bytes(data)
+        partial.replace(kept)
   except (OSError, http.client.HTTPException) as error:  # all that goes wrong on a network is an OSError
     raise UserError(
-      f"the face model cannot be fetched ({error}); give it with --face_model=PATH, or download {MODEL_ADDRESSES[0]} "
+      f"cannot download the face model ({error}); give it with --face_model=PATH, or download {MODEL_ADDRESSES[0]} "
       f"and put it at {kept}"
     ) from error
   return kept
 
 
-def _cache() -> Path:
-  base = os.environ.get("XDG_CACHE_HOME", "")
-  return Path(base if os.path.isabs(base) else os.path.expanduser("~/.cache")) / "mma_dfer_jax"
-
-
-def _is_model(data: bytes) -> bool:
-  return hashlib.sha256(data).hexdigest() == MODEL_SHA256
-
-
-def _fetched() -> bytes:
-  """The model from the first address that has it.
-
-  Raises:
-    OSError, HTTPException: of the last address, if none has.
-  """
+def _download() -> bytes:
+  """The model from the first address that has it; raises what the last one did (OSError, HTTPException)."""
+  problem: Exception = OSError("no address")
   for address in MODEL_ADDRESSES:
     try:
       with urllib.request.urlopen(address, timeout=TIMEOUT) as answer:
         data = answer.read(MODEL_BYTES)
-      if not _is_model(data):
-        raise OSError(f"{address} has {len(data)} bytes with another sha256 than {MODEL_SHA256}")
-      return data
+      if hashlib.sha256(data).hexdigest() == MODEL_SHA256:
+        return data
+      problem = OSError(f"{address} has {len(data)} bytes with another sha256 than {MODEL_SHA256}")
     except (OSError, http.client.HTTPException) as error:
       problem = error
   raise problem
 
 
-def _keep(data: bytes, file: Path) -> None:
-  """Writes a file that other processes see whole or not at all."""
-  file.parent.mkdir(parents=True, exist_ok=True)
-  handle, partial = tempfile.mkstemp(dir=file.parent, prefix=f"{file.name}.")
-  try:
-    with os.fdopen(handle, "wb") as target:
-      target.write(data)
-    os.replace(partial, file)
-  except BaseException:
-    os.unlink(partial)
-    raise
-
-
 class FaceFinder:
-  """Cuts the face out of clips; one per process, for it holds the detector and OpenCV to one thread."""
+  """Cuts the face out of clips; one per process, because it limits OpenCV to one thread."""
 
   def __init__(self, model: Path, policy: str = "follow", size: int = CROP_SIDE):
     """Loads the detector.
@@ -266,51 +228,39 @@ class FaceFinder:
     Raises:
       UserError: if there is no such policy or size, or the file is no YuNet model.
     """
-    if policy not in POLICIES:
-      raise UserError(f"there is no way of cutting faces named {policy!r}; there is {' and '.join(POLICIES)}")
-    if size < 1:
-      raise UserError(f"faces cannot be cut to {size} pixels; the side must be at least 1")
-    # Clips are shared out to processes: more threads than cores would only wait for each other.
-    cv2.setNumThreads(1)
-    self.policy, self.size = policy, size
-    self.detector = Detector(model)
+    if policy not in POLICIES or size < 1:
+      raise UserError(f"policy={policy!r}, size={size}: choose {' or '.join(POLICIES)}, and 1 pixel or more")
+    cv2.setNumThreads(1)  # each process cuts its own clips; more threads would wait for each other
+    self.policy, self.size, self.detector = policy, size, Detector(model)
 
   def crops(
     self, frames: Callable[[], Iterator[np.ndarray]]
   ) -> tuple[Iterator[UInt8[np.ndarray, "S S 3"]], FaceTrack]:
-    """Finds the face of a clip, then cuts it out while the result is iterated over.
+    """Finds the face of a clip, then cuts (size, size) out of each frame while the result is iterated over.
 
     Args:
       frames: gives all frames (H, W, 3) uint8 RGB of the clip from the start; called twice, so that no more than two
         frames are in memory.
-    Returns:
-      the crops, one for each frame, as (size, size, 3) uint8; and where they are.
     Raises:
-      ValueError: if there are no frames; while iterating, if they are not as many the second time. And whatever frames
-        raises.
+      ValueError: if there are no frames; while iterating, if their number differs the second time.
     """
     track = self.track(*detect_every(frames(), self.detector.detect))
     return cut(frames(), track.boxes, self.size), track
 
-  def track(self, detections: Sequence[tuple[int, list[Box]]], sizes: Int[np.ndarray, "N 2"]) -> FaceTrack:
-    """Where to cut a clip.
-
-    Args:
-      detections: frames that were looked at, and their faces.
-      sizes: height and width of every frame.
-    """
+  def track(self, detections: Detections, sizes: Int[np.ndarray, "N 2"]) -> FaceTrack:
+    """Where to cut a clip, from the faces of the frames that were looked at, and height and width of all frames."""
     if not any(boxes for _, boxes in detections):
-      return FaceTrack(centred(sizes), np.zeros(len(sizes), bool), 0.0)
+      return FaceTrack(centred(sizes), np.zeros(len(sizes), bool))
     if self.policy == "follow":
       squares, found = follow(choose(link(detections)), len(sizes))
       squares[:, 2] *= MARGIN
     else:
       squares, found = union(detections, len(sizes))
-    return FaceTrack(fit(squares, sizes), found, float(found.mean()))
+    return FaceTrack(fit(squares, sizes), found)
 
 
 def face_recipe(policy: str, size: int, detector: str) -> dict[str, str]:
-  """What a data set's recipe says of its faces, with the sha256 of the detector; `finder_of` reads the other two."""
+  """What a data set's recipe says of its faces, with the detector's sha256; `finder_of` reads the other two."""
   return {
     "faces": f"yunet, {policy}",
     "frame_size": f"faces, {size} x {size}",
@@ -323,15 +273,15 @@ FACES = ("auto", "yunet", "none")
 
 
 def finder_of(recipe: Mapping[str, Any], model: Path | None, faces: str = "auto") -> FaceFinder | None:
-  """Cuts faces as those that a model was trained on; None if its frames were taken as they are.
+  """Cuts faces as in a model's training; None if that took frames as they were.
 
   Args:
     recipe: of the model.
     model: YuNet's file; None: see `face_model`.
     faces: "auto": as the recipe says, following the largest face if others cut them out; "yunet": always; "none": never,
-      for videos that are cut already.
+      for videos already cropped to the face.
   Raises:
-    UserError: if there is no such choice, or the detector is needed and not there.
+    UserError: if there is no such choice, or the detector is needed and missing.
   """
   if faces not in FACES:
     raise UserError(f"faces={faces}: choose one of {', '.join(FACES)}")
@@ -340,37 +290,29 @@ def finder_of(recipe: Mapping[str, Any], model: Path | None, faces: str = "auto"
   size = re.fullmatch(r"faces, (\d+) x \d+", str(recipe.get("frame_size", "")))
   if faces == "none" or (faces == "auto" and not policy and said != ARCHIVE_FACES["faces"]):
     return None
-  return FaceFinder(
-    face_model(model), policy[1] if policy else POLICIES[0], int(size[1]) if size else CROP_SIDE
-  )
-
-
-def every_fourth(number: int, frame: Any) -> bool:
-  """Whether the frame of this number is looked at, whatever is in it."""
-  del frame
-  return number % EVERY == 0
+  return FaceFinder(face_model(model), policy[1] if policy else "follow", int(size[1]) if size else CROP_SIDE)
 
 
 def detect_every(
-  frames: Iterable[Any], detect: Callable[[Any], list[Box]], due: Callable[[int, Any], bool] = every_fourth
-) -> tuple[list[tuple[int, list[Box]]], Int[np.ndarray, "N 2"]]:
-  """Faces of some frames and of the last.
+  frames: Iterable[Any], detect: Callable[[Any], list[Box]], due: Callable[[int], bool] = lambda number: False
+) -> tuple[Detections, Int[np.ndarray, "N 2"]]:
+  """Faces of every fourth frame, of the last, and of those that are due.
 
   Args:
     frames: anything that has a shape (H, W, 3).
     detect: finds the faces of one of them.
-    due: whether a frame is looked at, from its number and the frame; that with number 0 must be.
+    due: whether to look at another frame, too, from its number.
   Returns:
-    pairs of frame and its faces; and height and width of every frame.
+    the faces; and height and width of every frame.
   Raises:
     ValueError: if there are no frames.
   """
-  detections: list[tuple[int, list[Box]]] = []
+  detections: Detections = []
   sizes: list[tuple[int, int]] = []
   frame = None
   for i, frame in enumerate(frames):
     sizes.append((frame.shape[0], frame.shape[1]))
-    if due(i, frame):
+    if i % EVERY == 0 or due(i):
       detections.append((i, detect(frame)))
   if frame is None:
     raise ValueError("a clip without frames has no face")
@@ -380,31 +322,27 @@ def detect_every(
   return detections, np.array(sizes)
 
 
-def link(detections: Sequence[tuple[int, list[Box]]]) -> list[Track]:
+def link(detections: Detections) -> list[Track]:
   """Tracks of all faces: each box goes to the track whose last box is nearest, if it is near enough and of like size.
 
   Near means up to 0.8 sides of the larger box between the centres, like means a side up to twice as long; a track that
   was not seen for more than 24 frames has ended.
   """
-  at: list[list[int]] = []
-  boxes: list[list[Box]] = []
+  tracks: list[Track] = []
   for i, faces in detections:
-    recent = [track for track in range(len(at)) if i - at[track][-1] <= MAX_GAP]
-    pairs = sorted(
-      (_distance(boxes[track][-1], face), track, j) for track in recent for j, face in enumerate(faces)
-    )
-    taken: dict[int, int] = {}
-    for distance, track, j in pairs:
-      if distance <= REACH and j not in taken and track not in taken.values():
-        taken[j] = track
+    recent = [(number, track) for number, track in enumerate(tracks) if i - track.at[-1] <= MAX_GAP]
+    pairs = [(_distance(track.boxes[-1], face), k, j) for k, track in recent for j, face in enumerate(faces)]
+    taken: dict[int, int] = {}  # track of each face
+    for distance, k, j in sorted(pairs):
+      if distance <= REACH and j not in taken and k not in taken.values():
+        taken[j] = k
     for j, face in enumerate(faces):
       if j not in taken:
-        at.append([])
-        boxes.append([])
-      track = taken.get(j, len(at) - 1)
-      at[track].append(i)
-      boxes[track].append(face)
-  return [Track(tuple(i), tuple(b)) for i, b in zip(at, boxes, strict=True)]
+        tracks.append(Track([], []))
+      track = tracks[taken.get(j, -1)]
+      track.at.append(i)
+      track.boxes.append(face)
+  return tracks
 
 
 def _distance(one: Box, other: Box) -> float:
@@ -418,68 +356,42 @@ def choose(tracks: Sequence[Track]) -> list[Track]:
   """The largest track; and where that is not, parts of the next largest, and so on: in time order, never two at once.
 
   After a cut the same person is a new track elsewhere in the picture. Only parts of two and more detections stand in, and
-  only if their boxes are not much smaller, for a false alarm or somebody in the background is no stand-in.
+  only if their boxes are not much smaller, because a false alarm or somebody in the background is no stand-in.
   """
   ranked = sorted(tracks, key=lambda track: -track.area)
   chosen = ranked[:1]
-  least = LEAST_AREA * ranked[0].area / len(ranked[0].at) if ranked else 0.0
   for track in ranked[1:]:
-    chosen += [
-      part for part in _outside(track, chosen) if len(part.at) >= 2 and part.area / len(part.at) >= least
-    ]
+    parts = [track]
+    for other in chosen:  # what of the track lies before and after it
+      ends = [(0, other.at[0] - 1), (other.at[-1] + 1, track.at[-1])]
+      parts = [piece for part in parts for end in ends if (piece := part.part(*end)).at]
+    least = LEAST_AREA * ranked[0].area / len(ranked[0].at)
+    chosen += [part for part in parts if len(part.at) >= 2 and part.area / len(part.at) >= least]
   return sorted(chosen, key=lambda track: track.at)
 
 
-def _outside(track: Track, taken: Sequence[Track]) -> list[Track]:
-  """The parts of a track before, between and after others."""
-  parts = [track]
-  for other in taken:
-    before, after = other.at[0] - 1, other.at[-1] + 1
-    parts = [
-      piece for part in parts for piece in (part.part(0, before), part.part(after, track.at[-1])) if piece.at
-    ]
-  return parts
-
-
-def follow(
-  tracks: Sequence[Track], num_frames: int
-) -> tuple[Float[np.ndarray, "N 3"], Bool[np.ndarray, "N"]]:
-  """A square for every frame from tracks that do not overlap in time.
+def follow(tracks: Sequence[Track], num_frames: int) -> Squares:
+  """A square for every frame, and whether it lies in one of the tracks: one or more, in time order, without overlap.
 
   Within a track: linear between detections, then smoothed. Elsewhere: as in the nearest frame that has a track.
-
-  Args:
-    tracks: in time order, at least one.
-    num_frames: N.
-  Returns:
-    centre (x, y) and side for every frame; whether the frame lies in a track.
   """
-  squares = np.zeros((num_frames, 3))
-  found = np.zeros(num_frames, bool)
+  squares, found = np.zeros((num_frames, 3)), np.zeros(num_frames, bool)
   for track in tracks:
-    first, last = track.at[0], track.at[-1]
+    frames = np.arange(track.at[0], track.at[-1] + 1)
     known = np.array([box.square for box in track.boxes])
-    rows = [np.interp(np.arange(first, last + 1), track.at, column) for column in known.T]
-    squares[first : last + 1] = smooth(np.stack(rows, axis=1))
-    found[first : last + 1] = True
-  return squares[_nearest(np.flatnonzero(found), num_frames)], found
-
-
-def _nearest(known: np.ndarray, num_frames: int) -> np.ndarray:
-  """For every frame the nearest known one, the earlier of two."""
-  i = np.arange(num_frames)
+    squares[frames] = smooth(np.stack([np.interp(frames, track.at, column) for column in known.T], axis=1))
+    found[frames] = True
+  i, known = np.arange(num_frames), np.flatnonzero(found)
   after = np.searchsorted(known, i).clip(max=len(known) - 1)
   before = (after - 1).clip(min=0)
-  return np.where(np.abs(known[after] - i) < np.abs(known[before] - i), known[after], known[before])
+  nearest = np.where(np.abs(known[after] - i) < np.abs(known[before] - i), known[after], known[before])
+  return squares[nearest], found
 
 
 def smooth(squares: Float[np.ndarray, "N 3"]) -> Float[np.ndarray, "N 3"]:
   """A Gaussian over time (standard deviation 5 frames, cut at 15), that moves or resizes no square by more than a tenth.
 
-  Beyond both ends the movement is continued by point reflection, so that a steady movement stays exactly as it is.
-
-  Args:
-    squares: centre (x, y) and side for every frame of one track.
+  Point reflection continues the movement beyond both ends, so that a steady movement stays exactly as it is.
   """
   radius = round(3 * SMOOTHING)
   weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / SMOOTHING) ** 2)
@@ -489,17 +401,10 @@ def smooth(squares: Float[np.ndarray, "N 3"]) -> Float[np.ndarray, "N 3"]:
   return np.clip(smoothed, squares - slack, squares + slack)
 
 
-def union(
-  detections: Sequence[tuple[int, list[Box]]], num_frames: int
-) -> tuple[Float[np.ndarray, "N 3"], Bool[np.ndarray, "N"]]:
-  """The same square for every frame: around the box that holds all faces; without a margin.
+def union(detections: Detections, num_frames: int) -> Squares:
+  """The same square for every frame, around the box that holds all faces, without a margin; returns as `follow`.
 
-  Args:
-    detections: at least one of them with a face.
-    num_frames: N.
-  Returns:
-    centre (x, y) and side for every frame; whether any face was detected in the frame, or before and after it at most 24
-    frames apart.
+  A frame counts as found if a face was detected in it, or before and after it at most 24 frames apart.
   """
   faces = np.array([box for _, boxes in detections for box in boxes])
   left, top = faces[:, :2].min(axis=0)
@@ -512,12 +417,7 @@ def union(
 
 
 def fit(squares: Float[np.ndarray, "N 3"], sizes: Int[np.ndarray, "N 2"]) -> Int[np.ndarray, "N 4"]:
-  """Squares as whole pixels inside of their frames: made smaller if the frame is, else moved; nothing is ever padded.
-
-  Args:
-    squares: centre (x, y) and side.
-    sizes: height and width of the frames.
-  """
+  """Squares as whole pixels inside of frames of these sizes: made smaller if the frame is, else moved; never padded."""
   sides = np.clip(np.rint(squares[:, 2]), 1, sizes.min(axis=1)).astype(np.int64)
   corners = np.rint(squares[:, :2] - sides[:, None] / 2).astype(np.int64)
   corners = np.clip(corners, 0, sizes[:, ::-1] - sides[:, None])
@@ -532,10 +432,6 @@ def centred(sizes: Int[np.ndarray, "N 2"]) -> Int[np.ndarray, "N 4"]:
 def cut(
   frames: Iterable[np.ndarray], boxes: Int[np.ndarray, "N 4"], size: int
 ) -> Iterator[UInt8[np.ndarray, "S S 3"]]:
-  """One crop of (size, size) for each frame.
-
-  Raises:
-    ValueError: while iterating, if there are more or fewer frames than boxes.
-  """
+  """One crop of (size, size) for each frame; raises ValueError at the end if there are more or fewer than boxes."""
   for frame, (left, top, right, bottom) in zip(frames, boxes, strict=True):
     yield resize(np.ascontiguousarray(frame[top:bottom, left:right]), size)

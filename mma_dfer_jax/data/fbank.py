@@ -2,11 +2,11 @@
 
 from functools import lru_cache
 import math
+from typing import Any
 
 import cv2
 from jaxtyping import Float
 import numpy as np
-import scipy.sparse
 
 # Mean and doubled standard deviation of log-mel energies in AudioSet; original: video_dataloader.py.
 ENERGY_MEAN, ENERGY_SCALE = 4.2677393, 2 * 4.5689974  # the mean is stored with its sign changed
@@ -28,17 +28,13 @@ def window_and_hop(sample_rate: int) -> tuple[int, int]:
   return int(sample_rate * 25.0 * 0.001), int(sample_rate * 10.0 * 0.001)
 
 
-@lru_cache(maxsize=8)
-def mel_triangles(sample_rate: int, padded: int, num_mel_bins: int) -> scipy.sparse.csr_array:
+def mel_triangles(sample_rate: int, padded: int, num_mel_bins: int) -> Float[np.ndarray, "K bins"]:
   """Weights of the mel filters: triangles that are equally spaced and straight-sided on the mel scale.
 
   Args:
     sample_rate: Hz; half of it is the upper edge of the last triangle.
     padded: length of the Fourier transform; its Nyquist bin belongs to no filter and is left out.
-    num_mel_bins: number of filters. A filter that is narrower than a Fourier bin may be empty.
-  Returns:
-    (K, padded / 2) float32, sparse: hardly 2 % of it is not zero, and a dense product would start BLAS threads that
-    fight with those of the training step.
+    num_mel_bins: K. A filter that is narrower than a Fourier bin may be empty.
   Source: torchaudio.compliance.kaldi.get_mel_banks, in float32 like there.
   """
   lowest, highest = (1127.0 * math.log(1.0 + f / 700.0) for f in (LOWEST_FREQUENCY, sample_rate / 2))
@@ -47,18 +43,20 @@ def mel_triangles(sample_rate: int, padded: int, num_mel_bins: int) -> scipy.spa
   left, centre, right = corners[:-2], corners[1:-1], corners[2:]  # (K,) each
   frequency = np.float32(sample_rate / padded) * np.arange(padded // 2, dtype=np.float32)[:, None]
   mel = np.float32(1127.0) * np.log(1 + frequency / np.float32(700.0))  # (padded / 2, 1)
-  triangles = np.maximum(0, np.minimum((mel - left) / (centre - left), (right - mel) / (right - centre)))
-  return scipy.sparse.csr_array(triangles.T)
+  return np.maximum(0, np.minimum((mel - left) / (centre - left), (right - mel) / (right - centre))).T
 
 
 @lru_cache(maxsize=8)
-def _packed_triangles(sample_rate: int, padded: int, num_mel_bins: int) -> scipy.sparse.csr_array:
+def _packed_triangles(sample_rate: int, padded: int, num_mel_bins: int) -> Any:
   """mel_triangles for the squares of what OpenCV makes of a real signal: bin 0, real and imaginary part of the others.
 
   Returns:
-    (K, padded) float64. The last column, the Nyquist bin, is 0.
+    (K, padded) float64, sparse: hardly 2 % of it is not zero, and a dense product would start BLAS threads that fight
+    with those of the training step. The last column, the Nyquist bin, is 0.
   """
-  triangles = mel_triangles(sample_rate, padded, num_mel_bins).toarray()
+  import scipy.sparse  # as slow to import as all else that a spectrogram needs
+
+  triangles = mel_triangles(sample_rate, padded, num_mel_bins)
   packed = np.zeros((num_mel_bins, padded))
   packed[:, 0] = triangles[:, 0]
   packed[:, 1:-1] = np.repeat(triangles[:, 1:], 2, axis=1)
@@ -98,10 +96,8 @@ def log_mel_fbank(
   waveform -= waveform.mean()
   emphasised = waveform.copy()  # the first sample has no predecessor, but a window's first weight is 0
   emphasised[1:] -= PRE_EMPHASIS * waveform[:-1]
-  frames, emphasised_frames = (  # (F, window) each
-    np.lib.stride_tricks.sliding_window_view(sound, window)[::hop][:max_rows]
-    for sound in (waveform, emphasised)
-  )
+  windows = np.lib.stride_tricks.sliding_window_view
+  frames, emphasised_frames = (windows(sound, window)[::hop][:max_rows] for sound in (waveform, emphasised))
   # Kaldi subtracts a window's mean before the emphasis, which leaves this much of it.
   offset = (1 - PRE_EMPHASIS) * frames.mean(axis=1, keepdims=True)
   energy = np.empty((len(frames), num_mel_bins), np.float32)
@@ -139,8 +135,6 @@ def spectrogram(
     sample_rate: Hz.
     num_rows: F, rows of 10 ms; a longer sound is cut at the end, a shorter one is padded.
     num_mel_bins: K.
-  Returns:
-    (F, K) float32.
   Raises:
     ValueError: as log_mel_fbank, and if the waveform is shorter than one window of 25 ms.
   Source: video_dataloader.py; AudioMAE, dataset.py.
@@ -150,9 +144,8 @@ def spectrogram(
     raise ValueError(
       f"the sound has {len(waveform)} samples at {sample_rate} Hz, shorter than one window of {window} samples (25 ms)"
     )
-  return normalised(
-    log_mel_fbank(waveform, sample_rate, num_mel_bins=num_mel_bins, max_rows=num_rows), num_rows
-  )
+  rows = log_mel_fbank(waveform, sample_rate, num_mel_bins=num_mel_bins, max_rows=num_rows)
+  return normalised(rows, num_rows)
 
 
 def missing_spectrogram(num_rows: int = 512, num_mel_bins: int = 128) -> Float[np.ndarray, "F K"]:

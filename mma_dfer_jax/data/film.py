@@ -1,15 +1,16 @@
 """A video of any length as what a model is given: the whole of it, or windows of some seconds one after the other.
 
-A video is read twice, for a face is followed over a whole window before it is cut out: `survey` keeps times, faces and
+A video is read twice, because a face is followed over a whole window before it is cut out: `survey` keeps times, faces and
 loudness, `samples` the frames of the windows that are open. Neither holds more pictures or sound than a few seconds.
 """
 
-import bisect
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import itertools
 import math
+from operator import itemgetter
 import os
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from jaxtyping import Bool, Float, Float32, Int, Int16, UInt8
 import numpy as np
 
 from mma_dfer_jax.data import media
-from mma_dfer_jax.data.faces import Box, FaceFinder, cut, detect_every, every_fourth
+from mma_dfer_jax.data.faces import Detections, FaceFinder, cut, detect_every
 from mma_dfer_jax.data.fbank import window_and_hop
 from mma_dfer_jax.data.frames import encode_frame, sample_frames
 from mma_dfer_jax.data.pipeline import eval_example
@@ -28,83 +29,58 @@ LOUDNESS_RATE = 20  # extremes of the sound that are kept of each second
 EPSILON = 1e-6  # seconds: times of frames are sums of fractions
 SHORTEST_WINDOW = 0.1  # seconds
 LONGEST_STEP_BACK = 1.0  # seconds by which a picture may be earlier than the one before
-LEFTOVER = (
-  0.025  # seconds at the end of a film that are no window of their own: times are rounded in many files
-)
+LEFTOVER = 0.025  # seconds at the end of a film that are no window of their own: many files round times
 
 
 class Soundtrack(NamedTuple):
-  """What is remembered of a sound: its rate (Hz), its length (s), and extremes (E, 2) int16 of every 1/20 s."""
+  """What is remembered of a sound."""
 
-  sample_rate: int
+  sample_rate: int  # Hz
   seconds: float
-  extremes: Int16[np.ndarray, "E 2"]
+  extremes: Int16[np.ndarray, "E 2"]  # lowest and highest sample of every 1/20 s
 
   def peak(self, start: float, end: float) -> int:
     """Largest sample, of 32768, between two times in seconds; 0 where there is none."""
-    part = self.extremes[
-      math.floor(start * LOUDNESS_RATE) : math.ceil(min(end, self.seconds) * LOUDNESS_RATE)
-    ]
-    return int(np.abs(part.astype(np.int32)).max(initial=0))
+    first, last = math.floor(start * LOUDNESS_RATE), math.ceil(min(end, self.seconds) * LOUDNESS_RATE)
+    return int(np.abs(self.extremes[first:last].astype(np.int32)).max(initial=0))
 
 
 @dataclasses.dataclass(frozen=True)
 class Film:
-  """What is remembered of a video.
-
-  Attributes:
-    path: the file.
-    times: (N,) seconds of all frames since the first, ascending.
-    seconds: when the last frame ends.
-    sizes: (N, 2) height and width of the frames.
-    detections: frames that were looked at, and their faces; None if nobody looked.
-    sound: None if the file has none, or less than one window of the spectrogram.
-    stamp: which file it was, to notice another in its place.
-  """
+  """What is remembered of a video."""
 
   path: str
-  times: Float[np.ndarray, "N"]
-  seconds: float
-  sizes: Int[np.ndarray, "N 2"]
-  detections: list[tuple[int, list[Box]]] | None
-  sound: Soundtrack | None
-  stamp: tuple[int, ...]
+  times: Float[np.ndarray, "N"]  # seconds of all frames since the first, ascending
+  seconds: float  # when the last frame ends
+  sizes: Int[np.ndarray, "N 2"]  # height and width of the frames
+  detections: Detections | None  # None: no detector looked for faces
+  sound: Soundtrack | None  # None: the file has none, or less than one window of the spectrogram
+  stamp: tuple[int, ...]  # which file it was, to notice another in its place
 
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-  """A part of a film in seconds, and its frames: first <= i < last."""
+  """A part of a film."""
 
-  start: float
+  start: float  # seconds
   end: float
-  first: int
-  last: int
+  first: int  # frame
+  last: int  # the frame after its last one
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-  """What a model is given of a window, and what it was made of.
-
-  Attributes:
-    window: where it is.
-    video, spectrogram: (T, H, W, 3) uint8 and (F, K) float32, the model's inputs.
-    with_face: (N,) for each frame of the window, whether a face was found; None if nobody looked.
-    faces_at_once: the most faces in one frame; None if nobody looked.
-    seconds_of_sound: 0 if there is none; the spectrogram is the constant for a missing sound then.
-    heard: seconds of sound that the spectrogram has room for.
-    silent: whether there is sound, but all of it 60 dB below full scale.
-    sample_rate: of the sound, Hz; 0 if there is none.
-  """
+  """What a model is given of a window, and what it was made of."""
 
   window: Window
   video: UInt8[np.ndarray, "T H W 3"]
   spectrogram: Float32[np.ndarray, "F K"]
-  with_face: Bool[np.ndarray, "N"] | None
-  faces_at_once: int | None
-  seconds_of_sound: float
-  heard: float
-  silent: bool
-  sample_rate: int
+  with_face: Bool[np.ndarray, "N"] | None  # for each frame, whether a face was found; None without a detector
+  faces_at_once: int | None  # the most faces in one frame; None likewise
+  seconds_of_sound: float  # 0: there is none, and the spectrogram is the constant for a missing sound
+  heard: float  # seconds of sound that the spectrogram has room for
+  silent: bool  # there is sound, but all of it is 60 dB below full scale
+  sample_rate: int  # of the sound, Hz; 0 if there is none
 
 
 def survey(
@@ -114,13 +90,13 @@ def survey(
   hop: float | None = None,
   progress: Callable[[float], object] = lambda seconds: None,
 ) -> Film:
-  """Reads a video to its end, so that whatever is wrong with it is known before a model is asked.
+  """Reads a video to its end, so that whatever is wrong with it is known before a model runs.
 
   Args:
     path: any video file.
     finder: looks for faces in every fourth frame, as in training, and in the first and the last of every hop.
     hop: seconds from one window to the next; None if there will be one window.
-    progress: is told the seconds that were seen, for each frame.
+    progress: gets the time of each frame, in seconds.
   Raises:
     MediaError: if the file is no video, or damaged; with a hop also if its clock jumps.
   """
@@ -131,37 +107,29 @@ def survey(
 
   def seen() -> Iterator[media.Picture]:
     nonlocal duration, upcoming
-    pictures, following = itertools.tee(media.iterate_pictures(path))
-    for picture, after in itertools.zip_longest(pictures, itertools.islice(following, 1, None)):
+    for picture, after in itertools.pairwise(itertools.chain(media.iterate_pictures(path), [None])):
+      assert picture is not None
       step = after.time - picture.time if after else 0.0
       if hop and not -LONGEST_STEP_BACK <= step <= media.LONGEST_JUMP:
-        raise media.MediaError(
-          f"{path}: is damaged: its pictures jump by {step:.0f} s at {picture.time:.2f} s"
-        )
+        jump = f"its pictures jump by {step:.0f} s at {picture.time:.2f} s"
+        raise media.MediaError(f"{path}: is damaged: {jump}")
       upcoming = picture.time + step
       times.append(max([picture.time, *times[-1:]]))
       duration = picture.duration
       progress(picture.time)
       yield picture
 
-  def due(number: int, picture: media.Picture) -> bool:
-    if every_fourth(number, picture) or not hop:
-      return every_fourth(number, picture)
-    return len({_hops(time, hop) for time in (times[-2], times[-1], max(times[-1], upcoming))}) > 1
+  def due(number: int) -> bool:
+    del number  # the frame that was seen last
+    around = (times[-2], times[-1], max(times[-1], upcoming))
+    return hop is not None and len({math.floor((time + EPSILON) / hop) for time in around}) > 1
 
   detect = finder.detector.detect if finder else None
   detections, sizes = detect_every(seen(), lambda picture: detect(picture.pixels()) if detect else [], due)
   if not duration:
     duration = float(np.median(np.diff(times))) if len(times) > 1 else 0.04
-  return Film(
-    os.fspath(path),
-    np.array(times),
-    times[-1] + duration,
-    sizes,
-    detections if finder else None,
-    sound,
-    stamp,
-  )
+  found = detections if finder else None
+  return Film(os.fspath(path), np.array(times), times[-1] + duration, sizes, found, sound, stamp)
 
 
 def _stamp(path: str | os.PathLike[str]) -> tuple[int, ...]:
@@ -172,19 +140,20 @@ def _stamp(path: str | os.PathLike[str]) -> tuple[int, ...]:
   return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _hops(time: float, hop: float) -> int:
-  return math.floor((time + EPSILON) / hop)
-
-
 def _listen(path: str | os.PathLike[str]) -> Soundtrack | None:
   extremes: list[tuple[int, int]] = []
   rest = np.zeros(0, np.int16)
   length = sample_rate = 0
+
+  def edge(number: int) -> int:
+    """The sample at which a twentieth of a second begins."""
+    return round(number * sample_rate / LOUDNESS_RATE)
+
   for piece in media.iterate_sound(path):
     sample_rate = piece.sample_rate
     length += len(piece.waveform)
     rest = np.concatenate([rest, piece.waveform])
-    while len(rest) >= (size := _edge(len(extremes) + 1, sample_rate) - _edge(len(extremes), sample_rate)):
+    while len(rest) >= (size := edge(len(extremes) + 1) - edge(len(extremes))):
       extremes.append((rest[:size].min(), rest[:size].max()))
       rest = rest[size:]
   if length < media.SHORTEST_SOUND * sample_rate or not length:
@@ -192,11 +161,6 @@ def _listen(path: str | os.PathLike[str]) -> Soundtrack | None:
   if len(rest):
     extremes.append((rest.min(), rest.max()))
   return Soundtrack(sample_rate, length / sample_rate, np.array(extremes, np.int16))
-
-
-def _edge(number: int, sample_rate: int) -> int:
-  """The sample at which a twentieth of a second begins."""
-  return round(number * sample_rate / LOUDNESS_RATE)
 
 
 def whole(film: Film) -> list[Window]:
@@ -207,14 +171,9 @@ def whole(film: Film) -> list[Window]:
 def windows(film: Film, window: float, hop: float) -> list[Window]:
   """Windows that begin every `hop` seconds; the last is the first that reaches the film's end, and may be shorter.
 
-  Less than 25 ms at the end of a film belong to the window before.
+  Less than 25 ms at the end of a film belong to the window before. A window's frames are those that begin in it; if none
+  does, the one that is still shown.
 
-  A window's frames are those that begin in it; if none does, the one that is still shown.
-
-  Args:
-    film: as `survey` saw it.
-    window: length, seconds.
-    hop: seconds from start to start, at most `window`.
   Raises:
     UserError: see `check_windows`.
   """
@@ -235,8 +194,8 @@ def check_windows(window: float, hop: float) -> None:
   """Raises UserError unless every moment of a film lies in a window of 0.1 s or more."""
   if not SHORTEST_WINDOW <= window < math.inf or not SHORTEST_WINDOW / 10 <= hop <= window:
     raise UserError(
-      f"window={window:g} and hop={hop:g} seconds: a window has at least {SHORTEST_WINDOW} s, and the hop lies "
-      f"between {SHORTEST_WINDOW / 10} s and the window, so that nothing is left out"
+      f"window={window:g} and hop={hop:g} seconds: choose a window of at least {SHORTEST_WINDOW} s and a hop between "
+      f"{SHORTEST_WINDOW / 10} s and the window, so that nothing is left out"
     )
 
 
@@ -248,14 +207,17 @@ def samples(
   Args:
     film: as `survey` saw it, with the same finder.
     wanted: windows in the order of time.
-    inputs: sizes of the model's inputs.
-    finder: cuts faces out.
   Raises:
     MediaError: while iterating, if the file is another than it was.
   """
-  _check_unchanged(film)
   upcoming, opened = deque(wanted), deque[_OpenWindow]()
   sound = _Excerpts(film, inputs.audio_shape[0])
+
+  def check_unchanged() -> None:
+    if _stamp(film.path) != film.stamp:
+      raise media.MediaError(f"{film.path}: was changed while it was read")
+
+  check_unchanged()
   for number, picture in enumerate(media.iterate_pictures(film.path)):
     while upcoming and upcoming[0].first <= number:
       opened.append(_OpenWindow(film, upcoming.popleft(), inputs.num_frames, finder))
@@ -266,13 +228,8 @@ def samples(
     while opened and opened[0].chosen[-1] <= number:
       yield opened.popleft().sample(sound, inputs)
   if upcoming or opened:
-    raise media.MediaError(f"{film.path}: has fewer frames than it had; it was changed while it was read")
-  _check_unchanged(film)
-
-
-def _check_unchanged(film: Film) -> None:
-  if _stamp(film.path) != film.stamp:
-    raise media.MediaError(f"{film.path}: was changed while it was read")
+    raise media.MediaError(f"{film.path}: has fewer frames than before; it was changed while it was read")
+  check_unchanged()
 
 
 class _OpenWindow:
@@ -280,58 +237,33 @@ class _OpenWindow:
 
   def __init__(self, film: Film, window: Window, num_frames: int, finder: FaceFinder | None):
     self.film, self.window, self.finder = film, window, finder
-    self.length = window.last - window.first
-    chosen = sample_frames(self.length, train=False, num_segments=num_frames) + window.first
+    chosen = sample_frames(window.last - window.first, train=False, num_segments=num_frames) + window.first
     self.chosen: list[int] = np.unique(chosen).tolist()
     self.jpegs: dict[int, bytes] = {}
-    self.detections: list[tuple[int, list[Box]]] = []
-    self.track = None
+    self.track = self.faces_at_once = None
     if finder is not None and film.detections is not None:
-      at = bisect.bisect_left(film.detections, window.first, key=lambda found: found[0])
-      until = bisect.bisect_left(film.detections, window.last, key=lambda found: found[0])
-      self.detections = [(number - window.first, boxes) for number, boxes in film.detections[at:until]]
-      self.track = finder.track(self.detections, film.sizes[window.first : window.last])
+      at, until = (bisect_left(film.detections, i, key=itemgetter(0)) for i in (window.first, window.last))
+      detections = [(number - window.first, boxes) for number, boxes in film.detections[at:until]]
+      self.track = finder.track(detections, film.sizes[window.first : window.last])
+      self.faces_at_once = max((len(boxes) for _, boxes in detections), default=0)
 
   def take(self, number: int, pixels: np.ndarray) -> None:
     if pixels.shape[:2] != tuple(self.film.sizes[number]):
       raise media.MediaError(
         f"{self.film.path}: frame {number} has another size than before; the file was changed while it was read"
       )
+    place = number - self.window.first
     if self.finder is not None and self.track is not None:
-      box = self.track.boxes[number - self.window.first]
-      (pixels,) = cut([pixels], box[None], self.finder.size)
-    self.jpegs[number - self.window.first] = encode_frame(pixels)
+      (pixels,) = cut([pixels], self.track.boxes[place][None], self.finder.size)
+    self.jpegs[place] = encode_frame(pixels)
 
   def sample(self, sound: "_Excerpts", inputs: Inputs) -> Sample:
     record, length, silent = sound.excerpt(self.window)
-    frames = _Sparse(self.length, self.jpegs)
+    frames = [self.jpegs.get(i, b"") for i in range(self.window.last - self.window.first)]
     example = eval_example({"frames": frames, "label": 0, "clip_id": b"", **record}, inputs)
-    track = self.track
-    return Sample(
-      self.window,
-      example["video"],
-      example["spectrogram"],
-      None if track is None else track.found,
-      None if track is None else max((len(boxes) for _, boxes in self.detections), default=0),
-      length,
-      sound.seconds,
-      silent,
-      int(record["sample_rate"]),
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Sparse:
-  """Frames of which only some are there."""
-
-  length: int
-  there: dict[int, bytes]
-
-  def __len__(self) -> int:
-    return self.length
-
-  def __getitem__(self, index: int) -> bytes:
-    return self.there[int(index)]
+    found = None if self.track is None else self.track.found
+    return Sample(self.window, example["video"], example["spectrogram"], found, self.faces_at_once, length,
+                  sound.seconds, silent, int(record["sample_rate"]))  # fmt: skip
 
 
 class _Excerpts:
@@ -339,29 +271,25 @@ class _Excerpts:
 
   def __init__(self, film: Film, num_rows: int):
     self.film = film
-    self.seconds = 0.0  # that a spectrogram of so many rows has room for
-    if film.sound:
-      window, hop = window_and_hop(film.sound.sample_rate)
-      self.samples = window + hop * (num_rows - 1)
-      self.seconds = self.samples / film.sound.sample_rate
+    rate = film.sound.sample_rate if film.sound else 0
+    window, hop = window_and_hop(rate) if rate else (0, 0)
+    self.samples = window + hop * (num_rows - 1)  # that a spectrogram of so many rows has room for
+    self.seconds = self.samples / rate if rate else 0.0
     self.pieces = media.iterate_sound(film.path)
     self.waveform, self.position = np.zeros(0, np.int16), 0  # what is kept, and its first sample's number
 
   def excerpt(self, window: Window) -> tuple[dict, float, bool]:
     """The sound's part of a record; how many seconds of sound the window has; and whether they are silent."""
-    sound = self.film.sound
-    record = {"waveform": np.zeros(0, np.int16), "sample_rate": 0, "has_audio": False}
-    if sound is None:
-      return record, 0.0, False
-    # The sound of a whole clip may be longer than its pictures.
-    alone = window.start == 0.0 and window.end == self.film.seconds
-    end = sound.seconds if alone else min(window.end, sound.seconds)
-    start, stop = round(window.start * sound.sample_rate), round(end * sound.sample_rate)
-    waveform = self._samples(start, min(stop, start + self.samples))
-    if not media.is_long_enough(waveform, sound.sample_rate):
-      return record, 0.0, False
-    record = {"waveform": waveform, "sample_rate": sound.sample_rate, "has_audio": True}
-    return record, (stop - start) / sound.sample_rate, sound.peak(window.start, end) < media.SILENT
+    if sound := self.film.sound:
+      # The sound of a whole clip may be longer than its pictures.
+      alone = window.start == 0.0 and window.end == self.film.seconds
+      end = sound.seconds if alone else min(window.end, sound.seconds)
+      start, stop = round(window.start * sound.sample_rate), round(end * sound.sample_rate)
+      waveform = self._samples(start, min(stop, start + self.samples))
+      if media.is_long_enough(waveform, sound.sample_rate):
+        record = {"waveform": waveform, "sample_rate": sound.sample_rate, "has_audio": True}
+        return record, (stop - start) / sound.sample_rate, sound.peak(window.start, end) < media.SILENT
+    return {"waveform": np.zeros(0, np.int16), "sample_rate": 0, "has_audio": False}, 0.0, False
 
   def _samples(self, start: int, stop: int) -> np.ndarray:
     kept = [self.waveform[max(0, start - self.position) :]]

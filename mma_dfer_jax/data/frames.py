@@ -7,7 +7,7 @@ import inspect
 import io
 import math
 import struct
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 from jaxtyping import Int, UInt8
@@ -16,9 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 JPEG_QUALITY = 95  # of frames that are taken from videos
 CROP_ATTEMPTS = 10  # as torchvision's RandomResizedCrop and the original
-LARGEST_PICTURE = (
-  1 << 26
-)  # pixels that are decoded without asking PIL, which warns of files that fill the memory
+LARGEST_PICTURE = 1 << 26  # pixels; PIL, which warns of files that fill the memory, decodes larger ones
 WEIGHT_BITS = 22  # of Pillow's fixed-point weights (Resample.c: 32 bits less 8 of the pixel and 2 to spare)
 
 
@@ -32,11 +30,8 @@ def sample_frames(
 
   Args:
     num_frames: frames in the clip.
-    train: draw within each segment instead of taking the middle.
-    rng: source of the draws; needed when train is set.
+    train: draw within each segment instead of taking the middle; needs rng.
     num_segments: T.
-  Returns:
-    (T,) int, in ascending order.
   Raises:
     ValueError: if the clip has no frames, or train is set without rng.
   Source: video_dataloader.py, _get_train_indices and _get_test_indices, with one frame per segment.
@@ -63,9 +58,7 @@ def decode_frame(data: bytes) -> UInt8[np.ndarray, "H W 3"]:
   not end in its end marker, which some versions fill up with grey instead of refusing it.
 
   Args:
-    data: a whole JPEG, PNG or other file that PIL reads.
-  Returns:
-    (H, W, 3) uint8 RGB; greyscale is repeated, transparency dropped.
+    data: a whole JPEG, PNG or other file that PIL reads; greyscale is repeated, transparency dropped.
   Raises:
     ValueError: if the bytes are no picture, or an incomplete one.
   """
@@ -77,16 +70,10 @@ def decode_frame(data: bytes) -> UInt8[np.ndarray, "H W 3"]:
         return pixels
     with Image.open(io.BytesIO(data)) as picture:
       return np.asarray(picture.convert("RGB"))
-  except (
-    OSError,
-    SyntaxError,
-    Image.DecompressionBombError,
-    cv2.error,
-  ) as error:  # PIL calls broken PNG a SyntaxError
-    if isinstance(error, UnidentifiedImageError):  # whose text is the address of an object
-      what = "is no picture, or of a kind that is not known" if data else "is empty"
-    else:
-      what = str(error)
+  # PIL calls broken PNG a SyntaxError; the text of UnidentifiedImageError is the address of an object.
+  except (OSError, SyntaxError, Image.DecompressionBombError, cv2.error) as error:
+    known = not isinstance(error, UnidentifiedImageError)
+    what = error if known else "no picture, or of a kind that PIL does not read" if data else "empty"
     raise ValueError(f"{len(data)} bytes cannot be decoded as a picture: {what}") from error
 
 
@@ -123,36 +110,32 @@ def resize(
     out: (size, size, 3) uint8 in C order, which the result is written to and which is returned; None for a new one.
   Source: PIL bilinear, which averages when it makes smaller (OpenCV's does not).
   """
-  return _copied(_resize(frame, size, size, out=out), out)
-
-
-def _copied(pixels: np.ndarray, out: np.ndarray | None) -> np.ndarray:
-  if out is None or pixels is out:
-    return pixels
-  out[...] = pixels
-  return out
+  return _resize(frame, size, size, out=out)
 
 
 def _resize(
   frame: np.ndarray, width: int, height: int, *, flip: bool = False, out: np.ndarray | None = None
 ) -> np.ndarray:
-  """PIL's bilinear resize, mirrored left and right if wanted, written to `out` or not; the same bits as PIL.
+  """PIL's bilinear resize, mirrored left and right if `flip`, perhaps written to `out`; the same bits as PIL.
 
-  As PIL: first along x, then along y, rounded to 8 bits after each. Making lower is left to PIL, because Pillow 13 in
-  some of these cases, other than Pillow 11 and 12, takes y first. So is everything where numba is missing: five times
-  slower.
+  As PIL: first along x, then along y, rounded to 8 bits after each. PIL itself makes frames lower, because Pillow 13 in
+  some of these cases, unlike Pillow 11 and 12, takes y first; and does all where numba is missing: five times slower.
   """
-  if frame.shape[:2] == (height, width):
-    return cv2.flip(frame, 1) if flip else frame
-  compiled = _compiled()
-  if compiled is None or frame.shape[0] > height:
-    pixels = np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BILINEAR))
-    return cv2.flip(pixels, 1) if flip else pixels
-  # Both steps mix whole rows, which the compiler makes vector instructions of: for x the frame lies on its side.
-  sideways = np.empty((width, frame.shape[0], 3), np.uint8)
-  compiled.mix(_rows(cv2.transpose(frame)), *pillow_weights(frame.shape[1], width, flip), _rows(sideways))
-  out = np.empty((height, width, 3), np.uint8) if out is None else out
-  compiled.mix(_rows(cv2.transpose(sideways)), *pillow_weights(frame.shape[0], height), _rows(out))
+  same = frame.shape[:2] == (height, width)
+  if not same and frame.shape[0] <= height and (compiled := _compiled()):
+    mix, _ = compiled
+    out = np.empty((height, width, 3), np.uint8) if out is None else out
+    # Both steps mix whole rows, which the compiler makes vector instructions of: for x the frame lies on its side.
+    sideways = np.empty((width, frame.shape[0], 3), np.uint8)
+    mix(_rows(cv2.transpose(frame)), *pillow_weights(frame.shape[1], width, flip), _rows(sideways))
+    mix(_rows(cv2.transpose(sideways)), *pillow_weights(frame.shape[0], height), _rows(out))
+    return out
+  if not same:
+    frame = np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BILINEAR))
+  pixels = cv2.flip(frame, 1) if flip else frame
+  if out is None:
+    return pixels
+  out[...] = pixels
   return out
 
 
@@ -164,14 +147,11 @@ def _rows(pixels: np.ndarray) -> np.ndarray:
 def pillow_weights(
   old: int, new: int, backwards: bool = False
 ) -> tuple[Int[np.ndarray, "N"], Int[np.ndarray, "N"], Int[np.ndarray, "N K"]]:
-  """What PIL makes each of `new` rows of, from `old` rows: triangles whose width is 2 rows or, making smaller, more.
+  """What PIL mixes each of N = `new` rows from, of `old` rows: triangles 2 rows wide or, making smaller, more.
 
-  Args:
-    old: rows before.
-    new: N, rows after.
-    backwards: the last row first.
   Returns:
-    (N,) int64 first row of each mix, (N,) int64 number of rows in it, (N, K) int32 weights in units of 2^-22.
+    (N,) int64 first row of each mix, (N,) int64 number of rows in it, (N, K) int32 weights in units of 2^-22; the last
+    row first if `backwards`.
   Source: Pillow, Resample.c, precompute_coeffs and normalize_coeffs_8bpc, in the same order of float64 operations.
   """
   scale = old / new
@@ -208,19 +188,12 @@ def _scale(pixels, factor, out):
     out[i] = np.uint8(min(factor * np.float32(pixels[i]), np.float32(255)))
 
 
-class _Compiled(NamedTuple):
-  """Loops as machine code."""
-
-  mix: Callable[..., None]
-  scale: Callable[..., None]
-
-
 @functools.cache
-def _compiled() -> _Compiled | None:
-  """_mix and _scale, made once per process in a fraction of a second; None without numba, which comes with librosa."""
+def _compiled() -> tuple[Callable[..., None], Callable[..., None]] | None:
+  """_mix and _scale as machine code, made once per process in a fraction of a second; None without numba."""
   try:
     import numba  # slow to import: only when pixels are resized
-  except ImportError:  # also raised by a numba that does not know this numpy yet
+  except ImportError:  # numba raises it, too, if it does not know this numpy yet
     return None
 
   def compiled(function: Callable[..., None], *arguments: Any) -> Callable[..., None]:
@@ -229,77 +202,59 @@ def _compiled() -> _Compiled | None:
 
   byte, index, weight = numba.uint8, numba.int64, numba.int32
   read_only = numba.types.Array(byte, 1, "C", readonly=True)  # such as PIL's pixels; takes others too
-  return _Compiled(
-    compiled(_mix, byte[:, ::1], index[::1], index[::1], weight[:, ::1], byte[:, ::1]),
-    compiled(_scale, read_only, numba.float32, byte[::1]),
-  )
+  mix = compiled(_mix, byte[:, ::1], index[::1], index[::1], weight[:, ::1], byte[:, ::1])
+  return mix, compiled(_scale, read_only, numba.float32, byte[::1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+  """Ranges that the augmentation of a training clip is drawn from."""
+
+  crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the frame's area
+  crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height, before they are swapped half of the time
+  flip: float = 0.5  # probability of mirroring
+  brightness: float = 0.5  # factor within 1 ± this
 
 
 @dataclass(frozen=True)
 class Augmentation:
-  """What is done to every frame of one clip.
+  """What is done to every frame of one clip."""
 
-  Attributes:
-    box: left, top, right, bottom of the crop in pixels.
-    brightness_factor: what pixels are multiplied with.
-    flip: mirror left and right.
-    shorter_side: None: the box is cut from the frame, then resized. Else the frame is first resized until its shorter
-      side has so many pixels and the box, of the final size, is cut from that.
-  """
-
-  box: tuple[int, int, int, int]
-  brightness_factor: float
-  flip: bool
+  box: tuple[int, int, int, int]  # left, top, right, bottom of the crop in pixels
+  brightness_factor: float  # that pixels are multiplied with
+  flip: bool  # mirror left and right
+  # None: the box is cut from the frame, then resized. Else the frame is first resized until its shorter side has so many
+  # pixels, and the box, of the final size, is cut from that.
   shorter_side: int | None = None
 
 
 def draw_augmentation(
-  height: int,
-  width: int,
-  size: int,
-  rng: np.random.Generator,
-  *,
-  scale: tuple[float, float] = (0.08, 1.0),
-  ratio: tuple[float, float] = (3 / 4, 4 / 3),
-  flip: float = 0.5,
-  brightness: float = 0.5,
+  height: int, width: int, size: int, rng: np.random.Generator, ranges: Augment = Augment()
 ) -> Augmentation:
-  """Draws one augmentation, to be used for all frames of a clip.
+  """Draws one augmentation, for all frames of a clip. If no box fits in 10 attempts (very long frames): a square.
 
   Args:
-    height: of the first frame; the box fits into that frame, whatever the sizes of the others.
-    width: likewise.
+    height, width: of the first frame, into which the box fits, whatever the sizes of the others.
     size: side of the final square in pixels.
-    rng: source of the draws.
-    scale: least and greatest share of the frame's area in the crop.
-    ratio: least and greatest width / height of the crop, before width and height are swapped half of the time.
-    flip: probability of mirroring.
-    brightness: the factor is drawn between 1 - brightness and 1 + brightness.
-  Returns:
-    the augmentation. If no box fits in 10 attempts (very long frames), a square with the full shorter side.
   Source: original video_transform.py: ColorJitter, GroupRandomSizedCrop, GroupRandomHorizontalFlip; same order of draws.
   """
-  factor = rng.uniform(max(0.0, 1 - brightness), 1 + brightness)
+  factor = rng.uniform(max(0.0, 1 - ranges.brightness), 1 + ranges.brightness)
+  shorter_side = None
   for _ in range(CROP_ATTEMPTS):
-    area = rng.uniform(*scale) * height * width
-    aspect = rng.uniform(*ratio)
+    area = rng.uniform(*ranges.crop_scale) * height * width
+    aspect = rng.uniform(*ranges.crop_ratio)
     crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
     if rng.random() < 0.5:
       crop_width, crop_height = crop_height, crop_width
     if 0 < crop_width <= width and 0 < crop_height <= height:
-      left, top = _corner(width - crop_width, height - crop_height, rng)
-      box, shorter_side = (left, top, left + crop_width, top + crop_height), None
       break
   else:
-    scaled_width, scaled_height = _scaled(width, height, size)
-    left, top = _corner(scaled_width - size, scaled_height - size, rng)
-    box, shorter_side = (left, top, left + size, top + size), size
-  return Augmentation(box, float(factor), bool(rng.random() < flip), shorter_side)
-
-
-def _corner(last_left: int, last_top: int, rng: np.random.Generator) -> tuple[int, int]:
-  left = int(rng.integers(last_left, endpoint=True))
-  return left, int(rng.integers(last_top, endpoint=True))
+    width, height = _scaled(width, height, size)
+    crop_width = crop_height = shorter_side = size
+  left = int(rng.integers(width - crop_width, endpoint=True))
+  top = int(rng.integers(height - crop_height, endpoint=True))
+  box = (left, top, left + crop_width, top + crop_height)
+  return Augmentation(box, float(factor), bool(rng.random() < ranges.flip), shorter_side)
 
 
 def _scaled(width: int, height: int, shorter_side: int) -> tuple[int, int]:
@@ -322,19 +277,16 @@ def augment(
   Args:
     frame: (h, w, 3) uint8. Where the box leaves it, the result is black.
     augmentation: as drawn for the clip's first frame.
-    size: side of the final square, as given to draw_augmentation.
-    out: (size, size, 3) uint8 in C order, which the result is written to and which is returned; None for a new one.
-  Returns:
-    (size, size, 3) uint8.
+    size: side of the final square, as for draw_augmentation.
+    out: as for resize.
   Source: original video_transform.py on PIL images.
   """
   if augmentation.shorter_side is None:
     pixels = _brighten(_cut(frame, augmentation.box), augmentation.brightness_factor)
-    return _copied(_resize(pixels, size, size, flip=augmentation.flip, out=out), out)
-  height, width, _ = frame.shape
-  scaled = _scaled(width, height, augmentation.shorter_side)
-  pixels = _cut(_resize(_brighten(frame, augmentation.brightness_factor), *scaled), augmentation.box)
-  return _copied(cv2.flip(pixels, 1) if augmentation.flip else pixels, out)
+  else:
+    scaled = _scaled(frame.shape[1], frame.shape[0], augmentation.shorter_side)
+    pixels = _cut(_resize(_brighten(frame, augmentation.brightness_factor), *scaled), augmentation.box)
+  return _resize(pixels, size, size, flip=augmentation.flip, out=out)
 
 
 def _brighten(frame: np.ndarray, factor: float) -> np.ndarray:
@@ -344,7 +296,7 @@ def _brighten(frame: np.ndarray, factor: float) -> np.ndarray:
     table = np.minimum(np.float32(factor) * np.arange(256, dtype=np.float32), 255).astype(np.uint8)
     return cv2.LUT(frame, table)
   bright = np.empty(frame.shape, np.uint8)
-  compiled.scale(np.ascontiguousarray(frame).reshape(-1), factor, bright.reshape(-1))
+  compiled[1](np.ascontiguousarray(frame).reshape(-1), factor, bright.reshape(-1))
   return bright
 
 

@@ -1,35 +1,20 @@
-"""Class names of the published data sets, in the order in which their lists count."""
+"""What is published of data sets: class names in the orders that lists count by, numbers of clips, and scores."""
 
-import dataclasses
+from typing import Any
 
+from mma_dfer_jax.data.source import Counts, LabelOrder, names, source_of
 from mma_dfer_jax.errors import UserError
 
 
-@dataclasses.dataclass(frozen=True)
-class LabelOrder:
-  """Class names by label index, and whose order it is."""
-
-  classes: tuple[str, ...]
-  origin: str
+def _all(what: str) -> dict[str, Any]:
+  return {name: getattr(source_of(name), what) for name in names() if hasattr(source_of(name), what)}
 
 
-LABEL_ORDERS = {
-  "dfew": LabelOrder(
-    ("happy", "sad", "neutral", "angry", "surprise", "disgust", "fear"),
-    "DFEW: label in its csv files minus 1, which is also the order of MMA-DFER's lists",
-  ),
-  # Two orders of MAFW are in circulation; clip 03747 is 0 in one and 3 in the other.
-  "mafw": LabelOrder(
-    ("happiness", "sadness", "neutral", "anger", "surprise", "disgust", "fear", "contempt", "anxiety",
-     "helplessness", "disappointment"),
-    "MAFW in the order of MMA-DFER's lists (and DFER-CLIP's), not MAFW's official one",
-  ),
-  "mafw-official": LabelOrder(
-    ("anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise", "contempt", "anxiety",
-     "helplessness", "disappointment"),
-    "MAFW in its official order (MAE-DFER, HiCMAE, S4D), not that of MMA-DFER's lists",
-  ),
-}  # fmt: skip
+LABEL_ORDERS: dict[str, LabelOrder] = {
+  label: order for of in _all("LABELS").values() for label, order in of.items()
+}
+COUNTS: dict[str, Counts] = _all("COUNTS")
+SCORES: dict[str, dict[str, float]] = _all("SCORES")
 
 
 def label_order(text: str) -> LabelOrder:
@@ -40,9 +25,8 @@ def label_order(text: str) -> LabelOrder:
   """
   if text in LABEL_ORDERS:
     return LABEL_ORDERS[text]
-  names = tuple(name.strip() for name in text.split(","))
-  if len(names) < 2 or not all(names) or len(set(names)) < len(names):
-    raise UserError(
-      f"--classes={text}: give {', '.join(LABEL_ORDERS)}, or at least two different names, comma-separated"
-    )
-  return LabelOrder(names, "as given by --classes")
+  given = tuple(name.strip() for name in text.split(","))
+  if len(given) < 2 or not all(given) or len(set(given)) < len(given):
+    known = ", ".join(LABEL_ORDERS)
+    raise UserError(f"--classes={text}: give {known}, or at least two different names, comma-separated")
+  return LabelOrder(given, "as given by --classes")

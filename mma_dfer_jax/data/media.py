@@ -11,27 +11,25 @@ from typing import Any, NamedTuple
 
 import av
 from av.container import InputContainer
+from av.video.reformatter import VideoReformatter
 from jaxtyping import Int16, UInt8
 import numpy as np
 
 from mma_dfer_jax.errors import UserError
 
-# Formats that write their length down, so that a file that was cut short can be told by it. For others FFmpeg guesses.
+# Formats that write their length down, which shows whether a file was cut short. For others FFmpeg guesses.
 FORMATS_WITH_LENGTH = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "asf")
-FORMATS_WITH_ONE_LENGTH = (
-  "matroska,webm",
-  "flv",
-)  # of the whole file; FFmpeg may say it of a stream that is shorter
-# Not opened: these only name other files or addresses; a "live" playlist would even be waited for without an end.
+FORMATS_WITH_ONE_LENGTH = ("matroska,webm", "flv")  # of the whole file; FFmpeg may say it of a shorter stream
+# Not opened: these only name other files or addresses; FFmpeg would even wait for a "live" playlist without an end.
 PLAYLISTS = {"concat", "dash", "hls", "imf", "rtsp", "sdp", "webm_dash_manifest"}
 LOWEST_RATE = 100  # Hz, of a sound: else a row of the spectrogram would be shorter than one sample
 SHORTEST_SOUND = 0.025  # seconds: one window of the spectrogram
-SYNC_TOLERANCE = 0.02  # seconds between picture and sound that are left alone: two rows of log-mel
-LONGEST_JUMP = 600.0  # seconds without sound that are believed; more is a damaged time
+SYNC_TOLERANCE = 0.02  # seconds between picture and sound that stay as they are: two rows of log-mel
+LONGEST_JUMP = 600.0  # seconds without sound that may be true; more is a damaged time
 SILENT = (
   33  # of 32768, 60 dB below full scale: quieter than any room, louder than the noise of coding silence
 )
-# Titles and tags need not be UTF-8. PyAV takes them as they come since 19; before, it had to be told so.
+# Titles and tags need not be UTF-8. PyAV takes them as they come since 19; before, it needs this option.
 _BAD_TITLES: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
@@ -48,7 +46,7 @@ class Sound(NamedTuple):
 
 
 class Picture:
-  """One picture of a video, turned into pixels only when they are asked for.
+  """One picture of a video, turned into pixels only when they are needed.
 
   Attributes:
     time: seconds since the first picture of the video.
@@ -56,30 +54,36 @@ class Picture:
     shape: (H, W, 3), as shown.
   """
 
-  def __init__(self, frame: av.VideoFrame, time: float):
-    self._frame = frame
-    self.time = time
+  def __init__(self, frame: av.VideoFrame, time: float, converter: VideoReformatter):
+    self._frame, self.time, self._converter = frame, time, converter
     self.duration = _seconds(frame.duration, frame) if frame.duration and frame.time_base else 0.0
+    # How the pixels are turned and mirrored for showing, to the nearest quarter turn (telephones film sideways): a pixel
+    # at column x, row y is shown at column a x + c y, row b x + d y.
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix)) if matrix is not None else (1, 0, 0, 0, 1)
+    self._sideways = abs(a) + abs(d) < abs(b) + abs(c)
+    right, down = (c, b) if self._sideways else (a, d)
+    self._order = (slice(None, None, -1 if down < 0 else 1), slice(None, None, -1 if right < 0 else 1))
 
   @property
   def shape(self) -> tuple[int, int, int]:
     height, width = self._frame.height, self._frame.width
-    return (width, height, 3) if _display(self._frame).sideways else (height, width, 3)
+    return (width, height, 3) if self._sideways else (height, width, 3)
 
   def pixels(self) -> UInt8[np.ndarray, "H W 3"]:
     """(H, W, 3) uint8 RGB."""
-    return _upright(self._frame)
+    pixels = self._converter.reformat(self._frame, format="rgb24").to_ndarray()
+    return np.ascontiguousarray((pixels.transpose(1, 0, 2) if self._sideways else pixels)[self._order])
 
 
 def iterate_pictures(path: str | os.PathLike[str]) -> Iterator[Picture]:
   """Pictures of a video file one after the other, in the order in which they are shown.
 
   Args:
-    path: a file on this machine in any format that FFmpeg knows. Of several video streams the first is read; cover
-      pictures are no video.
+    path: a file on this machine in any format that FFmpeg knows; its first video stream that is no cover picture.
   Raises:
-    MediaError: while iterating, if there is no such file or video stream, or no picture in it, or the file is damaged or
-      cut short. The last can be known only after the last picture.
+    MediaError: while iterating, if the file or a picture in it is missing, or it is damaged or cut short. The last is
+      known only after the last picture.
   """
   with _opened(path) as container:
     stream = _video_stream(container)
@@ -88,12 +92,13 @@ def iterate_pictures(path: str | os.PathLike[str]) -> Iterator[Picture]:
     stream.thread_type = "AUTO"
     step = float(1 / (stream.average_rate or 25))
     start = time = None
+    converter = VideoReformatter()  # one for all pictures: making one takes ten times longer than using it
     for frame in _decoded(container, stream, path):
       # An AVI only tells the order of decoding, a bare stream nothing: what FFmpeg makes of it is not always ascending.
       ticks = frame.dts if container.format.name == "avi" else frame.pts
       time = _seconds(ticks, frame) if ticks is not None else 0.0 if time is None else time + step
       start = time if start is None else start
-      yield Picture(frame, time - start)
+      yield Picture(frame, time - start, converter)
 
 
 def iterate_frames(path: str | os.PathLike[str]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
@@ -103,31 +108,22 @@ def iterate_frames(path: str | os.PathLike[str]) -> Iterator[UInt8[np.ndarray, "
 
 
 def read_sound(path: str | os.PathLike[str]) -> Sound | None:
-  """First channel of the first sound stream of a file, starting with the first picture; never mixed or resampled.
-
-  Args:
-    path: as for `iterate_sound`, whose pieces these are.
-  Returns:
-    the sound, or None if the file has no sound stream or nothing in it.
-  """
+  """The pieces of `iterate_sound` as one, never mixed or resampled; None if the file has no sound."""
   pieces = list(iterate_sound(path))
-  if not pieces:
-    return None
-  return pieces[0]._replace(waveform=np.concatenate([piece.waveform for piece in pieces]))
+  return pieces[0]._replace(waveform=np.concatenate([piece.waveform for piece in pieces])) if pieces else None
 
 
 def iterate_sound(path: str | os.PathLike[str]) -> Iterator[Sound]:
   """First channel of the first sound stream of a file, piece by piece, in step with the pictures from first to last.
 
   Args:
-    path: a file on this machine. Where the sound comes more than 20 ms later than the pictures, zeros are put in between,
-      where it comes earlier, that much is cut. What the encoder added at the end is cut where the file tells the length.
+    path: a file on this machine. Where the sound comes more than 20 ms later than the pictures, zeros fill the gap; where
+      it comes earlier, that much is cut; so is what the encoder added at the end, where the file tells the length.
   Yields:
-    pieces that follow on each other without gaps, the first sample at the time of the first picture; none if the file
-    has no sound.
+    pieces without gaps, the first sample at the time of the first picture; none if the file has no sound.
   Raises:
-    MediaError: while iterating, if there is no such file, it is damaged or cut short, the sample rate changes within it,
-      or its times jump by more than ten minutes.
+    MediaError: while iterating, if the file is missing, damaged or cut short, its sample rate changes, or its times jump
+      by more than ten minutes.
   """
   with _opened(path) as container:
     if not container.streams.audio:
@@ -135,14 +131,12 @@ def iterate_sound(path: str | os.PathLike[str]) -> Iterator[Sound]:
     stream, start = container.streams.audio[0], _first_picture(path)
     sample_rate = position = 0  # position: samples that were given
     end = math.inf  # seconds
-    mending = False
+    cutting = False  # what must be cut may be longer than one frame
     for frame in _decoded(container, stream, path):
       if not sample_rate:
         sample_rate, num_channels = frame.sample_rate, frame.layout.nb_channels
         if sample_rate < LOWEST_RATE:
-          raise MediaError(
-            f"{path}: its sound has {sample_rate} samples a second; at least {LOWEST_RATE} are needed"
-          )
+          raise MediaError(f"{path}: its sound has {sample_rate} samples a second, below {LOWEST_RATE}")
         if stream.duration and container.format.name in FORMATS_WITH_LENGTH:  # elsewhere a guess
           end = _seconds((stream.start_time or 0) + stream.duration, stream)
         start = frame.time or 0.0 if start is None else start
@@ -154,13 +148,12 @@ def iterate_sound(path: str | os.PathLike[str]) -> Iterator[Sound]:
         samples = samples[: max(0, round((end - frame.time) * sample_rate))]
       late = 0.0 if frame.time is None or not len(samples) else frame.time - start - position / sample_rate
       if late > LONGEST_JUMP:
-        raise MediaError(
-          f"{path}: is damaged: its sound jumps by {late:.0f} s at {position / sample_rate:.2f} s"
-        )
-      if abs(late) > SYNC_TOLERANCE or mending:
+        at = position / sample_rate
+        raise MediaError(f"{path}: is damaged: its sound jumps by {late:.0f} s at {at:.2f} s")
+      if abs(late) > SYNC_TOLERANCE or cutting:
         shift = round(late * sample_rate)
         samples = np.pad(samples, (shift, 0)) if shift > 0 else samples[-shift:]
-        mending = not len(samples)  # what must be cut may be longer than one frame
+        cutting = not len(samples)
       position += len(samples)
       yield Sound(samples, sample_rate, num_channels)
 
@@ -168,7 +161,7 @@ def iterate_sound(path: str | os.PathLike[str]) -> Iterator[Sound]:
 def _first_picture(path: str | os.PathLike[str]) -> float | None:
   """When the first picture is shown, in seconds on the file's own clock; None without pictures or clock.
 
-  A recording may begin amid a group of pictures: what comes before the first whole one is never shown.
+  A recording may begin within a group of pictures: what comes before the first whole one is never shown.
   """
   with _opened(path) as container:
     stream = _video_stream(container)
@@ -180,16 +173,12 @@ def _first_picture(path: str | os.PathLike[str]) -> float | None:
 
 
 def is_long_enough(waveform: np.ndarray, sample_rate: int) -> bool:
-  """Whether there is at least one window of the spectrogram in it; else the clip counts as one without sound."""
+  """Whether it holds at least one window of the spectrogram; else the clip counts as one without sound."""
   return len(waveform) >= SHORTEST_SOUND * sample_rate > 0
 
 
 def declared_seconds(path: str | os.PathLike[str]) -> float | None:
-  """How long a file says that it is, for a progress bar; None if it does not say.
-
-  Raises:
-    MediaError: if it is no video or sound file.
-  """
+  """The length that a file declares, for a progress bar; None if it declares none. Raises MediaError as the others."""
   with _opened(path) as container:
     return container.duration / av.time_base if container.duration else None
 
@@ -212,7 +201,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[InputContainer]:
     raise MediaError(f"{path}: is empty")
   doing = "is not a video or sound file that can be read"
   try:
-    # "file:" so that a name with a colon is no protocol; the whitelists so that a file cannot lead to other places.
+    # "file:" so that a name with a colon is no protocol; the whitelists keep a file from leading to other places.
     # (As container_options: with plain options PyAV before 18 crashes on Flash files.)
     options = {"protocol_whitelist": "file", "format_whitelist": ",".join(av.formats_available - PLAYLISTS)}
     with av.open(f"file:{name}", container_options=options, **_BAD_TITLES) as container:
@@ -228,16 +217,14 @@ def _video_stream(container: InputContainer) -> av.VideoStream | None:
   return next((stream for stream in container.streams.video if not stream.disposition & cover), None)
 
 
-def _decoded(
-  container: InputContainer, stream: av.stream.Stream, path: str | os.PathLike[str]
-) -> Iterator[Any]:
+def _decoded(container: InputContainer, stream: av.stream.Stream, path: Any) -> Iterator[Any]:
   """All frames of a stream; then makes sure that there was something and that the file did not end early."""
   lengths: dict[int | None, int] = {}  # of packets, to know when the last frame ends
-  reached = reached_by_any = 0.0  # seconds
+  reached = of_any = 0.0  # seconds, of this stream and of the longest
   decoded = False
   for packet in container.demux():
     if packet.pts is not None:
-      reached_by_any = max(reached_by_any, _seconds(packet.pts + (packet.duration or 0), packet))
+      of_any = max(of_any, _seconds(packet.pts + (packet.duration or 0), packet))
     if packet.stream.index != stream.index:
       continue
     if packet.is_corrupt:
@@ -251,22 +238,18 @@ def _decoded(
         reached = max(reached, _seconds(frame.pts + lengths.pop(frame.pts, 0), frame))
       decoded = True
       yield frame
-  _check_length(container, stream, reached, reached_by_any, path)
+  _check_length(container, stream, reached, of_any, path)
   if not decoded and stream.type == "video":
     raise MediaError(f"{path}: holds no picture that can be decoded")
 
 
 def _check_length(
-  container: InputContainer,
-  stream: av.stream.Stream,
-  reached: float,
-  reached_by_any: float,
-  path: str | os.PathLike[str],
+  container: InputContainer, stream: av.stream.Stream, reached: float, of_any: float, path: Any
 ) -> None:
-  """Compares what was read with the length that the file declares; times in seconds.
+  """Compares the seconds that were read, of this stream and of the longest, with the length that the file declares.
 
-  The rule: a stream must come within 5 %, or two frames where that is more, of its own declared end; where only the
-  whole file declares a length (Matroska, Flash), the longest of all its streams must.
+  A stream must come within 5 %, or two frames where that is more, of its own declared end; where only the whole file
+  declares a length (Matroska, Flash), the longest of all its streams must.
   """
   if container.format.name not in FORMATS_WITH_LENGTH:
     return
@@ -278,9 +261,8 @@ def _check_length(
   elif stream.duration and container.format.name not in FORMATS_WITH_ONE_LENGTH:
     declared = _seconds((stream.start_time or 0) + stream.duration, stream)
   else:
-    declared, reached = (container.duration or 0) / av.time_base, reached_by_any
-  tolerance = max(0.05 * declared, 2 / float(rate) if rate else 0.1)
-  if reached < declared - tolerance:
+    declared, reached = (container.duration or 0) / av.time_base, of_any
+  if reached < declared - max(0.05 * declared, 2 / float(rate) if rate else 0.1):
     ends = f"its {stream.type} ends at {reached:.2f} s of {declared:.2f} s"
     raise MediaError(f"{path}: is damaged or cut short: {ends}")
 
@@ -288,33 +270,6 @@ def _check_length(
 def _seconds(time: int | None, source: Any) -> float:
   """A time of a stream, packet or frame, which count in units of their own."""
   return float((time or 0) * source.time_base)
-
-
-class _Display(NamedTuple):
-  """How pixels are turned and mirrored for showing, to the nearest quarter turn (telephones film sideways)."""
-
-  sideways: bool
-  down: int  # 1 or -1: direction in which rows are read, after rows and columns have changed places
-  right: int
-
-
-def _display(frame: av.VideoFrame) -> _Display:
-  matrix: Any = frame.side_data.get("DISPLAYMATRIX")
-  if matrix is None:
-    return _Display(False, 1, 1)
-  # A pixel at column x, row y is shown at column a x + c y, row b x + d y.
-  a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
-  sideways = abs(a) + abs(d) < abs(b) + abs(c)
-  if sideways:
-    a, d = c, b
-  return _Display(sideways, -1 if d < 0 else 1, -1 if a < 0 else 1)
-
-
-def _upright(frame: av.VideoFrame) -> np.ndarray:
-  pixels, display = frame.to_ndarray(format="rgb24"), _display(frame)
-  if display.sideways:
-    pixels = pixels.transpose(1, 0, 2)
-  return np.ascontiguousarray(pixels[:: display.down, :: display.right])
 
 
 def _as_int16(samples: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray:

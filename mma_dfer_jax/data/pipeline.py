@@ -14,23 +14,13 @@ import numpy as np
 
 from mma_dfer_jax.data.data_set import follow_parent
 from mma_dfer_jax.data.fbank import missing_spectrogram, spectrogram
-from mma_dfer_jax.data.frames import augment, decode_frame, draw_augmentation, resize, sample_frames
+from mma_dfer_jax.data.frames import Augment, augment, decode_frame, draw_augmentation, resize, sample_frames
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.inputs import Inputs
 
 Record = Mapping[str, Any]
 Example = dict[str, Any]
 Batch = dict[str, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Augment:
-  """Ranges that the augmentation of a training clip is drawn from."""
-
-  crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the frame's area
-  crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width over height
-  flip: float = 0.5  # probability
-  brightness: float = 0.5  # factor within 1 ± this
 
 
 def train_example(
@@ -40,29 +30,26 @@ def train_example(
   rng: np.random.Generator,
   video: np.ndarray | None = None,
 ) -> Example:
-  """16 frames drawn from their segments, with one augmentation for all of them, and the whole sound's beginning.
+  """16 frames drawn from their segments, with one augmentation for all of them, and the beginning of the sound.
 
   Args:
     record: as a data set holds it.
-    inputs: sizes.
-    ranges: of the augmentation.
-    rng: source of the draws.
     video: (T, H, W, 3) uint8 in C order, which the frames are written to; None for a new one.
+  Raises:
+    UserError: if the clip cannot be read; it is never skipped.
   """
+  size = inputs.image_size
   with _naming(record):
-    chosen = sample_frames(len(record["frames"]), train=True, rng=rng, num_segments=inputs.num_frames)
-    first = decode_frame(record["frames"][chosen[0]])
+    frames = record["frames"]
+    chosen = sample_frames(len(frames), train=True, rng=rng, num_segments=inputs.num_frames)
+    first = decode_frame(frames[chosen[0]])
     height, width, _ = first.shape  # the box of all frames comes from the first
-    augmentation = draw_augmentation(
-      height, width, inputs.image_size, rng,
-      scale=ranges.crop_scale, ratio=ranges.crop_ratio, flip=ranges.flip, brightness=ranges.brightness,
-    )  # fmt: skip
+    augmentation = draw_augmentation(height, width, size, rng, ranges)
 
     def write(i: int, out: np.ndarray) -> None:
-      frame = first if i == chosen[0] else decode_frame(record["frames"][i])
-      augment(frame, augmentation, inputs.image_size, out)
+      augment(first if i == chosen[0] else decode_frame(frames[i]), augmentation, size, out)
 
-    return _example(record, _video(chosen, write, inputs, video), inputs)
+    return _example(record, chosen, write, inputs, video)
 
 
 def eval_example(record: Record, inputs: Inputs, video: np.ndarray | None = None) -> Example:
@@ -73,37 +60,39 @@ def eval_example(record: Record, inputs: Inputs, video: np.ndarray | None = None
     def write(i: int, out: np.ndarray) -> None:
       resize(decode_frame(record["frames"][i]), inputs.image_size, out)
 
-    return _example(record, _video(chosen, write, inputs, video), inputs)
+    return _example(record, chosen, write, inputs, video)
 
 
-def _video(
+@contextlib.contextmanager
+def _naming(record: Record) -> Iterator[None]:
+  try:
+    yield
+  except ValueError as error:
+    name = record["clip_id"].decode()
+    raise UserError(
+      f"clip {name} cannot be read: {error}; prepare the data again with --overwrite"
+    ) from error
+
+
+def _example(
+  record: Record,
   chosen: np.ndarray,
   write: Callable[[int, np.ndarray], None],
   inputs: Inputs,
   video: np.ndarray | None,
-) -> np.ndarray:
-  """All chosen frames, each written once: a short clip repeats its last one."""
-  video = _empty_video(inputs) if video is None else video
+) -> Example:
+  """video (T, H, W, 3) uint8, spectrogram (F, K) float32, label int32, has_audio, mask, clip_id."""
+  video = np.empty(inputs.video_shape, np.uint8) if video is None else video
   for place, i in enumerate(chosen.tolist()):
-    if place and i == chosen[place - 1]:
+    if place and i == chosen[place - 1]:  # a short clip repeats its last frame
       video[place] = video[place - 1]
     else:
       write(i, video[place])
-  return video
-
-
-def _empty_video(inputs: Inputs, *batch: int) -> np.ndarray:
-  return np.empty((*batch, inputs.num_frames, inputs.image_size, inputs.image_size, 3), np.uint8)
-
-
-def _example(record: Record, video: np.ndarray, inputs: Inputs) -> Example:
-  """video (T, H, W, 3) uint8, spectrogram (F, K) float32, label int32, has_audio, mask, clip_id."""
-  rows, bins = inputs.audio_shape
   if record["has_audio"]:
     waveform = np.asarray(record["waveform"], np.float32) / 32768.0  # as a 16-bit wav is read
-    sound = spectrogram(waveform, int(record["sample_rate"]), rows, bins)
+    sound = spectrogram(waveform, int(record["sample_rate"]), *inputs.audio_shape)
   else:
-    sound = missing_spectrogram(rows, bins)
+    sound = missing_spectrogram(*inputs.audio_shape)
   return {
     "video": video,
     "spectrogram": sound,
@@ -112,17 +101,6 @@ def _example(record: Record, video: np.ndarray, inputs: Inputs) -> Example:
     "mask": np.bool_(True),
     "clip_id": record["clip_id"],
   }
-
-
-@contextlib.contextmanager
-def _naming(record: Record) -> Iterator[None]:
-  """A clip that cannot be read is named, never skipped."""
-  try:
-    yield
-  except ValueError as error:
-    raise UserError(
-      f"clip {record['clip_id'].decode()} cannot be read: {error}; prepare the data again with --overwrite"
-    ) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,15 +122,22 @@ class TrainOrder:
   def steps_per_epoch(self) -> int:
     return len(self.records) // self.batch_size
 
+  @property
+  def share(self) -> int:
+    """Clips of this host in a batch."""
+    return self.batch_size // self.num_hosts
+
   def __len__(self) -> int:
-    return self.num_epochs * self.steps_per_epoch * (self.batch_size // self.num_hosts)
+    return self.num_epochs * self.steps_per_epoch * self.share
 
   def __getitem__(self, index: int) -> tuple[int, Record | None]:
-    share = self.batch_size // self.num_hosts
-    step, row = divmod(index, share)
-    position = step * self.batch_size + self.host * share + row
+    step, row = divmod(index, self.share)
+    position = step * self.batch_size + self.host * self.share + row
+    return position, self._record(position)
+
+  def _record(self, position: int) -> Record | None:
     epoch, place = divmod(position, self.steps_per_epoch * self.batch_size)
-    return position, _read(self.records, int(_permutation(len(self.records), self.seed, epoch)[place]))
+    return _read(self.records, int(_permutation(len(self.records), self.seed, epoch)[place]))
 
 
 def _read(records: Sequence[Record], index: int) -> Record:
@@ -176,107 +161,83 @@ class EvalOrder(TrainOrder):
   def steps_per_epoch(self) -> int:
     return -(-len(self.records) // self.batch_size)
 
-  def __getitem__(self, index: int) -> tuple[int, Record | None]:
-    share = self.batch_size // self.num_hosts
-    step, row = divmod(index, share)
-    position = step * self.batch_size + self.host * share + row
-    return position, _read(self.records, position) if position < len(self.records) else None
+  def _record(self, position: int) -> Record | None:
+    return _read(self.records, position) if position < len(self.records) else None
 
 
-@dataclasses.dataclass(frozen=True)
-class ToTrainExample:
-  """Record -> augmented example; the draws follow from (seed, position)."""
-
-  inputs: Inputs
-  ranges: Augment
-  seed: int
-
-  def __call__(self, position: int, record: Record, video: np.ndarray) -> Example:
-    return train_example(
-      record, self.inputs, self.ranges, np.random.default_rng([self.seed, position]), video
-    )
+def _drawn(
+  inputs: Inputs, ranges: Augment, seed: int, position: int, record: Record, video: np.ndarray
+) -> Example:
+  return train_example(record, inputs, ranges, np.random.default_rng([seed, position]), video)
 
 
-@dataclasses.dataclass(frozen=True)
-class ToEvalExample:
-  """Record -> example; a place without a record becomes an example with mask False."""
-
-  inputs: Inputs
-  without: str = ""  # "sound" or "picture": the example is given as if that had been missing
-
-  def __call__(self, position: int, record: Record | None, video: np.ndarray) -> Example:
-    del position
-    inputs = self.inputs
-    if record is None:
-      video[...] = 0
-      return {
-        "video": video,
-        "spectrogram": np.zeros(inputs.audio_shape, np.float32),
-        "label": np.int32(0),
-        "has_audio": np.bool_(False),
-        "mask": np.bool_(False),
-        "clip_id": b"",
-      }
-    example = eval_example(record, inputs, video)
-    if self.without == "sound":
-      example |= {"spectrogram": missing_spectrogram(*inputs.audio_shape), "has_audio": np.bool_(False)}
-    elif self.without == "picture":
-      video[...] = 0
-    return example
+def _plain(inputs: Inputs, without: str, position: int, record: Record | None, video: np.ndarray) -> Example:
+  """The example for an evaluation, one modality taken away; in a place without a record one with mask False."""
+  del position
+  if record is None:
+    video[...] = 0
+    empty = {"video": video, "spectrogram": np.zeros(inputs.audio_shape, np.float32), "clip_id": b""}
+    return empty | {"label": np.int32(0), "has_audio": np.bool_(False), "mask": np.bool_(False)}
+  example = eval_example(record, inputs, video)
+  if without == "sound":
+    example |= {"spectrogram": missing_spectrogram(*inputs.audio_shape), "has_audio": np.bool_(False)}
+  elif without == "picture":
+    video[...] = 0
+  return example
 
 
 @dataclasses.dataclass(frozen=True)
 class _BatchesOf:
-  """All batches of an order. Frames are written where they stay: 2.4 MB for each clip are not copied together later."""
+  """All batches of an order. Frames are written in place: 2.4 MB for each clip are not copied together later."""
 
   order: TrainOrder
-  transform: ToTrainExample | ToEvalExample
-
-  @property
-  def share(self) -> int:
-    return self.order.batch_size // self.order.num_hosts
+  example: Callable[[int, Any, np.ndarray], Example]
+  video_shape: tuple[int, ...]
 
   def __len__(self) -> int:
-    return len(self.order) // self.share
+    return len(self.order) // self.order.share
 
   def __getitem__(self, step: int) -> Batch:
-    videos = _empty_video(self.transform.inputs, self.share)
-    examples = [self._example(step * self.share + row, video) for row, video in enumerate(videos)]
+    share = self.order.share
+    videos = np.empty((share, *self.video_shape), np.uint8)
+    examples = [self.example(*self.order[step * share + row], video) for row, video in enumerate(videos)]
     rest = {key: np.stack([example[key] for example in examples]) for key in examples[0] if key != "video"}
     return {"video": videos} | rest
 
-  def _example(self, index: int, video: np.ndarray) -> Example:
-    record: Any  # None only in an EvalOrder, which goes with ToEvalExample
-    position, record = self.order[index]
-    return self.transform(position, record, video)
 
-
-@contextlib.contextmanager
 def train_batches(
   order: TrainOrder, inputs: Inputs, ranges: Augment, *, start_step: int, num_workers: int, prefetch: int
-) -> Iterator[Iterator[Batch]]:
-  """Training batches of this host from `start_step` to the end of the last epoch."""
-  with _batches(
-    order, ToTrainExample(inputs, ranges, order.seed), start_step, num_workers, prefetch
-  ) as batches:
-    yield batches
+) -> contextlib.AbstractContextManager[Iterator[Batch]]:
+  """Training batches of this host from `start_step` to the end of the last epoch.
+
+  Args:
+    num_workers: processes that decode; 0: threads of this one.
+    prefetch: batches that each keeps ready.
+  """
+  example = functools.partial(_drawn, inputs, ranges, order.seed)
+  return _loaded(_BatchesOf(order, example, inputs.video_shape), start_step, num_workers, prefetch)
 
 
-@contextlib.contextmanager
 def eval_batches(
   order: EvalOrder, inputs: Inputs, *, num_workers: int, prefetch: int, without: str = ""
-) -> Iterator[Iterator[Batch]]:
-  """Every clip of a split once; the last batch is filled up with examples whose mask is False."""
-  with _batches(order, ToEvalExample(inputs, without), 0, num_workers, prefetch) as batches:
-    yield batches
+) -> contextlib.AbstractContextManager[Iterator[Batch]]:
+  """Every clip of a split once, as if the sound or the picture had been missing if `without` says so.
+
+  The last batch is filled up with examples whose mask is False.
+  """
+  example = functools.partial(_plain, inputs, without)
+  return _loaded(_BatchesOf(order, example, inputs.video_shape), 0, num_workers, prefetch)
 
 
 @contextlib.contextmanager
-def _batches(order, transform, start_step: int, num_workers: int, prefetch: int) -> Iterator[Iterator[Batch]]:
+def _loaded(
+  batches: _BatchesOf, start_step: int, num_workers: int, prefetch: int
+) -> Iterator[Iterator[Batch]]:
   import grain  # it imports JAX, which preparing data and asking for --help do without
 
-  batches = grain.MapDataset.source(_BatchesOf(order, transform))[start_step:]
-  stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=prefetch, prefetch_buffer_size=prefetch))
+  stream = grain.MapDataset.source(batches)[start_step:].to_iter_dataset(
+    grain.ReadOptions(num_threads=prefetch, prefetch_buffer_size=prefetch)
+  )
   if num_workers:
     options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=prefetch)
     stream = stream.mp_prefetch(options, follow_parent)

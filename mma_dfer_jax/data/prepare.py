@@ -3,16 +3,21 @@
   python -m mma_dfer_jax.data.prepare --dataset=dfew --raw=DFEW-part2 --data_dir=data
   python -m mma_dfer_jax.data.prepare --dataset=mafw --raw=MAFW --faces=yunet --data_dir=data
   python -m mma_dfer_jax.data.prepare --dataset=clips --manifest=clips.csv --data_dir=data
+  python -m mma_dfer_jax.data.prepare --dataset=folders --raw=videos --test_share=0.2 --data_dir=data
+  python -m mma_dfer_jax.data.prepare --dataset=clips --manifest='films/**/*.mp4' --data_dir=data
 
-The manifest is a csv with the columns `path,label,split` (train or test) or `path,label,fold` (1, 2, …); paths are
-relative to its folder.
-Every file is decoded to its end first, by all cores; what is wrong with any of them is said at once, and nothing is
-written then. A killed run continues where it was.
+A manifest is a csv with the columns `path,label,split` (train or test) or `path,label,fold` (1, 2, …); paths are relative
+to its folder. The last line takes clips without labels, for pretraining. --check looks at names and lists, decodes and
+writes nothing, and ends with exit status 1 if there are problems.
+
+All cores decode every file completely. If any are bad, the command lists every problem and writes nothing. Interrupted?
+Run the same command again; it picks up where it stopped.
 """
 
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-import concurrent.futures
-import concurrent.futures.process
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 import contextlib
 import dataclasses
 import fcntl
@@ -30,109 +35,80 @@ from typing import Any
 from absl import flags
 import numpy as np
 from PIL import Image
-import tqdm
 
 from mma_dfer_jax import cli
-from mma_dfer_jax.data import media
-from mma_dfer_jax.data.archive import Note, Problem, count, left_out, natural
+from mma_dfer_jax.data import media, source
+from mma_dfer_jax.data.counts import Findings, check_counts, published_counts
 from mma_dfer_jax.data.data_set import DataSet, follow_parent, open_data_set
-from mma_dfer_jax.data.datasets import BUILDERS, RECIPE, Clip, Clips, read_record
 from mma_dfer_jax.data.faces import POLICIES, FaceFinder, face_model, face_recipe
-from mma_dfer_jax.data.layouts import (
-  ClipSource,
-  Layout,
-  alike,
-  read_cremad,
-  read_dfew,
-  read_mafw,
-  read_manifest,
-  read_ravdess,
-)
+from mma_dfer_jax.data.records import RECIPE, Clip, Clips, read_record
+from mma_dfer_jax.data.source import ClipFiles, Layout, Note, Problem, count, in_lines, natural
+from mma_dfer_jax.disk import sha256_of
 from mma_dfer_jax.errors import UserError, listed
+from mma_dfer_jax.progress import Progress
 
-_DATASET = flags.DEFINE_enum(
-  "dataset", "clips", list(BUILDERS), "What is prepared; clips: any video files with a manifest."
-)
-_MANIFEST = flags.DEFINE_string("manifest", None, "Of clips: a csv, path,label,split or path,label,fold.")
-_RAW = flags.DEFINE_string("raw", None, "Of the other data sets: their folder, as it was unpacked.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder that the data set is written to.", required=True)
-_CLASSES = flags.DEFINE_list(
-  "classes",
-  [],
-  "Class names in label order; if not given, those found, sorted. RAVDESS, CREMA-D: those to take.",
-)
-_FRAMES = flags.DEFINE_enum(
-  "frames",
-  "all",
-  ["all", "16f", "faces", "scenes", "video"],
-  "Pictures from which folder. DFEW: all, 16f, video; MAFW: all, faces, scenes, video.",
-)
-_LISTS = flags.DEFINE_string(
-  "lists", None, "DFEW, MAFW: folder with the lists of the folds, if not in --raw."
-)
-_LABELS = flags.DEFINE_enum(
-  "labels", "mafw", ["mafw", "mafw-official"], "MAFW: whose label order is written."
-)
-_NUMBERS = flags.DEFINE_enum(
-  "numbers",
-  None,
-  ["mafw", "mafw-official"],
-  "MAFW: whose label order the numbers of the lists are; else their form tells, and it is said.",
-)
-_REFERENCE = flags.DEFINE_enum(
-  "recipe",
-  "default",
-  ["default", "reference"],
-  "DFEW, MAFW: reference orders and counts frames as the original does.",
-)
-_FACES = flags.DEFINE_enum("faces", "none", ["none", "yunet"], "Whether faces are found and cut out.")
-_FACE_POLICY = flags.DEFINE_enum(
-  "face_policy",
-  "follow",
-  list(POLICIES),
-  "follow: the largest face over time; union: all faces, as the original.",
-)
-_FACE_MODEL = flags.DEFINE_string("face_model", None, "YuNet's .onnx file; if not given, it is fetched once.")
+_DATASET = flags.DEFINE_enum("dataset", "clips", source.names(), "Data set; clips, folders: any videos.")
+flags.DEFINE_string("manifest", None, "clips: a csv; without labels: a folder or glob.")
+flags.DEFINE_string("raw", None, "All other data sets: their folder, as it was unpacked.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder to write the data set to.")
+_CHECK = flags.DEFINE_bool("check", False, "Only look at names and lists: decode nothing, write nothing.")
+_FACE_POLICY = flags.DEFINE_enum("face_policy", "follow", list(POLICIES),
+                                 "follow: the largest face over time; union: all faces, as the original.")  # fmt: skip
+_FACE_MODEL = flags.DEFINE_string("face_model", None, "YuNet's .onnx file; it is fetched once if not given.")
 _FACE_SIZE = flags.DEFINE_integer("face_size", 224, "Side of the cut faces in pixels.", lower_bound=16)
-_ALLOW_MISSING_SOUND = flags.DEFINE_bool(
-  "allow_missing_sound",
-  False,
-  "Take clips without (enough) sound: they get the original's constant spectrogram.",
-)
-_ALLOW_BAD = flags.DEFINE_integer(
-  "allow_bad",
-  0,
-  "Leave out at most so many bad clips, listing them, instead of failing. A bad list is never left out.",
-  lower_bound=0,
-)
-_FOLLOW_LINKS = flags.DEFINE_bool(
-  "follow_links", False, "Take what symbolic links that lead out of --raw lead to."
-)
+_ALLOW_BAD = flags.DEFINE_integer("allow_bad", 0, "Leave out at most so many bad clips and list them, instead of failing. "
+                                  "A missing or broken list always stops it.", lower_bound=0)  # fmt: skip
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the data set that is there.")
+_CORES = len(os.sched_getaffinity(0))  # that this process may use
 _NUM_WORKERS = flags.DEFINE_integer(
-  "num_workers", os.cpu_count() or 1, "Processes that decode.", lower_bound=1
+  "num_workers", _CORES, "Processes that decode; 1: this one.", lower_bound=1
 )
+_NEEDED = "give --data_dir=FOLDER to write to, or --check."
+flags.register_multi_flags_validator(["data_dir", "check"], lambda f: f["check"] or f["data_dir"], _NEEDED)
 
-NOTES = "notes.txt"  # in the data set: what was noted, with all names
+
+def _fields(name: str) -> dict[str, dataclasses.Field]:
+  return {field.name: field for field in dataclasses.fields(source.source_of(name).Options)}
+
+
+def _define_options() -> list[str]:
+  """Defines every field of every data set's Options as a flag, once; returns their names."""
+  users: dict[str, dict[str, dataclasses.Field]] = defaultdict(dict)  # by flag and data set
+  for name in source.names():
+    for flag, field in _fields(name).items():
+      users[flag][name] = field
+  for flag, fields in users.items():
+    one: Any = next(iter(fields.values()))
+    default, words = one.default, one.metadata["help"]
+    choices = {name: field.metadata["choices"] for name, field in fields.items()}
+    if len(fields) < len(source.names()):
+      words = f"{', '.join(fields)}: {words}"
+    if len(set(choices.values())) > 1:
+      words += "".join(f" {name}: {', '.join(of)}." for name, of in choices.items())
+    numbers: dict[type, Any] = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float}
+    if values := list(dict.fromkeys(value for of in choices.values() for value in of)):
+      flags.DEFINE_enum(flag, default, values, words)
+    elif default == ():
+      flags.DEFINE_list(flag, [], words)
+    else:
+      numbers.get(type(default), flags.DEFINE_string)(flag, default, words)
+  return list(users)
+
+
+_OPTIONS = _define_options()
+NOTES = "notes.txt"  # in the data set: all notes with all names
 SCRATCH = ".unfinished"  # beside the data set: decoded clips, and the data set while it is written
-_ADVICE = "run the command again when that is mended, it goes on where it was"
+_ADVICE = "fix it and run the command again; finished clips are kept"
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-  """What becomes of a clip's files, besides their layout.
+  """What becomes of a clip's files."""
 
-  Attributes:
-    allow_missing_sound: whether a clip without (enough) sound is taken.
-    face_model: YuNet's file; empty: faces are not looked for.
-    face_policy: "follow" or "union".
-    face_size: side of the cut faces in pixels.
-  """
-
-  allow_missing_sound: bool = False
-  face_model: str = ""
-  face_policy: str = "follow"
-  face_size: int = 224
+  allow_missing_sound: bool = False  # whether to take a clip without (enough) sound
+  face_model: str = ""  # YuNet's file; empty: faces are not looked for
+  face_policy: str = "follow"  # or union
+  face_size: int = 224  # side of the cut faces in pixels
 
   @property
   def recipe(self) -> dict[str, str]:
@@ -146,52 +122,47 @@ class Decoding:
 
 @functools.cache
 def _sha256(file: str) -> str:
-  return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+  return sha256_of(Path(file))
 
 
 @functools.lru_cache(maxsize=1)
-def _finder(model: str, policy: str, size: int) -> FaceFinder:
+def _finder(decoding: Decoding) -> FaceFinder | None:
   """One for each process."""
-  return FaceFinder(Path(model), policy, size)
+  of = decoding
+  return FaceFinder(Path(of.face_model), of.face_policy, of.face_size) if of.face_model else None
 
 
-def decode_clip(source: ClipSource, decoded: Path, decoding: Decoding) -> str | None:
-  """Decodes a clip to its end and keeps its record in a file; returns what is wrong, or None."""
-  finder = None
-  if decoding.face_model:
-    finder = _finder(decoding.face_model, decoding.face_policy, decoding.face_size)
+def decode_clip(files: ClipFiles, decoded: Path, decoding: Decoding) -> str | None:
+  """Decodes a clip completely and keeps its record in a file; returns what is wrong, or None."""
+  video = None if files.frames else files.video
   try:
-    video = None if source.frames else source.video
-    record = read_record(video, pictures=source.frames, sound=source.sound, finder=finder)
+    record = read_record(video, pictures=files.frames, sound=files.sound, finder=_finder(decoding))
   except FileNotFoundError as error:
     return f"{error.filename}: there is no such file"
   except media.MediaError as error:
     return str(error)
-  if source.sound and not record["has_audio"] and not decoding.allow_missing_sound:
-    return (
-      f"{source.sound}: no audio stream, or less than {1000 * media.SHORTEST_SOUND:.0f} ms in it "
-      "(--allow_missing_sound takes such clips)"
-    )
+  except Exception as error:  # whatever a library raises at one clip; the others are decoded
+    return f"{video or files.frames[0].parent}: cannot be decoded ({type(error).__name__}: {error})"
+  if files.sound and not record["has_audio"] and not decoding.allow_missing_sound:
+    shortest = f"{1000 * media.SHORTEST_SOUND:.0f} ms"
+    return f"{files.sound}: no audio stream, or less than {shortest} in it (--allow_missing_sound takes such clips)"
   # From the headers of picture files; those of a video are of one size.
-  sizes = {Image.open(io.BytesIO(data)).size for data in record["frames"] if source.frames}
+  sizes = {Image.open(io.BytesIO(data)).size for data in record["frames"] if files.frames}
   partial = decoded.with_suffix(f".{os.getpid()}.partial")
-  with partial.open("wb") as file_object:
+  with partial.open("wb") as file:
     np.savez(
-      file_object,
+      file,
       jpegs=np.frombuffer(b"".join(record["frames"]), np.uint8),
       lengths=[len(jpeg) for jpeg in record["frames"]],
-      waveform=record["waveform"],
-      sample_rate=record["sample_rate"],
-      face_share=record["face_share"],
       sizes=sorted(sizes),
+      **{key: record[key] for key in ("waveform", "sample_rate", "face_share")},
     )
-  partial.replace(decoded)  # a killed run leaves no half clip
+  partial.replace(decoded)  # a killed run keeps no half clip
   return None
 
 
-def decode_all(
-  sources: Sequence[ClipSource], scratch: Path, decoding: Decoding, num_workers: int
-) -> tuple[list[Clip], list[Problem]]:
+def decode_all(files: Sequence[ClipFiles], scratch: Path, decoding: Decoding, num_workers: int,
+               ) -> tuple[list[Clip], list[Problem]]:  # fmt: skip
   """Decodes every clip that is not decoded yet, by several processes; returns the clips, and what is wrong with others.
 
   Raises:
@@ -201,53 +172,42 @@ def decode_all(
   scratch.mkdir(parents=True, exist_ok=True)
   for partial in scratch.glob("*.partial"):
     partial.unlink()
-  clips = [
-    Clip(source.clip_id, source.label, source.split, scratch / f"{_key(source, decoding)}.npz")
-    for source in sources
-  ]
+  clips = [Clip(one.clip_id, one.label, one.split, scratch / f"{_key(one, decoding)}.npz") for one in files]
   todo = [i for i, clip in enumerate(clips) if not clip.decoded.exists()]
-  if len(todo) < len(clips):
-    print(f"{len(clips) - len(todo)} of {len(clips)} clips are decoded already")
-  problems: dict[int, str] = {}
-  context = multiprocessing.get_context("spawn")
-  workers = max(1, min(num_workers, len(todo)))
-  with (
-    tqdm.tqdm(desc="decode", total=len(clips), initial=len(clips) - len(todo), unit="clip") as bar,
-    concurrent.futures.ProcessPoolExecutor(workers, context, initializer=follow_parent) as pool,
-  ):
-    futures = {pool.submit(decode_clip, sources[i], clips[i].decoded, decoding): i for i in todo}
+  done, problems = len(clips) - len(todo), {}
+  if done:
+    print(f"{done} of {len(clips)} clips are decoded already")
+  workers, spawn = min(num_workers, len(todo)), multiprocessing.get_context("spawn")
+  pool = ProcessPoolExecutor(workers, spawn, follow_parent) if workers > 1 else ThreadPoolExecutor(1)
+  with Progress("decode", len(clips), done=done) as bar, pool:
+    futures = {pool.submit(decode_clip, files[i], clips[i].decoded, decoding): i for i in todo}
     try:
-      for future in concurrent.futures.as_completed(futures):
+      for future in as_completed(futures):
         if problem := future.result():
           problems[futures[future]] = problem
         bar.update()
-    except concurrent.futures.process.BrokenProcessPool as error:
-      raise UserError(
-        "a process that decodes was ended from outside, most often for lack of memory; run the command again, it goes "
-        "on from here, with a smaller --num_workers"
-      ) from error
+    except BrokenProcessPool as error:
+      raise UserError("a process that decodes was ended from outside, most often for lack of memory; run the command "
+                      "again with a smaller --num_workers; finished clips are kept") from error  # fmt: skip
     finally:
       pool.shutdown(cancel_futures=True)
   good = [clip for i, clip in enumerate(clips) if i not in problems]
-  return good, [Problem(sources[i].where, problems[i], (sources[i].clip_id,)) for i in sorted(problems)]
+  return good, [Problem(files[i].where, problems[i], (files[i].clip_id,)) for i in sorted(problems)]
 
 
-def _key(source: ClipSource, decoding: Decoding) -> str:
+def _key(files: ClipFiles, decoding: Decoding) -> str:
   """Names the decoded form of a clip by all that it depends on."""
 
   def version(file: Path | None) -> tuple[str, int, int]:
-    try:
-      stat = os.stat(file) if file else None
-    except OSError:
-      stat = None
+    stat = os.stat(file) if file and file.exists() else None
     return str(file), stat.st_size if stat else -1, stat.st_mtime_ns if stat else -1
 
-  files = [version(file) for file in (*source.frames, source.video, source.sound)]
-  return hashlib.sha256(json.dumps([files, decoding.recipe, RECIPE]).encode()).hexdigest()[:32]
+  versions = [version(file) for file in (*files.frames, files.video, files.sound)]
+  return hashlib.sha256(json.dumps([versions, decoding.recipe, RECIPE]).encode()).hexdigest()[:32]
 
 
 @contextlib.contextmanager
-def _alone(scratch: Path) -> Iterator[None]:
+def _exclusive(scratch: Path) -> Iterator[None]:
   """Keeps other processes out of the folder; the system lets them in again however this one ends.
 
   Raises:
@@ -263,14 +223,14 @@ def _alone(scratch: Path) -> Iterator[None]:
       free = False
     if not free:
       raise UserError(
-        f"{scratch.parent}: another prepare is at work there; wait for it, or choose another --data_dir"
+        f"{scratch.parent}: another prepare is at work there; wait, or choose another --data_dir"
       )
     yield
 
 
 @contextlib.contextmanager
 def _temporary_files_in(folder: Path) -> Iterator[None]:
-  """tfds makes a temporary folder for every new data set, and leaves it."""
+  """tfds makes a temporary folder for every new data set, and does not remove it."""
   before, tempfile.tempdir = tempfile.tempdir, str(folder)
   try:
     yield
@@ -278,46 +238,16 @@ def _temporary_files_in(folder: Path) -> Iterator[None]:
     tempfile.tempdir = before
 
 
-def prepare_clips(
-  manifest: Path,
-  data_dir: Path,
-  *,
-  classes: Sequence[str] = (),
-  allow_missing_sound: bool = False,
-  allow_bad: int = 0,
-  overwrite: bool = False,
-  num_workers: int = 1,
-) -> None:
-  """Any video files: manifest -> data set `clips` in data_dir; see `prepare`."""
-  _check_classes(classes)
-  layout = read_manifest(manifest, classes)
-  decoding = Decoding(allow_missing_sound)
-  prepare(layout, "clips", data_dir, decoding, str(manifest), allow_bad, overwrite, num_workers)
-
-
-def _check_classes(classes: Sequence[str]) -> None:
-  if len(set(classes)) < len(classes) or not all(classes):
-    raise UserError(f"--classes={','.join(classes)}: every class needs a name of its own")
-  if wrong := alike(classes):
-    raise listed(f"--classes={','.join(classes)}", wrong)
-
-
 def prepare(
-  layout: Layout,
-  name: str,
-  data_dir: Path,
-  decoding: Decoding,
-  origin: str,
-  allow_bad: int = 0,
-  overwrite: bool = False,
-  num_workers: int = 1,
-) -> None:
+  layout: Layout, name: str, data_dir: Path, decoding: Decoding, origin: str, *, allow_bad: int = 0,
+  overwrite: bool = False, num_workers: int = 1,
+) -> None:  # fmt: skip
   """What was found -> decoded clips -> a data set in data_dir.
 
   Args:
     layout: the clips, and what is wrong with the others.
-    name: of the data set.
-    data_dir: the data set becomes a folder of that name in it.
+    name: of the data set, which becomes a folder of that name in data_dir.
+    data_dir: where to write.
     decoding: what becomes of a clip's files.
     origin: the manifest or folder, for messages.
     allow_bad: so many clips may be left out; never what is wrong with the whole.
@@ -328,34 +258,29 @@ def prepare(
       holds another data set, or another process writes it; if it cannot be written.
   """
   home = data_dir / name
-  recipe = RECIPE | layout.recipe | decoding.recipe
-  if not all(
-    clip.sound for clip in layout.clips
-  ):  # the archive has none for some, and its original takes them so
-    recipe["missing_sound"] = "constant spectrogram"
-  notes = list(layout.notes)
   named = {clip.label for clip in layout.clips}
+  notes = list(layout.notes)
   if unused := [label for label in layout.classes if label not in named]:
-    hint = "" if name in ("dfew", "mafw") else ": --classes=… names those to take"
+    hint = ": --classes=… names those to take" if "classes" in _fields(name) else ""
     notes.append(Note(f"classes without a clip{hint}", tuple(unused)))
-  print(*(f"note: {note}" for note in notes), sep="\n", end="\n" * bool(notes))
+  for note in notes:
+    _print_note(note)
   if any(not problem.clips for problem in layout.problems):
-    raise listed(f"{origin} cannot be prepared, no data set was written", _sorted(layout.problems),
-                 "--allow_bad leaves out clips; what is said of whole lists and folders must be mended")  # fmt: skip
+    raise listed(f"{origin} cannot be prepared, no data set was written", in_lines(layout.problems),
+                 "--allow_bad leaves out clips; problems of whole lists and folders must be fixed")  # fmt: skip
   try:
-    with _alone(home / SCRATCH):
-      made = _make(layout, name, data_dir, decoding, origin, recipe, notes, allow_bad, overwrite, num_workers)
+    with _exclusive(home / SCRATCH):
+      made = _make(layout, name, data_dir, decoding, origin, notes, allow_bad, overwrite, num_workers)
   except OSError as error:
-    raise UserError(
-      f"{error.filename or home} cannot be written: {error.strerror or error}; {_ADVICE}"
-    ) from error
+    why = f"{error.filename or home} cannot be written: {error.strerror or error}"
+    raise UserError(f"{why}; {_ADVICE}") from error
   except RuntimeError as error:  # from array_record, which is not Python
     raise UserError(f"{home} cannot be written: {error}; {_ADVICE}") from error
   if not made:
     return
   print(f"wrote {made.path}: {_described(made.splits)}")
   if any(note.names for note in notes):
-    print(f"the notes with all names: {made.path / NOTES}")
+    print(f"all notes with all names: {made.path / NOTES}")
   if sum(made.without_sound.values()):
     print(f"without sound: {_described(made.without_sound)}")
   print(f"classes, in label order: {', '.join(made.classes)}; {made.class_order}")
@@ -363,129 +288,140 @@ def prepare(
 
 
 def _make(
-  layout: Layout, name: str, data_dir: Path, decoding: Decoding, origin: str, recipe: Mapping[str, str],
-  notes: list[Note], allow_bad: int, overwrite: bool, num_workers: int,
+  layout: Layout, name: str, data_dir: Path, decoding: Decoding, origin: str, notes: list[Note], allow_bad: int,
+  overwrite: bool, num_workers: int,
 ) -> DataSet | None:  # fmt: skip
   """What `prepare` does while nobody else is there, with more `notes`; None if the data set is complete already."""
   home = data_dir / name
   target, scratch = home / str(Clips.VERSION), home / SCRATCH
+  recipe = RECIPE | layout.recipe | decoding.recipe
   described = [(c.clip_id, c.label, c.split, _key(c, decoding)) for c in layout.clips]
   facts = [described, layout.problems, layout.classes, recipe, allow_bad]
   fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
   if (scratch / "replaced").exists() and not target.exists():
     (scratch / "replaced").rename(target)  # killed between the two renames below
   if target.exists() and not overwrite:
-    there = open_data_set(data_dir, name)
+    there = open_data_set(data_dir, name, labelled=False)
     if there.fingerprint != fingerprint:
       raise UserError(
-        f"{there.path} was made from other clips or settings; choose another --data_dir, or --overwrite"
+        f"{there.path} was made from other clips or settings; choose another --data_dir or --overwrite"
       )
     shutil.rmtree(scratch, ignore_errors=True)
     print(f"{there.path} is complete already: {_described(there.splits)}")
     return None
   clips, bad_files = decode_all(layout.clips, scratch / "decoded", decoding, num_workers)
-  problems = [*layout.problems, *bad_files]
-  bad = left_out(problems)
-  total = len(bad.keys() | {clip.clip_id for clip in layout.clips})
-  if len(bad) > allow_bad:
-    raise listed(f"{len(bad)} of {count(total, 'clip')} of {origin} cannot be used, no data set was written",
-                 _sorted(problems), f"mend them, or add --allow_bad={len(bad)} to go on without them")  # fmt: skip
-  named = layout.splits | {clip.split for clip in layout.clips}
-  if (gone := named - {clip.split for clip in clips}) or not clips:
-    splits = ", ".join(sorted(gone)) or "any split"
-    raise listed(f"no clip of {splits} in {origin} can be used", _sorted(problems))
-  lines = sorted((f"{clip}: {'; '.join(reasons)}" for clip, reasons in bad.items()), key=natural)
-  if lines:
-    print(f"left out {len(lines)} of {count(total, 'clip')}:", *lines, sep="\n  - ")
+  lines = _check_left_out(layout, clips, [*layout.problems, *bad_files], origin, allow_bad)
   if uneven := tuple(clip.clip_id for clip in clips if len(np.load(clip.decoded)["sizes"]) > 1):
     what = "clips with frames of different sizes: in training the first one's crop is cut from all, as in the original"
-    notes.append(Note(what, uneven))
-    print(f"note: {notes[-1]}")
+    _print_note(Note(what, uneven), notes)
   shutil.rmtree(scratch / name, ignore_errors=True)  # what a killed run was writing
   with _temporary_files_in(scratch):
-    new = BUILDERS[name](
-      clips=clips,
-      classes=layout.classes,
-      class_order=layout.class_order,
-      recipe=recipe,
-      left_out=lines,
-      fingerprint=fingerprint,
-      data_dir=scratch,
-    ).write()
+    builder = Clips.named(name)(clips=clips, classes=layout.classes, class_order=layout.class_order, recipe=recipe,
+                                left_out=lines, fingerprint=fingerprint, data_dir=scratch)  # fmt: skip
+    warning = source.rate_warning(name, builder.facts["sample_rates"])
+    if warning and all(note.what != warning for note in notes):
+      _print_note(Note(warning, warning=True), notes)
+    new = builder.write()
   if notes:
-    (new / NOTES).write_text("".join(f"{note.in_full}\n" for note in notes), encoding="utf-8")
+    text = "".join("\n  ".join([note.what, *note.names]) + "\n" for note in notes)
+    (new / NOTES).write_text(text, encoding="utf-8")
   if target.exists():
     shutil.rmtree(scratch / "replaced", ignore_errors=True)
     target.rename(scratch / "replaced")
   new.rename(target)
   shutil.rmtree(scratch)
-  return open_data_set(data_dir, name)
+  return open_data_set(data_dir, name, labelled=False)
 
 
-def _sorted(problems: Sequence[Problem]) -> list[str]:
-  return sorted(map(str, problems), key=natural)
+def _check_left_out(
+  layout: Layout, clips: Sequence[Clip], problems: list[Problem], origin: str, allow_bad: int
+) -> list[str]:
+  """Prints and returns a line for every clip that is left out, and why.
+
+  Raises:
+    UserError: with all problems, if there are more than allowed, or a split is left without clips.
+  """
+  bad: dict[str, list[str]] = {}
+  for problem in problems:
+    for clip in problem.clips:
+      bad.setdefault(clip, []).append(problem.what + (f" ({problem.where})" if problem.where else ""))
+  total = len(bad.keys() | {clip.clip_id for clip in layout.clips})
+  gone = sorted((layout.splits | {clip.split for clip in layout.clips}) - {clip.split for clip in clips})
+  if len(bad) > allow_bad:
+    advice = f"fix them, or add --allow_bad={len(bad)} to leave out these clips" if clips and not gone else ""
+    raise listed(f"{len(bad)} of {count(total, 'clip')} of {origin} cannot be used, no data set was written",
+                 in_lines(problems), advice)  # fmt: skip
+  if gone or not clips:
+    raise listed(f"no clip of {', '.join(gone) or 'any split'} in {origin} can be used", in_lines(problems))
+  lines = sorted((f"{clip}: {'; '.join(reasons)}" for clip, reasons in bad.items()), key=natural)
+  if lines:
+    print(f"left out {len(lines)} of {count(total, 'clip')}:", *lines, sep="\n  - ")
+  return lines
+
+
+def _print_note(note: Note, notes: list[Note] | None = None) -> None:
+  if notes is not None:
+    notes.append(note)
+  print(f"{'WARNING' if note.warning else 'note'}: {note}")
 
 
 def _described(splits: Mapping[str, int]) -> str:
   return ", ".join(f"{split} {count(clips, 'clip')}" for split, clips in splits.items())
 
 
-def read_layout() -> tuple[Layout, str]:
-  """What the flags name, and where it is.
+class _Check(Findings):
+  PURPOSE = "preparation"
+
+
+def check(layout: Layout, name: str) -> int:
+  """Prints what names and lists show, the verdict last; returns the exit status, 1 if there are problems."""
+  found, classes = Counter((clip.split, clip.label) for clip in layout.clips), layout.classes or ("",)
+  splits = sorted(layout.splits | {clip.split for clip in layout.clips})
+  counts = {split: {label: found[split, label] for label in classes} for split in splits}
+  result = _Check(counts, published_counts(name, classes), in_lines(layout.problems))
+  for note in layout.notes:
+    (result.warnings if note.warning else result.notes).append(str(note))
+  if silent := tuple(clip.clip_id for clip in layout.clips if clip.sound is None):
+    result.warnings.append(str(Note("clips without a file with sound", silent)))
+  check_counts(result, layout.classes, name)
+  result.print_lines()
+  print(f"{result.verdict} (no clip was decoded, nothing was written)")
+  return 1 if result.problems else 0
+
+
+def read_source() -> tuple[Layout, source.Options, str]:
+  """What the flags name, with what options, and where it is.
 
   Raises:
     UserError: with everything that is wrong with the flags; if nothing of the kind is there.
   """
-  name, classes = _DATASET.value, _CLASSES.value
-  given: dict[str, Any] = {"manifest": _MANIFEST.value, "raw": _RAW.value, "lists": _LISTS.value, "numbers": _NUMBERS.value,
-           "classes": classes, "frames": _FRAMES.value != "all", "labels": _LABELS.value != "mafw",
-           "recipe": _REFERENCE.value != "default", "follow_links": _FOLLOW_LINKS.value}  # fmt: skip
-  common = {"raw", "follow_links"}
-  allowed = {
-    "clips": {"manifest", "classes"},
-    "dfew": common | {"lists", "frames", "recipe"},
-    "mafw": common | {"lists", "frames", "recipe", "labels", "numbers"},
-    "ravdess": common | {"classes"},
-    "cremad": common | {"classes"},
-  }[name]
-  problems = [
-    f"--{flag} is not for --dataset={name}" for flag, value in given.items() if value and flag not in allowed
-  ]
-  needed = "manifest" if name == "clips" else "raw"
-  if not given[needed]:
-    problems.append(f"--{needed} is needed")
+  name = _DATASET.value
+  of = source.source_of(name)
+  takes, place = [of.FLAG, *_fields(name)], str(flags.FLAGS[of.FLAG].value or "")
+  given = [flag for flag in ("raw", "manifest", *_OPTIONS) if flags.FLAGS[flag].present]
+  problems = [f"--{flag} is not for --dataset={name}" for flag in given if flag not in takes]
+  if not place:
+    problems.append(f"--{of.FLAG} is needed")
   if problems:
-    raise listed("the data set cannot be prepared", problems)
-  _check_classes(classes)
-  origin = Path(given[needed])
-  if name == "clips":
-    return read_manifest(origin, classes), str(origin)
-  links, silent = _FOLLOW_LINKS.value, _ALLOW_MISSING_SOUND.value
-  lists = Path(_LISTS.value) if _LISTS.value else None
-  if name == "dfew":
-    layout = read_dfew(origin, frames=_FRAMES.value, lists=lists, recipe=_REFERENCE.value,
-                       allow_missing_sound=silent, follow_links=links)  # fmt: skip
-  elif name == "mafw":
-    layout = read_mafw(origin, frames=_FRAMES.value, lists=lists, labels=_LABELS.value, numbers=_NUMBERS.value,
-                       recipe=_REFERENCE.value, allow_missing_sound=silent, follow_links=links)  # fmt: skip
-  elif name == "ravdess":
-    layout = read_ravdess(origin, classes=classes, follow_links=links)
-  else:
-    layout = read_cremad(origin, classes=classes, allow_missing_sound=silent, follow_links=links)
-  return layout, str(origin)
+    advice = f"--dataset={name} takes {', '.join(f'--{flag}' for flag in takes)}\n{of.LAYOUT}"
+    raise listed("the data set cannot be prepared", problems, advice)
+  values = {flag: flags.FLAGS[flag].value for flag in takes[1:] if flags.FLAGS[flag].present}
+  options = of.Options(**{flag: tuple(v) if isinstance(v, list) else v for flag, v in values.items()})
+  return of.read(Path(place).expanduser(), options), options, place
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> int:
   del argv
-  layout, origin = read_layout()
-  decoding = Decoding(_ALLOW_MISSING_SOUND.value)
-  if _FACES.value == "yunet":
-    model = face_model(Path(_FACE_MODEL.value) if _FACE_MODEL.value else None)
-    decoding = Decoding(_ALLOW_MISSING_SOUND.value, str(model), _FACE_POLICY.value, _FACE_SIZE.value)
-  prepare(
-    layout, _DATASET.value, Path(_DATA_DIR.value), decoding, origin, _ALLOW_BAD.value, _OVERWRITE.value,
-    _NUM_WORKERS.value,
-  )  # fmt: skip
+  layout, options, origin = read_source()
+  if _CHECK.value:
+    return check(layout, _DATASET.value)
+  decoding = Decoding(options.allow_missing_sound)
+  if options.faces == "yunet":
+    model = face_model(Path(_FACE_MODEL.value).expanduser() if _FACE_MODEL.value else None)
+    decoding = Decoding(options.allow_missing_sound, str(model), _FACE_POLICY.value, _FACE_SIZE.value)
+  prepare(layout, _DATASET.value, Path(_DATA_DIR.value or "").expanduser(), decoding, origin, allow_bad=_ALLOW_BAD.value,
+          overwrite=_OVERWRITE.value, num_workers=_NUM_WORKERS.value)  # fmt: skip
+  return 0
 
 
 if __name__ == "__main__":

@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from mma_dfer_jax.data.labels import LABEL_ORDERS
+from mma_dfer_jax.data.labels import COUNTS, LABEL_ORDERS, SCORES
 from mma_dfer_jax.disk import write_json
 from mma_dfer_jax.training.predictions import Predictions
 from mma_dfer_jax.training.scores import Scores
 
-# The paper's means over five folds, in percent, by data set; and the label orders that its classes stand in.
-SCORES = {"dfew": {"war": 77.51, "uar": 67.01}, "mafw": {"war": 58.52, "uar": 44.11}}
+# The data set of published scores, by the label orders that its classes stand in.
 PUBLISHED = {
   LABEL_ORDERS[order].classes: order.partition("-")[0] for order in ("dfew", "mafw", "mafw-official")
 }
@@ -249,10 +248,6 @@ def published_for(scores: Scores, folds: Sequence[str]) -> dict[str, Any] | None
     scores: summed over the folds.
     folds: names of the splits.
   """
-  from mma_dfer_jax.data.layouts import (
-    PUBLISHED as COUNTS,
-  )  # with what reads archives, which a report does not need
-
   name = PUBLISHED.get(tuple(scores.classes))
   if name is None:
     return None

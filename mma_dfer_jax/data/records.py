@@ -1,4 +1,4 @@
-"""How clips become a data set on disk: what a record holds, and how tfds writes it without TensorFlow."""
+"""A clip on disk: what a record holds, and how tfds writes it without TensorFlow."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -8,16 +8,17 @@ import os
 from pathlib import Path
 import resource
 import struct
+import types
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import shuffle
-import tqdm
 
 from mma_dfer_jax.data import media
 from mma_dfer_jax.data.faces import FaceFinder
 from mma_dfer_jax.data.frames import JPEG_QUALITY, decode_frame, encode_frame
+from mma_dfer_jax.progress import Progress
 
 # How a video file becomes a record; stored with the data set and with every checkpoint, and compared.
 RECIPE = {
@@ -27,21 +28,22 @@ RECIPE = {
   "frame_size": "native: as decoded, not cropped",
   "frame_coding": f"jpeg, quality {JPEG_QUALITY}",
 }
+OWN_SOUND = Path()  # the sound of the video itself
 
 
 def read_record(
   video: str | os.PathLike | None,
   *,
   pictures: Sequence[Path] = (),
-  sound: str | os.PathLike | None = None,
+  sound: str | os.PathLike | None = OWN_SOUND,
   finder: FaceFinder | None = None,
 ) -> dict[str, Any]:
-  """A clip, decoded to its end, as the record that training would see.
+  """A clip, decoded completely, as the record that training would see.
 
   Args:
-    video: a file with pictures and sound; None: they are files of their own.
-    pictures: files in the order of frames; their bytes are kept as they are unless faces are cut out.
-    sound: the file with the sound that belongs to them; None: there is none.
+    video: a file with pictures; None: they are files of their own.
+    pictures: files in the order of frames; their bytes stay as they are unless faces are cut out.
+    sound: the file with the sound; None: there is none.
     finder: cuts the face out of every frame.
   Returns:
     frames: JPEG (or the files' own) bytes of every frame; waveform: (S,) int16, first channel, empty if there is less
@@ -50,13 +52,13 @@ def read_record(
   Raises:
     MediaError: if a file is no video, sound or picture, or damaged.
   """
-  heard = sound if video is None else video
+  heard = video if sound is OWN_SOUND else sound
   found = media.read_sound(heard) if heard is not None else None
   if found and not media.is_long_enough(found.waveform, found.sample_rate):
     found = None
 
   def decoded() -> Iterator[np.ndarray]:
-    return media.iterate_frames(video) if video is not None else map(_decoded, pictures)
+    return media.iterate_frames(video) if video is not None else (decode_frame(_checked(p)) for p in pictures)
 
   share = float("nan")
   if video is None and finder is None:
@@ -86,26 +88,22 @@ def _checked(picture: Path) -> bytes:
   return data
 
 
-def _decoded(picture: Path) -> np.ndarray:
-  return decode_frame(_checked(picture))
-
-
 @dataclasses.dataclass(frozen=True)
 class Clip:
-  """One labelled clip: where its decoded form lies until the data set is written."""
+  """One clip: where its decoded form lies until the data set is written."""
 
   clip_id: str
-  label: str
+  label: str  # class name; empty: there is none
   split: str
-  decoded: Path  # .npz: jpegs, lengths, waveform, sample_rate
+  decoded: Path  # .npz: jpegs, lengths, waveform, sample_rate, face_share
 
 
 class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-  """Writes clips as tfds records: JPEG frames, first-channel waveform, label; one split per split of the clips.
+  """Writes clips as tfds records: JPEG frames, first-channel waveform, label (-1: none); one split per split of the clips.
 
   Args:
     clips: decoded.
-    classes: names in label order; `class_order` says whose order it is.
+    classes: names in label order; `class_order` says whose order it is. Empty: the clips have no labels.
     recipe: how they were made.
     left_out: what was wrong with the clips that are not there.
     fingerprint: of all that the data set depends on.
@@ -115,33 +113,30 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
   VERSION = tfds.core.Version("1.0.0")
   url_infos: Mapping[str, Any] = {}  # nothing is downloaded; tfds would look for a file that says so
 
-  def __init__(
-    self,
-    *,
-    clips: Sequence[Clip],
-    classes: Sequence[str],
-    class_order: str,
-    recipe: Mapping[str, Any],
-    left_out: Sequence[str],
-    fingerprint: str,
-    data_dir: str | os.PathLike,
-  ):
+  def __init__(self, *, clips: Sequence[Clip], classes: Sequence[str], class_order: str, recipe: Mapping[str, Any],
+               left_out: Sequence[str], fingerprint: str, data_dir: str | os.PathLike):  # fmt: skip
     self.clips, self.classes = clips, list(classes)
     counts = Counter((clip.split, clip.label) for clip in clips)
     rates = [int(np.load(clip.decoded)["sample_rate"]) for clip in clips]
     silent = Counter(clip.split for clip, rate in zip(clips, rates, strict=True) if not rate)
     splits = dict.fromkeys(clip.split for clip in clips)
-    self.facts = {
+    self.facts: dict[str, Any] = {
       "classes": self.classes,
       "class_order": class_order,
       "recipe": dict(recipe),
       "left_out": list(left_out),
       "fingerprint": fingerprint,
-      "clips": {split: {label: counts[split, label] for label in self.classes} for split in splits},
+      "clips": {split: {label: counts[split, label] for label in self.classes or [""]} for split in splits},
       "sample_rates": sorted(set(rates) - {0}),
       "without_sound": {split: silent[split] for split in splits},
     }
     super().__init__(data_dir=data_dir, file_format="array_record")
+
+  @classmethod
+  def named(cls, name: str) -> type["Clips"]:
+    """The builder of a data set of this name: tfds takes the name of its folder from the class."""
+    return types.new_class(name.capitalize(), (cls,), {"skip_registration": True},
+                           lambda body: body.update(__module__=__name__, __doc__=f"The data set {name}."))  # fmt: skip
 
   def _info(self) -> tfds.core.DatasetInfo:
     features = tfds.features.FeaturesDict(
@@ -169,27 +164,23 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
       self.bar.update()
       with np.load(clip.decoded) as decoded:
         ends = np.cumsum(decoded["lengths"])
-        jpegs = [part.tobytes() for part in np.split(decoded["jpegs"], ends[:-1])]
-        waveform, sample_rate = decoded["waveform"], int(decoded["sample_rate"])
-        face_share = float(decoded["face_share"])
-      yield (
-        clip.clip_id,
-        {
+        sample_rate = int(decoded["sample_rate"])
+        record = {
           "clip_id": clip.clip_id,
-          "frames": jpegs,
-          "waveform": waveform,
+          "frames": [part.tobytes() for part in np.split(decoded["jpegs"], ends[:-1])],
+          "waveform": decoded["waveform"],
           "sample_rate": sample_rate,
           "has_audio": sample_rate > 0,
-          "face_share": face_share,
-          "label": clip.label,
-        },
-      )
+          "face_share": float(decoded["face_share"]),
+          "label": clip.label if self.classes else -1,
+        }
+      yield clip.clip_id, record
 
   def write(self) -> Path:
     """Writes the data set and returns its folder, which gets its name when all is in it."""
     _use_local_buckets()
     tfds.disable_progress_bar()
-    with tqdm.tqdm(desc="write", total=len(self.clips), unit="clip") as self.bar:
+    with Progress("write", len(self.clips)) as self.bar:
       # Nothing is downloaded, but tfds makes a folder for it.
       self.download_and_prepare(download_dir=self.data_path.parent)
     return Path(self.data_path)
@@ -198,31 +189,6 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
     """Silent: tfds would speak of downloads."""
 
   _log_download_done = _log_download_bytes
-
-
-class Dfew(Clips, skip_registration=True):  # type: ignore[call-arg]
-  """DFEW, in its five folds."""
-
-
-class Mafw(Clips, skip_registration=True):  # type: ignore[call-arg]
-  """MAFW's eleven single emotions, in its five folds."""
-
-
-class Ravdess(Clips, skip_registration=True):  # type: ignore[call-arg]
-  """RAVDESS, in five folds by actor."""
-
-
-class Cremad(Clips, skip_registration=True):  # type: ignore[call-arg]
-  """CREMA-D, in five folds by speaker."""
-
-
-BUILDERS: dict[str, type[Clips]] = {
-  "clips": Clips,
-  "dfew": Dfew,
-  "mafw": Mafw,
-  "ravdess": Ravdess,
-  "cremad": Cremad,
-}
 
 
 class _LocalBucket(shuffle._Bucket):
@@ -260,5 +226,5 @@ def _use_local_buckets() -> None:
   shuffle._Bucket = _LocalBucket
   # All 1000 buckets stay open at once; the usual soft limit is 1024 files.
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-  wanted = 4096 if hard == resource.RLIM_INFINITY else min(4096, hard)
-  resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+  enough = 4096 if hard == resource.RLIM_INFINITY else min(4096, hard)
+  resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, enough), hard))

@@ -1,20 +1,30 @@
 """Data sets in the forms in which they are handed out: each form is read, and everything wrong with it is said at once."""
 
 from collections import Counter
+import functools
 import json
 from pathlib import Path
+import re
 import shutil
 
 import archives
 from conftest import GOLDEN
 import pytest
 
-from mma_dfer_jax.data.archive import left_out
+from mma_dfer_jax.data.labels import COUNTS as PUBLISHED
 from mma_dfer_jax.data.labels import LABEL_ORDERS
-from mma_dfer_jax.data.layouts import PUBLISHED, read_cremad, read_dfew, read_mafw, read_ravdess
+from mma_dfer_jax.data.source import in_lines
+from mma_dfer_jax.data.sources import mafw
 from mma_dfer_jax.errors import UserError
 
 SETS = "EmoLabel_DataSplit"
+read_dfew, read_mafw, read_ravdess, read_cremad = (
+  functools.partial(archives.read, n) for n in ("dfew", "mafw", "ravdess", "cremad")
+)
+
+
+def left_out(problems):
+  return {clip: problem for problem in problems for clip in problem.clips}
 
 
 def names(clip):
@@ -62,30 +72,18 @@ def change(path, old, new, times=1):
 
 
 def test_published_numbers():
-  sums = {name: sum(sum(fold.values()) for fold in folds.values()) for name, folds in PUBLISHED.items()}
-  assert sums == {"dfew": 11_697, "mafw": 9_172, "ravdess": 1_440, "cremad": 7_442}
   per_fold = {name: [sum(fold.values()) for fold in folds.values()] for name, folds in PUBLISHED.items()}
+  assert {name: sum(of) for name, of in per_fold.items()} == {
+    "dfew": 11_697, "mafw": 9_172, "ravdess": 1_440, "cremad": 7_442,
+  }  # fmt: skip
   assert per_fold["dfew"] == [2341, 2341, 2340, 2339, 2336]
   assert per_fold["mafw"] == [1839, 1837, 1833, 1832, 1831]
   assert all(list(folds) == [f"fold{k}" for k in range(1, 6)] for folds in PUBLISHED.values())
-  totals = {
-    name: sum((Counter(fold) for fold in folds.values()), Counter()) for name, folds in PUBLISHED.items()
-  }
-  dfew, mafw = LABEL_ORDERS["dfew"].classes, LABEL_ORDERS["mafw"].classes
-  assert [totals["dfew"][name] for name in dfew] == [2445, 1894, 2669, 2173, 1469, 145, 902]
-  assert [totals["mafw"][name] for name in mafw] == [
-    1242,
-    1470,
-    1138,
-    1390,
-    1072,
-    639,
-    625,
-    236,
-    916,
-    262,
-    182,
-  ]
+  for name, totals in (
+    ("dfew", [2445, 1894, 2669, 2173, 1469, 145, 902]),
+    ("mafw", [1242, 1470, 1138, 1390, 1072, 639, 625, 236, 916, 262, 182]),
+  ):
+    assert [sum(fold[c] for fold in PUBLISHED[name].values()) for c in LABEL_ORDERS[name].classes] == totals
 
 
 # ---- DFEW ----
@@ -251,7 +249,7 @@ def test_everything_wrong_with_dfew_is_said_at_once(tmp_path):
   shutil.move(frames / "00007/3.jpg", tmp_path / "3.jpg")
   (frames / "00007/3.jpg").symlink_to(tmp_path / "3.jpg")
   change(test / "set_4.csv", "8,2", "8,9")
-  change(test / "set_5.csv", "9,3", "9,happy")
+  change(test / "set_5.csv", "9,3", "9,glad")
   change(test / "set_1.csv", "11,1", "12,1")  # twice in one list, and 11 in none
   change(test / "set_2.csv", "20,1", "20,3")
   change(test / "set_3.csv", "30,1", "30;1")
@@ -269,7 +267,7 @@ def test_everything_wrong_with_dfew_is_said_at_once(tmp_path):
     f"Clip/clip_224x224/00006: 00006: is a link that leads out of {home}, to {outside}",
     f"00007: Clip/clip_224x224/00007/3.jpg is a link that leads out of {home}",
     "set_4.csv line 3: 00008: '9' is not the label of a class",
-    "set_5.csv line 2: 00009: 'happy' is not the label of a class",
+    "set_5.csv line 2: 00009: 'glad' is not the label of a class",
     "set_1.csv line 6: 00012: is in EmoLabel_DataSplit/test(single-labeled)/set_1.csv line 5 already",
     "train(single-labeled)/set_2.csv and the training sets of the folds 3, 4, 5: 00011: in no test set",
     "train(single-labeled)/set_1.csv and the training sets of the folds 2, 4, 5: 00031: in no test set",
@@ -552,15 +550,23 @@ def test_mafw_pictures_of_every_kind(tmp_path):
   problems(read_mafw(home), "there is no sound: no folder clips_wav or clips (--allow_missing_sound", left=11)
   good(read_mafw(home, allow_missing_sound=True), 11)
   shutil.rmtree(home / "data/clips_faces")
-  assert good(read_mafw(home, allow_missing_sound=True), 11).recipe["frames"] == "scenes"
+  with pytest.raises(UserError, match=r"frames holds whole scenes.*--faces=yunet.*or --frames=scenes"):
+    read_mafw(home, allow_missing_sound=True)
+  for faces, warned in (("yunet", False), ("none", True)):
+    layout = good(read_mafw(home, allow_missing_sound=True, faces=faces), 11)
+    assert layout.recipe["frames"] == "scenes"
+    assert any(note.warning and "whole scenes" in note.what for note in layout.notes) == warned
   with pytest.raises(UserError, match="no folder clips_faces, which --frames=faces needs"):
     read_mafw(home, frames="faces")
 
 
-def test_a_missing_wav_of_mafw_is_noted(tmp_path):
+def test_a_missing_wav_of_mafw_is_taken_on_request_only(tmp_path):
   home = archives.mafw(tmp_path)
   (home / "data/clips_wav/00026.wav").unlink()
-  layout = good(read_mafw(home), 11)
+  problems(
+    read_mafw(home), "00026: no wav in data/clips_wav (--allow_missing_sound takes such clips)", left=10
+  )
+  layout = good(read_mafw(home, allow_missing_sound=True), 11)
   assert by_id(layout)["00026"].sound is None
   assert said(layout.notes) == ["data/clips_wav: clips without sound: 00026"]
 
@@ -612,12 +618,12 @@ def test_the_two_label_orders_are_never_mixed_up(tmp_path):
 
 
 def numbered_lists(folder, order, official_form, lacking=0):
-  """Test lists as large as the real ones, less the first few of every class; labels are numbers of this order."""
+  """Complete test lists, less the first few of every class; labels are numbers of this order."""
   clip = 0
   for k in range(1, 6):
     rows = []
     for number, name in enumerate(LABEL_ORDERS[order].classes):
-      for _ in range(PUBLISHED["mafw"][f"fold{k}"][name] - lacking):
+      for _ in range(mafw.COUNTS[f"fold{k}"][name] - lacking):
         clip += 1
         rows.append(f"{clip:05d}.mp4 {number}" if official_form else f"clips_faces/{clip:05d} 12 {number}")
     name = f"set_{k}/test.txt" if official_form else f"MAFW_set_{k}_test_faces.txt"
@@ -625,15 +631,17 @@ def numbered_lists(folder, order, official_form, lacking=0):
   return folder
 
 
-@pytest.mark.parametrize(("official_form", "lacking"), [(False, 0), (True, 3)])
-def test_published_numbers_of_clips_give_a_wrong_order_away(tmp_path, official_form, lacking):
+@pytest.mark.parametrize(("official_form", "lacking"), [(False, 0), (True, 1)])
+def test_published_numbers_of_clips_give_a_wrong_order_away(tmp_path, monkeypatch, official_form, lacking):
   """Complete lists that count by another order than their form says; also when a few clips are not in them."""
+  tenth = {fold: {name: 2 + n // 10 for name, n in row.items()} for fold, row in PUBLISHED["mafw"].items()}
+  monkeypatch.setattr(mafw, "COUNTS", tenth)
   home = archives.mafw(tmp_path, lists=False)
   assumed, other = ("mafw-official", "mafw")[:: 1 if official_form else -1]
   right = numbered_lists(tmp_path / "right", assumed, official_form, lacking)
   layout = read_mafw(home, lists=right)
   assert layout.recipe["label_numbers"] == f"{assumed} (assumed from the lists' form; --numbers=… changes it)"
-  assert sum("no folder in data/clips_faces" in problem.what for problem in layout.problems) > 8000
+  assert sum("no folder in data/clips_faces" in problem.what for problem in layout.problems) > 800
   wrong = numbered_lists(tmp_path / "wrong", other, official_form, lacking)
   with pytest.raises(UserError, match=rf"the order {other}.*say --numbers={other}"):
     read_mafw(home, lists=wrong)
@@ -649,7 +657,7 @@ def test_published_numbers_of_clips_give_a_wrong_order_away(tmp_path, official_f
 def test_everything_wrong_with_mafw_is_said_at_once(tmp_path):
   home = archives.mafw(tmp_path)
   official = home / "Train & Test Set/single/no_caption"
-  change(official / "set_1/test.txt", "anger", "happy")
+  change(official / "set_1/test.txt", "anger", "glad")
   change(official / "set_2/test.txt", "00027.mp4 disgust", "00027.mp4 disgust A man, who is disgusted.")
   change(official / "set_3/test.txt", "00029", "00025")
   shutil.rmtree(home / "data/clips_faces/00031")
@@ -657,14 +665,14 @@ def test_everything_wrong_with_mafw_is_said_at_once(tmp_path):
   layout = read_mafw(home)
   text = "\n".join(said(layout.problems))
   for part in (
-    "set_1/test.txt line 1: 00025: 'happy' is not the label of a class",
+    "set_1/test.txt line 1: 00025: 'glad' is not the label of a class",
     "set_2/test.txt line 1: 00027: '00027.mp4 disgust A man, who is disgusted.' is not of the form of the other lines",
     "set_4/test.txt line 1: 00031: no folder in data/clips_faces",
     "set_4/test.txt line 2: 00032: no folder in data/clips_faces",
   ):
     assert part in text, text
   assert {"00025", "00027", "00029", "00031", "00032"}.isdisjoint(by_id(layout))
-  change(official / "set_1/test.txt", "happy", "99")
+  change(official / "set_1/test.txt", "glad", "99")
   assert "'99' is not the label of a class" in "\n".join(said(read_mafw(home).problems))
   (official / "set_1/test.txt").write_text("00025.mp4 11\n00026.mp4 1\n")
   with pytest.raises(UserError, match="labels go from 1 to 11"):
@@ -677,6 +685,133 @@ def test_lists_made_for_other_pictures_are_refused(tmp_path):
   with pytest.raises(UserError, match="the lists are of --frames=scenes, but --frames=faces was chosen"):
     read_mafw(home, lists=tmp_path / "lists")
   good(read_mafw(home, frames="scenes", lists=tmp_path / "lists"), 11)
+
+
+# ---- what people really have ----
+
+
+def test_labels_in_words(tmp_path):
+  home = archives.dfew(tmp_path)
+  words = dict(enumerate(("Happiness", "sad", "neutral", "ANGER", "surprise", "disgusted", "fear"), 1))
+  for path in (home / SETS).rglob("*.csv"):
+    head, *rows = path.read_text().splitlines()
+    path.write_text(
+      "\n".join([head, *(f"{row.split(',')[0]},{words[int(row.split(',')[1])]}" for row in rows)])
+    )
+  layout = good(read_dfew(home), 10)
+  assert {clip.clip_id: clip.label for clip in layout.clips} == {
+    clip: layout.classes[label] for clip, (_, label) in archives.DFEW.items()
+  }
+  assert "the label Happiness is read as happy: 00007" in said(layout.notes)
+  for path in (home / SETS).rglob("*.csv"):
+    path.write_text(
+      re.sub(",[A-Za-z]+$", ",glad", path.read_text(), flags=re.MULTILINE).replace(
+        "video_name,glad", "video_name,label"
+      )
+    )
+  (line,) = in_lines(read_dfew(home).problems)
+  assert line.startswith("10 clips with the same kind of problem: ")
+  assert line.count("'glad' is not the label of a class") == 3
+  assert line.endswith("; and 00004, 00005, 00006, 00007, 00008, 00009, 00010")
+
+
+def test_what_lies_there_is_said_and_what_takes_it(tmp_path):
+  home = archives.dfew(tmp_path, folders=["clip_224x224_16f"], sound="both")
+  with pytest.raises(
+    UserError, match=r"(?s)no folder clip_224x224, .*there is Clip/clip_224x224_16f: --frames=16f takes it"
+  ):
+    read_dfew(home)
+  for wav in (home / "Clip/raw_wav").iterdir():
+    wav.rename(wav.with_suffix(".MP3" if wav.stem == "1" else ".m4a"))
+  layout = good(read_dfew(home, frames="16f"), 10)
+  assert layout.recipe["sound"] == "m4a and mp3 files of raw_wav"
+  assert any(note.warning and "m4a, mp3" in note.what for note in layout.notes)
+  archives.write_wav(home / "Clip/raw_wav/1.wav")
+  layout = good(read_dfew(home, frames="16f"), 10)
+  assert layout.recipe["sound"] == "m4a and wav files of raw_wav"
+  assert "Clip/raw_wav: other sounds beside a .wav of the same clip, not used: 00001" in said(layout.notes)
+  layout = good(read_dfew(home, frames="video"), 10)
+  assert any(note.warning and "whole scenes" in note.what for note in layout.notes)
+
+
+def test_wavs_that_were_all_resampled_are_warned_of(tmp_path, monkeypatch):
+  monkeypatch.setattr(archives, "RATE", 16_000)
+  for read, make in ((read_dfew, archives.dfew), (read_mafw, archives.mafw)):
+    home = make(tmp_path)
+    (note,) = read(home).notes
+    assert note.warning
+    assert "2.6 UAR" in note.what
+    monkeypatch.setattr(archives, "RATE", 44_100)
+    archives.write_wav(next(home.rglob("*.wav")))
+    assert read(home).notes == []
+    monkeypatch.setattr(archives, "RATE", 16_000)
+
+
+def folders(home, *names, classes=("sad", "Happy 2", "Happy 10")):
+  for label in classes:
+    for name in names:
+      archives.write_text(home / label / name, "not looked into")
+  return home
+
+
+def test_folders_of_classes(tmp_path):
+  home = folders(
+    tmp_path, *(f"{speaker}_{i}.mp4" for speaker in ("anna", "ben", "Cem", "dora") for i in range(5))
+  )
+  archives.write_text(home / "sad/notes.txt", "")
+  layout = good(archives.read("folders", home, test_share=0.2), 60)
+  assert layout.classes == ("Happy 2", "Happy 10", "sad")
+  assert Counter((clip.split, clip.label) for clip in layout.clips) == {
+    (split, label): {"test": 4, "train": 16}[split] for split in ("test", "train") for label in layout.classes
+  }
+  assert (
+    layout.recipe["folds"] == "test: 20 % of the clips of each class, by sha256 of the seed 0 and the name"
+  )
+  assert "no videos by extension, not used: sad/notes.txt" in said(layout.notes)
+  assert archives.read("folders", home, test_share=0.2).clips == layout.clips
+  assert archives.read("folders", home, test_share=0.2, split_seed=1).clips != layout.clips
+  layout = good(archives.read("folders", home, test_share=0.3, split_by="speaker"), 60)
+  speakers = {s: {Path(c.clip_id).stem[:3] for c in layout.clips if c.split == s} for s in splits(layout)}
+  assert (len(speakers["test"]), len(speakers["train"])) == (1, 3)
+  assert not speakers["test"] & speakers["train"]
+  layout = good(archives.read("folders", home, test_share=0.2, classes=["sad", "Happy 2"]), 40)
+  assert layout.classes == ("sad", "Happy 2")
+  for share in (0.0, 1.0, -1.0):
+    with pytest.raises(
+      UserError, match=r"no folders train and test\. Split the clips with --test_share=0\.2"
+    ):
+      archives.read("folders", home, test_share=share)
+  archives.write_text(home / "sad/more/x.mp4", "")
+  (home / "empty").mkdir()
+  (home / "SAD").mkdir()
+  problems(
+    archives.read("folders", home, test_share=0.2),
+    "sad/more: is a folder within a class",
+    "empty: holds no videos",
+    "SAD: holds no videos",
+    "'SAD' and 'sad' differ in case",
+    left=60,
+  )
+
+
+def test_folders_with_a_split_of_their_own(tmp_path):
+  for split, count in (("Train", 3), ("test", 2)):
+    folders(tmp_path / "data" / split, *(f"{i}.mp4" for i in range(count)))
+  layout = good(archives.read("folders", tmp_path / "data"), 15)
+  assert splits(layout) == {"train": 9, "test": 6}
+  assert layout.classes == ("Happy 2", "Happy 10", "sad")
+  assert layout.recipe["folds"] == "the folders train and test"
+  with pytest.raises(UserError, match="remove --test_share"):
+    archives.read("folders", tmp_path / "data", test_share=0.5)
+  (tmp_path / "data/angry").mkdir()
+  for place in ("data", "."):
+    shutil.copytree(tmp_path / "data/test", tmp_path / "test", dirs_exist_ok=True)
+    with pytest.raises(
+      UserError, match=r"(?s)only if these two folders are there.*found: .*accepted for folders"
+    ):
+      archives.read("folders", tmp_path / place, test_share=0.5)
+  with pytest.raises(UserError, match=r"sad/0\.mp4 is alone"):
+    archives.read("folders", folders(tmp_path / "one", "0.mp4", classes=["sad"]), test_share=0.5)
 
 
 # ---- RAVDESS and CREMA-D ----
@@ -708,7 +843,7 @@ def test_ravdess_classes_are_chosen(tmp_path):
 
 
 def test_one_actor_is_split_by_statement(tmp_path):
-  layout = good(read_ravdess(archives.ravdess(tmp_path, [1], flat=True, real=True)), 16)
+  layout = good(read_ravdess(archives.ravdess(tmp_path, [1], flat=True)), 16)
   assert splits(layout) == {"train": 8, "test": 8}
   assert {clip.clip_id.split("-")[4] for clip in layout.clips if clip.split == "train"} == {"01"}
   assert "not speaker-independent" in layout.recipe["folds"]
@@ -728,7 +863,6 @@ def test_what_is_left_out_of_ravdess_is_said(tmp_path):
     "no clips in fold 5",
   ):
     assert part in text
-  assert len(good(read_ravdess(home, song=True), 65).notes) == 3
   archives.write_text(folder / "01-01-09-01-01-01-01.mp4", "")
   archives.write_text(folder / "01-01-03-01-01-01-02.mp4", "")
   archives.write_text(home / "01-01-04-01-01-01-01.mp4", "")

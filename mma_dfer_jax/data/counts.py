@@ -1,0 +1,116 @@
+"""Clips by split and class: what a run cannot use, what differs from the published numbers, and the table of them."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from mma_dfer_jax.data.labels import COUNTS, SCORES
+from mma_dfer_jax.data.source import Counts, count, names, source_of
+
+EXAMPLES = 3  # that a message names
+
+
+@dataclass
+class Findings:
+  """What was found."""
+
+  counts: Counts  # clips, as found
+  published: Counts  # clips, as published; empty: not known
+  problems: list[str] = field(default_factory=list)  # make a training pointless or its score wrong
+  warnings: list[str] = field(default_factory=list)  # need a human look
+  notes: list[str] = field(default_factory=list)  # worth knowing, not wrong
+  PURPOSE: ClassVar[str] = "training"
+
+  @property
+  def verdict(self) -> str:
+    if self.problems:
+      return f"NOT FIT for {self.PURPOSE}: {count(len(self.problems), 'problem')}"
+    looks = f", but look at {count(len(self.warnings), 'warning')}" if self.warnings else ""
+    return f"fit for {self.PURPOSE}{looks}"
+
+  def print_lines(self) -> None:
+    """Prints the table and all findings."""
+    print(counts_table(self))
+    for title in ("problems", "warnings", "notes"):
+      if lines := getattr(self, title):
+        print(f"{title}:", *lines, sep="\n  - ")
+
+
+def published_counts(name: str, classes: Sequence[str]) -> Counts:
+  """The published clips of a data set; none if it is not known, or somebody takes some of its classes only."""
+  published = COUNTS.get(name, {})
+  return published if all(set(row) == set(classes) for row in published.values()) else {}
+
+
+def examples(names: Sequence[str]) -> str:
+  more = [f"… {len(names) - EXAMPLES} more"] if len(names) > EXAMPLES else []
+  return "; ".join([*names[:EXAMPLES], *more])
+
+
+def report(found: list[str], text: str, names: Sequence[str]) -> None:
+  """Adds one line for all equal findings: how many, and some examples. Adds nothing if there are no names."""
+  if names:
+    found.append(f"{text} ({len(names)}): {examples(names)}")
+
+
+def check_counts(result: Findings, classes: Sequence[str], name: str) -> None:
+  """Adds what is wrong with the counts; the name of the data set decides what they are compared with."""
+  counts, problems = result.counts, result.problems
+  filled = [split for split, row in counts.items() if any(row.values())]
+  there = [label for label in classes if any(counts[split][label] for split in filled)]
+  report(problems, "empty splits", [split for split in counts if split not in filled])
+  may_choose = name not in names() or "classes" in source_of(name).Options.__dataclass_fields__
+  advice = f"; --classes={','.join(there)} prepares the others" if may_choose and there else ""
+  report(problems, f"classes without a clip{advice}", [label for label in classes if label not in there])
+  lacking = [f"{label} in {split}" for label in there for split in filled if not counts[split][label]]
+  report(result.warnings, "classes without a clip in a split", lacking)
+  folds = sorted(int(split[4:]) for split in counts if split.startswith("fold") and split[4:].isdecimal())
+  if classes and len(folds) < 2 and not {"train", "test"} <= set(counts):
+    have = ", ".join(counts)
+    problems.append(f"no run can use the splits {have}: it needs train and test, or several folds")
+  if folds and folds != list(range(1, len(folds) + 1)):
+    result.warnings.append(f"the folds are {', '.join(map(str, folds))}: is one missing?")
+  _compare_with_published(result, name)
+
+
+def _compare_with_published(result: Findings, name: str) -> None:
+  counts, published, fixed = result.counts, result.published, name in SCORES
+  if fixed:
+    report(result.problems, f"missing folds of {name}", sorted(set(published) - set(counts)))
+  if not set(published) & set(counts):
+    result.notes += [f"the published splits are others: {', '.join(published)}"] if published else []
+    return
+  differing = []
+  for split in dict.fromkeys([*published, *counts]):
+    there, should = Counter(counts.get(split, {})), Counter(published.get(split, {}))
+    differing += [f"{split} {label} {there[label]} (published {should[label]})"
+                  for label in should or there if there[label] != should[label]]  # fmt: skip
+  report(result.warnings if fixed else result.notes, "numbers of clips not as published", differing)
+
+
+def counts_table(result: Findings) -> str:
+  """Clips by class and split, and after a stroke the published ones, where they are known."""
+  counts, published = result.counts, result.published
+  known = set(published) & set(counts)
+  splits = list(dict.fromkeys([*counts, *published] if known else counts))
+  classes = list(next(iter(counts.values()), {}))
+
+  def cell(names: Sequence[str], of: Sequence[str]) -> str:
+    tables = (counts, published) if set(of) <= set(published) else (counts,)
+    numbers = (sum(by.get(split, {}).get(name, 0) for split in of for name in names) for by in tables)
+    return "/".join(map(str, numbers))
+
+  rows = {name or "(no label)": [name] for name in classes} | {"all": classes}
+  cells = [
+    [row, *(cell(names, of) for of in [*([s] for s in splits), splits])] for row, names in rows.items()
+  ]
+  return table(["class (found/published)" if known else "class", *splits, "all"], cells)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  """In Markdown, aligned so that it can be read as it is."""
+  first, *others = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+  rule = ["-" * first, *("-" * (width - 1) + ":" for width in others)]
+  lines = [[row[0].ljust(first), *map(str.rjust, row[1:], others)] for row in (header, rule, *rows)]
+  return "\n".join(f"| {' | '.join(line)} |" for line in lines)

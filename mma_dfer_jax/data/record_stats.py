@@ -1,0 +1,214 @@
+"""What is measured of each record of a prepared data set, and what is odd about a clip."""
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+import contextlib
+from dataclasses import dataclass
+import functools
+import hashlib
+from itertools import pairwise
+import math
+import multiprocessing
+from typing import Any
+
+import cv2
+import numpy as np
+
+from mma_dfer_jax.data.data_set import DataSet, follow_parent
+from mma_dfer_jax.data.fbank import spectrogram
+from mma_dfer_jax.data.frames import decode_frame, sample_frames
+from mma_dfer_jax.data.media import SILENT
+from mma_dfer_jax.data.pipeline import Record
+from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.inputs import Inputs
+from mma_dfer_jax.progress import Progress
+
+LIMITS = {
+  "few_frames": 16,  # fewer repeat the last one in every batch, and are no movement of 16 steps
+  # Grey levels of 255, over the frames that an evaluation takes. A night scene has a mean of 10 or more, a black picture
+  # of 0 to 2 after any coding; a picture with anything in it deviates by 15 or more from its mean.
+  "black": 8.0,
+  "one_colour": 2.0,
+  # Largest change of a cell of 1/16 by 1/16 of the picture, which noise and coding hardly change: measured are 1 to 5 for
+  # still pictures coded as H.264, 52 and more for the faces of RAVDESS, cut out or not.
+  "frozen": 6.0,
+  "repeating": 0.5,  # share of frames equal to the one before, bit for bit; 12 pictures a second shown as 25 have less
+  "short_sound": 0.5,  # seconds: less than one tenth of the spectrogram is sound, and hardly a word
+  "silent": SILENT,  # of 32768
+  "few_faces": 0.8,  # share of frames with a face
+}
+CELLS = 16
+CHUNK = 16  # records that a process reads at a time
+FEW_RECORDS = 64  # are read sooner than a process has started
+_MARKS = ((b"\xff\xd8", b"\xff\xd9"), (b"\x89PNG", b"IEND\xae\x42\x60\x82"))  # of whole JPEG and PNG files
+
+
+@dataclass(frozen=True)
+class RecordStats:
+  """What is remembered of one record; no pixel of it."""
+
+  split: str
+  index: int
+  clip_id: str
+  label: str | None  # class name; None: its number is that of no class
+  frames: int
+  size: tuple[int, int]  # (height, width) of the first frame, pixels
+  brightness: float  # mean grey level of the brightest frame that an evaluation takes
+  contrast: float  # largest standard deviation within one of these frames
+  motion: (
+    int | None
+  )  # largest change of a cell's colour from one of them to the next; None: there is only one
+  repeats: float  # share of all frames but the first that equal the one before, bit for bit
+  seconds: float  # of sound
+  sample_rate: int
+  peak: int  # largest sample of the sound, of 32768
+  has_audio: bool
+  face_share: float | None  # of the frames; None: `prepare` looked for no faces
+  pictures: str  # digest of all frames
+  sound: str  # digest of the waveform; empty: there is none
+
+  def __str__(self) -> str:
+    return f"{self.split} {self.clip_id}"
+
+  @property
+  def picture(self) -> str:
+    """What makes the picture odd, if anything: a name among the oddities."""
+    odd = {
+      "black": self.brightness < LIMITS["black"],
+      "one_colour": self.contrast < LIMITS["one_colour"],
+      "frozen": self.motion is not None and self.motion < LIMITS["frozen"],
+      "repeating": self.repeats > LIMITS["repeating"],
+    }
+    return next((name for name, holds in odd.items() if holds), "")
+
+  @property
+  def blank(self) -> bool:
+    """Whether nothing can be seen, so that two of them may look alike and be different clips."""
+    return self.picture in ("black", "one_colour")
+
+
+ODDITIES: dict[str, tuple[str, Callable[[RecordStats], bool]]] = {
+  "few_frames": ("fewer than {} frames", lambda one: one.frames < LIMITS["few_frames"]),
+  "black": ("black, no frame brighter than {:g} of 255", lambda one: one.picture == "black"),
+  "one_colour": ("pictures of one colour only", lambda one: one.picture == "one_colour"),
+  "frozen": ("frozen, no part of the picture changes by {:g} of 255", lambda one: one.picture == "frozen"),
+  "repeating": ("more than {:.0%} of the frames repeat the one before", lambda one: one.picture == "repeating"),
+  "no_sound": ("no sound, a constant spectrogram", lambda one: not one.has_audio),
+  "short_sound": ("sound shorter than {:g} s", lambda one: one.has_audio and one.seconds < LIMITS["short_sound"]),
+  "silent": ("silent, no sample reaches {} of 32768", lambda one: one.has_audio and one.peak < SILENT),
+  "few_faces": ("a face in less than {:.0%} of the frames",
+                lambda one: one.face_share is not None and one.face_share < LIMITS["few_faces"]),
+}  # fmt: skip
+
+
+def look_at(record: Record, split: str, index: int, classes: Sequence[str]) -> RecordStats:
+  """Decodes what an evaluation takes of a record, and measures it.
+
+  Raises:
+    ValueError: if there are no frames, one of them is no picture, or the sound gives no spectrogram.
+  """
+  frames, waveform, rate = record["frames"], np.asarray(record["waveform"]), int(record["sample_rate"])
+  label, has_audio = int(record["label"]), bool(record["has_audio"])
+  if has_audio:
+    rows = spectrogram(waveform.astype(np.float32) / 32768.0, rate, *Inputs().audio_shape)
+    if not np.isfinite(rows).all():
+      raise ValueError("its spectrogram is not finite")
+  share = float(record.get("face_share", math.nan))
+  return RecordStats(
+    split=split,
+    index=index,
+    clip_id=record["clip_id"].decode(errors="replace"),
+    label=classes[label] if 0 <= label < len(classes) else None if classes else "",
+    frames=len(frames),
+    **_measured(frames),
+    repeats=sum(map(bytes.__eq__, frames, frames[1:])) / max(1, len(frames) - 1),
+    seconds=round(len(waveform) / rate, 3) if has_audio else 0.0,
+    sample_rate=rate if has_audio else 0,
+    peak=int(np.abs(waveform.astype(np.int32)).max()) if has_audio else 0,
+    has_audio=has_audio,
+    face_share=None if math.isnan(share) else round(share, 4),
+    pictures=_digest(frames),
+    sound=_digest([waveform.tobytes()]) if has_audio else "",
+  )
+
+
+def _measured(frames: Sequence[bytes]) -> dict[str, Any]:
+  """size, brightness, contrast and motion; holds one frame at a time."""
+  chosen = set(sample_frames(len(frames), train=False).tolist())
+  size, means, deviations, cells = None, [], [], []
+  for i, data in enumerate(frames):
+    # Training may draw any frame: those without the end of a JPEG or PNG may be cut off, and are decoded too.
+    if i not in chosen and any(data.startswith(first) and data.endswith(last) for first, last in _MARKS):
+      continue
+    try:
+      pixels = decode_frame(data)
+    except ValueError as error:
+      raise ValueError(f"frame {i}: {error}") from error
+    if i in chosen:
+      size = size or pixels.shape[:2]
+      mean, deviation = cv2.meanStdDev(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))
+      means.append(mean.item())
+      deviations.append(deviation.item())
+      cells.append(cv2.resize(pixels, (CELLS, CELLS), interpolation=cv2.INTER_AREA))
+  motion = max((int(cv2.absdiff(before, after).max()) for before, after in pairwise(cells)), default=None)
+  return {"size": size, "brightness": round(max(means), 2), "contrast": round(max(deviations), 2), "motion": motion}  # fmt: skip
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+  return hashlib.sha256(b"".join(len(part).to_bytes(8, "little") + part for part in parts)).hexdigest()[:32]
+
+
+def _look_at_some(data_set: DataSet, task: tuple[str, range]) -> tuple[list[RecordStats], list[str]]:
+  split, some = task
+  records = functools.cache(lambda: data_set.records(split))
+  seen, unreadable = [], []
+  for index in some:
+    clip = ""
+    try:
+      record = records()[index]
+      clip = f" ({record['clip_id'].decode(errors='replace')})"
+      seen.append(look_at(record, split, index, data_set.classes))
+    except Exception as error:  # array_record, tfds and OpenCV each have their own; every one is a finding
+      # Without what array_record adds: where in the file, and the file itself, again and again.
+      reason = (str(error).splitlines() or ["?"])[0].split("; ", 1)[0][:200]
+      unreadable.append(f"{split} record {index}{clip}: {type(error).__name__}: {reason}")
+  return seen, unreadable
+
+
+def _start_worker() -> None:
+  follow_parent()
+  cv2.setNumThreads(1)  # the processes share the cores already
+
+
+def examine(data_set: DataSet, num_workers: int) -> tuple[list[RecordStats], list[str]]:
+  """Reads every record once; a line for each that cannot be read. Both in the order of splits and records.
+
+  Args:
+    data_set: as opened.
+    num_workers: processes; 0 reads in this one, and so are few records.
+  Raises:
+    UserError: if a process was ended from outside.
+  """
+  total = sum(data_set.splits.values())
+  tasks = [(split, range(i, min(i + CHUNK, size))) for split, size in data_set.splits.items() for i in range(0, size, CHUNK)]  # fmt: skip
+  seen: list[RecordStats] = []
+  unreadable: list[str] = []
+  with contextlib.ExitStack() as stack:
+    apply: Callable[..., Iterable[Any]] = map
+    if num_workers and total > FEW_RECORDS:
+      context = multiprocessing.get_context("spawn")
+      pool = ProcessPoolExecutor(min(num_workers, len(tasks)), context, _start_worker)
+      apply = stack.enter_context(pool).map
+    bar = stack.enter_context(Progress("examine", total))
+    try:
+      for good, bad in apply(functools.partial(_look_at_some, data_set), tasks):
+        seen += good
+        unreadable += bad
+        bar.update(len(good) + len(bad))
+    except BrokenProcessPool as error:
+      raise UserError(
+        "the system ended a process that reads records, most often for lack of memory; run the command again with a "
+        "smaller --num_workers"
+      ) from error
+  return seen, unreadable

@@ -1,0 +1,116 @@
+"""Any clips: those of a manifest with their labels, or those of a folder or glob without labels, for pretraining."""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import glob
+import os
+from pathlib import Path
+import re
+
+from mma_dfer_jax.data import listed, source
+from mma_dfer_jax.data.archive import VIDEOS
+from mma_dfer_jax.data.source import ClipFiles, Layout, Note, Problem, natural
+from mma_dfer_jax.errors import UserError
+
+FLAG = "manifest"
+LAYOUT = """accepted as --manifest: a csv with the columns path,label,split (train or test) or path,label,fold (1, 2, …); or,
+for clips without labels, which pretraining takes, a folder or a glob such as 'films/**/*.mp4'"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(source.Options):
+  classes: tuple[str, ...] = source.option((), source.CLASSES)
+
+
+def read(manifest: Path, options: Options) -> Layout:
+  """The rows of a manifest as clips; or of a folder or glob all videos, in the split train, without labels."""
+  if manifest.is_dir() or (glob.has_magic(str(manifest)) and not manifest.exists()):
+    return _unlabelled(manifest, options)
+  try:
+    table = listed.read_table(manifest, "path,label,split", "path,label,fold")
+  except ValueError as error:
+    raise UserError(f"{manifest}: {error}\n{LAYOUT}") from error
+  if not table.rows:
+    raise UserError(f"{manifest}: holds no rows, only {','.join(table.header)}")
+  folds, classes = "fold" in table.header, options.classes
+  clips: list[ClipFiles] = []
+  problems: list[Problem] = []
+  seen: dict[str, int] = {}
+  for line, values in table.rows:
+    row = dict.fromkeys(table.header, "") | dict(zip(table.header, map(str.strip, values), strict=False))
+    path, label = row["path"], row["label"]
+    split = f"fold{row['fold'].removeprefix('fold')}" if folds else row["split"]
+    wrong = list(_wrong(row, split, len(values) - len(table.header), classes))
+    file = Path(os.path.abspath(manifest.parent / path))
+    if path and "\0" not in path:
+      same = os.path.realpath(file)  # the same clip in training and in the test would make the score a lie
+      if seen.setdefault(same, line) != line:
+        wrong.append(f"is in line {seen[same]} already")
+      elif not file.exists():
+        wrong.append(f"{file}: No such file or directory")
+    clips.append(ClipFiles(path, f"line {line}", label, split, video=file, sound=file))
+    if wrong:
+      problems.append(Problem("", "; ".join(wrong), (f"line {line}: {path}" if path else f"line {line}",)))
+  known = re.compile("fold[1-9][0-9]*" if folds else "train|test")
+  splits = {clip.split for clip in clips if known.fullmatch(clip.split)}
+  bad = {problem.clips[0].split(":")[0] for problem in problems}
+  clips = [clip for clip in clips if clip.where not in bad]
+  labels = dict.fromkeys([*classes, *(clip.label for clip in clips)])
+  numbers = sorted(int(split.removeprefix("fold")) for split in splits) if folds else []
+  if numbers != list(range(1, len(numbers) + 1)):
+    there = f"the folds are {', '.join(map(str, numbers))}; they must be 1, 2, … without a hole"
+    problems.append(Problem(str(manifest), there))
+  problems += [Problem(str(manifest), text) for text in source.near_duplicates(labels)]
+  order = "as given by --classes" if classes else "sorted by name"
+  return Layout(
+    classes or tuple(sorted(labels, key=natural)),
+    order,
+    clips,
+    problems,
+    {},
+    [Note(note) for note in table.notes],
+    frozenset(splits),
+  )
+
+
+def _wrong(row: dict[str, str], split: str, more: int, classes: Sequence[str]) -> Iterator[str]:
+  """What is wrong with a row, whatever the others are; `more`: values than columns."""
+  if more > 0:
+    yield f"{more} values too many (quote values that hold commas)"
+  if not row["path"] or "\0" in row["path"]:
+    yield "the path holds a NUL, which no file name can" if row["path"] else "no path"
+  if not row["label"]:
+    yield "no label"
+  elif classes and row["label"] not in classes:
+    yield f"label {row['label']!r} is not one of the classes {', '.join(classes)}"
+  if "fold" in row and not re.fullmatch(r"fold[1-9][0-9]*", split):
+    yield f"fold {row['fold']!r} is not a number from 1 on"
+  elif "fold" not in row and split not in ("train", "test"):
+    yield f"split {split!r} is used by no run: write train or test, or a column fold with 1, 2, …"
+
+
+def _unlabelled(place: Path, options: Options) -> Layout:
+  """All videos of a folder, or all files that a glob matches."""
+  if options.classes:
+    raise UserError(f"--classes is for manifests; {place} gives clips without labels")
+  magic = next((i for i, part in enumerate(place.parts) if glob.has_magic(part)), None)
+  home = place if place.is_dir() else Path(*place.parts[:magic])
+  pattern = os.path.join(glob.escape(str(home)), "**", "*") if home == place else str(place)
+  paths = sorted(glob.glob(pattern, recursive=True), key=natural)
+  files = [Path(path) for path in paths if os.path.isfile(path)]
+  others = [str(f.relative_to(home)) for f in files if home == place and f.suffix.lower() not in VIDEOS]
+  clips, problems = [], []
+  seen: dict[str, str] = {}
+  for file in files:
+    name, path = str(file.relative_to(home)), Path(os.path.abspath(file))
+    if name in others:
+      continue
+    if (first := seen.setdefault(os.path.realpath(file), name)) != name:
+      problems.append(Problem("", f"is a link to {first}, which is taken already", (name,)))
+    else:
+      clips.append(ClipFiles(name, name, "", "train", video=path, sound=path))
+  if not clips:
+    raise UserError(f"--manifest={place}: there is no video; other files: {len(others)}\n{LAYOUT}")
+  notes = [Note("clips without labels, for pretraining only: train and evaluate need a manifest with labels")]
+  notes += [Note("no videos by extension, not used", tuple(others))] * bool(others)
+  return Layout((), "none: clips without labels", clips, problems, {}, notes, frozenset({"train"}))

@@ -1,0 +1,75 @@
+"""RAVDESS: clips with picture and sound, in five folds that share no actor; names of files say everything."""
+
+import dataclasses
+from pathlib import Path
+import re
+
+from mma_dfer_jax.data.archive import VIDEOS, Archive
+from mma_dfer_jax.data.archive import ClassOptions as Options
+from mma_dfer_jax.data.source import ClipFiles, Layout, folds_of, natural
+
+FLAG = "raw"
+LAYOUT = """accepted for RAVDESS: Actor_01/01-01-05-02-01-01-01.mp4 …, in this folder or a few folders below, or all
+videos in one folder"""
+CLASSES = (
+  "neutral",
+  "calm",
+  "happy",
+  "sad",
+  "angry",
+  "fear",
+  "disgust",
+  "surprise",
+)  # by the third part of names
+COUNTS = folds_of(CLASSES, *[[4 * n] + 7 * [8 * n] for n in (5, 5, 5, 5, 4)])  # 60 spoken clips of each actor
+MOST = (3, 2, 8, 2, 2, 2, 24)  # of each part of a name
+
+
+def read(raw: Path, options: Options) -> Layout:
+  """Five folds; if all actors fall in one, "train" and "test" by statement ("Kids are …" and "Dogs are …").
+
+  Args:
+    raw: the folder of Actor_01 …, one above it, or a folder with all videos.
+  """
+  archive = Archive(raw, (), LAYOUT, options)
+  found: dict[str, ClipFiles] = {}
+  for folder in sorted({path for paths in archive.folders.values() for path in paths}):
+    for path in (folder / name for name in sorted(archive.entries(folder)[1], key=natural)):
+      _add(path, found, archive)
+  if not found:
+    raise archive.unrecognised("there are no RAVDESS videos with picture and sound (01-….mp4)")
+  clips, rule = list(found.values()), "fold = (actor - 1) mod 5 + 1: no actor is in two folds"
+  if len({clip.split for clip in clips}) == 1:
+    rule = "train: statement 1 (kids), test: statement 2 (dogs), as all actors fall in one fold: not speaker-independent"
+    splits = {"01": "train", "02": "test"}
+    clips = [dataclasses.replace(clip, split=splits[clip.clip_id.split("-")[4]]) for clip in clips]
+  recipe = {"folds": rule, "sound": "that of the videos", "channel": "speech"}
+  origin = "RAVDESS: third part of the file names"
+  return archive.found_by_class(clips, CLASSES, origin, options.classes, recipe)
+
+
+def _add(path: Path, found: dict[str, ClipFiles], archive: Archive) -> None:
+  """Adds a file to the clips, the notes or the problems."""
+  shown = archive.show(path)
+  parts = [int(part) for part in path.stem.split("-") if re.fullmatch("[0-9]{2}", part)]
+  in_range = len(parts) == len(MOST) and all(1 <= n <= most for n, most in zip(parts, MOST, strict=True))
+  if path.suffix.lower() not in VIDEOS:
+    archive.note("no videos by extension, not used", shown)
+    return
+  if not in_range or len(path.stem) != 20:
+    archive.problem("", "is not a RAVDESS name, such as 01-01-05-02-01-01-01.mp4", shown)
+    return
+  modality, channel, emotion, _, _, _, actor = parts
+  folder = re.search(r"actor_?(\d+)$", path.parent.name.lower())
+  if folder and int(folder[1]) != actor:
+    archive.problem("", f"is of actor {actor} by its name", shown)
+  elif modality != 1:
+    kind = {2: "video-only (02), of which the ones with sound (01) are taken", 3: "sound-only (03)"}[modality]
+    archive.note(f"clips left out: {kind}", shown)
+  elif channel == 2:
+    archive.note("clips left out: sung", shown)
+  elif path.stem in found:
+    archive.problem(shown, f"is {found[path.stem].where} already", path.stem)
+  else:
+    split = f"fold{(actor - 1) % 5 + 1}"
+    found[path.stem] = ClipFiles(path.stem, shown, CLASSES[emotion - 1], split, video=path, sound=path)

@@ -1,0 +1,158 @@
+"""How many clips a second are loaded: stage by stage on one core, and by the pipeline that feeds a run.
+
+Files are read from memory, where the system keeps what it has just read: a slow disk shows in none of the numbers.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import dataclasses
+import functools
+import itertools
+import os
+import platform
+import time
+from typing import Any
+from unittest import mock
+
+import cv2
+import numpy as np
+
+from mma_dfer_jax.data import pipeline
+from mma_dfer_jax.data.frames import decode_frame
+from mma_dfer_jax.data.pipeline import Record
+from mma_dfer_jax.inputs import Inputs
+
+PREFETCH = 2  # batches that each worker keeps ready; the default of config.data.prefetch
+STAGES = {
+  "decode_frame": "decode",
+  "augment": "transform",
+  "spectrogram": "fbank",
+}  # functions of pipeline.py
+
+
+def machine() -> dict[str, Any]:
+  """What the numbers were measured on."""
+  return {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+
+
+def quarters(values: Iterable[float]) -> dict[str, float]:
+  """The median of several measurements, and the quarters of them below and above."""
+  lower, median, upper = np.percentile(list(values), (25, 50, 75)).tolist()
+  return {"median": median, "lower": lower, "upper": upper}
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+  """Rows of words as columns, aligned to the right."""
+  widths = [max(map(len, column)) for column in itertools.zip_longest(*rows, fillvalue="")]
+  return "\n".join("  ".join(map(str.rjust, row, widths)) for row in rows)
+
+
+def measure(
+  records: Sequence[Record], *, num_workers: int, batch_size: int, repeats: int, inputs: Inputs
+) -> dict[str, Any]:
+  """All that `benchmark --loading` reports, as JSON holds it."""
+  milliseconds, first = time_stages(records, inputs, repeats), records[0]
+  how: dict[str, Any] = {"num_workers": num_workers, "batch_size": batch_size}
+  timed = functools.partial(time_pipeline, records, inputs, repeats=repeats, **how)
+  pipelines = {"training": timed(training=True), "evaluation": timed(training=False)}
+  clips = {
+    "number": len(records),
+    "frames": len(first["frames"]),
+    "frame_size": decode_frame(first["frames"][0]).shape[:2],
+    "jpeg_kb": float(np.mean([len(jpeg) for jpeg in first["frames"]])) / 1000,
+    "samples": len(first["waveform"]),
+    "sample_rate": int(first["sample_rate"]),
+  }
+  speeds = {"milliseconds": milliseconds, "clips_per_second": pipelines}
+  return {"machine": machine(), "clips": clips, **how, **speeds}
+
+
+def time_stages(records: Sequence[Record], inputs: Inputs, repeats: int) -> dict[str, dict[str, float]]:
+  """Milliseconds that a clip takes on one core with the training transform: reading, each stage, and the whole of it."""
+  times: list[dict[str, float]] = []
+
+  def timed(name: str, stage: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*arguments: Any, **named: Any) -> Any:
+      start = time.perf_counter()
+      result = stage(*arguments, **named)
+      times[-1][name] += 1000 * (time.perf_counter() - start)
+      return result
+
+    return call
+
+  stages: dict[str, Any] = {what: timed(name, getattr(pipeline, what)) for what, name in STAGES.items()}
+  read = timed("read", lambda i: records[i])
+  whole = timed("whole", lambda i, rng: pipeline.train_example(read(i), inputs, pipeline.Augment(), rng))
+  threads = cv2.getNumThreads()
+  cv2.setNumThreads(1)
+  try:
+    with mock.patch.multiple(pipeline, **stages):
+      for turn, i in itertools.product(range(repeats + 1), range(len(records))):
+        times.append(dict.fromkeys(["read", *STAGES.values(), "whole"], 0.0))
+        whole(i, np.random.default_rng([turn, i]))
+  finally:
+    cv2.setNumThreads(threads)
+  measured = times[len(records) :]  # the first turn is a rehearsal: files are opened, tables computed
+  return {name: quarters(clip[name] for clip in measured) for name in times[0]}
+
+
+def time_pipeline(
+  records: Sequence[Record], inputs: Inputs, *, training: bool, num_workers: int, batch_size: int, repeats: int,
+  consume: Callable[[Any], object] = lambda batch: None,
+) -> dict[str, float]:  # fmt: skip
+  """Clips a second that come out of the batches that a run is fed.
+
+  Worker processes take seconds to start, and have PREFETCH batches ready before they are asked: all that is warm-up.
+  `training` chooses the transform, `consume` is called with each batch.
+  """
+  batch_size = min(batch_size, len(records))
+  steps = -(-len(records) // batch_size) * -(-32 // len(records))  # a timed pass: all clips, but at least 32
+  warm_up = max(1, num_workers) * (PREFETCH + 1)
+  needed = warm_up + repeats * steps
+  how: dict[str, Any] = {"num_workers": num_workers, "prefetch": PREFETCH}
+  if training:
+    order = pipeline.TrainOrder(records, 1, batch_size, -(-needed // (len(records) // batch_size)))
+    stream = pipeline.train_batches(order, inputs, pipeline.Augment(), start_step=0, **how)
+  else:
+    repeated = pipeline.EvalOrder(_Repeated(records, needed * batch_size), 1, batch_size, 1)
+    stream = pipeline.eval_batches(repeated, inputs, **how)
+  speeds = []
+  with stream as batches:
+    for _ in range(warm_up):
+      consume(next(batches))
+    for _ in range(repeats):
+      start = time.perf_counter()
+      for _ in range(steps):
+        consume(next(batches))
+      speeds.append(steps * batch_size / (time.perf_counter() - start))
+  return quarters(speeds)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Repeated(Sequence):
+  """Records over and over, `length` in all: a split that is long enough to be timed."""
+
+  records: Sequence[Record]
+  length: int
+
+  def __len__(self) -> int:
+    return self.length
+
+  def __getitem__(self, index):
+    return self.records[index % len(self.records)]
+
+
+def table(report: Mapping[str, Any]) -> str:
+  """A report for people."""
+  clips, (height, width) = report["clips"], report["clips"]["frame_size"]
+  head = (
+    f"{clips['number']} clips; the first has {clips['frames']} frames of {width}x{height} in {clips['jpeg_kb']:.1f} kB "
+    f"and {clips['samples']} samples at {clips['sample_rate']} Hz; {report['machine']['cores']} cores"
+  )
+  stages = [["one core", "ms per clip", "quarters", "clips/s"]]
+  for name, one in report["milliseconds"].items():
+    spread = f"{one['lower']:.2f} to {one['upper']:.2f}"
+    stages.append([name, f"{one['median']:.2f}", spread, f"{1000 / max(one['median'], 1e-9):.1f}"])
+  speeds = [[f"{report['num_workers']} workers, batches of {report['batch_size']}", "clips/s", "quarters"]]
+  for name, one in report["clips_per_second"].items():
+    speeds.append([f"{name} transform", f"{one['median']:.1f}", f"{one['lower']:.1f} to {one['upper']:.1f}"])
+  return "\n\n".join([head, aligned(stages), aligned(speeds)])

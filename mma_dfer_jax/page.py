@@ -1,0 +1,312 @@
+"""The demo page: answers uploads one at a time, and lets in only this machine's own page."""
+
+import base64
+from collections import Counter
+from collections.abc import Callable
+import dataclasses
+import html
+import io
+import json
+from pathlib import Path
+import shutil
+import threading
+import time
+from typing import Any
+from urllib.parse import urlsplit
+
+import fastapi
+import gradio as gr
+import jinja2
+from markupsafe import Markup
+from matplotlib.figure import Figure
+import numpy as np
+from PIL import Image
+import uvicorn
+
+from mma_dfer_jax.data import media
+from mma_dfer_jax.data.faces import FaceFinder
+from mma_dfer_jax.data.fbank import spectrogram
+from mma_dfer_jax.data.film import Sample, Window
+from mma_dfer_jax.engines.engine import Engine
+from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.prediction import (
+  Prediction,
+  Timeline,
+  clip_sample,
+  described,
+  predict_samples,
+  predict_timeline,
+)
+from mma_dfer_jax.timeline import draw
+
+HOST = "127.0.0.1"
+ROW_SECONDS = 0.01  # from one row of the spectrogram to the next
+CROP_PIXELS = 160  # at most, of a frame on the page
+MIB = 2**20
+WAITING = 8  # videos in the queue; the page refuses the next
+FORGOTTEN = 3600  # seconds after which an upload that nobody waits for any more is removed
+
+# The browser itself refuses what would go to another host, whatever Gradio's scripts may try. They are made of inline
+# code, of functions made from strings and of blobs; pictures come as data, recordings as blobs.
+POLICY = (
+  "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
+  "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
+  "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
+)
+HEADERS = {
+  "content-security-policy": POLICY,
+  "cache-control": "no-store",  # or the browser would keep the video on its disk
+  "referrer-policy": "no-referrer",
+  "x-content-type-options": "nosniff",
+}
+LIGHT = "() => document.body.classList.remove('dark')"  # the pictures have a white ground
+FONTS = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # plain names: Gradio's come from Google
+
+
+def _escaped(value: object) -> Markup:
+  """Words from outside, such as the name of a file, as text: neither HTML nor one of Gradio's templates."""
+  if isinstance(value, Markup):
+    return value
+  return Markup(html.escape(str(value)).translate({ord(sign): f"&#{ord(sign)};" for sign in "${}`"}))
+
+
+_FILES = jinja2.FileSystemLoader(Path(__file__).parent)
+_TEMPLATES = jinja2.Environment(loader=_FILES, autoescape=True, finalize=_escaped)
+_HTML: Any = _TEMPLATES.get_template("page.html").module
+
+
+@dataclasses.dataclass
+class Page:
+  """Answers uploads, one at a time."""
+
+  engine: Engine
+  model: str  # its name
+  finder: FaceFinder | None
+  folder: Path
+  max_mb: int
+  max_seconds: float
+  window: float  # seconds, of a timeline
+  hop: float
+
+  def __post_init__(self):
+    self.computing = threading.Lock()
+    self.awaited: Counter[Path] = Counter()  # requests for each upload: the same file has one path for all
+
+  def owns(self, path: str) -> bool:
+    """Whether this is a file that was uploaded here."""
+    file = Path(path).resolve()
+    return (self.folder / "uploads").resolve() in file.parents and file.is_file()
+
+  def warm_up(self) -> None:
+    """Answers a black and silent clip, so that all is compiled before the first visitor comes."""
+    inputs = self.engine.about.inputs
+    video = np.zeros(inputs.video_shape, np.uint8)
+    sound = spectrogram(np.zeros(16_000, np.float32), 16_000, *inputs.audio_shape)
+    black = Sample(Window(0.0, 1.0, 0, inputs.num_frames), video, sound, None, None, 1.0, 1.0, True, 16_000)
+    ((sample, prediction),) = predict_samples(self.engine, [("", black)], 1)
+    self._seen_html(sample, prediction, None)
+
+  def answer(self, upload: str, progress: Callable[..., object]) -> tuple[str, str]:
+    """HTML of the answer, or of an error, and of what the model saw. The upload is gone then.
+
+    `progress` is called with a share in [0, 1] or None, and with `desc`, what is being done.
+    """
+    path = Path(upload)
+    if not self.owns(upload):  # `refusal` has checked it, but what follows deletes
+      return _HTML.error("The video is no longer there; drop it once more."), ""
+    with self.computing:
+      try:
+        return self._answer(path, progress)
+      except UserError as error:
+        return _HTML.error(str(error).replace(str(path), path.name)), ""
+      finally:
+        self.awaited[path] -= 1
+        if self.awaited[path] <= 0:
+          del self.awaited[path]
+          shutil.rmtree(path.parent, ignore_errors=True)  # Gradio gives each upload a folder
+
+  def _answer(self, path: Path, progress: Callable[..., object]) -> tuple[str, str]:
+    started = time.monotonic()
+    declared = self._check(path)
+
+    def show(doing: str, done: int | float, of: int | float | None) -> None:
+      if doing == "predict":
+        progress(done / of if of else None, desc=f"window {done:.0f} of {of:.0f}")
+        return
+      self._check_length(done)
+      progress(min(done / of, 1.0) if of else None, desc=f"looking at the pictures, {done:.0f} s")
+
+    inputs, timeline = self.engine.about.inputs, None
+    asked = clip_sample(inputs, path, self.finder, progress=lambda seconds: show("look", seconds, declared))
+    ((sample, prediction),) = predict_samples(self.engine, [asked], 1)
+    prediction = dataclasses.replace(prediction, clip=path.name)
+    if prediction.seconds > self.window:
+      how: dict[str, Any] = {"window": self.window, "hop": self.hop, "faces": self.finder}
+      timeline = predict_timeline(self.engine, path, **how, progress=show)
+    said = _HTML.answer(prediction, time.monotonic() - started)
+    return said, self._seen_html(sample, prediction, timeline)
+
+  def _check(self, path: Path) -> float | None:
+    """Seconds that a video declares, after size and length were checked as far as they can be without its pictures."""
+    if not path.exists():  # dropped twice in two windows, or forgotten in a long queue
+      raise UserError(f"{path.name}: is no longer there; drop it once more")
+    if path.stat().st_size > self.max_mb * MIB:
+      raise UserError(f"{path.name}: is larger than {self.max_mb} MiB")
+    declared = media.declared_seconds(path)
+    self._check_length(declared or 0.0)
+    heard = 0.0
+    for piece in media.iterate_sound(path):  # recordings of a browser often declare nothing
+      heard += len(piece.waveform) / piece.sample_rate
+      self._check_length(heard)
+    return declared
+
+  def _check_length(self, seconds: float) -> None:
+    if seconds > self.max_seconds:
+      raise UserError(f"the video is longer than {self.max_seconds:g} s; cut out the part that you mean")
+
+  def _seen_html(self, sample: Sample, prediction: Prediction, timeline: Timeline | None) -> str:
+    """What the model saw and heard, the answer over time, and the answer as JSON."""
+    about = self.engine.about
+    facts: dict[str, Any] = dataclasses.asdict(prediction) | {"precision": about.precision}
+    frames = [_jpeg(frame) for frame in sample.video] if "image" in about.streams else []
+    heard, picture = None, ""
+    if "audio" in about.streams and prediction.sound:
+      seconds, bins = ROW_SECONDS * sample.spectrogram.shape[0], sample.spectrogram.shape[1]
+      heard = {"seconds": seconds, "bins": bins, "picture": _png(_draw_spectrogram(sample))}
+    if timeline is not None:
+      windows = [dataclasses.asdict(one) | {"clip": prediction.clip} for one in timeline.predictions]
+      facts |= {"window": timeline.window, "hop": timeline.hop, "windows": windows}
+      figure = draw(timeline)
+      figure.suptitle("")  # it names the file and the windows, which stand above
+      picture = _png(figure)
+    text = json.dumps(facts, indent=2, ensure_ascii=False)
+    name, address = f"{Path(prediction.clip).stem}.json", _data("application/json", text.encode())
+    size = about.inputs.image_size
+    return _HTML.seen(frames, size, heard, timeline, picture, self.window, text, name, address)
+
+  def facts(self) -> str:
+    """Which model answers, in a line."""
+    about = self.engine.about
+    origin = {"model": self.model, **about.origin, "precision": about.precision}
+    if about.config.get("data.data_dir"):
+      origin["trained on"] = f"{about.config['data.name']} in {about.config['data.data_dir']}"
+    origin["faces"] = described(self.finder)
+    return " · ".join(f"{key.replace('_', ' ')}: {value}" for key, value in origin.items())
+
+
+def _draw_spectrogram(sample: Sample) -> Figure:
+  """Log-mel over time as the model gets it: a sound that is too short is padded, with what is louder than silence."""
+  rows, bins = sample.spectrogram.shape
+  length, figure = rows * ROW_SECONDS, Figure(figsize=(11, 2.6), layout="constrained")
+  axes = figure.subplots()
+  place: dict[str, Any] = {"origin": "lower", "aspect": "auto", "extent": (0, length, 0, bins)}
+  axes.imshow(sample.spectrogram.T, **place, cmap="magma", interpolation="none")
+  if 0 < sample.seconds_of_sound < 0.85 * length:
+    axes.text((sample.seconds_of_sound + length) / 2, bins / 2, "padding", ha="center", va="center")
+  axes.set(xlabel="seconds", ylabel="mel bin", xlim=(0, length), yticks=[0, bins // 2, bins])
+  return figure
+
+
+def _jpeg(pixels: np.ndarray) -> str:
+  picture, file = Image.fromarray(pixels), io.BytesIO()
+  picture.thumbnail((CROP_PIXELS, CROP_PIXELS))
+  picture.save(file, "JPEG", quality=90)
+  return _data("image/jpeg", file.getvalue())
+
+
+def _png(figure: Figure) -> str:
+  file = io.BytesIO()
+  figure.savefig(file, format="png", dpi=120)
+  return _data("image/png", file.getvalue())
+
+
+def _data(kind: str, content: bytes) -> str:
+  """An address that holds the content itself: nothing is written to a disk, and nothing need be removed."""
+  return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def server(page: Page) -> uvicorn.Server:
+  """The web server with the page in it, for `run`.
+
+  Gradio's own `launch` is not used: it asks other hosts, and would take its address and more from the environment.
+  """
+  app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+
+  @app.middleware("http")
+  async def guard(request: fastapi.Request, call_next: Any) -> Any:
+    refused = await refusal(request, page)
+    answer = fastapi.responses.PlainTextResponse(refused, 403) if refused else await call_next(request)
+    answer.headers.update(HEADERS)
+    return answer
+
+  gr.mount_gradio_app(
+    app, _blocks(page), path="/", server_name=HOST, footer_links=[], run_history=False, show_error=False,
+    max_file_size=page.max_mb * MIB, ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False,
+    theme=gr.themes.Default(primary_hue="blue", neutral_hue="gray", font=FONTS[0], font_mono=FONTS[1]),
+    css=Path(__file__).with_name("page.css").read_text(), js=LIGHT,
+  )  # fmt: skip
+  config = uvicorn.Config(app, log_level="critical", access_log=False, ws="none", proxy_headers=False,
+                          server_header=False, timeout_graceful_shutdown=1)  # fmt: skip
+  return uvicorn.Server(config)
+
+
+def _blocks(page: Page) -> Any:
+  """What is on the page, and what happens when a video arrives."""
+
+  def answer(upload: str | None, progress=gr.Progress()):  # noqa: B008  # so Gradio knows that it is asked for
+    if upload is None:  # the video was taken away again
+      return gr.skip(), gr.skip(), gr.skip()
+    return None, *page.answer(upload, progress)
+
+  with gr.Blocks(title="MMA-DFER", analytics_enabled=False, delete_cache=(60, FORGOTTEN)) as blocks:
+    gr.HTML(_HTML.intro(page.facts()))
+    with gr.Row(equal_height=False):
+      with gr.Column(scale=5, min_width=320):
+        video = gr.Video(
+          sources=["upload", "webcam"], label="Video", include_audio=True, height=340, elem_id="video",
+          buttons=[], webcam_options=gr.WebcamOptions(mirror=False),
+        )  # fmt: skip
+        gr.HTML(_HTML.limits(page.max_mb, f"{page.max_seconds:g}"))
+      with gr.Column(scale=6, min_width=320):
+        said = gr.HTML(_HTML.empty(), elem_id="answer")
+    seen = gr.HTML("", elem_id="seen")
+    gr.on(
+      [video.upload, video.stop_recording], answer, video, [video, said, seen], api_visibility="private",
+      concurrency_limit=1, show_progress="full", show_progress_on=[said], trigger_mode="multiple",
+    )  # fmt: skip
+  return blocks.queue(max_size=WAITING, api_open=False)
+
+
+async def refusal(request: fastapi.Request, page: Page) -> str:
+  """Why a request is refused; "" if it is not.
+
+  A page of another host, open in the same browser, could else send files here, or reach this server under a name of
+  its own that leads to 127.0.0.1. And another user of this machine could name any file that this process can read:
+  only what was uploaded may be named.
+  """
+  headers = request.headers
+  host, origin = headers.get("host", ""), headers.get("origin")
+  own = urlsplit(f"//{host}").hostname in (HOST, "localhost") and origin in (None, f"http://{host}")
+  if not own or headers.get("sec-fetch-site") == "cross-site":
+    return "This page can be used only from the machine it runs on."
+  if request.method != "POST" or "multipart/form-data" in headers.get("content-type", ""):
+    return ""
+  try:
+    if not int(headers.get("content-length", "")) <= MIB:  # longer than any that the page sends
+      raise ValueError
+    named = _named_files(json.loads(await request.body() or b"null"))
+  except (ValueError, RecursionError):  # no JSON, or nested for ever
+    named = [""]
+  if not all(map(page.owns, named)):
+    return "Only a video that was uploaded to this page can be answered."
+  if request.url.path.endswith("/queue/join"):
+    page.awaited.update(map(Path, named))
+  return ""
+
+
+def _named_files(value: Any) -> list[str]:
+  """Files that a request names, wherever in its JSON: "path" is where a file of Gradio's lies on this machine."""
+  if isinstance(value, dict):
+    here = [str(value["path"])] if "path" in value else []
+    return here + [name for nested in value.values() for name in _named_files(nested)]
+  return [name for nested in value for name in _named_files(nested)] if isinstance(value, list) else []

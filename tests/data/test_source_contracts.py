@@ -1,0 +1,74 @@
+"""What every data set promises, asked of every file in `data/sources`: a new one is tested here by being there."""
+
+import ast
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from mma_dfer_jax.data import prepare, source
+from mma_dfer_jax.data.labels import COUNTS, LABEL_ORDERS, SCORES, label_order
+from mma_dfer_jax.errors import UserError
+
+NAMES = source.names()
+
+
+def test_the_folder_is_the_list():
+  assert {"clips", "cremad", "dfew", "folders", "mafw", "ravdess"} <= set(NAMES)
+  assert list(LABEL_ORDERS) == ["dfew", "mafw", "mafw-official"]
+  assert SCORES.keys() <= COUNTS.keys() <= set(NAMES)
+  assert label_order("a, b").classes == ("a", "b")
+  for text in ("a", "a,a", "a,"):
+    with pytest.raises(UserError, match="give dfew, mafw, mafw-official, or"):
+      label_order(text)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_source_says_everything(name, tmp_path):
+  of = source.source_of(name)
+  assert of.FLAG in ("raw", "manifest")
+  assert of.LAYOUT.startswith("accepted ")
+  assert ast.get_docstring(ast.parse(Path(of.__file__).read_text()))
+  assert issubclass(of.Options, source.Options)
+  for order in getattr(of, "LABELS", {}).values():
+    assert len(set(order.classes)) == len(order.classes)
+    assert order.origin
+  classes = {label for row in COUNTS.get(name, {}).values() for label in row}
+  assert all(set(order.classes) == classes for order in getattr(of, "LABELS", {}).values())
+  assert all(set(row) == classes for row in COUNTS.get(name, {}).values())
+  with pytest.raises(UserError) as error:  # of an empty folder
+    of.read(tmp_path, of.Options(**({"test_share": 0.5} if name == "folders" else {})))
+  assert of.LAYOUT in str(error.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_options_are_flags_of_prepare(name):
+  options = source.source_of(name).Options
+  for field in dataclasses.fields(options):
+    assert field.name in prepare._OPTIONS
+    assert field.metadata["help"].endswith(".")
+    flag = prepare.flags.FLAGS[field.name]
+    assert flag.value == (list(field.default) if isinstance(field.default, tuple) else field.default)
+    if choices := field.metadata["choices"]:
+      assert field.default is None or field.default in choices
+      with pytest.raises(UserError, match=f"--{field.name}=nonsense: choose one of {choices[0]}"):
+        options(**{field.name: "nonsense"})
+  if "classes" in options.__dataclass_fields__:
+    for classes in (("x", "x"), ("x", ""), ("X", "x")):
+      with pytest.raises(UserError, match="--classes"):
+        options(classes=classes)
+
+
+@pytest.mark.parametrize(
+  ("problems", "lines"),
+  [
+    ([("", "no label", ("line 2: a",)), ("", "no label", ("line 10: b",))], ["line 2: a: no label", "line 10: b: no label"]),
+    ([("l", f"'{i}' is no class", (str(i),)) for i in range(4)],
+     ["4 clips with the same kind of problem: l: 0: '0' is no class; l: 1: '1' is no class; l: 2: '2' is no class; and 3"]),
+    ([(f"list {i}", "is empty", ()) for i in range(30)],
+     ["30 lists, files or folders with the same kind of problem: list 0: is empty; list 1: is empty; list 2: is empty …"]),
+    ([("l", "is empty", ("1", "2"))] * 2, ["l: 2 clips is empty: 1, 2"]),
+  ],
+)  # fmt: skip
+def test_equal_problems_share_a_line(problems, lines):
+  assert source.in_lines(source.Problem(*problem) for problem in problems) == lines
