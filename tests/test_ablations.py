@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 import pytest
+from torch_files import from_torch
 
 from mma_dfer_jax.ablations import ROWS
 from mma_dfer_jax.config import choose, default_config, model_config, with_row
@@ -56,7 +57,7 @@ def weights() -> dict[str, np.ndarray]:
 def put_in(cfg: ModelConfig, dtype) -> MmaDfer:
   """A model with the authors' weights: those that it has a place for."""
   graphdef, state = abstract_model(cfg)
-  arrays = names.from_torch(weights(), names.name_table(cfg))
+  arrays = from_torch(weights(), names.name_table(cfg))
   leaves = []
   for path, variable in flat_params(state).items():
     array = arrays[path][:, : variable.shape[1]] if path.endswith("pos_embed") else arrays[path]

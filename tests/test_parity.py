@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from torch_files import from_torch
 
 from mma_dfer_jax import layers, model
 from mma_dfer_jax.adapters.prompts import ProgressivePrompts
@@ -27,7 +28,7 @@ def build(case: str, dtype=np.float32) -> model.MmaDfer:
   """Our model with the golden weights of a case."""
   cfg = CONFIGS[case]
   graphdef, params = abstract_model(cfg)
-  arrays = names.from_torch(golden_weights(case), names.name_table(cfg))
+  arrays = from_torch(golden_weights(case), names.name_table(cfg))
   leaves = [jnp.asarray(arrays[path].astype(dtype)) for path in flat_params(params)]
   return nnx.merge(graphdef, jax.tree.unflatten(jax.tree.structure(params), leaves))
 

@@ -1,7 +1,7 @@
 """Writes what torch.save would write, without torch: files of weights for tests."""
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 import dataclasses
 import io
 import math
@@ -240,3 +240,8 @@ def write_checkpoint(path: Any, tensors: dict[str, np.ndarray], **others: Any) -
   state = {f"module.{name}": tensor for name, tensor in tensors.items()}
   write_torch_file(path, {"epoch": 25, "state_dict": state, **others}, location="cuda:0")
   return path
+
+
+def from_torch(tensors: Mapping[str, np.ndarray], rows: Iterable[Any]) -> dict[str, np.ndarray]:
+  """Our parameters, by path, of a state dict with the authors' names."""
+  return {row.path: row.to_jax(tensors) for row in rows}

@@ -15,14 +15,8 @@ from typing import Any
 from mma_dfer_jax.disk import free_bytes, sha256_of, write_json
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.parameters import Tunable, parameter_shapes, tunable_patterns
-from mma_dfer_jax.weights.files import (
-  OF_A_RUN,
-  VERSION,
-  StoredModel,
-  model_in,
-  read_safetensors,
-  write_safetensors,
-)
+from mma_dfer_jax.weights import files
+from mma_dfer_jax.weights.files import OF_A_RUN, StoredModel, model_in, read_safetensors
 from mma_dfer_jax.weights.mma_dfer import UNUSED, open_checkpoint, with_classes
 from mma_dfer_jax.weights.names import check_fit, name_table, unused_shapes
 
@@ -58,11 +52,19 @@ def open_folder(folder: Path) -> ModelFolder:
     about = json.loads(path.read_text())
   except (ValueError, RecursionError) as error:
     raise UserError(f"{path} is damaged: {error}; {AGAIN}") from error
-  if wrong := _wrong_fields(about if isinstance(about, dict) else {}):
+  about = about if isinstance(about, dict) else {}
+  kinds = FIELDS | {key: kind for key, kind in OF_A_RUN.items() if key in about}
+  wrong = [
+    f"{key} must be a {kind.__name__}" for key, kind in kinds.items() if type(about.get(key)) is not kind
+  ]
+  names = [] if wrong else about["classes"]
+  if len({name for name in names if isinstance(name, str) and name and name.isprintable()}) < len(names):
+    wrong = ["classes must be different names"]
+  if wrong:
     raise listed(f"{path} is damaged", wrong, AGAIN)
   model = model_in(about["model"], str(path), about.get("tunable", ()))
-  if len(about["classes"]) != model.num_classes:
-    raise UserError(f"{path} names {len(about['classes'])} classes, but its model has {model.num_classes}")
+  if len(names) != model.num_classes:
+    raise UserError(f"{path} names {len(names)} classes, but its model has {model.num_classes}")
   if not weights.is_file():
     raise UserError(f"{folder} has no model.safetensors: {AGAIN}")
   tensors, metadata = read_safetensors(weights)
@@ -73,19 +75,6 @@ def open_folder(folder: Path) -> ModelFolder:
   if metadata.get("model") != json.dumps(about["model"]):
     raise UserError(f"{path} is damaged: it describes another model than model.safetensors; {AGAIN}")
   return ModelFolder(folder, model, about, tensors, about["sha256"])
-
-
-def _wrong_fields(about: dict[str, Any]) -> list[str]:
-  wanted = FIELDS | {key: kind for key, kind in OF_A_RUN.items() if key in about}
-  wrong = [
-    f"{key} must be a {kind.__name__}" for key, kind in wanted.items() if type(about.get(key)) is not kind
-  ]
-  classes = [] if wrong else about["classes"]
-  if not all(isinstance(name, str) and name.isprintable() and name for name in classes):
-    wrong.append("classes must be names")
-  elif len(set(classes)) < len(classes):
-    wrong.append("classes must be different names")
-  return wrong
 
 
 def write_folder(
@@ -114,12 +103,10 @@ def write_folder(
     stored.verify()
     fields = stored.model.to_fields()
     metadata = {"format": "mma_dfer_jax", "model": json.dumps(fields)}
-    sha256 = write_safetensors(partial / "model.safetensors", stored.tensors, metadata, stored.path)
+    sha256 = files.write_safetensors(partial / "model.safetensors", stored.tensors, metadata, stored.path)
     kept = (*OF_A_RUN, "assumed", "classes", "class_order", "recipe", "source")
-    about: dict[str, Any] = {"model": fields} | {
-      key: stored.about[key] for key in kept if key in stored.about
-    }
-    about |= {"counts": counts(stored), "version": VERSION, "sha256": sha256}
+    about: dict[str, Any] = {"model": fields, **{k: stored.about[k] for k in kept if k in stored.about}}
+    about |= {"counts": counts(stored), "version": files.VERSION, "sha256": sha256}
     write_json(partial / "model.json", about)
     write_json(partial / "model.json", about | check(partial))
     if out.exists():
@@ -134,26 +121,21 @@ def counts(stored: StoredModel) -> dict[str, dict[str, int]]:
   """Tensors and elements of each part of the model, tunable and frozen, and as the original counts its own."""
   is_tunable = Tunable(tunable_patterns(stored.model, stored.about.get("tunable", ())))
   found: dict[str, dict[str, int]] = {}
-
-  def add(group: str, elements: int, tensors: int = 1) -> None:
-    entry = found.setdefault(group, {"tensors": 0, "elements": 0})
-    entry["tensors"] += tensors
-    entry["elements"] += elements
-
   try:  # query, key and value are two tensors of theirs and one of ours
     theirs = {row.path: len(row.torch_names) for row in name_table(stored.model)}
   except UserError:  # such a file cannot hold some part
     theirs = {}
   for path, tensor in stored.tensors.items():
-    elements, unused = math.prod(tensor.shape), path.startswith(UNUSED)
+    unused = path.startswith(UNUSED)
     group = "unused" if unused else "tunable" if is_tunable(path.split("/"), None) else "frozen"
-    add("all", elements)
-    add(group, elements)
-    if not unused:
-      add(f"part {path.split('/')[0]}", elements)
+    groups = {"all": 1, group: 1} | ({} if unused else {f"part {path.split('/')[0]}": 1})
     if theirs:  # the original counts norm2 among what it trains, and the heads among what it does not
       trained = group == "tunable" or (unused and ".head." not in path)
-      add("trained in the original" if trained else "frozen in the original", elements, theirs.get(path, 1))
+      groups["trained in the original" if trained else "frozen in the original"] = theirs.get(path, 1)
+    for name, number in groups.items():
+      entry = found.setdefault(name, {"tensors": 0, "elements": 0})
+      entry["tensors"] += number
+      entry["elements"] += math.prod(tensor.shape)
   return found
 
 

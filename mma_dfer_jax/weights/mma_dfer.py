@@ -15,7 +15,6 @@ from mma_dfer_jax.data.labels import LABEL_ORDERS, label_order
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.inputs import Inputs
 from mma_dfer_jax.model import ModelConfig, paper, read_model
-from mma_dfer_jax.parameters import parameter_shapes
 from mma_dfer_jax.weights import files
 from mma_dfer_jax.weights.files import OF_A_RUN, OURS, StoredModel, Tensor, Weights
 from mma_dfer_jax.weights.names import Row, check_fit, name_table, unused_shapes, used_shapes
@@ -63,8 +62,7 @@ def open_checkpoint(path: Path, heads: int | None = None) -> StoredModel:
   source = {"file": path.name, "bytes": path.stat().st_size, "sha256": weights.sha256}
   source |= trained_as if isinstance(trained_as, dict) else {}
   source |= {key: weights.about[key] for key in ("epoch", "best_acc") if weights.about[key] is not None}
-  of_a_run = {key: ours[key] for key, kind in OF_A_RUN.items() if type(ours.get(key)) is kind}
-  about = of_a_run | {
+  about = {key: ours[key] for key, kind in OF_A_RUN.items() if type(ours.get(key)) is kind} | {
     "assumed": assumed,
     "classes": None if classes is None else names,
     "class_order": str(ours.get("class_order", "as the file says")),
@@ -72,7 +70,7 @@ def open_checkpoint(path: Path, heads: int | None = None) -> StoredModel:
     "source": source,
   }
   try:
-    found = {row.path: ours_of(row, tensors, parameter_shapes(model)[row.path]) for row in name_table(model)}
+    found = ours_of(model, name_table(model), tensors)
   except UserError as error:
     raise UserError(f"{path}: {error}") from error
   kept = {} if ours.get("unused") == "fresh" else {UNUSED + n: tensors[n] for n in unused if n in tensors}
@@ -218,12 +216,10 @@ def export(stored: StoredModel, to_torch: Path | None, to_safetensors: Path | No
   check_exports(to_torch, to_safetensors)
   stored.verify()
   tensors = {f"module.{name}": tensor for name, tensor in authors_tensors(stored).items()}
-  source = stored.about["source"]
+  source, kept = stored.about["source"], ("classes", "class_order", "recipe", *OF_A_RUN)
   about = {
     "model": stored.model.to_fields(),
-    **{
-      key: stored.about[key] for key in ("classes", "class_order", "recipe", *OF_A_RUN) if key in stored.about
-    },
+    **{key: stored.about[key] for key in kept if key in stored.about},
     **{key: source.get(key) for key in ("epoch", "best_acc")},
     "trained_as": {key: source[key] for key in ("run", "step") if key in source},
     "unused": "kept" if any(name.startswith(UNUSED) for name in stored.tensors) else "fresh",

@@ -7,6 +7,7 @@ stands for a number. This file expands the tables for the parameters of a model.
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 import dataclasses
+import functools
 import re
 from typing import Any
 
@@ -16,22 +17,20 @@ from mma_dfer_jax import model, parts
 from mma_dfer_jax.errors import UserError, listed, shown
 from mma_dfer_jax.model import SLOTS, ModelConfig
 from mma_dfer_jax.parameters import parameter_shapes
-from mma_dfer_jax.weights.files import Tensor
+from mma_dfer_jax.weights.pickles import Tensor
 
 # PyTorch keeps linear weights as (out, in) and convolutions as (out, in, height, width).
-TO_JAX: dict[str, Callable[[list[np.ndarray]], np.ndarray]] = {
-  "keep": lambda tensors: tensors[0],
-  "linear": lambda tensors: tensors[0].T,
-  "conv": lambda tensors: tensors[0].transpose(2, 3, 1, 0),
-  "concat": lambda tensors: np.concatenate(tensors, axis=0).T,  # to_q (q), to_kv (k, v) -> one qkv
-  "stack": np.stack,  # one tensor per stage
-}
-TO_TORCH: dict[str, Callable[[np.ndarray], list[np.ndarray]]] = {
-  "keep": lambda array: [array],
-  "linear": lambda array: [array.T],
-  "conv": lambda array: [array.transpose(3, 2, 0, 1)],
-  "concat": lambda array: np.split(array.T, [array.shape[1] // 3]),
-  "stack": list,
+# Of each layout: from the authors' tensors to our array, and back.
+LAYOUTS: dict[str, tuple[Callable[..., np.ndarray], Callable[[np.ndarray], Iterable[np.ndarray]]]] = {
+  "keep": (lambda tensors: tensors[0], lambda array: [array]),
+  "linear": (lambda tensors: tensors[0].T, lambda array: [array.T]),
+  "conv": (lambda tensors: tensors[0].transpose(2, 3, 1, 0), lambda array: [array.transpose(3, 2, 0, 1)]),
+  # to_q (q), to_kv (k, v) -> one qkv
+  "concat": (
+    lambda tensors: np.concatenate(tensors).T,
+    lambda array: np.split(array.T, [array.shape[1] // 3]),
+  ),
+  "stack": (np.stack, list),  # one tensor per stage
 }
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}  # of modules
 # The authors' module with a part's tensors; elsewhere the tables have whole names.
@@ -58,9 +57,13 @@ class Row:
   torch_names: tuple[str, ...]
   layout: str
 
+  def to_jax(self, theirs: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Our array, made of the authors' tensors, in their dtype; the shapes have been checked."""
+    return np.ascontiguousarray(LAYOUTS[self.layout][0]([theirs[name] for name in self.torch_names]))
+
   def to_torch(self, array: np.ndarray) -> dict[str, np.ndarray]:
     """The authors' tensors of our array, by name; views of it if possible."""
-    return dict(zip(self.torch_names, TO_TORCH[self.layout](array), strict=True))
+    return dict(zip(self.torch_names, LAYOUTS[self.layout][1](array), strict=True))
 
 
 def name_table(cfg: ModelConfig) -> list[Row]:
@@ -69,9 +72,8 @@ def name_table(cfg: ModelConfig) -> list[Row]:
   Raises:
     UserError: naming the parts that such a file cannot hold.
   """
-  tables = {
-    place: parts.authors_table(getattr(cfg, name)) for name, slot in SLOTS.items() for place in slot.places
-  }
+  slots = [(name, place) for name, slot in SLOTS.items() for place in slot.places]
+  tables = {place: parts.authors_table(getattr(cfg, name)) for name, place in slots}
   tables["joint_adaptation"] = model.AUTHORS
   rows, homeless = [], set()
   for path, shape in parameter_shapes(cfg).items():
@@ -120,9 +122,8 @@ def used_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
   """The shape of each tensor that takes part, by the authors' name."""
   # One zero, broadcast to every shape, costs no memory.
   zeros = {path: np.broadcast_to(np.float32(0), shape) for path, shape in parameter_shapes(cfg).items()}
-  return {
-    name: tensor.shape for row in name_table(cfg) for name, tensor in row.to_torch(zeros[row.path]).items()
-  }
+  theirs = [row.to_torch(zeros[row.path]) for row in name_table(cfg)]
+  return {name: tensor.shape for tensors in theirs for name, tensor in tensors.items()}
 
 
 def check_fit(
@@ -139,27 +140,23 @@ def check_fit(
   missing = sorted(wanted.keys() - found.keys())
   unexpected = sorted(found.keys() - wanted.keys() - set(allowed))
   wrong = [
-    f"{name} {found[name]}, not {shape}"
-    for name, shape in wanted.items()
-    if found.get(name, shape) != tuple(shape)
+    f"{n} {found[n]}, not {shape}" for n, shape in wanted.items() if found.get(n, shape) != tuple(shape)
   ]
   if missing or unexpected or wrong:
     raise CheckpointMismatchError(title, missing, unexpected, wrong)
 
 
-def ours(row: Row, theirs: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
-  """A parameter of ours, made of the authors' tensors when it is read."""
-  dtypes = {theirs[name].dtype for name in row.torch_names}
-  if len(dtypes) > 1:
-    raise UserError(f"{' and '.join(row.torch_names)} must be of one type, not {dtypes}")
-  return Tensor(
-    shape, dtypes.pop(), lambda: from_torch({n: theirs[n].read() for n in row.torch_names}, [row])[row.path]
-  )
+def ours(cfg: ModelConfig, rows: Iterable[Row], theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+  """Our parameters of these rows, by path, made of the authors' tensors when they are read."""
+  found = {}
+  for row in rows:
+    dtypes = {theirs[name].dtype for name in row.torch_names}
+    if len(dtypes) > 1:
+      raise UserError(f"{' and '.join(row.torch_names)} must be of one type, not {dtypes}")
+    shape, read = parameter_shapes(cfg)[row.path], functools.partial(_read, row, theirs)
+    found[row.path] = Tensor(shape, dtypes.pop(), read)
+  return found
 
 
-def from_torch(tensors: Mapping[str, np.ndarray], rows: Iterable[Row]) -> dict[str, np.ndarray]:
-  """Our parameters of these rows, by path, in the dtype of the source; the shapes have been checked."""
-  return {
-    row.path: np.ascontiguousarray(TO_JAX[row.layout]([tensors[name] for name in row.torch_names]))
-    for row in rows
-  }
+def _read(row: Row, theirs: Mapping[str, Tensor]) -> np.ndarray:
+  return row.to_jax({name: theirs[name].read() for name in row.torch_names})

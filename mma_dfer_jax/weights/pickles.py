@@ -253,12 +253,12 @@ class Machine:
     raise Problem("refers to something outside its pickle that is no storage; nothing was executed")
 
 
-# What an opcode pushes, given the machine and its argument; first all numbers, strings and bytes.
-_PUSHED: dict[str, Callable[[Machine, Any], Any]] = {
-  opcode.name: lambda _, argument: argument
-  for opcode in pickletools.opcodes
-  if opcode.arg and opcode.stack_after and opcode.stack_after[0] is not pickletools.anyobject
-} | {
+_PUSHED: dict[str, Callable[[Machine, Any], Any]] = {  # what an opcode pushes, given its argument
+  **{
+    opcode.name: lambda _, argument: argument  # all numbers, strings and bytes
+    for opcode in pickletools.opcodes
+    if opcode.arg and opcode.stack_after and opcode.stack_after[0] is not pickletools.anyobject
+  },
   **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda m, key: m.memo[key]),
   **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), lambda m, key: m.remember(key)),
   "MEMOIZE": lambda m, _: m.remember(len(m.memo)),
@@ -269,7 +269,10 @@ _PUSHED: dict[str, Callable[[Machine, Any], Any]] = {
   "EMPTY_LIST": lambda m, _: [],
   "EMPTY_DICT": lambda m, _: {},
   "EMPTY_SET": lambda m, _: StandIn("builtins.set"),
-  **{f"TUPLE{n or ''}": lambda m, _, n=n: tuple(m.pops(n)) for n in (None, 1, 2, 3)},
+  "TUPLE1": lambda m, _: tuple(m.pops(1)),
+  "TUPLE2": lambda m, _: tuple(m.pops(2)),
+  "TUPLE3": lambda m, _: tuple(m.pops(3)),
+  "TUPLE": lambda m, _: tuple(m.pops()),
   "LIST": lambda m, _: m.pops(),
   "DICT": lambda m, _: m.filled(m.pops(), {}),
   "FROZENSET": lambda m, _: m.extended(m.pops(), StandIn("builtins.frozenset")),
@@ -280,7 +283,7 @@ _PUSHED: dict[str, Callable[[Machine, Any], Any]] = {
   "GLOBAL": lambda m, names: _mentioned(*names.split(" ")),
   "STACK_GLOBAL": lambda m, _: _mentioned(*m.pops(2)),
   "REDUCE": lambda m, _: m.call(*m.pops(2)),
-  "NEWOBJ": lambda m, _: m.call(*m.pops(2), is_class=True),
+  "NEWOBJ": lambda m, _: m.call(*m.pops(2), True),
   "OBJ": lambda m, _: m.call((items := m.pops())[0], tuple(items[1:])),
   "INST": lambda m, names: m.call(_mentioned(*names.split(" ")), tuple(m.pops())),
   "BINPERSID": lambda m, _: m.storage(m.pop()),

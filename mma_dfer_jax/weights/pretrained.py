@@ -6,7 +6,6 @@ import re
 
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.model import ModelConfig
-from mma_dfer_jax.parameters import parameter_shapes
 from mma_dfer_jax.weights.files import OURS, Start, looks_like, open_weights
 from mma_dfer_jax.weights.names import OWNERS, check_fit, name_table, ours, used_shapes
 from mma_dfer_jax.weights.positions import resize_positions
@@ -38,10 +37,9 @@ def open_pretrained(stream: str, path: str | Path, cfg: ModelConfig) -> Start:
   # Frames are square; spectrograms of any length have the model's mel bins.
   grid = (math.isqrt(patches),) * 2 if stream == "image" else (patches // target[1], target[1])
   wanted["pos_embed"] = (1, 1 + grid[0] * grid[1] if min(grid) else -1, encoder.width)
-  expected = {"image": "MAE-Face's pretraining file", "audio": "AudioMAE's pretraining file"}[stream]
+  expected, what = {"image": "MAE-Face's", "audio": "AudioMAE's"}[stream], looks_like(weights.shapes)
   size = f"width {encoder.width}, {encoder.depth} blocks"
-  what = looks_like(weights.shapes)
-  title = f"{path} is not {expected} for this model ({size}); it looks like {what}"
+  title = f"{path} is not {expected} pretraining file for this model ({size}); it looks like {what}"
   check_fit(title, weights.shapes, wanted, allowed=left_out)
   try:  # a file of ours says its heads, but a stranger may have written it
     heads = weights.about[OURS]["model"][stream]["heads"]
@@ -49,8 +47,7 @@ def open_pretrained(stream: str, path: str | Path, cfg: ModelConfig) -> Start:
     heads = encoder.heads
   if type(heads) is int and heads != encoder.heads:
     raise UserError(f"{path} has {heads} attention heads, model.{stream}.heads={encoder.heads}")
-  theirs = {prefix + name: tensor for name, tensor in weights.tensors.items()}
-  taken = {row.path: ours(row, theirs, parameter_shapes(cfg)[row.path]) for row in rows}
+  taken = ours(cfg, rows, {prefix + name: tensor for name, tensor in weights.tensors.items()})
   table = f"{stream}_encoder/pos_embed"
   shape = (1, 1 + target[0] * target[1], encoder.width)
   taken[table] = taken[table].changed(shape, lambda array: resize_positions(array.astype("f4"), grid, target))

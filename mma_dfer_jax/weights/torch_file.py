@@ -4,7 +4,6 @@ import io
 import os
 import re
 import stat
-import struct
 from typing import Any
 import zipfile
 
@@ -70,31 +69,22 @@ def _blocks(source: Source) -> dict[str, Block]:
       infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
       checked = any(info.CRC for info in infos)  # torch can leave out all checksums
       for info in infos:
-        entry = f"entry {shown(info.filename)}"
+        entry = f"entry {info.filename}"
         if info.compress_type != zipfile.ZIP_STORED:
-          raise Problem(
-            f"is damaged, or not of torch.save: {entry} is compressed; unpack the archive and pack it without compression"
-          )
+          raise ValueError(f"{entry} is compressed; unpack the archive and pack it without compression")
         with archive.open(info) as data:  # compares the names; reading to the end compares the checksum
           start, overlaps = source.tell(), info.header_offset < end
           end = start + info.file_size
           if overlaps or end > archive.start_dir or info.compress_size != info.file_size:
-            raise Problem(
-              f"is damaged, or not of torch.save: {entry} overlaps another one or ends outside the file"
-            )
+            raise ValueError(f"{entry} overlaps another one or ends outside the file")
           while checked and data.read(CHUNK):
             pass
         blocks[info.filename.removeprefix(folder)] = Block(source, start, info.file_size)
-  except (
-    zipfile.BadZipFile,
-    RuntimeError,
-    struct.error,
-    ValueError,
-    OverflowError,
-    OSError,
-    EOFError,
-  ) as error:
-    raise Problem(f"is cut short or damaged: {shown(str(error) or 'it ends within an entry')}") from error
+  except Problem:
+    raise
+  except Exception as error:  # zipfile lets nearly anything out of a damaged file
+    reason = shown(str(error) or "it ends within an entry")
+    raise Problem(f"is cut short, damaged, or not of torch.save: {reason}") from error
   return blocks
 
 
@@ -106,12 +96,11 @@ def _folder(names: list[str]) -> str:
   if folder is None:
     some = ", ".join(shown(name) for name in names[:3])
     raise Problem(f"is a zip archive, but not of torch.save; it holds {some}, …. Unpack it")
-  for name in names:
-    # zipfile cuts names at a zero byte, so that one entry would pass for another
+  for name in names:  # zipfile cuts them at a zero byte, so that one entry would pass for another
     if not name.startswith(folder) or "\\" in name or "\0" in name or ".." in name.split("/"):
-      raise Problem(f"is damaged, or not of torch.save: entry {shown(name)} is not in {shown(folder)}")
+      raise ValueError(f"entry {name} is not in {folder}")
   if len(set(names)) < len(names):
-    raise Problem("is damaged, or not of torch.save: two entries have the same name")
+    raise ValueError("two entries have the same name")
   return folder
 
 

@@ -14,6 +14,7 @@ from jax import export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from torch_files import from_torch
 
 from mma_dfer_jax import parts
 from mma_dfer_jax.errors import UserError
@@ -148,7 +149,7 @@ def test_configs_come_back_from_json_and_parameters_from_the_authors_names(slot,
   ours = {path: rng.standard_normal(shape, np.float32) for path, shape in shapes.items()}
   tensors = {name: tensor for row in rows for name, tensor in row.to_torch(ours[row.path]).items()}
   assert {name: tensor.shape for name, tensor in tensors.items()} == names.used_shapes(cfg)
-  back = names.from_torch(tensors, rows)
+  back = from_torch(tensors, rows)
   assert {path: value.tobytes() for path, value in back.items()} == {p: v.tobytes() for p, v in ours.items()}
 
 

@@ -8,14 +8,14 @@ from conftest import TINY, golden_weights
 import numpy as np
 import pytest
 import safetensors.numpy
-from torch_files import write_checkpoint
+from torch_files import from_torch, write_checkpoint
 
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.weights import folder as folders
 from mma_dfer_jax.weights.files import held
 from mma_dfer_jax.weights.folder import convert_checkpoint, open_folder, write_folder
 from mma_dfer_jax.weights.mma_dfer import open_checkpoint, with_classes
-from mma_dfer_jax.weights.names import from_torch, name_table
+from mma_dfer_jax.weights.names import name_table
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_missing_unexpected_and_wrong_tensors_are_all_named(copy):
 @pytest.mark.parametrize(("fields", "words"), [
   ({"classes": "happy"}, "classes must be a list"),
   ({"classes": [1] * 7, "sha256": None}, r"sha256 must be a str"),
-  ({"classes": [1] * 7}, "classes must be names"),
+  ({"classes": [1] * 7}, "classes must be different names"),
   ({"classes": ["a"]}, "names 1 classes, but its model has 7"),
   ({"model": []}, "model must be a dict"),
   ({"model": {}}, "exactly the fields"),

@@ -79,7 +79,10 @@ def test_a_pretraining_file_may_come_without_its_decoder(pretraining, tmp_path):
   del state["mask_token"]
   write_torch_file(tmp_path / "encoder.pth", {"model": state})
   encoder = open_pretrained("image", tmp_path / "encoder.pth", TINY)
-  assert "150 tensors taken, positions as they are, 0 of its decoder left out" in encoder.describe()
+  assert (
+    "150 tensors taken, positions resized from (14, 14) to (4, 4), 0 of its decoder left out"
+    in encoder.describe()
+  )
 
 
 def classifier(state: dict, outputs: int) -> dict:
