@@ -39,14 +39,14 @@ _MODEL = flags.DEFINE_string(
 _CONFIG = cli.define_config("Instead of --model, sizes, seed and pretrained.{image,audio} of a run to start")
 _STEP = cli.shared_flag("step")
 _CLASSES = flags.DEFINE_string(
-  "classes", None, "Class names: dfew, mafw (the order of MMA-DFER's lists), mafw-official, or a,b,c."
+  "classes", None, "Class names: dfew, mafw (the authors' order), mafw-official, or a,b,c."
 )
 _HEADS = flags.DEFINE_integer("heads", None, "Attention heads of the encoders, if unusual.", lower_bound=1)
 _OUT = flags.DEFINE_string("out", None, "Model folder to write.")
 _TO_TORCH = flags.DEFINE_string("to_torch", None, "A .pth file to write; needs PyTorch.")
 _TO_SAFETENSORS = flags.DEFINE_string("to_safetensors", None, "A .safetensors file to write.")
 _VERIFY = flags.DEFINE_string(
-  "verify", None, "A .npz with video, spectrogram and the logits that they must give."
+  "verify", None, "A .npz: video, spectrogram, and the logits that they must give."
 )
 _TOLERANCE = flags.DEFINE_float("tolerance", 1e-4, "Largest difference that --verify accepts.", lower_bound=0)
 
@@ -96,21 +96,19 @@ def start_of_training(config) -> StoredModel:
 
 def report_text(about: Mapping[str, Any]) -> str:
   """The contents of a written model.json for people: counts, assumptions, verification."""
-  found, none = about["counts"], {"tensors": 0, "elements": 0}
-  places = [
-    name for name in (*sorted(n for n in found if n.startswith("part ")), "unused", "all") if name in found
-  ]
-  lines = [f"{'part':<20}{'tensors':>9}{'elements':>15}"]
-  lines += [
-    f"{n.removeprefix('part '):<20}{found[n]['tensors']:>9}{found[n]['elements']:>15,}" for n in places
-  ]
-  tunable, frozen = (found.get(name, none) for name in ("tunable", "frozen"))
+  found, lines = about["counts"], [f"{'part':<20}{'tensors':>9}{'elements':>15}"]
+  for name in (*sorted(n for n in found if n.startswith("part ")), "unused", "all"):
+    if name in found:
+      lines.append(
+        f"{name.removeprefix('part '):<20}{found[name]['tensors']:>9}{found[name]['elements']:>15,}"
+      )
+  groups = ("tunable", "frozen", "trained in the original", "frozen in the original")
+  tunable, frozen, trained, kept = (found.get(name, {"tensors": 0, "elements": 0}) for name in groups)
   lines.append(f"tunable: {tunable['tensors']} tensors, {tunable['elements']:,} elements; "
                f"frozen: {frozen['tensors']} tensors, {frozen['elements']:,} elements")  # fmt: skip
-  if trained := found.get("trained in the original"):
-    frozen = found["frozen in the original"]
+  if trained["tensors"]:
     lines.append(f"as the original counts: {trained['tensors']} trained, {trained['elements']:,} elements, and "
-                 f"{frozen['tensors']} frozen, {frozen['elements']:,} elements")  # fmt: skip
+                 f"{kept['tensors']} frozen, {kept['elements']:,} elements")  # fmt: skip
   lines += [f"assumed: {name} = {reason}" for name, reason in about["assumed"].items()]
   lines.append(f"classes: {', '.join(about['classes'])}; {about['class_order']}")
   lines.append(f"source: {', '.join(f'{key} {value}' for key, value in about['source'].items())}")
@@ -122,13 +120,11 @@ def report_text(about: Mapping[str, Any]) -> str:
 
 
 def read_verification(path: Path, model: ModelConfig) -> dict[str, np.ndarray]:
-  """Inputs of a model and the logits that it must give for them: `video`, `spectrogram`, `logits`.
+  """The inputs and logits (B, C) of a .npz; UserError with all that is missing or of the wrong shape.
 
   Args:
-    path: .npz with `video` (B, T, H, W, 3) and `spectrogram` (B, F, K), or the original's inputs `images`
-      (B, T, 3, H, W) in [0, 1] and `audio` (B, 1, F, K); and `logits` (B, C).
-  Raises:
-    UserError: with all that is missing or of the wrong shape.
+    path: with `video` (B, T, H, W, 3) and `spectrogram` (B, F, K), or the original's inputs `images`
+      (B, T, 3, H, W) in [0, 1] and `audio` (B, 1, F, K); and `logits`.
   """
   try:
     with np.load(path, allow_pickle=False) as file:
@@ -140,15 +136,12 @@ def read_verification(path: Path, model: ModelConfig) -> dict[str, np.ndarray]:
   if "audio" in arrays and arrays["audio"].ndim == 4:
     arrays["spectrogram"] = arrays.pop("audio")[:, 0]
   clips = len(arrays["logits"]) if arrays.get("logits", np.zeros(())).ndim else 0
-  shapes = {
-    "video": model.inputs.video_shape,
-    "spectrogram": model.inputs.audio_shape,
-    "logits": (model.num_classes,),
-  }
+  sizes = model.inputs.video_shape, model.inputs.audio_shape, (model.num_classes,)
+  shapes = {n: (clips, *size) for n, size in zip(("video", "spectrogram", "logits"), sizes, strict=True)}
   problems = [
-    f"{name}: {arrays[name].shape if name in arrays else 'missing'}, not {(clips, *shape)}"
+    f"{name}: {arrays[name].shape if name in arrays else 'missing'}, not {shape}"
     for name, shape in shapes.items()
-    if name not in arrays or arrays[name].shape != (clips, *shape) or not clips
+    if name not in arrays or arrays[name].shape != shape or not clips
   ]
   if problems:
     advice = "`images` (B, T, 3, H, W) and `audio` (B, 1, F, K) fit as well"
@@ -156,14 +149,8 @@ def read_verification(path: Path, model: ModelConfig) -> dict[str, np.ndarray]:
   return {name: arrays[name] for name in shapes}
 
 
-def compare_logits(
-  folder: Path, file: Path, expected: Mapping[str, np.ndarray], tolerance: float
-) -> dict[str, Any]:
-  """The largest difference between a model folder's logits and the expected ones, for model.json.
-
-  Raises:
-    UserError: if it is above the tolerance, or no number.
-  """
+def compare_logits(folder: Path, file: Path, expected: Mapping[str, np.ndarray]) -> dict[str, Any]:
+  """The largest difference between a folder's logits and the expected ones; UserError if it is above --tolerance."""
   engine, (video, spectrogram, logits) = load_model(folder), expected.values()
   pairs = [slice(i, i + 2) for i in range(0, len(video), 2)]
   try:
@@ -171,9 +158,9 @@ def compare_logits(
   except ValueError as error:
     raise UserError(f"the inputs of --verify cannot be used: {error}") from error
   largest = float(np.abs(found - logits).max())
-  if not largest <= tolerance:
+  if not largest <= _TOLERANCE.value:
     raise UserError(
-      f"the logits differ from those expected by up to {largest:.3g}, more than --tolerance={tolerance:g}; the inputs, "
+      f"the logits differ from those expected by up to {largest:.3g}, more than --tolerance={_TOLERANCE.value:g}; the inputs, "
       "the number of classes or --heads may be those of another model"
     )
   facts = {"clips": len(video), "largest_difference": largest, "largest_logit": float(np.abs(logits).max())}
@@ -185,9 +172,7 @@ def main(argv: Sequence[str]) -> None:
   check_flags()
   signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: half-written files are removed
   start_jax()
-  to_torch, to_safetensors = (
-    Path(flag.value) if flag.value else None for flag in (_TO_TORCH, _TO_SAFETENSORS)
-  )
+  to_torch, to_safetensors = (Path(f.value) if f.value else None for f in (_TO_TORCH, _TO_SAFETENSORS))
   check_exports(to_torch, to_safetensors)
   if _MODEL.value is None:
     stored = start_of_training(_CONFIG.value)
@@ -196,14 +181,13 @@ def main(argv: Sequence[str]) -> None:
     stored = open_stored(path, _STEP.value) if path.is_dir() else open_checkpoint(path, _HEADS.value)
     stored = with_classes(stored, _CLASSES.value)
   if _OUT.value:
-    options = {}
+    check = {}
     if _VERIFY.value:
       file = Path(_VERIFY.value)
-      expected = read_verification(file, stored.model)
-      options["check"] = functools.partial(
-        compare_logits, file=file, expected=expected, tolerance=_TOLERANCE.value
+      check["check"] = functools.partial(
+        compare_logits, file=file, expected=read_verification(file, stored.model)
       )
-    print(report_text(write_folder(Path(_OUT.value), stored, **options)))
+    print(report_text(write_folder(Path(_OUT.value), stored, **check)))
     print(f"wrote {_OUT.value}")
   if to_torch or to_safetensors:
     export(stored, to_torch, to_safetensors)

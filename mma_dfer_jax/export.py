@@ -31,7 +31,6 @@ from mma_dfer_jax.engines.engine import load_model
 from mma_dfer_jax.engines.jax import MATMUL_PRECISION, JaxEngine
 from mma_dfer_jax.engines.stablehlo import FACTS, json_beside
 from mma_dfer_jax.errors import UserError, listed
-from mma_dfer_jax.inputs import Inputs
 from mma_dfer_jax.training.sharding import start_jax
 from mma_dfer_jax.weights.files import VERSION
 
@@ -59,39 +58,24 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing file.")
 
 def check_flags() -> tuple[str, ...]:
   """The platforms without repetition; UserError with everything that can be known to fail before a model is opened."""
-  platforms = tuple(dict.fromkeys(name.strip() for name in _PLATFORMS.value))
-  given, problems = f"--platforms={','.join(_PLATFORMS.value)}", []
-  if not _MODEL.value:
-    problems.append("--model: give the workdir of a run or a model folder")
-  if not _OUT.value:
-    problems.append("--out: give the file to write")
-  elif Path(_OUT.value).is_dir():
-    problems.append(f"--out={_OUT.value} is a folder; give the name of a file")
-  elif not _OVERWRITE.value:
-    there = [file for file in (Path(_OUT.value), json_beside(Path(_OUT.value))) if file.exists()]
-    problems += [f"{file} exists already; choose another --out, or add --overwrite" for file in there]
-  if not platforms or not set(platforms) <= set(PLATFORMS):
-    wrong = ", ".join(name for name in platforms if name not in PLATFORMS) or "nothing"
-    problems.append(f"{given}: {wrong} cannot be exported for; choose from {', '.join(PLATFORMS)}")
-  elif "cpu" not in platforms:
-    problems.append(
-      f"{given} lacks cpu, where the file is tried before it gets its name; add it, the file hardly grows"
-    )
-  if importlib.util.find_spec("flatbuffers") is None:
-    problems.append("jax.export writes with flatbuffers, which is not installed: pip install flatbuffers")
-  if problems:
-    raise listed("the command line has problems", problems)
+  platforms, out = tuple(dict.fromkeys(name.strip() for name in _PLATFORMS.value)), Path(_OUT.value or "")
+  given, wrong = f"--platforms={','.join(_PLATFORMS.value)}", [n for n in platforms if n not in PLATFORMS]
+  there = [] if _OVERWRITE.value or not _OUT.value else [f for f in (out, json_beside(out)) if f.exists()]
+  problems = {
+    "--model: give the workdir of a run or a model folder": not _MODEL.value,
+    "--out: give the file to write": not _OUT.value,
+    f"--out={out} is a folder; give the name of a file": _OUT.value and out.is_dir(),
+    **{f"{file} exists already; choose another --out, or add --overwrite": not out.is_dir() for file in there},
+    f"{given}: {', '.join(wrong) or 'nothing'} cannot be exported for; choose from {', '.join(PLATFORMS)}":
+      wrong or not platforms,
+    f"{given} lacks cpu, where the file is tried before it gets its name; add it, the file hardly grows":
+      "cpu" not in platforms,
+    "jax.export writes with flatbuffers, which is not installed: pip install flatbuffers":
+      importlib.util.find_spec("flatbuffers") is None,
+  }  # fmt: skip
+  if found := [problem for problem, is_there in problems.items() if is_there]:
+    raise listed("the command line has problems", found)
   return platforms
-
-
-def random_inputs(
-  inputs: Inputs, batch: int
-) -> tuple[UInt8[np.ndarray, "B T H W 3"], Float32[np.ndarray, "B F K"]]:
-  """Noise of a model's sizes: video (B, T, H, W, 3) uint8 and spectrogram (B, F, K) float32."""
-  rng = np.random.default_rng(0)
-  video = rng.integers(0, 256, (batch, *inputs.video_shape), np.uint8)
-  # A normalised spectrogram has about half the deviation of a normal distribution.
-  return video, 0.5 * rng.standard_normal((batch, *inputs.audio_shape), np.float32)
 
 
 def export_model(engine: JaxEngine, platforms: Sequence[str]) -> export.Exported:
@@ -111,11 +95,7 @@ def export_model(engine: JaxEngine, platforms: Sequence[str]) -> export.Exported
 def largest_difference(
   artifact: Path, inputs: Sequence[tuple], expected: Sequence[np.ndarray], tolerance: float
 ) -> float:
-  """Reads a file back, calls it with batches, and returns the largest difference of a logit from the expected ones.
-
-  Raises:
-    UserError: if a logit is more than `tolerance` away, or no number.
-  """
+  """The largest difference of a logit when a file is read back and called; UserError if it is above `tolerance`, or NaN."""
   exported = export.deserialize(artifact.read_bytes())  # type: ignore[arg-type] # bytes do, without a copy
   differences = []
   for batch, wanted in zip(inputs, expected, strict=True):
@@ -142,21 +122,19 @@ def _free_constants() -> None:
 def describe(engine: JaxEngine, platforms: Sequence[str]) -> dict[str, Any]:
   """The content of F.json: facts about the model, inputs and outputs, and where the file runs."""
   about, inputs = engine.about, engine.about.inputs
-  video = "clips, frames, height, width, RGB from 0 to 255; the division by 255 is in the file"
-  sound = f"clips, rows of 10 ms, mel bins: Kaldi log-mel energies x as (x + {ENERGY_MEAN}) / {ENERGY_SCALE}"
-  logits = "one for each class, in the order of `classes`; their softmax is the distribution"
 
   def array(name: str, shape: tuple[int, ...], dtype: str, meaning: str) -> dict[str, Any]:
     return {"name": name, "shape": ["b", *shape], "dtype": dtype, "meaning": meaning}
 
+  video = "clips, frames, height, width, RGB from 0 to 255; the division by 255 is in the file"
+  sound = f"clips, rows of 10 ms, mel bins: Kaldi log-mel energies x as (x + {ENERGY_MEAN}) / {ENERGY_SCALE}"
+  logits = "one for each class, in the order of `classes`; their softmax is the distribution"
   run = {"run": engine.path.resolve().name} if about.config else {}
   return {name: getattr(about, name) for name in FACTS} | {
     "origin": {**run, **about.origin},
     "inputs": dataclasses.asdict(inputs),
-    "arguments": [
-      array("video", inputs.video_shape, "uint8", video),
-      array("spectrogram", inputs.audio_shape, "float32", sound),
-    ],
+    "arguments": [array("video", inputs.video_shape, "uint8", video),
+                  array("spectrogram", inputs.audio_shape, "float32", sound)],
     "output": array("logits", (len(about.classes),), "float32", logits),
     "b": "any number of clips from 1 on; each number that is used is compiled for itself",
     "platforms": list(platforms),
@@ -165,7 +143,7 @@ def describe(engine: JaxEngine, platforms: Sequence[str]) -> dict[str, Any]:
     "exported_by": {"mma_dfer_jax": VERSION, "jax": jax.__version__, "jaxlib": jax.lib.__version__},
     "needs": ["jax", "flatbuffers"],
     "compatibility": COMPATIBILITY,
-  }
+  }  # fmt: skip
 
 
 def how_to_call(out: Path) -> list[str]:
@@ -180,13 +158,7 @@ def how_to_call(out: Path) -> list[str]:
 def write_artifact(
   path: Path, step: int | str, precision: str | None, out: Path, platforms: Sequence[str]
 ) -> dict[str, Any]:
-  """Exports a model, compares the file's logits with the model's, and only then gives it its name, replacing another.
-
-  Returns:
-    The content of the description.
-  Raises:
-    UserError: if there is no such model, the disk is full, or the logits differ; no file is left then.
-  """
+  """Exports a model; the file gets its name, replacing another, after its logits were compared. Returns its description."""
   engine = load_model(path, step=step, precision=precision)
   if not isinstance(engine, JaxEngine):
     raise UserError(f"{path} was exported already; export the run or the model folder that it came from")
@@ -195,7 +167,13 @@ def write_artifact(
   if (free := free_bytes(out.parent)) < 1.05 * size:
     raise UserError(f"{out} needs about {size / 1e6:.0f} MB, but {free / 1e6:.0f} MB are free")
   said = describe(engine, platforms)
-  inputs = [random_inputs(engine.about.inputs, batch) for batch in CHECKED_BATCHES]
+  rng, sizes = np.random.default_rng(0), engine.about.inputs
+  inputs = []
+  for clips in (
+    CHECKED_BATCHES
+  ):  # noise; a normalised spectrogram has about half the deviation of a normal distribution
+    video = rng.integers(0, 256, (clips, *sizes.video_shape), np.uint8)
+    inputs.append((video, 0.5 * rng.standard_normal((clips, *sizes.audio_shape), np.float32)))
   expected = [engine(*batch) for batch in inputs]
   print(f"exporting {elements:,} parameters in {said['precision']} for {', '.join(platforms)} …", flush=True)
   exported = export_model(engine, platforms)
@@ -205,9 +183,7 @@ def write_artifact(
     artifact.write_bytes(exported.serialize())
     del exported, engine, leaves
     _free_constants()
-    print(
-      f"reading it back and calling it with {' and '.join(map(str, CHECKED_BATCHES))} clips …", flush=True
-    )
+    print(f"reading it back and calling it with {CHECKED_BATCHES} clips …", flush=True)
     difference = largest_difference(artifact, inputs, expected, TOLERANCE[said["precision"]])
     said["checked"] = {"on": "cpu", "b": list(CHECKED_BATCHES), "largest_difference": difference}
     said |= {"how_to_call": how_to_call(Path(out.name)), "file": out.name}

@@ -58,13 +58,11 @@ class Engine:
     video: UInt8[np.ndarray, "B T H W 3"] | Float[np.ndarray, "B T H W 3"],
     spectrogram: Float[np.ndarray, "B F K"],
   ) -> Float32[np.ndarray, "B C"]:
-    """Logits (B, C).
+    """Logits (B, C); UserError with everything that is wrong with the inputs.
 
     Args:
       video: (B, T, H, W, 3) RGB, uint8 or float in [0, 1].
       spectrogram: (B, F, K), normalised log-mel, as `mma_dfer_jax.data.fbank.spectrogram` makes it.
-    Raises:
-      UserError: with everything that is wrong with shapes, types and values, see `check_inputs`.
     """
     video, spectrogram = np.asarray(video), np.asarray(spectrogram)
     check_inputs(self.about.inputs, video, spectrogram)
@@ -85,16 +83,13 @@ class Engine:
 def load_model(
   path: str | Path, *, step: int | str = "last", precision: str | None = None, sharding: Any = None
 ) -> Engine:
-  """Opens a model: the workdir of a run, a model folder that `convert` wrote, or a file that `export` wrote.
+  """Opens a run's workdir, a folder that `convert` wrote, or a file that `export` wrote; UserError if there is no such model.
 
   Args:
-    path: the folder or file.
     step: of a workdir: "last", "best" (by WAR on the test clips), or a saved step number.
     precision: of the computation, "float32" or "bfloat16"; None: as it was trained or exported, and float32 for a
       converted model. With "float32" the parameters are exactly the saved ones.
     sharding: of all parameters in JAX; None: on the first device.
-  Raises:
-    UserError: if there is no such model.
   """
   path = Path(path)
   engine = _engine_of(path)
@@ -127,10 +122,8 @@ def check_inputs(inputs: Inputs, video: np.ndarray, spectrogram: np.ndarray) -> 
   if len(video) != len(spectrogram) or not len(video):
     given = f"{len(video)} videos, {len(spectrogram)} spectrograms"
     problems.append(f"{given}: give as many of each, at least one")
-  for name, array, shape in (
-    ("video", video, inputs.video_shape),
-    ("spectrogram", spectrogram, inputs.audio_shape),
-  ):
+  shapes = inputs.video_shape, inputs.audio_shape
+  for name, array, shape in zip(("video", "spectrogram"), (video, spectrogram), shapes, strict=True):
     if array.shape[1:] != shape:
       problems.append(f"{name} must be (B, {', '.join(map(str, shape))}); it is {array.shape}")
   if video.dtype != np.uint8 and not (video.dtype.kind == "f" and video.min() >= 0 and video.max() <= 1):

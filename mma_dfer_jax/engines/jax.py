@@ -29,7 +29,7 @@ class JaxEngine(Engine):
   cfg: ModelConfig  # parts and sizes
   graphdef: (
     nnx.GraphDef
-  )  # with the two states, `nnx.merge` makes the Flax module; parameters are in `about.precision`
+  )  # `nnx.merge` makes the Flax module of it and the parameters, which are in `about.precision`
   tunable: nnx.State
   frozen: nnx.State
 

@@ -1,6 +1,6 @@
 """Starts from the weights of another model (a run, a model folder or an authors' file): takes whatever fits."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import functools
 import hashlib
 import json
@@ -60,9 +60,6 @@ def open_run(workdir: Path, step: int | str = "last") -> StoredModel:
     states = (tunable, load_frozen(workdir, frozen))
     return {path: np.asarray(v[...]) for state in states for path, v in flat_params(state).items()}
 
-  def tensor(path: str, shape: tuple[int, ...]) -> Tensor:
-    return Tensor(shape, np.dtype(np.float32), lambda: arrays()[path])
-
   about = {
     "assumed": {},
     "classes": run["classes"],
@@ -73,7 +70,10 @@ def open_run(workdir: Path, step: int | str = "last") -> StoredModel:
     "sample_rates": run["data_set"]["sample_rates"],
     "source": {"run": workdir.resolve().name, "step": found, "version": run["version"]},
   }
-  tensors = {path: tensor(path, shape) for path, shape in parameter_shapes(model).items()}
+  tensors = {
+    path: Tensor(shape, np.dtype("f4"), lambda path=path: arrays()[path])  # type: ignore[misc]
+    for path, shape in parameter_shapes(model).items()
+  }
   return StoredModel(workdir, model, about, tensors, _sha256_of_run(workdir, run, found))
 
 
@@ -89,17 +89,21 @@ def _sha256_of_run(workdir: Path, run: dict[str, Any], step: int) -> str:
 
 
 def open_init(path: str | Path, model: ModelConfig, classes: Sequence[str]) -> Start:
-  """Opens the weights of another model and fits them to this one with its class names, part by part.
+  """Opens the weights of another model and fits them to this one, part by part; UserError if heads differ or nothing fits.
 
   A part is taken if both models have the same one, and within it every tensor of the same shape. Position tables of
   encoders are resized to another grid; their rows for prompts are taken only with the prompts themselves. A classifier
   is taken if the class names are the same, and reordered by name.
-
-  Raises:
-    UserError: if a part has another number of attention heads, or nothing fits.
   """
-  stored = open_stored(Path(path))
-  if problems := _problems_of_heads(stored, model):
+  stored, problems = open_stored(Path(path)), []
+  # Shapes are the same for any number of heads, so they are compared unless the source had to assume them.
+  assumed = {"temporal"} if "temporal.heads" in stored.about["assumed"] else set()
+  assumed |= {"image", "audio"} if "heads" in stored.about["assumed"] else set()
+  for name in sorted(SLOTS.keys() - assumed):
+    there, here = getattr(stored.model, name), getattr(model, name)
+    if type(there) is type(here) and getattr(there, "heads", 0) != getattr(here, "heads", 0):
+      problems.append(f"model.{name}.heads={here.heads}, but it has {there.heads} heads")
+  if problems:
     raise listed(f"{path} cannot start this model", problems)
   slots = {place.split("/")[0]: name for name, slot in SLOTS.items() for place in slot.places}
   theirs = [path for path in stored.tensors if not path.startswith(UNUSED)]
@@ -114,25 +118,11 @@ def open_init(path: str | Path, model: ModelConfig, classes: Sequence[str]) -> S
   return Start("init_from", stored, tuple(lines), taken)
 
 
-def _problems_of_heads(stored: StoredModel, model: ModelConfig) -> list[str]:
-  """Shapes are the same for any number of heads, so they are compared unless the source had to assume them."""
-  assumed = {"temporal"} if "temporal.heads" in stored.about["assumed"] else set()
-  assumed |= {"image", "audio"} if "heads" in stored.about["assumed"] else set()
-  problems = []
-  for name in SLOTS.keys() - assumed:
-    there, here = getattr(stored.model, name), getattr(model, name)
-    if type(there) is type(here) and getattr(there, "heads", 0) != getattr(here, "heads", 0):
-      problems.append(f"model.{name}.heads={here.heads}, but it has {there.heads} heads")
-  return sorted(problems)
-
-
 def _fitted(
   place: str, slot: str, stored: StoredModel, model: ModelConfig, classes: Sequence[str]
 ) -> tuple[dict[str, Tensor], str]:
   """The tensors of one place ("fusion") that this model takes, and a line about it; joint adaptation has no slot."""
-  found: Mapping[str, Tensor] = {
-    path: t for path, t in stored.tensors.items() if path.startswith(f"{place}/")
-  }
+  found = {path: tensor for path, tensor in stored.tensors.items() if path.startswith(f"{place}/")}
   wanted = {path: shape for path, shape in parameter_shapes(model).items() if path.startswith(f"{place}/")}
   notes: list[str] = []
   if slot:
@@ -140,23 +130,17 @@ def _fitted(
     if type(there) is not type(here):
       what = f"{len(wanted)} tensors fresh" if wanted else f"{len(found)} tensors left out"
       return {}, f"{what}, {parts.place_of(there)} there and {parts.place_of(here)} here"
-    before, now = parts.fields_of(there), parts.fields_of(here)
-    notes += [
-      f"{k}={now[k]} instead of {before[k]}" for k in now if k not in OF_TRAINING and now[k] != before[k]
-    ]
+    old, new = parts.fields_of(there), parts.fields_of(here)
+    notes = [f"{k}={new[k]} instead of {old[k]}" for k in new if k not in OF_TRAINING and new[k] != old[k]]
   if slot == "head":
-    found, more = _by_class(found, stored.about["classes"], classes, parts.place_of(model.head))
-    notes += more
+    notes += _by_class(found, stored.about["classes"], classes, parts.place_of(model.head))
   if slot in ("image", "audio") and f"{place}/pos_embed" in found:
-    fitted, more = _positions(found[f"{place}/pos_embed"], slot, stored.model, model)
-    found, notes = {**found, f"{place}/pos_embed": fitted}, notes + more
+    notes += _positions(found, f"{place}/pos_embed", slot, stored.model, model)
   taken, fresh = {}, []
   for path, shape in wanted.items():
     tensor, name = found.get(path), path.partition("/")[2]
-    # An encoder's table of positions may lack the rows of fresh prompts.
-    if tensor and (
-      tensor.shape == shape or (path.endswith("_encoder/pos_embed") and tensor.shape[2] == shape[2])
-    ):
+    table = path.endswith("_encoder/pos_embed")  # may lack the rows of fresh prompts
+    if tensor and (tensor.shape == shape or (table and tensor.shape[2] == shape[2])):
       taken[path] = tensor
     else:
       fresh.append(f"{name} {tensor.shape}, not {shape}" if tensor else name)
@@ -167,24 +151,25 @@ def _fitted(
 
 
 def _by_class(
-  found: Mapping[str, Tensor], theirs: Sequence[str] | None, ours: Sequence[str], head: str
-) -> tuple[Mapping[str, Tensor], list[str]]:
-  """The classifier for this model's classes: as it is, reordered by name, or nothing of it."""
+  found: dict[str, Tensor], theirs: Sequence[str] | None, ours: Sequence[str], head: str
+) -> list[str]:
+  """Changes the classifier to this model's classes: as it is, reordered by name, or nothing of it."""
+  if theirs is not None and list(theirs) == list(ours):
+    return []
+  if theirs is not None and sorted(theirs) == sorted(ours) and head == "heads/linear":
+    order = [theirs.index(name) for name in ours]
+    found |= {path: t.changed(t.shape, lambda array: array[..., order]) for path, t in found.items()}
+    return [f"reordered by name, from {', '.join(theirs)}"]
+  found.clear()
   if theirs is None:
-    return {}, ["the file does not name its classes: convert it with --classes to keep its classifier"]
-  if list(theirs) == list(ours):
-    return found, []
+    return ["the file does not name its classes: convert it with --classes to keep its classifier"]
   if len(theirs) != len(ours):
-    return {}, [f"{len(ours)} classes instead of {len(theirs)}"]
-  if sorted(theirs) != sorted(ours) or head != "heads/linear":
-    return {}, [f"classes {', '.join(ours)} instead of {', '.join(theirs)}"]
-  order = [theirs.index(name) for name in ours]
-  reordered = {path: t.changed(t.shape, lambda array: array[..., order]) for path, t in found.items()}
-  return reordered, [f"reordered by name, from {', '.join(theirs)}"]
+    return [f"{len(ours)} classes instead of {len(theirs)}"]
+  return [f"classes {', '.join(ours)} instead of {', '.join(theirs)}"]
 
 
-def _positions(table: Tensor, stream: str, *models: ModelConfig) -> tuple[Tensor, list[str]]:
-  """An encoder's table of positions, from the first model's grid and prompts to the second's."""
+def _positions(found: dict[str, Tensor], path: str, stream: str, *models: ModelConfig) -> list[str]:
+  """Changes an encoder's table of positions from the first model's grid and prompts to the second's."""
   grid, target = (getattr(cfg, stream).grid(stream, cfg.inputs) for cfg in models)
   there, here = (cfg.prompts.count(cfg.layers) for cfg in models)
   same_prompts = there == here and type(models[0].prompts) is type(models[1].prompts)
@@ -194,11 +179,10 @@ def _positions(table: Tensor, stream: str, *models: ModelConfig) -> tuple[Tensor
     resized = resize_positions(array[:, :rows].astype(np.float32), grid, target)
     return np.concatenate([resized, array[:, rows : rows + keep]], axis=1)
 
+  found[path] = found[path].changed((1, 1 + target[0] * target[1] + keep, found[path].shape[2]), fit)
   notes = [f"positions resized from {grid} to {target}"] * (grid != target)
   notes += [f"position rows of {there} prompts left out"] * bool(there and not keep)
-  notes += [f"position rows of {here} prompts fresh"] * bool(here and not keep)
-  shape = (1, 1 + target[0] * target[1] + keep, table.shape[2])
-  return table.changed(shape, fit), notes
+  return notes + [f"position rows of {here} prompts fresh"] * bool(here and not keep)
 
 
 def _few(names: list[str]) -> str:

@@ -109,11 +109,7 @@ class Start:
 
 
 def open_weights(path: str | Path) -> Weights:
-  """Opens a .pth or .safetensors file, whichever it is by content, and reads only names and shapes.
-
-  Raises:
-    UserError: if it is neither, damaged, holds no state dict, or tensors that are no weights.
-  """
+  """Opens a .pth or .safetensors file by its content and reads names and shapes; UserError if it is neither, or damaged."""
   path = Path(path)
   start = b""
   if path.is_file():  # else the reader of .pth files says what is wrong
@@ -261,12 +257,7 @@ def refuse_not_finite(source: Path, names: list[str]) -> None:
 def write_safetensors(
   path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: Path
 ) -> str:
-  """Writes a new .safetensors file, one tensor in memory at a time; returns its sha256, compared with the disk's.
-
-  Raises:
-    UserError: if the file exists, the disk is full or returns other bytes, or a value of the source is not finite; no
-      file is left then.
-  """
+  """Writes a new .safetensors file, one tensor at a time, whole or (with UserError) not at all; returns its sha256."""
   kinds = {dtype: kind for kind, dtype in _TYPES.items()}
   header: dict[str, Any] = {"__metadata__": dict(metadata)}
   end, bad = 0, []

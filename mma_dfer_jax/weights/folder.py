@@ -36,11 +36,7 @@ class ModelFolder(StoredModel):
 
 
 def open_folder(folder: Path) -> ModelFolder:
-  """Opens a model folder; reads names and shapes, executes nothing.
-
-  Raises:
-    UserError: if it is none, damaged, or of version 0.1.0, with everything missing, unexpected or of the wrong shape.
-  """
+  """Opens a model folder and executes nothing; UserError with everything missing, unexpected or of the wrong shape."""
   path, weights = folder / "model.json", folder / "model.safetensors"
   if not path.is_file():
     raise UserError(f"{folder} is no model folder: it has no model.json")
@@ -80,14 +76,11 @@ def open_folder(folder: Path) -> ModelFolder:
 def write_folder(
   out: Path, stored: StoredModel, check: Callable[[Path], dict[str, Any]] = lambda folder: {}
 ) -> dict[str, Any]:
-  """Writes a model folder, whole or not at all; returns the content of its model.json.
+  """Writes a model folder, whole or not at all (UserError); returns the content of its model.json.
 
   Args:
     out: the folder; it must not exist, or be empty.
-    stored: the model, read one tensor at a time.
     check: called with the folder before it gets its final name; its result is added to model.json.
-  Raises:
-    UserError: with every reason why it cannot be written.
   """
   problems = []
   if out.exists() and not (out.is_dir() and not any(out.iterdir())):
@@ -142,15 +135,13 @@ def counts(stored: StoredModel) -> dict[str, dict[str, int]]:
 def convert_checkpoint(
   model: str | Path, out: str | Path, *, classes: str | None = None, heads: int | None = None
 ) -> dict[str, Any]:
-  """Turns an MMA-DFER checkpoint (.pth, .safetensors) into a model folder that `load_model` opens.
+  """Turns an MMA-DFER checkpoint (.pth, .safetensors) into a model folder that `load_model` opens; returns its model.json.
 
   Args:
     model: the file; nothing in it is executed, and PyTorch is not needed.
     out: folder to write; it must not exist.
     classes: dfew, mafw, mafw-official, or names "a,b,c"; not needed if the file names them.
     heads: attention heads of the encoders, if unusual: they are not in the shapes.
-  Returns:
-    The content of the folder's model.json.
   Raises:
     UserError: if the file is no such checkpoint, damaged or not to be trusted; nothing is written then.
   """

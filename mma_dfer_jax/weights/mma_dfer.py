@@ -39,9 +39,6 @@ def recipe_of(inputs: Inputs) -> dict[str, Any]:
 def open_checkpoint(path: Path, heads: int | None = None) -> StoredModel:
   """An MMA-DFER checkpoint, .pth or .safetensors; `about["classes"]` is None if the file does not name its classes.
 
-  Args:
-    path: the file.
-    heads: attention heads of the encoders; None: what the file says, or the usual number for the width.
   Raises:
     CheckpointMismatchError: with everything missing, unexpected and of the wrong shape.
     UserError: if it is something else, and what it looks like.
@@ -78,11 +75,7 @@ def open_checkpoint(path: Path, heads: int | None = None) -> StoredModel:
 
 
 def with_classes(stored: StoredModel, classes: str | None) -> StoredModel:
-  """The same model with the class names of `--classes`, or with its own; they are never guessed.
-
-  Raises:
-    UserError: if the names are missing, differ from the model's, or are not as many.
-  """
+  """The model with the class names of `--classes`, or its own; UserError if they are missing, differ, or are not as many."""
   outputs, known = stored.model.num_classes, stored.about["classes"]
   if classes is None:
     if known is None:
@@ -101,11 +94,7 @@ def with_classes(stored: StoredModel, classes: str | None) -> StoredModel:
 
 
 def find_model(weights: Weights, heads: int | None) -> tuple[ModelConfig, dict[str, str]]:
-  """The model that a file describes, or else that the shapes of its tensors show; and what had to be assumed, with reasons.
-
-  Raises:
-    UserError: if sizes do not fit together, or the file says other heads.
-  """
+  """The model that a file describes, or else the shapes of its tensors show; and what had to be assumed, with reasons."""
   ours = weights.about[OURS]
   if "model" not in ours:
     return _from_shapes(weights, heads)
@@ -208,11 +197,7 @@ def check_exports(to_torch: Path | None, to_safetensors: Path | None) -> None:
 
 
 def export(stored: StoredModel, to_torch: Path | None, to_safetensors: Path | None) -> None:
-  """Writes all of the authors' tensors under their names, and beside them the facts that shapes do not show.
-
-  Raises:
-    UserError: if a file exists, PyTorch is needed and missing, or such a file cannot hold some part of the model.
-  """
+  """Writes all of the authors' tensors under their names, and beside them the facts that shapes do not show."""
   check_exports(to_torch, to_safetensors)
   stored.verify()
   tensors = {f"module.{name}": tensor for name, tensor in authors_tensors(stored).items()}

@@ -67,11 +67,7 @@ class Row:
 
 
 def name_table(cfg: ModelConfig) -> list[Row]:
-  """Every parameter of a model with its tensors in an authors' file.
-
-  Raises:
-    UserError: naming the parts that such a file cannot hold.
-  """
+  """Every parameter with its tensors in an authors' file; UserError names the parts that such a file cannot hold."""
   slots = [(name, place) for name, slot in SLOTS.items() for place in slot.places]
   tables = {place: parts.authors_table(getattr(cfg, name)) for name, place in slots}
   tables["joint_adaptation"] = model.AUTHORS
@@ -132,11 +128,7 @@ def check_fit(
   wanted: Mapping[str, tuple[int, ...]],
   allowed: Collection[str] = (),
 ) -> None:
-  """Compares the shapes in a file with the wanted ones; names in `allowed` may be there as well.
-
-  Raises:
-    CheckpointMismatchError: with everything missing, unexpected or of the wrong shape; `title` is its first line.
-  """
+  """Raises CheckpointMismatchError, which begins with `title`, unless the shapes in a file are the wanted or allowed ones."""
   missing = sorted(wanted.keys() - found.keys())
   unexpected = sorted(found.keys() - wanted.keys() - set(allowed))
   wrong = [

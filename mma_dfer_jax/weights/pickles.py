@@ -107,9 +107,7 @@ def _read(
 ) -> np.ndarray:
   """A tensor as a C-contiguous array, in the machine's byte order and in memory of its own; strides in elements.
 
-  Raises:
-    TorchFileError: if the file changed after it was opened, or if the tensor repeats elements (torch's `expand`)
-      until it is larger than the file and than 64 MiB.
+  TorchFileError if the file was changed, or if the tensor repeats elements until it is larger than it and than 64 MiB.
   """
   path, then, item = block.source.name, block.source.status, dtype.itemsize
   if (nbytes := math.prod(shape) * item) > max(then.st_size, 2**26):
@@ -135,9 +133,6 @@ class Machine:
 
   It never recurses over values of the file, and never hashes, compares, copies or prints one before it knows how large
   it is: a pickle may nest values a million deep, or make a million of one.
-
-  Args:
-    find: returns the block of a storage, given its key, its bytes, and the bytes of an element.
   """
 
   def __init__(self, find: Callable[[str, int, int], Block]):
@@ -283,7 +278,7 @@ _PUSHED: dict[str, Callable[[Machine, Any], Any]] = {  # what an opcode pushes, 
   "GLOBAL": lambda m, names: _mentioned(*names.split(" ")),
   "STACK_GLOBAL": lambda m, _: _mentioned(*m.pops(2)),
   "REDUCE": lambda m, _: m.call(*m.pops(2)),
-  "NEWOBJ": lambda m, _: m.call(*m.pops(2), True),
+  "NEWOBJ": lambda m, _: m.call(*[*m.pops(2), True]),
   "OBJ": lambda m, _: m.call((items := m.pops())[0], tuple(items[1:])),
   "INST": lambda m, names: m.call(_mentioned(*names.split(" ")), tuple(m.pops())),
   "BINPERSID": lambda m, _: m.storage(m.pop()),

@@ -19,12 +19,8 @@ DECODER = re.compile(
 def open_pretrained(stream: str, path: str | Path, cfg: ModelConfig) -> Start:
   """Opens MAE-Face's (image) or AudioMAE's (audio) pretraining file, with or without its decoder, for a model.
 
-  The table of positions is resized to the model's grid; rows of prompts are not in the file.
-
-  Raises:
-    CheckpointMismatchError: with all that is missing, unexpected and of the wrong shape, and what the file looks like.
-    UserError: if the file cannot be read, or has another number of attention heads.
-  Source: the original's constructors, which load both files with strict=False and accept any.
+  The table of positions is resized to the model's grid; rows of prompts are not in the file. UserError names all that is
+  missing, unexpected and of the wrong shape. Source: the original's constructors, which accept any file.
   """
   weights, encoder = open_weights(path), getattr(cfg, stream)
   rows = [row for row in name_table(cfg) if row.path.startswith(f"{stream}_encoder/")]

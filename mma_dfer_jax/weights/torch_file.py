@@ -15,15 +15,11 @@ OLD_MAGIC, OLD_VERSION = 0x1950A86A20F9469CFC6C, 1001  # the first two pickles o
 
 
 def read_torch_file(path: str | os.PathLike[str]) -> Any:
-  """What torch.save put into a file; each tensor stays there until it is read.
+  """What torch.save put into a file, zip archive or old format (which has no checksums); tensors stay there until they are read.
 
-  Args:
-    path: a file of torch 0.1.10 or later: a zip archive (since 1.6), whose checksums are all compared, or the old
-      format, which has none, so that a changed weight goes unnoticed.
   Returns:
-    dicts (also for OrderedDict), lists, tuples, numbers, strings, bytes, None; `StoredTensor` for tensors and
-    parameters; `StandIn` for everything else: objects of other classes, sets, arrays and numbers of numpy, and tensors
-    that are quantized, sparse, complex or float8.
+    dicts (also for OrderedDict), lists, tuples, numbers, strings, bytes, None; `Tensor` for tensors and parameters;
+    `StandIn` for all else: other objects, sets, values of numpy; quantized, sparse, complex or float8 tensors.
   Raises:
     TorchFileError: if the file is missing, something else, damaged or cut short, or if its pickle asks for a function
       that no checkpoint needs. The message begins with the path.
