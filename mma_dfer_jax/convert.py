@@ -150,7 +150,7 @@ def read_verification(path: Path, model: ModelConfig) -> dict[str, np.ndarray]:
 
 
 def compare_logits(folder: Path, file: Path, expected: Mapping[str, np.ndarray]) -> dict[str, Any]:
-  """The largest difference between a folder's logits and the expected ones; UserError if it is above --tolerance."""
+  """How far a folder's logits are from the expected ones; UserError if by more than --tolerance."""
   engine, (video, spectrogram, logits) = load_model(folder), expected.values()
   pairs = [slice(i, i + 2) for i in range(0, len(video), 2)]
   try:

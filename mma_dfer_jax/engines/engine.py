@@ -83,7 +83,7 @@ class Engine:
 def load_model(
   path: str | Path, *, step: int | str = "last", precision: str | None = None, sharding: Any = None
 ) -> Engine:
-  """Opens a run's workdir, a folder that `convert` wrote, or a file that `export` wrote; UserError if there is no such model.
+  """Opens a run's workdir, a folder of `convert`, or a file of `export`; UserError if there is no such model.
 
   Args:
     step: of a workdir: "last", "best" (by WAR on the test clips), or a saved step number.

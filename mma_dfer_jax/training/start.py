@@ -26,7 +26,7 @@ OF_TRAINING = {"name", "tunable", "drop_path", "prompt_positions"}
 
 
 def open_stored(path: Path, step: int | str = "last") -> StoredModel:
-  """Opens a run's workdir (at step "last", "best", or a saved number), a model folder, an authors' .pth or .safetensors."""
+  """Opens a run (at step "last", "best", or a saved number), a model folder, an authors' .pth or .safetensors."""
   if not path.is_dir():
     return open_checkpoint(path)
   if (path / "run.json").is_file():
@@ -89,7 +89,7 @@ def _sha256_of_run(workdir: Path, run: dict[str, Any], step: int) -> str:
 
 
 def open_init(path: str | Path, model: ModelConfig, classes: Sequence[str]) -> Start:
-  """Opens the weights of another model and fits them to this one, part by part; UserError if heads differ or nothing fits.
+  """Opens the weights of another model and fits them to this one; UserError if heads differ or nothing fits.
 
   A part is taken if both models have the same one, and within it every tensor of the same shape. Position tables of
   encoders are resized to another grid; their rows for prompts are taken only with the prompts themselves. A classifier

@@ -109,7 +109,7 @@ class Start:
 
 
 def open_weights(path: str | Path) -> Weights:
-  """Opens a .pth or .safetensors file by its content and reads names and shapes; UserError if it is neither, or damaged."""
+  """Opens a .pth or .safetensors file by its content, reads names and shapes; UserError if it is damaged."""
   path = Path(path)
   start = b""
   if path.is_file():  # else the reader of .pth files says what is wrong
@@ -146,7 +146,7 @@ def open_weights(path: str | Path) -> Weights:
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-  """Tensors of a .safetensors file, each mapped into memory when it is read, and metadata; UserError if it is damaged."""
+  """Tensors of a .safetensors file, mapped into memory when read, and metadata; UserError if it is damaged."""
   try:
     with safetensors.safe_open(path, framework="numpy") as checked:  # all sizes and places in the file agree
       metadata = checked.metadata() or {}
@@ -257,7 +257,7 @@ def refuse_not_finite(source: Path, names: list[str]) -> None:
 def write_safetensors(
   path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: Path
 ) -> str:
-  """Writes a new .safetensors file, one tensor at a time, whole or (with UserError) not at all; returns its sha256."""
+  """Writes a new .safetensors file, tensor by tensor, whole or (UserError) not at all; returns its sha256."""
   kinds = {dtype: kind for kind, dtype in _TYPES.items()}
   header: dict[str, Any] = {"__metadata__": dict(metadata)}
   end, bad = 0, []

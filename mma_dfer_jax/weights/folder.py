@@ -36,7 +36,7 @@ class ModelFolder(StoredModel):
 
 
 def open_folder(folder: Path) -> ModelFolder:
-  """Opens a model folder and executes nothing; UserError with everything missing, unexpected or of the wrong shape."""
+  """Opens a model folder, executes nothing; UserError names all that is missing, unexpected, of wrong shape."""
   path, weights = folder / "model.json", folder / "model.safetensors"
   if not path.is_file():
     raise UserError(f"{folder} is no model folder: it has no model.json")
@@ -135,7 +135,7 @@ def counts(stored: StoredModel) -> dict[str, dict[str, int]]:
 def convert_checkpoint(
   model: str | Path, out: str | Path, *, classes: str | None = None, heads: int | None = None
 ) -> dict[str, Any]:
-  """Turns an MMA-DFER checkpoint (.pth, .safetensors) into a model folder that `load_model` opens; returns its model.json.
+  """Turns an MMA-DFER checkpoint (.pth, .safetensors) into a model folder; returns its model.json.
 
   Args:
     model: the file; nothing in it is executed, and PyTorch is not needed.

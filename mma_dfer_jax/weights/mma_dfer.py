@@ -75,7 +75,7 @@ def open_checkpoint(path: Path, heads: int | None = None) -> StoredModel:
 
 
 def with_classes(stored: StoredModel, classes: str | None) -> StoredModel:
-  """The model with the class names of `--classes`, or its own; UserError if they are missing, differ, or are not as many."""
+  """The model with the class names of `--classes`, or its own; UserError if they are missing or do not fit."""
   outputs, known = stored.model.num_classes, stored.about["classes"]
   if classes is None:
     if known is None:
@@ -94,7 +94,7 @@ def with_classes(stored: StoredModel, classes: str | None) -> StoredModel:
 
 
 def find_model(weights: Weights, heads: int | None) -> tuple[ModelConfig, dict[str, str]]:
-  """The model that a file describes, or else the shapes of its tensors show; and what had to be assumed, with reasons."""
+  """The model that a file describes, or else its shapes show; and what had to be assumed, with reasons."""
   ours = weights.about[OURS]
   if "model" not in ours:
     return _from_shapes(weights, heads)

@@ -67,7 +67,7 @@ class Row:
 
 
 def name_table(cfg: ModelConfig) -> list[Row]:
-  """Every parameter with its tensors in an authors' file; UserError names the parts that such a file cannot hold."""
+  """Every parameter with its tensors in an authors' file; UserError names parts that it cannot hold."""
   slots = [(name, place) for name, slot in SLOTS.items() for place in slot.places]
   tables = {place: parts.authors_table(getattr(cfg, name)) for name, place in slots}
   tables["joint_adaptation"] = model.AUTHORS
@@ -128,7 +128,7 @@ def check_fit(
   wanted: Mapping[str, tuple[int, ...]],
   allowed: Collection[str] = (),
 ) -> None:
-  """Raises CheckpointMismatchError, which begins with `title`, unless the shapes in a file are the wanted or allowed ones."""
+  """Raises CheckpointMismatchError, which begins with `title`, unless the shapes are the wanted or allowed ones."""
   missing = sorted(wanted.keys() - found.keys())
   unexpected = sorted(found.keys() - wanted.keys() - set(allowed))
   wrong = [

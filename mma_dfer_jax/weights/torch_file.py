@@ -15,7 +15,7 @@ OLD_MAGIC, OLD_VERSION = 0x1950A86A20F9469CFC6C, 1001  # the first two pickles o
 
 
 def read_torch_file(path: str | os.PathLike[str]) -> Any:
-  """What torch.save put into a file, zip archive or old format (which has no checksums); tensors stay there until they are read.
+  """What torch.save put into a file, zip or old format (without checksums); tensors stay there until read.
 
   Returns:
     dicts (also for OrderedDict), lists, tuples, numbers, strings, bytes, None; `Tensor` for tensors and parameters;

@@ -316,12 +316,11 @@ def test_nothing_is_ever_called(tmp_path, format):
   assert "torch" not in set(sys.modules) - before
 
 
-@pytest.mark.parametrize("called", LIVE)
-def test_these_attacks_are_real(tmp_path, called):
+def test_these_attacks_are_real(tmp_path):
   """pickle falls for them: it is this reader that refuses, not the attack that is broken."""
-  canary = tmp_path / "canary"
-  pickle.loads(programs_of(called, LIVE[called].format(canary))["REDUCE"])
-  assert canary.exists()
+  for i, (called, argument) in enumerate(LIVE.items()):
+    pickle.loads(programs_of(called, argument.format(tmp_path / str(i)))["REDUCE"])
+    assert (tmp_path / str(i)).exists()
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -403,17 +402,6 @@ def test_tensors_that_are_not_there(tmp_path, format):
     assert "storage" in refusal(path)
 
 
-def test_a_tensor_that_repeats_itself_without_end(tmp_path):
-  """Legal, so that the file can be opened; but whoever reads it is told."""
-  value = {"huge": View(np.ones(1, np.float32), (10**12,), (0,)), "fine": np.ones(1, np.float32)}
-  write_torch_file(tmp_path / "x.pth", value)
-  stored = read_torch_file(tmp_path / "x.pth")
-  assert (stored["huge"].nbytes, stored["huge"].span) == (4 * 10**12, 4)
-  with pytest.raises(TorchFileError, match=r"x\.pth: .*repeats 4 bytes to make 4,000,000,000,000"):
-    stored["huge"].read()
-  assert stored["fine"].read() == 1
-
-
 # --- What is large, deep or slow ---
 
 
@@ -473,15 +461,16 @@ def opened_elsewhere(paths) -> str:
 @pytest.mark.slow
 def test_deep_nests_do_no_harm(tmp_path):
   """As a value, as the key of a dict (hashing tuples would end the process), as what is called and as its arguments."""
-  paths = []
-  nests = {"tuples": b"N" + b"\x85" * 200_000, "lists": b"]" * 30_000 + b"a" * 29_999}
-  nests |= {"dicts": b"}K\x00" * 30_000 + b"N" + b"s" * 30_000, "marks": b"(" * 30_000 + b"N" + b"t" * 30_000}
-  for name, nest in nests.items():
-    places = {"key": b"}" + nest + b"Ns", "function": nest + b")R", "reference": nest + b"Q"}
-    places |= {"arguments": b"ctorch\ndevice\n" + nest + b"R", "attributes": b"}" + nest + b"b"}
-    places |= {"items": b"ccollections\nOrderedDict\n" + nest + b"R", "size": b"ctorch\nSize\n" + nest + b"R"}
-    for place, program in places.items():
-      paths.append(write_program(tmp_path / f"{name} as {place}", program + b".", {}, "zip"))
+  nests = {"tuples": b"N" + b"\x85" * 200_000, "lists": b"]" * 30_000 + b"a" * 29_999,
+           "dicts": b"}K\x00" * 30_000 + b"N" + b"s" * 30_000, "marks": b"(" * 30_000 + b"N" + b"t" * 30_000}  # fmt: skip
+  places = {"key": (b"}", b"Ns"), "function": (b"", b")R"), "reference": (b"", b"Q"), "attributes": (b"}", b"b"),
+            "arguments": (b"ctorch\ndevice\n", b"R"), "items": (b"ccollections\nOrderedDict\n", b"R"),
+            "size": (b"ctorch\nSize\n", b"R")}  # fmt: skip
+  paths = [
+    write_program(tmp_path / f"{name} as {place}", before + nest + after + b".", {})
+    for name, nest in nests.items()
+    for place, (before, after) in places.items()
+  ]
   million = b"N" + b"\x85" * 10**6 + b"."
   paths.append(write_program(tmp_path / "a million deep", million, {}, "legacy"))
   report = opened_elsewhere(paths)
@@ -588,17 +577,6 @@ def test_changed_bytes_are_told(tmp_path, intact):
   assert told > 25
 
 
-def test_every_byte_of_the_data_is_checked(tmp_path):
-  write_torch_file(tmp_path / "x.pth", {"a": np.arange(40, dtype=np.uint8)})
-  data = bytearray((tmp_path / "x.pth").read_bytes())
-  start = data.index(bytes(range(40)))
-  for position in range(start, start + 40, 3):
-    data[position] ^= 1
-    (tmp_path / "x.pth").write_bytes(data)
-    assert "Bad CRC-32 for file 'archive/data/0'" in refusal(tmp_path / "x.pth")
-    data[position] ^= 1
-
-
 def rezipped(path, change, *, mode=zipfile.ZIP_STORED):
   """The archive of a whole file written anew, its entries changed."""
   write_torch_file(path, {"a": np.ones(3, np.float32)})
@@ -699,35 +677,26 @@ def test_old_files_that_contradict_themselves(tmp_path):
     assert "storages" in refusal(path)
 
 
-@pytest.mark.parametrize(
-  ("data", "said"),
-  [
-    (b"", "is empty"),
-    (b"<!DOCTYPE html><html><head><title>Google Drive - Virus scan warning", "HTML page.*failed download"),
-    (b"\n <html>", "HTML page"),
-    (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 5\n", "git lfs pull"),
-    (struct.pack("<Q", 9) + b'{"a":{}}  ', "safetensors"),
-    (b"sys_info" + bytes(249) + b"ustar" + bytes(300), "tar archive.*0.1.10"),
-    (gzip.compress(b"x" * 1000, mtime=0), "compressed archive"),
-    (b"\xfd7zXZ\0\0\4", "compressed archive"),
-    (b"7z\xbc\xaf\x27\x1c\0\4", "compressed archive"),
-    (b"\x93NUMPY\1\0v\0{'descr': '<f8'}", "numpy"),
-    (b"PK\5\6" + bytes(18), "zip archive"),
-    (b"\x89HDF\r\n\x1a\n\0\0", "HDF5"),
-    (b"just some text\n" * 10, "is a text file"),
-    ("köpfe\n".encode(), "is a text file"),
-    (pickle.dumps({"a": [1, 2]}), "is a pickle, but"),
-    (pickle.dumps([1.5] * 3, protocol=0), "is a pickle, but"),
-    (pickle.dumps(np.ones(3), protocol=5), "is a pickle, but"),
-    (b"\x80\x02\x8a\x0al\xfc", "is a pickle, but not a whole one"),
-    (bytes(range(1, 256)) * 9, "is not a file of torch.save"),
-    (bytes(5000), "is not a file of torch.save"),
-    (b"cos\nsystem\n(Vtouch canary\ntR.", "os.system.*nothing was executed"),
-  ],
-)
-def test_other_files_are_named(tmp_path, data, said):
-  (tmp_path / "x.pth").write_bytes(data)
-  assert re.search(said, refusal(tmp_path / "x.pth"))
+OTHER_FILES = [
+  (b"", "is empty"),
+  (b"<!DOCTYPE html><html><head><title>Google Drive - Virus scan warning", "HTML page.*failed download"),
+  (b"\n <html>", "HTML page"), (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 5\n", "git lfs pull"),
+  (struct.pack("<Q", 9) + b'{"a":{}}  ', "safetensors"), (gzip.compress(b"x" * 1000, mtime=0), "compressed archive"),
+  (b"sys_info" + bytes(249) + b"ustar" + bytes(300), "tar archive.*0.1.10"), (b"\xfd7zXZ\0\0\4", "compressed archive"),
+  (b"7z\xbc\xaf\x27\x1c\0\4", "compressed archive"), (b"\x93NUMPY\1\0v\0{'descr': '<f8'}", "numpy"),
+  (b"PK\5\6" + bytes(18), "zip archive"), (b"\x89HDF\r\n\x1a\n\0\0", "HDF5"), (b"just some text\n" * 10, "is a text file"),
+  ("köpfe\n".encode(), "is a text file"), (pickle.dumps({"a": [1, 2]}), "is a pickle, but"),
+  (pickle.dumps([1.5] * 3, protocol=0), "is a pickle, but"), (pickle.dumps(np.ones(3), protocol=5), "is a pickle, but"),
+  (b"\x80\x02\x8a\x0al\xfc", "is a pickle, but not a whole one"),
+  (bytes(range(1, 256)) * 9, "is not a file of torch.save"), (bytes(5000), "is not a file of torch.save"),
+  (b"cos\nsystem\n(Vtouch canary\ntR.", "os.system.*nothing was executed"),
+]  # fmt: skip
+
+
+def test_other_files_are_named(tmp_path):
+  for data, said in OTHER_FILES:
+    (tmp_path / "x.pth").write_bytes(data)
+    assert re.search(said, refusal(tmp_path / "x.pth"))
 
 
 def test_what_is_no_file(tmp_path):
