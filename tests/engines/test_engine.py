@@ -59,45 +59,38 @@ def folder(tmp_path_factory) -> Path:
   return model_folder(tmp_path_factory.mktemp("engines") / "model")
 
 
-@pytest.fixture(scope="module")
-def run_export():
+def run_export(*flags: object) -> tuple[int, str, str]:
   """Runs the command within this process, and takes back what it sets in JAX."""
-
-  def run(*flags: object) -> tuple[int, str, str]:
-    cached = jax.config.jax_enable_compilation_cache
-    try:
-      return commands.run("export", *flags)
-    finally:
-      jax.config.update("jax_enable_compilation_cache", cached)
-
-  return run
+  cached = jax.config.jax_enable_compilation_cache
+  try:
+    return commands.run("export", *flags)
+  finally:
+    jax.config.update("jax_enable_compilation_cache", cached)
 
 
 @pytest.fixture(scope="module")
-def exported(folder, run_export) -> dict[str, tuple[Path, str]]:
+def exported(folder) -> dict[str, tuple[Path, str]]:
   """The exported file and what the command printed, by precision; float32 for all platforms."""
   found = {}
   for precision, platforms in (("float32", "cpu,cuda,tpu"), ("bfloat16", "cpu")):
     out = folder.parent / "new folder" / f"{precision}.jax"
-    status, printed, errors = run_export(
-      f"--model={folder}", f"--out={out}", f"--precision={precision}", f"--platforms={platforms}"
-    )
+    how = f"--precision={precision}", f"--platforms={platforms}"
+    status, printed, errors = run_export(f"--model={folder}", f"--out={out}", *how)
     assert status == 0, errors
     found[precision] = out, printed
   return found
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def paths(folder, exported) -> dict[str, Path]:
   """Something to open for each engine; a new one needs an entry here."""
   return {"jax": folder, "stablehlo": exported["float32"][0]}
 
 
 @pytest.fixture(scope="module")
-def engines(folder, exported) -> dict[str, Engine]:
+def engines(paths, exported) -> dict[str, Engine]:
   """Loaded and compiled once."""
-  paths = {"jax": folder, "stablehlo": exported["float32"][0], "bfloat16": exported["bfloat16"][0]}
-  return {name: load_model(path) for name, path in paths.items()}
+  return {name: load_model(path) for name, path in {**paths, "bfloat16": exported["bfloat16"][0]}.items()}
 
 
 def batch(inputs: Inputs, clips: int = 2):
@@ -182,9 +175,7 @@ def test_wrong_inputs_are_all_named():
 
 @pytest.mark.slow
 def test_what_cannot_be_opened_is_said(paths, tmp_path):
-  with pytest.raises(
-    UserError, match=r"nowhere does not exist; a model is:(.|\n)*run\.json(.|\n)*model\.json"
-  ):
+  with pytest.raises(UserError, match=r"(?s)nowhere does not exist; a model is:.*run\.json.*model\.json"):
     load_model(tmp_path / "nowhere")
   with pytest.raises(UserError, match="must be converted first"):
     load_model(GOLDEN / "tiny_reference_checkpoint.pth")
@@ -213,12 +204,13 @@ def test_a_model_prints_in_five_lines(engines):
   answering = engines["jax"]
   model = nnx.merge(answering.graphdef, answering.tunable, answering.frozen)
   assert isinstance(model, MmaDfer)
-  assert str(model) == repr(model)
-  assert len(repr(model).splitlines()) == 5
-  total = sum(
-    value.size for part in (answering.tunable, answering.frozen) for _, value in nnx.to_flat_state(part)
-  )
-  for words in ("image encoders/mae", "fusion fusion/bottleneck", f"{total:,}", "classes: 7"):
+  assert len(str(model).splitlines()) == len(repr(model).splitlines()) == 5
+  for words in (
+    "image encoders/mae",
+    "fusion fusion/bottleneck",
+    answering.parameters().split(",")[0],
+    "classes: 7",
+  ):
     assert words in repr(model)
 
 
@@ -268,7 +260,7 @@ def test_it_is_called_with_jax_alone(engines, exported, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_a_user_can_fix_is_said_and_nothing_is_written(folder, tmp_path, run_export):
+def test_what_a_user_can_fix_is_said_and_nothing_is_written(folder, tmp_path):
   there, empty = tmp_path / "there.jax", tmp_path / "empty"
   there.write_bytes(b"precious")
   (tmp_path / "lonely.jax.json").write_text("{}")
@@ -276,11 +268,7 @@ def test_what_a_user_can_fix_is_said_and_nothing_is_written(folder, tmp_path, ru
   before = sorted(file.name for file in tmp_path.iterdir())
   model, new = f"--model={folder}", f"--out={tmp_path}/a/new.jax"
   cases = [
-    (
-      ["--platforms=cuda"],
-      1,
-      ["--model: give the workdir", "--out: give the file", "lacks cpu"],
-    ),  # all at once
+    (["--platforms=cuda"], 1, ["--model: give the workdir", "--out: give the file", "lacks cpu"]),
     ([model, f"--out={there}"], 1, ["there.jax exists already", "--overwrite"]),
     ([model, f"--out={tmp_path}/lonely.jax"], 1, ["lonely.jax.json exists already"]),
     ([model, f"--out={empty}"], 1, ["is a folder"]),

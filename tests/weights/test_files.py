@@ -72,12 +72,10 @@ def test_an_ablated_model_says_its_parts(tmp_path):
   cfg = tiny(fusion={"name": "none"}, temporal={"name": "mean", "width": 32}, image={"depth": 2}, audio={"depth": 2},
              prompts={"name": "none"})  # fmt: skip
   tensors = {name: np.ones(shape, np.float32) for name, shape in used_shapes(cfg).items()}
-  file = write_checkpoint(
-    tmp_path / "x.pth", tensors, mma_dfer_jax={"model": cfg.to_fields(), "classes": list("abcdefg")}
-  )
-  assert open_checkpoint(file).model == cfg
+  said = {"model": cfg.to_fields(), "classes": list("abcdefg")}
+  assert open_checkpoint(write_checkpoint(tmp_path / "x.pth", tensors, mma_dfer_jax=said)).model == cfg
   del tensors["vision_proj.bias"]
-  write_checkpoint(tmp_path / "y.pth", tensors, mma_dfer_jax={"model": cfg.to_fields()})
+  write_checkpoint(tmp_path / "y.pth", tensors, mma_dfer_jax=said)
   with pytest.raises(UserError, match=r"missing \(1\): vision_proj\.bias"):
     open_checkpoint(tmp_path / "y.pth")
 
@@ -139,9 +137,7 @@ def broken_files(tiny: dict[str, np.ndarray], whole: bytes) -> dict[str, tuple[o
   lying = len(header).to_bytes(8, "little") + header + bytes(4)
   ours = {"model": TINY.to_fields(), "classes": list("abcdefg")}
   nan = tiny | {"vision_proj.bias": np.full(32, np.nan, np.float32)}
-  missing = {
-    name: tensor for name, tensor in tiny.items() if name not in ("vision_proj.bias", "our_classifier.weight")
-  }
+  missing = {n: t for n, t in tiny.items() if n not in ("vision_proj.bias", "our_classifier.weight")}
   return {
     "cut.pth": (whole[: len(whole) // 2], "cut short"),
     "lying.safetensors": (lying, r"no whole \.safetensors file"),
