@@ -91,15 +91,13 @@ def load_model(
       converted model. With "float32" the parameters are exactly the saved ones.
     sharding: of all parameters in JAX; None: on the first device.
   """
-  path = Path(path)
-  engine = _engine_of(path)
-  return engine.load(path, engine.describe(path, step, precision), sharding)
+  about = describe(path, step=step, precision=precision)
+  return _engine_of(Path(path)).load(Path(path), about, sharding)
 
 
 def describe(path: str | Path, *, step: int | str = "last", precision: str | None = None) -> About:
   """The facts about the model that `load_model` opens with the same arguments; reads no parameters."""
-  path = Path(path)
-  return _engine_of(path).describe(path, step, precision)
+  return _engine_of(Path(path)).describe(Path(path), step, precision)
 
 
 def _engine_of(path: Path) -> Any:

@@ -27,9 +27,7 @@ class JaxEngine(Engine):
   """MMA-DFER in JAX."""
 
   cfg: ModelConfig  # parts and sizes
-  graphdef: (
-    nnx.GraphDef
-  )  # `nnx.merge` makes the Flax module of it and the parameters, which are in `about.precision`
+  graphdef: nnx.GraphDef  # with the two states, in `about.precision`, `nnx.merge` makes the Flax module
   tunable: nnx.State
   frozen: nnx.State
 
@@ -64,10 +62,8 @@ def describe(path: Path, step: int | str, precision: str | None) -> About:
     refuse_step(path, step, "a converted model")
   stored = open_stored(path, step)
   said = stored.about
-  if is_run:
-    origin = {key: said["source"][key] for key in ("step", "version")}
-  else:
-    origin = {"converted_from": said["source"], "version": said["version"]}
+  origin = {"converted_from": said["source"]} if not is_run else {"step": said["source"]["step"]}
+  origin["version"] = (said["source"] if is_run else said)["version"]
   precision = precision or said.get("precision", "float32")
   if precision not in PRECISIONS:
     raise UserError(f"{path} was trained in {precision!r}, which is none of {', '.join(PRECISIONS)}")

@@ -44,11 +44,11 @@ def open_checkpoint(path: Path, heads: int | None = None) -> StoredModel:
     UserError: if it is something else, and what it looks like.
   """
   weights = files.open_weights(path)
-  what = files.looks_like(weights.shapes)
-  if what != "an MMA-DFER checkpoint":
+  if (what := files.looks_like(weights.shapes)) != "an MMA-DFER checkpoint":
     advice = "; give the two pretraining files as --config.pretrained.image and --config.pretrained.audio"
-    advice *= "encoder" in what
-    raise UserError(f"{path} is not an MMA-DFER checkpoint; it looks like {what}{advice}")
+    raise UserError(
+      f"{path} is not an MMA-DFER checkpoint; it looks like {what}{advice * ('encoder' in what)}"
+    )
   model, assumed = find_model(weights, heads)
   unused, ours, tensors = unused_shapes(model), weights.about[OURS], weights.tensors
   check_fit(f"{path} does not fit the model", weights.shapes, used_shapes(model), allowed=unused)
@@ -187,11 +187,11 @@ def authors_tensors(stored: StoredModel) -> dict[str, Tensor]:
 def check_exports(to_torch: Path | None, to_safetensors: Path | None) -> None:
   """Raises UserError with every reason why the files could not be written."""
   problems = [f"{file} exists already" for file in (to_torch, to_safetensors) if file and file.exists()]
-  if to_torch:
-    try:
+  try:
+    if to_torch:
       files.import_torch()
-    except UserError as error:
-      problems.append(str(error))
+  except UserError as error:
+    problems.append(str(error))
   if problems:
     raise listed("cannot write", problems)
 

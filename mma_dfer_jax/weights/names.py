@@ -145,10 +145,6 @@ def ours(cfg: ModelConfig, rows: Iterable[Row], theirs: Mapping[str, Tensor]) ->
     dtypes = {theirs[name].dtype for name in row.torch_names}
     if len(dtypes) > 1:
       raise UserError(f"{' and '.join(row.torch_names)} must be of one type, not {dtypes}")
-    shape, read = parameter_shapes(cfg)[row.path], functools.partial(_read, row, theirs)
-    found[row.path] = Tensor(shape, dtypes.pop(), read)
+    read = functools.partial(lambda row: row.to_jax({n: theirs[n].read() for n in row.torch_names}), row)
+    found[row.path] = Tensor(parameter_shapes(cfg)[row.path], dtypes.pop(), read)
   return found
-
-
-def _read(row: Row, theirs: Mapping[str, Tensor]) -> np.ndarray:
-  return row.to_jax({name: theirs[name].read() for name in row.torch_names})
