@@ -160,7 +160,7 @@ def _config_problems(argv: list[str]) -> Iterator[str]:
   """What is wrong with each `--config.key=value`, as far as the keys tell."""
   given = _given_config(argv)
   try:
-    config = given and _ConfigParser("config").parse(given)
+    config: Any = _ConfigParser("config").parse(given) if given else None
   except Exception:
     return  # no file, or none that works: the first error says so
   for match in filter(None, (re.fullmatch(r"--?(?:no)?config\.([^=]+)=?(.*)", word) for word in argv)):

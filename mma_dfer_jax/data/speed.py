@@ -45,7 +45,8 @@ def measure(
   records: Sequence[Record], inputs: Inputs, *, num_workers: int, batch_size: int, repeats: int
 ) -> dict[str, Any]:
   """All that `benchmark --loading` reports, as JSON holds it."""
-  first, how = records[0], {"num_workers": num_workers, "batch_size": batch_size}
+  first = records[0]
+  how: dict[str, Any] = {"num_workers": num_workers, "batch_size": batch_size}
   clips = {
     "number": len(records),
     "frames": len(first["frames"]),
