@@ -30,8 +30,8 @@ def shipped_configs() -> dict[str, Path]:
   return {path.stem: path for path in sorted(CONFIGS.glob("*.py"))}
 
 
-def config_text(config: Mapping[str, Any]) -> str:
-  """The fields of a config, a line each, with what the program's source says about them."""
+def config_text(config: Any) -> str:
+  """The fields of a nested config, a line each, with what the program's source says about them."""
   values = dict(_flat(config))
   comments = {
     path: comment for path, comment in _comments(values) if path in values
