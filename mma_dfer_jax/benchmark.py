@@ -24,7 +24,8 @@ import sys
 import tempfile
 import time
 import timeit
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 from absl import flags
 from flax import nnx
@@ -66,6 +67,17 @@ _OUT = flags.DEFINE_string("out", None, "Write the numbers to this JSON file too
 _CHILD = flags.DEFINE_string("variant", None, "For processes that this command starts: a variant as JSON.")
 
 OF_MODEL = (_STEPS, _IMAGE_SIZE, _DEPTH, _MICRO_BATCH, _PRECISION, _REMAT, _MESH, _PEAK)
+POSITIVE = r"[1-9]\d*", "whole numbers of at least 1"
+# What makes a variant: its flag, a pattern of the values, and what is allowed in words. All run with --depth.
+FIELDS = {
+  "step": (_STEPS, "eval|train", "eval, train"),
+  "image_size": (_IMAGE_SIZE, *POSITIVE),
+  "batch_size": (_BATCH_SIZE, *POSITIVE),
+  "precision": (_PRECISION, "|".join(PRECISIONS), ", ".join(PRECISIONS)),
+  "mesh": (_MESH, r"(-1|[1-9]\d*)x[1-9]\d*", "devices along data x fsdp, as 4x1 or -1x2"),
+  "micro_batch": (_MICRO_BATCH, r"\d+", "whole numbers of at least 0"),
+  "remat": (_REMAT, "|".join(REMAT), ", ".join(REMAT)),
+}
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05}  # of the loss, relative to the first variant of that size
 # The table: columns that name a variant, and its numbers.
 NAMES = {"step": "{step}", "px": "{image_size}", "clips": "{batch_size}", "micro": "{micro}", "precision": "{precision}",
@@ -77,31 +89,10 @@ NUMBERS = {
 }  # fmt: skip
 
 
-class Variant(NamedTuple):
-  """What one process measures."""
-
-  step: str
-  image_size: int
-  depth: int
-  batch_size: int
-  precision: str
-  mesh: str
-  micro_batch: int
-  remat: str
-
-
-def variants() -> list[Variant]:
+def variants() -> list[dict[str, Any]]:
   """All that the flags ask for; UserError with everything that is wrong with them."""
-  problems, positive = [], (r"[1-9]\d*", "whole numbers of at least 1")
-  for flag, pattern, allowed in (
-    (_STEPS, "eval|train", "eval, train"),
-    (_IMAGE_SIZE, *positive),
-    (_BATCH_SIZE, *positive),
-    (_PRECISION, "|".join(PRECISIONS), ", ".join(PRECISIONS)),
-    (_MESH, r"(-1|[1-9]\d*)x[1-9]\d*", "devices along data x fsdp, as 4x1 or -1x2"),
-    (_MICRO_BATCH, r"\d+", "whole numbers of at least 0"),
-    (_REMAT, "|".join(REMAT), ", ".join(REMAT)),
-  ):
+  problems = []
+  for flag, pattern, allowed in FIELDS.values():
     if wrong := [value for value in flag.value if not re.fullmatch(pattern, value)]:
       problems.append(f"--{flag.name}={','.join(wrong)}: give {allowed}")
   for size in filter(str.isdecimal, _IMAGE_SIZE.value):
@@ -117,14 +108,14 @@ def variants() -> list[Variant]:
     problems.append(f"--batch_size={','.join(_BATCH_SIZE.value)}: give one number with --loading")
   if problems:
     raise listed("the command line has problems", problems)
-  lists = (_STEPS.value, _IMAGE_SIZE.value, [_DEPTH.value], _BATCH_SIZE.value, _PRECISION.value, _MESH.value,
-           _MICRO_BATCH.value, _REMAT.value)  # fmt: skip
-  found = []
-  for step, size, depth, batch, precision, mesh, micro, remat in itertools.product(*lists):
-    one = Variant(step, int(size), depth, int(batch), precision, mesh, int(micro), remat)
-    # An evaluation is not divided, and keeps nothing for a backward pass.
-    found.append(one if step == "train" else one._replace(micro_batch=0, remat="none"))
-  return list(dict.fromkeys(found))
+  found: list[dict[str, Any]] = []
+  for values in itertools.product(*(flag.value for flag, *_ in FIELDS.values())):
+    one = {name: int(v) if v.isdecimal() else v for name, v in zip(FIELDS, values, strict=True)}
+    one["depth"] = _DEPTH.value
+    if one["step"] == "eval":  # it is not divided, and keeps nothing for a backward pass
+      one |= {"micro_batch": 0, "remat": "none"}
+    found += [one] if one not in found else []
+  return found
 
 
 def step_flops(cfg: ModelConfig, step: str = "eval") -> float:
@@ -170,7 +161,7 @@ def random_batch(cfg: ModelConfig, batch_size: int) -> dict[str, np.ndarray]:
 
 
 def compiled_step(
-  variant: Variant, cfg: ModelConfig, mesh: Mesh, batch: Any
+  variant: SimpleNamespace, cfg: ModelConfig, mesh: Mesh, batch: Any
 ) -> tuple[Callable[[Any], float], list[dict[str, float]]]:
   """A step from a batch to the loss of a clip, for which it waits; seconds to trace and compile it, twice.
 
@@ -218,7 +209,7 @@ def compiled_step(
   return step, seconds
 
 
-def measure(variant: Variant, records: Sequence[Record] | None) -> dict[str, Any]:
+def measure(variant: SimpleNamespace, records: Sequence[Record] | None) -> dict[str, Any]:
   """One variant on random clips and, if there are any, on records, in a process that has measured nothing before."""
   sharding.check_batch_size(variant.batch_size)
   if variant.micro_batch and variant.batch_size % variant.micro_batch:
@@ -260,37 +251,34 @@ def run_module(name: str, *arguments: object) -> str:
   return done.stdout
 
 
-def run_variant(variant: Variant) -> dict[str, Any]:
+def run_variant(variant: dict[str, Any]) -> dict[str, Any]:
   """`measure` in a process of its own; {"failed": why} if it fails."""
   passed = [flag for flag in (_REPEATS, _NUM_WORKERS, _NAME, _DATA_DIR) if flag.present]
   shared = [f"--{flag.name}={flag.value}" for flag in passed]
   try:
-    printed = run_module("benchmark", f"--variant={json.dumps(variant._asdict())}", *shared)
+    return json.loads(run_module("benchmark", f"--variant={json.dumps(variant)}", *shared).splitlines()[-1])
   except UserError as error:
     return {"failed": str(error)}
-  return json.loads(printed.splitlines()[-1])
 
 
-def add_result(
-  rows: list[dict[str, Any]], variant: Variant, result: dict[str, Any], peak_tflops: float | None
-) -> None:
-  """Adds a row of what was measured of a variant, compared with the first row of that size."""
-  rows.append({**variant._asdict(), **result})
-  if "failed" in result:
+def add_row(rows: list[dict[str, Any]], row: dict[str, Any], peak_tflops: float | None) -> None:
+  """Adds a variant and what was measured of it, compared with the first row of that size."""
+  rows.append(row)
+  if "failed" in row:
     return
-  size = (variant.step, variant.image_size, variant.batch_size)
-  first = next(row for row in rows if "failed" not in row
-               and (row["step"], row["image_size"], row["batch_size"]) == size)  # fmt: skip
-  difference = abs(result["loss"] - first["loss"]) / abs(first["loss"])
-  speed_of = variant.batch_size / statistics.median(result["seconds"])
-  tflops = step_flops(paper_of_depth(variant.image_size, variant.depth), variant.step) * speed_of / 1e12
-  rows[-1] |= {
-    "median_seconds": statistics.median(result["seconds"]),
-    "clips_per_second": speed_of,
+  same_size = ("step", "image_size", "batch_size")
+  first = next(one for one in rows if "failed" not in one and all(one[key] == row[key] for key in same_size))
+  difference = abs(row["loss"] - first["loss"]) / abs(first["loss"])
+  clips_per_second = row["batch_size"] / statistics.median(row["seconds"])
+  cfg = paper_of_depth(row["image_size"], row["depth"])
+  tflops = step_flops(cfg, row["step"]) * clips_per_second / 1e12
+  row |= {
+    "median_seconds": statistics.median(row["seconds"]),
+    "clips_per_second": clips_per_second,
     "tflops": tflops,
     "share_of_peak": tflops / peak_tflops if peak_tflops else None,
     "loss_difference": difference,
-    "agrees": difference <= max(TOLERANCE[variant.precision], TOLERANCE[first["precision"]]),
+    "agrees": difference <= max(TOLERANCE[row["precision"]], TOLERANCE[first["precision"]]),
   }
 
 
@@ -344,9 +332,15 @@ def main(argv: Sequence[str]) -> int:
   del argv
   records = records_of(_DATA_DIR.value, _NAME.value) if _DATA_DIR.value else None  # before anything long
   if _CHILD.value:
-    print(json.dumps(measure(Variant(**json.loads(_CHILD.value)), records)))
+    print(json.dumps(measure(SimpleNamespace(**json.loads(_CHILD.value)), records)))
     return 0
-  asked, rows = variants(), []  # type: ignore[var-annotated]
+  asked, rows = variants(), list[dict[str, Any]]()
+  if _LOADING.value:
+    result = measure_loading()
+    print(speed.table(result))
+    if _OUT.value:
+      write_json(Path(_OUT.value), result)
+    return 0
   versions = {"python": platform.python_version(), "jax": jax.__version__}
   result = {
     "date": time.strftime("%Y-%m-%d"),
@@ -354,14 +348,8 @@ def main(argv: Sequence[str]) -> int:
     "versions": versions,
     "variants": rows,
   }
-  if _LOADING.value:
-    result = measure_loading()
-    if _OUT.value:
-      write_json(Path(_OUT.value), result)
-    print(speed.table(result))
-    return 0
   for variant in watched(asked, "benchmark", len(asked), unit="variant"):
-    add_result(rows, variant, run_variant(variant), _PEAK.value)
+    add_row(rows, variant | run_variant(variant), _PEAK.value)
     if _OUT.value:  # each time, so that nothing is lost when it is stopped
       write_json(Path(_OUT.value), result)
   print(table(rows))

@@ -98,22 +98,17 @@ def define_config(purpose: str = "What to run") -> flags.FlagHolder:
 
 
 class _ConfigParser(ConfigFileFlagParser):
-  """Reads a config by its name too."""
+  """Reads a config by its name too; `:choices` go to its get_config."""
 
   def parse(self, path):
+    name, *choices = path.split(":", 1)
+    shipped = shipped_configs()
+    if not os.path.isfile(name) and name not in shipped:
+      raise UserError(f"neither a file nor a config that comes with the program ({', '.join(shipped)})")
     try:
-      return super().parse(_config_file(path))
+      return super().parse(":".join([name if os.path.isfile(name) else str(shipped[name]), *choices]))
     except UserError as error:  # ml_collections puts a traceback into its words
       raise (error.__context__ if isinstance(error.__context__, UserError) else error) from None
-
-
-def _config_file(given: str) -> str:
-  """The path of a config, given as a path or by the name of a shipped one; `:choices` for its get_config stay."""
-  name, *choices = given.split(":", 1)
-  shipped = shipped_configs()
-  if not os.path.isfile(name) and name not in shipped:
-    raise UserError(f"neither a file nor a config that comes with the program ({', '.join(shipped)})")
-  return ":".join([name if os.path.isfile(name) else str(shipped[name]), *choices])
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -4,6 +4,7 @@ import base64
 from collections import Counter
 from collections.abc import Callable
 import dataclasses
+import functools
 import html
 import io
 import itertools
@@ -160,7 +161,7 @@ class Page:
     if "image" in about.streams:
       for frame in map(Image.fromarray, sample.video):
         frame.thumbnail((CROP_PIXELS, CROP_PIXELS))
-        frames.append(_address("image/jpeg", lambda file, frame=frame: frame.save(file, "JPEG", quality=90)))
+        frames.append(_address("image/jpeg", functools.partial(frame.save, format="JPEG", quality=90)))
     if "audio" in about.streams and prediction.sound:
       rows, bins = sample.spectrogram.shape
       heard = {"seconds": ROW_SECONDS * rows, "bins": bins, "picture": _png(_draw_spectrogram(sample))}

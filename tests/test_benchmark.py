@@ -48,8 +48,15 @@ def test_other_results_and_failures_are_reported():
   def rows_of(*measured):
     rows = []
     for precision, remat, result in measured:
-      variant = benchmark.Variant("train", 32, 6, 1, precision, "1x1", 0, remat)
-      benchmark.add_result(rows, variant, result, None)
+      variant = {
+        "step": "train",
+        "image_size": 32,
+        "batch_size": 1,
+        "micro_batch": 0,
+        "mesh": "1x1",
+        "depth": 6,
+      }
+      benchmark.add_row(rows, variant | {"precision": precision, "remat": remat} | result, None)
     return rows
 
   rows = rows_of(("float32", "none", one), ("float32", "names", {**one, "loss": 2.1}),

@@ -10,7 +10,7 @@ import pytest
 
 from mma_dfer_jax import errors
 from mma_dfer_jax import help as words
-from mma_dfer_jax.cli import _config_file, _ConfigParser
+from mma_dfer_jax.cli import _ConfigParser
 from mma_dfer_jax.config import default_config, flat_config
 
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
@@ -158,6 +158,5 @@ def test_a_config_is_a_name_or_a_path(tmp_path, monkeypatch):
     status, _, err = run("train", f"--config={given}", "--workdir=x", at=tmp_path)
     assert (status, err) == (2, f"error: flag --config={given}: {shipped}\n")
   (tmp_path / "dfew").mkdir()  # a folder of that name is no config
-  assert (
-    _config_file("dfew:fusion=none,temporal=mean") == f"{ROOT / 'configs/dfew.py'}:fusion=none,temporal=mean"
-  )
+  config = parser.parse("dfew:fusion=none,temporal=mean")
+  assert (config.data.name, config.model.fusion.name, config.model.temporal.name) == ("dfew", "none", "mean")
