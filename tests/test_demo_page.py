@@ -22,6 +22,7 @@ import pytest
 
 from mma_dfer_jax import convert_checkpoint, load_model
 from mma_dfer_jax.data import demo
+from mma_dfer_jax.engines.engine import Engine
 from mma_dfer_jax.prediction import predict_video
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -262,7 +263,7 @@ def test_a_file_that_two_wait_for_stays_until_both_are_answered(tmp_path):
   """The same video dropped in two windows has one path."""
   from mma_dfer_jax.page import Page
 
-  page = Page(mock.MagicMock(), "model", None, tmp_path, 1, 10.0, 4.0, 1.0)
+  page = Page(mock.MagicMock(spec=Engine), "model", None, tmp_path, 1, 10.0, 4.0, 1.0)
   file = tmp_path / "uploads" / "hash" / "a.mp4"
   file.parent.mkdir(parents=True)
   file.write_text("no video")

@@ -281,7 +281,7 @@ def test_odd_names_of_files(tmp_path, command):
     (["a.mkv", "--out=a.mkv/out"], 1, "a.mkv"),
     (["a.mkv", "--out=/dev/full"], 1, "/dev/full cannot be written"),
     (["a.mkv", "--precision=int8"], 1, "precision='int8': choose one of float32, bfloat16"),
-    (["a.mkv", "--model=nowhere"], 1, "nowhere is not there; a model is"),
+    (["a.mkv", "--model=nowhere"], 1, "nowhere does not exist; a model is"),
   ],
 )
 def test_wrong_command_lines(tmp_path, command, argv, status, says):
