@@ -172,16 +172,16 @@ def compiled_step(
     lambda: MmaDfer(cfg, rngs=nnx.Rngs(0)), tunable_patterns(cfg), tx, mesh=mesh, fsdp_min_size_mb=4.0
   )
   state = state._replace(frozen=cast(state.frozen, variant.precision))
-  how: dict[str, Any] = {"graphdef": graphdef, "precision": variant.precision}
+  trains, how = variant.step == "train", {"graphdef": graphdef, "precision": variant.precision}
 
   def loss_of_clips(model: MmaDfer, batch: Any, dropped: Any, remat: str) -> tuple[Any, dict]:
     outputs = in_float32(model(*model_inputs(batch, variant.precision), dropped=dropped, remat=remat))
     return cross_entropy(outputs, batch), {}
 
   def new_state_and_loss(state, batch):
-    if variant.step == "eval":
+    if not trains:
       sums = eval_step(state.tunable, state.frozen, batch, loss=cross_entropy, **how)
-      return state, sums["loss"] / variant.batch_size
+      return None, sums["loss"] / variant.batch_size
     state, metrics = train_step(
       state, batch, jax.random.key(0), tx=tx, loss_fn=loss_of_clips, draw_fn=MmaDfer.draw_drop_path, mesh=mesh,
       micro_batch=variant.micro_batch, remat=variant.remat, **how,
@@ -189,7 +189,8 @@ def compiled_step(
     return state, metrics["loss"]
 
   jitted = jax.jit(
-    new_state_and_loss, donate_argnums=0, out_shardings=(jax.tree.map(lambda x: x.sharding, state), None),
+    new_state_and_loss, donate_argnums=[0] * trains,
+    out_shardings=(jax.tree.map(lambda x: x.sharding, state) if trains else None, None),
     compiler_options=sharding.compiler_options(),
   )  # fmt: skip
   seconds = []
@@ -203,7 +204,8 @@ def compiled_step(
 
   def step(batch: Any) -> float:
     nonlocal state
-    state, loss = compiled(state, batch)
+    new_state, loss = compiled(state, batch)
+    state = new_state if trains else state
     return float(loss)
 
   return step, seconds
