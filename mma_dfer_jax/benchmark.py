@@ -59,7 +59,7 @@ _MESH = flags.DEFINE_list("mesh", ["-1x1"], "Devices along data x fsdp; -1: all 
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed steps or passes of each.", lower_bound=1)
 _PEAK = flags.DEFINE_float("peak_tflops", None, "Peak of all devices in this precision, for the share.")
 _LOADING = flags.DEFINE_bool("loading", False, "Measure the input pipeline instead of the model.")
-_CLIPS = flags.DEFINE_integer("clips", 64, "Of --loading: how many clips.", lower_bound=1)
+_CLIPS = flags.DEFINE_integer("clips", 64, "Of --loading: how many clips at most.", lower_bound=1)
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Train on a data set in this folder too, or load it.")
 _NAME = flags.DEFINE_string("name", "clips", "Name of that data set.")
 _NUM_WORKERS = flags.DEFINE_integer("num_workers", 2, "Processes that decode; 0: threads.", lower_bound=0)
@@ -305,12 +305,12 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def records_of(data_dir: str, name: str, clips: int | None = None) -> Sequence[Record]:
-  """The clips of a data set's first split, or the first of them."""
+  """The clips of a data set's first split, or at most so many of them."""
   data_set = open_data_set(data_dir, name)
   split, number = next(iter(data_set.splits.items()))
   if not number:
     raise UserError(f"the split {split} of {data_set.path} is empty; there is nothing to measure")
-  return data_set.records(f"{split}[:{clips}]" if clips else split)
+  return data_set.records(f"{split}[:{min(clips or number, number)}]")
 
 
 def measure_loading() -> dict[str, Any]:
