@@ -154,25 +154,35 @@ def mafw(home: Path, *, clips: Clips = MAFW, frames: int = 12, folders: Iterable
   return archive
 
 
-def ravdess(home: Path, actors: Iterable[int] = range(1, 25), *, flat: bool = False) -> Path:
+def write_media(path: Path, real: bool = False) -> None:
+  """A sound or a video: one that can be decoded, or something that nobody looks into."""
+  if not real:
+    write_text(path, "not looked into")
+  elif path.suffix == ".wav":
+    write_wav(path)
+  else:
+    write_video(path)  # an mp4, by whatever extension
+
+
+def ravdess(
+  home: Path, actors: Iterable[int] = range(1, 25), *, flat: bool = False, real: bool = False
+) -> Path:
   """One clip of each emotion and statement of each actor."""
   for actor in actors:
     for emotion in range(1, 9):
       for statement in (1, 2):
         file = f"01-01-{emotion:02d}-01-{statement:02d}-01-{actor:02d}.mp4"
-        path = home / file if flat else home / f"Actor_{actor:02d}" / file
-        write_text(path, "not looked into")
+        write_media(home / file if flat else home / f"Actor_{actor:02d}" / file, real)
   return home
 
 
-def cremad(
-  home: Path, speakers: Iterable[int] = range(1001, 1092), *, mp4: bool = False, wavs: bool = True
-) -> Path:
+def cremad(home: Path, speakers: Iterable[int] = range(1001, 1092), *, mp4: bool = False, wavs: bool = True,
+           real: bool = False) -> Path:  # fmt: skip
   """One clip of each emotion of each speaker."""
   for speaker in speakers:
     for emotion in ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD"):
       name = f"{speaker}_DFA_{emotion}_XX"
-      write_text(home / (f"VideoMP4/{name}.mp4" if mp4 else f"VideoFlash/{name}.flv"), "not looked into")
+      write_media(home / (f"VideoMP4/{name}.mp4" if mp4 else f"VideoFlash/{name}.flv"), real)
       if wavs:
-        write_text(home / f"AudioWAV/{name}.wav", "not looked into")
+        write_media(home / f"AudioWAV/{name}.wav", real)
   return home
