@@ -423,7 +423,7 @@ def test_another_prepare_is_at_work(clips, tmp_path):
   """One that would destroy what the first has decoded fails at once, and the first ends well."""
   first, other = (manifest(clips, f"path,label,split\n{x}.mp4,x,train\n", f"{x}.csv") for x in "ab")
   scratch = tmp_path / "clips" / SCRATCH
-  with prepare_module._exclusive(scratch):
+  with prepare_module._alone_in(tmp_path / "clips"):
     (scratch / "decoded").mkdir()
     with pytest.raises(UserError, match="another prepare is at work there"):
       prepare_clips(other, tmp_path, overwrite=True)

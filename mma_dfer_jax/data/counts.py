@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from mma_dfer_jax.data.labels import COUNTS, SCORES
 from mma_dfer_jax.data.source import Counts, count, names, source_of
@@ -20,14 +19,14 @@ class Findings:
   problems: list[str] = field(default_factory=list)  # make a training pointless or its score wrong
   warnings: list[str] = field(default_factory=list)  # need a human look
   notes: list[str] = field(default_factory=list)  # worth knowing, not wrong
-  PURPOSE: ClassVar[str] = "training"
+  purpose: str = "training"
 
   @property
   def verdict(self) -> str:
     if self.problems:
-      return f"NOT FIT for {self.PURPOSE}: {count(len(self.problems), 'problem')}"
+      return f"NOT FIT for {self.purpose}: {count(len(self.problems), 'problem')}"
     looks = f", but look at {count(len(self.warnings), 'warning')}" if self.warnings else ""
-    return f"fit for {self.PURPOSE}{looks}"
+    return f"fit for {self.purpose}{looks}"
 
   def print_lines(self) -> None:
     """Prints the table and all findings."""

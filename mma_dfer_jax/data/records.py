@@ -7,7 +7,6 @@ import json
 import os
 from pathlib import Path
 import resource
-import struct
 import types
 from typing import Any
 
@@ -152,7 +151,7 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
     )
     # As text: tfds would bring back lists of metadata as something else.
     metadata = tfds.core.MetadataDict(facts=json.dumps(self.facts))
-    return tfds.core.DatasetInfo(builder=self, features=features, metadata=metadata)
+    return _Info(builder=self, features=features, metadata=metadata)
 
   def _split_generators(self, dl_manager):
     del dl_manager
@@ -191,40 +190,17 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
   _log_download_done = _log_download_bytes
 
 
-class _LocalBucket(shuffle._Bucket):
-  """tfds spills splits over 1 GB into buckets that it opens with TensorFlow; this one uses `open`."""
-
-  _fobj: Any
-
-  def add(self, key, data):
-    if not self._fobj:
-      os.makedirs(os.path.dirname(self._path), exist_ok=True)
-      self._fobj = open(self._path, "wb")  # noqa: SIM115 (closed by flush)
-    self._fobj.write(shuffle._hkey_to_bytes(key) + struct.pack("=Q", len(data)) + data)
-    self._length += 1
-    self._size += len(data)
-
-  def flush(self):
-    if self._fobj:
-      self._fobj.close()
-
-  def read_values(self):
-    self.flush()
-    if not os.path.exists(self._path):
-      return
-    with open(self._path, "rb") as bucket:
-      while key := bucket.read(shuffle.HKEY_SIZE_BYTES):
-        (size,) = struct.unpack("=Q", bucket.read(8))
-        yield shuffle._read_hkey(key), bucket.read(size)
-
-  def del_file(self):
-    if os.path.exists(self._path):
-      os.remove(self._path)
-
-
 def _use_local_buckets() -> None:
-  shuffle._Bucket = _LocalBucket
+  """tfds spills splits over 1 GB into buckets, which it opens with TensorFlow: makes it use Python's own files."""
+  files = types.SimpleNamespace(GFile=open, exists=os.path.exists, remove=os.remove)
+  errors = types.SimpleNamespace(ResourceExhaustedError=())  # of no kind, so that an OSError stays one
+  shuffle.tf = types.SimpleNamespace(io=types.SimpleNamespace(gfile=files), errors=errors)
   # All 1000 buckets stay open at once; the usual soft limit is 1024 files.
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
   enough = 4096 if hard == resource.RLIM_INFINITY else min(4096, hard)
   resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, enough), hard))
+
+
+class _Info(tfds.core.DatasetInfo):
+  def initialize_from_bucket(self) -> None:
+    """Nothing: tfds would make a temporary folder, and not remove it."""

@@ -494,7 +494,7 @@ def test_unused_clips_and_files_are_noted(tmp_path):
     "Clip/clip_224x224: files beside the clips, not used: part1.zip",
     "Clip/clip_224x224: clips in no list, not used: 16372",
     "clips with something that by its extension is no picture, not used: Clip/clip_224x224/00001 (notes.txt)",
-    "clips with pictures of several file types: Clip/clip_224x224/00002",
+    "clips with pictures of several file types: Clip/clip_224x224/00002 (.jpg, .png)",
     "clips with gaps in the numbers of their pictures: Clip/clip_224x224/00002 (79 lacking)",
   ]
 

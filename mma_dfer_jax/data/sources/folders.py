@@ -59,8 +59,9 @@ def read(raw: Path, options: Options) -> Layout:
     test = _drawn(clips, options)
     clips = [dataclasses.replace(clip, split="test" if clip.clip_id in test else "train") for clip in clips]
   recipe, names = {"folds": rule, "sound": "that of the videos"}, sorted(classes, key=natural)
-  origin = "names of the folders, sorted"
-  return archive.found_by_class(clips, names, origin, options.classes, recipe, ["train", "test"])
+  return archive.found_by_class(
+    clips, names, "names of the folders, sorted", options.classes, recipe, ["train", "test"]
+  )
 
 
 def _clips_of(folder: Path, label: str, split: str, archive: Archive) -> list[ClipFiles]:
@@ -68,13 +69,16 @@ def _clips_of(folder: Path, label: str, split: str, archive: Archive) -> list[Cl
   if below:
     names = [archive.show(folder / name) for name in below]
     archive.problem("", "is a folder within a class; move its clips up into the class", *names)
-  videos = [folder / name for name in sorted(files, key=natural) if name.lower().endswith(VIDEOS)]
-  if others := [archive.show(folder / name) for name in files if not name.lower().endswith(VIDEOS)]:
+  paths = {archive.show(folder / name): folder / name for name in sorted(files, key=natural)}
+  if others := [name for name in paths if not name.lower().endswith(VIDEOS)]:
     archive.note("no videos by extension, not used", *others)
-  if not videos:
+  if len(others) == len(paths):
     archive.problem(folder, "holds no videos; remove it, or name the classes to take: --classes=a,b,c")
-  shown = {archive.show(path): path for path in videos}
-  return [ClipFiles(name, name, label, split, video=path, sound=path) for name, path in shown.items()]
+  return [
+    ClipFiles(name, name, label, split, video=path, sound=path)
+    for name, path in paths.items()
+    if name not in others
+  ]
 
 
 def _drawn(clips: list[ClipFiles], options: Options) -> set[str]:
@@ -86,8 +90,9 @@ def _drawn(clips: list[ClipFiles], options: Options) -> set[str]:
     groups[group][member].append(clip.clip_id)
   test: set[str] = set()
   for members in groups.values():
-    digests = {hashlib.sha256(f"{options.split_seed}/{name}".encode()).hexdigest(): name for name in members}
-    order = [digests[digest] for digest in sorted(digests)]
+    order = sorted(
+      members, key=lambda name: hashlib.sha256(f"{options.split_seed}/{name}".encode()).hexdigest()
+    )
     if len(order) < 2:
       raise UserError(f"--split_by={options.split_by}: {order[0]} is alone and cannot be in training and in the test; "
                       "add clips, or split in another way")  # fmt: skip
