@@ -261,7 +261,8 @@ def _odd_names(names: Sequence[str]) -> dict[str, str]:
 
 def scan(folder: str | Path) -> Scan:
   """Names in a folder without hidden ones, as the original's glob. Asks nothing about a single file: there are 800,000."""
-  folders, files, links = names = ([], [], [])
+  names: tuple[list[str], list[str], list[str]] = ([], [], [])
+  folders, files, links = names
   try:
     with os.scandir(folder) as entries:
       for entry in entries:

@@ -1,10 +1,11 @@
 """Data sets whose clips stand in lists of five folds: the lists, which must agree, and the files of the clips in them."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 import csv
 import dataclasses
+import functools
 import io
 import os
 from pathlib import Path
@@ -58,11 +59,8 @@ class Table(NamedTuple):
 
 
 def read_table(path: Path, *columns: str) -> Table:
-  """A csv with a header; takes semicolons or tabs in place of commas, and notes it.
+  """A csv with one of these sets of columns, as "path,label"; takes semicolons or tabs in place of commas, and notes it.
 
-  Args:
-    path: the file.
-    columns: the columns that it must have, as "path,label"; any one of these sets, and no column of another.
   Raises:
     ValueError: what is wrong with the file.
   """
@@ -89,48 +87,28 @@ def read_table(path: Path, *columns: str) -> Table:
   return Table(header, rows[1:], notes)
 
 
-# ---- lists of folds: which clip is in which fold, and its label as written ----
-
-
 class Row(NamedTuple):
   """One line of a list."""
 
-  where: str
+  path: Path  # of the list
+  fold: int
+  part: str  # train or test
+  kind: str  # the form of the list, one of FORMS
+  where: str  # path and line, for messages
   clip_id: str
   written: str  # label
   annotated: int | None = None  # number of frames
   folder: str = ""  # that the list says the clip is in
-
-
-class FoldList(NamedTuple):
-  """One list file."""
-
-  path: Path
-  fold: int
-  part: str  # train or test
-  kind: str  # one of FORMS
-  rows: list[Row]
-
-
-class Place(NamedTuple):
-  """Where a clip belongs."""
-
-  row: Row
-  label: str
-  fold: int
+  label: str | None = None  # class; None: not known yet, or not one of them
 
 
 class ListedArchive(Archive):
   """An archive with lists.
 
   Args:
-    name: of the data set.
-    raw: its folder.
     folders: by --frames, the names of the folder that it takes; "video" is one of them.
     sounds: the name of the folder with sounds.
     first: the forms of lists that are accepted, and the number from which each counts its labels.
-    layout: what is accepted.
-    options: of prepare.
   """
 
   def __init__(self, name: str, raw: Path, folders: Mapping[str, Sequence[str]], sounds: str, first: Mapping[str, int],
@@ -139,8 +117,7 @@ class ListedArchive(Archive):
     self.name, self.by_frames, self.sounds, self.first = name, folders, sounds, first
     self.options: Options = options
     self.original = options.recipe == "reference"
-    self.lists: list[FoldList] = []
-    self.classes: Sequence[str] = ()  # in the order in which lists count
+    self.rows: list[Row] = []  # by fold, the test list first
 
   # ---- lists ----
 
@@ -175,20 +152,23 @@ class ListedArchive(Archive):
     if missing := ", ".join(str(k) for k in FOLDS if (k, "test") not in found):
       there = source.first_few(self.show(found[key]) for key in sorted(found))
       self.problem(str(folder), f"no list of the test set of fold {missing}; found {there}")
-    self.lists = sorted(self._read_rows(found), key=lambda one: (one.fold, one.part))
+    rows = self._read_rows(found)
+    self.rows = [row for key in sorted(rows) for row in rows[key]]
+    for key in rows.keys() - {(row.fold, row.part) for row in self.rows}:
+      self.problem(found[key], "names no clip")
 
-  def _read_rows(self, found: Mapping[tuple[int, str], Path]) -> Iterator[FoldList]:
+  def _read_rows(self, found: Mapping[tuple[int, str], Path]) -> dict[tuple[int, str], list[Row]]:
     """The lists that can be read. The form of texts is that of most of their lines."""
     accepted = " or ".join(FORMS[kind] for kind in self.first)
-    read: dict[tuple[int, str], list[Row]] = {}
+    rows: dict[tuple[int, str], list[Row]] = {}
     texts: dict[tuple[int, str], list[tuple[int, str]]] = {}
     for key, path in found.items():
       try:
         if path.suffix.lower() != ".csv":
-          text = enumerate(map(str.strip, read_text(path).splitlines()), 1)
-          texts[key] = [(number, line) for number, line in text if line]
+          lines = enumerate(map(str.strip, read_text(path).splitlines()), 1)
+          texts[key] = [(number, line) for number, line in lines if line]
         elif "csv" in self.first:
-          read[key] = self._read_csv(path)
+          rows[key] = list(self._read_csv(path, *key))
         else:
           raise ValueError(f"is a csv; accepted are {accepted}")
       except ValueError as error:
@@ -202,18 +182,11 @@ class ListedArchive(Archive):
       elif kind not in self.first or not fitting[key][kind]:
         self.problem(found[key], f"begins with {text[0][1]!r}; accepted are {accepted}")
       else:
-        shown = self.show(found[key])
-        rows = [self._read_line(kind, line, f"{shown} line {number}") for number, line in text]
-        read[key] = [row for row in rows if row]
-    for key, rows in read.items():
-      if rows:
-        yield FoldList(found[key], *key, kind if key in texts else "csv", rows)
-      else:
-        self.problem(found[key], "names no clip")
+        rows[key] = list(self._read_text(found[key], *key, kind, text))
+    return rows
 
-  def _read_csv(self, path: Path) -> list[Row]:
+  def _read_csv(self, path: Path, fold: int, part: str) -> Iterator[Row]:
     shown, table = self.show(path), read_table(path, "video_name,label")
-    rows = []
     for note in table.notes:
       self.note(note, shown)
     for line, values in table.rows:
@@ -225,105 +198,106 @@ class ListedArchive(Archive):
         wrong = f"{source.count(len(values), 'value')} in {width} columns: {','.join(values)!r}"
         self._line_problem(where, name, wrong)
       elif clip:
-        rows.append(Row(where, source.as_clip_id(clip[1]), row["label"]))
+        yield Row(path, fold, part, "csv", where, source.as_clip_id(clip[1]), row["label"])
       else:
         self._line_problem(where, "", f"{name!r} is not the number of a clip")
-    return rows
 
-  def _read_line(self, kind: str, line: str, where: str) -> Row | None:
-    """Reads a line of a text list from the right: a path may hold blanks."""
-    match = _LINES[kind].fullmatch(line)
-    if not match:
-      self._line_problem(where, line, f"{line!r} is not of the form of the other {FORMS[kind]}")
-      return None
-    if kind == "plain":
-      name = os.path.splitext(match[1])[0] if match[1].lower().endswith(VIDEOS) else match[1]
-      return Row(where, source.as_clip_id(name), match[2])
-    *folders, name = re.split(r"[/\\]", match[1].rstrip("/\\"))  # made on any system
-    return Row(where, source.as_clip_id(name), match[3], int(match[2]), "".join(folders[-1:]))
+  def _read_text(self, path: Path, fold: int, part: str, kind: str, text: Iterable[tuple[int, str]]) -> Iterator[Row]:  # fmt: skip
+    """Reads lines from the right: a path may hold blanks."""
+    for number, line in text:
+      where, match = f"{self.show(path)} line {number}", _LINES[kind].fullmatch(line)
+      if not match:
+        self._line_problem(where, line, f"{line!r} is not of the form of the other {FORMS[kind]}")
+      elif kind == "plain":
+        name = os.path.splitext(match[1])[0] if match[1].lower().endswith(VIDEOS) else match[1]
+        yield Row(path, fold, part, kind, where, source.as_clip_id(name), match[2])
+      else:
+        *above, name = re.split(r"[/\\]", match[1].rstrip("/\\"))  # made on any system
+        clip_id, folder = source.as_clip_id(name), "".join(above[-1:])
+        yield Row(path, fold, part, kind, where, clip_id, match[3], int(match[2]), folder)
 
   def _line_problem(self, where: str, line: str, what: str) -> None:
     """The problem of a line: of the clip that it seems to name, or of something that has no other name."""
     clip = re.search(r"(?:^|[/\\])([0-9]+)(?:\.\w+)?(?=[\s,;]|$)", line)
     self.problem(where, what, source.as_clip_id(clip[1])) if clip else self.problem("", what, where)
 
-  def count_by(self, classes: Sequence[str]) -> None:
-    """Says in which order of classes the numbers of the lists count.
+  def read_labels(self, classes: Sequence[str]) -> None:
+    """Finds the classes that the lists mean: by numbers in this order, by names, or by the same in other words.
 
     Raises:
-      UserError: if they count from another number: some label is too large and the smallest is never used, or the other
-        way round, so that all of them would be one off.
+      UserError: if numbers count from elsewhere: some label is too large and the smallest is never used, or the other way
+        round, so that all of them would be one off.
     """
-    self.classes = classes
     for kind, first in self.first.items():
-      lists, last = [one for one in self.lists if one.kind == kind], first + len(classes) - 1
-      texts = {row.written for one in lists for row in one.rows}
-      numbers = {int(text) for text in texts if re.fullmatch("-?[0-9]+", text)}
+      rows, last = [row for row in self.rows if row.kind == kind], first + len(classes) - 1
+      numbers = {int(row.written) for row in rows if re.fullmatch("-?[0-9]+", row.written)}
       if (last + 1 in numbers and first not in numbers) or (first - 1 in numbers and last not in numbers):
-        raise UserError(f"{lists[0].path.parent}: labels go from {min(numbers)} to {max(numbers)}; these lists must count "
+        raise UserError(f"{rows[0].path.parent}: labels go from {min(numbers)} to {max(numbers)}; these lists must count "
                         f"{', '.join(classes)} from {first} to {last}")  # fmt: skip
 
-  def _label(self, one: FoldList, row: Row) -> str | None:
-    """The class that a list means by a number or by a word: its name, or the same in other words."""
-    first, word = self.first[one.kind], row.written.lower()
-    if re.fullmatch("[0-9]+", word):
-      return self.classes[int(word) - first] if first <= int(word) < first + len(self.classes) else None
-    alike = {other for words in _WORDS if word in words.split() for other in words.split()}
-    fitting = [name for name in self.classes if name.lower() == word]
-    fitting = fitting or [name for name in self.classes if name in alike]
-    return fitting[0] if len(fitting) == 1 else None
+    @functools.cache
+    def label_of(word: str, first: int) -> str | None:
+      if re.fullmatch("[0-9]+", word):
+        return classes[int(word) - first] if first <= int(word) < first + len(classes) else None
+      alike = {other for words in _WORDS if word in words.split() for other in words.split()}
+      fitting = [name for name in classes if name.lower() == word] or [
+        name for name in classes if name in alike
+      ]
+      return fitting[0] if len(fitting) == 1 else None
+
+    self.rows = [row._replace(label=label_of(row.written.lower(), self.first[row.kind])) for row in self.rows]
 
   # ---- what the lists say together ----
 
-  def _places(self) -> dict[str, Place]:
+  def _places(self) -> dict[str, Row]:
     """The clips of the five test lists, each in one fold and with one label, in the order of the lists."""
-    places: dict[str, Place] = {}
-    tested = [(one, row) for one in self.lists if one.part == "test" for row in one.rows]
-    for found, row in tested:
-      label, before = self._label(found, row), places.get(row.clip_id)
+    places: dict[str, Row] = {}
+    for row in (row for row in self.rows if row.part == "test"):
+      before, label = places.get(row.clip_id), row.label
       if label is None:
         self.problem(row.where, f"{row.written!r} is not the label of a class", row.clip_id)
       elif before:
         also = f", with the label {before.label} there and {label} here" if label != before.label else ""
-        self.problem(row.where, f"is in {before.row.where} already{also}", row.clip_id)
+        self.problem(row.where, f"is in {before.where} already{also}", row.clip_id)
       else:
-        places[row.clip_id] = Place(row, label, found.fold)
+        places[row.clip_id] = row
         if not row.written.isdecimal() and label != row.written.lower():
           self.note(f"the label {row.written} is read as {label}", row.clip_id)
     return places
 
-  def _compare(self, places: Mapping[str, Place]) -> None:
+  def _compare(self, places: Mapping[str, Row]) -> None:
     """Finds what train lists say against the test lists: training set k is all other folds.
 
     Names one thing that is wrong with a clip once, however many lists show it; and nothing of a clip that is a problem
     already.
     """
-    known, tests = self.bad_clips, [one for one in self.lists if one.part == "test"]
-    complete, tested = len(tests) == len(FOLDS), {row.clip_id for one in tests for row in one.rows}
-    trains = {one.fold: one for one in self.lists if one.part == "train"}
-    if unchecked := [str(k) for k in FOLDS if k not in trains]:
-      self.note(f"no list of the training set of fold {', '.join(unchecked)}: not compared")
+    bad, named = self.bad_clips, {key: Counter[str]() for key in sorted({row[1:3] for row in self.rows})}
+    shown = {row[1:3]: self.show(row.path) for row in self.rows}
     wrong: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)  # (what, clip) -> by training set: where
-    for k, one in trains.items():
-      shown, named = self.show(one.path), Counter(row.clip_id for row in one.rows)
-      for row in one.rows:
-        place, label = places.get(row.clip_id), self._label(one, row)
-        if place and label != place.label:
-          written = label or f"{row.written!r}, which is no class"
-          wrong[f"{written}, but {place.label} in {place.row.where}", row.clip_id].setdefault(k, row.where)
-      for clip in named:
-        if named[clip] > 1:
-          wrong["named more than once", clip][k] = shown
-        if clip in places and places[clip].fold == k:
-          wrong["also in the test set of the same fold", clip][k] = shown
-        if complete and clip not in tested:
-          wrong["in no test set", clip][k] = shown
-      for clip in (
-        clip for clip, place in places.items() if complete and place.fold != k and clip not in named
-      ):
-        wrong["missing, though in the test set of another fold", clip][k] = shown
+    for row in self.rows:
+      named[row[1:3]][row.clip_id] += 1
+      place = places.get(row.clip_id)
+      if row.part == "train" and place and row.label != place.label:
+        written = row.label or f"{row.written!r}, which is no class"
+        wrong[f"{written}, but {place.label} in {place.where}", row.clip_id].setdefault(row.fold, row.where)
+    tested = set().union(*(clips for (_, part), clips in named.items() if part == "test"))
+    complete = all((k, "test") in named for k in FOLDS)
+    if unchecked := [str(k) for k in FOLDS if (k, "train") not in named]:
+      self.note(f"no list of the training set of fold {', '.join(unchecked)}: not compared")
+    for (k, part), clips in named.items():
+      here = {clip for clip, place in places.items() if place.fold == k}
+      for what, those in {
+        "named more than once": [clip for clip, times in clips.items() if times > 1],
+        "also in the test set of the same fold": here & clips.keys(),
+        "in no test set": clips.keys() - tested if complete else (),
+        "missing, though in the test set of another fold": places.keys() - here - clips.keys()
+        if complete
+        else (),
+      }.items():
+        for clip in those if part == "train" else ():
+          wrong[what, clip][k] = shown[k, part]
     for (what, clip), lists in wrong.items():
-      if clip not in known:
+      if clip not in bad:
         first, *others = lists
         also = f" and the training sets of the folds {', '.join(map(str, others))}" if others else ""
         self.problem(lists[first] + also, what, clip)
@@ -332,7 +306,7 @@ class ListedArchive(Archive):
 
   def folder_of_lists(self) -> Path | None:
     """The folder, under whatever name, in which the lists say that the clips are."""
-    names = {row.folder for one in self.lists for row in one.rows if row.folder}
+    names = {row.folder for row in self.rows if row.folder}
     folder = self.find(names.pop()) if len(names) == 1 else None
     if folder:
       self.note(f"{self.show(folder)}: pictures are taken from here, as the lists name this folder")
@@ -345,7 +319,7 @@ class ListedArchive(Archive):
     missing = f"no folder {' or '.join(needed)}, which --frames={self.options.frames} needs"
     return self.unrecognised(missing, *advice)
 
-  def _clips(self, places: Mapping[str, Place], pictures: Path | None, videos: Path | None, wavs: Path | None,
+  def _clips(self, places: Mapping[str, Row], pictures: Path | None, videos: Path | None, wavs: Path | None,
              ) -> list[ClipFiles]:  # fmt: skip
     """The clips whose pictures and sound are there; what is wrong with each of the others becomes one problem."""
     home, what, sounds_in = pictures or videos or self.raw, "folder" if pictures else "video", wavs or videos
@@ -354,15 +328,15 @@ class ListedArchive(Archive):
       self.index(pictures) if pictures else of_videos,
       self.index(wavs, SOUNDS) if wavs else of_videos,
     )
-    bad, named = self.bad_clips, {row.clip_id for one in self.lists for row in one.rows}
+    bad, named = self.bad_clips, {row.clip_id for row in self.rows}
     if others := sorted(looked.keys() - named - bad):
       self.note(f"{self.show(home)}: clips in no list, not used", *others)
-    good = [place for clip_id, place in places.items() if clip_id not in bad]
-    found = [self.only_match(looked, place.row.clip_id, what, home) for place in good]
+    good = [row for row in places.values() if row.clip_id not in bad]
+    found = [self.only_match(looked, row.clip_id, what, home) for row in good]
     with ThreadPoolExecutor(8) as pool:  # a network disk answers several at once
       scans = list(pool.map(lambda path: scan(path) if pictures and isinstance(path, Path) else None, found))
     clips = []
-    for (row, label, fold), path, scanned in zip(good, found, scans, strict=True):
+    for row, path, scanned in zip(good, found, scans, strict=True):
       names: list[str] = []
       wrong = [path] if isinstance(path, str) else []
       if scanned and isinstance(path, Path):
@@ -373,7 +347,9 @@ class ListedArchive(Archive):
         self.problem(row.where, "; ".join(wrong), row.clip_id)
       elif isinstance(path, Path):
         frames, video = tuple(path / name for name in names), None if pictures else path
-        clips.append(ClipFiles(row.clip_id, row.where, label, f"fold{fold}", frames, video, sound))
+        clips.append(
+          ClipFiles(row.clip_id, row.where, str(row.label), f"fold{row.fold}", frames, video, sound)
+        )
     return clips
 
   def _describe_sounds(self, clips: Sequence[ClipFiles], wavs: Path | None, videos: Path | None) -> str:
@@ -402,9 +378,9 @@ class ListedArchive(Archive):
     from mma_dfer_jax.data.faces import ARCHIVE_FACES  # here, as labels need no OpenCV
 
     known = {name: choice for choice, names in self.by_frames.items() if choice != "video" for name in names}
-    of = {known.get(row.folder.lower()) for one in self.lists for row in one.rows} - {None}
+    of = {known.get(row.folder.lower()) for row in self.rows} - {None}
     if kind in known.values() and of and of != {kind}:  # the lists' numbers of frames would be wrong
-      raise UserError(f"{self.lists[0].path.parent}: the lists are of --frames={', '.join(map(str, of))}, but "
+      raise UserError(f"{self.rows[0].path.parent}: the lists are of --frames={', '.join(map(str, of))}, but "
                       f"--frames={kind} was chosen")  # fmt: skip
     (videos_in,) = self.by_frames["video"]
     videos, wavs = self.find(videos_in), None if own_sound else self.find(self.sounds)
@@ -420,14 +396,14 @@ class ListedArchive(Archive):
     clips = self._clips(places, pictures, videos, wavs)
     sound = self._describe_sounds(clips, wavs, videos)
     self._compare(places)  # last: it says nothing more of clips that are a problem already
-    annotated = self.original and any(one.kind == "counted" for one in self.lists)
+    annotated = self.original and any(row.kind == "counted" for row in self.rows)
     recipe = archive.OF_VIDEO if kind == "video" else {
       "frames": kind,
       "frame_order": "string: 10.jpg before 2.jpg, as the original" if self.original else "natural: 2.jpg before 10.jpg",
       "frame_count": "as annotated in the lists" if annotated else "all files",
       "frame_coding": "as delivered",
     } | ({} if kind == "scenes" else ARCHIVE_FACES)  # fmt: skip
-    forms = " and ".join(sorted({FORMS[one.kind] for one in self.lists}))
+    forms = " and ".join(sorted({FORMS[row.kind] for row in self.rows}))
     recipe = recipe | {"sound": sound} | facts | {"folds": f"test set k of the lists, {forms}"}
     return self.found(clips, order.classes, order.origin, recipe, [f"fold{k}" for k in FOLDS])
 

@@ -225,17 +225,8 @@ def prepare(
   layout: Layout, name: str, data_dir: Path, decoding: Decoding, origin: str, *, allow_bad: int = 0,
   overwrite: bool = False, num_workers: int = 1,
 ) -> None:  # fmt: skip
-  """What was found -> decoded clips -> a data set in data_dir.
+  """What was found -> decoded clips -> a data set in data_dir; messages name `origin`, the manifest or folder.
 
-  Args:
-    layout: the clips, and what is wrong with the others.
-    name: of the data set, which becomes a folder of that name in data_dir.
-    data_dir: where to write.
-    decoding: what becomes of a clip's files.
-    origin: the manifest or folder, for messages.
-    allow_bad: so many clips may be left out; never what is wrong with the whole.
-    overwrite: whether to replace the data set that is there.
-    num_workers: processes that decode.
   Raises:
     UserError: with every problem, if more clips are bad than allowed, or something is wrong with the whole; if data_dir
       holds another data set, or another process writes it; if it cannot be written.

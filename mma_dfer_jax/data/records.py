@@ -42,8 +42,7 @@ def read_record(
   Args:
     video: a file with pictures; None: they are files of their own.
     pictures: files in the order of frames; their bytes stay as they are unless faces are cut out.
-    sound: the file with the sound; None: there is none.
-    finder: cuts the face out of every frame.
+    sound: None: there is none.
   Returns:
     frames: JPEG (or the files' own) bytes of every frame; waveform: (S,) int16, first channel, empty if there is less
     sound than one window; sample_rate in Hz, 0 then; has_audio; face_share: share of frames with a face, NaN if none was
@@ -59,21 +58,17 @@ def read_record(
   def decoded() -> Iterator[np.ndarray]:
     return media.iterate_frames(video) if video is not None else (decode_frame(_checked(p)) for p in pictures)
 
-  share = float("nan")
+  images, track = finder.crops(decoded) if finder else (decoded(), None)
   if video is None and finder is None:
     frames = [_checked(picture) for picture in pictures]
   else:
-    images = decoded()
-    if finder is not None:
-      images, track = finder.crops(decoded)
-      share = track.share
     frames = [encode_frame(image) for image in images]
   return {
     "frames": frames,
     "waveform": found.waveform if found else np.zeros(0, np.int16),
     "sample_rate": found.sample_rate if found else 0,
     "has_audio": found is not None,
-    "face_share": share,
+    "face_share": track.share if track else float("nan"),
   }
 
 
@@ -101,12 +96,9 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
   """Writes clips as tfds records: JPEG frames, first-channel waveform, label (-1: none); one split per split of the clips.
 
   Args:
-    clips: decoded.
     classes: names in label order; `class_order` says whose order it is. Empty: the clips have no labels.
-    recipe: how they were made.
     left_out: what was wrong with the clips that are not there.
     fingerprint: of all that the data set depends on.
-    data_dir: the folder gets the class's name, in it.
   """
 
   VERSION = tfds.core.Version("1.0.0")

@@ -39,13 +39,7 @@ class Options(listed.Options):
 
 
 def read(raw: Path, options: Options) -> Layout:
-  """Takes sound from raw_wav for all clips, or where there is no such folder, from the original videos.
-
-  Args:
-    raw: the folder DFEW-part2, one above it, or Clip in it.
-    options: --lists may hold csv files as EmoLabel_DataSplit, or text files with lines `DIR COUNT LABEL` and labels from
-      0, of which the last part of DIR is looked up in `raw`.
-  """
+  """Takes sound from raw_wav for all clips, or where there is no such folder, from the original videos."""
   of_video = options.frames == "video"
   if options.recipe == "reference" and of_video:
     raise UserError("--recipe=reference is an order of picture files; with --frames=video there are none")
@@ -53,7 +47,7 @@ def read(raw: Path, options: Options) -> Layout:
   home = home.parent if home.name.lower() == "clip" else home  # where the lists lie
   archive = listed.ListedArchive("dfew", home, FOLDERS, "raw_wav", {"csv": 1, "counted": 0}, LAYOUT, options)
   archive.read_lists(archive.find("EmoLabel_DataSplit"))
-  archive.count_by(CLASSES)
+  archive.read_labels(CLASSES)
   (name,) = FOLDERS[options.frames]
   pictures = None if of_video else archive.find(name) or archive.folder_of_lists()
   if not (pictures or (of_video and archive.find(name))):

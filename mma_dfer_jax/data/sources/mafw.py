@@ -1,7 +1,6 @@
 """MAFW's eleven single emotions: fold k is the test set of fold k; the training sets must be the other folds."""
 
 from collections import Counter
-from collections.abc import Sequence
 import dataclasses
 from pathlib import Path
 import re
@@ -52,11 +51,9 @@ class Options(listed.Options):
 def read(raw: Path, options: Options) -> Layout:
   """Takes cropped faces if they are there.
 
-  Args:
-    raw: the folder with clips_faces, frames or clips, or one above it.
-    options: with --recipe=reference as many frames as --lists say, one less than there are, so that the last in string
-      order is never used; without --numbers, files MAFW_set_k_… count as MMA-DFER does, files set_k/{train,test}.txt
-      officially, and others are refused.
+  With --recipe=reference it takes as many frames as --lists say, one less than there are, so that the last in string order
+  is never used. Without --numbers, files MAFW_set_k_… count as MMA-DFER does, set_k/{train,test}.txt officially, and others
+  are refused.
   """
   original = options.recipe == "reference"
   if original and (options.frames == "video" or not options.lists):
@@ -69,7 +66,7 @@ def read(raw: Path, options: Options) -> Layout:
   if len(own) > 1 and not options.lists:
     raise all_listed(f"--raw={raw}: several sets of lists", list(map(str, own)), "choose --lists=FOLDER")
   archive.read_lists(own[0] if own else None)
-  if original and (others := [str(found.path) for found in archive.lists if found.kind == "plain"]):
+  if original and (others := [str(row.path) for row in archive.rows if row.kind == "plain"]):
     raise all_listed(f"--recipe=reference needs lists with {listed.FORMS['counted']}; others are", others)
   label_numbers = _read_numbers(archive, options.numbers)
   pictures, kind = _pictures(archive, options)
@@ -101,11 +98,11 @@ def _read_numbers(archive: listed.ListedArchive, numbers: str | None) -> str:
   Raises:
     UserError: if nothing tells the order, or the published numbers of clips belong to the other one.
   """
-  lists = [one for one in archive.lists if any(row.written.lstrip("-").isdecimal() for row in one.rows)]
+  lists = {row.path: row.kind for row in archive.rows if row.written.lstrip("-").isdecimal()}
   if not lists:
-    archive.count_by(LABELS["mafw"].classes)
+    archive.read_labels(LABELS["mafw"].classes)
     return "names, not numbers" + f" (--numbers={numbers} is not used)" * bool(numbers)
-  by_name = {str(one.path): _order_by_name(one) for one in lists}
+  by_name = {path: _order_by_name(path, kind) for path, kind in lists.items()}
   if not numbers and (None in by_name.values() or len(set(by_name.values())) > 1):
     raise all_listed(
       "MAFW has two label orders in circulation, and the names of these lists do not tell by which they count",
@@ -117,28 +114,27 @@ def _read_numbers(archive: listed.ListedArchive, numbers: str | None) -> str:
   archive.note(f"label numbers: {order} ({how})")
   if set(by_name.values()) - {None, order}:
     archive.note(f"--numbers={order} was given; by their names the lists would count otherwise", warning=True)
-  archive.count_by(LABELS[order].classes)
-  _compare_with_published(archive, lists, order, given=bool(numbers))
+  archive.read_labels(LABELS[order].classes)
+  tests = Counter((row.fold, row.written) for row in archive.rows if row.part == "test" and row.path in lists)
+  _compare_with_published(archive, tests, order, given=bool(numbers))
   return f"{order} ({how})"
 
 
-def _order_by_name(one: listed.FoldList) -> str | None:
-  if one.kind == "counted":
-    return "mafw" if re.match(r"mafw_set_?\d", one.path.name.lower()) else None
-  return "mafw-official" if re.fullmatch(r"set_?\d", one.path.parent.name.lower()) else None
+def _order_by_name(path: Path, kind: str) -> str | None:
+  if kind == "counted":
+    return "mafw" if re.match(r"mafw_set_?\d", path.name.lower()) else None
+  return "mafw-official" if re.fullmatch(r"set_?\d", path.parent.name.lower()) else None
 
 
-def _compare_with_published(
-  archive: listed.ListedArchive, lists: Sequence[listed.FoldList], order: str, given: bool
-):
-  """Refuses, or warns of, an order whose numbers of clips in the test lists are rather those of the other one."""
-  tests = {f"fold{one.fold}": Counter(row.written for row in one.rows) for one in lists if one.part == "test"}
-  other, where = "mafw" if order == "mafw-official" else "mafw-official", lists[0].path.parent
+def _compare_with_published(archive: listed.ListedArchive, tests: Counter, order: str, given: bool) -> None:
+  """Refuses, or warns of, an order if test lists (clips by fold and number) rather have published numbers by the other."""
+  other, where = "mafw" if order == "mafw-official" else "mafw-official", archive.rows[0].path.parent
   here, there = (  # by how many clips the lists differ from the published numbers
-    sum(abs(of[str(i)] - COUNTS[fold][name]) for fold, of in tests.items() for i, name in enumerate(LABELS[by].classes))
+    sum(abs(tests[k, str(i)] - COUNTS[f"fold{k}"][name])
+        for k in {fold for fold, _ in tests} for i, name in enumerate(LABELS[by].classes))
     for by in (order, other)
   )  # fmt: skip
-  clips = sum(of[str(i)] for of in tests.values() for i in range(11))
+  clips = sum(number for (_, label), number in tests.items() if label in map(str, range(11)))
   if tests and there == 0:
     raise UserError(f"{where}: the lists are taken to count by the order {order}, but their numbers of clips are those of "
                     f"the order {other}; say --numbers={other}")  # fmt: skip

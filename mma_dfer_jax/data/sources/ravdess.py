@@ -26,11 +26,7 @@ MOST = (3, 2, 8, 2, 2, 2, 24)  # of each part of a name
 
 
 def read(raw: Path, options: Options) -> Layout:
-  """Five folds; if all actors fall in one, "train" and "test" by statement ("Kids are …" and "Dogs are …").
-
-  Args:
-    raw: the folder of Actor_01 …, one above it, or a folder with all videos.
-  """
+  """Five folds; if all actors fall in one, "train" and "test" by statement ("Kids are …" and "Dogs are …")."""
   archive = Archive(raw, (), LAYOUT, options)
   found: dict[str, ClipFiles] = {}
   for folder in sorted({path for paths in archive.folders.values() for path in paths}):
