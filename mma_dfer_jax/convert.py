@@ -22,6 +22,7 @@ import numpy as np
 from mma_dfer_jax import cli
 from mma_dfer_jax.config import model_config
 from mma_dfer_jax.data.labels import label_order
+from mma_dfer_jax.engines.engine import load_model
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.model import MmaDfer, ModelConfig
 from mma_dfer_jax.parameters import flat_params, put_over
@@ -33,64 +34,48 @@ from mma_dfer_jax.weights.folder import write_folder
 from mma_dfer_jax.weights.mma_dfer import check_exports, export, open_checkpoint, recipe_of, with_classes
 
 _MODEL = flags.DEFINE_string(
-  "model", None, "A .pth or .safetensors file, a model folder, or the workdir of a run."
+  "model", None, "A .pth or .safetensors file, a model folder, or a run's workdir."
 )
 _CONFIG = cli.define_config("Instead of --model, sizes, seed and pretrained.{image,audio} of a run to start")
-_STEP = flags.DEFINE_string("step", "last", "Of a workdir: last, best (by WAR), or a step that was kept.")
+_STEP = cli.shared_flag("step")
 _CLASSES = flags.DEFINE_string(
   "classes", None, "Class names: dfew, mafw (the order of MMA-DFER's lists), mafw-official, or a,b,c."
 )
-_HEADS = flags.DEFINE_integer(
-  "heads", None, "Attention heads of the encoders, if unusual for their width.", lower_bound=1
-)
+_HEADS = flags.DEFINE_integer("heads", None, "Attention heads of the encoders, if unusual.", lower_bound=1)
 _OUT = flags.DEFINE_string("out", None, "Model folder to write.")
 _TO_TORCH = flags.DEFINE_string("to_torch", None, "A .pth file to write; needs PyTorch.")
 _TO_SAFETENSORS = flags.DEFINE_string("to_safetensors", None, "A .safetensors file to write.")
 _VERIFY = flags.DEFINE_string(
   "verify", None, "A .npz with video, spectrogram and the logits that they must give."
 )
-_TOLERANCE = flags.DEFINE_float(
-  "tolerance", 1e-4, "Largest difference of a logit that --verify accepts.", lower_bound=0
-)
+_TOLERANCE = flags.DEFINE_float("tolerance", 1e-4, "Largest difference that --verify accepts.", lower_bound=0)
 
 
-def checked_flags() -> None:
+def check_flags() -> None:
   """Raises UserError with everything that is wrong with the flags."""
-  problems = []
-  if (_MODEL.value is None) == (_CONFIG.value is None):
-    problems.append("give either --model, or --config with the files to start from")
-  if not (_OUT.value or _TO_TORCH.value or _TO_SAFETENSORS.value):
-    problems.append("say what to write: --out, --to_torch, --to_safetensors")
-  if _VERIFY.value and not _OUT.value:
-    problems.append("--verify goes with --out")
-  if _STEP.value != "last" and not Path(_MODEL.value or "", "run.json").is_file():
-    problems.append("--step is for the workdir of a run")
-  if _HEADS.value and not Path(_MODEL.value or "").is_file():
-    problems.append("--heads is for files of weights; a folder or a config says it itself")
-  if problems:
+  model = Path(_MODEL.value or "")
+  outputs = _OUT.value or _TO_TORCH.value or _TO_SAFETENSORS.value
+  wrong = {
+    "give either --model, or --config with the files to start from": (_MODEL.value is None) == (_CONFIG.value is None),
+    "say what to write: --out, --to_torch, --to_safetensors": not outputs,
+    "--verify needs --out": _VERIFY.value and not _OUT.value,
+    "--step is for the workdir of a run": _STEP.value != "last" and not (model / "run.json").is_file(),
+    "--heads is for files of weights; folders and configs state their heads": _HEADS.value and not model.is_file(),
+  }  # fmt: skip
+  if problems := [problem for problem, is_there in wrong.items() if is_there]:
     raise listed("the command line has problems", problems)
 
 
-def open_source() -> StoredModel:
-  """What the flags name, checked whole, with nothing but names and shapes read."""
-  if _MODEL.value is None:
-    return start_of_training(_CONFIG.value)
-  path, step = Path(_MODEL.value), int(_STEP.value) if _STEP.value.isdigit() else _STEP.value
-  stored = open_stored(path, step) if path.is_dir() else open_checkpoint(path, _HEADS.value)
-  return with_classes(stored, _CLASSES.value)
-
-
 def start_of_training(config) -> StoredModel:
-  """What a run would start from: the weights that its config names, checked together, and everything else fresh."""
-  classes, problems = tuple(config.data.classes), []
-  order, origin = classes, "as the config says"
+  """The start of a run: the weights that its config names, checked together; everything else is fresh."""
+  order, origin, problems = tuple(config.data.classes), "as the config says", []
   if _CLASSES.value:
     given = label_order(_CLASSES.value)
+    if order and order != given.classes:
+      problems.append(f"--classes={_CLASSES.value}, but config.data.classes is {', '.join(order)}")
     order, origin = given.classes, given.origin
-  if not order:
+  elif not order:
     problems.append("the config has no data.classes: give --classes")
-  elif classes and order != classes:
-    problems.append(f"--classes={_CLASSES.value}, but config.data.classes is {', '.join(classes)}")
   model = model_config(config.to_dict(), order or "?")
   starts, wrong = open_starts(config, model, order)
   problems += wrong
@@ -98,7 +83,7 @@ def start_of_training(config) -> StoredModel:
     fresh = [s for s in ("image", "audio") if getattr(model, s).depth and not config.pretrained[s]]
     problems += [f"config.pretrained.{stream} is empty" for stream in fresh]
   if problems:
-    raise listed("this start of a run cannot be made", problems)
+    raise listed("the start of this run has problems", problems)
   print("\n".join(start.describe() for start in starts))
   net = MmaDfer(model, rngs=nnx.Rngs(params=config.seed))
   for start in starts:
@@ -110,13 +95,16 @@ def start_of_training(config) -> StoredModel:
 
 
 def report_text(about: Mapping[str, Any]) -> str:
-  """What was written, for people: counts, what was assumed, what was verified."""
-  found = about["counts"]
+  """The contents of a written model.json for people: counts, assumptions, verification."""
+  found, none = about["counts"], {"tensors": 0, "elements": 0}
+  places = [
+    name for name in (*sorted(n for n in found if n.startswith("part ")), "unused", "all") if name in found
+  ]
   lines = [f"{'part':<20}{'tensors':>9}{'elements':>15}"]
-  for name in (*sorted(name for name in found if name.startswith("part ")), "unused", "all"):
-    if counts := found.get(name):
-      lines.append(f"{name.removeprefix('part '):<20}{counts['tensors']:>9}{counts['elements']:>15,}")
-  tunable, frozen = (found.get(name, {"tensors": 0, "elements": 0}) for name in ("tunable", "frozen"))
+  lines += [
+    f"{n.removeprefix('part '):<20}{found[n]['tensors']:>9}{found[n]['elements']:>15,}" for n in places
+  ]
+  tunable, frozen = (found.get(name, none) for name in ("tunable", "frozen"))
   lines.append(f"tunable: {tunable['tensors']} tensors, {tunable['elements']:,} elements; "
                f"frozen: {frozen['tensors']} tensors, {frozen['elements']:,} elements")  # fmt: skip
   if trained := found.get("trained in the original"):
@@ -133,25 +121,18 @@ def report_text(about: Mapping[str, Any]) -> str:
   return "\n".join(lines)
 
 
-def read_verification(path: Path, model: ModelConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Inputs and the logits that they must give.
+def read_verification(path: Path, model: ModelConfig) -> dict[str, np.ndarray]:
+  """Inputs of a model and the logits that it must give for them: `video`, `spectrogram`, `logits`.
 
   Args:
-    path: .npz with `video` (B, T, H, W, 3) and `spectrogram` (B, F, K), or as the original is fed, `images`
+    path: .npz with `video` (B, T, H, W, 3) and `spectrogram` (B, F, K), or the original's inputs `images`
       (B, T, 3, H, W) in [0, 1] and `audio` (B, 1, F, K); and `logits` (B, C).
-    model: that must give them.
-  Returns:
-    video, spectrogram, logits.
   Raises:
     UserError: with all that is missing or of the wrong shape.
   """
   try:
     with np.load(path, allow_pickle=False) as file:
-      arrays = {
-        name: file[name]
-        for name in file.files
-        if name in ("video", "images", "spectrogram", "audio", "logits")
-      }
+      arrays = {n: file[n] for n in file.files if n in ("video", "images", "spectrogram", "audio", "logits")}
   except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
     raise UserError(f"--verify={path} is no .npz file of numbers: {error}") from error
   if "images" in arrays and arrays["images"].ndim == 5:
@@ -159,62 +140,61 @@ def read_verification(path: Path, model: ModelConfig) -> tuple[np.ndarray, np.nd
   if "audio" in arrays and arrays["audio"].ndim == 4:
     arrays["spectrogram"] = arrays.pop("audio")[:, 0]
   clips = len(arrays["logits"]) if arrays.get("logits", np.zeros(())).ndim else 0
-  wanted = {
-    "video": (clips, *model.inputs.video_shape),
-    "spectrogram": (clips, *model.inputs.audio_shape),
-    "logits": (clips, model.num_classes),
+  shapes = {
+    "video": model.inputs.video_shape,
+    "spectrogram": model.inputs.audio_shape,
+    "logits": (model.num_classes,),
   }
   problems = [
-    f"{name}: {arrays[name].shape if name in arrays else 'missing'}, not {shape}"
-    for name, shape in wanted.items()
-    if name not in arrays or arrays[name].shape != shape or not clips
+    f"{name}: {arrays[name].shape if name in arrays else 'missing'}, not {(clips, *shape)}"
+    for name, shape in shapes.items()
+    if name not in arrays or arrays[name].shape != (clips, *shape) or not clips
   ]
   if problems:
-    raise listed(f"--verify={path} does not fit the model", problems, "`images` (B, T, 3, H, W) and `audio` (B, 1, F, K) fit as well")  # fmt: skip
-  return arrays["video"], arrays["spectrogram"], arrays["logits"]
+    advice = "`images` (B, T, 3, H, W) and `audio` (B, 1, F, K) fit as well"
+    raise listed(f"--verify={path} does not fit the model", problems, advice)
+  return {name: arrays[name] for name in shapes}
 
 
 def compare_logits(
-  folder: Path, file: Path, expected: tuple[np.ndarray, np.ndarray, np.ndarray], tolerance: float
+  folder: Path, file: Path, expected: Mapping[str, np.ndarray], tolerance: float
 ) -> dict[str, Any]:
-  """The largest difference of a logit of a model folder from what was expected, for model.json.
+  """The largest difference between a model folder's logits and the expected ones, for model.json.
 
   Raises:
     UserError: if it is above the tolerance, or no number.
   """
-  from mma_dfer_jax.engines.engine import load_model  # not needed to convert
-
-  video, spectrogram, logits = expected
-  engine = load_model(folder)
+  engine, (video, spectrogram, logits) = load_model(folder), expected.values()
+  pairs = [slice(i, i + 2) for i in range(0, len(video), 2)]
   try:
-    found = np.concatenate(
-      [engine(video[i : i + 2], spectrogram[i : i + 2]) for i in range(0, len(video), 2)]
-    )
+    found = np.concatenate([engine(video[pair], spectrogram[pair]) for pair in pairs])
   except ValueError as error:
     raise UserError(f"the inputs of --verify cannot be used: {error}") from error
   largest = float(np.abs(found - logits).max())
   if not largest <= tolerance:
     raise UserError(
-      f"the logits differ from those expected by up to {largest:.3g}, more than --tolerance={tolerance:g}; the inputs, the "
-      "class count or --heads may be those of another model"
+      f"the logits differ from those expected by up to {largest:.3g}, more than --tolerance={tolerance:g}; the inputs, "
+      "the number of classes or --heads may be those of another model"
     )
-  verified = {
-    "clips": len(video),
-    "largest_difference": largest,
-    "largest_logit": float(np.abs(logits).max()),
-  }
-  return {"verified": {"file": file.name} | verified}
+  facts = {"clips": len(video), "largest_difference": largest, "largest_logit": float(np.abs(logits).max())}
+  return {"verified": {"file": file.name} | facts}
 
 
 def main(argv: Sequence[str]) -> None:
   del argv
-  checked_flags()
-  signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is half written is removed
+  check_flags()
+  signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: half-written files are removed
   start_jax()
-  to_torch = Path(_TO_TORCH.value) if _TO_TORCH.value else None
-  to_safetensors = Path(_TO_SAFETENSORS.value) if _TO_SAFETENSORS.value else None
+  to_torch, to_safetensors = (
+    Path(flag.value) if flag.value else None for flag in (_TO_TORCH, _TO_SAFETENSORS)
+  )
   check_exports(to_torch, to_safetensors)
-  stored = open_source()
+  if _MODEL.value is None:
+    stored = start_of_training(_CONFIG.value)
+  else:
+    path = Path(_MODEL.value)
+    stored = open_stored(path, _STEP.value) if path.is_dir() else open_checkpoint(path, _HEADS.value)
+    stored = with_classes(stored, _CLASSES.value)
   if _OUT.value:
     options = {}
     if _VERIFY.value:
@@ -223,8 +203,7 @@ def main(argv: Sequence[str]) -> None:
       options["check"] = functools.partial(
         compare_logits, file=file, expected=expected, tolerance=_TOLERANCE.value
       )
-    about = write_folder(Path(_OUT.value), stored, **options)
-    print(report_text(about))
+    print(report_text(write_folder(Path(_OUT.value), stored, **options)))
     print(f"wrote {_OUT.value}")
   if to_torch or to_safetensors:
     export(stored, to_torch, to_safetensors)

@@ -19,13 +19,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def new_file(path: Path) -> Iterator[Path]:
+def new_file(path: Path, *, replace: bool = False) -> Iterator[Path]:
   """Gives the name of a file to write, which becomes `path` when it is whole and vanishes when it is not.
 
   Raises:
-    UserError: if there is such a file already, or the disk does not take it.
+    UserError: if there is such a file already (unless it may be replaced), or the disk does not take it.
   """
-  if path.exists():
+  if path.exists() and not replace:
     raise UserError(f"{path} exists already; choose another name or remove it")
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(f"{path.name}.partial")
@@ -35,7 +35,8 @@ def new_file(path: Path) -> Iterator[Path]:
   except UserError:
     raise
   except Exception as error:  # a full disk, in the words of each library that writes
-    raise UserError(f"cannot write {path}: {' '.join(str(error).split())[:300]}") from error
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:300]
+    raise UserError(f"cannot write {path}: {reason}") from error
   finally:
     partial.unlink(missing_ok=True)
 

@@ -1,10 +1,10 @@
-"""A trained model as one file that JAX alone can run: its program (StableHLO) for several platforms, its weights in it.
+"""Writes a trained model as one file that needs only JAX: its program (StableHLO) for several platforms, with its weights.
 
   python -m mma_dfer_jax.export --model=runs/clips --out=clips.jax
   python -m mma_dfer_jax.export --model=models/dfew_fold1 --out=dfew_fold1.jax --platforms=cpu,cuda
 
-F is what `jax.export` serializes, with a symbolic batch size; F.json beside it says what goes in and what comes out.
-Reading F needs jax and flatbuffers, and nothing of this project.
+`jax.export` writes the file F for any batch size; F.json beside it describes inputs and outputs. Reading F needs jax and
+flatbuffers, and nothing of this project.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,6 @@ import dataclasses
 import gc
 import importlib.util
 import json
-import os
 from pathlib import Path
 import time
 from typing import Any
@@ -27,17 +26,17 @@ import numpy as np
 
 from mma_dfer_jax import cli
 from mma_dfer_jax.data.fbank import ENERGY_MEAN, ENERGY_SCALE
-from mma_dfer_jax.disk import free_bytes, sha256_of
+from mma_dfer_jax.disk import free_bytes, new_file, sha256_of
 from mma_dfer_jax.engines.engine import load_model
 from mma_dfer_jax.engines.jax import MATMUL_PRECISION, JaxEngine
-from mma_dfer_jax.engines.stablehlo import TOLD, json_beside
+from mma_dfer_jax.engines.stablehlo import FACTS, json_beside
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.inputs import Inputs
-from mma_dfer_jax.training.run import VERSION
 from mma_dfer_jax.training.sharding import start_jax
+from mma_dfer_jax.weights.files import VERSION
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-CHECKED_BATCHES = (1, 2)  # two, so that the batch size is seen to be free
+CHECKED_BATCHES = (1, 2)  # two, to see that the batch size is free
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05}  # of a logit, by precision
 # Source: "Compatibility guarantees" in JAX's documentation of `jax.export`.
 COMPATIBILITY = {
@@ -46,81 +45,57 @@ COMPATIBILITY = {
   "what_counts": "the days on which the two jaxlibs were released, not the day of the export",
   "beyond": "not promised: keep the model folder or the run, and export again",
   "custom_calls": "none but those that JAX keeps stable: jax.export refuses others",
-  "trust": "load files that you trust only: the program in them is executed",
+  "trust": "load only files that you trust: the program in them is executed",
   "source": "https://docs.jax.dev/en/latest/export/export.html#compatibility-guarantees",
 }
 
 _MODEL = cli.shared_flag("model", help="Workdir of a run, or a folder that `convert` wrote.")
 _STEP = cli.shared_flag("step")
 _PRECISION = cli.shared_flag("precision")
-_OUT = flags.DEFINE_string("out", None, "File to write; a file of that name and .json describes it.")
+_OUT = flags.DEFINE_string("out", None, "File to write; a file of the same name and .json describes it.")
 _PLATFORMS = flags.DEFINE_list("platforms", list(PLATFORMS), "Where it will run: some of cpu, cuda, tpu.")
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the file that is there.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing file.")
 
 
-def checked_platforms(names: Sequence[str]) -> tuple[str, ...]:
-  """Platforms without repetition, in the order given.
-
-  Raises:
-    UserError: if one is unknown, or cpu is not among them.
-  """
-  platforms = tuple(dict.fromkeys(name.strip() for name in names))
-  unknown = [name for name in platforms if name not in PLATFORMS]
-  if unknown or not platforms:
-    raise UserError(
-      f"--platforms={','.join(names)}: {', '.join(unknown) or 'none'} cannot be exported for; "
-      f"choose from {', '.join(PLATFORMS)}"
+def check_flags() -> tuple[str, ...]:
+  """The platforms without repetition; UserError with everything that can be known to fail before a model is opened."""
+  platforms = tuple(dict.fromkeys(name.strip() for name in _PLATFORMS.value))
+  given, problems = f"--platforms={','.join(_PLATFORMS.value)}", []
+  if not _MODEL.value:
+    problems.append("--model: give the workdir of a run or a model folder")
+  if not _OUT.value:
+    problems.append("--out: give the file to write")
+  elif Path(_OUT.value).is_dir():
+    problems.append(f"--out={_OUT.value} is a folder; give the name of a file")
+  elif not _OVERWRITE.value:
+    there = [file for file in (Path(_OUT.value), json_beside(Path(_OUT.value))) if file.exists()]
+    problems += [f"{file} exists already; choose another --out, or add --overwrite" for file in there]
+  if not platforms or not set(platforms) <= set(PLATFORMS):
+    wrong = ", ".join(name for name in platforms if name not in PLATFORMS) or "nothing"
+    problems.append(f"{given}: {wrong} cannot be exported for; choose from {', '.join(PLATFORMS)}")
+  elif "cpu" not in platforms:
+    problems.append(
+      f"{given} lacks cpu, where the file is tried before it gets its name; add it, the file hardly grows"
     )
-  if "cpu" not in platforms:
-    raise UserError(
-      f"--platforms={','.join(names)} lacks cpu, on which the file is tried before it gets its name; "
-      "add it: the file hardly grows"
-    )
-  return platforms
-
-
-def checked_paths(model: str | None, out: str | None, overwrite: bool) -> tuple[Path, Path]:
-  """The model's folder and the file to write.
-
-  Raises:
-    UserError: with everything that can be known to fail before a model is opened.
-  """
-  problems = []
-  if not model:
-    problems.append("--model: the workdir of a run or a model folder")
-  if not out:
-    problems.append("--out: the file to write")
-  elif Path(out).is_dir():
-    problems.append(f"--out={out} is a folder; give the name of a file")
-  elif not overwrite:
-    there = [str(file) for file in (Path(out), json_beside(Path(out))) if file.exists()]
-    problems += [f"{file} exists already; choose another --out, or --overwrite" for file in there]
   if importlib.util.find_spec("flatbuffers") is None:
     problems.append("jax.export writes with flatbuffers, which is not installed: pip install flatbuffers")
   if problems:
-    raise listed("nothing can be exported", problems)
-  assert model  # or it would be among the problems
-  assert out
-  return Path(model), Path(out)
+    raise listed("the command line has problems", problems)
+  return platforms
 
 
 def random_inputs(
-  inputs: Inputs, batch: int, seed: int = 0
+  inputs: Inputs, batch: int
 ) -> tuple[UInt8[np.ndarray, "B T H W 3"], Float32[np.ndarray, "B F K"]]:
-  """Video (B, T, H, W, 3) uint8 and spectrogram (B, F, K) float32 of noise, of the sizes that a model takes."""
-  rng = np.random.default_rng(seed)
+  """Noise of a model's sizes: video (B, T, H, W, 3) uint8 and spectrogram (B, F, K) float32."""
+  rng = np.random.default_rng(0)
   video = rng.integers(0, 256, (batch, *inputs.video_shape), np.uint8)
   # A normalised spectrogram has about half the deviation of a normal distribution.
   return video, 0.5 * rng.standard_normal((batch, *inputs.audio_shape), np.float32)
 
 
-def export_model(engine: JaxEngine, platforms: Sequence[str] = PLATFORMS) -> export.Exported:
-  """The function (video (b, T, H, W, 3) uint8, spectrogram (b, F, K) float32) -> logits (b, C) float32 of any b.
-
-  Args:
-    engine: its weights become constants of the function, in its precision.
-    platforms: some of `PLATFORMS`.
-  """
+def export_model(engine: JaxEngine, platforms: Sequence[str]) -> export.Exported:
+  """The function (video (b, T, H, W, 3) uint8, spectrogram (b, F, K) float32) -> logits (b, C) float32 of any b."""
   inputs = engine.about.inputs
   (batch,) = export.symbolic_shape("b")
   video = jax.ShapeDtypeStruct((batch, *inputs.video_shape), np.uint8)
@@ -134,78 +109,55 @@ def export_model(engine: JaxEngine, platforms: Sequence[str] = PLATFORMS) -> exp
 
 
 def largest_difference(
-  artifact: Path,
-  inputs: Sequence[tuple[UInt8[np.ndarray, "_ T H W 3"], Float32[np.ndarray, "_ F K"]]],
-  expected: Sequence[Float32[np.ndarray, "_ C"]],
-  tolerance: float,
+  artifact: Path, inputs: Sequence[tuple], expected: Sequence[np.ndarray], tolerance: float
 ) -> float:
-  """Reads an artifact back and calls it; returns by how much any logit differs from the expected ones.
+  """Reads a file back, calls it with batches, and returns the largest difference of a logit from the expected ones.
 
-  Args:
-    artifact: the file.
-    inputs: batches, of any sizes.
-    expected: logits (b, C) float32 of each.
-    tolerance: by how much a logit may differ.
   Raises:
     UserError: if a logit is more than `tolerance` away, or no number.
   """
-  exported = export.deserialize(artifact.read_bytes())  # type: ignore[arg-type]  # bytes will do, without a copy
+  exported = export.deserialize(artifact.read_bytes())  # type: ignore[arg-type] # bytes do, without a copy
   differences = []
   for batch, wanted in zip(inputs, expected, strict=True):
     logits = np.asarray(jax.jit(exported.call)(*batch))
-    _let_go()  # each batch size that was compiled holds a copy of all weights
-    if logits.shape != wanted.shape or logits.dtype != wanted.dtype:
-      raise UserError(
-        f"the exported model gives {logits.dtype} {logits.shape}, not {wanted.dtype} {wanted.shape}"
-      )
-    differences.append(float(np.abs(logits - wanted).max()))
+    _free_constants()  # each compiled batch size holds a copy of all weights
+    same = (logits.shape, logits.dtype) == (wanted.shape, wanted.dtype)
+    differences.append(float(np.abs(logits - wanted).max()) if same else np.nan)
   if not max(differences) <= tolerance:  # NaN is not either
     raise UserError(
-      f"logits of the exported model differ by up to {max(differences):.1e} from those of the model "
-      f"(allowed: {tolerance:.0e}); nothing was written. jax {jax.__version__} does not export this model correctly"
+      f"logits of the exported model differ by up to {max(differences):.1e} from those of the model (allowed: "
+      f"{tolerance:.0e}); nothing was written. jax {jax.__version__} does not export this model correctly"
     )
   return max(differences)
 
 
-def _let_go() -> None:
+def _free_constants() -> None:
   """Frees the weights that lowered and compiled programs hold as constants."""
   jax.clear_caches()
   gc.collect()
-  with contextlib.suppress(
-    AttributeError, OSError
-  ):  # another C library than glibc, which keeps what was freed
+  with contextlib.suppress(AttributeError, OSError):  # only glibc keeps freed memory
     ctypes.CDLL(None).malloc_trim(0)
 
 
 def describe(engine: JaxEngine, platforms: Sequence[str]) -> dict[str, Any]:
-  """What stands beside the file: facts about the model, what goes in and comes out, and where it runs."""
+  """The content of F.json: facts about the model, inputs and outputs, and where the file runs."""
   about, inputs = engine.about, engine.about.inputs
-  arguments = [
-    {
-      "name": "video",
-      "shape": ["b", *inputs.video_shape],
-      "dtype": "uint8",
-      "meaning": "clips, frames, height, width, RGB from 0 to 255; the division by 255 is in the file",
-    },
-    {
-      "name": "spectrogram",
-      "shape": ["b", *inputs.audio_shape],
-      "dtype": "float32",
-      "meaning": f"clips, rows of 10 ms, mel bins: Kaldi log-mel energies x as (x + {ENERGY_MEAN}) / {ENERGY_SCALE}",
-    },
-  ]
-  output = {
-    "name": "logits",
-    "shape": ["b", len(about.classes)],
-    "dtype": "float32",
-    "meaning": "one for each class, in the order of `classes`; their softmax is the distribution",
-  }
+  video = "clips, frames, height, width, RGB from 0 to 255; the division by 255 is in the file"
+  sound = f"clips, rows of 10 ms, mel bins: Kaldi log-mel energies x as (x + {ENERGY_MEAN}) / {ENERGY_SCALE}"
+  logits = "one for each class, in the order of `classes`; their softmax is the distribution"
+
+  def array(name: str, shape: tuple[int, ...], dtype: str, meaning: str) -> dict[str, Any]:
+    return {"name": name, "shape": ["b", *shape], "dtype": dtype, "meaning": meaning}
+
   run = {"run": engine.path.resolve().name} if about.config else {}
-  facts = {name: getattr(about, name) for name in TOLD} | {"origin": {**run, **about.origin}}
-  return facts | {
+  return {name: getattr(about, name) for name in FACTS} | {
+    "origin": {**run, **about.origin},
     "inputs": dataclasses.asdict(inputs),
-    "arguments": arguments,
-    "output": output,
+    "arguments": [
+      array("video", inputs.video_shape, "uint8", video),
+      array("spectrogram", inputs.audio_shape, "float32", sound),
+    ],
+    "output": array("logits", (len(about.classes),), "float32", logits),
     "b": "any number of clips from 1 on; each number that is used is compiled for itself",
     "platforms": list(platforms),
     "matmul_precision": MATMUL_PRECISION,
@@ -217,7 +169,7 @@ def describe(engine: JaxEngine, platforms: Sequence[str]) -> dict[str, Any]:
 
 
 def how_to_call(out: Path) -> list[str]:
-  """Three lines of Python that call an artifact."""
+  """Three lines of Python that call an exported file."""
   return [
     "import jax, jax.export",
     f'model = jax.jit(jax.export.deserialize(open({json.dumps(str(out))}, "rb").read()).call)',
@@ -225,62 +177,34 @@ def how_to_call(out: Path) -> list[str]:
   ]
 
 
-@contextlib.contextmanager
-def new_pair(out: Path):
-  """Gives the names of an artifact and its description to write; both get their final names when they are whole.
-
-  Raises:
-    UserError: if the disk does not take them.
-  """
-  out.parent.mkdir(parents=True, exist_ok=True)
-  finals = (json_beside(out), out)  # the artifact last: where it is, its description is
-  partials = tuple(file.with_name(f"{file.name}.partial") for file in finals)
-  try:
-    yield partials[::-1]
-    for partial, final in zip(partials, finals, strict=True):
-      os.replace(partial, final)
-  except OSError as error:  # a full disk
-    raise UserError(f"cannot write {out}: {error.strerror or error}") from error
-  finally:
-    for partial in partials:
-      partial.unlink(missing_ok=True)
-
-
 def write_artifact(
   path: Path, step: int | str, precision: str | None, out: Path, platforms: Sequence[str]
 ) -> dict[str, Any]:
-  """Exports a model, reads the file back, compares its logits with the model's, and only then gives it its name.
+  """Exports a model, compares the file's logits with the model's, and only then gives it its name, replacing another.
 
-  Args:
-    path, step, precision: as `load_model` takes them.
-    out: the file to write; what is there is replaced.
-    platforms: some of `PLATFORMS`.
   Returns:
-    What the file beside it says.
+    The content of the description.
   Raises:
     UserError: if there is no such model, the disk is full, or the logits differ; no file is left then.
   """
   engine = load_model(path, step=step, precision=precision)
   if not isinstance(engine, JaxEngine):
-    raise UserError(f"{path} was exported already; export the run or the model folder that it was made of")
+    raise UserError(f"{path} was exported already; export the run or the model folder that it came from")
   leaves = jax.tree.leaves((engine.tunable, engine.frozen))
-  size = sum(leaf.nbytes for leaf in leaves)
+  size, elements = sum(leaf.nbytes for leaf in leaves), sum(leaf.size for leaf in leaves)
   if (free := free_bytes(out.parent)) < 1.05 * size:
     raise UserError(f"{out} needs about {size / 1e6:.0f} MB, but {free / 1e6:.0f} MB are free")
   said = describe(engine, platforms)
   inputs = [random_inputs(engine.about.inputs, batch) for batch in CHECKED_BATCHES]
   expected = [engine(*batch) for batch in inputs]
-  print(
-    f"exporting {sum(leaf.size for leaf in leaves):,} parameters in {said['precision']} for {', '.join(platforms)} …",
-    flush=True,
-  )
+  print(f"exporting {elements:,} parameters in {said['precision']} for {', '.join(platforms)} …", flush=True)
   exported = export_model(engine, platforms)
   said["calling_convention_version"] = exported.calling_convention_version
-  _let_go()
-  with new_pair(out) as (artifact, description):
+  _free_constants()
+  with new_file(out, replace=True) as artifact:
     artifact.write_bytes(exported.serialize())
     del exported, engine, leaves
-    _let_go()
+    _free_constants()
     print(
       f"reading it back and calling it with {' and '.join(map(str, CHECKED_BATCHES))} clips …", flush=True
     )
@@ -288,24 +212,22 @@ def write_artifact(
     said["checked"] = {"on": "cpu", "b": list(CHECKED_BATCHES), "largest_difference": difference}
     said |= {"how_to_call": how_to_call(Path(out.name)), "file": out.name}
     said |= {"bytes": artifact.stat().st_size, "sha256": sha256_of(artifact)}
-    description.write_text(json.dumps(said, indent=2, allow_nan=False) + "\n")
+    with new_file(json_beside(out), replace=True) as description:  # before the file: where that is, this is
+      description.write_text(json.dumps(said, indent=2, allow_nan=False) + "\n")
   return said
 
 
 def main(argv: Sequence[str]) -> None:
   del argv
-  started = time.monotonic()
-  path, out = checked_paths(_MODEL.value, _OUT.value, _OVERWRITE.value)
-  platforms = checked_platforms(_PLATFORMS.value)
-  jax.config.update("jax_platforms", "cpu")  # the platforms that are exported for need not be here
+  started, platforms, out = time.monotonic(), check_flags(), Path(_OUT.value or "")
+  jax.config.update("jax_platforms", "cpu")  # the platforms of the file need not be here
   start_jax()
   # Weights are constants of what is compiled here: the cache would keep a copy of them for each batch size.
   jax.config.update("jax_enable_compilation_cache", False)
-  said = write_artifact(path, _STEP.value, _PRECISION.value, out, platforms)
+  said = write_artifact(Path(_MODEL.value or ""), _STEP.value, _PRECISION.value, out, platforms)
   print(f"largest difference of a logit: {said['checked']['largest_difference']:.1e}")
-  print(
-    f"wrote {out} ({said['bytes'] / 1e6:.1f} MB) and {json_beside(out).name} in {time.monotonic() - started:.0f} s"
-  )
+  took = f"{time.monotonic() - started:.0f} s"
+  print(f"wrote {out} ({said['bytes'] / 1e6:.1f} MB) and {json_beside(out).name} in {took}")
   print("to call it with jax and flatbuffers alone:\n\n  " + "\n  ".join(how_to_call(out)))
 
 

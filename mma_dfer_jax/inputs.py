@@ -36,3 +36,7 @@ class Inputs:
   def video_shape(self) -> tuple[int, int, int, int]:
     """(T, H, W, 3) of one clip, uint8 RGB."""
     return (self.num_frames, self.image_size, self.image_size, 3)
+
+  def __str__(self) -> str:
+    video, audio = (", ".join(map(str, shape)) for shape in (self.video_shape, self.audio_shape))
+    return f"video (B, {video}), spectrogram (B, {audio})"

@@ -5,7 +5,6 @@ Letters in shapes: B examples (clips, or frames of clips), N tokens, D width, L 
 
 from collections.abc import Callable, Sequence
 import functools
-from typing import Literal
 
 from flax import nnx
 import jax
@@ -18,9 +17,8 @@ import numpy as np
 ENCODER_EPS = 1e-6
 TORCH_EPS = 1e-5
 
-
-# How a layer is wrapped for training, that is, what its backward pass is given; all else is computed again.
-#   none: everything that XLA likes to keep. names: results of large matrix products. layers: a layer's inputs alone.
+# What a layer keeps for its backward pass, which computes all else again.
+#   none: everything that XLA chooses to keep. names: results of large matrix products. layers: only the layer's inputs.
 KEPT = ("qkv", "proj", "fc1", "fc2")
 REMAT: dict[str, Callable[[Callable], Callable]] = {
   "none": jax.jit,
@@ -28,20 +26,21 @@ REMAT: dict[str, Callable[[Callable], Callable]] = {
   "layers": jax.checkpoint,
 }
 
-Linear = Callable[..., nnx.Linear]  # (fan_in, fan_out, *, use_bias, rngs), with a way to begin of its own
+Linear = Callable[..., nnx.Linear]  # (fan_in, fan_out, *, use_bias, rngs), with its own initialisation
 
 
-def torch_linear(fan_in: int, fan_out: int, *, use_bias: bool = True, rngs: nnx.Rngs) -> nnx.Linear:
-  """A linear layer that starts as PyTorch's does: kernel and bias U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+class TorchLinear(nnx.Linear):
+  """A linear layer initialised as PyTorch's: kernel and bias U(-1/√fan_in, 1/√fan_in)."""
 
-  def init(key, shape, dtype=jnp.float32, **_):
-    return jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
+  def __init__(self, fan_in: int, fan_out: int, *, use_bias: bool = True, rngs: nnx.Rngs):
+    def init(key, shape, dtype=jnp.float32, **_):
+      return jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
 
-  return nnx.Linear(fan_in, fan_out, use_bias=use_bias, kernel_init=init, bias_init=init, rngs=rngs)
+    super().__init__(fan_in, fan_out, use_bias=use_bias, kernel_init=init, bias_init=init, rngs=rngs)
 
 
 def mae_linear(fan_in: int, fan_out: int, *, use_bias: bool = True, rngs: nnx.Rngs) -> nnx.Linear:
-  """A linear layer that starts as in MAE: Xavier uniform, no bias. Source: `models_mae.py`, `_init_weights`."""
+  """A linear layer initialised as in MAE: Xavier uniform, zero bias. Source: `models_mae.py`, `_init_weights`."""
   init = nnx.initializers.xavier_uniform()
   return nnx.Linear(fan_in, fan_out, use_bias=use_bias, kernel_init=init, rngs=rngs)
 
@@ -59,27 +58,20 @@ def sine_positions(grid: tuple[int, int], width: int) -> np.ndarray:
 
 
 def drop_path(key: Array, rates: Sequence[float], examples: int) -> Float[Array, "L 2 B"]:
-  """Stochastic depth: a factor for each block, each of its two residual branches, and each example.
+  """Stochastic depth: factors 0 (dropped, at its block's rate) or 1 / (1 - rate) by block, residual branch and example.
 
-  All are drawn at once: draws of their own for each branch doubled the time to compile the training step.
-
-  Args:
-    key: of this step.
-    rates: of the blocks: the probability that a branch is dropped for an example.
-    examples: B.
-  Returns:
-    0 where a branch is dropped, else 1 / (1 - rate). Source: timm 0.9.16 `DropPath`.
+  One draw for all: one for each branch doubled the time to compile the training step. Source: timm 0.9.16 `DropPath`.
   """
   kept = 1.0 - jnp.asarray(rates, jnp.float32)[:, None, None]
   return jax.random.bernoulli(key, kept, (len(rates), 2, examples)) / kept
 
 
 def of_each_block(scales: Float[Array, "L 2 B"] | None, blocks: int) -> Sequence[Float[Array, "2 B"] | None]:
-  """The factors of drop path, block by block; None for all where nothing is dropped."""
+  """The drop path factors of each block; None for all if nothing is dropped."""
   if scales is None:
     return [None] * blocks
-  # Picked by a product: a slice would melt into the kernels around it, which would then differ from layer to layer,
-  # each compiled for itself: 14 s instead of 10 for the training step.
+  # Picked by a product: XLA would fuse a slice into the kernels around it, which would then differ from layer to layer
+  # and be compiled one by one: 14 s instead of 10 for the training step.
   pick = functools.partial(jnp.einsum, "l,lab->ab", precision=jax.lax.Precision.HIGHEST)
   return [pick(one, scales) for one in np.eye(blocks, dtype=np.float32)]
 
@@ -87,11 +79,9 @@ def of_each_block(scales: Float[Array, "L 2 B"] | None, blocks: int) -> Sequence
 def normalised(
   video: UInt8[Array, "B T H W 3"] | Float[Array, "B T H W 3"], mean: Sequence[float], std: Sequence[float]
 ) -> Float[Array, "B T H W 3"]:
-  """Pixels as an encoder was pretrained on them; the only place that divides by 255.
+  """RGB, uint8 or float in [0, 1], normalised by mean and deviation of each channel; 0 and 1 compute nothing.
 
-  Args:
-    video: (B, T, H, W, 3) RGB, uint8, or float in [0, 1].
-    mean, std: of each channel, of pixels in [0, 1]; 0 and 1 compute nothing.
+  Only this function divides by 255.
   """
   if video.dtype == jnp.uint8:
     video = video.astype(jnp.float32) / 255.0
@@ -100,14 +90,9 @@ def normalised(
   return (video - jnp.asarray(mean, video.dtype)) / jnp.asarray(std, video.dtype)
 
 
-def keep(name: str, x: Array) -> Array:
-  """Marks what a training step with `remat` may keep from the forward for the backward pass, see `REMAT`."""
-  return checkpoint_name(x, name)
-
-
 @jax.custom_vjp
 def gelu(x: Array) -> Array:
-  """Exact GELU, x Φ(x), that keeps x alone for the backward pass: XLA would keep Φ(x) too, 2.4 GB at full size."""
+  """Exact GELU, x Φ(x), that keeps only x for the backward pass: XLA would keep Φ(x) too, 2.4 GB at full size."""
   return x * (0.5 * jax.lax.erf(x * 2**-0.5) + 0.5)
 
 
@@ -121,10 +106,10 @@ gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def normalise(x: Float[Array, "... D"], eps: float) -> Float[Array, "... D"]:
-  """(x - mean) / √(variance + eps) over the last axis, in float32 whatever `x` is; keeps the result and 1/√… alone.
+  """(x - mean) / √(variance + eps) over the last axis, in float32 for any `x`; keeps only the result and 1/√….
 
-  The variance is taken in two passes: E[x²] - E[x]² loses the digits that parity needs. Left to itself, JAX would keep
-  x and its centred copy too, and XLA compile a third more operations.
+  Two passes for the variance: E[x²] - E[x]² loses the digits that parity needs. JAX's own backward pass would keep x and
+  its centred copy too, and XLA would compile a third more operations.
   """
   return _normalise(x, eps)[0]
 
@@ -155,9 +140,7 @@ class LayerNorm(nnx.LayerNorm):
   """Flax's LayerNorm over the last axis with scale and bias, by `normalise`."""
 
   def __call__(self, x: Float[Array, "... D"], *, mask: Array | None = None) -> Float[Array, "... D"]:
-    assert mask is None  # Flax's can leave elements out
-    assert self.scale is not None  # both are there unless switched off
-    assert self.bias is not None
+    assert mask is None and self.scale is not None and self.bias is not None  # noqa: PT018 # Flax allows all three
     return normalise(x, self.epsilon) * self.scale[...] + self.bias[...]
 
 
@@ -165,19 +148,18 @@ class LayerNorm(nnx.LayerNorm):
 def attend(
   q: Float[Array, "B h N d"], k: Float[Array, "B h N d"], v: Float[Array, "B h N d"]
 ) -> Float[Array, "B h N d"]:
-  """softmax(q kᵀ / √d) v for each head, that keeps q, k and v alone for the backward pass, not (N, N) weights.
+  """softmax(q kᵀ / √d) v for each head; keeps only q, k and v for the backward pass, not the (N, N) weights.
 
-  In bfloat16 on NVIDIA's GPUs it is cuDNN's fused kernel, which has no other types; else left to XLA.
+  NVIDIA's GPUs use cuDNN's fused kernel for bfloat16, its only type; XLA compiles all other cases.
   """
   if jax.default_backend() == "gpu" and q.dtype == jnp.bfloat16:
-    return fused_attention(q, k, v, "cudnn")
+    return _fused_attention(q, k, v)
   return _attention_weights(q, k) @ v
 
 
-def fused_attention(q: Array, k: Array, v: Array, implementation: Literal["cudnn", "xla"]) -> Array:
-  """The same by `jax.nn.dot_product_attention`, which wants (B, N, heads, d)."""
-  q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-  return jax.nn.dot_product_attention(q, k, v, implementation=implementation).swapaxes(1, 2)
+def _fused_attention(q, k, v):
+  q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # cuDNN takes (B, N, heads, d)
+  return jax.nn.dot_product_attention(q, k, v, implementation="cudnn").swapaxes(1, 2)
 
 
 def _attention_weights(q, k):
@@ -187,7 +169,7 @@ def _attention_weights(q, k):
 def _attend_backward(kept, gradient):
   q, k, v = kept
   if jax.default_backend() == "gpu" and q.dtype == jnp.bfloat16:
-    return jax.vjp(functools.partial(fused_attention, implementation="cudnn"), q, k, v)[1](gradient)
+    return jax.vjp(_fused_attention, q, k, v)[1](gradient)
   weights = _attention_weights(q, k)
   to_weights = gradient @ v.swapaxes(-1, -2)
   to_scores = weights * (to_weights - (to_weights * weights).sum(-1, keepdims=True)) * q.shape[-1] ** -0.5
@@ -198,25 +180,23 @@ attend.defvjp(lambda q, k, v: (attend(q, k, v), (q, k, v)), _attend_backward)
 
 
 class Attention(nnx.Module):
-  """Multi-head self-attention with one qkv projection, rows ordered (q, k, v), then head, then channel.
+  """Multi-head self-attention; the rows of qkv are ordered by (q, k, v), then head, then channel.
 
-  Source: timm 0.9.16 `Attention`; the temporal transformer's `to_q`, `to_kv` are joined into the same layout.
+  Source: timm 0.9.16 `Attention`; the temporal transformer's `to_q` and `to_kv` are joined in the same order.
   """
 
-  def __init__(
-    self, width: int, heads: int, head_dim: int, *, qkv_bias: bool, linear: Linear, rngs: nnx.Rngs
-  ):
+  def __init__(self, width: int, heads: int, inner: int, *, qkv_bias: bool, linear: Linear, rngs: nnx.Rngs):
     self.heads = heads
-    self.qkv = linear(width, 3 * heads * head_dim, use_bias=qkv_bias, rngs=rngs)
-    self.proj = linear(heads * head_dim, width, rngs=rngs)
+    self.qkv = linear(width, 3 * inner, use_bias=qkv_bias, rngs=rngs)
+    self.proj = linear(inner, width, rngs=rngs)
 
   def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
     b, n, _ = x.shape
-    qkv = keep("qkv", self.qkv(x)).reshape(b, n, 3, self.heads, -1)
+    qkv = checkpoint_name(self.qkv(x), "qkv").reshape(b, n, 3, self.heads, -1)
     # Batch dimensions lead: contracting (B, N, heads, d) directly is 3-5 times slower on CPU.
     q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # 3 x (B, heads, N, d)
     mixed = attend(q, k, v).swapaxes(1, 2)  # (B, N, heads, d)
-    return keep("proj", self.proj(mixed.reshape(b, n, -1)))
+    return checkpoint_name(self.proj(mixed.reshape(b, n, -1)), "proj")
 
 
 class Mlp(nnx.Module):
@@ -228,14 +208,15 @@ class Mlp(nnx.Module):
     self.fc2 = linear(hidden, width, rngs=rngs)
 
   def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
-    hidden = keep("fc1", self.fc1(x))
-    return keep("fc2", self.fc2(jax.nn.gelu(hidden, approximate=True) if self.tanh_gelu else gelu(hidden)))
+    hidden = checkpoint_name(self.fc1(x), "fc1")
+    hidden = jax.nn.gelu(hidden, approximate=True) if self.tanh_gelu else gelu(hidden)
+    return checkpoint_name(self.fc2(hidden), "fc2")
 
 
 class TransformerBlock(nnx.Module):
   """Pre-norm transformer block: x + attn(norm1(x)), then x + mlp(norm2(x)); no dropout, no layer scale.
 
-  The defaults are those of the encoders; the temporal transformer differs in five of them.
+  The defaults are the encoders'; the temporal transformer changes five of them.
   """
 
   def __init__(
@@ -252,16 +233,15 @@ class TransformerBlock(nnx.Module):
     rngs: nnx.Rngs,
   ):
     self.norm1 = LayerNorm(width, epsilon=eps, rngs=rngs)
-    self.attn = Attention(
-      width, heads, head_dim or width // heads, qkv_bias=qkv_bias, linear=linear, rngs=rngs
-    )
+    inner = heads * (head_dim or width // heads)
+    self.attn = Attention(width, heads, inner, qkv_bias=qkv_bias, linear=linear, rngs=rngs)
     self.norm2 = LayerNorm(width, epsilon=eps, rngs=rngs)
     self.mlp = Mlp(width, mlp_dim, tanh_gelu=tanh_gelu, linear=linear, rngs=rngs)
 
   def __call__(
     self, x: Float[Array, "B N D"], branch_scale: Float[Array, "2 B"] | None = None
   ) -> Float[Array, "B N D"]:
-    """One block; `branch_scale` as `drop_path` draws it, None if nothing is dropped."""
+    """One block; `branch_scale` holds the factors of `drop_path`, None if nothing is dropped."""
     attention, mlp = (1.0, 1.0) if branch_scale is None else branch_scale.astype(x.dtype)[:, :, None, None]
     x = x + attention * self.attn(self.norm1(x))
     return x + mlp * self.mlp(self.norm2(x))

@@ -5,6 +5,7 @@ Letters in shapes: see `parts.py`.
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 import re
 from typing import Any, NamedTuple
 
@@ -14,11 +15,11 @@ from jaxtyping import Array, Float, UInt8
 from mma_dfer_jax import parts
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.inputs import Inputs
-from mma_dfer_jax.layers import REMAT, drop_path, of_each_block, torch_linear
+from mma_dfer_jax.layers import REMAT, TorchLinear, drop_path, of_each_block
 
 
 class Slot(NamedTuple):
-  """Where a part sits in the model: the folder that it is chosen from, and the paths of its parameters."""
+  """A place for a part: the folder that it is chosen from, and the paths of its parameters."""
 
   kind: str
   places: tuple[str, ...]
@@ -37,10 +38,9 @@ AUTHORS = (("proj", "vision_proj", "linear"),)  # of `joint_adaptation`, as the 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-  """The parts of a model, each with its sizes. `read_model` makes one from the fields of a config.
+  """The parts of a model, each with its sizes; `read_model` makes one from the fields of a config.
 
-  Raises:
-    UserError: on construction, with everything that does not go together.
+  Construction raises UserError with everything that does not fit together.
   """
 
   num_classes: int
@@ -58,9 +58,10 @@ class ModelConfig:
       problems.append(f"num_classes={self.num_classes!r} must be a positive whole number")
     depths = self.image.depth, self.audio.depth
     if not any(depths):
-      problems.append("model.image and model.audio are both none: one stream must be there")
+      problems.append("model.image and model.audio are both none: choose an encoder for at least one")
     elif all(depths) and max(depths) % min(depths):
-      problems.append(f"model.image.depth={depths[0]} and model.audio.depth={depths[1]}: one must be a multiple of the other")  # fmt: skip
+      given = f"model.image.depth={depths[0]} and model.audio.depth={depths[1]}"
+      problems.append(f"{given}: one must be a multiple of the other")
     else:
       problems += self.prompts.problems_with(self.layers) + self.fusion.problems_with(self.layers)
     for stream in ("image", "audio"):
@@ -70,11 +71,11 @@ class ModelConfig:
 
   @property
   def layers(self) -> int:
-    """How many times adapters and fusions act: the blocks of the shallower encoder."""
+    """Layers of adapters and fusions: as many as the shallower encoder has blocks."""
     return min(depth for depth in (self.image.depth, self.audio.depth) if depth)
 
   def tunable(self) -> dict[str, list[str]]:
-    """Patterns of whole parameter paths that are 🔥, as the parts say it themselves, by what says it."""
+    """Patterns of whole parameter paths that are 🔥 by default, with the field that each one comes from."""
     joint = {"joint_adaptation": ["joint_adaptation/.*"]} if self.temporal.width else {}
     return joint | {
       f"model.{name}.tunable {pattern!r}": [f"{place}/(?:{pattern})" for place in slot.places]
@@ -83,7 +84,7 @@ class ModelConfig:
     }
 
   def to_fields(self) -> dict[str, Any]:
-    """As `read_model` takes it back, for model.json."""
+    """Fields for model.json; `read_model` reads them back."""
     return {
       "num_classes": self.num_classes,
       "inputs": dataclasses.asdict(self.inputs),
@@ -97,16 +98,15 @@ def read_model(fields: Mapping[str, Any]) -> ModelConfig:
   Raises:
     UserError: with everything that is wrong with any of the parts.
   """
-  values, problems = dict(fields), []
-  if missing := sorted({"num_classes", "inputs", *SLOTS} - values.keys()):
-    raise UserError(f"the model lacks {', '.join(missing)}")
-  if unknown := sorted(values.keys() - {"num_classes", "inputs", *SLOTS}):
-    raise UserError(f"a model has no {', '.join(unknown)}; it has num_classes, inputs, {', '.join(SLOTS)}")
+  values, problems, known = dict(fields), [], ("num_classes", "inputs", *SLOTS)
+  if wrong := sorted(values.keys() ^ set(known)):
+    raise UserError(
+      f"a model has exactly the fields {', '.join(known)}; missing or unknown: {', '.join(wrong)}"
+    )
   try:
-    sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["inputs"].items()}
-    values["inputs"] = Inputs(**sizes)
-  except (UserError, TypeError, AttributeError) as error:  # a model.json may hold anything
-    problems.append(str(error))
+    values["inputs"] = Inputs(**parts.with_tuples(values["inputs"]))
+  except (UserError, TypeError, AttributeError) as error:  # a stranger's model.json may hold anything
+    problems.append(f"inputs: {error}")
   for name, slot in SLOTS.items():
     try:
       values[name] = parts.read(slot.kind, values[name])
@@ -126,19 +126,14 @@ def paper(num_classes: int = 7, **sizes: Any) -> ModelConfig:
 
 
 class JointAdaptation(nnx.Module):
-  """Joint Adaptation Module: the summary of each moment of the picture plus the sound's, projected to width W.
-
-  Args:
-    width: W; 0: there is no projection.
-  Source: paper; original `vision_proj`.
-  """
+  """Each moment's image summary plus the audio summary, projected to width W (if not 0). Source: original `vision_proj`."""
 
   def __init__(self, image: parts.Encoder, audio: parts.Encoder, width: int, *, rngs: nnx.Rngs):
     joint = image.width or audio.width
-    # Encoders of two widths: a sum needs a projection that the paper does not have.
+    # Encoders of two widths: the sum needs a projection that the paper does not have.
     same = audio.width in (0, joint)
-    self.audio_proj = None if same else torch_linear(audio.width, joint, rngs=parts.own(rngs, "audio_proj"))
-    self.proj = torch_linear(joint, width, rngs=parts.own(rngs, "proj")) if width else None
+    self.audio_proj = None if same else TorchLinear(audio.width, joint, rngs=parts.own(rngs, "audio_proj"))
+    self.proj = TorchLinear(joint, width, rngs=parts.own(rngs, "proj")) if width else None
     self.width = width or joint
 
   def __call__(
@@ -151,11 +146,11 @@ class JointAdaptation(nnx.Module):
 
 
 def adapted_layer(image_blocks, audio_blocks, fusion, image, audio):
-  """The blocks of each encoder in one layer, each with its factors of drop path, and the fusion after them."""
+  """One layer: blocks of each encoder, each with its drop path factors, then the fusion."""
   for block, scale in image_blocks:
     image = block(image, scale)  # ❄
   for block, scale in audio_blocks:
-    audio = block(audio, scale)
+    audio = block(audio, scale)  # ❄
   return fusion(image, audio)  # 🔥
 
 
@@ -165,17 +160,15 @@ DropPath = tuple[Float[Array, "L 2 BV"] | None, Float[Array, "J 2 B"] | None]  #
 class MmaDfer(nnx.Module):
   """MultiModal Adaptation for Dynamic Facial Expression Recognition.
 
-  Two frozen encoders run side by side; after each layer a fusion lets them look at each other; prompts adapt each of
-  them; a model of time reads the joint features of all moments.
-
-  Each part draws its fresh parameters from a key of its own: two ablations start from the same other weights.
+  Two frozen encoders run side by side; after each layer a fusion exchanges information between them; prompts adapt each
+  of them; a temporal model reads the joint features of all moments. Each part draws fresh parameters from its own random
+  stream, so that two ablations start with the same weights in all other parts.
   """
 
-  FLOAT32 = ("classifier",)  # stays in float32 in any precision, and so do the logits
+  FLOAT32 = ("classifier",)  # float32 in any precision, and so are the logits
 
   def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs):
-    def draws(place: str) -> nnx.Rngs:
-      return parts.own(rngs, place)
+    draws = functools.partial(parts.own, rngs)
 
     def adapter(encoder: parts.Encoder, place: str) -> parts.Adapter:
       chosen = cfg.prompts if encoder.width else parts.read("adapters", {"name": "none"})
@@ -187,9 +180,8 @@ class MmaDfer(nnx.Module):
     self.image_encoder, self.audio_encoder = image, audio
     self.image_prompts = adapter(image, "image_prompts")
     self.audio_prompts = adapter(audio, "audio_prompts")
-    self.fusion = nnx.List(
-      cfg.fusion.build(image, audio, i, layers, rngs=draws(f"fusion/{i}")) for i in range(layers)
-    )
+    fusions = [cfg.fusion.build(image, audio, i, layers, rngs=draws(f"fusion/{i}")) for i in range(layers)]
+    self.fusion = nnx.List(fusions)
     self.joint_adaptation = JointAdaptation(image, audio, cfg.temporal.width, rngs=draws("joint_adaptation"))
     self.temporal = cfg.temporal.build(image.moments or audio.moments, rngs=draws("temporal"))
     self.classifier = cfg.head.build(self.joint_adaptation.width, cfg.num_classes, rngs=draws("classifier"))
@@ -197,17 +189,13 @@ class MmaDfer(nnx.Module):
 
   def __repr__(self) -> str:
     """Five lines; Flax would print every parameter, thousands of them."""
-    patterns = [pattern for of_part in self.cfg.tunable().values() for pattern in of_part]
-    total = tunable = 0
-    for path, variable in nnx.to_flat_state(nnx.state(self)):
-      total += variable.size
-      tunable += variable.size * any(re.fullmatch(p, "/".join(map(str, path))) for p in patterns)
+    tunable = [re.compile(pattern) for of_field in self.cfg.tunable().values() for pattern in of_field]
+    sizes = {"/".join(map(str, path)): variable.size for path, variable in nnx.to_flat_state(nnx.state(self))}
+    trained = sum(size for path, size in sizes.items() if any(pattern.fullmatch(path) for pattern in tunable))
     chosen = ", ".join(f"{name} {parts.place_of(getattr(self.cfg, name))}" for name in SLOTS)
-    i = self.cfg.inputs
     return (
-      f"MmaDfer\n  parts: {chosen}\n  takes: video (B, {', '.join(map(str, i.video_shape))}), spectrogram "
-      f"(B, {', '.join(map(str, i.audio_shape))})\n  classes: {self.cfg.num_classes}\n  parameters: {total:,}, of which "
-      f"{tunable:,} tunable by its parts"
+      f"MmaDfer\n  parts: {chosen}\n  takes: {self.cfg.inputs}\n  classes: {self.cfg.num_classes}\n"
+      f"  parameters: {sum(sizes.values()):,}, of which {trained:,} tunable by its parts"
     )
 
   __str__ = __repr__
@@ -220,17 +208,16 @@ class MmaDfer(nnx.Module):
     dropped: DropPath = (None, None),
     remat: str = "none",
   ) -> parts.Outputs:
-    """Logits (B, C) of a batch of clips, and what auxiliary heads say.
+    """Logits (B, C) of a batch of clips, and the answers of auxiliary heads.
 
     Args:
       video: (B, T, H, W, 3) RGB, uint8 or float in [0, 1]; an encoder normalises as it was pretrained.
       spectrogram: (B, F, K) float, log-mel energies normalised as AudioMAE's, 10 ms per row.
-      dropped: factors of drop path, as `draw_drop_path` makes them in training; None in evaluation.
+      dropped: factors of drop path from `draw_drop_path` in training; None in evaluation.
       remat: what the forward pass keeps for the backward pass, one of `layers.REMAT`; it changes no number.
-    Raises:
-      ValueError: if the shapes are not those of `Inputs`.
     """
-    self._check(video.shape, spectrogram.shape)
+    if (video.shape[1:], spectrogram.shape[1:]) != (self.cfg.inputs.video_shape, self.cfg.inputs.audio_shape):
+      raise ValueError(f"the model takes {self.cfg.inputs}, not {video.shape} and {spectrogram.shape}")
     image = self.image_encoder.embed(video, self.image_prompts.tokens)  # (B·V, N, D)
     audio = self.audio_encoder.embed(spectrogram, self.audio_prompts.tokens)  # (B, M, E)
     image_blocks = self._by_layer(self.image_encoder, dropped[0])
@@ -239,14 +226,13 @@ class MmaDfer(nnx.Module):
     for number, of_layer in enumerate(zip(image_blocks, audio_blocks, self.fusion, strict=True)):
       image, audio = layer(*of_layer, image, audio)
       image = self.image_prompts.update(image, number)  # 🔥
-      audio = self.audio_prompts.update(audio, number)
-    joint = self.joint_adaptation(
-      self.image_encoder.summary(image), self.audio_encoder.summary(audio)
-    )  # 🔥 (B, S, W)
+      audio = self.audio_prompts.update(audio, number)  # 🔥
+    image, audio = self.image_encoder.summary(image), self.audio_encoder.summary(audio)
+    joint = self.joint_adaptation(image, audio)  # 🔥 (B, S, W)
     return self.classifier(self.temporal(joint))  # 🔥 (B, C)
 
   def draw_drop_path(self, rngs: nnx.Rngs, clips: int) -> DropPath:
-    """Which branches of which blocks are dropped for which of the sequences, in one training step."""
+    """Draws, for one training step, which branches of which blocks are dropped for which sequences."""
 
     def draw(encoder: parts.Encoder):
       key = rngs.drop_path()
@@ -256,17 +242,8 @@ class MmaDfer(nnx.Module):
 
     return draw(self.image_encoder), draw(self.audio_encoder)
 
-  def _check(self, video: tuple[Any, ...], spectrogram: tuple[Any, ...]) -> None:
-    video_shape, audio_shape = self.cfg.inputs.video_shape, tuple(self.cfg.inputs.audio_shape)
-    if video[1:] != video_shape or spectrogram[1:] != audio_shape:
-      raise ValueError(
-        f"the model takes video (B, {', '.join(map(str, video_shape))}) and spectrogram "
-        f"(B, {', '.join(map(str, audio_shape))}), not {video} and {spectrogram}"
-      )
-
   def _by_layer(self, encoder: parts.Encoder, dropped: Array | None) -> list[list]:
-    """(block, factors of drop path) of each layer: of 24 blocks in 12 layers, two each."""
+    """(block, its drop path factors) of each layer; 24 blocks in 12 layers are two each."""
     pairs = list(zip(encoder.blocks, of_each_block(dropped, len(encoder.blocks)), strict=True))
-    layers = len(self.fusion)
-    each = len(pairs) // layers
-    return [pairs[i * each : (i + 1) * each] for i in range(layers)]
+    each = len(pairs) // len(self.fusion)
+    return [pairs[i * each : (i + 1) * each] for i in range(len(self.fusion))]

@@ -1,4 +1,4 @@
-"""Which parameters a model has, by path: shapes, which are tunable and which frozen, counts."""
+"""The parameters of a model by path: shapes, counts, which are tunable and which frozen."""
 
 from collections.abc import Mapping, Sequence
 import functools
@@ -27,13 +27,13 @@ class Tunable:
 
 
 def flat_params(state: nnx.State) -> dict[str, Any]:
-  """Variables (or what stands in their place) by "/"-joined path."""
+  """Variables, or what replaces them, by "/"-joined path."""
   return {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
 
 
 @functools.lru_cache(maxsize=8)  # tracing a dozen layers takes seconds
 def abstract_model(cfg: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
-  """The structure of the model without a single number: (graph definition, shapes); to be read only."""
+  """(graph definition, shapes) of a model, without any values; do not change them, they are cached."""
   return nnx.split(nnx.eval_shape(lambda: MmaDfer(cfg, rngs=nnx.Rngs(0))))
 
 
@@ -42,27 +42,24 @@ def parameter_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
   return {path: tuple(variable.shape) for path, variable in flat_params(abstract_model(cfg)[1]).items()}
 
 
-def tunable_patterns(cfg: ModelConfig, patterns: Sequence[str] = ()) -> tuple[str, ...]:
-  """Which parameters are trained, as regular expressions that match whole paths.
+def tunable_patterns(cfg: ModelConfig, patterns: Sequence[Any] = ()) -> tuple[str, ...]:
+  """Which parameters are trained, as regular expressions that match whole paths: the given ones, or else the parts' own.
 
-  Args:
-    cfg: the model, whose parts say it themselves.
-    patterns: `config.tunable`; if there are any, they replace what the parts say.
   Raises:
-    UserError: with every pattern that is no regular expression or matches none of the parameters.
+    UserError: with every pattern that is no regular expression or matches no parameter.
   """
-  paths = list(parameter_shapes(cfg))
-  given = {f"tunable {pattern!r}": [pattern] for pattern in patterns} or cfg.tunable()
-  problems = []
+  paths, problems = list(parameter_shapes(cfg)), []
+  # A stranger's file may hold anything, nested too deeply to be shown.
+  given = {f"tunable {p!r}" if isinstance(p, str) else "tunable": [p] for p in patterns} or cfg.tunable()
   for name, of_name in given.items():
     try:
       if not any(re.fullmatch(pattern, path) for pattern in of_name for path in paths):
         problems.append(f"{name} matches no parameter")
-    except re.error as error:
+    except (re.error, TypeError) as error:
       problems.append(f"{name} is no regular expression: {error}")
   if problems:
-    modules = ", ".join(sorted({path.split("/")[0] for path in paths}))
-    raise listed("what is tunable does not fit", problems, f"parameter paths start with {modules}")
+    places = ", ".join(sorted({path.split("/")[0] for path in paths}))
+    raise listed("these patterns do not fit the model", problems, f"parameter paths start with {places}")
   return tuple(pattern for of_name in given.values() for pattern in of_name)
 
 
@@ -72,18 +69,14 @@ def split_tunable(model: nnx.Module, patterns: Sequence[str]) -> tuple[nnx.Graph
   return graphdef, tunable, frozen
 
 
-def cast(parameters: nnx.State, precision: str, keep: Sequence[str] = MmaDfer.FLOAT32) -> nnx.State:
-  """Parameters as the model computes with them: all of it follows the dtype of what it is given.
+def cast(parameters: nnx.State, precision: str) -> nnx.State:
+  """Parameters in the type of a precision, one of `PRECISIONS`; everything computed with them follows.
 
-  Args:
-    parameters: in any dtype.
-    precision: one of `PRECISIONS`.
-    keep: top-level parts that stay as they are: the classifier, and so logits and loss, stay float32. LayerNorm takes
-      its means in float32 by itself.
+  The classifier, and so logits and loss, stay float32. LayerNorm computes its means in float32 by itself.
   """
   dtype = PRECISIONS[precision]
   return nnx.from_flat_state(
-    (path, variable if path[0] in keep else jax.tree.map(lambda x: x.astype(dtype), variable))
+    (path, variable if path[0] in MmaDfer.FLOAT32 else jax.tree.map(lambda x: x.astype(dtype), variable))
     for path, variable in nnx.to_flat_state(parameters)
   )
 
@@ -99,20 +92,19 @@ def parameter_table(tunable: nnx.State, frozen: nnx.State) -> str:
   for column, tree in enumerate((tunable, frozen)):
     for path, variable in flat_params(tree).items():
       of_parts.setdefault(path.split("/")[0], [0, 0])[column] += variable.size
-  lines = [f"{'part':<18}{'tunable':>14}{'frozen':>14}"]
-  lines += [f"{part:<18}{here:>14,}{there:>14,}" for part, (here, there) in of_parts.items()]
-  return "\n".join([*lines, f"{'sum':<18}{count(tunable):>14,}{count(frozen):>14,}"])
+  rows = of_parts | {"sum": [count(tunable), count(frozen)]}
+  lines = [f"{part:<18}{here:>14,}{there:>14,}" for part, (here, there) in rows.items()]
+  return "\n".join([f"{'part':<18}{'tunable':>14}{'frozen':>14}", *lines])
 
 
 def put_over(model: nnx.Module, values: Mapping[str, Any]) -> None:
-  """Writes parameters by path over those of a fresh model, in place.
+  """Replaces parameters of a fresh model by path, in place.
 
-  A table of positions may be given without the rows of the prompts: those stay as they were drawn, as in the original.
+  A table of positions may lack the rows of the prompts: these keep their fresh values, as in the original.
   """
   variables = flat_params(nnx.state(model))
   for path, value in values.items():
-    fresh = variables[path][...]
-    variables[path][...] = (
-      jnp.concatenate([value, fresh[:, value.shape[1] :]], axis=1) if path.endswith("pos_embed") else value
-    )
+    if path.endswith("pos_embed"):
+      value = jnp.concatenate([value, variables[path][...][:, value.shape[1] :]], axis=1)
+    variables[path][...] = value
   nnx.update(model, nnx.state(model))

@@ -1,19 +1,21 @@
-"""What the model is composed of: what each kind of part promises, and how a config names one.
+"""What each kind of part promises, and how a config names a part.
 
-A part is a file. `fusion/bottleneck.py` is the fusion "bottleneck"; its folder is the list of all fusions, and nothing
-is registered anywhere. Such a file holds a frozen dataclass `Config`, whose fields are the config's fields, the module
-that `Config.build` makes, and, where files of weights are to be read, a table `AUTHORS` (`weights/names.py`).
+A part is a file: `fusion/bottleneck.py` is the fusion "bottleneck". Its folder is the list of all fusions; there is no
+registry. The file holds a frozen dataclass `Config`, whose fields are the config's fields, the module that
+`Config.build` makes, and, if the authors' files can hold the part, a table `AUTHORS` (see `weights/names.py`).
 
-Letters in shapes: B clips, V sequences of tokens for each clip (16 for an encoder of frames, 1 for sound), N tokens of
-a sequence, M of the sound's, S moments in time, D and E widths of the two encoders, W of the temporal model, P prompts,
+A temporal model makes (B, W) of (B, S, W), a head `Outputs` of (B, W); the protocols below describe all other kinds.
+
+Letters in shapes: B clips, V sequences of tokens per clip (16 for an encoder of frames, 1 for sound), N tokens of a
+sequence, M of the sound's, S moments in time, D and E widths of the two encoders, W of the temporal model, P prompts,
 C classes, L layers.
 """
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import functools
 import importlib
 from pathlib import Path
+import sys
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 import zlib
 
@@ -29,34 +31,37 @@ KINDS = ("encoders", "adapters", "fusion", "temporal", "heads", "losses")  # the
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part:
-  """What every `Config` of something with parameters has.
-
-  Raises:
-    UserError: on construction, with every field that cannot be.
-  """
+  """What every `Config` of a part with parameters has; construction raises UserError with all wrong values."""
 
   tunable: tuple[str, ...] = (".*",)  # 🔥 parameters of the part, as regular expressions; all others are ❄
   MAY_BE_ZERO: ClassVar[tuple[str, ...]] = ()
 
   def __post_init__(self):
     if problems := self.problems():
-      raise listed(f"{place_of(self)}: these values cannot be", problems)
+      raise listed(f"{place_of(self)} cannot have these values", problems)
 
   def problems(self) -> list[str]:
-    """What cannot be, a line each: a field of another type than its default, a whole number that is not positive."""
+    """One line for each wrong value: another type than the default's, or a whole number that is not positive."""
     found = []
     for field in dataclasses.fields(self):
       value, default = getattr(self, field.name), field.default
+      least = 0 if field.name in self.MAY_BE_ZERO else 1
       if type(value) is not type(default) and not (isinstance(default, float) and type(value) is int):
-        found.append(f"{field.name}={value!r} is no {type(default).__name__}, as {default!r} is")
-      elif type(value) is int and value < (0 if field.name in self.MAY_BE_ZERO else 1):
-        kind = "0 or a" if field.name in self.MAY_BE_ZERO else "a"
-        found.append(f"{field.name}={value} must be {kind} positive whole number")
+        found.append(f"{field.name}={value!r} must be a {type(default).__name__}, such as {default!r}")
+      elif type(value) is int and value < least:
+        found.append(
+          f"{field.name}={value} must be a {'' if least else 'non-negative or '}positive whole number"
+        )
     return found
+
+  def problems_with(self, *args: Any, **kwargs: Any) -> list[str]:
+    """One line for each reason why this part does not fit the rest of the model."""
+    del args, kwargs
+    return []
 
 
 class Outputs(NamedTuple):
-  """What the model says of each clip."""
+  """What the model answers for each clip."""
 
   logits: Float[Array, "B C"]
   extra: Mapping[
@@ -66,7 +71,7 @@ class Outputs(NamedTuple):
 
 @runtime_checkable  # tests enforce annotations
 class Encoder(Protocol):
-  """One stream, opened up: its blocks are called one by one, so that other parts can act between them."""
+  """One stream, block by block, so that other parts can act between its blocks."""
 
   width: int  # D; 0 if there is no such stream
   views: int  # V
@@ -75,13 +80,13 @@ class Encoder(Protocol):
   drop_path_rates: Sequence[float]  # of the blocks
 
   def embed(self, x: Array, prompts: Float[Array, "P D"] | None) -> Float[Array, "BV N D"] | None:
-    """Pixels or energies, normalised here, as tokens with their positions; prompts are the last P tokens."""
+    """Normalises pixels or energies and makes tokens with positions of them; prompts are the last P tokens."""
 
   def summary(self, tokens: Float[Array, "BV N D"]) -> Float[Array, "B S D"] | None:
-    """What stands for each moment, after the last norm: the class token of each frame, for example."""
+    """One vector for each moment, after the last norm: the class token of each frame, for example."""
 
 
-@runtime_checkable  # tests enforce annotations
+@runtime_checkable
 class Adapter(Protocol):
   """Adapts one stream by itself."""
 
@@ -91,50 +96,31 @@ class Adapter(Protocol):
     """Called after every layer."""
 
 
-@runtime_checkable  # tests enforce annotations
+@runtime_checkable
 class Fusion(Protocol):
-  """Lets both streams look at each other; there is one for each layer. A stream that is not there is None."""
+  """Exchanges information between the two streams, one fusion for each layer; an absent stream is None."""
 
   def __call__(
     self, image: Float[Array, "BV N D"] | None, audio: Float[Array, "B M E"] | None
   ) -> tuple[Float[Array, "BV N D"] | None, Float[Array, "B M E"] | None]: ...
 
 
-@runtime_checkable  # tests enforce annotations
-class Temporal(Protocol):
-  """From moments to a clip."""
-
-  def __call__(self, joint: Float[Array, "B S W"]) -> Float[Array, "B W"]: ...
-
-
-@runtime_checkable  # tests enforce annotations
-class Head(Protocol):
-  """From a clip to logits."""
-
-  def __call__(self, clip: Float[Array, "B W"]) -> Outputs: ...
-
-
-@runtime_checkable  # tests enforce annotations
+@runtime_checkable
 class Loss(Protocol):
-  """One number for each clip; the step takes the mean, an evaluation the sum over real clips."""
+  """One number for each clip; a training step takes the mean, an evaluation the sum over real clips."""
 
   def __call__(self, outputs: Outputs, batch: Mapping[str, Array]) -> Float[Array, "B"]: ...
 
 
 class Apart(nnx.Module):
-  """A fusion that lets both streams pass: layers without one, and the ablation without all of them."""
+  """Passes both streams unchanged: layers without a fusion, and the ablation without any."""
 
   def __call__(self, image, audio):
     return image, audio
 
 
 def own(rngs: nnx.Rngs, name: str) -> nnx.Rngs:
-  """Random draws of one part alone, so that a part more or less moves no draw of the others.
-
-  Args:
-    rngs: of the model; nothing is drawn from it.
-    name: where the part is in the model, as "fusion/3".
-  """
+  """The random stream of one part ("fusion/3"): adding or removing a part changes no draw of the others."""
   return nnx.Rngs(params=jax.random.fold_in(rngs.params.key[...], zlib.crc32(name.encode())))
 
 
@@ -143,47 +129,43 @@ def names(kind: str) -> list[str]:
   return sorted(path.stem for path in (Path(__file__).parent / kind).glob("*.py") if path.stem != "__init__")
 
 
-def module_of(kind: str, name: str) -> Any:
-  """The module of a part. Only files of that folder can be named: a model.json from elsewhere imports nothing else.
-
-  Raises:
-    UserError: if there is no such part, with those that there are.
-  """
-  if name not in names(kind):
-    raise UserError(f"there is no {name!r} in {kind}; choose one of {', '.join(names(kind))}")
-  return importlib.import_module(f"{__package__}.{kind}.{name}")
-
-
 def part(kind: str, name: str, **changes: Any) -> ml_collections.ConfigDict:
   """The fields of a part for a config file: `c.model.fusion = part("fusion", "bottleneck", width=64)`."""
   return ml_collections.ConfigDict(fields_of(read(kind, {"name": name, **changes})))
 
 
 def successor(kind: str, old: ml_collections.ConfigDict, name: str) -> ml_collections.ConfigDict:
-  """A part in place of another: what a config has set of that one, and this one has too, stays set."""
+  """A part in place of another; it keeps the values that the config has set, if it has such fields."""
   default, new = part(kind, old.name), part(kind, name)
   new.update({key: old[key] for key in new if key in old and key != "name" and old[key] != default[key]})
   return new
 
 
 def read(kind: str, fields: Mapping[str, Any]) -> Any:
-  """A part's `Config` from the fields of a config or of a model.json.
+  """A part's `Config` from the fields of a config or a model.json.
 
   Raises:
-    UserError: naming every field that the part does not have, or every value that cannot be.
+    UserError: if there is no such part, or with all fields that it does not have, or all wrong values.
   """
-  values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+  values = with_tuples(fields)
   name = values.pop("name", None)
-  config = module_of(kind, name).Config
+  if name not in names(kind):  # only files of that folder: a stranger's model.json can import nothing else
+    raise UserError(f"there is no {name!r} in {kind}; choose one of {', '.join(names(kind))}")
+  config = importlib.import_module(f"{__package__}.{kind}.{name}").Config
   known = {field.name for field in dataclasses.fields(config)}
   if unknown := sorted(values.keys() - known):
     raise listed(f"{kind}/{name} has no such fields", unknown, f"it has {', '.join(sorted(known))}")
   return config(**values)
 
 
+def with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+  """Fields from JSON, whose lists were tuples."""
+  return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+
+
 def fields_of(config: Any) -> dict[str, Any]:
-  """The fields of a part as a config or a model.json holds them; `read` takes them back."""
-  return {"name": type(config).__module__.rpartition(".")[2], **dataclasses.asdict(config)}
+  """The fields of a part as a config or a model.json holds them; `read` reads them back."""
+  return {"name": place_of(config).partition("/")[2], **dataclasses.asdict(config)}
 
 
 def place_of(config: Any) -> str:
@@ -191,7 +173,6 @@ def place_of(config: Any) -> str:
   return "/".join(type(config).__module__.split(".")[-2:])
 
 
-@functools.cache
-def authors_table(config: type) -> tuple[tuple[Any, ...], ...] | None:
+def authors_table(config: Any) -> tuple[tuple[Any, ...], ...] | None:
   """The rows (our path, their names, layout) of a part in an authors' file; None if such files cannot hold it."""
-  return getattr(importlib.import_module(config.__module__), "AUTHORS", None)
+  return getattr(sys.modules[type(config).__module__], "AUTHORS", None)

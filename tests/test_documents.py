@@ -133,14 +133,18 @@ def make_inputs(folder: Path) -> None:
   (folder / "more").mkdir()
   for name in ("more/a.mp4", "clip.mp4", "film.mp4"):
     shutil.copy(folder / clips[0][0], folder / name)
-  for path, label, split in clips:
-    place = folder / "by_class" / split / label
+  for path, label, _ in clips:
+    place = folder / "by_class" / label
     place.mkdir(parents=True, exist_ok=True)
     shutil.copy(folder / path, place)
   archives.dfew(folder)
   archives.mafw(folder, folders=("frames",))
-  archives.ravdess(folder / "RAVDESS", real=True, actors=range(1, 3))
-  archives.cremad(folder / "CREMA-D", speakers=range(1001, 1003), real=True)
+  archives.ravdess(folder / "RAVDESS", range(1, 3))
+  archives.cremad(folder / "CREMA-D", range(1001, 1004))
+  for path in (*(folder / "RAVDESS").rglob("*.mp4"), *(folder / "CREMA-D").rglob("*.flv")):
+    shutil.copy(folder / clips[0][0], path)
+  for path in (folder / "CREMA-D").rglob("*.wav"):
+    archives.write_wav(path)
   shutil.copy(GOLDEN / "tiny_reference_checkpoint.pth", folder / "dfew_fold1.pth")
   about = golden_json("checkpoint")["tiny_checkpoint_forward"]
   images, audio, _ = make_weights.make_inputs(about["inputs_seed"], about["batch"], about["img_size"])

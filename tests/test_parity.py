@@ -33,8 +33,8 @@ def build(case: str, dtype=np.float32) -> model.MmaDfer:
 
 
 @functools.cache
-def golden(case: str):
-  return dict(np.load(GOLDEN / f"forward_{case}.npz"))
+def golden(name: str) -> dict[str, np.ndarray]:
+  return dict(np.load(GOLDEN / f"{name}.npz"))
 
 
 def record(mp: pytest.MonkeyPatch, net: model.MmaDfer) -> dict[str, np.ndarray]:
@@ -76,6 +76,7 @@ def record(mp: pytest.MonkeyPatch, net: model.MmaDfer) -> dict[str, np.ndarray]:
   return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["tiny_64_7", "full_224_7"])
 def test_logits_and_every_probe(case, monkeypatch):
   net = build(case)
@@ -88,7 +89,7 @@ def test_logits_and_every_probe(case, monkeypatch):
     "audio",
   ):  # after the last block the original's probe is already the normalised class token
     seen[f"{stream}.block11.post"] = seen[f"{stream}.norm"][:, 0]
-  want, stats = golden(case), golden_json(f"forward_{case}")["stats"]
+  want, stats = golden(f"forward_{case}"), golden_json(f"forward_{case}")["stats"]
   assert np.abs(logits - want["logits"]).max() < 2e-5
   np.testing.assert_allclose(seen["image.norm"][:, 0], want["encoder_image"], atol=2e-5)
   np.testing.assert_allclose(seen["audio.norm"][:, 0], want["encoder_audio"], atol=2e-5)
@@ -102,13 +103,14 @@ def test_logits_and_every_probe(case, monkeypatch):
     assert np.isclose(np.std(seen[probe]), stats[probe]["std"], rtol=1e-5), probe
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_float64_logits_catch_even_an_epsilon():
   net = build("tiny_64_7", np.float64)
   video, sound, _ = golden_inputs("tiny_64_7")
   logits = np.asarray(net(jnp.asarray(video, jnp.float64), jnp.asarray(sound, jnp.float64)).logits)
   assert logits.dtype == np.float64
-  assert np.abs(logits - golden("tiny_64_7")["logits64"]).max() < 1e-8
+  assert np.abs(logits - golden("forward_tiny_64_7")["logits64"]).max() < 1e-8
 
 
 def tiny_state(dtype=np.float32):
@@ -131,13 +133,15 @@ def tiny_loss(graphdef, frozen, *, train=False):
 
 
 def as_original(tree) -> dict[str, np.ndarray]:
-  return names.to_torch({path: np.asarray(v[...]) for path, v in flat_params(tree).items()}, TINY)
+  ours = {path: np.asarray(v[...]) for path, v in flat_params(tree).items()}
+  rows = [row for row in names.name_table(TINY) if row.path in ours]
+  return {name: tensor for row in rows for name, tensor in row.to_torch(ours[row.path]).items()}
 
 
 def check_gradients(dtype, suffix: str, rel: float, atol: float) -> None:
   graphdef, _, state = tiny_state(dtype)
   grads, _ = jax.jit(jax.grad(tiny_loss(graphdef, state.frozen), has_aux=True))(state.tunable)
-  ours, want = as_original(grads), dict(np.load(GOLDEN / "train_tiny_64_7.npz"))
+  ours, want = as_original(grads), golden("train_tiny_64_7")
   norms = golden_json("train_tiny_64_7")[f"grad_norms{suffix and '_float64'}"]
   norms = {name: norm for name, norm in norms.items() if norm is not None}
   assert set(ours) == set(norms)
@@ -149,22 +153,25 @@ def check_gradients(dtype, suffix: str, rel: float, atol: float) -> None:
     assert np.abs(slice_of(ours[name], 8) - slices).max() <= max(rel * typical, atol), name
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_first_gradient_of_every_tunable_parameter_in_float64():
   check_gradients(np.float64, "64", rel=1e-7, atol=0)
 
 
+@pytest.mark.slow
 def test_first_gradient_of_every_tunable_parameter():
   # The floor is for one scalar, audio_model.all_gate.5: 4e-4 left of sums near 1, which float32 knows to 1.2e-7 and
   # processors add in different orders; the original itself is 6e-5 off.
   check_gradients(np.float32, "", rel=1e-4, atol=2.4e-7)
 
 
+@pytest.mark.slow
 def test_three_updates():
   """Losses of four steps, parameters after one and three; frozen bits stay, and nothing is kept for them."""
   graphdef, tx, state = tiny_state()
   frozen = jax.tree.map(np.array, state.frozen)
-  want, facts = dict(np.load(GOLDEN / "train_tiny_64_7.npz")), golden_json("train_tiny_64_7")
+  want, facts = golden("train_tiny_64_7"), golden_json("train_tiny_64_7")
 
   loss_of = jax.jit(tiny_loss(graphdef, state.frozen))
   gradient = jax.jit(jax.grad(tiny_loss(graphdef, state.frozen), has_aux=True))
@@ -188,6 +195,7 @@ def test_three_updates():
   assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, np.asarray(b)), frozen, state.frozen))
 
 
+@pytest.mark.slow
 def test_train_step_is_that_update():
   """The step of `mma_dfer_jax.train`, fed with pixels, makes the update that the parts above make by hand."""
   _, tx, state = tiny_state()
@@ -231,9 +239,10 @@ def test_drop_path_rates_lie_on_a_line():
       assert [rate] * 2 == pytest.approx(rates[f"{stream}.blocks.{i}"], abs=1e-7)
 
 
+@pytest.mark.slow
 def test_drop_path_with_the_given_masks(monkeypatch):
   """Per frame in the image stream, per clip in the audio stream, both branches apart, scaled by 1 / keep."""
-  given = dict(np.load(GOLDEN / "train_tiny_droppath_masks.npz"))
+  given = golden("train_tiny_droppath_masks")
   streams = ("image", "audio")
   asked = iter(streams)
 

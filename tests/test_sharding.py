@@ -3,6 +3,7 @@
 import functools
 import types
 
+import commands
 from conftest import tiny
 from flax import nnx
 import jax
@@ -12,7 +13,6 @@ import numpy as np
 import optax
 import pytest
 
-from mma_dfer_jax.benchmark import random_batch
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.losses.cross_entropy import cross_entropy
 from mma_dfer_jax.model import MmaDfer
@@ -28,6 +28,7 @@ GRADIENTS = optax.GradientTransformation(
 )
 
 
+random_batch = commands.load("benchmark").random_batch
 SMALL = tiny(
   image_size=32, audio_shape=(64, 32), image={"depth": 2}, audio={"depth": 2}, prompts={"layers_per_stage": 1}
 )

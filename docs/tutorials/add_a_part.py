@@ -35,7 +35,7 @@ import jax
 from jaxtyping import Array, Float
 
 from mma_dfer_jax import parts
-from mma_dfer_jax.layers import torch_linear
+from mma_dfer_jax.layers import TorchLinear
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,8 +50,8 @@ class Config(parts.Part):
 
 class TwoLayers(nnx.Module):
   def __init__(self, cfg: Config, width: int, num_classes: int, *, rngs: nnx.Rngs):
-    self.first = torch_linear(width, cfg.hidden, rngs=rngs)
-    self.second = torch_linear(cfg.hidden, num_classes, rngs=rngs)
+    self.first = TorchLinear(width, cfg.hidden, rngs=rngs)
+    self.second = TorchLinear(cfg.hidden, num_classes, rngs=rngs)
 
   def __call__(self, clip: Float[Array, "B W"]) -> parts.Outputs:
     return parts.Outputs(self.second(jax.nn.tanh(self.first(clip))))

@@ -1,1 +1,1 @@
-"""What adapts one stream by itself. A file is an adapter; see `parts.Adapter`."""
+"""What adapts one stream by itself. Each file is an adapter; see `parts.Adapter`."""

@@ -11,13 +11,9 @@ AUTHORS = ()
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(parts.Part):
-  """Nothing is added to the stream."""
+  """Adds nothing to the stream."""
 
   tunable: tuple[str, ...] = ()
-
-  def problems_with(self, layers: int) -> list[str]:
-    del layers
-    return []
 
   def count(self, layers: int) -> int:
     del layers
@@ -29,11 +25,9 @@ class Config(parts.Part):
 
 
 class NoAdapter(nnx.Module):
-  """Without prompts, a stream passes as it is."""
+  """Passes the stream unchanged."""
 
-  @property
-  def tokens(self) -> None:
-    return None
+  tokens = None
 
   def update(self, tokens, layer: int):
     del layer

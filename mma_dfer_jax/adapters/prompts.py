@@ -1,4 +1,4 @@
-"""Progressive prompts: tokens beside the patches, and an update added to a few of them in every stage."""
+"""Progressive prompts: tokens beside the patches; each stage adds an update to its own prompts."""
 
 import dataclasses
 
@@ -21,10 +21,11 @@ class Config(parts.Part):
   layers_per_stage: int = 6  # divides the number of layers
   progressive: bool = True  # False: static prompts, without an update in later stages
 
-  def problems_with(self, layers: int) -> list[str]:
-    """Why the layers of the model cannot be divided into stages."""
+  def problems_with(self, layers: int) -> list[str]:  # type: ignore[override]
     if layers % self.layers_per_stage:
-      return [f"{layers} layers must be a multiple of model.prompts.layers_per_stage={self.layers_per_stage}"]
+      return [
+        f"the {layers} layers must be a multiple of model.prompts.layers_per_stage={self.layers_per_stage}"
+      ]
     return []
 
   def count(self, layers: int) -> int:
@@ -36,10 +37,7 @@ class Config(parts.Part):
 
 
 class ProgressivePrompts(nnx.Module):
-  """Intra-modality adaptation.
-
-  Source: paper, "progressive prompts"; `learnable_prompts_init` and `learnable_prompts_progr` of the original.
-  """
+  """Intra-modality adaptation. Source: paper; original `learnable_prompts_init`, `learnable_prompts_progr`."""
 
   def __init__(self, cfg: Config, width: int, layers: int, *, rngs: nnx.Rngs):
     std, stages = width**-0.5, layers // cfg.layers_per_stage
@@ -53,7 +51,7 @@ class ProgressivePrompts(nnx.Module):
     return self.prompt_tokens[...]
 
   def update(self, tokens: Float[Array, "BV N D"], layer: int) -> Float[Array, "BV N D"]:
-    """Adds the update tokens of a stage to its own prompts, after the first layer of that stage only."""
+    """Adds the update tokens of a stage to its own prompts, only after the first layer of that stage."""
     if self.update_tokens is None or layer % self.layers_per_stage:
       return tokens
     stage = layer // self.layers_per_stage

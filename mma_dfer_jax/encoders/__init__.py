@@ -1,1 +1,1 @@
-"""What reads one stream: frames or sound. A file is an encoder; see `parts.Encoder`."""
+"""What reads one stream: frames or sound. Each file is an encoder; see `parts.Encoder`."""

@@ -11,8 +11,7 @@ from mma_dfer_jax import parts
 from mma_dfer_jax.inputs import Inputs
 from mma_dfer_jax.layers import ENCODER_EPS, LayerNorm, TransformerBlock, normalised, sine_positions
 
-# Our path, the name in timm's form, how the layout changes: of MAE-Face's and AudioMAE's files, and under a prefix of
-# the authors' checkpoints.
+# Our path, timm's name, layout: in MAE-Face's and AudioMAE's files, and with a prefix in the authors' checkpoints.
 AUTHORS = (
   ("cls_token", "cls_token", "keep"),
   ("pos_embed", "pos_embed", "keep"),
@@ -25,7 +24,7 @@ AUTHORS = (
   ("blocks/{}/mlp/fc2", "blocks.{}.mlp.fc2", "linear"),
   ("norm", "norm", "norm"),
 )
-# Mean and deviation of what comes in: ImageNet's pixels in [0, 1], and spectrograms as AudioMAE normalises them.
+# Mean and deviation of the input: ImageNet's pixels in [0, 1], and spectrograms as AudioMAE normalises them.
 FRESH_INPUT = {"image": (0.45, 0.225), "audio": (0.0, 0.5)}
 
 
@@ -57,12 +56,13 @@ class Config(parts.Part):
       found.append(f"prompt_positions={self.prompt_positions} must not be negative")
     return found
 
-  def problems_with(self, stream: str, inputs: Inputs) -> list[str]:
-    """Why these inputs cannot be cut into patches."""
-    sizes = {"image_size": inputs.image_size}
+  def problems_with(self, stream: str, inputs: Inputs) -> list[str]:  # type: ignore[override]
+    sizes, found = {"image_size": inputs.image_size}, []
     if stream == "audio":
       sizes = {f"audio_shape[{i}]": n for i, n in enumerate(inputs.audio_shape)}
-    return [
+      if (self.mean, self.std) != (Config.mean, Config.std):
+        found.append("model.audio.mean and model.audio.std are for pixels only: remove them")
+    return found + [
       f"inputs.{name}={n} must be a multiple of model.{stream}.patch_size={self.patch_size}"
       for name, n in sizes.items()
       if n % self.patch_size
@@ -78,9 +78,9 @@ class Config(parts.Part):
 
 
 class MaeEncoder(nnx.Module):
-  """Fresh parameters start as MAE's; a pretrained file goes over them.
+  """Starts as MAE's; a pretrained file replaces these parameters. `pos_embed` covers class token, patches and prompts.
 
-  Source: MAE's `models_vit.py` as called by MMA-DFER; `pos_embed` covers class token, patches and prompts.
+  Source: MAE's `models_vit.py` as called by MMA-DFER.
   """
 
   def __init__(self, cfg: Config, stream: str, inputs: Inputs, num_prompts: int, *, rngs: nnx.Rngs):
@@ -91,8 +91,8 @@ class MaeEncoder(nnx.Module):
     channels, patch = 3 if frames else 1, (cfg.patch_size,) * 2
     self.patch_embed = nnx.Conv(channels, cfg.width, patch, strides=patch, padding="VALID", rngs=rngs)
     assert self.patch_embed.bias is not None  # it is there unless use_bias=False
-    # Xavier on the flattened patch, as in MAE, and the input's normalisation folded in: MMA-DFER leaves it out, and
-    # without it a fresh encoder hardly sees its input (a pretrained one brings weights of its own).
+    # Xavier on the flattened patch, as in MAE, with the input's normalisation folded in: MMA-DFER does not normalise, and
+    # a fresh encoder would hardly see its input (pretrained weights replace these).
     mean, deviation = FRESH_INPUT[stream]
     shape = (channels * cfg.patch_size**2, cfg.width)
     flat = nnx.initializers.xavier_uniform()(rngs.params(), shape, jnp.float32) / deviation
@@ -114,7 +114,7 @@ class MaeEncoder(nnx.Module):
 
     Args:
       x: video (B, T, H, W, 3), uint8 or float in [0, 1], or spectrogram (B, F, K) float.
-      prompts: (P, D), the same for all sequences; None: there are none.
+      prompts: (P, D), the same for all sequences; None if there are none.
     """
     frames = x.ndim == 5  # as (B·T, H, W, 3); a spectrogram as (B, F, K, 1)
     x = normalised(x, self.mean, self.std).reshape(-1, *x.shape[2:]) if frames else x[..., None]

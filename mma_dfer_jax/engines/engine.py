@@ -1,20 +1,20 @@
-"""What answers: an engine, the facts about its model, and `load_model`, which finds the engine for a path.
+"""What can answer: an engine, the facts about its model, and `load_model`, which finds the engine for a path.
 
-An engine is a file of this folder, and nothing is registered anywhere. It has
+Each file of this folder is an engine; there is no registry. It has
 
   OPENS                                what it opens, for people
-  opens(path) -> bool                  whether a path is such a thing; cheap
+  opens(path) -> bool                  whether it opens a path; cheap
   describe(path, step, precision)      the `About` of the model there; reads no parameters
   load(path, about, sharding)          the engine
 
-and imports nothing heavy at its top. (`jax` does, for it computes with what training computes with: it is asked last.)
+and imports nothing heavy at its top. (`jax` does, for it uses the code of training: it is asked last.)
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import importlib
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 from jaxtyping import Float, Float32, UInt8
 import numpy as np
@@ -25,45 +25,33 @@ from mma_dfer_jax.inputs import Inputs
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class About:
-  """The facts about a model that answers.
-
-  Attributes:
-    inputs: sizes of what it is fed with.
-    streams: which of "image" and "audio" it looks at.
-    classes: names, in the order of the logits.
-    class_order: where that order comes from, in words.
-    recipe: how its training data were prepared.
-    origin: what to quote beside an answer: the step of the run or the converted file, and the version.
-    precision: of what is computed, "float32" or "bfloat16"; logits are float32 in any.
-    fingerprint: sha256 of its weights: an answer stays right as long as it stays.
-    sample_rates: of the sounds that it was trained and tested on, Hz; empty if that is not known.
-    config: all fields of its run, flat ("data.fold"); empty if it does not come as a run.
-  """
+  """The facts about a model that answers."""
 
   inputs: Inputs
-  streams: tuple[str, ...]
-  classes: tuple[str, ...]
-  class_order: str
-  recipe: Mapping[str, Any]
-  origin: Mapping[str, Any]
-  precision: str
-  fingerprint: str
-  sample_rates: tuple[int, ...] = ()
-  config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  streams: tuple[str, ...]  # those of "image" and "audio" that it has an encoder for
+  classes: tuple[str, ...]  # names, in the order of the logits
+  class_order: str  # where that order comes from, in words
+  recipe: Mapping[str, Any]  # how its training data were prepared
+  origin: Mapping[str, Any]  # what to quote beside an answer: step of the run or converted file, and version
+  precision: str  # of the computation, "float32" or "bfloat16"; logits are float32 in both
+  fingerprint: str  # sha256 of its weights: the same fingerprint gives the same answers
+  sample_rates: tuple[int, ...] = ()  # of the sounds in its training and test clips, Hz; empty if unknown
+  config: Mapping[str, Any] = dataclasses.field(
+    default_factory=dict
+  )  # flat fields of its run; empty if converted
 
   @property
   def step(self) -> int | None:
-    """Updates it has seen in its run; None if it was converted."""
+    """Updates that its run made before; None if it was converted."""
     return self.origin.get("step")
 
 
-@runtime_checkable
-class Engine(Protocol):
-  """Answers batches of clips, whatever computes it."""
+@dataclasses.dataclass(frozen=True, repr=False)
+class Engine:
+  """Answers batches of clips; `repr` gives five lines of facts. A subclass has `answer` and `parameters`."""
 
-  @property
-  def about(self) -> About:
-    """The facts about its model."""
+  about: About
+  path: Path  # of the model
 
   def __call__(
     self,
@@ -78,6 +66,20 @@ class Engine(Protocol):
     Raises:
       UserError: with everything that is wrong with shapes, types and values, see `check_inputs`.
     """
+    video, spectrogram = np.asarray(video), np.asarray(spectrogram)
+    check_inputs(self.about.inputs, video, spectrogram)
+    return np.asarray(self.answer(video, spectrogram))
+
+  answer: ClassVar[Callable[..., Any]]  # (self, video, spectrogram) -> logits, of inputs that fit
+  parameters: ClassVar[Callable[[Any], str]]  # how many there are, or where, in words
+
+  def __repr__(self) -> str:
+    about = self.about
+    origin = f" (step {about.step})" if about.step is not None else ""
+    return (
+      f"{type(self).__name__} of {self.path}{origin}\n  classes: {', '.join(about.classes)}\n  takes: {about.inputs}\n"
+      f"  parameters: {self.parameters()}\n  precision: {about.precision}"
+    )
 
 
 def load_model(
@@ -86,11 +88,11 @@ def load_model(
   """Opens a model: the workdir of a run, a model folder that `convert` wrote, or a file that `export` wrote.
 
   Args:
-    path: of it.
-    step: of a workdir: "last", "best" (by WAR on the test clips), or the number of a saved step.
-    precision: of what is computed, "float32" or "bfloat16"; None: as it was trained or exported, and float32 for a
-      model folder. The parameters as they were saved come with "float32".
-    sharding: of all parameters in JAX; None: they are on the first device.
+    path: the folder or file.
+    step: of a workdir: "last", "best" (by WAR on the test clips), or a saved step number.
+    precision: of the computation, "float32" or "bfloat16"; None: as it was trained or exported, and float32 for a
+      converted model. With "float32" the parameters are exactly the saved ones.
+    sharding: of all parameters in JAX; None: on the first device.
   Raises:
     UserError: if there is no such model.
   """
@@ -100,33 +102,31 @@ def load_model(
 
 
 def describe(path: str | Path, *, step: int | str = "last", precision: str | None = None) -> About:
-  """The facts about what `load_model` would open; arguments and errors are the same, and nothing long is done."""
+  """The facts about the model that `load_model` opens with the same arguments; reads no parameters."""
   path = Path(path)
   return _engine_of(path).describe(path, step, precision)
 
 
 def _engine_of(path: Path) -> Any:
   """The module of the engine for a path; UserError, with what can be opened, if there is none."""
-  files = (file.stem for file in Path(__file__).parent.glob("*.py"))
-  names = sorted({*files} - {"__init__", "engine"}, key=lambda name: (name == "jax", name))
+  files = {file.stem for file in Path(__file__).parent.glob("*.py")} - {"__init__", "engine"}
   known = []
-  for name in names:
+  for name in sorted(files, key=lambda name: (name == "jax", name)):
     module = importlib.import_module(f"{__package__}.{name}")
     if module.opens(path):
       return module
     known.append(module.OPENS)
-  what = "no model that can be opened" if path.exists() else "not there"
-  convert = "a checkpoint of the authors must be converted first: python -m mma_dfer_jax.convert"
-  raise listed(f"{path} is {what}; a model is", known, convert * path.is_file())
+  what = "is no model that can be opened" if path.exists() else "does not exist"
+  advice = "an authors' checkpoint must be converted first: python -m mma_dfer_jax.convert"
+  raise listed(f"{path} {what}; a model is", known, advice * path.is_file())
 
 
 def check_inputs(inputs: Inputs, video: np.ndarray, spectrogram: np.ndarray) -> None:
   """Raises UserError with everything that is wrong with a batch of clips."""
   problems = []
   if len(video) != len(spectrogram) or not len(video):
-    problems.append(
-      f"{len(video)} videos, {len(spectrogram)} spectrograms: give as many of each, at least one"
-    )
+    given = f"{len(video)} videos, {len(spectrogram)} spectrograms"
+    problems.append(f"{given}: give as many of each, at least one")
   for name, array, shape in (
     ("video", video, inputs.video_shape),
     ("spectrogram", spectrogram, inputs.audio_shape),
@@ -134,33 +134,17 @@ def check_inputs(inputs: Inputs, video: np.ndarray, spectrogram: np.ndarray) -> 
     if array.shape[1:] != shape:
       problems.append(f"{name} must be (B, {', '.join(map(str, shape))}); it is {array.shape}")
   if video.dtype != np.uint8 and not (video.dtype.kind == "f" and video.min() >= 0 and video.max() <= 1):
-    problems.append(
-      f"video must be uint8, or floating point in [0, 1]; it is {video.dtype}, {video.min()} to {video.max()}"
-    )
+    given = f"{video.dtype}, {video.min()} to {video.max()}"
+    problems.append(f"video must be uint8, or floating point in [0, 1]; it is {given}")
   if spectrogram.dtype.kind != "f":
     problems.append(f"spectrogram must be floating point; it is {spectrogram.dtype}")
   elif not np.isfinite(spectrogram).all():
     problems.append("spectrogram holds infinite or undefined (NaN) values")
   if problems:
-    raise listed("this cannot be answered", problems)
-
-
-def summary(engine: Engine, source: object, parameters: str) -> str:
-  """Five lines that say what an engine is, for `repr`."""
-  about, i = engine.about, engine.about.inputs
-  origin = f" (step {about.step})" if about.step is not None else ""
-  return "\n".join(
-    [
-      f"{type(engine).__name__} of {source}{origin}",
-      f"  classes: {', '.join(about.classes)}",
-      f"  takes: video (B, {', '.join(map(str, i.video_shape))}), spectrogram (B, {', '.join(map(str, i.audio_shape))})",
-      f"  parameters: {parameters}",
-      f"  precision: {about.precision}",
-    ]
-  )
+    raise listed("this batch cannot be answered", problems)
 
 
 def refuse_step(path: Path, step: int | str, kind: str) -> None:
-  """Raises UserError if a step is asked of what has none."""
+  """Raises UserError if the user chose a step of a model without steps."""
   if step != "last":
-    raise UserError(f"{path} is {kind}, which has no steps; --step={step} cannot choose one")
+    raise UserError(f"{path} is {kind}, which has no steps; leave out --step={step}")

@@ -1,4 +1,4 @@
-"""A run or a model folder, by JAX: the same program as in training."""
+"""Answers with a run or a model folder, by JAX: the same program as in training."""
 
 import dataclasses
 from pathlib import Path
@@ -6,10 +6,10 @@ from pathlib import Path
 from flax import nnx
 import jax
 from jax.sharding import Sharding
-from jaxtyping import Array, Float, Float32, UInt8
+from jaxtyping import Array, Float, Float32
 import numpy as np
 
-from mma_dfer_jax.engines.engine import About, check_inputs, refuse_step, summary
+from mma_dfer_jax.engines.engine import About, Engine, refuse_step
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.model import ModelConfig
 from mma_dfer_jax.parameters import PRECISIONS, abstract_model, cast, count, split_tunable, tunable_patterns
@@ -19,24 +19,17 @@ from mma_dfer_jax.training.start import open_stored
 from mma_dfer_jax.training.steps import in_float32
 
 OPENS = "the workdir of a run (with run.json), or a folder that convert wrote (with model.json)"
-MATMUL_PRECISION = "float32"  # accelerators would otherwise take TF32 or bfloat16 for float32 on their own
+MATMUL_PRECISION = "float32"  # accelerators would otherwise compute float32 in TF32 or bfloat16
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class JaxEngine:
-  """MMA-DFER in JAX.
+class JaxEngine(Engine):
+  """MMA-DFER in JAX."""
 
-  Attributes:
-    about: what to know of it.
-    path: where it comes from.
-    cfg: parts and sizes.
-    graphdef, tunable, frozen: what `nnx.merge` makes the Flax module of; parameters are in `about.precision`.
-  """
-
-  about: About
-  path: Path
-  cfg: ModelConfig
-  graphdef: nnx.GraphDef
+  cfg: ModelConfig  # parts and sizes
+  graphdef: (
+    nnx.GraphDef
+  )  # with the two states, `nnx.merge` makes the Flax module; parameters are in `about.precision`
   tunable: nnx.State
   frozen: nnx.State
 
@@ -46,23 +39,17 @@ class JaxEngine:
   def logits(
     self, tunable: nnx.State, frozen: nnx.State, video: Array, spectrogram: Float[Array, "B F K"]
   ) -> Float32[Array, "B C"]:
-    """What is computed, to be traced; see `__call__`."""
+    """The computation, to be traced."""
     with jax.default_matmul_precision(MATMUL_PRECISION):
       model = nnx.merge(self.graphdef, tunable, frozen)
       return in_float32(model(video, spectrogram.astype(PRECISIONS[self.about.precision]))).logits
 
-  def __call__(
-    self,
-    video: UInt8[np.ndarray, "B T H W 3"] | Float[np.ndarray, "B T H W 3"],
-    spectrogram: Float[np.ndarray, "B F K"],
-  ) -> Float32[np.ndarray, "B C"]:
-    video, spectrogram = np.asarray(video), np.asarray(spectrogram)
-    check_inputs(self.about.inputs, video, spectrogram)
-    return np.asarray(self._logits(self.tunable, self.frozen, video, spectrogram))  # type: ignore[attr-defined]
+  def answer(self, video: np.ndarray, spectrogram: np.ndarray) -> Array:
+    return self._logits(self.tunable, self.frozen, video, spectrogram)  # type: ignore[attr-defined]
 
-  def __repr__(self) -> str:
+  def parameters(self) -> str:
     tunable, frozen = count(self.tunable), count(self.frozen)
-    return summary(self, self.path, f"{tunable + frozen:,}, of which {tunable:,} tunable")
+    return f"{tunable + frozen:,}, of which {tunable:,} tunable"
 
 
 def opens(path: Path) -> bool:
@@ -70,16 +57,15 @@ def opens(path: Path) -> bool:
 
 
 def describe(path: Path, step: int | str, precision: str | None) -> About:
+  is_run = (path / "run.json").exists()
   if precision not in (None, *PRECISIONS):
     raise UserError(f"precision={precision!r}: choose one of {', '.join(PRECISIONS)}")
-  if not (path / "run.json").exists():
+  if not is_run:
     refuse_step(path, step, "a converted model")
-  stored, facts = open_stored(path, step), {}
-  cfg, said = stored.model, stored.about
-  if (path / "run.json").exists():
-    run = read_run(path)
-    facts = {"config": run["config"]}
-    origin = {"step": said["source"]["step"], "version": run["version"]}
+  stored = open_stored(path, step)
+  said = stored.about
+  if is_run:
+    origin = {key: said["source"][key] for key in ("step", "version")}
   else:
     origin = {"converted_from": said["source"], "version": said["version"]}
   precision = precision or said.get("precision", "float32")
@@ -87,8 +73,8 @@ def describe(path: Path, step: int | str, precision: str | None) -> About:
     raise UserError(f"{path} was trained in {precision!r}, which is none of {', '.join(PRECISIONS)}")
   check_precision(precision)
   return About(
-    inputs=cfg.inputs,
-    streams=tuple(name for name in ("image", "audio") if getattr(cfg, name).depth),
+    inputs=stored.model.inputs,
+    streams=tuple(name for name in ("image", "audio") if getattr(stored.model, name).depth),
     classes=tuple(said["classes"]),
     class_order=said["class_order"],
     recipe=said["recipe"],
@@ -96,12 +82,12 @@ def describe(path: Path, step: int | str, precision: str | None) -> About:
     precision=precision,
     fingerprint=stored.sha256,
     sample_rates=tuple(said.get("sample_rates", ())),
-    **facts,
+    config=read_run(path)["config"] if is_run else {},
   )
 
 
 def load(path: Path, about: About, sharding: Sharding | None) -> JaxEngine:
-  """Opens it; what is compiled for it is kept on disk for later processes, see `keep_compiled`."""
+  """Opens a model; compiled programs are kept on disk for later processes, see `keep_compiled`."""
   keep_compiled()
   stored = open_stored(path, "last" if about.step is None else about.step)
   values = stored.read()

@@ -1,1 +1,1 @@
-"""What lets the two streams look at each other. A file is a fusion; see `parts.Fusion`."""
+"""What exchanges information between the streams. Each file is a fusion; see `parts.Fusion`."""

@@ -1,4 +1,4 @@
-"""Fusion Bottleneck: compress both streams, give each the other's summary, expand, gate, add."""
+"""Fusion Bottleneck: compress both streams, add the other's summary to each, expand, gate, add."""
 
 import dataclasses
 import re
@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mma_dfer_jax import parts
-from mma_dfer_jax.layers import TORCH_EPS, LayerNorm, gelu, torch_linear
+from mma_dfer_jax.layers import TORCH_EPS, LayerNorm, TorchLinear, gelu
 
-AUTHORS = (  # the sound's compression lies in the image encoder of the original
+AUTHORS = (  # the original keeps the sound's compression in the image encoder
   ("image_down", "image_encoder.temporal_pre.{}", "linear"),
   ("image_norm", "image_encoder.temporal_pre_norm.{}", "norm"),
   ("audio_down", "image_encoder.audio_proj_pre.{}.0", "linear"),
@@ -30,7 +30,7 @@ class Config(parts.Part):
 
   width: int = 128  # R, of the compressed tokens
   layers: str = "all"  # or "last 6", "first 3", "even", or numbers from 0: "0,2,4"
-  direction: str = "both"  # or to_image, to_audio; own: each stream is given its own code alone (no exchange)
+  direction: str = "both"  # or to_image, to_audio; own: each stream gets only its own code (no exchange)
 
   def problems(self) -> list[str]:
     found = super().problems()
@@ -42,16 +42,13 @@ class Config(parts.Part):
       )
     return found
 
-  def problems_with(self, layers: int) -> list[str]:
-    """Why the model cannot have a fusion in these of its layers."""
+  def problems_with(self, layers: int) -> list[str]:  # type: ignore[override]
     word, _, number = self.layers.partition(" ")
-    named = [int(number) - 1] if number else [int(n) for n in re.findall(r"\d+", word)]
-    return [f"model.fusion.layers={self.layers!r}, but there are {layers} layers"] * any(
-      n >= layers for n in named
-    )
+    last = int(number) - 1 if number else max(map(int, re.findall(r"\d+", word)), default=0)
+    return [f"model.fusion.layers={self.layers!r}, but the model has {layers} layers"] * (last >= layers)
 
   def acts_in(self, layer: int, layers: int) -> bool:
-    """Whether there is a bottleneck in a layer, of so many."""
+    """Whether there is a bottleneck in one of the model's layers."""
     word, _, number = self.layers.partition(" ")
     if number:
       return layer < int(number) if word == "first" else layer >= layers - int(number)
@@ -60,19 +57,16 @@ class Config(parts.Part):
   def build(
     self, image: parts.Encoder, audio: parts.Encoder, layer: int, layers: int, *, rngs: nnx.Rngs
   ) -> parts.Fusion:
-    if not self.acts_in(layer, layers):
-      return parts.Apart()
-    return FusionBottleneck(self, image, audio, rngs=rngs)
+    acts = self.acts_in(layer, layers)
+    return FusionBottleneck(self, image, audio, rngs=rngs) if acts else parts.Apart()
 
 
 class FusionBottleneck(nnx.Module):
-  """Cross-modal alignment.
+  """Cross-modal alignment. Source: paper; original `temporal_pre`, `audio_proj_pre`, `temporal_att_post`, `all_gate`.
 
-  Every token takes part, class token and prompts included, in the means as well as in the sums; audio is given the
-  image code before fusion. Gates start at 0, so that training starts from the untouched encoders. A stream that is
-  not there, or that nothing flows to, has no parameters of its own for it.
-
-  Source: paper, "Fusion Bottleneck"; original `temporal_pre`, `audio_proj_pre`, `temporal_att_post`, `all_gate`.
+  Every token, class token and prompts included, enters the means and the sums; audio gets the image code from before the
+  fusion. Gates start at 0, so that training starts from the untouched encoders. An absent stream, or one that nothing
+  flows to, has no parameters for it.
   """
 
   def __init__(self, cfg: Config, image: parts.Encoder, audio: parts.Encoder, *, rngs: nnx.Rngs):
@@ -80,17 +74,16 @@ class FusionBottleneck(nnx.Module):
     self.exchange = cfg.direction != "own"
 
     def half(encoder: parts.Encoder, name: str):
-      """(down, norm, up, gate) of a stream; None what it does not need."""
-      if not encoder.width or (
-        cfg.direction in ("to_image", "to_audio") and not (image.width and audio.width)
-      ):
+      """(down, norm, up, gate) of a stream; None for what it does not need."""
+      one_way = cfg.direction in ("to_image", "to_audio")
+      if not encoder.width or (one_way and not (image.width and audio.width)):
         return None, None, None, None
       draws = parts.own(rngs, name)
-      down = torch_linear(encoder.width, cfg.width, rngs=draws)
+      down = TorchLinear(encoder.width, cfg.width, rngs=draws)
       norm = LayerNorm(cfg.width, epsilon=TORCH_EPS, rngs=draws)
-      if cfg.direction not in ("both", "own", f"to_{name}"):
+      if one_way and cfg.direction != f"to_{name}":
         return down, norm, None, None
-      return down, norm, torch_linear(cfg.width, encoder.width, rngs=draws), nnx.Param(jnp.zeros((1,)))
+      return down, norm, TorchLinear(cfg.width, encoder.width, rngs=draws), nnx.Param(jnp.zeros((1,)))
 
     self.image_down, self.image_norm, self.image_up, self.image_gate = half(image, "image")
     self.audio_down, self.audio_norm, self.audio_up, self.audio_gate = half(audio, "audio")

@@ -1,1 +1,1 @@
-"""What makes logits of a clip. A file is a head; see `parts.Head`."""
+"""What makes the logits of a clip. Each file is a head."""

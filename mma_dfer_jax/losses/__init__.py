@@ -1,1 +1,1 @@
-"""What training lowers. A file is a loss; see `parts.Loss`."""
+"""What training minimises. Each file is a loss; see `parts.Loss`."""

@@ -19,5 +19,5 @@ class Config:
 
 
 def cross_entropy(outputs: parts.Outputs, batch: Mapping[str, Array]) -> Float[Array, "B"]:
-  """Of each clip, in nats."""
+  """One loss for each clip, in nats."""
   return optax.softmax_cross_entropy_with_integer_labels(outputs.logits, batch["label"])

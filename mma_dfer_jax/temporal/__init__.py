@@ -1,1 +1,1 @@
-"""What makes one vector of all moments of a clip. A file is a temporal model; see `parts.Temporal`."""
+"""What makes one vector of all moments of a clip. Each file is a temporal model."""

@@ -12,11 +12,10 @@ AUTHORS = ()
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(parts.Part):
-  """All moments count alike."""
+  """Gives every moment the same weight."""
 
-  width: int = (
-    512  # of the joint features; 0: those of the encoders as they are, without a projection (linear probe)
-  )
+  # W of the joint features; 0: the encoders' own width, without a projection (linear probe)
+  width: int = 512
   tunable: tuple[str, ...] = ()
   MAY_BE_ZERO = ("width",)
 

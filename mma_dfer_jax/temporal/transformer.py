@@ -1,13 +1,14 @@
 """Multimodal Temporal Transformer: a class token attends over the moments; there is no final norm."""
 
 import dataclasses
+from typing import Any
 
 from flax import nnx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mma_dfer_jax import parts
-from mma_dfer_jax.layers import TORCH_EPS, TransformerBlock, torch_linear
+from mma_dfer_jax.layers import TORCH_EPS, TorchLinear, TransformerBlock
 
 _LAYER = "temporal_net.temporal_transformer.layers.{}"
 AUTHORS = (
@@ -37,23 +38,19 @@ class Config(parts.Part):
 
 
 class MultimodalTemporalTransformer(nnx.Module):
-  """Source: paper; original `temporal_net` (its `norm2` never runs and is left out here)."""
+  """Source: paper; original `temporal_net` (without its `norm2`, which never runs)."""
 
   def __init__(self, cfg: Config, moments: int, *, rngs: nnx.Rngs):
     self.cls_token = nnx.Param(rngs.params.normal((1, 1, cfg.width)))
     self.pos_embed = nnx.Param(rngs.params.normal((1, 1 + moments, cfg.width)))
+    unlike_encoders: dict[str, Any] = {
+      "qkv_bias": False,
+      "eps": TORCH_EPS,
+      "tanh_gelu": True,
+      "linear": TorchLinear,
+    }
     self.blocks = nnx.List(
-      TransformerBlock(
-        cfg.width,
-        cfg.heads,
-        cfg.mlp_dim,
-        head_dim=cfg.head_dim,
-        qkv_bias=False,
-        eps=TORCH_EPS,
-        tanh_gelu=True,
-        linear=torch_linear,
-        rngs=rngs,
-      )
+      TransformerBlock(cfg.width, cfg.heads, cfg.mlp_dim, head_dim=cfg.head_dim, rngs=rngs, **unlike_encoders)
       for _ in range(cfg.depth)
     )
 

@@ -17,10 +17,9 @@ from mma_dfer_jax.layers import REMAT
 from mma_dfer_jax.model import SLOTS, ModelConfig
 from mma_dfer_jax.parameters import PRECISIONS, tunable_patterns
 from mma_dfer_jax.training.sharding import check_batch_size, check_precision, make_mesh
-from mma_dfer_jax.training.start import InitFrom, open_init
-from mma_dfer_jax.weights.pretrained import PretrainedEncoder, open_pretrained
-
-Start = InitFrom | PretrainedEncoder  # each with name, sha256, describe() and read()
+from mma_dfer_jax.training.start import open_init
+from mma_dfer_jax.weights.files import Start
+from mma_dfer_jax.weights.pretrained import open_pretrained
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,6 @@
-"""Starting from the weights of another model: a run, a model folder, or an authors' file; whatever fits is taken."""
+"""Starts from the weights of another model (a run, a model folder or an authors' file): takes whatever fits."""
 
-from collections.abc import Callable, Mapping, Sequence
-import dataclasses
+from collections.abc import Mapping, Sequence
 import functools
 import hashlib
 import json
@@ -17,34 +16,28 @@ from mma_dfer_jax.model import SLOTS, ModelConfig
 from mma_dfer_jax.parameters import abstract_model, flat_params, parameter_shapes, split_tunable
 from mma_dfer_jax.training.checkpoints import Checkpointer, load_frozen
 from mma_dfer_jax.training.run import check_same_run, model_of, read_run
-from mma_dfer_jax.weights.files import StoredModel, Tensor, check_finite
+from mma_dfer_jax.weights.files import Start, StoredModel, Tensor
 from mma_dfer_jax.weights.folder import open_folder
 from mma_dfer_jax.weights.mma_dfer import UNUSED, open_checkpoint
 from mma_dfer_jax.weights.positions import resize_positions
 
-# Fields of a part that change nothing of what its weights mean.
+# Fields of a part that do not change the meaning of its weights.
 OF_TRAINING = {"name", "tunable", "drop_path", "prompt_positions"}
 
 
 def open_stored(path: Path, step: int | str = "last") -> StoredModel:
-  """The workdir of a run (at step "last", "best" or a number), a model folder, an authors' .pth or .safetensors.
-
-  Raises:
-    UserError: if it is none of them, or damaged.
-  """
+  """Opens a run's workdir (at step "last", "best", or a saved number), a model folder, an authors' .pth or .safetensors."""
   if not path.is_dir():
     return open_checkpoint(path)
   if (path / "run.json").is_file():
     return open_run(path, step)
   if (path / "model.json").is_file():
     return open_folder(path)
-  raise UserError(
-    f"{path} is neither the workdir of a run (it has no run.json) nor a model folder (no model.json)"
-  )
+  raise UserError(f"{path} is neither the workdir of a run (no run.json) nor a model folder (no model.json)")
 
 
 def open_run(workdir: Path, step: int | str = "last") -> StoredModel:
-  """The model of a run, whose parameters are read when the first is needed; UserError if there is no such step."""
+  """The model that a run has trained; reading the first parameter reads all. UserError without such a checkpoint."""
   run = read_run(workdir)
   model = model_of(run)
   checkpointer = Checkpointer(workdir, read_only=True)
@@ -72,8 +65,10 @@ def open_run(workdir: Path, step: int | str = "last") -> StoredModel:
 
   about = {
     "assumed": {},
-    **{key: run[key] for key in ("classes", "recipe", "tunable")},
+    "classes": run["classes"],
     "class_order": f"of the data set {run['config']['data.name']}",
+    "recipe": run["recipe"],
+    "tunable": run["tunable"],
     "precision": run["config"]["precision"],
     "sample_rates": run["data_set"]["sample_rates"],
     "source": {"run": workdir.resolve().name, "step": found, "version": run["version"]},
@@ -83,7 +78,7 @@ def open_run(workdir: Path, step: int | str = "last") -> StoredModel:
 
 
 def _sha256_of_run(workdir: Path, run: dict[str, Any], step: int) -> str:
-  """Changes with what the run is and with its tunable parameters; frozen ones follow from what it is."""
+  """Of the run's description and its tunable parameters; the description determines the frozen ones."""
   what = {key: value for key, value in run["config"].items() if key == "seed" or key.startswith("model.")}
   digest = hashlib.sha256(json.dumps([run["classes"], run["starts"], what], sort_keys=True).encode())
   folder = workdir / "checkpoints" / str(step) / "tunable"
@@ -93,144 +88,107 @@ def _sha256_of_run(workdir: Path, run: dict[str, Any], step: int) -> str:
   return digest.hexdigest()
 
 
-@dataclasses.dataclass(frozen=True)
-class InitFrom:
-  """Weights of another model, fitted to this one; see `training.check.Start`."""
+def open_init(path: str | Path, model: ModelConfig, classes: Sequence[str]) -> Start:
+  """Opens the weights of another model and fits them to this one with its class names, part by part.
 
-  stored: StoredModel  # the other model
-  taken: dict[str, Tensor]  # parameters of this model that come from it
-  lines: tuple[str, ...]  # what is taken, what starts fresh and what is left out, by part
-
-  name = "init_from"
-
-  @property
-  def sha256(self) -> str:
-    return self.stored.sha256
-
-  def describe(self) -> str:
-    return f"init_from: {self.stored.path}, sha256 {self.sha256[:16]}…; {'; '.join(self.lines)}"
-
-  def read(self) -> dict[str, np.ndarray]:
-    """Float32 parameters by path, without position rows of fresh prompts; UserError if damaged or not finite."""
-    self.stored.verify()
-    arrays = {path: tensor.read().astype(np.float32) for path, tensor in self.taken.items()}
-    check_finite(str(self.stored.path), arrays)
-    return arrays
-
-
-def open_init(path: str | Path, model: ModelConfig, classes: Sequence[str]) -> InitFrom:
-  """Opens the weights of another model and fits them to this one, part by part.
-
-  A part is taken if both models have the same one; within it, every tensor of the same shape is. Position tables of
+  A part is taken if both models have the same one, and within it every tensor of the same shape. Position tables of
   encoders are resized to another grid; their rows for prompts are taken only with the prompts themselves. A classifier
-  is taken for the same class names, and reordered by name if they stand in another order.
+  is taken if the class names are the same, and reordered by name.
 
-  Args:
-    path: see `open_stored`.
-    model: to be started.
-    classes: its class names.
   Raises:
     UserError: if a part has another number of attention heads, or nothing fits.
   """
   stored = open_stored(Path(path))
   if problems := _problems_of_heads(stored, model):
     raise listed(f"{path} cannot start this model", problems)
-  taken: dict[str, Tensor] = {}
-  lines = []
   slots = {place.split("/")[0]: name for name, slot in SLOTS.items() for place in slot.places}
   theirs = [path for path in stored.tensors if not path.startswith(UNUSED)]
+  taken: dict[str, Tensor] = {}
+  lines = []
   for place in dict.fromkeys(path.split("/")[0] for path in (*parameter_shapes(model), *theirs)):
-    here, line = _fitted(place, slots.get(place, ""), stored, model, tuple(classes))
+    here, line = _fitted(place, slots.get(place, ""), stored, model, classes)
     taken |= here
     lines.append(f"{place}: {line}")
   if not taken:
     raise UserError(f"{path}: nothing of it fits this model; {'; '.join(lines)}")
-  return InitFrom(stored, taken, tuple(lines))
+  return Start("init_from", stored, tuple(lines), taken)
 
 
 def _problems_of_heads(stored: StoredModel, model: ModelConfig) -> list[str]:
-  """Shapes are the same for any number of heads, so they are compared where the source says them."""
+  """Shapes are the same for any number of heads, so they are compared unless the source had to assume them."""
   assumed = {"temporal"} if "temporal.heads" in stored.about["assumed"] else set()
   assumed |= {"image", "audio"} if "heads" in stored.about["assumed"] else set()
   problems = []
   for name in SLOTS.keys() - assumed:
-    there, here = (getattr(getattr(cfg, name), "heads", None) for cfg in (stored.model, model))
-    if _same_part(name, stored.model, model) and there != here:
-      problems.append(f"model.{name}.heads={here}, but it has {there} heads")
+    there, here = getattr(stored.model, name), getattr(model, name)
+    if type(there) is type(here) and getattr(there, "heads", 0) != getattr(here, "heads", 0):
+      problems.append(f"model.{name}.heads={here.heads}, but it has {there.heads} heads")
   return sorted(problems)
 
 
-def _same_part(slot: str, one: ModelConfig, other: ModelConfig) -> bool:
-  return type(getattr(one, slot)) is type(getattr(other, slot))
-
-
 def _fitted(
-  place: str, slot: str, stored: StoredModel, model: ModelConfig, classes: tuple[str, ...]
+  place: str, slot: str, stored: StoredModel, model: ModelConfig, classes: Sequence[str]
 ) -> tuple[dict[str, Tensor], str]:
-  """Of a place of the model, as "fusion", and its slot, or "": the tensors that are taken, and a line about them."""
-  found = {path: tensor for path, tensor in stored.tensors.items() if path.startswith(f"{place}/")}
-  shapes = {path: shape for path, shape in parameter_shapes(model).items() if path.startswith(f"{place}/")}
+  """The tensors of one place ("fusion") that this model takes, and a line about it; joint adaptation has no slot."""
+  found: Mapping[str, Tensor] = {
+    path: t for path, t in stored.tensors.items() if path.startswith(f"{place}/")
+  }
+  wanted = {path: shape for path, shape in parameter_shapes(model).items() if path.startswith(f"{place}/")}
   notes: list[str] = []
   if slot:
-    there, here = (getattr(cfg, slot) for cfg in (stored.model, model))
+    there, here = getattr(stored.model, slot), getattr(model, slot)
     if type(there) is not type(here):
-      what = f"{len(shapes)} tensors fresh" if shapes else f"{len(found)} tensors left out"
+      what = f"{len(wanted)} tensors fresh" if wanted else f"{len(found)} tensors left out"
       return {}, f"{what}, {parts.place_of(there)} there and {parts.place_of(here)} here"
-    # Settings that shapes need not show.
     before, now = parts.fields_of(there), parts.fields_of(here)
-    notes = [
+    notes += [
       f"{k}={now[k]} instead of {before[k]}" for k in now if k not in OF_TRAINING and now[k] != before[k]
     ]
-  if place == "classifier":
+  if slot == "head":
     found, more = _by_class(found, stored.about["classes"], classes, parts.place_of(model.head))
     notes += more
   if slot in ("image", "audio") and f"{place}/pos_embed" in found:
-    found, more = _with_positions(found, f"{place}/pos_embed", slot, stored.model, model)
-    notes += more
-
-  def fits(path: str) -> bool:
-    rows_may_lack = slot in ("image", "audio") and path.endswith("/pos_embed")  # those of fresh prompts
-    there, here = found[path].shape, shapes[path]
-    return there[2] == here[2] if rows_may_lack else there == here
-
-  taken = {path: found[path] for path in shapes if path in found and fits(path)}
-  fresh = [
-    path.partition("/")[2] + (f" {found[path].shape}, not {shapes[path]}" if path in found else "")
-    for path in shapes
-    if path not in taken
-  ]
-  left = [path.partition("/")[2] for path in found if path not in shapes]
+    fitted, more = _positions(found[f"{place}/pos_embed"], slot, stored.model, model)
+    found, notes = {**found, f"{place}/pos_embed": fitted}, notes + more
+  taken, fresh = {}, []
+  for path, shape in wanted.items():
+    tensor, name = found.get(path), path.partition("/")[2]
+    # An encoder's table of positions may lack the rows of fresh prompts.
+    if tensor and (
+      tensor.shape == shape or (path.endswith("_encoder/pos_embed") and tensor.shape[2] == shape[2])
+    ):
+      taken[path] = tensor
+    else:
+      fresh.append(f"{name} {tensor.shape}, not {shape}" if tensor else name)
+  left = [path.partition("/")[2] for path in found if path not in wanted]
   notes += [f"fresh: {_few(fresh)}"] * bool(fresh and taken) + [f"left out: {_few(left)}"] * bool(left)
-  count = f"{len(taken)} of {len(shapes)} tensors" if taken or not shapes else "fresh"
+  count = f"{len(taken)} of {len(wanted)} tensors" if taken or not wanted else "fresh"
   return taken, ", ".join([count, *notes])
 
 
 def _by_class(
-  found: Mapping[str, Tensor], theirs: Sequence[str] | None, ours: tuple[str, ...], head: str
-) -> tuple[dict[str, Tensor], list[str]]:
+  found: Mapping[str, Tensor], theirs: Sequence[str] | None, ours: Sequence[str], head: str
+) -> tuple[Mapping[str, Tensor], list[str]]:
   """The classifier for this model's classes: as it is, reordered by name, or nothing of it."""
   if theirs is None:
-    return {}, ["the file does not say its classes: convert it with --classes to keep its classifier"]
-  if tuple(theirs) == ours:
-    return dict(found), []
+    return {}, ["the file does not name its classes: convert it with --classes to keep its classifier"]
+  if list(theirs) == list(ours):
+    return found, []
   if len(theirs) != len(ours):
     return {}, [f"{len(ours)} classes instead of {len(theirs)}"]
   if sorted(theirs) != sorted(ours) or head != "heads/linear":
     return {}, [f"classes {', '.join(ours)} instead of {', '.join(theirs)}"]
   order = [theirs.index(name) for name in ours]
-  reordered = {p: _changed(t, t.shape, lambda array: array[..., order]) for p, t in found.items()}
+  reordered = {path: t.changed(t.shape, lambda array: array[..., order]) for path, t in found.items()}
   return reordered, [f"reordered by name, from {', '.join(theirs)}"]
 
 
-def _with_positions(
-  found: Mapping[str, Tensor], path: str, stream: str, stored: ModelConfig, model: ModelConfig
-) -> tuple[dict[str, Tensor], list[str]]:
-  """With the encoder's table of positions fitted to this model's grid and prompts."""
-  models = (stored, model)
+def _positions(table: Tensor, stream: str, *models: ModelConfig) -> tuple[Tensor, list[str]]:
+  """An encoder's table of positions, from the first model's grid and prompts to the second's."""
   grid, target = (getattr(cfg, stream).grid(stream, cfg.inputs) for cfg in models)
   there, here = (cfg.prompts.count(cfg.layers) for cfg in models)
-  keep = there if there == here and _same_part("prompts", *models) else 0
-  rows = 1 + grid[0] * grid[1]
+  same_prompts = there == here and type(models[0].prompts) is type(models[1].prompts)
+  rows, keep = 1 + grid[0] * grid[1], there if same_prompts else 0
 
   def fit(array: np.ndarray) -> np.ndarray:
     resized = resize_positions(array[:, :rows].astype(np.float32), grid, target)
@@ -239,14 +197,9 @@ def _with_positions(
   notes = [f"positions resized from {grid} to {target}"] * (grid != target)
   notes += [f"position rows of {there} prompts left out"] * bool(there and not keep)
   notes += [f"position rows of {here} prompts fresh"] * bool(here and not keep)
-  shape = (1, 1 + target[0] * target[1] + keep, found[path].shape[2])
-  return {**found, path: _changed(found[path], shape, fit)}, notes
-
-
-def _changed(tensor: Tensor, shape: tuple[int, ...], change: Callable[[np.ndarray], np.ndarray]) -> Tensor:
-  return Tensor(shape, tensor.dtype, lambda: change(tensor.read()))
+  shape = (1, 1 + target[0] * target[1] + keep, table.shape[2])
+  return table.changed(shape, fit), notes
 
 
 def _few(names: list[str]) -> str:
-  """The first names of many, for a line."""
   return " ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)

@@ -1,4 +1,4 @@
-"""What tensors does a file hold (.pth, .safetensors), and how are they written. Nothing in a file is executed."""
+"""Reads the tensors of weight files (.pth, .safetensors) and writes such files. Nothing in a file is executed."""
 
 import collections
 from collections.abc import Callable, Collection, Mapping
@@ -14,29 +14,30 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import safetensors
-import tqdm
 
 from mma_dfer_jax.disk import new_file, sha256_of
 from mma_dfer_jax.errors import UserError, listed, shown
 from mma_dfer_jax.model import ModelConfig, read_model
 from mma_dfer_jax.parameters import parameter_shapes, tunable_patterns
-from mma_dfer_jax.weights.torch_file import StoredTensor, read_torch_file
+from mma_dfer_jax.progress import Progress
+from mma_dfer_jax.weights.pickles import StoredTensor
+from mma_dfer_jax.weights.torch_file import read_torch_file
 
-OURS = "mma_dfer_jax"  # key under which the files that we write say what shapes cannot: parts, heads, classes
+OURS = "mma_dfer_jax"  # the key under which our files say what shapes cannot: parts, heads, classes
 VERSION = importlib.metadata.version("mma_dfer_jax")
 MOST_BLOCKS = 32  # a ViT-H has so many; tracing a model takes seconds for a dozen, and minutes for a hundred
-MOST = 2**16  # of any other size of a model that a file describes
+MOST = 2**16  # of any other size in a file's description of a model
 _TYPES = {
-  "F64": np.dtype(np.float64),
-  "F32": np.dtype(np.float32),
-  "F16": np.dtype(np.float16),
+  "F64": np.dtype("f8"),
+  "F32": np.dtype("f4"),
+  "F16": np.dtype("f2"),
   "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-  """A tensor that need not be in memory yet: `read` gives it."""
+  """A tensor that need not be in memory yet; `read` returns it."""
 
   shape: tuple[int, ...]
   dtype: np.dtype
@@ -46,33 +47,30 @@ class Tensor:
   def nbytes(self) -> int:
     return math.prod(self.shape) * self.dtype.itemsize
 
+  def changed(self, shape: tuple[int, ...], change: Callable[[np.ndarray], np.ndarray]) -> "Tensor":
+    """The tensor with a change that is made when it is read."""
+    return Tensor(shape, self.dtype, lambda: change(self.read()))
+
 
 def held(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-  """Arrays that are in memory already, as tensors."""
+  """Arrays in memory, as tensors."""
   return {name: Tensor(a.shape, a.dtype, functools.partial(np.asarray, a)) for name, a in arrays.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredModel:
-  """A whole model whose parameters are still where they are stored.
-
-  Attributes:
-    path: of the file or folder.
-    model: its parts and sizes.
-    about: `assumed` (what nothing says, with reasons), `classes`, `class_order` (whose order it is), `recipe` (how its
-      data are prepared), `source` (file, sha256, epoch, as far as known).
-    tensors: parameters by path; `unused.NAME` are the authors' tensors that never take part.
-    sha256: of the file that holds them, or of what a run has of its own.
-  """
+  """A whole model whose parameters are still where they are stored."""
 
   path: Path
   model: ModelConfig
+  # `assumed` (facts that the file does not say, with reasons), `classes`, `class_order` (whose order it is), `recipe` (how
+  # its data are prepared), `source` (file, sha256, epoch, as far as known), and `OF_A_RUN`.
   about: dict[str, Any]
-  tensors: dict[str, Tensor] = dataclasses.field(repr=False)
-  sha256: str
+  tensors: dict[str, Tensor] = dataclasses.field(repr=False)  # by path; `unused.NAME` are the authors' others
+  sha256: str  # of the file with the parameters, or of a run's own ones
 
   def verify(self) -> None:
-    """Raises UserError if the values have been damaged since they were written, as far as that can be known."""
+    """Raises UserError if the values have changed since they were written, as far as that can be known."""
 
   def read(self) -> dict[str, np.ndarray]:
     """All parameters by path, in the dtype of the source; UserError if they are damaged."""
@@ -80,19 +78,17 @@ class StoredModel:
     return {path: self.tensors[path].read() for path in parameter_shapes(self.model)}
 
 
+# Facts that only a run knows: which parameters it trained, its precision, the sample rates of its sounds.
+OF_A_RUN = {"tunable": list, "precision": str, "sample_rates": list}
+
+
 @dataclasses.dataclass(frozen=True)
 class Weights:
-  """Tensors by the authors' names without `module.`, and what else the file says.
-
-  Attributes:
-    path: of the file.
-    tensors: in the order of the file.
-    about: epoch and best accuracy if the file has them; `mma_dfer_jax` if this project wrote it.
-  """
+  """Tensors of a file by the authors' names without `module.`, and what else the file says."""
 
   path: Path
   tensors: dict[str, Tensor]
-  about: dict[str, Any]
+  about: dict[str, Any]  # `epoch` and `best_acc` or None, and `mma_dfer_jax`: our own notes
 
   @property
   def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -102,53 +98,80 @@ class Weights:
   def sha256(self) -> str:
     return sha256_of(self.path)
 
-  def heads(self, slot: str) -> int | None:
-    """Attention heads of a part, if the file says them; `slot` is one of `model.SLOTS`."""
-    fields = self.about[OURS].get("model")
-    part = fields.get(slot) if isinstance(fields, dict) else None
-    return part.get("heads") if isinstance(part, dict) else None
+  def verify(self) -> None:
+    """Nothing: the file has no checksum."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+  """Weights that a run starts from, checked, but not read yet."""
+
+  name: str  # what they are for: "init_from", "image" or "audio"
+  source: StoredModel | Weights
+  facts: tuple[str, ...]  # what is taken and what is not, for people
+  taken: dict[str, Tensor]  # by path; a table of positions may lack the rows of prompts
+
+  @property
+  def sha256(self) -> str:
+    return self.source.sha256
+
+  def describe(self) -> str:
+    what = self.name + " encoder" * (self.name in ("image", "audio"))
+    return f"{what}: {self.source.path}, sha256 {self.sha256[:16]}…; {'; '.join(self.facts)}"
+
+  def read(self) -> dict[str, np.ndarray]:
+    """Float32 parameters by path; UserError if they are damaged or not finite."""
+    self.source.verify()
+    arrays = {path: tensor.read().astype(np.float32) for path, tensor in self.taken.items()}
+    if bad := [path for path, array in arrays.items() if not is_finite(array)]:
+      raise not_finite(self.source.path, bad)
+    return arrays
 
 
 def open_weights(path: str | Path) -> Weights:
-  """Opens a .pth or .safetensors file, whichever it is by content; reads names and shapes, executes nothing.
+  """Opens a .pth or .safetensors file, whichever it is by content, and reads only names and shapes.
 
   Raises:
     UserError: if it is neither, damaged, holds no state dict, or tensors that are no weights.
   """
   path = Path(path)
-  found, about = _open_safetensors(path) if _is_safetensors(path) else _open_torch(path)
+  start = b""
+  if path.is_file():  # else the reader of .pth files says what is wrong
+    with open(path, "rb") as file:
+      start = file.read(10)
+  try:
+    if start[6:9] == b"\0\0{":  # a .safetensors file, under any name: the length of its header, which is JSON
+      found, metadata = read_safetensors(path)
+      notes = json.loads(metadata.get(OURS, "{}"))
+      saved: Mapping[str, Any] = {**notes, OURS: notes} if isinstance(notes, dict) else {}
+    else:
+      found, saved = _open_torch(path)
+      json.dumps(saved.get(OURS))  # or it nests too deeply, or holds objects
+  except UserError:
+    raise
+  except (TypeError, ValueError, RecursionError) as error:
+    raise UserError(f"{path} has damaged notes under {OURS}: {error}") from error
   tensors: dict[str, Tensor] = {}
   for name, tensor in found.items():
     plain = name.removeprefix("module.")  # DataParallel's
     if plain in tensors:
-      raise UserError(f"{path}: {shown(plain)} is there with and without the prefix module.")
+      raise UserError(f"{path} holds {shown(plain)} twice, with and without the prefix module.")
     tensors[plain] = tensor
+  epoch, accuracy, ours = (saved.get(key) for key in ("epoch", "best_acc", OURS))
+  if isinstance(accuracy, StoredTensor) and accuracy.shape == ():
+    accuracy = float(accuracy.read())
+  about = {
+    "epoch": epoch
+    if type(epoch) is int and 0 <= epoch < 2**53
+    else None,  # a file may hold a number of any length
+    "best_acc": accuracy if isinstance(accuracy, float) and math.isfinite(accuracy) else None,
+    OURS: ours if isinstance(ours, dict) else {},
+  }
   return Weights(path, tensors, about)
 
 
-def _is_safetensors(path: Path) -> bool:
-  if not path.is_file():
-    return False  # the reader of .pth files says what is wrong
-  with open(path, "rb") as file:
-    start = file.read(10)
-  return start[6:9] == b"\0\0{"  # a header's length, then JSON; the name may say anything
-
-
-def _open_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-  tensors, metadata = read_safetensors(path)
-  try:
-    ours = json.loads(metadata.get(OURS, "{}"))
-  except ValueError as error:
-    raise UserError(f"{path}: its metadata are damaged: {error}") from error
-  return tensors, _about({**ours, OURS: ours} if isinstance(ours, dict) else {})
-
-
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-  """Tensors of a .safetensors file, each mapped into memory when it is read, and the file's metadata.
-
-  Raises:
-    UserError: if it is damaged, or holds types that numpy does not have.
-  """
+  """Tensors of a .safetensors file, each mapped into memory when it is read, and metadata; UserError if it is damaged."""
   try:
     with safetensors.safe_open(path, framework="numpy") as checked:  # all sizes and places in the file agree
       metadata = checked.metadata() or {}
@@ -160,20 +183,19 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
   header.pop("__metadata__", None)
   _check_types(path, {name: entry["dtype"] for name, entry in header.items()}, _TYPES)
 
-  def tensor(dtype: str, shape: list[int], data_offsets: list[int]) -> Tensor:
-    place = (path, _TYPES[dtype], tuple(shape), start + data_offsets[0])
-    return Tensor(tuple(shape), _TYPES[dtype], functools.partial(_mapped, *place))
+  def mapped(dtype: np.dtype, shape: tuple[int, ...], offset: int) -> np.ndarray:
+    try:
+      return (
+        np.asarray(np.memmap(path, dtype, "r", offset, shape)) if math.prod(shape) else np.empty(shape, dtype)
+      )
+    except (OSError, ValueError) as error:
+      raise UserError(f"{path} has been changed since it was opened: {error}") from error
 
-  return {name: tensor(**entry) for name, entry in header.items()}, metadata
-
-
-def _mapped(path: Path, dtype: np.dtype, shape: tuple[int, ...], offset: int) -> np.ndarray:
-  if 0 in shape:
-    return np.empty(shape, dtype)
-  try:
-    return np.asarray(np.memmap(path, dtype, "r", offset, shape))
-  except (OSError, ValueError) as error:
-    raise UserError(f"{path} has been changed since it was opened: {error}") from error
+  tensors = {}
+  for name, entry in header.items():
+    dtype, shape, offset = _TYPES[entry["dtype"]], tuple(entry["shape"]), start + entry["data_offsets"][0]
+    tensors[name] = Tensor(shape, dtype, functools.partial(mapped, dtype, shape, offset))
+  return tensors, metadata
 
 
 def _open_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -183,13 +205,13 @@ def _open_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
       "a tensor" if isinstance(saved, StoredTensor) else getattr(saved, "name", f"a {type(saved).__name__}")
     )
     raise UserError(f"{path} holds {kind}, not a state dict; save model.state_dict() instead")
-  # Where the state dict is: in MMA-DFER's checkpoints, in MAE's and AudioMAE's, or it is all there is.
+  # The state dict's place in MMA-DFER's checkpoints, in MAE's and AudioMAE's, or the whole file.
   places: list[Mapping] = [saved[key] for key in ("state_dict", "model") if isinstance(saved.get(key), dict)]
   state = next((p for p in [*places, saved] if any(isinstance(v, StoredTensor) for v in p.values())), None)
   if state is None:
-    keys = ", ".join(shown(key) for key in list(saved)[:10])
+    keys = ", ".join(map(shown, list(saved)[:10])) or "nothing"
     raise UserError(
-      f"{path} holds no state dict: neither under state_dict nor model nor at the top; it has {keys or 'nothing'}"
+      f"{path} holds no state dict, neither under state_dict nor model nor at the top; it has {keys}"
     )
   others = [shown(n) for n, v in state.items() if not (isinstance(n, str) and isinstance(v, StoredTensor))]
   if others:
@@ -198,10 +220,10 @@ def _open_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
   claimed, size = sum(max(t.nbytes, t.span) for t in state.values()), path.stat().st_size
   if claimed > 2 * size + 2**26:
     raise UserError(
-      f"{path}: its tensors claim {claimed:,} bytes, the file has {size:,}; it is no real checkpoint"
+      f"{path} is no real checkpoint: its tensors claim {claimed:,} bytes, the file has {size:,}"
     )
   _check_types(path, {name: str(t.dtype) for name, t in state.items()}, [str(t) for t in _TYPES.values()])
-  return {name: Tensor(t.shape, t.dtype, t.read) for name, t in state.items()}, _about(saved)
+  return {name: Tensor(t.shape, t.dtype, t.read) for name, t in state.items()}, saved
 
 
 def _check_types(path: Path, types: Mapping[str, str], allowed: Collection[str]) -> None:
@@ -210,78 +232,55 @@ def _check_types(path: Path, types: Mapping[str, str], allowed: Collection[str])
     raise listed(f"{path} holds tensors that are no weights", bad, f"weights are {', '.join(allowed)}")
 
 
-def _about(saved: Mapping) -> dict[str, Any]:
-  """Epoch, best accuracy and our own notes, where they are what they should be."""
-  epoch, accuracy, ours = saved.get("epoch"), saved.get("best_acc"), saved.get(OURS)
-  if isinstance(accuracy, StoredTensor) and accuracy.shape == ():
-    accuracy = float(accuracy.read())
-  # A file may hold a number of any length.
-  return {
-    "epoch": epoch if type(epoch) is int and 0 <= epoch < 2**53 else None,
-    "best_acc": accuracy if isinstance(accuracy, float) and math.isfinite(accuracy) else None,
-    OURS: ours if isinstance(ours, dict) else {},
-  }
-
-
 def looks_like(shapes: Mapping[str, tuple[int, ...]]) -> str:
-  """What a file is, judged by names and shapes, in words for a message."""
+  """What a file is, judging by names and shapes, in words for a message."""
   if any(name.startswith(("image_encoder.", "audio_model.", "temporal_net.")) for name in shapes):
     return "an MMA-DFER checkpoint"
   patch, head = shapes.get("patch_embed.proj.weight", ()), shapes.get("head.weight", ())
   if len(patch) != 4 or not any(name.startswith("blocks.") for name in shapes):
-    some = ", ".join(map(shown, list(shapes)[:3]))
-    return f"no vision transformer at all (its tensors are {some}, …)"
-  decoder = any(name.startswith("decoder_") for name in shapes)
-  subject = {1: "spectrograms", 3: "images"}.get(patch[1], f"pictures of {patch[1]} channels")
-  if decoder:
-    return f"a masked autoencoder of {subject} ({ {1: 'AudioMAE', 3: 'MAE-Face or MAE'}.get(patch[1], 'unknown') })"
+    return f"no vision transformer at all (its tensors are {', '.join(map(shown, list(shapes)[:3]))}, …)"
+  kinds = {1: ("spectrograms", "AudioMAE", "a fine-tuned AudioMAE"),
+           3: ("images", "MAE-Face or MAE", "an image classifier, a ViT")}  # fmt: skip
+  subject, published, tuned = kinds.get(
+    patch[1], (f"pictures of {patch[1]} channels", "unknown", "a classifier")
+  )
+  if any(name.startswith("decoder_") for name in shapes):
+    return f"a masked autoencoder of {subject} ({published})"
   if len(head) == 2:
     known = {1000: ", as ImageNet has", 527: ", as AudioSet has"}.get(head[0], "")
-    tuned = {1: "a fine-tuned AudioMAE", 3: "an image classifier, a ViT"}.get(patch[1], "a classifier")
     return f"{tuned} with {head[0]} classes{known}, not the self-supervised encoder"
   return f"an encoder of {subject} without a decoder"
 
 
-def model_in(fields: Any, title: str) -> ModelConfig:
-  """The model that a file describes, which may be a stranger's.
-
-  Args:
-    fields: as `ModelConfig.to_fields` gives them.
-    title: the file, for messages.
-  Raises:
-    UserError: if they are none, or describe a model larger than any.
-  """
+def model_in(fields: Any, title: str, tunable: Any = ()) -> ModelConfig:
+  """The model that a file, possibly a stranger's, describes; UserError if it is none, or larger than any."""
   try:
     model = read_model(fields)
-  except (TypeError, AttributeError, KeyError, ValueError) as error:
-    raise UserError(f"{title} describes no model: {error}") from error
-  sizes = {"num_classes": model.num_classes}
-  for name, part in model.to_fields().items():
-    sizes |= {f"{name}.{key}": n for key, n in part.items()} if isinstance(part, dict) else {}
-  large = [
-    f"{name}={n}"
-    for name, size in sizes.items()
-    for n in (size if isinstance(size, tuple) else [size])
-    if isinstance(n, int) and n > (MOST_BLOCKS if name.endswith(".depth") else MOST)
-  ]
-  if large:
-    raise UserError(f"{title} describes no model that can be built: {', '.join(large)}")
-  try:
+    of_parts = {slot: part for slot, part in model.to_fields().items() if isinstance(part, dict)}
+    sizes = {f"{slot}.{key}": size for slot, part in of_parts.items() for key, size in part.items()}
+    large = [
+      f"{name}={n}"
+      for name, size in {"num_classes": model.num_classes, **sizes}.items()
+      for n in (size if isinstance(size, tuple) else [size])
+      if isinstance(n, int) and n > (MOST_BLOCKS if name.endswith(".depth") else MOST)
+    ]
+    if large:
+      raise UserError(f"no such model can be built: {', '.join(large)}")
     tunable_patterns(model)
-  except (TypeError, UserError) as error:
-    raise UserError(f"{title}: {error}") from error
+    tunable_patterns(model, tunable)
+  except (TypeError, AttributeError, KeyError, ValueError, RecursionError) as error:
+    raise UserError(f"{title} describes no model: {error}") from error
   return model
 
 
-def check_finite(title: str, tensors: Mapping[str, np.ndarray]) -> None:
-  """Raises UserError that names every tensor with infinite or undefined values: such a model answers nothing."""
-  if bad := [name for name, tensor in tensors.items() if not _is_finite(tensor)]:
-    raise listed(f"{title} holds infinite or undefined (NaN) values", bad)
-
-
-def _is_finite(tensor: np.ndarray) -> bool:
-  with np.errstate(over="ignore"):  # the model computes in float32: what is beyond it is infinite
+def is_finite(tensor: np.ndarray) -> bool:
+  with np.errstate(over="ignore"):  # the model computes in float32: larger values are infinite
     return bool(np.isfinite(tensor.astype(np.float32, copy=False)).all())
+
+
+def not_finite(source: Path, names: list[str]) -> UserError:
+  """The error about tensors with infinite or undefined values: such a model answers nothing."""
+  return listed(f"{source} holds infinite or undefined (NaN) values", names)
 
 
 def write_safetensors(
@@ -289,14 +288,9 @@ def write_safetensors(
 ) -> str:
   """Writes a new .safetensors file, one tensor in memory at a time; returns its sha256, compared with the disk's.
 
-  Args:
-    path: of the file.
-    tensors: by name.
-    metadata: of the file, text by name.
-    source: where the tensors come from, for messages.
   Raises:
-    UserError: if there is such a file, the disk does not take it or gives other bytes back, or a value is not finite;
-      no file is left then.
+    UserError: if the file exists, the disk is full or returns other bytes, or a value of the source is not finite; no
+      file is left then.
   """
   kinds = {dtype: kind for kind, dtype in _TYPES.items()}
   header: dict[str, Any] = {"__metadata__": dict(metadata)}
@@ -304,43 +298,35 @@ def write_safetensors(
   names = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)  # all aligned
   for name in names:
     start, end = end, end + tensors[name].nbytes
-    shape = list(tensors[name].shape)
-    header[name] = {"dtype": kinds[tensors[name].dtype], "shape": shape, "data_offsets": [start, end]}
+    entry = {"dtype": kinds[tensors[name].dtype], "shape": list(tensors[name].shape)}
+    header[name] = entry | {"data_offsets": [start, end]}
   text = json.dumps(header).encode()
   text += b" " * (-len(text) % 8)
-  digest = hashlib.sha256()
+  digest = hashlib.sha256(start_of_file := len(text).to_bytes(8, "little") + text)
   with new_file(path) as partial:
-    with open(partial, "wb") as file, tqdm.tqdm(total=end, desc=path.name, unit="B", unit_scale=True) as bar:
-
-      def write(data: bytes | memoryview) -> None:
-        digest.update(data)
-        file.write(data)
-
-      write(len(text).to_bytes(8, "little") + text)
+    with open(partial, "wb") as file, Progress(path.name, end, unit="B", bytes=True) as bar:
+      file.write(start_of_file)
       for name in names:
         array = np.ascontiguousarray(tensors[name].read())
-        if not _is_finite(array):
-          bad.append(name)
-        write(array.reshape(-1).view(np.uint8).data)
+        bad += [name] * (not is_finite(array))
+        data = array.reshape(-1).view(np.uint8).data
+        digest.update(data)
+        file.write(data)
         bar.update(array.nbytes)
     if bad:
-      raise listed(f"{source} holds infinite or undefined (NaN) values", bad)
+      raise not_finite(source, bad)
     if sha256_of(partial) != digest.hexdigest():
-      raise UserError(f"{path} did not come back from the disk as it was written; is the disk damaged?")
+      raise UserError(f"the disk returned other bytes of {path} than were written; is it damaged?")
   return digest.hexdigest()
 
 
 def write_torch(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-  """Writes a new checkpoint that the original loads: `state_dict`, `epoch`, and `about` besides.
-
-  Raises:
-    UserError: if PyTorch is not installed, or the file cannot be written.
-  """
+  """Writes a new checkpoint that the original loads: `state_dict`, `epoch`, and `about` besides; needs PyTorch."""
   torch = import_torch()
 
   def tensor(array: np.ndarray):
-    array = np.array(array)  # torch wants to own what it may write to
-    if array.dtype == np.dtype(ml_dtypes.bfloat16):
+    array = np.array(array)  # torch wants to own writable memory
+    if array.dtype == _TYPES["BF16"]:
       return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
 
@@ -353,16 +339,12 @@ def write_torch(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, A
 
 
 def import_torch():
-  """PyTorch, which only writing a .pth needs.
-
-  Raises:
-    UserError: if it is not installed.
-  """
+  """PyTorch, which only writing a .pth needs; UserError if it is not installed."""
   try:
     import torch
   except ImportError as error:
     raise UserError(
-      "writing a .pth needs PyTorch (the CPU build will do): pip install 'mma_dfer_jax[torch]'; "
-      "--to_safetensors needs nothing more"
+      "writing a .pth needs PyTorch (the CPU build is enough): pip install 'mma_dfer_jax[torch]'; "
+      "--to_safetensors does not need it"
     ) from error
   return torch

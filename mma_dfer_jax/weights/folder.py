@@ -1,4 +1,4 @@
-"""A model folder: what training or `convert` leaves for whoever wants to use a model.
+"""A model folder: what `convert` writes for whoever wants to use a model.
 
 folder/model.json          parts and sizes, class names, recipe of the data, source, counts, version, sha256
 folder/model.safetensors   parameters by path in the dtype of the source; `unused.NAME` are the authors' other tensors
@@ -16,6 +16,7 @@ from mma_dfer_jax.disk import free_bytes, sha256_of, write_json
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.parameters import Tunable, parameter_shapes, tunable_patterns
 from mma_dfer_jax.weights.files import (
+  OF_A_RUN,
   VERSION,
   StoredModel,
   model_in,
@@ -27,20 +28,17 @@ from mma_dfer_jax.weights.names import check_fit, name_table, unused_shapes
 
 FIELDS = {"model": dict, "assumed": dict, "classes": list, "class_order": str, "recipe": dict, "source": dict,
           "counts": dict, "version": str, "sha256": str}  # fmt: skip
-# What only a run knows: which of its parameters it trained, how it computed, what its sounds were.
-OF_A_RUN = {"tunable": list, "precision": str, "sample_rates": list}
+AGAIN = "convert the source again"
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelFolder(StoredModel):
-  """A model folder whose names and shapes fit; `about` is what model.json says, see `FIELDS`."""
+  """A model folder whose names and shapes fit; `about` is the content of model.json, see `FIELDS`."""
 
   def verify(self) -> None:
     file = self.path / "model.safetensors"
     if sha256_of(file) != self.sha256:
-      raise UserError(
-        f"{file} is damaged: it is not the file that model.json speaks of; convert the source again"
-      )
+      raise UserError(f"{file} is damaged: its sha256 is not the one in model.json; {AGAIN}")
 
 
 def open_folder(folder: Path) -> ModelFolder:
@@ -49,62 +47,58 @@ def open_folder(folder: Path) -> ModelFolder:
   Raises:
     UserError: if it is none, damaged, or of version 0.1.0, with everything missing, unexpected or of the wrong shape.
   """
-  path = folder / "model.json"
+  path, weights = folder / "model.json", folder / "model.safetensors"
   if not path.is_file():
     raise UserError(f"{folder} is no model folder: it has no model.json")
   if (folder / "params").exists():
-    raise UserError(f"{folder} was written by mma_dfer_jax 0.1.0, whose model folders this version does not read: "
-                    "convert its source again")  # fmt: skip
+    raise UserError(
+      f"{folder} is a model folder of mma_dfer_jax 0.1.0, which this version does not read: {AGAIN}"
+    )
   try:
     about = json.loads(path.read_text())
   except (ValueError, RecursionError) as error:
-    raise UserError(f"{path} is damaged: {error}; convert the source again") from error
-  given = about if isinstance(about, dict) else {}
-  wrong = [
-    f"{key} must be a {kind.__name__}" for key, kind in FIELDS.items() if type(given.get(key)) is not kind
-  ]
-  wrong += [
-    f"{key} must be a {kind.__name__}"
-    for key, kind in OF_A_RUN.items()
-    if type(given.get(key, kind())) is not kind
-  ]
-  if not wrong and not all(
-    isinstance(name, str) and name.isprintable() and name for name in about["classes"]
-  ):
-    wrong.append("classes must be names")
-  if not wrong and len(set(about["classes"])) < len(about["classes"]):
-    wrong.append("classes must be different names")
-  if wrong:
-    raise listed(f"{path} is damaged", wrong, "convert the source again")
-  model = model_in(about["model"], str(path))
+    raise UserError(f"{path} is damaged: {error}; {AGAIN}") from error
+  if wrong := _wrong_fields(about if isinstance(about, dict) else {}):
+    raise listed(f"{path} is damaged", wrong, AGAIN)
+  model = model_in(about["model"], str(path), about.get("tunable", ()))
   if len(about["classes"]) != model.num_classes:
     raise UserError(f"{path} names {len(about['classes'])} classes, but its model has {model.num_classes}")
-  if not (folder / "model.safetensors").is_file():
-    raise UserError(f"{folder} has no model.safetensors: convert the source again")
-  tunable_patterns(model, given.get("tunable", ()))
-  tensors, metadata = read_safetensors(folder / "model.safetensors")
+  if not weights.is_file():
+    raise UserError(f"{folder} has no model.safetensors: {AGAIN}")
+  tensors, metadata = read_safetensors(weights)
   shapes = {name: tensor.shape for name, tensor in tensors.items()}
   unused = {UNUSED + name for name in unused_shapes(model)}
   check_fit(f"{folder} is damaged", shapes, parameter_shapes(model), allowed=unused)
-  # Heads, means and the like are in no shape: the file, whose sha256 is known, says them too.
+  # Heads, means and the like are in no shape, so the file, whose sha256 is known, says them too.
   if metadata.get("model") != json.dumps(about["model"]):
-    raise UserError(
-      f"{path} is damaged: it describes another model than model.safetensors; convert the source again"
-    )
+    raise UserError(f"{path} is damaged: it describes another model than model.safetensors; {AGAIN}")
   return ModelFolder(folder, model, about, tensors, about["sha256"])
+
+
+def _wrong_fields(about: dict[str, Any]) -> list[str]:
+  wanted = FIELDS | {key: kind for key, kind in OF_A_RUN.items() if key in about}
+  wrong = [
+    f"{key} must be a {kind.__name__}" for key, kind in wanted.items() if type(about.get(key)) is not kind
+  ]
+  classes = [] if wrong else about["classes"]
+  if not all(isinstance(name, str) and name.isprintable() and name for name in classes):
+    wrong.append("classes must be names")
+  elif len(set(classes)) < len(classes):
+    wrong.append("classes must be different names")
+  return wrong
 
 
 def write_folder(
   out: Path, stored: StoredModel, check: Callable[[Path], dict[str, Any]] = lambda folder: {}
 ) -> dict[str, Any]:
-  """Writes a model folder, whole or not at all; returns what its model.json says.
+  """Writes a model folder, whole or not at all; returns the content of its model.json.
 
   Args:
     out: the folder; it must not exist, or be empty.
-    stored: what is written, one tensor in memory at a time.
-    check: called with the folder before it gets its name; what it returns becomes part of model.json.
+    stored: the model, read one tensor at a time.
+    check: called with the folder before it gets its final name; its result is added to model.json.
   Raises:
-    UserError: with everything that stands against it; nothing is left behind then, nor if it is interrupted.
+    UserError: with every reason why it cannot be written.
   """
   problems = []
   if out.exists() and not (out.is_dir() and not any(out.iterdir())):
@@ -115,21 +109,17 @@ def write_folder(
   if problems:
     raise listed("the model folder cannot be written", problems)
   partial = out.with_name(f".{out.name}.partial")
-  shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+  shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
   try:
     stored.verify()
-    file = partial / "model.safetensors"
     fields = stored.model.to_fields()
-    said = {"format": "mma_dfer_jax", "model": json.dumps(fields)}
-    sha256 = write_safetensors(file, stored.tensors, said, stored.path)
-    about: dict[str, Any] = {
-      "model": fields,
-      **{key: stored.about[key] for key in OF_A_RUN if key in stored.about},
-      **{key: stored.about[key] for key in ("assumed", "classes", "class_order", "recipe", "source")},
-      "counts": counts(stored),
-      "version": VERSION,
-      "sha256": sha256,
+    metadata = {"format": "mma_dfer_jax", "model": json.dumps(fields)}
+    sha256 = write_safetensors(partial / "model.safetensors", stored.tensors, metadata, stored.path)
+    kept = (*OF_A_RUN, "assumed", "classes", "class_order", "recipe", "source")
+    about: dict[str, Any] = {"model": fields} | {
+      key: stored.about[key] for key in kept if key in stored.about
     }
+    about |= {"counts": counts(stored), "version": VERSION, "sha256": sha256}
     write_json(partial / "model.json", about)
     write_json(partial / "model.json", about | check(partial))
     if out.exists():
@@ -152,16 +142,15 @@ def counts(stored: StoredModel) -> dict[str, dict[str, int]]:
 
   try:  # query, key and value are two tensors of theirs and one of ours
     theirs = {row.path: len(row.torch_names) for row in name_table(stored.model)}
-  except UserError:  # such a file has no place for some part
+  except UserError:  # such a file cannot hold some part
     theirs = {}
   for path, tensor in stored.tensors.items():
-    elements, place = math.prod(tensor.shape), path.split("/")[0]
-    unused = path.startswith(UNUSED)
+    elements, unused = math.prod(tensor.shape), path.startswith(UNUSED)
     group = "unused" if unused else "tunable" if is_tunable(path.split("/"), None) else "frozen"
     add("all", elements)
     add(group, elements)
     if not unused:
-      add(f"part {place}", elements)
+      add(f"part {path.split('/')[0]}", elements)
     if theirs:  # the original counts norm2 among what it trains, and the heads among what it does not
       trained = group == "tunable" or (unused and ".head." not in path)
       add("trained in the original" if trained else "frozen in the original", elements, theirs.get(path, 1))
@@ -176,10 +165,10 @@ def convert_checkpoint(
   Args:
     model: the file; nothing in it is executed, and PyTorch is not needed.
     out: folder to write; it must not exist.
-    classes: dfew, mafw, mafw-official, or names "a,b,c"; may be left out if the file says them.
-    heads: attention heads of the encoders, if unusual: shapes do not tell.
+    classes: dfew, mafw, mafw-official, or names "a,b,c"; not needed if the file names them.
+    heads: attention heads of the encoders, if unusual: they are not in the shapes.
   Returns:
-    What model.json in the folder says.
+    The content of the folder's model.json.
   Raises:
     UserError: if the file is no such checkpoint, damaged or not to be trusted; nothing is written then.
   """

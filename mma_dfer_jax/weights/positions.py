@@ -1,4 +1,4 @@
-"""How a table of position embeddings fits another grid of patches."""
+"""Resizes a table of position embeddings to another grid of patches."""
 
 from jaxtyping import Float
 import numpy as np
@@ -7,12 +7,10 @@ import numpy as np
 def resize_positions(
   table: Float[np.ndarray, "1 N D"], grid: tuple[int, int], target: tuple[int, int]
 ) -> Float[np.ndarray, "1 M D"]:
-  """A table of position embeddings for another number of patches; the class token's row stays.
+  """A grid's table for a target grid; the class token's row stays, and the same grid keeps every bit.
 
   Args:
     table: (1, 1 + grid[0] * grid[1], D), patches in row-major order.
-    grid: patches that it is for.
-    target: patches that it is wanted for; the same grid gives the same bits.
   Source: `interpolate_pos_embed` of MAE: torch's bicubic interpolation without antialiasing or aligned corners.
   """
   if grid == target:

@@ -1,12 +1,17 @@
-"""Every engine: whether it opens what it should, says what is so, and answers as JAX does in float32."""
+"""Engines: whether each opens what it should and answers as JAX does; `export`, whose file needs nothing of this project."""
 
+import hashlib
 import importlib
 import json
 from pathlib import Path
+import resource
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
+import commands
 from conftest import GOLDEN, ROOT
 from flax import nnx
 import jax
@@ -21,22 +26,78 @@ from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.inputs import Inputs
 
 NAMES = {path.stem for path in Path(engine.__file__).parent.glob("*.py")} - {"__init__", "engine"}
+BATCHES = (1, 3)
+
+# Runs the three lines that F.json gives; sys.argv: F.json, inputs, where the logits go.
+STRANGER = """
+import json, sys
+import numpy as np
+about = json.load(open(sys.argv[1]))
+loaded, inputs, answers = {}, np.load(sys.argv[2]), {}
+exec("\\n".join(about["how_to_call"][:2]), loaded)
+for b in (1, 3):
+  names = {"video": inputs[f"video{b}"], "spectrogram": inputs[f"spectrogram{b}"]}
+  exec(about["how_to_call"][2], loaded, names)
+  answers[f"logits{b}"] = np.asarray(names["logits"])
+ours = [name for name in sys.modules if name.split(".")[0] in ("flax", "mma_dfer_jax", "orbax", "einops")]
+assert not ours, ours
+exported = loaded["jax"].export.deserialize(open(about["file"], "rb").read())
+assert list(exported.platforms) == about["platforms"] == ["cpu", "cuda", "tpu"]
+assert exported.calling_convention_version == about["calling_convention_version"]
+assert [str(aval.dtype) for aval in exported.in_avals] == [one["dtype"] for one in about["arguments"]]
+for aval, one in zip((*exported.in_avals, *exported.out_avals), (*about["arguments"], about["output"])):
+  assert [size if isinstance(size, int) else str(size) for size in aval.shape] == one["shape"]
+products = [line for line in exported.mlir_module().splitlines() if "stablehlo.dot_general" in line]
+assert len(products) > 20
+assert all("precision = [HIGHEST, HIGHEST]" in line for line in products)
+np.savez(sys.argv[3], **answers)
+"""
 
 
 @pytest.fixture(scope="module")
-def paths(tmp_path_factory) -> dict[str, Path]:
+def folder(tmp_path_factory) -> Path:
+  return model_folder(tmp_path_factory.mktemp("engines") / "model")
+
+
+@pytest.fixture(scope="module")
+def run_export():
+  """Runs the command within this process, and takes back what it sets in JAX."""
+
+  def run(*flags: object) -> tuple[int, str, str]:
+    cached = jax.config.jax_enable_compilation_cache
+    try:
+      return commands.run("export", *flags)
+    finally:
+      jax.config.update("jax_enable_compilation_cache", cached)
+
+  return run
+
+
+@pytest.fixture(scope="module")
+def exported(folder, run_export) -> dict[str, tuple[Path, str]]:
+  """The exported file and what the command printed, by precision; float32 for all platforms."""
+  found = {}
+  for precision, platforms in (("float32", "cpu,cuda,tpu"), ("bfloat16", "cpu")):
+    out = folder.parent / "new folder" / f"{precision}.jax"
+    status, printed, errors = run_export(
+      f"--model={folder}", f"--out={out}", f"--precision={precision}", f"--platforms={platforms}"
+    )
+    assert status == 0, errors
+    found[precision] = out, printed
+  return found
+
+
+@pytest.fixture
+def paths(folder, exported) -> dict[str, Path]:
   """Something to open for each engine; a new one needs an entry here."""
-  place = tmp_path_factory.mktemp("engines")
-  folder = model_folder(place / "model")
-  for precision in ("float32", "bfloat16"):
-    command = [
-      f"--model={folder}",
-      f"--out={place / precision}.jax",
-      f"--precision={precision}",
-      "--platforms=cpu",
-    ]
-    subprocess.run([sys.executable, "-m", "mma_dfer_jax.export", *command], cwd=ROOT, check=True)
-  return {"jax": folder, "stablehlo": place / "float32.jax"}
+  return {"jax": folder, "stablehlo": exported["float32"][0]}
+
+
+@pytest.fixture(scope="module")
+def engines(folder, exported) -> dict[str, Engine]:
+  """Loaded and compiled once."""
+  paths = {"jax": folder, "stablehlo": exported["float32"][0], "bfloat16": exported["bfloat16"][0]}
+  return {name: load_model(path) for name, path in paths.items()}
 
 
 def batch(inputs: Inputs, clips: int = 2):
@@ -45,20 +106,19 @@ def batch(inputs: Inputs, clips: int = 2):
   return video, 0.5 * rng.standard_normal((clips, *inputs.audio_shape), np.float32)
 
 
-def test_every_engine_opens_its_own_and_answers_as_jax(paths):
+@pytest.mark.slow
+def test_every_engine_opens_its_own_and_answers_as_jax(paths, engines):
   assert paths.keys() == NAMES
-  reference = load_model(paths["jax"])
+  reference = engines["jax"]
   inputs = batch(reference.about.inputs)
   expected = reference(*inputs)
   assert np.abs(expected[0] - expected[1]).max() > 1e-2, "two clips, two answers"
   for name, path in paths.items():
-    module = importlib.import_module(f"mma_dfer_jax.engines.{name}")
-    assert [
-      other for other in NAMES if importlib.import_module(f"mma_dfer_jax.engines.{other}").opens(path)
-    ] == [name]
-    answering = load_model(path)
+    modules = {other: importlib.import_module(f"mma_dfer_jax.engines.{other}") for other in NAMES}
+    assert [other for other in NAMES if modules[other].opens(path)] == [name]
+    answering = engines[name]
     assert isinstance(answering, Engine)
-    assert type(answering).__module__ == module.__name__
+    assert type(answering).__module__ == modules[name].__name__
     assert answering.about == describe(path)
     for field in ("inputs", "streams", "classes", "class_order", "recipe", "origin", "precision"):
       assert getattr(answering.about, field) == getattr(reference.about, field), field
@@ -73,30 +133,31 @@ def test_every_engine_opens_its_own_and_answers_as_jax(paths):
       load_model(path, step="best")
 
 
-def test_the_precision_is_kept_unless_another_is_asked_for(paths):
-  folder, exported = paths["jax"], paths["stablehlo"].with_name("bfloat16.jax")
-  exact, half = load_model(folder), load_model(folder, precision="bfloat16")
+@pytest.mark.slow
+def test_the_precision_is_kept_unless_another_is_asked_for(paths, engines):
+  exact, half, exported = engines["jax"], load_model(paths["jax"], precision="bfloat16"), engines["bfloat16"]
   inputs = batch(exact.about.inputs)
   dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves((half.tunable, half.frozen))}
   assert dtypes == {"bfloat16", "float32"}, "the classifier stays in float32"
-  difference = np.abs(half(*inputs) - exact(*inputs)).max()
-  assert 1e-4 < difference < 0.2
-  assert load_model(exported).about.precision == "bfloat16"
-  np.testing.assert_allclose(load_model(exported)(*inputs), half(*inputs), atol=0.02)
-  assert np.abs(load_model(exported)(*inputs) - exact(*inputs)).max() > 1e-4
-  assert json.loads(stablehlo.json_beside(exported).read_text())["precision"] == "bfloat16"
+  expected, coarse, of_file = (each(*inputs) for each in (exact, half, exported))
+  assert 1e-4 < np.abs(coarse - expected).max() < 0.2
+  assert exported.about.precision == "bfloat16"
+  np.testing.assert_allclose(of_file, coarse, atol=0.02)
+  assert np.abs(of_file - expected).max() > 1e-4
+  assert json.loads(stablehlo.json_beside(exported.path).read_text())["precision"] == "bfloat16"
   with pytest.raises(UserError, match=r"exported in bfloat16; for float32 export the model again"):
-    load_model(exported, precision="float32")
+    load_model(exported.path, precision="float32")
   with pytest.raises(UserError, match="precision='int8': choose one of float32, bfloat16"):
-    load_model(folder, precision="int8")
+    load_model(paths["jax"], precision="int8")
 
 
-def test_floating_pixels_are_those_of_uint8(paths):
-  answering = load_model(paths["jax"])
-  video, sound = batch(answering.about.inputs)
-  np.testing.assert_allclose(answering(video / np.float32(255), sound), answering(video, sound), atol=1e-5)
-  with pytest.raises(UserError, match="takes video as uint8 only"):
-    load_model(paths["stablehlo"])(video / np.float32(255), sound)
+@pytest.mark.slow
+def test_floating_pixels_are_those_of_uint8(engines):
+  video, sound = batch(engines["jax"].about.inputs)
+  floats = video / np.float32(255)
+  np.testing.assert_allclose(engines["jax"](floats, sound), engines["jax"](video, sound), atol=1e-5)
+  with pytest.raises(UserError, match="was exported for uint8 video"):
+    engines["stablehlo"](floats, sound)
 
 
 def test_wrong_inputs_are_all_named():
@@ -110,10 +171,7 @@ def test_wrong_inputs_are_all_named():
     ((video[:1], sound), ["1 videos, 2 spectrograms"]),
     ((video[:0], sound[:0]), ["at least one"]),
     ((video[:, :5], nan), [r"video must be \(B, 16, 32, 32, 3\); it is \(2, 5, 32, 32, 3\)", "NaN"]),
-    (
-      (video.astype(np.int32), sound[..., :8]),
-      ["it is int32, 0 to 255", r"spectrogram must be \(B, 64, 32\)"],
-    ),
+    ((video.astype("i4"), sound[..., :8]), ["it is int32, 0 to 255", r"spectrogram must be \(B, 64, 32\)"]),
     ((video.astype(np.float32), sound), [r"floating point in \[0, 1\]; it is float32, 0.0 to 255.0"]),
     ((video * np.nan, sound.astype(np.int16)), ["nan", "spectrogram must be floating point; it is int16"]),
   ]:
@@ -122,8 +180,11 @@ def test_wrong_inputs_are_all_named():
         check_inputs(inputs, *given)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_opened_is_said(paths, tmp_path):
-  with pytest.raises(UserError, match=r"nowhere is not there; a model is:(.|\n)*run\.json(.|\n)*model\.json"):
+  with pytest.raises(
+    UserError, match=r"nowhere does not exist; a model is:(.|\n)*run\.json(.|\n)*model\.json"
+  ):
     load_model(tmp_path / "nowhere")
   with pytest.raises(UserError, match="must be converted first"):
     load_model(GOLDEN / "tiny_reference_checkpoint.pth")
@@ -134,20 +195,22 @@ def test_what_cannot_be_opened_is_said(paths, tmp_path):
     shutil.copy(file, tmp_path / file.name)
   copy = tmp_path / paths["stablehlo"].name
   copy.write_bytes(copy.read_bytes() + b"x")
-  with pytest.raises(UserError, match=r"is damaged, or .* speaks of another file"):
+  with pytest.raises(UserError, match=r"is damaged, or .* describes another file"):
     load_model(copy)
   stablehlo.json_beside(copy).write_text("{}")
   with pytest.raises(UserError, match="export the model again"):
     load_model(copy)
 
 
+@pytest.mark.slow
 def test_jax_starts_only_when_something_is_opened():
   code = "import sys, mma_dfer_jax, mma_dfer_jax.engines.engine, mma_dfer_jax.engines.stablehlo; assert 'jax' not in sys.modules"
   subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-def test_a_model_prints_in_five_lines(paths):
-  answering = load_model(paths["jax"])
+@pytest.mark.slow
+def test_a_model_prints_in_five_lines(engines):
+  answering = engines["jax"]
   model = nnx.merge(answering.graphdef, answering.tunable, answering.frozen)
   assert isinstance(model, MmaDfer)
   assert str(model) == repr(model)
@@ -157,3 +220,105 @@ def test_a_model_prints_in_five_lines(paths):
   )
   for words in ("image encoders/mae", "fusion fusion/bottleneck", f"{total:,}", "classes: 7"):
     assert words in repr(model)
+
+
+@pytest.mark.slow
+def test_killed_it_leaves_no_file_under_its_final_name(folder, tmp_path):
+  command = [sys.executable, "-m", "mma_dfer_jax.export", f"--model={folder}", f"--out={tmp_path}/tiny.jax"]
+  partial = tmp_path / "tiny.jax.partial"
+  with subprocess.Popen([*command, "--platforms=cpu"], cwd=ROOT, stdout=subprocess.DEVNULL) as killed:
+    deadline = time.monotonic() + 100
+    while not partial.exists() and killed.poll() is None and time.monotonic() < deadline:
+      time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+  assert killed.returncode == -signal.SIGKILL
+  assert [file.name for file in tmp_path.iterdir()] == [partial.name]
+
+
+@pytest.mark.slow
+def test_it_is_called_with_jax_alone(engines, exported, tmp_path):
+  out, printed = exported["float32"]
+  assert {file.name for file in out.parent.iterdir()} == {
+    f"{p}.jax{e}" for p in exported for e in ("", ".json")
+  }
+  about = json.loads(out.with_name(f"{out.name}.json").read_text())
+  assert f"largest difference of a logit: {about['checked']['largest_difference']:.1e}" in printed
+  assert all(line in printed for line in about["how_to_call"][::2])
+  content = out.read_bytes()
+  assert (about["bytes"], about["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
+  assert about["class_order"].startswith("DFEW")
+  model, again = engines["jax"], engines["stablehlo"]
+  inputs, rng = {}, np.random.default_rng(5)
+  for b in BATCHES:
+    inputs[f"video{b}"] = rng.integers(0, 256, (b, *model.about.inputs.video_shape), np.uint8)
+    inputs[f"spectrogram{b}"] = rng.standard_normal((b, *model.about.inputs.audio_shape), np.float32)
+  np.savez(tmp_path / "inputs.npz", **inputs)
+  # -P and another folder: nothing of this checkout is on the path by accident.
+  files = [f"{out.name}.json", str(tmp_path / "inputs.npz"), str(tmp_path / "logits.npz")]
+  stranger = [sys.executable, "-P", "-c", STRANGER, *files]
+  done = subprocess.run(stranger, cwd=out.parent, capture_output=True, text=True, timeout=300)
+  assert done.returncode == 0, done.stdout + done.stderr
+  answers = np.load(tmp_path / "logits.npz")
+  for b in BATCHES:
+    logits = answers[f"logits{b}"]
+    assert (logits.shape, logits.dtype) == ((b, 7), np.float32)
+    batch = inputs[f"video{b}"], inputs[f"spectrogram{b}"]
+    np.testing.assert_allclose(logits, model(*batch), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(logits, again(*batch), atol=1e-6, rtol=0)
+
+
+@pytest.mark.slow
+def test_what_a_user_can_fix_is_said_and_nothing_is_written(folder, tmp_path, run_export):
+  there, empty = tmp_path / "there.jax", tmp_path / "empty"
+  there.write_bytes(b"precious")
+  (tmp_path / "lonely.jax.json").write_text("{}")
+  empty.mkdir()
+  before = sorted(file.name for file in tmp_path.iterdir())
+  model, new = f"--model={folder}", f"--out={tmp_path}/a/new.jax"
+  cases = [
+    (
+      ["--platforms=cuda"],
+      1,
+      ["--model: give the workdir", "--out: give the file", "lacks cpu"],
+    ),  # all at once
+    ([model, f"--out={there}"], 1, ["there.jax exists already", "--overwrite"]),
+    ([model, f"--out={tmp_path}/lonely.jax"], 1, ["lonely.jax.json exists already"]),
+    ([model, f"--out={empty}"], 1, ["is a folder"]),
+    ([model, f"--out={there}/x.jax"], 1, ["there.jax"]),
+    ([model, new, "--platforms=cpu,gpu"], 1, ["gpu cannot be exported for", "choose from cpu, cuda, tpu"]),
+    ([model, new, "--platforms="], 1, ["choose from cpu, cuda, tpu"]),
+    ([f"--model={empty}", new], 1, ["is no model that can be opened", "the workdir of a run"]),
+    ([f"--model={GOLDEN}/tiny_reference_checkpoint.pth", new], 1, ["must be converted first"]),
+    ([model, new, "--precision=int8"], 1, ["choose one of float32, bfloat16"]),
+    ([model, new, "--step=best"], 1, ["has no steps"]),
+    ([model, new, "extra"], 2, ["unexpected arguments: extra"]),
+    ([model, new, "--platform"], 2, ["platform"]),
+  ]
+  for flags, expected, words in cases:
+    status, _, errors = run_export(*flags)
+    assert status == expected, (flags, errors)
+    assert "Traceback" not in errors
+    for word in words:
+      assert word in errors, (flags, errors)
+  assert sorted(file.name for file in tmp_path.iterdir()) == before
+  assert there.read_bytes() == b"precious"
+
+
+@pytest.mark.slow
+def test_a_wrong_export_and_a_full_disk_leave_what_was_there(folder, tmp_path, monkeypatch):
+  """No file may grow beyond 0.1 MB here; the exported one has more. --overwrite must not cost the old one."""
+  export, out = commands.load("export"), tmp_path / "tiny.jax"
+  monkeypatch.setattr(export, "CHECKED_BATCHES", (1,))
+  out.write_bytes(b"old")
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, hard))
+  try:
+    with pytest.raises(UserError, match=f"cannot write {out}: File too large"):
+      export.write_artifact(folder, "last", None, out, ["cpu"])
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  monkeypatch.setattr(export, "TOLERANCE", {"float32": -1.0})  # no export is good enough
+  with pytest.raises(UserError, match=r"(?s)differ by up to.*nothing was written"):
+    export.write_artifact(folder, "last", None, out, ["cpu"])
+  assert [file.name for file in tmp_path.iterdir()] == ["tiny.jax"]
+  assert out.read_bytes() == b"old"

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 
-from conftest import GOLDEN, TINY, golden_json, golden_weights, tiny
+from conftest import TINY, golden_json, golden_weights, tiny
 import ml_dtypes
 import numpy as np
 import pytest
@@ -34,16 +34,13 @@ def tiny_file(weights, tmp_path_factory) -> Path:
   return write_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny.pth", weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.float64])
-@pytest.mark.parametrize("ending", ["pth", "safetensors"])
-def test_all_tensors_come_and_go_with_the_same_bits(weights, tmp_path, dtype, ending):
-  if ending == "pth":
-    pytest.importorskip("torch")
+def test_all_tensors_come_and_go_with_the_same_bits(weights, tmp_path, dtype):
   cast = {name: tensor.astype(dtype) for name, tensor in weights.items()}
   convert_checkpoint(write_checkpoint(tmp_path / "x.pth", cast), tmp_path / "model", classes="dfew")
-  back = tmp_path / f"back.{ending}"
-  export(open_folder(tmp_path / "model"), *((back, None) if ending == "pth" else (None, back)))
-  found = open_weights(back).tensors
+  export(open_folder(tmp_path / "model"), None, tmp_path / "back.safetensors")
+  found = open_weights(tmp_path / "back.safetensors").tensors
   assert found.keys() == cast.keys()
   assert len(found) == 500
   for name, tensor in cast.items():
@@ -51,6 +48,7 @@ def test_all_tensors_come_and_go_with_the_same_bits(weights, tmp_path, dtype, en
     assert found[name].read().tobytes() == tensor.tobytes(), name
 
 
+@pytest.mark.slow
 def test_pytorch_reads_what_is_written(weights, tiny_file, tmp_path):
   pytest.importorskip("torch")
   export(with_classes(open_checkpoint(tiny_file), "dfew"), tmp_path / "x.pth", tmp_path / "x.safetensors")
@@ -84,6 +82,7 @@ def test_an_ablated_model_says_its_parts(tmp_path):
     open_checkpoint(tmp_path / "y.pth")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cfg", [
   paper(11, image_size=160),
   tiny(image_size=32, fusion={"width": 24}, prompts={"prompts_per_stage": 5, "layers_per_stage": 2},
@@ -100,11 +99,8 @@ def test_sizes_come_from_the_shapes(cfg):
 
 
 def test_class_names_are_never_guessed(tiny_file, tmp_path):
-  for given, words in (
-    (None, "7 classes .* --classes=dfew or"),
-    ("mafw", "11 class names"),
-    ("a,b,b,c,d,e,f", "different names"),
-  ):
+  for given, words in ((None, "7 classes .* --classes=dfew or"), ("mafw", "11 class names"),
+                       ("a,b,b,c,d,e,f", "different names")):  # fmt: skip
     with pytest.raises(UserError, match=words):
       convert_checkpoint(tiny_file, tmp_path / "model", classes=given)
   assert not list(tmp_path.iterdir())
@@ -147,9 +143,6 @@ def broken_files(tiny: dict[str, np.ndarray], whole: bytes) -> dict[str, tuple[o
     name: tensor for name, tensor in tiny.items() if name not in ("vision_proj.bias", "our_classifier.weight")
   }
   return {
-    "empty.pth": (b"", "empty"),
-    "download.pth": (b"<!DOCTYPE html><html><body>Google Drive - Virus scan warning</body></html>", "HTML"),
-    "pointer.pth": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 123\n", "git-lfs|LFS"),
     "cut.pth": (whole[: len(whole) // 2], "cut short"),
     "lying.safetensors": (lying, r"no whole \.safetensors file"),
     "huge.safetensors": ((10**15).to_bytes(8, "little") + b"{}", r"huge\.safetensors"),
@@ -163,8 +156,7 @@ def broken_files(tiny: dict[str, np.ndarray], whole: bytes) -> dict[str, tuple[o
     "shape.pth": ({"state_dict": tiny | {"vision_proj.bias": np.zeros(31, "f4")}}, r"wrong shape \(1\): vision_proj\.bias"),
     "nothing.pth": ({"epoch": 3}, "holds no state dict"),
     "list.pth": ([1, 2], "not a state dict"),
-    "twice.pth": ({"state_dict": {"a": np.zeros(1, "f4"), "module.a": np.zeros(1, "f4")}}, "with and without the prefix"),
-    "text.pth": (b"just words", "text.pth"),
+    "twice.pth": ({"state_dict": {"a": np.zeros(1, "f4"), "module.a": np.zeros(1, "f4")}}, "twice, with and without the prefix"),
     "number.pth": ({"epoch": 10**5000, "state_dict": missing}, r"missing \(2\)"),
     "deep.pth": ({"state_dict": tiny | {"image_encoder.blocks.99999.norm1.weight": np.zeros(48, "f4")}}, "no such model has more"),
     "escape.pth": ({"state_dict": tiny | {"\x1b[2Jgone": np.zeros(1, "f4")}}, r"unexpected \(1\): \\x1b\[2Jgone"),
@@ -172,12 +164,16 @@ def broken_files(tiny: dict[str, np.ndarray], whole: bytes) -> dict[str, tuple[o
     "part.pth": ({"state_dict": tiny, "mma_dfer_jax": ours | {"model": ours["model"] | {"head": {"name": "../x"}}}}, "no '../x' in heads"),
     "fields.pth": ({"state_dict": tiny, "mma_dfer_jax": ours | {"model": ours["model"] | {"image": [1]}}}, "describes no model"),
     "large.pth": ({"state_dict": tiny, "mma_dfer_jax": ours | {"model": ours["model"] | {"num_classes": 10**9}}}, "can be built: num_classes=1000000000"),
-    "classes.pth": ({"state_dict": tiny, "mma_dfer_jax": ours | {"classes": ["a"]}}, r"names the classes \['a'\]"),
+    "objects.pth": ({"state_dict": tiny, "mma_dfer_jax": {"recipe": {1, 2}}}, "damaged notes under mma_dfer_jax"),
+    "numbers.pth": ({"state_dict": tiny, "mma_dfer_jax": ours | {"classes": [1] * 7}}, "must name 7 classes"),
+    "nest.pth": ({"state_dict": tiny, "mma_dfer_jax": ours | {"tunable": [[[]]], "trained_as": []}}, "no regular expression"),
+    "classes.pth": ({"state_dict": tiny, "mma_dfer_jax": ours | {"classes": ["a"]}}, "must name 7 classes, as its model has, not 1"),
     "mixed.pth": ({"state_dict": tiny | {f"{QKV}.to_q.weight": tiny[f"{QKV}.to_q.weight"].astype("f2")}}, "must be of one type"),
     "block.pth": ({"state_dict": {n: t for n, t in tiny.items() if "image_encoder.blocks.11." not in n}}, r"missing \(12\)"),
   }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_broken_file_is_named_and_leaves_nothing(weights, tiny_file, tmp_path):
   for name, (content, words) in broken_files(weights, tiny_file.read_bytes()).items():
     path = tmp_path / name
@@ -198,33 +194,3 @@ def test_expanded_tensors_cannot_fill_the_memory(weights, tmp_path):
   write_torch_file(tmp_path / "bomb.pth", {"state_dict": state})
   with pytest.raises(UserError, match=r"bomb\.pth"):
     convert_checkpoint(tmp_path / "bomb.pth", tmp_path / "model", classes="dfew")
-
-
-def test_cut_and_flipped_files_are_refused_or_harmless(tmp_path):
-  """20 places to cut at and 200 seeds of flipped bytes: a message with the file's name, or exactly the same tensors."""
-  path = tmp_path / "damaged.pth"
-  path.write_bytes((GOLDEN / "tiny_reference_checkpoint.pth").read_bytes())
-  whole, intact = path.read_bytes(), open_checkpoint(path).read()
-
-  def refused(content: bytes) -> bool:
-    path.write_bytes(content)
-    message = ""
-    try:
-      found = open_checkpoint(path).read()
-    except UserError as error:
-      message = str(error)
-    if message:
-      assert "damaged.pth" in message
-      return True
-    assert all(found[name].tobytes() == array.tobytes() for name, array in intact.items())
-    return False
-
-  rng = np.random.default_rng(3)
-  assert all(refused(whole[:size]) for size in rng.integers(1, len(whole), 20))
-  harmless = 0
-  for _ in range(200):
-    content = bytearray(whole)
-    for place in rng.integers(0, len(content), rng.integers(1, 5)):
-      content[place] ^= int(rng.integers(1, 256))
-    harmless += not refused(bytes(content))
-  assert harmless < 30  # what lies between the entries of the archive belongs to nothing

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from conftest import TINY, golden_weights, tiny
+from conftest import small
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -13,47 +13,65 @@ from torch_files import write_checkpoint
 from mma_dfer_jax.config import default_config, flat_config
 from mma_dfer_jax.disk import write_json
 from mma_dfer_jax.errors import UserError
-from mma_dfer_jax.model import MmaDfer
-from mma_dfer_jax.parameters import flat_params, parameter_shapes, put_over, split_tunable, tunable_patterns
+from mma_dfer_jax.model import MmaDfer, ModelConfig
+from mma_dfer_jax.parameters import parameter_shapes, put_over, split_tunable, tunable_patterns
 from mma_dfer_jax.training.check import open_starts
 from mma_dfer_jax.training.checkpoints import Checkpointer, save_frozen
 from mma_dfer_jax.training.run import VERSION
 from mma_dfer_jax.training.start import open_init, open_stored
 from mma_dfer_jax.training.state import TrainState
 from mma_dfer_jax.weights.folder import convert_checkpoint
-from mma_dfer_jax.weights.names import from_torch, name_table
+from mma_dfer_jax.weights.names import name_table
+from mma_dfer_jax.weights.positions import resize_positions
 
 CLASSES = ("happy", "sad", "neutral", "angry", "surprise", "disgust", "fear")
 PARTS = ("image_encoder", "audio_encoder", "image_prompts", "audio_prompts", "fusion", "joint_adaptation", "temporal",
          "classifier")  # fmt: skip
 
 
+def four(num_classes: int = 7, **changes) -> ModelConfig:
+  """Four layers; the shapes of a .pth show all of its sizes."""
+  base = {"image": {"depth": 4}, "audio": {"depth": 4}, "prompts": {"layers_per_stage": 2}}
+  for slot, fields in changes.items():
+    changes[slot] = base[slot] | fields if slot in base and "name" not in fields else fields
+  return small(**{"audio_shape": (64, 128), "num_classes": num_classes} | changes)
+
+
+FOUR = four()
+
+
 @pytest.fixture(scope="module")
 def ours() -> dict[str, np.ndarray]:
-  return from_torch(golden_weights("tiny_64_7"), name_table(TINY))
+  rng = np.random.default_rng(0)
+  return {path: rng.standard_normal(shape, np.float32) for path, shape in parameter_shapes(FOUR).items()}
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-  return write_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny.pth", golden_weights("tiny_64_7"))
+def theirs(ours) -> dict[str, np.ndarray]:
+  return {name: np.array(t) for row in name_table(FOUR) for name, t in row.to_torch(ours[row.path]).items()}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(theirs, tmp_path_factory) -> Path:
+  return write_checkpoint(tmp_path_factory.mktemp("four") / "four.pth", theirs)
 
 
 @pytest.fixture(scope="module")
 def folder(checkpoint, tmp_path_factory) -> Path:
-  out = tmp_path_factory.mktemp("tiny") / "model"
+  out = tmp_path_factory.mktemp("four") / "model"
   convert_checkpoint(checkpoint, out, classes="dfew")
   return out
 
 
 def save_step(workdir: Path, model: MmaDfer, step: int) -> None:
-  """What `train` leaves of the tiny model, as far as others read it."""
+  """What `train` leaves of the model, as far as others read it."""
   config = default_config()
-  for name, part in TINY.to_fields().items():
+  for name, part in FOUR.to_fields().items():
     if name == "inputs":
       config.inputs.update(part)
     elif name != "num_classes":
       config.model[name].update(part)
-  patterns = tunable_patterns(TINY)
+  patterns = tunable_patterns(FOUR)
   run = {"config": flat_config(config.to_dict()), "classes": list(CLASSES), "recipe": {}, "tunable": list(patterns),
          "starts": {}, "data_set": {"sample_rates": [16000]}, "version": VERSION}  # fmt: skip
   workdir.mkdir(exist_ok=True)
@@ -66,19 +84,20 @@ def save_step(workdir: Path, model: MmaDfer, step: int) -> None:
 
 
 def lines(start) -> dict[str, str]:
-  found = dict(line.split(": ", 1) for line in start.lines)
-  assert all(line in start.describe() for line in start.lines)
+  found = dict(line.split(": ", 1) for line in start.facts)
+  assert all(line in start.describe() for line in start.facts)
   return found
 
 
+@pytest.mark.slow
 def test_the_same_model_is_taken_whole_from_a_file_a_folder_and_a_run(checkpoint, folder, ours, tmp_path):
-  model = MmaDfer(TINY, rngs=nnx.Rngs(0))
+  model = MmaDfer(FOUR, rngs=nnx.Rngs(0))
   put_over(model, ours)
   save_step(tmp_path / "run", model, 5)
   for path in (folder, tmp_path / "run"):
-    start = open_init(path, TINY, CLASSES)
-    assert {line.split(" ")[1] for line in start.lines} == {"150", "2", "168", "13"}
-    assert not any("fresh" in line or "left" in line for line in start.lines)
+    start = open_init(path, FOUR, CLASSES)
+    assert {line.split(" ")[1] for line in start.facts} == {"54", "2", "56", "13"}
+    assert not any("fresh" in line or "left" in line for line in start.facts)
     assert all(f"{place}: " in start.describe() for place in PARTS)
     found = start.read()
     assert all(found[name].tobytes() == array.tobytes() for name, array in ours.items())
@@ -86,51 +105,56 @@ def test_the_same_model_is_taken_whole_from_a_file_a_folder_and_a_run(checkpoint
   with pytest.raises(UserError, match="no checkpoint 7; it has the steps 5"):
     open_stored(tmp_path / "run", 7)
   before = start.sha256
-  assert open_init(tmp_path / "run", TINY, CLASSES).sha256 == before
+  assert open_init(tmp_path / "run", FOUR, CLASSES).sha256 == before
   model.classifier.bias[...] += 1
   save_step(tmp_path / "run", model, 10)
-  later = open_init(tmp_path / "run", TINY, CLASSES)
+  later = open_init(tmp_path / "run", FOUR, CLASSES)
   assert later.sha256 != before
   np.testing.assert_array_equal(later.read()["classifier/bias"], ours["classifier/bias"] + 1)
-  start = open_init(checkpoint, TINY, CLASSES)  # it does not say its classes
+  start = open_init(checkpoint, FOUR, CLASSES)  # it does not say its classes
   assert "convert it with --classes" in lines(start)["classifier"]
   assert start.read().keys() == ours.keys() - {"classifier/kernel", "classifier/bias"}
 
 
 @pytest.mark.parametrize(("changes", "place", "says"), [
-  ({"fusion": {"name": "none"}}, "fusion", "168 tensors left out, fusion/bottleneck there and fusion/none here"),
+  ({"fusion": {"name": "none"}}, "fusion", "56 tensors left out, fusion/bottleneck there and fusion/none here"),
   ({"temporal": {"name": "mean", "width": 32}}, "temporal", "13 tensors left out, temporal/transformer there"),
-  ({"audio": {"name": "none"}}, "audio_encoder", "150 tensors left out, encoders/mae there and encoders/none here"),
-  ({"prompts": {"name": "none"}}, "image_encoder", "150 of 150 tensors, position rows of 6 prompts left out"),
+  ({"audio": {"name": "none"}}, "audio_encoder", "54 tensors left out, encoders/mae there and encoders/none here"),
+  ({"prompts": {"name": "none"}}, "image_encoder", "54 of 54 tensors, position rows of 6 prompts left out"),
   ({"prompts": {"prompts_per_stage": 5}}, "image_encoder", "position rows of 6 prompts left out, position rows of 10"),
   ({"prompts": {"prompts_per_stage": 5}}, "image_prompts", "fresh, prompts_per_stage=5 instead of 3"),
-  ({"image_size": 96}, "image_encoder", "150 of 150 tensors, positions resized from (4, 4) to (6, 6)"),
-  ({"fusion": {"width": 8}}, "fusion", "48 of 168 tensors, width=8 instead of 16, fresh: 0/audio_down/bias (16,), not (8,)"),
-  ({"fusion": {"layers": "last 6"}}, "fusion", "84 of 84 tensors, layers=last 6 instead of all, left out: 0/"),
+  ({"image_size": 96}, "image_encoder", "54 of 54 tensors, positions resized from (2, 2) to (6, 6)"),
+  ({"fusion": {"width": 8}}, "fusion", "16 of 56 tensors, width=8 instead of 16, fresh: 0/audio_down/bias (16,), not (8,)"),
+  ({"fusion": {"layers": "last 2"}}, "fusion", "28 of 28 tensors, layers=last 2 instead of all, left out: 0/"),
   ({"image": {"mean": (0.5, 0.5, 0.5)}}, "image_encoder", "mean=(0.5, 0.5, 0.5) instead of (0.0, 0.0, 0.0)"),
 ])  # fmt: skip
 def test_ablated_and_other_models_take_what_fits(folder, ours, changes, place, says):
-  cfg = tiny(**changes)
+  cfg = four(**changes)
   start = open_init(folder, cfg, CLASSES)
   assert says in lines(start)[place]
   found, shapes = start.read(), parameter_shapes(cfg)
   assert found.keys() <= shapes.keys()
-  model = MmaDfer(cfg, rngs=nnx.Rngs(0))
-  fresh = {path: np.asarray(v[...]) for path, v in flat_params(nnx.state(model)).items()}
-  put_over(model, found)
-  for path, variable in flat_params(nnx.state(model)).items():
-    there, now = found.get(path, fresh[path]), np.asarray(variable[...])
-    if path.endswith("_encoder/pos_embed"):
-      patches = shapes[path][1] - cfg.prompts.count(cfg.layers)
-      np.testing.assert_array_equal(now[:, :patches], there[:, :patches])
-      if shapes[path] != ours[path].shape:
-        np.testing.assert_array_equal(
-          now[:, patches:], there[:, patches:] if there.shape[1] > patches else fresh[path][:, patches:]
-        )
-    else:
-      np.testing.assert_array_equal(now, there)
   same = [path for path in shapes if path in ours and shapes[path] == ours[path].shape]
   assert all(found[path].tobytes() == ours[path].tobytes() for path in same)
+  table = "image_encoder/pos_embed"
+  if shapes[table] != ours[table].shape:
+    prompts = cfg.prompts.count(cfg.layers)
+    assert found[table].shape[1] in (shapes[table][1], shapes[table][1] - prompts)
+    grid = FOUR.image.grid("image", FOUR.inputs), cfg.image.grid("image", cfg.inputs)
+    patches = 1 + grid[1][0] * grid[1][1]
+    resized = resize_positions(ours[table][:, : 1 + grid[0][0] * grid[0][1]], *grid)
+    np.testing.assert_array_equal(found[table][:, :patches], resized)
+
+
+@pytest.mark.slow
+def test_rows_of_prompts_that_start_fresh_stay_as_drawn(folder):
+  cfg = four(prompts={"prompts_per_stage": 5})
+  model = MmaDfer(cfg, rngs=nnx.Rngs(0))
+  fresh, found = np.asarray(model.image_encoder.pos_embed[...]), open_init(folder, cfg, CLASSES).read()
+  put_over(model, found)
+  table = np.asarray(model.image_encoder.pos_embed[...])
+  np.testing.assert_array_equal(table[:, :5], found["image_encoder/pos_embed"])
+  np.testing.assert_array_equal(table[:, 5:], fresh[:, 5:])
 
 
 @pytest.mark.parametrize(("classes", "says"), [
@@ -139,7 +163,7 @@ def test_ablated_and_other_models_take_what_fits(folder, ours, changes, place, s
   (tuple("abcdefghijk"), "fresh, 11 classes instead of 7"),
 ])  # fmt: skip
 def test_classes_are_matched_by_name(folder, ours, classes, says):
-  start = open_init(folder, tiny(len(classes)), classes)
+  start = open_init(folder, four(len(classes)), classes)
   assert says in lines(start)["classifier"]
   found = start.read()
   if "reordered" in says:
@@ -149,13 +173,14 @@ def test_classes_are_matched_by_name(folder, ours, classes, says):
     assert not [path for path in found if path.startswith("classifier")]
 
 
+@pytest.mark.slow
 def test_other_head_counts_are_refused_where_they_are_known(folder, checkpoint, tmp_path):
-  other = tiny(image={"heads": 8}, temporal={"heads": 4, "head_dim": 16})
+  other = four(image={"heads": 8}, temporal={"heads": 4, "head_dim": 16})
   convert_checkpoint(checkpoint, tmp_path / "eight", classes="dfew", heads=8)
   with pytest.raises(
     UserError, match=r"(?s)model\.audio\.heads=4, but it has 8 .*model\.image\.heads=4, but it has 8"
   ):
-    open_init(tmp_path / "eight", TINY, CLASSES)
+    open_init(tmp_path / "eight", FOUR, CLASSES)
   # What had to be assumed is not held against anybody.
   assert open_init(folder, other, CLASSES).taken.keys() == parameter_shapes(other).keys()
 
@@ -166,7 +191,7 @@ def test_what_cannot_be_a_start_is_said(folder, tmp_path):
   for path, words in ((tmp_path, "neither the workdir of a run"), (tmp_path / "x.pth", "HTML"),
                       (tmp_path / "nowhere", "No such file")):  # fmt: skip
     config.init_from, config.pretrained.image = str(path), str(tmp_path / "missing.pth")
-    starts, problems = open_starts(config, TINY, CLASSES)
+    starts, problems = open_starts(config, FOUR, CLASSES)
     assert not starts
     assert words in problems[0]
     assert "missing.pth" in problems[1]  # all at once
@@ -176,21 +201,22 @@ def test_what_cannot_be_a_start_is_said(folder, tmp_path):
   (tmp_path / "model/model.safetensors").write_bytes(content)
   (tmp_path / "model/model.json").write_bytes((folder / "model.json").read_bytes())
   with pytest.raises(UserError, match="damaged"):
-    open_init(tmp_path / "model", TINY, CLASSES).read()
+    open_init(tmp_path / "model", FOUR, CLASSES).read()
 
 
-def test_pretrained_files_go_over_it(folder, tmp_path, ours):
-  encoder = {n.removeprefix("image_encoder."): t + 1 for n, t in golden_weights("tiny_64_7").items()
+@pytest.mark.slow
+def test_pretrained_files_go_over_it(folder, tmp_path, ours, theirs):
+  encoder = {n.removeprefix("image_encoder."): t + 1 for n, t in theirs.items()
              if n.startswith("image_encoder.") and n.split(".")[1] in ("cls_token", "pos_embed", "patch_embed", "blocks", "norm")}  # fmt: skip
-  encoder["pos_embed"] = encoder["pos_embed"][:, :17]
+  encoder["pos_embed"] = encoder["pos_embed"][:, :5]
   config = default_config()
   config.init_from, config.pretrained.image = (
     str(folder),
     str(write_checkpoint(tmp_path / "mae.pth", encoder)),
   )
-  starts, problems = open_starts(config, TINY, CLASSES)
+  starts, problems = open_starts(config, FOUR, CLASSES)
   assert not problems
-  model = MmaDfer(TINY, rngs=nnx.Rngs(0))
+  model = MmaDfer(FOUR, rngs=nnx.Rngs(0))
   for start in starts:
     put_over(model, start.read())
   found = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(model)))
