@@ -8,7 +8,7 @@ from pathlib import Path
 import re
 
 from mma_dfer_jax.data import source
-from mma_dfer_jax.data.source import ClipFiles, Layout, Note, Problem, first_few, option
+from mma_dfer_jax.data.source import ClipFiles, Layout, Note, Problem, as_clip_id, count, first_few, option
 from mma_dfer_jax.errors import UserError, listed
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp")
@@ -96,8 +96,6 @@ class Archive:
       self.note(f"no clips in fold {', '.join(empty)}")
     return self.found(taken, classes or known, "as given" if classes else origin, OF_VIDEO | recipe, splits)
 
-  # ---- folders ----
-
   def entries(self, folder: Path) -> tuple[list[str], list[str]]:
     """Names of the folders and of the files in a folder; what cannot be read or leads out of the archive is a problem."""
     folders, files, links, error = scan(folder)
@@ -107,7 +105,7 @@ class Archive:
       if wrong := self._wrong_link(folder / name):
         stem, suffix = os.path.splitext(name)
         of_clip = suffix.lower() in (*VIDEOS, *SOUNDS) or name.isdecimal()
-        self.problem(folder / name, wrong, *([source.as_clip_id(stem)] if of_clip else []))
+        self.problem(folder / name, wrong, *([as_clip_id(stem)] if of_clip else []))
       else:
         (folders if (folder / name).is_dir() else files).append(name)
     return sorted(folders), sorted(files)
@@ -126,11 +124,7 @@ class Archive:
     return str(path).removeprefix(str(self.raw) + os.sep)
 
   def find(self, *names: str) -> Path | None:
-    """The folder of the first of these names that is there, in upper or lower case.
-
-    Raises:
-      UserError: if there are several of that name.
-    """
+    """The folder of the first of these names that is there, in upper or lower case; refuses several of that name."""
     for name in names:
       there = list({os.path.realpath(path): path for path in self.folders.get(name.lower(), [])}.values())
       there = [path for path in there if path.name == name] or there
@@ -150,8 +144,6 @@ class Archive:
     found = [f"found: {there}", *advice, *dict.fromkeys(map(str, self.problems))]
     return listed(f"--raw={self.raw}: {missing}", found, self.layout)
 
-  # ---- the files of clips ----
-
   def index(self, folder: Path | None, suffixes: Sequence[str] = ()) -> Index:
     """What a folder holds, by clip id: files of these kinds in it and one folder below; or, without, its folders."""
     index: dict[str, list[Path]] = defaultdict(list)
@@ -170,7 +162,7 @@ class Archive:
     if others:
       self.note(f"{self.show(folder)}: {what}, not used", *others)
     for path in good:
-      index[source.as_clip_id(path.stem if suffixes else path.name)].append(path)
+      index[as_clip_id(path.stem if suffixes else path.name)].append(path)
     for clip_id, several in index.items() if suffixes == SOUNDS else ():
       wavs = [path for path in several if path.suffix.lower() == ".wav"]
       if len(wavs) == 1 < len(several):
@@ -228,8 +220,7 @@ class Archive:
     if annotated is None or annotated == len(names):
       return names, wrong
     if original and not 0 < annotated <= len(names):
-      more = f"{shown} holds {source.count(len(names), 'picture')}, {annotated} are annotated"
-      return names, [*wrong, more]
+      return names, [*wrong, f"{shown} holds {count(len(names), 'picture')}, {annotated} are annotated"]
     what = "fewer frames than there are files: all files are used"
     if annotated > len(names):
       what = "more frames than there are files: all files are used, some may be missing"

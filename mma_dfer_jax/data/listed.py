@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from mma_dfer_jax.data import archive, source
 from mma_dfer_jax.data.archive import SOUNDS, VIDEOS, Archive, scan
-from mma_dfer_jax.data.source import FOLDS, ClipFiles, LabelOrder, Layout, option
+from mma_dfer_jax.data.source import FOLDS, ClipFiles, LabelOrder, Layout, as_clip_id, first_few, option
 from mma_dfer_jax.errors import UserError, listed
 
 FORMS = {
@@ -119,15 +119,10 @@ class ListedArchive(Archive):
     self.original = options.recipe == "reference"
     self.rows: list[Row] = []  # by fold, the test list first
 
-  # ---- lists ----
-
   def read_lists(self, own: Path | None) -> None:
     """Reads all lists in --lists, or else in a folder of the archive: at most one for each fold and part.
 
     A list that is missing or cannot be read is a problem of the whole; one of its lines is a problem of a clip.
-
-    Raises:
-      UserError: if there is none at all.
     """
     folder = Path(self.options.lists).expanduser() if self.options.lists else own
     if not folder:
@@ -147,10 +142,10 @@ class ListedArchive(Archive):
       elif (same := found.setdefault(key, path)) != path and path.read_bytes() != same.read_bytes():
         self.problem(path, f"is another {key[1]} list of fold {key[0]}, beside {self.show(same)}")
     if not found:
-      there = source.first_few([path.relative_to(folder) for path in files]) or "no .csv and no .txt file"
+      there = first_few([path.relative_to(folder) for path in files]) or "no .csv and no .txt file"
       raise listed(f"{folder}: holds no list of a fold of {self.name}", [f"found: {there}"], self.layout)
     if missing := ", ".join(str(k) for k in FOLDS if (k, "test") not in found):
-      there = source.first_few(self.show(found[key]) for key in sorted(found))
+      there = first_few(self.show(found[key]) for key in sorted(found))
       self.problem(str(folder), f"no list of the test set of fold {missing}; found {there}")
     rows = self._read_rows(found)
     self.rows = [row for key in sorted(rows) for row in rows[key]]
@@ -198,7 +193,7 @@ class ListedArchive(Archive):
         wrong = f"{source.count(len(values), 'value')} in {width} columns: {','.join(values)!r}"
         self._line_problem(where, name, wrong)
       elif clip:
-        yield Row(path, fold, part, "csv", where, source.as_clip_id(clip[1]), row["label"])
+        yield Row(path, fold, part, "csv", where, as_clip_id(clip[1]), row["label"])
       else:
         self._line_problem(where, "", f"{name!r} is not the number of a clip")
 
@@ -210,16 +205,16 @@ class ListedArchive(Archive):
         self._line_problem(where, line, f"{line!r} is not of the form of the other {FORMS[kind]}")
       elif kind == "plain":
         name = os.path.splitext(match[1])[0] if match[1].lower().endswith(VIDEOS) else match[1]
-        yield Row(path, fold, part, kind, where, source.as_clip_id(name), match[2])
+        yield Row(path, fold, part, kind, where, as_clip_id(name), match[2])
       else:
         *above, name = re.split(r"[/\\]", match[1].rstrip("/\\"))  # made on any system
-        clip_id, folder = source.as_clip_id(name), "".join(above[-1:])
+        clip_id, folder = as_clip_id(name), "".join(above[-1:])
         yield Row(path, fold, part, kind, where, clip_id, match[3], int(match[2]), folder)
 
   def _line_problem(self, where: str, line: str, what: str) -> None:
     """The problem of a line: of the clip that it seems to name, or of something that has no other name."""
     clip = re.search(r"(?:^|[/\\])([0-9]+)(?:\.\w+)?(?=[\s,;]|$)", line)
-    self.problem(where, what, source.as_clip_id(clip[1])) if clip else self.problem("", what, where)
+    self.problem(where, what, as_clip_id(clip[1])) if clip else self.problem("", what, where)
 
   def read_labels(self, classes: Sequence[str]) -> None:
     """Finds the classes that the lists mean: by numbers in this order, by names, or by the same in other words.
@@ -247,8 +242,6 @@ class ListedArchive(Archive):
 
     self.rows = [row._replace(label=label_of(row.written.lower(), self.first[row.kind])) for row in self.rows]
 
-  # ---- what the lists say together ----
-
   def _places(self) -> dict[str, Row]:
     """The clips of the five test lists, each in one fold and with one label, in the order of the lists."""
     places: dict[str, Row] = {}
@@ -268,8 +261,7 @@ class ListedArchive(Archive):
   def _compare(self, places: Mapping[str, Row]) -> None:
     """Finds what train lists say against the test lists: training set k is all other folds.
 
-    Names one thing that is wrong with a clip once, however many lists show it; and nothing of a clip that is a problem
-    already.
+    It names a mistake once, however many lists show it, and none of a clip that is a problem already.
     """
     bad, named = self.bad_clips, {key: Counter[str]() for key in sorted({row[1:3] for row in self.rows})}
     shown = {row[1:3]: self.show(row.path) for row in self.rows}
@@ -280,29 +272,27 @@ class ListedArchive(Archive):
       if row.part == "train" and place and row.label != place.label:
         written = row.label or f"{row.written!r}, which is no class"
         wrong[f"{written}, but {place.label} in {place.where}", row.clip_id].setdefault(row.fold, row.where)
-    tested = set().union(*(clips for (_, part), clips in named.items() if part == "test"))
     complete = all((k, "test") in named for k in FOLDS)
+    tested = {clip for (_, part), clips in named.items() if part == "test" for clip in clips}
     if unchecked := [str(k) for k in FOLDS if (k, "train") not in named]:
       self.note(f"no list of the training set of fold {', '.join(unchecked)}: not compared")
     for (k, part), clips in named.items():
       here = {clip for clip, place in places.items() if place.fold == k}
-      for what, those in {
-        "named more than once": [clip for clip, times in clips.items() if times > 1],
+      mistakes = {
+        "named more than once": {clip for clip, times in clips.items() if times > 1},
         "also in the test set of the same fold": here & clips.keys(),
-        "in no test set": clips.keys() - tested if complete else (),
-        "missing, though in the test set of another fold": places.keys() - here - clips.keys()
-        if complete
-        else (),
-      }.items():
-        for clip in those if part == "train" else ():
+      }
+      if complete:
+        mistakes["in no test set"] = clips.keys() - tested
+        mistakes["missing, though in the test set of another fold"] = places.keys() - here - clips.keys()
+      for what, those in mistakes.items() if part == "train" else ():
+        for clip in those:
           wrong[what, clip][k] = shown[k, part]
     for (what, clip), lists in wrong.items():
       if clip not in bad:
         first, *others = lists
         also = f" and the training sets of the folds {', '.join(map(str, others))}" if others else ""
         self.problem(lists[first] + also, what, clip)
-
-  # ---- pictures and sounds ----
 
   def folder_of_lists(self) -> Path | None:
     """The folder, under whatever name, in which the lists say that the clips are."""
@@ -324,10 +314,8 @@ class ListedArchive(Archive):
     """The clips whose pictures and sound are there; what is wrong with each of the others becomes one problem."""
     home, what, sounds_in = pictures or videos or self.raw, "folder" if pictures else "video", wavs or videos
     of_videos = self.index(None if pictures and wavs else videos, VIDEOS)
-    looked, sounds = (
-      self.index(pictures) if pictures else of_videos,
-      self.index(wavs, SOUNDS) if wavs else of_videos,
-    )
+    looked = self.index(pictures) if pictures else of_videos
+    sounds = self.index(wavs, SOUNDS) if wavs else of_videos
     bad, named = self.bad_clips, {row.clip_id for row in self.rows}
     if others := sorted(looked.keys() - named - bad):
       self.note(f"{self.show(home)}: clips in no list, not used", *others)
@@ -346,10 +334,8 @@ class ListedArchive(Archive):
       if wrong:
         self.problem(row.where, "; ".join(wrong), row.clip_id)
       elif isinstance(path, Path):
-        frames, video = tuple(path / name for name in names), None if pictures else path
-        clips.append(
-          ClipFiles(row.clip_id, row.where, str(row.label), f"fold{row.fold}", frames, video, sound)
-        )
+        media = tuple(path / name for name in names), None if pictures else path, sound
+        clips.append(ClipFiles(row.clip_id, row.where, str(row.label), f"fold{row.fold}", *media))
     return clips
 
   def _describe_sounds(self, clips: Sequence[ClipFiles], wavs: Path | None, videos: Path | None) -> str:
@@ -370,18 +356,17 @@ class ListedArchive(Archive):
 
     Args:
       order: that the classes are written in.
-      kind: of pictures, for the recipe.
+      kind: of pictures, for the recipe; `facts`: more for it.
       pictures: folder of the clips' folders; None: pictures come from the videos.
       own_sound: whether sound comes from the videos even if there are sound files.
-      facts: more for the recipe.
     """
     from mma_dfer_jax.data.faces import ARCHIVE_FACES  # here, as labels need no OpenCV
 
     known = {name: choice for choice, names in self.by_frames.items() if choice != "video" for name in names}
-    of = {known.get(row.folder.lower()) for row in self.rows} - {None}
-    if kind in known.values() and of and of != {kind}:  # the lists' numbers of frames would be wrong
-      raise UserError(f"{self.rows[0].path.parent}: the lists are of --frames={', '.join(map(str, of))}, but "
-                      f"--frames={kind} was chosen")  # fmt: skip
+    of = {known[row.folder.lower()] for row in self.rows if row.folder.lower() in known}
+    if kind in known.values() and of - {kind}:  # the lists' numbers of frames would be wrong
+      lists = self.rows[0].path.parent
+      raise UserError(f"{lists}: the lists are of --frames={', '.join(of)}, but --frames={kind} was chosen")
     (videos_in,) = self.by_frames["video"]
     videos, wavs = self.find(videos_in), None if own_sound else self.find(self.sounds)
     if kind in ("scenes", "video") and self.options.faces != "yunet":

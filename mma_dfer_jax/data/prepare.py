@@ -16,7 +16,7 @@ Run the same command again; it picks up where it stopped.
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 import contextlib
 import dataclasses
@@ -24,6 +24,7 @@ import fcntl
 import functools
 import hashlib
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -139,69 +140,51 @@ def decode_clip(files: ClipFiles, decoded: Path, decoding: Decoding) -> str | No
   sizes = {Image.open(io.BytesIO(data)).size for data in record["frames"] if files.frames}
   partial = decoded.with_suffix(f".{os.getpid()}.partial")
   with partial.open("wb") as file:
-    np.savez(
-      file,
-      jpegs=np.frombuffer(b"".join(record["frames"]), np.uint8),
-      lengths=[len(jpeg) for jpeg in record["frames"]],
-      sizes=sorted(sizes),
-      **{key: record[key] for key in ("waveform", "sample_rate", "face_share")},
-    )
+    sound_and_share = {key: record[key] for key in ("waveform", "sample_rate", "face_share")}
+    np.savez(file, jpegs=np.frombuffer(b"".join(record["frames"]), np.uint8), sizes=sorted(sizes),
+             lengths=[len(jpeg) for jpeg in record["frames"]], **sound_and_share)  # fmt: skip
   partial.replace(decoded)  # a killed run keeps no half clip
   return None
 
 
 def decode_all(files: Sequence[ClipFiles], scratch: Path, decoding: Decoding, num_workers: int,
                ) -> tuple[list[Clip], list[Problem]]:  # fmt: skip
-  """Decodes every clip that is not decoded yet, by several processes; returns the clips, and what is wrong with others.
-
-  Raises:
-    OSError: if what is decoded cannot be kept.
-    UserError: if a process was ended from outside.
-  """
+  """Decodes every clip that is not decoded yet, by several processes; returns the clips, and what is wrong with others."""
   scratch.mkdir(parents=True, exist_ok=True)
   for partial in scratch.glob("*.partial"):
     partial.unlink()
   clips = [Clip(one.clip_id, one.label, one.split, scratch / f"{_key(one, decoding)}.npz") for one in files]
   todo = [i for i, clip in enumerate(clips) if not clip.decoded.exists()]
-  done, problems = len(clips) - len(todo), {}
-  if done:
+  if done := len(clips) - len(todo):
     print(f"{done} of {len(clips)} clips are decoded already")
   workers, spawn = min(num_workers, len(todo)), multiprocessing.get_context("spawn")
   pool = ProcessPoolExecutor(workers, spawn, follow_parent) if workers > 1 else ThreadPoolExecutor(1)
-  with Progress("decode", len(clips), done=done) as bar, pool:
-    futures = {pool.submit(decode_clip, files[i], clips[i].decoded, decoding): i for i in todo}
-    try:
-      for future in as_completed(futures):
-        if problem := future.result():
-          problems[futures[future]] = problem
+  problems: dict[int, Problem] = {}
+  try:
+    with Progress("decode", len(clips), done=done) as bar, pool:
+      jobs = [files[i] for i in todo], [clips[i].decoded for i in todo]
+      for i, wrong in zip(todo, pool.map(decode_clip, *jobs, itertools.repeat(decoding)), strict=True):
+        if wrong:
+          problems[i] = Problem(files[i].where, wrong, (files[i].clip_id,))
         bar.update()
-    except BrokenProcessPool as error:
-      raise UserError("a process that decodes was ended from outside, most often for lack of memory; run the command "
-                      "again with a smaller --num_workers; finished clips are kept") from error  # fmt: skip
-    finally:
-      pool.shutdown(cancel_futures=True)
-  good = [clip for i, clip in enumerate(clips) if i not in problems]
-  return good, [Problem(files[i].where, problems[i], (files[i].clip_id,)) for i in sorted(problems)]
+  except BrokenProcessPool as error:
+    raise UserError("a process that decodes was ended from outside, most often for lack of memory; run the command "
+                    "again with a smaller --num_workers; finished clips are kept") from error  # fmt: skip
+  return [clip for i, clip in enumerate(clips) if i not in problems], list(problems.values())
 
 
 def _key(files: ClipFiles, decoding: Decoding) -> str:
   """Names the decoded form of a clip by all that it depends on."""
-
-  def version(file: Path | None) -> tuple[str, int, int]:
-    stat = os.stat(file) if file and file.exists() else None
-    return str(file), stat.st_size if stat else -1, stat.st_mtime_ns if stat else -1
-
-  versions = [version(file) for file in (*files.frames, files.video, files.sound)]
+  versions: list[tuple[str, int, int]] = []
+  for file in (*files.frames, files.video, files.sound):
+    stat = file.stat() if file and file.exists() else None
+    versions.append((str(file), stat.st_size, stat.st_mtime_ns) if stat else (str(file), -1, -1))
   return hashlib.sha256(json.dumps([versions, decoding.recipe, RECIPE]).encode()).hexdigest()[:32]
 
 
 @contextlib.contextmanager
 def _alone_in(home: Path) -> Iterator[Path]:
-  """The folder for unfinished work. It keeps other processes out; the system lets them in again however this one ends.
-
-  Raises:
-    UserError: if another process is in it, or something there cannot be written.
-  """
+  """The folder for unfinished work. It keeps other processes out; the system lets them in again however this one ends."""
   scratch = home / SCRATCH
   try:
     scratch.mkdir(parents=True, exist_ok=True)
@@ -283,8 +266,7 @@ def _write(builder: Clips, name: str, notes: list[Note], scratch: Path, target: 
   _print_notes(more)
   notes += more
   new = builder.write()
-  if notes:
-    text = "".join("\n  ".join([note.what, *note.names]) + "\n" for note in notes)
+  if text := "".join("\n  ".join([note.what, *note.names]) + "\n" for note in notes):
     (new / NOTES).write_text(text, encoding="utf-8")
   if target.exists():
     shutil.rmtree(scratch / "replaced", ignore_errors=True)
@@ -293,14 +275,9 @@ def _write(builder: Clips, name: str, notes: list[Note], scratch: Path, target: 
   shutil.rmtree(scratch)
 
 
-def _check_left_out(
-  layout: Layout, clips: Sequence[Clip], problems: list[Problem], origin: str, allow_bad: int
-) -> list[str]:
-  """Prints and returns a line for every clip that is left out, and why.
-
-  Raises:
-    UserError: with all problems, if there are more than allowed, or a split is left without clips.
-  """
+def _check_left_out(layout: Layout, clips: Sequence[Clip], problems: list[Problem], origin: str, allow_bad: int,
+                    ) -> list[str]:  # fmt: skip
+  """Prints and returns a line for every clip that is left out, and why; refuses more than allowed, and an empty split."""
   bad: dict[str, list[str]] = {}
   for problem in problems:
     for clip in problem.clips:
@@ -344,37 +321,27 @@ def check(layout: Layout, name: str) -> int:
   return 1 if result.problems else 0
 
 
-def read_source() -> tuple[Layout, source.Options, str]:
-  """What the flags name, with what options, and where it is.
-
-  Raises:
-    UserError: with everything that is wrong with the flags; if nothing of the kind is there.
-  """
+def main(argv: Sequence[str]) -> int:
+  del argv
   name = _DATASET.value
   of = source.source_of(name)
   takes, place = [of.FLAG, *_fields(name)], str(flags.FLAGS[of.FLAG].value or "")
   given = [flag for flag in ("raw", "manifest", *_OPTIONS) if flags.FLAGS[flag].present]
   problems = [f"--{flag} is not for --dataset={name}" for flag in given if flag not in takes]
-  if not place:
-    problems.append(f"--{of.FLAG} is needed")
+  problems += [] if place else [f"--{of.FLAG} is needed"]
   if problems:
     advice = f"--dataset={name} takes {', '.join(f'--{flag}' for flag in takes)}\n{of.LAYOUT}"
     raise listed("the data set cannot be prepared", problems, advice)
   values = {flag: flags.FLAGS[flag].value for flag in takes[1:] if flags.FLAGS[flag].present}
   options = of.Options(**{flag: tuple(v) if isinstance(v, list) else v for flag, v in values.items()})
-  return of.read(Path(place).expanduser(), options), options, place
-
-
-def main(argv: Sequence[str]) -> int:
-  del argv
-  layout, options, origin = read_source()
+  layout = of.read(Path(place).expanduser(), options)
   if _CHECK.value:
-    return check(layout, _DATASET.value)
+    return check(layout, name)
   decoding = Decoding(options.allow_missing_sound)
   if options.faces == "yunet":
     model = face_model(Path(_FACE_MODEL.value).expanduser() if _FACE_MODEL.value else None)
     decoding = Decoding(options.allow_missing_sound, str(model), _FACE_POLICY.value, _FACE_SIZE.value)
-  prepare(layout, _DATASET.value, Path(_DATA_DIR.value or "").expanduser(), decoding, origin, allow_bad=_ALLOW_BAD.value,
+  prepare(layout, name, Path(_DATA_DIR.value or "").expanduser(), decoding, place, allow_bad=_ALLOW_BAD.value,
           overwrite=_OVERWRITE.value, num_workers=_NUM_WORKERS.value)  # fmt: skip
   return 0
 

@@ -58,10 +58,9 @@ def read(raw: Path, options: Options) -> Layout:
     archive.note(f"split: {rule}")
     test = _drawn(clips, options)
     clips = [dataclasses.replace(clip, split="test" if clip.clip_id in test else "train") for clip in clips]
-  recipe, names = {"folds": rule, "sound": "that of the videos"}, sorted(classes, key=natural)
-  return archive.found_by_class(
-    clips, names, "names of the folders, sorted", options.classes, recipe, ["train", "test"]
-  )
+  recipe, origin = {"folds": rule, "sound": "that of the videos"}, "names of the folders, sorted"
+  names = sorted(classes, key=natural)
+  return archive.found_by_class(clips, names, origin, options.classes, recipe, ["train", "test"])
 
 
 def _clips_of(folder: Path, label: str, split: str, archive: Archive) -> list[ClipFiles]:
@@ -74,11 +73,8 @@ def _clips_of(folder: Path, label: str, split: str, archive: Archive) -> list[Cl
     archive.note("no videos by extension, not used", *others)
   if len(others) == len(paths):
     archive.problem(folder, "holds no videos; remove it, or name the classes to take: --classes=a,b,c")
-  return [
-    ClipFiles(name, name, label, split, video=path, sound=path)
-    for name, path in paths.items()
-    if name not in others
-  ]
+  videos = {name: path for name, path in paths.items() if name not in others}
+  return [ClipFiles(name, name, label, split, video=path, sound=path) for name, path in videos.items()]
 
 
 def _drawn(clips: list[ClipFiles], options: Options) -> set[str]:
@@ -90,9 +86,8 @@ def _drawn(clips: list[ClipFiles], options: Options) -> set[str]:
     groups[group][member].append(clip.clip_id)
   test: set[str] = set()
   for members in groups.values():
-    order = sorted(
-      members, key=lambda name: hashlib.sha256(f"{options.split_seed}/{name}".encode()).hexdigest()
-    )
+    digests = {hashlib.sha256(f"{options.split_seed}/{name}".encode()).hexdigest(): name for name in members}
+    order = [digests[digest] for digest in sorted(digests)]
     if len(order) < 2:
       raise UserError(f"--split_by={options.split_by}: {order[0]} is alone and cannot be in training and in the test; "
                       "add clips, or split in another way")  # fmt: skip
