@@ -6,9 +6,11 @@ import wave
 
 import cv2
 import numpy as np
+import pytest
 
 from mma_dfer_jax.data.demo import write_clip
 from mma_dfer_jax.data.source import Layout, source_of
+from mma_dfer_jax.errors import UserError
 
 FOLDS = range(1, 6)
 RATE = 24_000  # Hz; 16 kHz would be warned of
@@ -22,13 +24,19 @@ MAFW_OFFICIAL_NAMES = (
 Clips = Mapping[str, tuple[int, int]]  # clip -> fold, label as MMA-DFER counts
 
 
+def refused(match: str):
+  """Expects an error for users."""
+  return pytest.raises(UserError, match=match)
+
+
 def read(name: str, place: Path, **options) -> Layout:
   """What the source of this name finds."""
-  of, plain = source_of(name), {Path: str, list: tuple}
-  changes = {key: plain.get(type(value), lambda v: v)(value) for key, value in options.items()}
-  return of.read(
-    Path(place), of.Options(**{k: str(v) if isinstance(v, Path) else v for k, v in changes.items()})
-  )
+  of = source_of(name)
+  given = {
+    key: str(v) if isinstance(v, Path) else tuple(v) if isinstance(v, list) else v
+    for key, v in options.items()
+  }
+  return of.read(Path(place), of.Options(**given))
 
 
 def prepare_clips(
