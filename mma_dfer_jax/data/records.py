@@ -96,27 +96,23 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
   """Writes clips as tfds records: JPEG frames, first-channel waveform, label (-1: none); one split per split of the clips.
 
   Args:
-    classes: names in label order; `class_order` says whose order it is. Empty: the clips have no labels.
-    left_out: what was wrong with the clips that are not there.
-    fingerprint: of all that the data set depends on.
+    classes: names in label order. Empty: the clips have no labels.
+    facts: class_order, recipe, left_out and fingerprint, as `DataSet` has them.
   """
 
   VERSION = tfds.core.Version("1.0.0")
   url_infos: Mapping[str, Any] = {}  # nothing is downloaded; tfds would look for a file that says so
 
-  def __init__(self, *, clips: Sequence[Clip], classes: Sequence[str], class_order: str, recipe: Mapping[str, Any],
-               left_out: Sequence[str], fingerprint: str, data_dir: str | os.PathLike):  # fmt: skip
+  def __init__(
+    self, *, clips: Sequence[Clip], classes: Sequence[str], data_dir: str | os.PathLike, **facts: Any
+  ):
     self.clips, self.classes = clips, list(classes)
     counts = Counter((clip.split, clip.label) for clip in clips)
     rates = [int(np.load(clip.decoded)["sample_rate"]) for clip in clips]
     silent = Counter(clip.split for clip, rate in zip(clips, rates, strict=True) if not rate)
     splits = dict.fromkeys(clip.split for clip in clips)
-    self.facts: dict[str, Any] = {
+    self.facts: dict[str, Any] = facts | {
       "classes": self.classes,
-      "class_order": class_order,
-      "recipe": dict(recipe),
-      "left_out": list(left_out),
-      "fingerprint": fingerprint,
       "clips": {split: {label: counts[split, label] for label in self.classes or [""]} for split in splits},
       "sample_rates": sorted(set(rates) - {0}),
       "without_sound": {split: silent[split] for split in splits},

@@ -59,9 +59,8 @@ def read(raw: Path, options: Options) -> Layout:
   if original and (options.frames == "video" or not options.lists):
     raise UserError("--recipe=reference takes as many picture files as the original's lists say: give --lists=FOLDER, and "
                     "no --frames=video")  # fmt: skip
-  archive = listed.ListedArchive(
-    "mafw", raw, FOLDERS, "clips_wav", {"plain": 0, "counted": 0}, LAYOUT, options
-  )
+  forms = {"plain": 0, "counted": 0}  # and from where they count labels
+  archive = listed.ListedArchive("mafw", raw, FOLDERS, "clips_wav", forms, LAYOUT, options)
   own = [path for path in archive.folders["no_caption"] if path.parent.name.lower() == "single"]
   if len(own) > 1 and not options.lists:
     raise all_listed(f"--raw={raw}: several sets of lists", list(map(str, own)), "choose --lists=FOLDER")
@@ -93,11 +92,7 @@ def _pictures(archive: listed.ListedArchive, options: Options) -> tuple[Path | N
 
 
 def _read_numbers(archive: listed.ListedArchive, numbers: str | None) -> str:
-  """Finds by which order the labels of the lists count, if they are numbers; returns what the recipe says of it.
-
-  Raises:
-    UserError: if nothing tells the order, or the published numbers of clips belong to the other one.
-  """
+  """Finds by which order the labels of the lists count, if they are numbers; returns what the recipe says of it."""
   lists = {row.path: row.kind for row in archive.rows if row.written.lstrip("-").isdecimal()}
   if not lists:
     archive.read_labels(LABELS["mafw"].classes)
