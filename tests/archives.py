@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 import wave
 
+from commands import load, run
 import cv2
 import numpy as np
 import pytest
@@ -43,10 +44,18 @@ def prepare_clips(
   manifest: Path, data_dir: Path, *, allow_missing_sound: bool = False, classes=(), **how
 ) -> None:
   """What `prepare --dataset=clips` does, in this process."""
-  from mma_dfer_jax.data.prepare import Decoding, prepare
+  module, layout = (
+    load("data.prepare"),
+    read("clips", manifest, classes=classes, allow_missing_sound=allow_missing_sound),
+  )
+  module.prepare(layout, "clips", data_dir, module.Decoding(allow_missing_sound), str(manifest), **how)
 
-  layout = read("clips", manifest, classes=classes, allow_missing_sound=allow_missing_sound)
-  prepare(layout, "clips", data_dir, Decoding(allow_missing_sound), str(manifest), **how)
+
+def prepare(*given: object, status: int = 0) -> str:
+  """Runs the command in this process; returns all that it printed."""
+  ended, out, err = run("data.prepare", "--num_workers=1", *given)
+  assert ended == status, out + err
+  return out + err
 
 
 def write_picture(path: Path, number: int) -> None:

@@ -10,27 +10,26 @@ import subprocess
 import sys
 import time
 
-from absl import flags
-from absl.testing import flagsaver
 import archives
-from archives import prepare_clips, refused
+from archives import prepare, prepare_clips, refused
 import av
+from commands import load
 from conftest import ROOT
 from films import write_film
 import numpy as np
 import pytest
 from tensorflow_datasets.core import shuffle
 
-from mma_dfer_jax.data import prepare as prepare_module
 from mma_dfer_jax.data.data_set import open_data_set
 from mma_dfer_jax.data.demo import write_clip
 from mma_dfer_jax.data.frames import decode_frame
-from mma_dfer_jax.data.prepare import SCRATCH, Decoding, decode_clip
 from mma_dfer_jax.data.records import RECIPE, Clips
 from mma_dfer_jax.data.source import ClipFiles
 from mma_dfer_jax.errors import UserError
 
 FPS, RATE = 10, 16_000
+MODULE = load("data.prepare")
+Decoding = MODULE.Decoding
 
 
 def make(path, grey, frames=6, seconds=0.6, size=(32, 48), rate=RATE):
@@ -105,13 +104,6 @@ def command(*flags, **options):
   return subprocess.run(start(*flags), cwd=ROOT, capture_output=True, text=True, timeout=120, **options)
 
 
-def run(*given):
-  """The command in this process."""
-  with flagsaver.flagsaver():
-    flags.FLAGS(["prepare", "--num_workers=1", *map(str, given)])
-    return prepare_module.main([])
-
-
 def nothing_stands(data_dir):
   """No reader finds a data set."""
   with refused("there is no data set"):
@@ -120,7 +112,7 @@ def nothing_stands(data_dir):
 
 
 @pytest.mark.slow
-def test_the_command(clips, tmp_path, capsys):
+def test_the_command(clips, tmp_path):
   """As a user runs it: the output says what was made, twice is once, TensorFlow is not needed to read."""
   for name in ("a", "b", "c", "rate"):
     shutil.copy(clips / f"{name}.mp4", tmp_path)
@@ -140,8 +132,7 @@ def test_the_command(clips, tmp_path, capsys):
   assert os.listdir(tmp_path / "data") == ["clips"]
   assert os.listdir(tmp_path / "data/clips") == ["1.0.0"]
   assert not [name for name in os.listdir(tmp_path / "data/clips/1.0.0") if "download" in name]
-  assert run(*flags) == 0
-  assert "complete already: train 2 clips, test 2 clips" in capsys.readouterr().out
+  assert "complete already: train 2 clips, test 2 clips" in prepare(*flags)
 
   code = (
     "import sys; from mma_dfer_jax.data.data_set import open_data_set\n"
@@ -279,9 +270,9 @@ def unlabelled(clips, tmp_path_factory):
   return home
 
 
-def test_clips_without_labels(unlabelled, tmp_path, capsys, monkeypatch):
-  assert run("--manifest", unlabelled, "--data_dir", tmp_path) == 0
-  assert "no videos by extension, not used: read.me" in capsys.readouterr().out
+def test_clips_without_labels(unlabelled, tmp_path, monkeypatch):
+  printed = prepare(f"--manifest={unlabelled}", f"--data_dir={tmp_path}")
+  assert "no videos by extension, not used: read.me" in printed
   data_set = open_data_set(tmp_path, "clips", labelled=False)
   assert (data_set.classes, data_set.splits, data_set.clips) == ((), {"train": 3}, {"train": {"": 3}})
   records = {r["clip_id"].decode(): r for r in data_set.records("train")}
@@ -296,18 +287,17 @@ def test_clips_without_labels(unlabelled, tmp_path, capsys, monkeypatch):
     layout = archives.read("clips", place)
     assert [clip.clip_id for clip in layout.clips] == ["a 1.mp4", "deep/er/b.mp4"][-len(layout.clips) :]
   monkeypatch.chdir(unlabelled)
-  assert run("--check", "--manifest=*.[mM][pP]4") == 0
-  assert "(no label)" in capsys.readouterr().out
+  assert "(no label)" in prepare("--check", "--manifest=*.[mM][pP]4")
   for place, words in ((f"{unlabelled}/*.avi", "there is no video"), ("none.csv", "cannot be read")):
-    with refused(words):
-      run("--check", "--manifest", place)
+    assert words in prepare("--check", f"--manifest={place}", status=1)
 
 
-def test_check_opens_and_writes_nothing(clips, tmp_path, capsys):
-  assert run("--check", "--manifest", manifest(clips, [("a", "x", "train"), ("text", "x", "test")])) == 0
-  assert capsys.readouterr().out.splitlines()[-1].startswith("fit for preparation (no clip was decoded")
-  assert run("--check", "--manifest", manifest(clips, [("a", "x", "train"), ("none", "x", "test")])) == 1
-  out = capsys.readouterr().out
+def test_check_opens_and_writes_nothing(clips, tmp_path):
+  out = prepare("--check", "--manifest", manifest(clips, [("a", "x", "train"), ("text", "x", "test")]))
+  assert out.splitlines()[-1].startswith("fit for preparation (no clip was decoded")
+  out = prepare(
+    "--check", "--manifest", manifest(clips, [("a", "x", "train"), ("none", "x", "test")]), status=1
+  )
   assert "line 3: none.mp4" in out
   assert out.splitlines()[-1].startswith("NOT FIT for preparation: 2 problems")
   names = [f"01-01-0{e}-01-01-01-{actor:02d}" for e in range(1, 9) for actor in (1, 2, 3, 4, 5)]
@@ -315,10 +305,8 @@ def test_check_opens_and_writes_nothing(clips, tmp_path, capsys):
     archives.write_text(tmp_path / f"whole/{name}.mp4", "")
   for name in (*names[:-5], "01-01-99"):
     archives.write_text(tmp_path / f"part/{name}.mp4", "")
-  assert run("--check", "--dataset=ravdess", f"--raw={tmp_path}/whole") == 0
-  assert "1/40" in capsys.readouterr().out
-  assert run("--check", "--dataset=ravdess", f"--raw={tmp_path}/part") == 1
-  out = capsys.readouterr().out
+  assert "1/40" in prepare("--check", "--dataset=ravdess", f"--raw={tmp_path}/whole")
+  out = prepare("--check", "--dataset=ravdess", f"--raw={tmp_path}/part", status=1)
   assert "--classes=neutral,calm,happy,sad,angry,fear,disgust prepares the others (1): surprise" in out
   assert "01-01-99" in out
 
@@ -390,8 +378,8 @@ def test_a_manifest_with_semicolons_and_a_class_without_clips(clips, tmp_path, c
 def test_another_prepare_is_at_work(clips, tmp_path):
   """One that would destroy what the first has decoded fails at once, and the first ends well."""
   first, other = (manifest(clips, [(x, "x", "train")], f"{x}.csv") for x in "ab")
-  scratch = tmp_path / "clips" / SCRATCH
-  with prepare_module._alone_in(tmp_path / "clips"):
+  scratch = tmp_path / "clips" / MODULE.SCRATCH
+  with MODULE._alone_in(tmp_path / "clips"):
     (scratch / "decoded").mkdir()
     with refused("another prepare is at work there"):
       prepare_clips(other, tmp_path, overwrite=True)
@@ -410,8 +398,8 @@ def test_the_detector_is_known_by_its_bytes(tmp_path):
   source = ClipFiles("a.mp4", "line 2", "x", "train", (), tmp_path / "a.mp4", None)
   assert one.recipe == same.recipe != other.recipe
   assert one.recipe["face_detector"].startswith("sha256 9372c470")
-  assert prepare_module._key(source, one) == prepare_module._key(source, same)
-  assert prepare_module._key(source, one) != prepare_module._key(source, other)
+  assert MODULE._key(source, one) == MODULE._key(source, same)
+  assert MODULE._key(source, one) != MODULE._key(source, other)
 
 
 def test_missing_sound_when_allowed(clips, tmp_path, monkeypatch):
@@ -505,7 +493,7 @@ def test_killed_while_a_clip_is_kept(clips, tmp_path, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(np, "savez", half)
     with pytest.raises(KeyboardInterrupt):
-      decode_clip(source, decoded / "a.npz", Decoding())
+      MODULE.decode_clip(source, decoded / "a.npz", Decoding())
   (left,) = decoded.iterdir()
   assert left.suffix == ".partial"
   with refused("line 2"):
@@ -602,7 +590,7 @@ def test_a_full_disk(clips, tmp_path, limit):
   assert "Traceback" not in full.stderr
   assert "File too large" in full.stderr
   assert nothing_stands(tmp_path / "data")
-  assert run(*flags) == 0
+  prepare(*flags)
   assert len(contents(tmp_path / "data")) == 6
   assert os.listdir(tmp_path / "data/clips") == ["1.0.0"]
 

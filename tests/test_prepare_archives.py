@@ -4,38 +4,18 @@ import os
 from pathlib import Path
 import shutil
 
-from absl import flags
-from absl.testing import flagsaver
 import archives
+from archives import prepare
 from conftest import ROOT
 import cv2
 import numpy as np
 import pytest
 
-from mma_dfer_jax.data import prepare as command
 from mma_dfer_jax.data.data_set import open_data_set
 from mma_dfer_jax.data.frames import decode_frame
 from mma_dfer_jax.data.labels import LABEL_ORDERS
-from mma_dfer_jax.errors import UserError
 
 DETECTOR = ROOT.parent / "shared/models/yunet_n_dynamic.onnx"
-
-
-@pytest.fixture
-def prepare(capsys):
-  """Runs the command in this process and returns all that it printed; with status 1, what it refused."""
-
-  def run(*given: object, status: int = 0) -> str:
-    with flagsaver.flagsaver():
-      flags.FLAGS(["prepare", "--num_workers=1", *map(str, given)])
-      if status:
-        with pytest.raises(UserError) as error:
-          command.main([])
-        return str(error.value)
-      assert command.main([]) == 0
-    return capsys.readouterr().out
-
-  return run
 
 
 def greys(record) -> list[int]:
@@ -48,7 +28,7 @@ def records(data_dir: Path, name: str, split: str) -> dict[str, dict]:
   return {record["clip_id"].decode(): record for record in data_set.records(split)}
 
 
-def test_dfew_as_handed_out(tmp_path, prepare):
+def test_dfew_as_handed_out(tmp_path):
   raw = archives.dfew(tmp_path / "with space ü", frames=12, name="{}.jpg")
   printed = prepare("--dataset=dfew", f"--raw={raw}", f"--data_dir={tmp_path}/data")
   data_set = open_data_set(tmp_path / "data", "dfew")
@@ -71,7 +51,7 @@ def test_dfew_as_handed_out(tmp_path, prepare):
   assert "is complete already" in prepare("--dataset=dfew", f"--raw={raw}", f"--data_dir={tmp_path}/data")
 
 
-def test_mafw_in_both_label_orders_and_the_originals_recipe(tmp_path, prepare):
+def test_mafw_in_both_label_orders_and_the_originals_recipe(tmp_path):
   raw = archives.mafw(tmp_path, frames=12)
   # As the original's face script counts: one too few. In string order 0, 1, 10, 11, 2, … the last is 9.
   lists, common = tmp_path / "lists", ("--dataset=mafw", f"--raw={raw}")
@@ -93,7 +73,7 @@ def test_mafw_in_both_label_orders_and_the_originals_recipe(tmp_path, prepare):
         assert data_set.classes[int(record["label"])] == archives.MAFW_NAMES[archives.MAFW[clip][1]]
 
 
-def test_bad_clips_are_left_out_on_request_and_others_noted(tmp_path, prepare):
+def test_bad_clips_are_left_out_on_request_and_others_noted(tmp_path):
   raw = archives.dfew(tmp_path, frames=12)
   csv, pictures = raw / "EmoLabel_DataSplit/test(single-labeled)/set_1.csv", raw / "Clip/clip_224x224"
   csv.write_text(csv.read_text().replace("\n1,2", "\n99,2"))
@@ -145,7 +125,7 @@ def test_bad_clips_are_left_out_on_request_and_others_noted(tmp_path, prepare):
     shutil.rmtree(data_set.path, ignore_errors=True)
 
 
-def test_wavs_of_other_rates_depths_and_channels(tmp_path, prepare):
+def test_wavs_of_other_rates_depths_and_channels(tmp_path):
   import wave
 
   raw = archives.dfew(tmp_path, frames=2)
@@ -178,7 +158,7 @@ def test_wavs_of_other_rates_depths_and_channels(tmp_path, prepare):
   (["--dataset=dfew", "--raw=nowhere", "--data_dir=x"], ["nowhere"]),
   (["--dataset=dfew", "--raw=configs", "--data_dir=x"], ["EmoLabel_DataSplit", "clip_224x224", "dfew.py"]),
 ])  # fmt: skip
-def test_wrong_flags_and_folders(given, words, prepare):
+def test_wrong_flags_and_folders(given, words):
   printed = prepare(*given, status=1)
   for word in words:
     assert word in printed
@@ -186,7 +166,7 @@ def test_wrong_flags_and_folders(given, words, prepare):
 
 
 @pytest.mark.skipif(not DETECTOR.exists(), reason="the face detector is not part of this repository")
-def test_faces_are_cut_and_the_share_is_stored(tmp_path, prepare):
+def test_faces_are_cut_and_the_share_is_stored(tmp_path):
   raw = DETECTOR.parent.parent / "clips/ravdess_hd"
   flags = ("--faces=yunet", f"--face_model={DETECTOR}", "--face_size=96", f"--data_dir={tmp_path}/data")
   printed = prepare("--dataset=ravdess", f"--raw={raw}", *flags)
@@ -197,7 +177,7 @@ def test_faces_are_cut_and_the_share_is_stored(tmp_path, prepare):
     assert decode_frame(record["frames"][0]).shape == (96, 96, 3)
 
 
-def test_sound_comes_from_the_wavs_of_cremad(tmp_path, prepare):
+def test_sound_comes_from_the_wavs_of_cremad(tmp_path):
   for speaker in range(1001, 1092, 18):
     for emotion in ("ANG", "SAD"):
       archives.write_video(tmp_path / f"VideoMP4/{speaker}_DFA_{emotion}_XX.mp4")
@@ -209,7 +189,7 @@ def test_sound_comes_from_the_wavs_of_cremad(tmp_path, prepare):
   }
 
 
-def test_folders_of_classes_become_a_data_set(tmp_path, prepare):
+def test_folders_of_classes_become_a_data_set(tmp_path):
   for label in ("happy", "sad"):
     for i in range(4):
       archives.write_video(tmp_path / f"raw/{label}/anna_{i}.mp4")
