@@ -49,7 +49,7 @@ def test_options_are_flags_of_prepare(name):
     assert field.name in load("data.prepare")._OPTIONS
     assert field.metadata["help"].endswith(".")
     flag = own_flags("data.prepare")[field.name]
-    assert flag.value == (list(field.default) if isinstance(field.default, tuple) else field.default)
+    assert flag.default == (list(field.default) if isinstance(field.default, tuple) else field.default)
     if choices := field.metadata["choices"]:
       assert field.default is None or field.default in choices
       with pytest.raises(UserError, match=f"--{field.name}=nonsense: choose one of {choices[0]}"):
