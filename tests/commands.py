@@ -35,6 +35,11 @@ def load(name: str) -> ModuleType:
   return _imported(name)[0]
 
 
+def own_flags(name: str) -> dict[str, flags.Flag]:
+  """The flags that a command defines, by name."""
+  return _imported(name)[1]
+
+
 def run(name: str, *arguments: object, at: Path | str = ".") -> tuple[int, str, str]:
   """Exit status, stdout and stderr of `python -m mma_dfer_jax.NAME ARGUMENTS` in a folder."""
   module, own = _imported(name)
