@@ -21,9 +21,8 @@ class Inputs:
 
   def __post_init__(self):
     object.__setattr__(self, "audio_shape", tuple(self.audio_shape))
-    problems = []
-    if len(self.audio_shape) != 2:
-      problems.append(f"audio_shape={self.audio_shape} must be (spectrogram rows, mel bins)")
+    two = "must be (spectrogram rows, mel bins)"
+    problems = [f"audio_shape={self.audio_shape} {two}"] if len(self.audio_shape) != 2 else []
     sizes = {"image_size": self.image_size, "num_frames": self.num_frames}
     sizes |= {f"audio_shape[{i}]": n for i, n in enumerate(self.audio_shape)}
     problems += [

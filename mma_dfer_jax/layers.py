@@ -220,18 +220,9 @@ class TransformerBlock(nnx.Module):
   """
 
   def __init__(
-    self,
-    width: int,
-    heads: int,
-    mlp_dim: int,
-    *,
-    head_dim: int | None = None,
-    qkv_bias: bool = True,
-    eps: float = ENCODER_EPS,
-    tanh_gelu: bool = False,
-    linear: Linear = mae_linear,
-    rngs: nnx.Rngs,
-  ):
+    self, width: int, heads: int, mlp_dim: int, *, head_dim: int | None = None, qkv_bias: bool = True,
+    eps: float = ENCODER_EPS, tanh_gelu: bool = False, linear: Linear = mae_linear, rngs: nnx.Rngs,
+  ):  # fmt: skip
     self.norm1 = LayerNorm(width, epsilon=eps, rngs=rngs)
     inner = heads * (head_dim or width // heads)
     self.attn = Attention(width, heads, inner, qkv_bias=qkv_bias, linear=linear, rngs=rngs)

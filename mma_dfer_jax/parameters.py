@@ -22,7 +22,6 @@ class Tunable:
     self.patterns = [re.compile(pattern) for pattern in patterns]
 
   def __call__(self, path, value) -> bool:
-    del value
     return any(pattern.fullmatch("/".join(map(str, path))) for pattern in self.patterns)
 
 
@@ -38,7 +37,7 @@ def abstract_model(cfg: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
 
 
 def parameter_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
-  """The shape of each parameter, by path."""
+  """By path."""
   return {path: tuple(variable.shape) for path, variable in flat_params(abstract_model(cfg)[1]).items()}
 
 

@@ -54,9 +54,8 @@ class Part:
         )
     return found
 
-  def problems_with(self, *args: Any, **kwargs: Any) -> list[str]:
+  def problems_with(self, *args: Any) -> list[str]:
     """One line for each reason why this part does not fit the rest of the model."""
-    del args, kwargs
     return []
 
 
@@ -64,9 +63,7 @@ class Outputs(NamedTuple):
   """What the model answers for each clip."""
 
   logits: Float[Array, "B C"]
-  extra: Mapping[
-    str, Array
-  ] = {}  # of auxiliary heads, by the name of the target that a loss compares them with
+  extra: Mapping[str, Array] = {}  # of auxiliary heads, by the target that a loss compares them with
 
 
 @runtime_checkable  # tests enforce annotations

@@ -16,7 +16,7 @@ from test_faces import Spots
 from mma_dfer_jax.data import faces, film, media
 from mma_dfer_jax.data.fbank import missing_spectrogram, spectrogram
 from mma_dfer_jax.data.frames import decode_frame, encode_frame, resize
-from mma_dfer_jax.data.pipeline import eval_example
+from mma_dfer_jax.data.pipeline import make_example
 from mma_dfer_jax.data.records import read_record
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.inputs import Inputs
@@ -61,7 +61,7 @@ def whole(path, finder=None):
 
 def as_trained(path, finder=None):
   record = read_record(path, finder=finder)
-  return record, eval_example({"label": 0, "clip_id": b"", **record}, SPEC)
+  return record, make_example({"label": 0, "clip_id": b"", **record}, SPEC)
 
 
 # The whole of a video
@@ -288,9 +288,9 @@ def excerpts(path, monkeypatch, window, hop):
 
   def example(record, inputs):
     records.append(record)
-    return eval_example(record, inputs)
+    return make_example(record, inputs)
 
-  monkeypatch.setattr(film, "eval_example", example)
+  monkeypatch.setattr(film, "make_example", example)
   seen = film.survey(path)
   wanted = film.windows(seen, window, hop)
   assert len(list(film.samples(seen, wanted, SPEC))) == len(records)

@@ -87,9 +87,9 @@ _VOWELS = np.array([(800, 1250), (320, 2300), (340, 850), (480, 1900), (500, 950
 class Look(NamedTuple):
   """What makes one face differ from another: nothing of it tells the class. Colours are RGB, 0 to 255."""
 
-  skin: Float[np.ndarray, "3"]
-  hair: Float[np.ndarray, "3"]
-  background: Float[np.ndarray, "3"]
+  skin: np.ndarray
+  hair: np.ndarray
+  background: np.ndarray
   fringe: float  # where the hair ends on the forehead, in half face heights above the middle of the face
 
 

@@ -81,7 +81,7 @@ def time_stages(records: Sequence[Record], inputs: Inputs, repeats: int) -> dict
 
   stages: dict[str, Any] = {what: timed(name, getattr(pipeline, what)) for what, name in STAGES.items()}
   read = timed("read", lambda i: records[i])
-  whole = timed("whole", lambda i, rng: pipeline.train_example(read(i), inputs, pipeline.Augment(), rng))
+  whole = timed("whole", lambda i, rng: pipeline.make_example(read(i), inputs, rng=rng))
   threads = cv2.getNumThreads()
   cv2.setNumThreads(1)
   try:
@@ -111,10 +111,10 @@ def time_pipeline(
   how: dict[str, Any] = {"num_workers": num_workers, "prefetch": PREFETCH}
   if training:
     order = pipeline.TrainOrder(records, 1, batch_size, -(-needed // (len(records) // batch_size)))
-    stream = pipeline.train_batches(order, inputs, pipeline.Augment(), start_step=0, **how)
+    stream = pipeline.load_batches(order, inputs, pipeline.Augment(), **how)
   else:
     repeated = pipeline.EvalOrder(_Repeated(records, needed * batch_size), 1, batch_size, 1)
-    stream = pipeline.eval_batches(repeated, inputs, **how)
+    stream = pipeline.load_batches(repeated, inputs, **how)
   speeds = []
   with stream as batches:
     for _ in range(warm_up):

@@ -54,9 +54,7 @@ class Config(parts.Part):
       return layer < int(number) if word == "first" else layer >= layers - int(number)
     return word == "all" or (layer % 2 == 0 if word == "even" else str(layer) in word.split(","))
 
-  def build(
-    self, image: parts.Encoder, audio: parts.Encoder, layer: int, layers: int, *, rngs: nnx.Rngs
-  ) -> parts.Fusion:
+  def build(self, image: parts.Encoder, audio: parts.Encoder, layer: int, layers: int, *, rngs: nnx.Rngs):
     acts = self.acts_in(layer, layers)
     return FusionBottleneck(self, image, audio, rngs=rngs) if acts else parts.Apart()
 
