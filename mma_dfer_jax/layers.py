@@ -79,10 +79,7 @@ def of_each_block(scales: Float[Array, "L 2 B"] | None, blocks: int) -> Sequence
 def normalised(
   video: UInt8[Array, "B T H W 3"] | Float[Array, "B T H W 3"], mean: Sequence[float], std: Sequence[float]
 ) -> Float[Array, "B T H W 3"]:
-  """RGB, uint8 or float in [0, 1], normalised by mean and deviation of each channel; 0 and 1 compute nothing.
-
-  Only this function divides by 255.
-  """
+  """RGB, uint8 or float in [0, 1], normalised by channel; 0 and 1 compute nothing. Only this function divides by 255."""
   if video.dtype == jnp.uint8:
     video = video.astype(jnp.float32) / 255.0
   if not any(mean) and all(s == 1 for s in std):

@@ -69,10 +69,7 @@ def split_tunable(model: nnx.Module, patterns: Sequence[str]) -> tuple[nnx.Graph
 
 
 def cast(parameters: nnx.State, precision: str) -> nnx.State:
-  """Parameters in the type of a precision, one of `PRECISIONS`; everything computed with them follows.
-
-  The classifier, and so logits and loss, stay float32. LayerNorm computes its means in float32 by itself.
-  """
+  """Parameters in a precision, which all that is computed with them follows; classifier, logits and loss stay float32."""
   dtype = PRECISIONS[precision]
   return nnx.from_flat_state(
     (path, variable if path[0] in MmaDfer.FLOAT32 else jax.tree.map(lambda x: x.astype(dtype), variable))

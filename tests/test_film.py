@@ -383,23 +383,6 @@ def test_a_clock_that_jumps_makes_no_timeline(tmp_path, monkeypatch, jump, direc
   assert len(film.survey(path).times) == 100  # of the whole, only the order counts
 
 
-def test_damage_is_known_before_a_model_is_asked(tmp_path):
-  (tmp_path / "text.mp4").write_text("hello\n" * 50)
-  whole_file = write_film(tmp_path / "a.mkv", noise(100), hum(4.0)).read_bytes()
-  (tmp_path / "cut.mkv").write_bytes(whole_file[: len(whole_file) // 2])
-  write_film(tmp_path / "sound.mkv", [], hum(1.0))
-  write_film(tmp_path / "60Hz.mkv", noise(30), hum(1.2, 60), sample_rate=60)
-  for name, says in {
-    "text.mp4": "is not a video",
-    "cut.mkv": "cut short",
-    "sound.mkv": "holds no video stream",
-    "60Hz.mkv": "its sound has 60 samples a second, below 100",
-    "missing.mkv": "No such file",
-  }.items():
-    with pytest.raises(media.MediaError, match=says):
-      film.survey(tmp_path / name)
-
-
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_film(tmp_path):
   """6 s and 60 s at 96 kHz, whose sound alone is 11 MB; in windows of 4 and of 40 s."""

@@ -198,9 +198,8 @@ def draw_pages(data_set: DataSet, seen: Sequence[RecordStats], folder: Path) -> 
     pages[split] = (f"Samples of {split}", [(one, f"{one.frames} frames") for one in chosen])
   odd: dict[RecordStats, str] = {}
   for key, text in ODDITIES.items():
-    odd |= {
-      one: f"{one.split}: {text}" for one in [one for one in seen if key in one.odd and one not in odd][:2]
-    }
+    found = [one for one in seen if key in one.odd and one not in odd]
+    odd |= {one: f"{one.split}: {text}" for one in found[:2]}
   pages["flagged"] = ("Clips with warnings", list(odd.items())[:SAMPLES])
   files = {}
   for page, (title, clips) in pages.items():
@@ -240,9 +239,7 @@ if __name__ == "__main__":  # the processes that this command starts import it, 
   _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of a prepared data set.", required=True)
   _NAME = flags.DEFINE_string("name", "clips", "Name of that data set.")
   _OUT = flags.DEFINE_string("out", None, "Folder for the report; if not given, DATA_DIR/NAME/doctor.")
-  _NUM_WORKERS = flags.DEFINE_integer(
-    "num_workers", os.cpu_count() or 1, "Processes that read records; 0: none but this one.", lower_bound=0
-  )
+  _NUM_WORKERS = flags.DEFINE_integer("num_workers", os.cpu_count() or 1, "Processes that read records; 0: only this one.", lower_bound=0)  # fmt: skip
 
   def main(argv: Sequence[str]) -> int:
     del argv

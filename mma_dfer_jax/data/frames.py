@@ -7,7 +7,6 @@ import inspect
 import io
 import math
 import struct
-from typing import Any
 
 import cv2
 from jaxtyping import Int, UInt8
@@ -185,14 +184,13 @@ def _compiled() -> tuple[Callable[..., None], Callable[..., None]] | None:
   except ImportError:  # numba raises it, too, if it does not know this numpy yet
     return None
 
-  def compiled(function: Callable[..., None], *arguments: Any) -> Callable[..., None]:
-    plain = inspect.unwrap(function)  # without the shape check of the tests
-    return numba.njit(numba.void(*arguments), nogil=True)(plain)
-
-  byte, index, weight = numba.uint8, numba.int64, numba.int32
+  byte, index = numba.uint8, numba.int64
   read_only = numba.types.Array(byte, 1, "C", readonly=True)  # such as PIL's pixels; takes others too
-  mix = compiled(_mix, byte[:, ::1], index[::1], index[::1], weight[:, ::1], byte[:, ::1])
-  return mix, compiled(_scale, read_only, numba.float32, byte[::1])
+  of_mix = numba.void(byte[:, ::1], index[::1], index[::1], numba.int32[:, ::1], byte[:, ::1])
+  of_scale = numba.void(read_only, numba.float32, byte[::1])
+  # Unwrapped: without the shape check of the tests.
+  return (numba.njit(of_mix, nogil=True)(inspect.unwrap(_mix)),
+          numba.njit(of_scale, nogil=True)(inspect.unwrap(_scale)))  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

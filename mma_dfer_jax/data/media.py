@@ -36,11 +36,10 @@ class MediaError(UserError):
 
 
 class Sound(NamedTuple):
-  """The first channel of a sound, at its own sample rate (Hz): (S,) int16; and how many channels there were."""
+  """The first channel of a sound, at its own sample rate (Hz)."""
 
   waveform: Int16[np.ndarray, "S"]
   sample_rate: int
-  num_channels: int
 
 
 class Picture:
@@ -123,7 +122,7 @@ def iterate_sound(path: str | os.PathLike[str]) -> Iterator[Sound]:
     cutting = False  # what must be cut may be longer than one frame
     for frame in _decoded(container, stream, path):
       if not sample_rate:
-        sample_rate, num_channels = frame.sample_rate, frame.layout.nb_channels
+        sample_rate = frame.sample_rate
         if sample_rate < LOWEST_RATE:
           raise MediaError(f"{path}: its sound has {sample_rate} samples a second, below {LOWEST_RATE}")
         if stream.duration and container.format.name in FORMATS_WITH_LENGTH:  # elsewhere a guess
@@ -144,7 +143,7 @@ def iterate_sound(path: str | os.PathLike[str]) -> Iterator[Sound]:
         samples = np.pad(samples, (shift, 0)) if shift > 0 else samples[-shift:]
         cutting = not len(samples)
       position += len(samples)
-      yield Sound(samples, sample_rate, num_channels)
+      yield Sound(samples, sample_rate)
 
 
 def _first_picture(path: str | os.PathLike[str]) -> float | None:
