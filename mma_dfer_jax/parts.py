@@ -49,9 +49,7 @@ class Part:
       if type(value) is not type(default) and not (isinstance(default, float) and type(value) is int):
         found.append(f"{field.name}={value!r} must be a {type(default).__name__}, such as {default!r}")
       elif type(value) is int and value < least:
-        found.append(
-          f"{field.name}={value} must be a {'' if least else 'non-negative or '}positive whole number"
-        )
+        found.append(f"{field.name}={value} must be a positive whole number{'' if least else ' or 0'}")
     return found
 
   def problems_with(self, *args: Any) -> list[str]:

@@ -40,19 +40,17 @@ class Diagnosis(counts.Findings):
   splits: dict[str, dict[str, Any]] = field(default_factory=dict)  # numbers of each split
 
 
-def diagnose(
-  data_set: DataSet, name: str, seen: Sequence[RecordStats], unreadable: Sequence[str]
-) -> Diagnosis:
+def diagnose(data_set: DataSet, name: str, seen: Sequence[RecordStats], bad: Sequence[str]) -> Diagnosis:
   """Weighs what `examine` found; the name of the data set decides what it is compared with."""
   found, classes = Counter((one.split, one.label) for one in seen), data_set.classes or ("",)
   splits = data_set.splits | data_set.clips
   by_class = {split: {label: found[split, label] for label in classes} for split in splits}
   result = Diagnosis(by_class, counts.published_counts(name, classes))
   problems, warnings = result.problems, result.warnings
-  result.lists |= {"unreadable": list(unreadable)} if unreadable else {}
-  report(problems, "records that cannot be read", unreadable)
+  result.lists |= {"unreadable": list(bad)} if bad else {}
+  report(problems, "records that cannot be read", bad)
   report(problems, "labels that stand for no class", [str(one) for one in seen if one.label is None])
-  lost = Counter(line.split(" ", 1)[0] for line in unreadable)  # by split; of what class is not known
+  lost = Counter(line.split(" ", 1)[0] for line in bad)  # by split; of what class is not known
   written = {key: data_set.clips.get(key[0], {}).get(key[1], 0) for key in product(splits, classes)}
   differing = [
     f"{split} has {found[split, label]} clips of {label} instead of {clips}"
@@ -108,9 +106,8 @@ def _find_duplicates(result: Diagnosis, seen: Sequence[RecordStats]) -> None:
 def _numbers(seen: Sequence[RecordStats]) -> dict[str, Any]:
   """Of one split: [smallest, median, largest], counts by sample rate and size, and clips by oddity."""
   heard = [one for one in seen if one.has_audio]
-  measured = {
-    name: [getattr(one, name) for one in seen] for name in ("frames", "brightness", "motion", "face_share")
-  }
+  names = ("frames", "brightness", "motion", "face_share")
+  measured = {name: [getattr(one, name) for one in seen] for name in names}
   measured["seconds_of_sound"] = [one.seconds for one in heard]
   spreads: dict[str, list[float] | None] = {}
   for name, values in measured.items():

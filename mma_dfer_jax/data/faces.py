@@ -96,7 +96,7 @@ class Track(NamedTuple):
 Detections = list[tuple[int, list[Box]]]  # frames that were looked at, and their faces
 Squares = tuple[
   Float[np.ndarray, "N 3"], Bool[np.ndarray, "N"]
-]  # centre (x, y), side; whether there is a face
+]  # centre (x, y) and side; whether it is a face
 
 
 class FaceTrack(NamedTuple):

@@ -241,9 +241,7 @@ class _OpenWindow:
 
   def take(self, number: int, pixels: np.ndarray) -> None:
     if pixels.shape[:2] != tuple(self.film.sizes[number]):
-      raise media.MediaError(
-        f"{self.film.path}: frame {number} has another size than before; the file {CHANGED}"
-      )
+      raise media.MediaError(f"{self.film.path}: frame {number} has another size than before; it {CHANGED}")
     place = number - self.window.first
     if self.finder is not None and self.track is not None:
       (pixels,) = cut([pixels], self.track.boxes[place][None], self.finder.size)

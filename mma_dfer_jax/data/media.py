@@ -179,14 +179,11 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[InputContainer]:
     status = os.stat(name)
   except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
     address = re.match("[a-z][a-z0-9+.-]+:/", os.fspath(path), re.IGNORECASE)
-    reason = (
-      "is an address, not a file; download it first" if address else getattr(error, "strerror", None) or error
-    )
+    reason = "is an address, not a file; download it first" if address else getattr(error, "strerror", error)
     raise MediaError(f"{path}: {reason}") from error
   for wrong, reason in (
     (stat.S_ISDIR(status.st_mode), "is a folder, not a video file"),
-    # Reading a pipe or a device might never end.
-    (not stat.S_ISREG(status.st_mode), "is a device or a pipe, not a regular file"),
+    (not stat.S_ISREG(status.st_mode), "is a device or a pipe, not a regular file"),  # it might never end
     (status.st_size == 0, "is empty"),
   ):
     if wrong:

@@ -21,6 +21,7 @@ from mma_dfer_jax.inputs import Inputs
 Record = Mapping[str, Any]
 Example = dict[str, Any]
 Batch = dict[str, np.ndarray]
+AGAIN = "prepare the data again with --overwrite"
 
 
 def make_example(
@@ -40,10 +41,8 @@ def make_example(
   video = np.empty(inputs.video_shape, np.uint8) if video is None else video
   size, frames, augmentation = inputs.image_size, record["frames"], None
   try:
-    chosen = sample_frames(
-      len(frames), train=rng is not None, rng=rng, num_segments=inputs.num_frames
-    ).tolist()
-    for place, i in enumerate(chosen):
+    chosen = sample_frames(len(frames), train=rng is not None, rng=rng, num_segments=inputs.num_frames)
+    for place, i in enumerate(chosen.tolist()):
       if place and i == chosen[place - 1]:  # a short clip repeats its last frame
         video[place] = video[place - 1]
         continue
@@ -62,9 +61,7 @@ def make_example(
       sound = missing_spectrogram(*inputs.audio_shape)
   except ValueError as error:
     name = record["clip_id"].decode()
-    raise UserError(
-      f"clip {name} cannot be read: {error}; prepare the data again with --overwrite"
-    ) from error
+    raise UserError(f"clip {name} cannot be read: {error}; {AGAIN}") from error
   return {"video": video, "spectrogram": sound, "label": np.int32(record["label"]), "clip_id": record["clip_id"],
           "has_audio": np.bool_(record["has_audio"]), "mask": np.bool_(True)}  # fmt: skip
 
@@ -103,9 +100,7 @@ class TrainOrder:
     try:
       return position, self.records[clip] if clip < len(self.records) else None
     except RuntimeError as error:  # array_record keeps checksums
-      raise UserError(
-        f"record {clip} cannot be read: {error}; prepare the data again with --overwrite"
-      ) from error
+      raise UserError(f"record {clip} cannot be read: {error}; {AGAIN}") from error
 
   def clip_at(self, position: int) -> int:
     """Which record stands at a position of the global order."""
@@ -181,10 +176,9 @@ def load_batches(
   """
   import grain  # it imports JAX, which preparing data and asking for --help do without
 
-  batches = grain.MapDataset.source(_Batches(order, inputs, ranges, without))
-  stream = batches[start_step:].to_iter_dataset(
-    grain.ReadOptions(num_threads=prefetch, prefetch_buffer_size=prefetch)
-  )
+  batches = grain.MapDataset.source(_Batches(order, inputs, ranges, without))[start_step:]
+  threads = grain.ReadOptions(num_threads=prefetch, prefetch_buffer_size=prefetch)
+  stream = batches.to_iter_dataset(threads)
   if num_workers:
     options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=prefetch)
     stream = stream.mp_prefetch(options, follow_parent)
