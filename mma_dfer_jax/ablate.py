@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from mma_dfer_jax import cli
 from mma_dfer_jax.ablations import ROWS
-from mma_dfer_jax.config import flat_config
+from mma_dfer_jax.config import flat_config, with_row
 from mma_dfer_jax.disk import write_json
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.training import run as as_config
@@ -44,15 +44,6 @@ WAR and UAR: percent, after the last epoch, mean ± standard deviation (n − 1)
 order of the clips, augmentation and drop path; parameters that two rows have in common start from the same values.
 Seconds: median time of one step over the logs of all seeds, without compilation and evaluation. Memory: highest peak
 of all seeds, of the device where it keeps statistics, else of the whole process (since it was last resumed)."""
-
-
-def with_row(config: ConfigDict, row: str) -> ConfigDict:
-  """A copy of a config that a row has changed; UserError if the row does not fit, or changes nothing."""
-  changed = ConfigDict(config.to_dict())
-  ROWS[row].change(changed)
-  if row != "base" and flat_config(changed.to_dict()) == flat_config(config.to_dict()):
-    raise UserError("it changes nothing in this config")
-  return changed
 
 
 def plan(config: ConfigDict) -> tuple[dict[str, dict[str, Run]], dict[str, str]]:

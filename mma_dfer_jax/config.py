@@ -103,6 +103,15 @@ def choose(c: ml_collections.ConfigDict, choices: str) -> ml_collections.ConfigD
   return c
 
 
+def with_row(config: ml_collections.ConfigDict, row: str) -> ml_collections.ConfigDict:
+  """A copy of a config that a row has changed; UserError if the row does not fit, or changes nothing."""
+  changed = ml_collections.ConfigDict(config.to_dict())
+  ROWS[row].change(changed)
+  if row != "base" and flat_config(changed.to_dict()) == flat_config(config.to_dict()):
+    raise UserError("it changes nothing in this config")
+  return changed
+
+
 def model_config(config: Mapping[str, Any], classes: Sequence[str]) -> ModelConfig:
   """The model of a nested config; `num_classes=0` means as many as there are class names."""
   model = {**config["model"], "inputs": config["inputs"]}

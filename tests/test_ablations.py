@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mma_dfer_jax.ablations import ROWS
-from mma_dfer_jax.config import choose, default_config, model_config
+from mma_dfer_jax.config import choose, default_config, model_config, with_row
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.losses.cross_entropy import cross_entropy
 from mma_dfer_jax.model import MmaDfer, ModelConfig

@@ -15,7 +15,7 @@ import pytest
 
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.losses.cross_entropy import cross_entropy
-from mma_dfer_jax.model import MmaDfer
+from mma_dfer_jax.model import MmaDfer, ModelConfig
 from mma_dfer_jax.parameters import flat_params, tunable_patterns
 from mma_dfer_jax.training import sharding
 from mma_dfer_jax.training.state import create_train_state
@@ -33,6 +33,15 @@ SMALL = tiny(
   image_size=32, audio_shape=(64, 32), image={"depth": 2}, audio={"depth": 2}, prompts={"layers_per_stage": 1}
 )
 PAPER_TUNABLE = tunable_patterns(SMALL)
+
+
+def random_batch(cfg: ModelConfig, clips: int) -> dict[str, np.ndarray]:
+  rng = np.random.default_rng(0)
+  return {
+    "video": rng.integers(0, 256, (clips, *cfg.inputs.video_shape), dtype=np.uint8),
+    "spectrogram": rng.normal(0, 0.5, (clips, *cfg.inputs.audio_shape)).astype(np.float32),
+    "label": rng.integers(0, cfg.num_classes, clips, dtype=np.int32),
+  }
 
 
 def fresh() -> MmaDfer:
