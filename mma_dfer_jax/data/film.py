@@ -91,7 +91,6 @@ def survey(
   """Reads a video to its end, so that whatever is wrong with it is known before a model runs.
 
   Args:
-    path: any video file.
     finder: looks for faces in every fourth frame, as in training, and in the first and the last of every hop.
     hop: seconds from one window to the next; None if there will be one window.
     progress: gets the time of each frame, in seconds.

@@ -220,9 +220,8 @@ def draw_augmentation(
 ) -> Augmentation:
   """Draws one augmentation, for all frames of a clip. If no box fits in 10 attempts (very long frames): a square.
 
-  Args:
-    height, width: of the first frame, into which the box fits, whatever the sizes of the others.
-    size: side of the final square in pixels.
+  `height` and `width` are the first frame's, into which the box fits, whatever the sizes of the others.
+
   Source: original video_transform.py: ColorJitter, GroupRandomSizedCrop, GroupRandomHorizontalFlip; same order of draws.
   """
   factor = rng.uniform(max(0.0, 1 - ranges.brightness), 1 + ranges.brightness)
@@ -284,8 +283,5 @@ def _cut(frame: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
   """PIL's crop: black where the box leaves the frame."""
   left, top, right, bottom = box
   inside = frame[top:bottom, left:right]
-  if inside.shape[:2] == (bottom - top, right - left):
-    return inside
-  cut = np.zeros((bottom - top, right - left, 3), np.uint8)
-  cut[: inside.shape[0], : inside.shape[1]] = inside
-  return cut
+  below, beside = bottom - top - inside.shape[0], right - left - inside.shape[1]
+  return np.pad(inside, ((0, below), (0, beside), (0, 0))) if below or beside else inside
