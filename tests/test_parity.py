@@ -65,13 +65,8 @@ def record(mp: pytest.MonkeyPatch, net: model.MmaDfer) -> dict[str, np.ndarray]:
 
   watch(MaeEncoder, "embed")
   watch(ProgressivePrompts, "update")
-  for cls in (
-    nnx.Conv,
-    layers.LayerNorm,
-    layers.TransformerBlock,
-    model.JointAdaptation,
-    MultimodalTemporalTransformer,
-  ):
+  ours = layers.LayerNorm, layers.TransformerBlock, model.JointAdaptation, MultimodalTemporalTransformer
+  for cls in (nnx.Conv, *ours):
     watch(cls, "__call__")
   return seen
 
@@ -84,10 +79,7 @@ def test_logits_and_every_probe(case, monkeypatch):
   seen = record(monkeypatch, net)
   with jax.disable_jit():  # a compiled layer would be seen with copies of its modules
     logits = np.asarray(net(jnp.asarray(video), jnp.asarray(sound)).logits)
-  for stream in (
-    "image",
-    "audio",
-  ):  # after the last block the original's probe is already the normalised class token
+  for stream in ("image", "audio"):  # the original's last probe is already the normalised class token
     seen[f"{stream}.block11.post"] = seen[f"{stream}.norm"][:, 0]
   want, stats = golden(f"forward_{case}"), golden_json(f"forward_{case}")["stats"]
   assert np.abs(logits - want["logits"]).max() < 2e-5

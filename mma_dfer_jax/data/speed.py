@@ -79,7 +79,7 @@ def time_stages(records: Sequence[Record], inputs: Inputs, repeats: int) -> dict
 
   stages: dict[str, Any] = {what: timed(name, getattr(pipeline, what)) for what, name in STAGES.items()}
   read = timed("read", lambda i: records[i])
-  whole = timed("whole", lambda i, rng: pipeline.train_example(read(i), inputs, pipeline.Augment(), rng))
+  whole = timed("whole", lambda i, rng: pipeline.make_example(read(i), inputs, rng=rng))
   threads = cv2.getNumThreads()
   cv2.setNumThreads(1)
   try:
@@ -108,10 +108,7 @@ def time_pipeline(
   kind = pipeline.TrainOrder if training else pipeline.EvalOrder
   order = kind(records, 1, batch_size, num_epochs=warm_up + repeats * steps)  # more than enough
   how: dict[str, Any] = {"num_workers": num_workers, "prefetch": PREFETCH}
-  if isinstance(order, pipeline.EvalOrder):
-    stream = pipeline.eval_batches(order, inputs, **how)
-  else:
-    stream = pipeline.train_batches(order, inputs, pipeline.Augment(), start_step=0, **how)
+  stream = pipeline.load_batches(order, inputs, pipeline.Augment() if training else None, **how)
   speeds = []
   with stream as batches:
     for timed_steps in [warm_up] + [steps] * repeats:

@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 
 from mma_dfer_jax import parts
-from mma_dfer_jax.data.pipeline import Augment, EvalOrder, TrainOrder, eval_batches, train_batches
+from mma_dfer_jax.data.pipeline import Augment, EvalOrder, TrainOrder, load_batches
 from mma_dfer_jax.inputs import Inputs
 from mma_dfer_jax.model import DropPath, MmaDfer
 from mma_dfer_jax.parameters import put_over, tunable_patterns
@@ -88,8 +88,8 @@ class Classify:
     ranges = Augment(
       crop_scale=tuple(d.crop_scale), crop_ratio=tuple(d.crop_ratio), flip=d.flip, brightness=d.brightness
     )
-    return train_batches(self.order, self.checked.model.inputs, ranges, start_step=start_step,
-                         num_workers=d.num_workers, prefetch=d.prefetch)  # fmt: skip
+    return load_batches(self.order, self.checked.model.inputs, ranges, start_step=start_step,
+                        num_workers=d.num_workers, prefetch=d.prefetch)  # fmt: skip
 
   def evaluator(self, graphdef: nnx.GraphDef, mesh: Mesh) -> Callable[..., Evaluated | None]:
     """(state, stop) -> an evaluation of the test split; None if it was stopped."""
@@ -171,7 +171,7 @@ def evaluate_split(
   order = EvalOrder(records, 0, batch_size, 1, jax.process_index(), jax.process_count())
   share, clips, answers = batch_size // order.num_hosts, [], []
   with (
-    eval_batches(order, inputs, num_workers=num_workers, prefetch=prefetch, without=without) as batches,
+    load_batches(order, inputs, num_workers=num_workers, prefetch=prefetch, without=without) as batches,
     Progress(title, len(records), leave=False, show=order.host == 0) as bar,
   ):
     sums: Any = None
