@@ -3,7 +3,6 @@
 import functools
 import math
 
-import commands
 from conftest import GOLDEN, ROOT, SIZES, golden_inputs, golden_weights
 from flax import nnx
 import jax
@@ -28,7 +27,6 @@ from mma_dfer_jax.parameters import (
 from mma_dfer_jax.weights import names
 
 pytestmark = pytest.mark.slow
-with_row = commands.load("ablate").with_row
 NUMBERS = dict(np.load(GOLDEN / "ablations.npz"))
 # Cases of the file that have another name here.
 ROW_OF = {"no_prompt_updates": "static_prompts", "image_only_no_adapters": "image_only_no_fusion", "audio_only_no_adapters": "audio_only_no_fusion"}  # fmt: skip

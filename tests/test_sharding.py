@@ -3,7 +3,6 @@
 import functools
 import types
 
-import commands
 from conftest import tiny
 from flax import nnx
 import jax
@@ -28,7 +27,6 @@ GRADIENTS = optax.GradientTransformation(
 )
 
 
-random_batch = commands.load("benchmark").random_batch
 SMALL = tiny(
   image_size=32, audio_shape=(64, 32), image={"depth": 2}, audio={"depth": 2}, prompts={"layers_per_stage": 1}
 )

@@ -19,13 +19,13 @@ from mma_dfer_jax.training import hosts, sharding
 from mma_dfer_jax.training.check import micro_batch_of
 from mma_dfer_jax.training.checkpoints import Checkpointer, load_frozen, save_frozen
 from mma_dfer_jax.training.report import MetricsLog
-from mma_dfer_jax.training.run import check_same_run, claim_workdir
+from mma_dfer_jax.training.run import Run, check_same_run, claim_workdir
 from mma_dfer_jax.training.state import TrainState, by_epoch, cosine_rates, create_train_state, make_optimizer
 from mma_dfer_jax.training.steps import abstract_batch, train_step
 from mma_dfer_jax.training.task import Classify
 
 
-def fit(task: Classify, run: Mapping[str, Any], workdir: Path, *, mesh: Mesh, stop: hosts.Stop) -> int:
+def fit(task: Classify, run: Run, workdir: Path, *, mesh: Mesh, stop: hosts.Stop) -> int:
   """Trains to the end of the last epoch, from where the folder is; returns the exit status.
 
   Args:
@@ -47,7 +47,8 @@ def fit(task: Classify, run: Mapping[str, Any], workdir: Path, *, mesh: Mesh, st
       print(f"resuming after step {start_step} of {here.total_steps}")
   stopped = here.train(start_step)
   here.checkpointer.close()
-  here.log.close()
+  if here.log:
+    here.log.close()
   if stopped and stop.stopped:
     print(f"stopped by {stop.reason} after step {here.saved_step}; to resume, run the same command")
     return stop.exit_status
@@ -61,7 +62,7 @@ def fit(task: Classify, run: Mapping[str, Any], workdir: Path, *, mesh: Mesh, st
 class _Run:
   """The state of a run between its start and its end, and what has been written about it."""
 
-  def __init__(self, task: Classify, run: Mapping[str, Any], workdir: Path, mesh: Mesh, stop: hosts.Stop):
+  def __init__(self, task: Classify, run: Run, workdir: Path, mesh: Mesh, stop: hosts.Stop):
     self.task, self.run, self.workdir, self.mesh, self.stop = task, run, workdir, mesh, stop
     self.config = c = task.config
     self.chief = jax.process_index() == 0
@@ -79,20 +80,18 @@ class _Run:
         check_disk(workdir, state, c.keep_checkpoints)
     hosts.check_shared_folder(workdir)
     self.checkpointer = Checkpointer(workdir, keep=c.keep_checkpoints, best=task.best)
-    self.history: list[
-      dict
-    ] = []  # one entry for each evaluated epoch: epoch, step, means of the steps, result
-    self.since_evaluation: list[dict[str, float]] = []  # numbers of each step
-    self.pending: list[
-      tuple[int, Mapping[str, jax.Array]]
-    ] = []  # those that are still on the devices, by step
+    # One entry for each evaluated epoch (epoch, step, means of the steps, result); numbers of each step since the last;
+    # and, by step, those that are still on the devices.
+    self.history: list[dict[str, Any]] = []
+    self.since_evaluation: list[dict[str, float]] = []
+    self.pending: list[tuple[int, Mapping[str, jax.Array]]] = []
     self.saved_step = self.checkpointer.latest_step()
     state = self._resumed(self.saved_step, state)
     self.state = state._replace(frozen=cast(state.frozen, c.precision))
     self.constants = jax.random.key(c.seed), rates, steps
     self.step_fn = self._compiled_step() if int(state.step) < self.total_steps else None
     self.evaluate = task.evaluator(self.graphdef, mesh)
-    self.log = MetricsLog(workdir, int(state.step), self.evaluated_epoch, writes=self.chief)
+    self.log = MetricsLog(workdir, int(state.step), self.evaluated_epoch) if self.chief else None
 
   @property
   def evaluated_epoch(self) -> int:
@@ -169,8 +168,8 @@ class _Run:
     means = _means(self.since_evaluation)
     self.history.append({"epoch": epoch, "step": step, **means, **found.result})
     self.since_evaluation = []
-    self.log.write(step, {"epoch": epoch, **found.logged})
-    if self.chief:
+    if self.log:
+      self.log.write(step, {"epoch": epoch, **found.logged})
       found.predictions.write(self.workdir / "predictions.csv")
       say(f"epoch {epoch}: loss {means['loss']:.4f}, {found.title}")
     return found.logged[f"test_{self.task.best}"]
@@ -194,8 +193,9 @@ class _Run:
           "lower config.learning_rate, or look at the clips; the last checkpoint is from before"
         )
     (last, newest), numbers_of_steps = fetched[-1], [numbers for _, numbers in fetched]
-    rate = {"learning_rate": float(self.rate(last - 1)), "clips_per_second": clips_per_second}
-    self.log.write(last, _means(numbers_of_steps) | rate)
+    if self.log:
+      rate = {"learning_rate": float(self.rate(last - 1)), "clips_per_second": clips_per_second}
+      self.log.write(last, _means(numbers_of_steps) | rate)
     self.since_evaluation += numbers_of_steps
     shown = [f"{name} {value:.3g}" for name, value in newest.items() if name != "grad_norm"]
     self.bar.update(0, ", ".join([*shown, f"{clips_per_second:.1f} clips/s"]))
