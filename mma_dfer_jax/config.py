@@ -80,8 +80,6 @@ def choose(c: ml_collections.ConfigDict, choices: str) -> ml_collections.ConfigD
   Args:
     c: the config.
     choices: "fusion=none,temporal=mean" or "linear_probe", the text after the colon of `--config=FILE:…`.
-  Raises:
-    UserError: naming every choice that there is not, and what there is.
   """
   places = {path.split(".")[-1]: kind for path, kind in PARTS.items()}
   problems = []

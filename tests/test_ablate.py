@@ -3,14 +3,14 @@
 from pathlib import Path
 import signal
 
+import commands
+from conftest import ROOT
 import pytest
 from small_runs import (
   command,
   config_flags,
   finish,
-  make_clips,
   read_json,
-  shared,
   spawn,
   train_here,
   wait_for,
@@ -18,11 +18,6 @@ from small_runs import (
 
 pytestmark = pytest.mark.slow
 SMALL = {"log_every_steps": 1, "save_every_steps": 1}
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory) -> Path:
-  return shared(tmp_path_factory, "small_clips", make_clips)
 
 
 def ablate(data_dir: Path, runs: Path, rows: str, seeds: str = "1", **overrides) -> list[str]:
@@ -57,22 +52,25 @@ def test_killed_and_resumed_it_ends_in_a_table(data_dir, tmp_path, cache):
   assert "model.fusion.width" not in config  # the command gives it, the row takes its part away
   assert config["model.temporal.width"] == 16
 
-  printed = finish(spawn(ablate(data_dir, tmp_path / "runs", "base", learning_rate=0.5), cache), status=1)
+  other = ablate(data_dir, tmp_path / "runs", "base", learning_rate=0.5)
+  status, _, printed = commands.run("ablate", *other[3:], at=ROOT)
+  assert status == 1
   assert "base/seed1: config learning_rate: 0.001 there, 0.5 now" in printed
 
 
-def test_all_problems_at_once_and_nothing_starts(data_dir, tmp_path, cache):
+def test_all_problems_at_once_and_nothing_starts(data_dir, tmp_path):
   wrong = ablate(
     data_dir, tmp_path / "runs", "no_fusoin,fusion_last_6,frozen_encoders", seeds="1,1,x", seed=3
   )
-  nothing = ablate(tmp_path, tmp_path / "runs", "", batch_size=0)
-  both = [spawn(wrong, cache), spawn(nothing, cache)]
-  printed = finish(both[0], status=1)
+  status, _, printed = commands.run("ablate", *wrong[3:], at=ROOT)
+  assert status == 1
   for words in ("no_fusoin: there are no such rows; choose from base, no_prompts", "--seeds=1,1,x",
-                "fusion_last_6 does not fit the config: model.fusion.layers='last 6', but there are 2 layers",
+                "fusion_last_6 does not fit the config: model.fusion.layers='last 6', but the model has 2 layers",
                 "frozen_encoders does not fit the config: it changes nothing", "config.seed is set for each run"):  # fmt: skip
     assert words in printed
-  printed = finish(both[1], status=1)
+  nothing = ablate(tmp_path, tmp_path / "runs", "", batch_size=0)
+  status, _, printed = commands.run("ablate", *nothing[3:], at=ROOT)
+  assert status == 1
   assert printed.count("batch_size=0") == 1  # the base's problem, not each row's
   assert "no data set" in printed
   assert not (tmp_path / "runs").exists()

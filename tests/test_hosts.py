@@ -16,10 +16,8 @@ import pytest
 from small_runs import (
   command,
   finish,
-  make_clips,
   parameters,
   read_json,
-  shared,
   spawn,
   steps_logged,
   train_command,
@@ -30,11 +28,6 @@ from small_runs import (
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.training import hosts
 from mma_dfer_jax.training.predictions import read_predictions
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory) -> Path:
-  return shared(tmp_path_factory, "small_clips", make_clips)
 
 
 def free_port() -> int:

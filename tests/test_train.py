@@ -8,16 +8,16 @@ import resource
 import shutil
 import signal
 
+import commands
+from conftest import ROOT
 import numpy as np
 import pytest
 from small_runs import (
   SMALL,
   assert_same_bits,
-  command,
   config_of,
   finish,
   fresh_parameters,
-  make_clips,
   parameters,
   read_json,
   shared,
@@ -37,11 +37,6 @@ from mma_dfer_jax.training.predictions import read_predictions
 from mma_dfer_jax.training.run import claim_workdir, describe_run, model_of, read_run
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory) -> Path:
-  return shared(tmp_path_factory, "small_clips", make_clips)
 
 
 @pytest.fixture(scope="module")
@@ -84,18 +79,15 @@ def test_a_run_leaves_a_whole_report(uninterrupted):
 
 
 def test_the_answer_to_each_clip_is_kept(uninterrupted, data_dir):
-  report, predictions = (
-    read_json(uninterrupted / "report.json"),
-    read_predictions(uninterrupted / "predictions.csv"),
-  )
+  report = read_json(uninterrupted / "report.json")
+  predictions = read_predictions(uninterrupted / "predictions.csv")
   assert predictions.scores.confusion.tolist() == report["confusion_matrix"]
   assert list(predictions.classes) == report["classes"]
   assert sorted(predictions.clips) == sorted(
-    {f"test/{p.name}" for p in (data_dir / "clips/test").glob("*.mp4")}
+    f"test/{p.name}" for p in (data_dir / "clips/test").glob("*.mp4")
   )
-  assert all(
-    predictions.classes[i] in clip for i, clip in zip(predictions.labels, predictions.clips, strict=True)
-  )
+  for label, clip in zip(predictions.labels, predictions.clips, strict=True):
+    assert predictions.classes[label] in clip
   np.testing.assert_allclose(predictions.probabilities.sum(axis=1), 1, atol=1e-6)
 
 
@@ -115,9 +107,8 @@ def test_a_finished_run_reports_again_without_training(uninterrupted, data_dir, 
   shutil.copytree(uninterrupted, tmp_path / "run")
   again = train_here(tmp_path / "run", data_dir)
   assert "resuming after step 15 of 15" in again
-  assert again.splitlines()[-1].startswith(
-    (uninterrupted.parent / "printed").read_text().splitlines()[-1].split(";")[0]
-  )
+  last = (uninterrupted.parent / "printed").read_text().splitlines()[-1]
+  assert again.splitlines()[-1].startswith(last.split(";")[0])
   assert_same_bits(uninterrupted, tmp_path / "run")
 
 
@@ -160,9 +151,7 @@ def test_interrupted_in_every_way_it_ends_with_the_same_bits(uninterrupted, data
 
   finish(start(eval_every=3))
   assert_same_bits(uninterrupted, workdir)
-  reports = [read_json(folder / "report.json") for folder in (uninterrupted, workdir)]
-  assert reports[0]["confusion_matrix"] == reports[1]["confusion_matrix"]
-  assert reports[1]["evaluated_epochs"] in ([2, 3], [3])
+  assert read_json(workdir / "report.json")["evaluated_epochs"] in ([2, 3], [3])
   assert "epochs that were evaluated:" in (workdir / "report.md").read_text()
   steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   assert steps == sorted(steps)  # lines of the killed runs that were not saved are gone
@@ -174,14 +163,9 @@ def test_evaluating_less_often_changes_nothing_else(uninterrupted, data_dir, tmp
   how = {"eval_every": 2, "num_epochs": 3}
   assert "stopped by a test after step 5" in train_here(tmp_path, data_dir, stop_after=6, **how)
   printed = train_here(tmp_path, data_dir, **how)
-  assert [line.split(":")[0] for line in printed.splitlines() if line.startswith("epoch")] == [
-    "epoch 2",
-    "epoch 3",
-  ]
+  assert re.findall(r"^epoch \d", printed, re.MULTILINE) == ["epoch 2", "epoch 3"]
   assert_same_bits(uninterrupted, tmp_path)
-  reports = [read_json(folder / "report.json") for folder in (uninterrupted, tmp_path)]
-  assert reports[1]["evaluated_epochs"] == [2, 3]
-  assert reports[0]["confusion_matrix"] == reports[1]["confusion_matrix"]
+  assert read_json(tmp_path / "report.json")["evaluated_epochs"] == [2, 3]
   assert "among the 2 epochs that were evaluated: " in (tmp_path / "report.md").read_text()
 
 
@@ -234,13 +218,11 @@ def pretraining_file(path: Path, channels: int, patches: int, seed: int) -> dict
   shapes = {"cls_token": (1, 1, width), "pos_embed": (1, 1 + patches, width), "mask_token": (1, 1, 8),
             "patch_embed.proj.weight": (width, channels, 16, 16), "patch_embed.proj.bias": (width,),
             "norm.weight": (width,), "norm.bias": (width,), "decoder_blocks.0.norm1.weight": (8,)}  # fmt: skip
-  linears = {"attn.qkv": (3 * width, width), "attn.proj": (width, width), "mlp.fc1": (mlp, width), "mlp.fc2": (width, mlp)}  # fmt: skip
+  layers = {"norm1": (width,), "norm2": (width,), "attn.qkv": (3 * width, width), "attn.proj": (width, width),
+            "mlp.fc1": (mlp, width), "mlp.fc2": (width, mlp)}  # fmt: skip
   for i in (0, 1):
-    shapes |= {
-      f"blocks.{i}.{norm}.{leaf}": (width,) for norm in ("norm1", "norm2") for leaf in ("weight", "bias")
-    }
-    for name, (outputs, inputs) in linears.items():
-      shapes |= {f"blocks.{i}.{name}.weight": (outputs, inputs), f"blocks.{i}.{name}.bias": (outputs,)}
+    for name, shape in layers.items():
+      shapes |= {f"blocks.{i}.{name}.weight": shape, f"blocks.{i}.{name}.bias": shape[:1]}
   state = {name: 0.1 * rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
   write_torch_file(path, {"model": state, "epoch": 400})
   return state
@@ -257,9 +239,7 @@ def test_a_run_starts_from_pretrained_encoders(data_dir, tmp_path):
   assert re.search(r"audio encoder: .*sound\.pth, .*\(64, 8\) to \(4, 8\)", printed)
   assert "random weights" not in printed
   # The report says where the weights came from, as the run did.
-  assert {"face.pth", "sound.pth"} <= set(
-    re.findall(r"\w+\.pth", read_json(tmp_path / "run/report.json")["started_from"])
-  )
+  assert re.search(r"face\.pth.*sound\.pth", read_json(tmp_path / "run/report.json")["started_from"])
   found = parameters(tmp_path / "run")
   for stream, state in states.items():
     kernel = found[f"{stream}_encoder/blocks/1/mlp/fc2/kernel"]
@@ -308,7 +288,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(data_dir, tmp_path):
     ({"tunable": ("clasifier/.*",)}, ["clasifier", "matches no parameter"]),
     ({"tunable": (".*",), "model.image.tunable": ("norm/.*",)}, ["model.image.tunable", "has no effect", "config.tunable"]),
     ({"micro_batch": 3}, ["micro_batch=3 must divide batch_size=4"]),
-    ({"model.fusion.layers": "last 3"}, ["model.fusion.layers='last 3'", "there are 2 layers"]),
+    ({"model.fusion.layers": "last 3"}, ["model.fusion.layers='last 3'", "the model has 2 layers"]),
   ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_before_anything_starts(data_dir, overrides, words):
@@ -318,88 +298,73 @@ def test_what_is_wrong_is_said_before_anything_starts(data_dir, overrides, words
 
 
 def test_choices_after_the_colon(data_dir):
-  config = config_of(data_dir)
-  with pytest.raises(
-    UserError, match=r"(?s)no 'sum' in fusion.*bottleneck, none.*'fuse=none'.*image, audio, prompts"
-  ):
-    choose(config, "fusion=sum,fuse=none")
+  words = r"(?s)no 'sum' in fusion.*bottleneck, none.*'fuse=none'.*image, audio, prompts"
+  with pytest.raises(UserError, match=words):
+    choose(config_of(data_dir), "fusion=sum,fuse=none")
 
 
-def test_the_command_refuses_before_anything_starts(data_dir, cache, tmp_path):
-  addressed = train_command(tmp_path / "run", data_dir, "--workdir=gs://bucket/run")
-  both = [
-    spawn(train_command(tmp_path / "run", data_dir, batch_size=6, seed=5), cache),
-    spawn(addressed, cache),
-  ]
-  assert "batch_size=6 must be a multiple of the 4 devices" in finish(both[0], status=1)
-  assert "gs://bucket/run is an address; give a folder" in finish(both[1], status=1)
-  assert not (tmp_path / "run").exists()
+@pytest.mark.parametrize(
+  ("workdir", "words"),
+  [
+    ("run", "batch_size=6 must be a multiple of the 4 devices"),
+    ("gs://run", "gs://run is an address; give a folder"),
+  ],
+)
+def test_the_command_refuses_before_anything_starts(data_dir, tmp_path, workdir, words):
+  call = train_command(workdir, data_dir, batch_size=6, seed=5)[3:]
+  status, _, err = commands.run(
+    "train", *call[:1], f"--config={ROOT}/configs/demo.py", *call[2:], at=tmp_path
+  )
+  assert (status, words in err) == (1, True), err
+  assert not list(tmp_path.iterdir())
 
 
 def test_another_runs_workdir_is_refused(uninterrupted, data_dir):
   before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*") if path.is_file()}
   with pytest.raises(UserError) as error:
     train_here(uninterrupted, data_dir, **{"model.fusion.width": 32, "seed": 5})
-  for words in (
-    "already contains a different run",
-    "config model.fusion.width: 8 there, 32 now",
-    "config seed: 1 there, 5",
-  ):
+  width = "config model.fusion.width: 8 there, 32 now"
+  for words in ("already contains a different run", width, "config seed: 1 there, 5"):
     assert words in str(error.value)
   run = read_run(uninterrupted)
   run["classes"] = run["classes"][::-1]
   run["recipe"]["missing_sound"] = "constant"
-  with pytest.raises(
-    UserError, match=r"(?s)classes: \['angry'.*recipe missing_sound: 'refused' there, 'constant' now"
-  ):
+  words = r"(?s)classes: \['angry'.*recipe missing_sound: 'refused' there, 'constant' now"
+  with pytest.raises(UserError, match=words):
     claim_workdir(uninterrupted, run)
   assert before == {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*") if path.is_file()}
 
 
-def test_evaluate(uninterrupted, cache, data_dir, tmp_path):
+def test_evaluate(uninterrupted, data_dir, tmp_path):
   """Twice into the same file, which then holds both; and refused, for a split, a step and another recipe."""
   run, other = tmp_path / "run", tmp_path / "other"
   shutil.copytree(uninterrupted, run)
   shutil.copytree(data_dir / "clips", other / "clips")
   for facts in other.rglob("*.json"):
     facts.write_text(facts.read_text().replace("refused", "constant"))
-  evaluate = command("evaluate", f"--workdir={run}")
-  refused = {
-    "give none, sound or picture": ["--without=smell"],
-    "no split fold9": ["--split=fold9"],
-    "no checkpoint 3": ["--step=3"],
-    "missing_sound: the model was trained on 'refused', these data have 'constant'": [f"--data_dir={other}"],
-  }
-  first = spawn([*evaluate, "--without=none,sound"], cache)
-  printed = finish(first)
-  for words, flags in refused.items():
-    assert words in finish(spawn([*evaluate, *flags], cache), status=1)
-  printed += finish(spawn([*evaluate, "--without=picture"], cache))
+
+  def evaluate(flag: str, status: int = 0) -> str:
+    found, out, err = commands.run("evaluate", f"--workdir={run}", flag)
+    assert found == status, out + err
+    return out + err
+
+  assert "without sound" in evaluate("--without=none,sound")
+  for words, flag in {
+    "give none, sound or picture": "--without=smell",
+    "no split fold9": "--split=fold9",
+    "no checkpoint 3": "--step=3",
+    "missing_sound: the model was trained on 'refused', these data have 'constant'": f"--data_dir={other}",
+  }.items():
+    assert words in evaluate(flag, status=1)
+  assert "without picture" in evaluate("--without=picture")
   result = read_json(run / "evaluation_test_step15.json")["without"]
   assert result["none"]["confusion_matrix"] == read_json(run / "report.json")["confusion_matrix"]
   assert result["sound"]["clips_without_sound"] == 7
   assert len({without["cross_entropy"] for without in result.values()}) == 3
-  assert "without picture" in printed
-  for without, of in result.items():
-    predictions = read_predictions(run / f"evaluation_test_step15_without_{without}_predictions.csv")
-    assert predictions.scores.confusion.tolist() == of["confusion_matrix"]
+  found = {without: read_predictions(run / f"evaluation_test_step15_without_{without}_predictions.csv")
+           for without in result}  # fmt: skip
+  for without, predictions in found.items():
+    assert predictions.scores.confusion.tolist() == result[without]["confusion_matrix"]
   trained = read_predictions(run / "predictions.csv")
-  whole = read_predictions(run / "evaluation_test_step15_without_none_predictions.csv")
-  assert trained.clips == whole.clips
-  np.testing.assert_allclose(trained.probabilities, whole.probabilities, atol=1e-6)
-
-
-def test_predict(uninterrupted, cache, data_dir, tmp_path):
-  files = sorted((data_dir / "clips/test").glob("*.mp4"))[:2]
-  broken = tmp_path / "broken.mp4"
-  broken.write_bytes(files[0].read_bytes()[:5000])
-  predict = command(
-    "predict", f"--model={uninterrupted}", f"--out={tmp_path / 'answers'}", files[0], broken, files[1]
-  )
-  printed = finish(spawn(predict, cache), status=1)
-  assert "broken.mp4" in printed
-  assert "1 of 3 clips could not be read" in printed
-  for answer in (read_json(tmp_path / f"answers/{file.stem}.json") for file in files):
-    assert sum(answer["probabilities"].values()) == pytest.approx(1)
-    assert answer["top"] == max(answer["probabilities"], key=answer["probabilities"].get)
-    assert answer["sound"] is True
+  assert trained.clips == found["none"].clips
+  np.testing.assert_allclose(trained.probabilities, found["none"].probabilities, atol=1e-6)

@@ -18,7 +18,7 @@ from mma_dfer_jax.progress import Progress, say
 from mma_dfer_jax.training import hosts, sharding
 from mma_dfer_jax.training.check import micro_batch_of
 from mma_dfer_jax.training.checkpoints import Checkpointer, load_frozen, save_frozen
-from mma_dfer_jax.training.report import MetricsLog
+from mma_dfer_jax.training.report import MetricsLog, percent
 from mma_dfer_jax.training.run import Run, check_same_run, claim_workdir
 from mma_dfer_jax.training.state import TrainState, by_epoch, cosine_rates, create_train_state, make_optimizer
 from mma_dfer_jax.training.steps import abstract_batch, train_step
@@ -34,8 +34,6 @@ def fit(task: Classify, run: Run, workdir: Path, *, mesh: Mesh, stop: hosts.Stop
     workdir: folder of the run; new, or of the same run.
     mesh: the devices.
     stop: asked once a step; if true, everything is saved and the run ends.
-  Raises:
-    UserError: if the folder holds another run, the disk or the memory is too small, or the loss is no number.
   """
   here = _Run(task, run, workdir, mesh, stop)
   start_step = int(here.state.step)
@@ -79,7 +77,7 @@ class _Run:
         claim_workdir(workdir, run)
         check_disk(workdir, state, c.keep_checkpoints)
     hosts.check_shared_folder(workdir)
-    self.checkpointer = Checkpointer(workdir, keep=c.keep_checkpoints, best=task.best)
+    self.checkpointer = Checkpointer(workdir, keep=c.keep_checkpoints)
     # One entry for each evaluated epoch (epoch, step, means of the steps, result); numbers of each step since the last;
     # and, by step, those that are still on the devices.
     self.history: list[dict[str, Any]] = []
@@ -103,10 +101,11 @@ class _Run:
     if step is None:
       save_frozen(self.workdir, state.frozen)
       return state
-    state, meta = self.checkpointer.restore(step, state)
+    saved = {"opt_state": state.opt_state, "step": state.step}
+    tunable, saved, meta = self.checkpointer.restore(step, state.tunable, saved)
     check_same_run(meta["run"], self.run, f"the checkpoint of step {step} in {self.workdir}")
     self.history, self.since_evaluation = meta["history"], meta["this_epoch"]
-    return state._replace(frozen=load_frozen(self.workdir, state.frozen))
+    return TrainState(tunable=tunable, frozen=load_frozen(self.workdir, state.frozen), **saved)
 
   def _compiled_step(self) -> Callable[..., Any]:
     c, task = self.config, self.task
@@ -118,9 +117,8 @@ class _Run:
                         micro_batch=self.micro_batch, mesh=self.mesh, remat=c.remat, precision=c.precision)  # fmt: skip
 
     outputs = jax.tree.map(lambda x: x.sharding, self.state), sharding.replicated(self.mesh)
-    jitted = jax.jit(
-      step, donate_argnums=0, out_shardings=outputs, compiler_options=sharding.compiler_options()
-    )
+    options = sharding.compiler_options()
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=outputs, compiler_options=options)
     batch = abstract_batch(task.checked.model.inputs, c.batch_size, self.mesh)
     return sharding.compile_checked(jitted.lower(self.state, batch, *self.constants))
 
@@ -137,9 +135,8 @@ class _Run:
         stopping = bool(self.stop)  # asked once: what is logged, evaluated and saved must agree
         epoch, within = divmod(step, self.steps_per_epoch)
         epoch_ends = step > 0 and not within
-        due = (
-          epoch_ends and (epoch % c.eval_every == 0 or epoch == c.num_epochs) and epoch > self.evaluated_epoch
-        )
+        evaluated = epoch % c.eval_every == 0 or epoch == c.num_epochs
+        due = epoch_ends and evaluated and epoch > self.evaluated_epoch
         save_due = step > start_step and c.save_every_steps and step % c.save_every_steps == 0
         if self.pending and (epoch_ends or save_due or stopping or step % c.log_every_steps == 0):
           self._log_steps(step)
@@ -165,21 +162,20 @@ class _Run:
     self.since = time.monotonic()
     if found is None:
       return None
-    means = _means(self.since_evaluation)
-    self.history.append({"epoch": epoch, "step": step, **means, **found.result})
+    result, predictions = found
+    means, scores = _means(self.since_evaluation), predictions.scores
+    self.history.append({"epoch": epoch, "step": step, **means, **result})
     self.since_evaluation = []
     if self.log:
-      self.log.write(step, {"epoch": epoch, **found.logged})
-      found.predictions.write(self.workdir / "predictions.csv")
-      say(f"epoch {epoch}: loss {means['loss']:.4f}, {found.title}")
-    return found.logged[f"test_{self.task.best}"]
+      numbers = {"test_loss": result["test_loss"], "test_war": scores.war, "test_uar": scores.uar}
+      self.log.write(step, {"epoch": epoch, **numbers})
+      predictions.write(self.workdir / "predictions.csv")
+      shown = f"test WAR {percent(scores.war)}, UAR {percent(scores.uar)}"
+      say(f"epoch {epoch}: loss {means['loss']:.4f}, {shown}")
+    return scores.war  # by which the best checkpoint is kept
 
   def _log_steps(self, step: int) -> None:
-    """Fetches the numbers of the last steps and logs their means.
-
-    Raises:
-      UserError: if a loss is not finite; nothing has been saved since.
-    """
+    """Fetches the numbers of the last steps and logs their means; UserError if a loss is not finite."""
     now = time.monotonic()
     clips_per_second = (step - self.since_step) * self.config.batch_size / (now - self.since)
     self.since, self.since_step = now, step
@@ -188,10 +184,9 @@ class _Run:
     for i, (at, numbers) in enumerate(fetched):
       if not math.isfinite(numbers["loss"]):
         before = f"{fetched[i - 1][1]['loss']:.4g}" if i else "finite, in the steps logged before"
-        raise UserError(
-          f"the loss is {numbers['loss']} at step {at} (before: {before}; learning rate {self.rate(at - 1):.3g}); "
-          "lower config.learning_rate, or look at the clips; the last checkpoint is from before"
-        )
+        facts = f"(before: {before}; learning rate {self.rate(at - 1):.3g})"
+        advice = "lower config.learning_rate, or look at the clips; the last checkpoint is from before"
+        raise UserError(f"the loss is {numbers['loss']} at step {at} {facts}; {advice}")
     (last, newest), numbers_of_steps = fetched[-1], [numbers for _, numbers in fetched]
     if self.log:
       rate = {"learning_rate": float(self.rate(last - 1)), "clips_per_second": clips_per_second}

@@ -269,9 +269,8 @@ def recall_table(scores: Scores, by_class: Mapping[str, Mapping[str, float | Non
   """A line per class: clips, recall, and what it was most often mistaken for; over folds, their mean recall too."""
   rows = []
   for i, name in enumerate(scores.classes):
-    wrong = scores.confusion[i].copy()
-    wrong[i] = 0
-    mistake = f"{scores.classes[wrong.argmax()]} ({wrong.max()})" if wrong.any() else "–"
+    wrong = np.where(np.arange(len(scores.classes)) == i, 0, scores.confusion[i])
+    mistake = f"{scores.classes[int(wrong.argmax())]} ({wrong.max()})" if wrong.any() else "–"
     means = [plus_minus(by_class[name])] if by_class else []
     rows.append([name, scores.confusion[i].sum(), percent(scores.recall[i]), *means, mistake])
   recalls = (

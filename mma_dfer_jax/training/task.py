@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from flax import nnx
 import jax
@@ -25,27 +25,15 @@ from mma_dfer_jax.training.check import Checked
 from mma_dfer_jax.training.predictions import Predictions
 from mma_dfer_jax.training.report import percent, write_report
 from mma_dfer_jax.training.sharding import compiler_options, replicated, to_global
-from mma_dfer_jax.training.state import TrainState
 from mma_dfer_jax.training.steps import Batch, Metrics, eval_step, in_float32, model_inputs
-
-
-class Evaluated(NamedTuple):
-  """One evaluation during training."""
-
-  result: dict[str, Any]  # for the history
-  logged: dict[str, float]  # for the log
-  title: str  # for people
-  predictions: Predictions
 
 
 @dataclasses.dataclass(frozen=True)
 class Classify:
-  """Trains MMA-DFER on labelled clips: all that `loop.fit` does not know. Source: `main.py` of the original."""
+  """Trains MMA-DFER on labelled clips: the model, its loss, its batches and its report. Source: `main.py` of the original."""
 
   config: ml_collections.ConfigDict
   checked: Checked
-
-  best = "war"  # the score by which the best checkpoint is kept; higher is better
 
   @functools.cached_property
   def tunable(self) -> tuple[str, ...]:
@@ -84,30 +72,21 @@ class Classify:
   def batches(self, start_step: int) -> contextlib.AbstractContextManager[Iterator[Mapping[str, np.ndarray]]]:
     """This host's training batches, from a step on."""
     d = self.config.data
-    ranges = {name: d[name] for name in ("crop_scale", "crop_ratio", "flip", "brightness")}
-    return train_batches(self.order, self.checked.model.inputs, Augment(**ranges), start_step=start_step,
-                         num_workers=d.num_workers, prefetch=d.prefetch)  # fmt: skip
+    crop = {name: tuple(d[name]) for name in ("crop_scale", "crop_ratio")}  # lists in a run.json
+    ranges, inputs = Augment(**crop, flip=d.flip, brightness=d.brightness), self.checked.model.inputs
+    return train_batches(self.order, inputs, ranges, start_step=start_step, num_workers=d.num_workers,
+                         prefetch=d.prefetch)  # fmt: skip
 
-  def evaluator(self, graphdef: nnx.GraphDef, mesh: Mesh) -> Callable[..., Evaluated | None]:
-    """(state, stop) -> an evaluation of the test split; None if it was stopped."""
+  def evaluator(self, graphdef: nnx.GraphDef, mesh: Mesh) -> Callable[..., tuple[dict[str, Any], Predictions] | None]:  # fmt: skip
+    """(state, stop) -> what `evaluate_split` finds in the test split."""
     d, c = self.config.data, self.checked
     eval_fn = jit_eval(graphdef, mesh, self._loss, self.config.precision)
     records = c.data_set.records(c.test_split)
 
-    def of_epoch(state: TrainState, stop: Callable[[], bool]) -> Evaluated | None:
-      found = evaluate_split(
-        functools.partial(eval_fn, state.tunable, state.frozen), records, c.model.inputs, c.data_set.classes, mesh=mesh,
-        batch_size=self.config.batch_size, num_workers=d.num_workers, prefetch=d.prefetch, stop=stop,
-      )  # fmt: skip
-      if found is None:
-        return None
-      result, predictions = found
-      scores = predictions.scores
-      logged = {"test_loss": result["test_loss"], "test_war": scores.war, "test_uar": scores.uar}
-      title = f"test WAR {percent(scores.war)}, UAR {percent(scores.uar)}"
-      return Evaluated(result, logged, title, predictions)
-
-    return of_epoch
+    return lambda state, stop: evaluate_split(
+      functools.partial(eval_fn, state.tunable, state.frozen), records, c.model.inputs, c.data_set.classes, mesh=mesh,
+      batch_size=self.config.batch_size, num_workers=d.num_workers, prefetch=d.prefetch, stop=stop,
+    )  # fmt: skip
 
   def facts(self) -> list[str]:
     """Lines for people at the start."""
