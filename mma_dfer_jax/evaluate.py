@@ -32,17 +32,8 @@ from mma_dfer_jax.disk import write_json
 from mma_dfer_jax.engines.engine import About, Engine, describe, load_model
 from mma_dfer_jax.engines.jax import JaxEngine
 from mma_dfer_jax.errors import UserError, listed
-from mma_dfer_jax.training import hosts
+from mma_dfer_jax.training import hosts, report
 from mma_dfer_jax.training.comparison import as_table, compare, write_comparison
-from mma_dfer_jax.training.report import (
-  FLATTERS,
-  Fold,
-  draw_confusion_matrix,
-  percent,
-  recall_table,
-  scores_as_json,
-  write_folds,
-)
 from mma_dfer_jax.training.run import VERSION
 from mma_dfer_jax.training.sharding import check_batch_size, make_mesh, replicated, start_jax
 from mma_dfer_jax.training.steps import Batch, sums
@@ -172,7 +163,7 @@ def evaluator(engine: Engine, mesh: Mesh) -> Callable[[Batch], dict[str, jax.Arr
   return call
 
 
-def evaluate(evaluation: Evaluation) -> Fold:
+def evaluate(evaluation: Evaluation) -> report.Fold:
   """Loads a model and evaluates it, once for each --without; writes its files; returns the first result."""
   path, split = evaluation.path, evaluation.split
   mesh, chief = make_mesh(-1, 1), jax.process_index() == 0
@@ -192,14 +183,14 @@ def evaluate(evaluation: Evaluation) -> Fold:
     assert found is not None  # nothing stops it
     result, predictions = found
     scores, no_sound = predictions.scores, {"clips_without_sound": result["clips_without_sound"]}
-    evaluations[without] = {**scores_as_json(scores), **no_sound, "cross_entropy": result["test_loss"]}
+    evaluations[without] = {**report.scores_as_json(scores), **no_sound, "cross_entropy": result["test_loss"]}
     of_fold = {"folder": str(path), "step": about.step, **no_sound, "model": about.origin}
-    folds.append(Fold(split, predictions, of_fold))
+    folds.append(report.Fold(split, predictions, of_fold))
     if chief:
-      draw_confusion_matrix(scores, Path(f"{files}_without_{without}.png"))
+      report.draw_confusion_matrix(scores, Path(f"{files}_without_{without}.png"))
       predictions.write(Path(f"{files}_without_{without}_predictions.csv"))
-      print(f"\n{split}, without {without}, in {about.precision}: WAR {percent(scores.war)}, UAR {percent(scores.uar)}, "
-            f"{scores.clips} clips\n{recall_table(scores)}")  # fmt: skip
+      shown = f"WAR {report.percent(scores.war)}, UAR {report.percent(scores.uar)}, {scores.clips} clips"
+      print(f"\n{split}, without {without}, in {about.precision}: {shown}\n{report.recall_table(scores)}")
   if chief:
     write_json(Path(f"{files}.json"), {**facts, "without": evaluations})
     print(f"\nwrote {files}.json")
@@ -225,14 +216,14 @@ def files_of(path: Path, facts: Mapping[str, Any]) -> tuple[str, dict[str, Any]]
   return files, {}
 
 
-def report_folds(evaluations: Sequence[Evaluation], folds: Sequence[Fold]) -> None:
+def report_folds(evaluations: Sequence[Evaluation], folds: Sequence[report.Fold]) -> None:
   """Writes the report on all of --workdirs to --out."""
   out, abouts = Path(_OUT.value or ""), [one.about for one in evaluations]
   steps = ", ".join("converted" if about.step is None else f"step {about.step}" for about in abouts)
-  precision, flatters = abouts[0].precision, f"; chosen {FLATTERS}" * (_STEP.value == "best")
+  precision, flatters = abouts[0].precision, f"; chosen {report.FLATTERS}" * (_STEP.value == "best")
   recipe = {key: value for about in abouts for key, value in about.recipe.items()}
   facts = {"recipe": recipe, "precision": precision, "version": VERSION}
-  write_folds(out, folds, model=f"of these models: {steps}, in {precision}{flatters}", facts=facts)
+  report.write_folds(out, folds, model=f"of these models: {steps}, in {precision}{flatters}", facts=facts)
   for fold in folds:
     fold.predictions.write(out / f"{fold.name}_predictions.csv")
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 import wave
 
+import commands
 import cv2
 import numpy as np
 
@@ -35,10 +36,10 @@ def prepare_clips(
   manifest: Path, data_dir: Path, *, allow_missing_sound: bool = False, classes=(), **how
 ) -> None:
   """What `prepare --dataset=clips` does, in this process."""
-  from mma_dfer_jax.data.prepare import Decoding, prepare
+  made = commands.load("data.prepare")  # not imported, for its flags would stay
 
   layout = read("clips", manifest, classes=classes, allow_missing_sound=allow_missing_sound)
-  prepare(layout, "clips", data_dir, Decoding(allow_missing_sound), str(manifest), **how)
+  made.prepare(layout, "clips", data_dir, made.Decoding(allow_missing_sound), str(manifest), **how)
 
 
 def write_picture(path: Path, number: int) -> None:

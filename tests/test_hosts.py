@@ -111,9 +111,8 @@ def test_two_processes_are_as_one(cache, data_dir, tmp_path):
   assert "WAR" not in second
   whole = read_json(workdir / "evaluation_test_step15.json")["without"]["none"]
   assert whole["confusion_matrix"] == read_json(workdir / "report.json")["confusion_matrix"]
-  assert_same_answers(
-    workdir / "evaluation_test_step15_without_none_predictions.csv", workdir / "predictions.csv"
-  )
+  answers = workdir / "evaluation_test_step15_without_none_predictions.csv"
+  assert_same_answers(answers, workdir / "predictions.csv")
 
 
 @pytest.mark.slow
