@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 import wave
 
-import commands
 import cv2
 import numpy as np
 
@@ -36,10 +35,10 @@ def prepare_clips(
   manifest: Path, data_dir: Path, *, allow_missing_sound: bool = False, classes=(), **how
 ) -> None:
   """What `prepare --dataset=clips` does, in this process."""
-  made = commands.load("data.prepare")  # not imported, for its flags would stay
+  from mma_dfer_jax.data.prepare import Decoding, prepare
 
   layout = read("clips", manifest, classes=classes, allow_missing_sound=allow_missing_sound)
-  made.prepare(layout, "clips", data_dir, made.Decoding(allow_missing_sound), str(manifest), **how)
+  prepare(layout, "clips", data_dir, Decoding(allow_missing_sound), str(manifest), **how)
 
 
 def write_picture(path: Path, number: int) -> None:
