@@ -41,8 +41,8 @@ Seconds: median time of one step over the logs of all seeds, without compilation
 of all seeds, of the device where it keeps statistics, else of the whole process (since it was last resumed)."""
 
 
-def plan(config: ConfigDict) -> tuple[dict[str, dict[str, Run]], dict[str, str]]:
-  """The runs of each row by seed; and why rows that nobody asked for by name cannot be trained."""
+def plan(config: ConfigDict) -> tuple[dict[str, Run], dict[str, str]]:
+  """The runs by folder ("base/seed1"), seed by seed; and why rows that nobody asked for by name cannot be trained."""
   rows, seeds = _ROWS.value, _SEEDS.value
   problems = series.problems_of_series(_RUNS.value, "seed", _SEEDS)
   if unknown := [row for row in rows if row not in ROWS]:
@@ -65,11 +65,9 @@ def plan(config: ConfigDict) -> tuple[dict[str, dict[str, Run]], dict[str, str]]
     problems += [f"{row} does not fit the config: {reason}" for row, reason in reasons.items()]
   if problems:
     raise listed("these ablations cannot start", problems)
-  of_seeds = {
-    row: {seed: runs[row] | {"config": runs[row]["config"] | {"seed": int(seed)}} for seed in seeds}
-    for row in rows or runs
-  }
-  return of_seeds, reasons
+  planned = {f"{row}/seed{seed}": runs[row] | {"config": runs[row]["config"] | {"seed": int(seed)}}
+             for seed in seeds for row in rows or runs}  # fmt: skip
+  return planned, reasons
 
 
 def finished(workdir: Path, run: Run) -> dict[str, Any] | None:
@@ -84,13 +82,11 @@ def finished(workdir: Path, run: Run) -> dict[str, Any] | None:
     return None
 
 
-def report(
-  folder: Path, planned: Mapping[str, Mapping[str, Run]], config: ConfigDict, reasons: Mapping[str, str]
-) -> str:
+def report(folder: Path, planned: Mapping[str, Run], config: ConfigDict, reasons: Mapping[str, str]) -> str:
   """Writes ablations.json, ablations.md and ablations.png on all finished runs; returns the table."""
   rows: list[dict[str, Any]] = []
-  for row, of_row in planned.items():
-    results = [finished(folder / row / f"seed{seed}", run) for seed, run in of_row.items()]
+  for row in dict.fromkeys(place.split("/")[0] for place in planned):
+    results = [finished(folder / place, run) for place, run in planned.items() if place.startswith(f"{row}/")]
     if runs := [result for result in results if result]:
       rates = [rate for run in runs for rate in run.pop("clips_per_second")]
       numbers = {name: runs[0][name] for name in ("tunable_parameters", "frozen_parameters")}
@@ -111,7 +107,7 @@ def report(
       for row in rows
     ],
   )  # fmt: skip
-  fields, of_seeds = flat_config(config.to_dict()), next(iter(planned.values()))
+  fields, seeds = flat_config(config.to_dict()), {run["config"]["seed"] for run in planned.values()}
   left_out = "\n".join(f"- `{row}`: {reason}" for row, reason in reasons.items())
   write_markdown(
     folder / "ablations.md", "# MMA-DFER: ablations", as_table, NOTES, "![WAR of each row](ablations.png)",
@@ -119,9 +115,9 @@ def report(
     "\n".join(f"- `{key}` = `{value}`" for key, value in fields.items() if key != "seed"),
   )  # fmt: skip
   draw(rows, folder / "ablations.png")
-  facts = {key: next(iter(of_seeds.values()))[key] for key in ("data_set", "recipe", "version")}
+  facts = {key: next(iter(planned.values()))[key] for key in ("data_set", "recipe", "version")}
   write_json(folder / "ablations.json", {"rows": rows, "notes": NOTES.split("\n"), "left_out": dict(reasons),
-                                         "seeds": sorted(map(int, of_seeds)), "config": fields, **facts})  # fmt: skip
+                                         "seeds": sorted(seeds), "config": fields, **facts})  # fmt: skip
   return as_table
 
 
@@ -154,15 +150,13 @@ def main(argv: Sequence[str]) -> int:
   jax.config.update("jax_platforms", "cpu")  # accelerators are for the runs
   config, runs = _CONFIG.value, Path(_RUNS.value)
   planned, reasons = plan(config)
-  by_folder = {f"{row}/seed{seed}": run for row, of_row in planned.items() for seed, run in of_row.items()}
-  check_same_runs(runs, by_folder)
+  check_same_runs(runs, planned)
   for row, reason in reasons.items():
     print(f"left out: {row}: {reason}")
-  jobs = [
-    series.Job(f"{row}, seed {seed}", runs / row / f"seed{seed}", planned[row][seed], says=f": {ROWS[row].says};")
-    for seed in _SEEDS.value
-    for row in planned
-  ]  # fmt: skip
+  jobs = []
+  for place, run in planned.items():
+    row, name = place.split("/")[0], place.replace("/seed", ", seed ")
+    jobs.append(series.Job(name, runs / place, run, says=f": {ROWS[row].says};"))
   status = series.train_all(jobs, finished, lambda: report(runs, planned, config, reasons))
   if status is None:
     as_table = report(runs, planned, config, reasons)

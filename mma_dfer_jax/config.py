@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import functools
 from typing import Any
 
+from flax import traverse_util
 import ml_collections
 
 from mma_dfer_jax.ablations import ROWS
@@ -126,21 +126,12 @@ OF_A_HOST = ("config.pretrained.image", "config.pretrained.audio", "config.init_
              "config.data.prefetch")  # fmt: skip
 
 
-def flat_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
   """A nested config as {"model.width": 768, …}; tuples as lists, so that it equals itself read from JSON."""
-  flat: dict[str, Any] = {}
-  for key, value in config.items():
-    if isinstance(value, dict):
-      flat |= flat_config(value, f"{prefix}{key}.")
-    else:
-      flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-  return flat
+  flat = traverse_util.flatten_dict(dict(config), sep=".")
+  return {key: list(value) if isinstance(value, tuple) else value for key, value in flat.items()}
 
 
 def nested_config(flat: Mapping[str, Any]) -> dict[str, Any]:
   """{"model.width": 768, …} as a nested config."""
-  nested: dict[str, Any] = {}
-  for path, value in flat.items():
-    *folders, key = path.split(".")
-    functools.reduce(lambda node, folder: node.setdefault(folder, {}), folders, nested)[key] = value
-  return nested
+  return traverse_util.unflatten_dict(dict(flat), sep=".")

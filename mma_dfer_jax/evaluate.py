@@ -33,7 +33,7 @@ from mma_dfer_jax.engines.engine import About, Engine, describe, load_model
 from mma_dfer_jax.engines.jax import JaxEngine
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.training import hosts, report
-from mma_dfer_jax.training.comparison import as_table, compare, write_comparison
+from mma_dfer_jax.training.comparison import as_table, compare
 from mma_dfer_jax.training.run import VERSION
 from mma_dfer_jax.training.sharding import check_batch_size, make_mesh, replicated, start_jax
 from mma_dfer_jax.training.steps import Batch, sums
@@ -233,10 +233,15 @@ def compare_two(paths: Sequence[str]) -> None:
   if len(paths) != 2:
     raise UserError(f"--compare needs two models, A and B; given: {', '.join(paths) or 'none'}")
   result = compare(*map(Path, paths))
-  print(f"A: {paths[0]}\nB: {paths[1]}\n\n{as_table(result)}\n\n{result['note']}\n\n{result['sentence']}")
+  shown, sentence, note = as_table(result), result["sentence"], result["note"]
+  print(f"A: {paths[0]}\nB: {paths[1]}\n\n{shown}\n\n{note}\n\n{sentence}")
   if _OUT.value:
-    write_comparison(Path(_OUT.value), result)
-    print(f"\nwrote {_OUT.value}/comparison.json and comparison.md")
+    out, title = Path(_OUT.value), "# MMA-DFER: is B better than A?"
+    out.mkdir(parents=True, exist_ok=True)
+    both = f"- A: {paths[0]}\n- B: {paths[1]}"
+    report.write_markdown(out / "comparison.md", title, f"**{sentence}**", both, shown, note)
+    write_json(out / "comparison.json", result)
+    print(f"\nwrote {out}/comparison.json and comparison.md")
 
 
 def main(argv: Sequence[str]) -> None:

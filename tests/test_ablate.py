@@ -6,49 +6,41 @@ import signal
 import commands
 from conftest import ROOT
 import pytest
-from small_runs import (
-  command,
-  config_flags,
-  finish,
-  read_json,
-  spawn,
-  train_here,
-  wait_for,
-)
+import small_runs as small
 
 pytestmark = pytest.mark.slow
 SMALL = {"log_every_steps": 1, "save_every_steps": 1}
 
 
 def ablate(data_dir: Path, runs: Path, rows: str, seeds: str = "1", **overrides) -> list[str]:
-  return command("ablate", f"--runs={runs}", f"--rows={rows}", f"--seeds={seeds}",
-                 *config_flags(data_dir, **SMALL | overrides))  # fmt: skip
+  return small.command("ablate", f"--runs={runs}", f"--rows={rows}", f"--seeds={seeds}",
+                 *small.config_flags(data_dir, **SMALL | overrides))  # fmt: skip
 
 
 def test_killed_and_resumed_it_ends_in_a_table(data_dir, tmp_path, cache):
   call = ablate(data_dir, tmp_path / "runs", "base,no_fusion")
   base, fusion = tmp_path / "runs/base/seed1", tmp_path / "runs/no_fusion/seed1"
-  train_here(base, data_dir, **SMALL)
-  first = spawn(call, cache)
-  wait_for(lambda: (fusion / "checkpoints/1").exists(), first)
+  small.train_here(base, data_dir, **SMALL)
+  first = small.spawn(call, cache)
+  small.wait_for(lambda: (fusion / "checkpoints/1").exists(), first)
   first.send_signal(signal.SIGKILL)
   first.communicate()
 
-  printed = finish(spawn(call, cache))
+  printed = small.finish(small.spawn(call, cache))
   assert f"base, seed 1 (1 of 2) is finished: {base}/report.md" in printed
   assert "no_fusion, seed 1 (2 of 2): no Fusion Bottlenecks; goes to" in printed
   assert "resuming after step" in printed
-  summary = read_json(tmp_path / "runs/ablations.json")
+  summary = small.read_json(tmp_path / "runs/ablations.json")
   assert [row["row"] for row in summary["rows"]] == ["base", "no_fusion"]
   for row in summary["rows"]:
-    report = read_json(tmp_path / f"runs/{row['row']}/seed1/report.json")
+    report = small.read_json(tmp_path / f"runs/{row['row']}/seed1/report.json")
     assert row["war"]["mean"] == report["war"]
     assert row["tunable_parameters"] == report["tunable_parameters"]
     assert 0.1 < row["peak_memory_gib"] < 20
     assert 0 < row["seconds_per_step"] < 60
   assert "| `no_fusion` | no Fusion Bottlenecks |" in (tmp_path / "runs/ablations.md").read_text()
   assert (tmp_path / "runs/ablations.png").exists()
-  config = read_json(fusion / "run.json")["config"]
+  config = small.read_json(fusion / "run.json")["config"]
   assert "model.fusion.width" not in config  # the command gives it, the row takes its part away
   assert config["model.temporal.width"] == 16
 

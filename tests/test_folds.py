@@ -11,16 +11,7 @@ import commands
 from conftest import ROOT
 import numpy as np
 import pytest
-from small_runs import (
-  assert_same_bits,
-  command,
-  config_flags,
-  finish,
-  read_json,
-  spawn,
-  train_here,
-  wait_for,
-)
+import small_runs as small
 
 from mma_dfer_jax.data.labels import COUNTS
 from mma_dfer_jax.training.predictions import Predictions, read_predictions
@@ -37,7 +28,7 @@ def data_dir(data_dir) -> Path:
 
 
 def folds_flags(data_dir: Path, runs: Path, folds: str = "1,2", **overrides) -> list[str]:
-  return [f"--runs={runs}", "--folds", folds, *config_flags(data_dir, **SMALL | overrides)]
+  return [f"--runs={runs}", "--folds", folds, *small.config_flags(data_dir, **SMALL | overrides)]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +36,7 @@ def start(cache, data_dir):
   """Starts `python -m mma_dfer_jax.folds` on the small clips; keyword arguments override the config."""
 
   def popen(runs, **overrides) -> subprocess.Popen:
-    return spawn(command("folds", *folds_flags(data_dir, runs, **overrides)), cache)
+    return small.spawn(small.command("folds", *folds_flags(data_dir, runs, **overrides)), cache)
 
   return popen
 
@@ -75,7 +66,7 @@ def finished(tmp_path_factory, start, data_dir) -> tuple[Path, str]:
   """Two folds, the second one killed, then stopped, then finished: (runs, what the last command printed)."""
   runs = tmp_path_factory.mktemp("folds") / "runs"
   process = start(runs, save_every_steps=1)
-  wait_for(lambda: (runs / "fold2/checkpoints/1").exists(), process)
+  small.wait_for(lambda: (runs / "fold2/checkpoints/1").exists(), process)
   children = trainings_of(process)
   process.send_signal(signal.SIGKILL)
   process.communicate()
@@ -87,23 +78,23 @@ def finished(tmp_path_factory, start, data_dir) -> tuple[Path, str]:
   assert not (runs / "folds.json").exists()
 
   process = start(runs, save_every_steps=1)
-  wait_for(lambda: (runs / "fold2/checkpoints/2").exists(), process)
+  small.wait_for(lambda: (runs / "fold2/checkpoints/2").exists(), process)
   process.send_signal(signal.SIGTERM)
-  printed = finish(process, status=0)
+  printed = small.finish(process, status=0)
   if "stopped in fold2 (2 of 2)" in printed:  # it may have been at its last step
     assert "stopped by SIGTERM after step" in printed
     assert not (runs / "folds.json").exists()
-  return runs, finish(start(runs))
+  return runs, small.finish(start(runs))
 
 
 @pytest.mark.slow
 def test_all_folds_and_their_report(finished, data_dir, tmp_path):
   runs, printed = finished
   assert f"fold1 (1 of 2) is finished: {runs}/fold1/report.md" in printed
-  train_here(tmp_path, data_dir, **SMALL, **{"data.fold": 2})
-  assert_same_bits(tmp_path, runs / "fold2")
-  summary = read_json(runs / "folds.json")
-  reports = [read_json(runs / f"fold{k}/report.json") for k in (1, 2)]
+  small.train_here(tmp_path, data_dir, **SMALL, **{"data.fold": 2})
+  small.assert_same_bits(tmp_path, runs / "fold2")
+  summary = small.read_json(runs / "folds.json")
+  reports = [small.read_json(runs / f"fold{k}/report.json") for k in (1, 2)]
   assert [r["config"]["data.fold"] for r in reports] == [1, 2]
   assert [f["confusion_matrix"] for f in summary["folds"]] == [r["confusion_matrix"] for r in reports]
   for key in ("war", "uar_of_present_classes"):
@@ -144,7 +135,7 @@ def test_what_is_wrong_is_said_before_anything_starts(start, data_dir, tmp_path)
   printed = run_here("folds", *wrong, "--config.data.fold=2")
   words = ("num_epochs=0", "no fold5", "give --folds=1,2", "with --folds", "without fold1 have 12 clips")
   assert [word for word in words if word not in printed] == []
-  printed = finish(fails, status=1)
+  printed = small.finish(fails, status=1)
   assert "asks for 3 devices, but there are 4" in printed
   assert "error: fold1 (1 of 2) ended with exit status 1" in printed
   assert "fold2 (" not in printed
@@ -157,7 +148,7 @@ def test_folds_that_do_not_belong_together_are_refused(finished, data_dir, tmp_p
   whole, runs, copy = finished[0], tmp_path / "runs", tmp_path / "copy"
   for k in (1, 2):
     (runs / f"fold{k}").mkdir(parents=True)
-    run = read_json(whole / f"fold{k}/run.json")
+    run = small.read_json(whole / f"fold{k}/run.json")
     if k == 2:
       run["classes"][:2] = run["classes"][1::-1]
       run["recipe"]["missing_sound"] = "constant"
@@ -197,7 +188,7 @@ def test_evaluate_and_compare_find_the_same_numbers(finished, data_dir, tmp_path
   assert run_here("evaluate", *converted).count("does not say its data set") == 2
   whole = run_here("evaluate", *converted, f"--data_dir={data_dir}", "--splits=fold1,fold2", status=0)
   assert "| fold2 | 12 |" in whole
-  there, here = read_json(runs / "folds.json"), read_json(tmp_path / "converted/folds.json")
+  there, here = small.read_json(runs / "folds.json"), small.read_json(tmp_path / "converted/folds.json")
   for key in ("war", "uar", "uar_of_present_classes", "mean_recall", "sum", "classes", "recipe"):
     assert there[key] == here[key], key
   matrices = [[fold["confusion_matrix"] for fold in summary["folds"]] for summary in (there, here)]
@@ -206,7 +197,7 @@ def test_evaluate_and_compare_find_the_same_numbers(finished, data_dir, tmp_path
 
   both = ("--compare", runs, tmp_path / "converted", f"--out={tmp_path}/compared")
   assert "cannot be told from these clips" in run_here("evaluate", *both, status=0)
-  result = read_json(tmp_path / "compared/comparison.json")
+  result = small.read_json(tmp_path / "compared/comparison.json")
   assert (result["clips"], list(result["folds"])) == (21, ["fold1", "fold2"])
   assert result["war"]["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}
   assert result["sentence"] in (tmp_path / "compared/comparison.md").read_text()

@@ -31,13 +31,6 @@ class Checked:
   test_split: str
   starts: tuple[Start, ...]
 
-  @property
-  def fresh_encoders(self) -> list[str]:
-    """Streams that start from random weights."""
-    started = {start.name for start in self.starts}
-    streams = () if "init_from" in started else ("image", "audio")
-    return [s for s in streams if getattr(self.model, s).depth and s not in started]
-
 
 def first_error(check: Callable[[], Any]) -> list[str]:
   """The words of its UserError; none if there is none."""

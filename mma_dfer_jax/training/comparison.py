@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from mma_dfer_jax.disk import write_json
 from mma_dfer_jax.errors import listed
 from mma_dfer_jax.training.predictions import Predictions, find_predictions
-from mma_dfer_jax.training.report import table, write_markdown
+from mma_dfer_jax.training.report import table
 
 RESAMPLES, SEED = 10_000, 0
 SCORES = ("war", "uar")
@@ -46,9 +45,18 @@ def compare(a: Path, b: Path) -> dict[str, Any]:
   classes = len(next(iter(first.values())).classes)
   result = bootstrap(np.concatenate([*pairs.values()]), classes)
   by_fold = {fold: bootstrap(pair, classes) for fold, pair in pairs.items()} if len(pairs) > 1 else {}
-  answers = {name: _answer(result[name]["difference"]) for name in SCORES}
+  gains = {name: result[name]["difference"] for name in SCORES}
+  answers = {n: "yes" if d["low"] > 0 else "no" if d["high"] < 0 else UNKNOWN for n, d in gains.items()}
   answer = answers["war"] if answers["war"] == answers["uar"] else UNKNOWN
-  return {"a": str(a), "b": str(b), "answer": answer, "answers": answers, "sentence": _sentence(answer, result), **result,
+  start = {
+    "yes": "Yes, B is better than A",
+    "no": "No, A is better than B",
+    UNKNOWN: f"Whether B is better than A {UNKNOWN}",
+  }
+  words = [f"{name.upper()} {d['value']:+.2f} points (95 % interval {d['low']:+.2f} to {d['high']:+.2f})"
+           for name, d in gains.items()]  # fmt: skip
+  sentence = f"{start[answer]}: from A to B {' and '.join(words)}, on {result['clips']} clips."
+  return {"a": str(a), "b": str(b), "answer": answer, "answers": answers, "sentence": sentence, **result,
           "folds": by_fold, "resamples": RESAMPLES, "seed": SEED, "note": NOTE}  # fmt: skip
 
 
@@ -96,18 +104,6 @@ def bootstrap(pairs: np.ndarray, classes: int) -> dict[str, Any]:
   return found
 
 
-def _answer(difference: Mapping[str, float]) -> str:
-  return "yes" if difference["low"] > 0 else "no" if difference["high"] < 0 else UNKNOWN
-
-
-def _sentence(answer: str, result: Mapping[str, Any]) -> str:
-  start = {"yes": "Yes, B is better than A", "no": "No, A is better than B"}
-  gains = [f"{name.upper()} {d['value']:+.2f} points (95 % interval {d['low']:+.2f} to {d['high']:+.2f})"
-           for name, d in ((name, result[name]["difference"]) for name in SCORES)]  # fmt: skip
-  unknown = "Whether B is better than A cannot be told from these clips"
-  return f"{start.get(answer, unknown)}: from A to B {' and '.join(gains)}, on {result['clips']} clips."
-
-
 def as_table(result: Mapping[str, Any]) -> str:
   """A line per score, of all clips and of each fold."""
   rows = []
@@ -118,11 +114,3 @@ def as_table(result: Mapping[str, Any]) -> str:
       share = f"{100 * of[score]['share_of_resamples_where_b_is_higher']:.1f} %"
       rows.append([name, of["clips"], score.upper(), *cells, share])
   return table(["", "clips>", "score", "A, % (95 %)>", "B, % (95 %)>", "B − A (95 %)>", "B higher in>"], rows)
-
-
-def write_comparison(out: Path, result: Mapping[str, Any]) -> None:
-  """Writes comparison.json and comparison.md into a folder."""
-  out.mkdir(parents=True, exist_ok=True)
-  write_markdown(out / "comparison.md", "# MMA-DFER: is B better than A?", f"**{result['sentence']}**",
-                 f"- A: {result['a']}\n- B: {result['b']}", as_table(result), NOTE)  # fmt: skip
-  write_json(out / "comparison.json", result)

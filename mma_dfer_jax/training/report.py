@@ -68,10 +68,6 @@ class Fold:
   about: Mapping[str, Any]  # folder, step, epoch, clips_without_sound, as far as known
   best_epoch: Mapping[str, Any] | None = None  # as in report.json; None if only one model was evaluated
 
-  @property
-  def scores(self) -> Scores:
-    return self.predictions.scores
-
 
 def write_report(workdir: Path, *, run: Mapping[str, Any], history: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], split: str) -> dict[str, Any]:  # fmt: skip
   """Writes report.json, report.md, confusion_matrix.png and learning_curves.png; returns the report.
@@ -130,7 +126,7 @@ def write_folds(folder: Path, folds: Sequence[Fold], *, model: str, facts: Mappi
     The content of folds.json.
   """
   together = Predictions.joined([fold.predictions for fold in folds])
-  total, results = together.scores, [scores_as_json(fold.scores) for fold in folds]
+  total, results = together.scores, [scores_as_json(fold.predictions.scores) for fold in folds]
   best = [fold.best_epoch for fold in folds if fold.best_epoch]
   recalls = {name: [result["recall"][name] for result in results] for name in total.classes}
   by_class = {name: mean_and_deviation([r for r in found if r is not None] or [None])

@@ -90,13 +90,13 @@ class Classify:
 
   def facts(self) -> list[str]:
     """Lines for people at the start."""
-    c, order = self.checked, self.order
+    c, order, started = self.checked, self.order, {start.name for start in self.checked.starts}
     return [
       f"train on {c.train_split}: {len(order.records)} clips, {order.steps_per_epoch} steps an epoch; "
       f"test on {c.test_split}: {c.data_set.splits[c.test_split]} clips",
       *(start.describe() for start in c.starts),
       *(f"{stream} encoder: random weights, nothing pretrained (config.pretrained.{stream} is empty)"
-        for stream in c.fresh_encoders),
+        for stream in ("image", "audio") if getattr(c.model, stream).depth and not {stream, "init_from"} & started),
       *(f"note: no training clip is {name}, so the model cannot learn it"
         for name, clips in self.train_clips.items() if not clips),
     ]  # fmt: skip
