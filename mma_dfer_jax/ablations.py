@@ -39,13 +39,7 @@ def put(c: ConfigDict, place: str, value: Any) -> None:
 
 
 def _row(says: str, only: str = "", **values: Any) -> Row:
-  """A row that puts values in places; "__" stands for the dot, as in keyword arguments of Django.
-
-  Args:
-    says: what it changes.
-    only: a stream, whose other one is neither built nor run, nor started from a file; empty: both stay.
-    **values: by place.
-  """
+  """A row that puts values in places ("__" stands for the dot); with `only` one stream, the other is not even built."""
 
   def change(c: ConfigDict) -> None:
     if only:

@@ -73,13 +73,9 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 def choose(c: ml_collections.ConfigDict, choices: str) -> ml_collections.ConfigDict:
-  """Replaces parts of a config by name, and applies rows of `ablations.py`; returns the config.
+  """Replaces parts of a config by name, and applies rows of `ablations.py`, as in `--config=FILE:fusion=none,no_prompts`.
 
   What the config has set of a part, and its successor has too, stays set; other fields get the successor's defaults.
-
-  Args:
-    c: the config.
-    choices: "fusion=none,temporal=mean" or "linear_probe", the text after the colon of `--config=FILE:…`.
   """
   places = {path.split(".")[-1]: kind for path, kind in PARTS.items()}
   problems = []

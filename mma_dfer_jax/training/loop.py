@@ -28,12 +28,7 @@ from mma_dfer_jax.training.task import Classify
 def fit(task: Classify, run: Run, workdir: Path, *, mesh: Mesh, stop: hosts.Stop) -> int:
   """Trains to the end of the last epoch, from where the folder is; returns the exit status.
 
-  Args:
-    task: what is trained on what.
-    run: the content of run.json.
-    workdir: folder of the run; new, or of the same run.
-    mesh: the devices.
-    stop: asked once a step; if true, everything is saved and the run ends.
+  The folder is new, or of the same run. `stop` is asked once a step; if true, everything is saved and the run ends.
   """
   here = _Run(task, run, workdir, mesh, stop)
   start_step = int(here.state.step)

@@ -73,7 +73,6 @@ def write_report(workdir: Path, *, run: Mapping[str, Any], history: Sequence[Map
   """Writes report.json, report.md, confusion_matrix.png and learning_curves.png; returns the report.
 
   Args:
-    workdir, run, split: folder, content of run.json, and the split that was evaluated.
     history: one entry per evaluated epoch: epoch, step, loss, accuracy, test_loss, confusion_matrix, clips_without_sound.
     facts: what else the report lists: parameters, data set, clips seen.
   """
@@ -118,7 +117,6 @@ def write_folds(folder: Path, folds: Sequence[Fold], *, model: str, facts: Mappi
   """Writes folds.json, folds.md, and of all clips together predictions.csv and confusion_matrix.png; prints their table.
 
   Args:
-    folder: made if it does not exist.
     folds: at least one, all of the same classes.
     model: which one of each fold counts, in words.
     facts: what else the report lists: recipe, config, version.
@@ -234,8 +232,8 @@ def published_for(scores: Scores, folds: Sequence[str]) -> dict[str, Any] | None
 def _published_rows(published: Mapping[str, Any] | None) -> list[Sequence[str]]:
   if not published:
     return []
-  name = f"published, {published['data_set']}"
-  name += f": not comparable, {published['not_comparable']}" if published["not_comparable"] else ""
+  reason = published["not_comparable"]
+  name = f"published, {published['data_set']}" + (f": not comparable, {reason}" if reason else "")
   return [(name, "", percent(published["war"]), percent(published["uar"]))]
 
 
@@ -269,10 +267,9 @@ def recall_table(scores: Scores, by_class: Mapping[str, Mapping[str, float | Non
     mistake = f"{scores.classes[int(wrong.argmax())]} ({wrong.max()})" if wrong.any() else "–"
     means = [plus_minus(by_class[name])] if by_class else []
     rows.append([name, scores.confusion[i].sum(), percent(scores.recall[i]), *means, mistake])
-  recalls = (
-    ["recall in the sum>", "mean recall ± standard deviation of the folds>"] if by_class else ["recall>"]
-  )
-  return table(["class", "clips>", *recalls, "most often mistaken for"], rows)
+  of_folds = ["recall in the sum>", "mean recall ± standard deviation of the folds>"]
+  columns = ["class", "clips>", *(of_folds if by_class else ["recall>"]), "most often mistaken for"]
+  return table(columns, rows)
 
 
 def _folds_table(summary: Mapping[str, Any]) -> str:
