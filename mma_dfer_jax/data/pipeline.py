@@ -162,7 +162,8 @@ class EvalOrder(TrainOrder):
     return -(-len(self.records) // self.batch_size)
 
   def _record(self, position: int) -> Record | None:
-    return _read(self.records, position) if position < len(self.records) else None
+    place = position % (self.steps_per_epoch * self.batch_size)
+    return _read(self.records, place) if place < len(self.records) else None
 
 
 def _drawn(
