@@ -45,7 +45,7 @@ from mma_dfer_jax.model import MmaDfer, ModelConfig, paper
 from mma_dfer_jax.parameters import PRECISIONS, cast, tunable_patterns
 from mma_dfer_jax.progress import watched
 from mma_dfer_jax.training import sharding
-from mma_dfer_jax.training.state import cosine_by_epoch, create_train_state, make_optimizer
+from mma_dfer_jax.training.state import create_train_state, make_optimizer
 from mma_dfer_jax.training.steps import eval_step, in_float32, model_inputs, train_step
 
 _STEPS = flags.DEFINE_list("steps", ["eval", "train"], "eval, train or both.")
@@ -167,7 +167,7 @@ def compiled_step(
 
   The second compilation finds the first in the persistent cache.
   """
-  tx = make_optimizer(cosine_by_epoch(1e-4, 1, 1_000_000), 1e-2)
+  tx = make_optimizer(lambda step: 1e-4, 1e-2)
   graphdef, state = create_train_state(
     lambda: MmaDfer(cfg, rngs=nnx.Rngs(0)), tunable_patterns(cfg), tx, mesh=mesh, fsdp_min_size_mb=4.0
   )

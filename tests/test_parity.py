@@ -16,7 +16,7 @@ from mma_dfer_jax.encoders.mae import MaeEncoder
 from mma_dfer_jax.losses.cross_entropy import cross_entropy
 from mma_dfer_jax.parameters import Tunable, abstract_model, flat_params, tunable_patterns
 from mma_dfer_jax.temporal.transformer import MultimodalTemporalTransformer
-from mma_dfer_jax.training.state import TrainState, cosine_by_epoch, make_optimizer
+from mma_dfer_jax.training.state import TrainState, by_epoch, cosine_rates, make_optimizer
 from mma_dfer_jax.training.steps import train_step
 from mma_dfer_jax.weights import names
 
@@ -265,7 +265,7 @@ def test_drop_path_with_the_given_masks(monkeypatch):
 
 def test_learning_rate_of_every_epoch():
   want = golden_json("lr_schedule")["lr_per_epoch"]
-  schedule = cosine_by_epoch(1e-4, 25, steps_per_epoch=7)
+  schedule = by_epoch(cosine_rates(1e-4, 25), steps_per_epoch=7)
   for epoch, lr in enumerate(want):
     for step in (7 * epoch, 7 * epoch + 6):
       assert float(schedule(step)) == pytest.approx(lr, rel=2e-6, abs=1e-12)
