@@ -9,7 +9,6 @@ command: it skips finished runs. Writes RUNS/ablations.md, ablations.json and ab
 """
 
 from collections.abc import Mapping, Sequence
-import functools
 import json
 from pathlib import Path
 import statistics
@@ -24,21 +23,17 @@ from mma_dfer_jax.ablations import ROWS
 from mma_dfer_jax.config import flat_config, with_row
 from mma_dfer_jax.disk import write_json
 from mma_dfer_jax.errors import UserError, listed
-from mma_dfer_jax.training import run as as_config
 from mma_dfer_jax.training import series
 from mma_dfer_jax.training.check import check_run
 from mma_dfer_jax.training.report import empty_figure, mean_and_deviation, plus_minus, table, write_markdown
-from mma_dfer_jax.training.run import check_same_runs, claim_workdir, describe_run
+from mma_dfer_jax.training.run import Run, check_same_runs, describe_run
 
 _CONFIG = cli.define_config()
 _RUNS = flags.DEFINE_string("runs", None, "Folder of the runs and of the table.", required=True)
-_ROWS = flags.DEFINE_list(
-  "rows", [], "Which rows, in the order of the table; empty: all that the config can have."
-)
+_ROWS = flags.DEFINE_list("rows", [], "Rows, in the order of the table; empty: all that the config can have.")
 _SEEDS = flags.DEFINE_list("seeds", ["1", "2", "3"], "Which seeds, each a run of every row.")
 flags.mark_flag_as_required("config")
 
-Run = dict[str, Any]  # the content of run.json
 NOTES = """\
 WAR and UAR: percent, after the last epoch, mean ± standard deviation (n − 1) over seeds. A seed sets fresh weights, the
 order of the clips, augmentation and drop path; parameters that two rows have in common start from the same values.
@@ -46,12 +41,8 @@ Seconds: median time of one step over the logs of all seeds, without compilation
 of all seeds, of the device where it keeps statistics, else of the whole process (since it was last resumed)."""
 
 
-def plan(config: ConfigDict) -> tuple[dict[str, dict[str, Run]], dict[str, str]]:
-  """The runs of each row by seed; and why rows that nobody asked for by name cannot be trained.
-
-  Raises:
-    UserError: with everything that is wrong with rows, seeds, the config, and the config of each row.
-  """
+def plan(config: ConfigDict) -> tuple[dict[str, Run], dict[str, str]]:
+  """The runs by folder ("base/seed1"), seed by seed; and why rows that nobody asked for by name cannot be trained."""
   rows, seeds = _ROWS.value, _SEEDS.value
   problems = series.problems_of_series(_RUNS.value, "seed", _SEEDS)
   if unknown := [row for row in rows if row not in ROWS]:
@@ -74,11 +65,9 @@ def plan(config: ConfigDict) -> tuple[dict[str, dict[str, Run]], dict[str, str]]
     problems += [f"{row} does not fit the config: {reason}" for row, reason in reasons.items()]
   if problems:
     raise listed("these ablations cannot start", problems)
-  of_seeds = {
-    row: {seed: runs[row] | {"config": runs[row]["config"] | {"seed": int(seed)}} for seed in seeds}
-    for row in rows or runs
-  }
-  return of_seeds, reasons
+  planned = {f"{row}/seed{seed}": runs[row] | {"config": runs[row]["config"] | {"seed": int(seed)}}
+             for seed in seeds for row in rows or runs}  # fmt: skip
+  return planned, reasons
 
 
 def finished(workdir: Path, run: Run) -> dict[str, Any] | None:
@@ -93,65 +82,42 @@ def finished(workdir: Path, run: Run) -> dict[str, Any] | None:
     return None
 
 
-def result_of(row: str, runs: Sequence[Mapping[str, Any]], batch_size: int) -> dict[str, Any]:
-  """A row of ablations.json from what `finished` says of each seed."""
-  rates = [rate for run in runs for rate in run["clips_per_second"]]
-  return {
-    "row": row,
-    "changes": ROWS[row].says,
-    **{name: runs[0][name] for name in ("tunable_parameters", "frozen_parameters")},
-    **{name: mean_and_deviation([run[name] for run in runs]) for name in ("war", "uar")},
-    "seconds_per_step": batch_size / statistics.median(rates),
-    "peak_memory_gib": max(run["peak_memory_gib"] for run in runs),
-    "runs": [{key: value for key, value in run.items() if key != "clips_per_second"} for run in runs],
-  }
-
-
-def report(
-  runs: Path, planned: Mapping[str, Mapping[str, Run]], config: ConfigDict, reasons: Mapping[str, str]
-) -> str:
-  """Writes the report on all finished runs; returns its table."""
-  results = {row: [finished(runs / row / f"seed{seed}", run) for seed, run in of_row.items()]
-             for row, of_row in planned.items()}  # fmt: skip
-  rows = [
-    result_of(row, known, config.batch_size)
-    for row, found in results.items()
-    if (known := [result for result in found if result])
-  ]
-  run = next(iter(next(iter(planned.values())).values()))
-  facts = {"left_out": dict(reasons), "seeds": sorted({int(seed) for of_row in planned.values() for seed in of_row}),
-           "config": flat_config(config.to_dict()), **{key: run[key] for key in ("data_set", "recipe", "version")}}  # fmt: skip
-  return write_ablations(runs, rows, facts) if rows else ""
-
-
-def write_ablations(folder: Path, rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str:
-  """Writes ablations.json, ablations.md and ablations.png of the rows of `result_of`; returns the table."""
-  columns = (
-    "row",
-    "what it changes",
-    "trained parameters>",
-    "WAR>",
-    "UAR>",
-    "seeds>",
-    "s / step>",
-    "peak GiB>",
-  )
+def report(folder: Path, planned: Mapping[str, Run], config: ConfigDict, reasons: Mapping[str, str]) -> str:
+  """Writes ablations.json, ablations.md and ablations.png on all finished runs; returns the table."""
+  rows: list[dict[str, Any]] = []
+  for row in dict.fromkeys(place.split("/")[0] for place in planned):
+    results = [finished(folder / place, run) for place, run in planned.items() if place.startswith(f"{row}/")]
+    if runs := [result for result in results if result]:
+      rates = [rate for run in runs for rate in run.pop("clips_per_second")]
+      numbers = {name: runs[0][name] for name in ("tunable_parameters", "frozen_parameters")}
+      numbers |= {name: mean_and_deviation([run[name] for run in runs]) for name in ("war", "uar")}
+      seconds, memory = (
+        config.batch_size / statistics.median(rates),
+        max(run["peak_memory_gib"] for run in runs),
+      )
+      rows.append({"row": row, "changes": ROWS[row].says, **numbers, "seconds_per_step": seconds,
+                   "peak_memory_gib": memory, "runs": runs})  # fmt: skip
+  if not rows:
+    return ""
   as_table = table(
-    columns,
+    ["row", "what it changes", "trained parameters>", "WAR>", "UAR>", "seeds>", "s / step>", "peak GiB>"],
     [
       (f"`{row['row']}`", row["changes"], f"{row['tunable_parameters']:,}", plus_minus(row["war"]), plus_minus(row["uar"]),
        len(row["runs"]), f"{row['seconds_per_step']:.2f}", f"{row['peak_memory_gib']:.2f}")
       for row in rows
     ],
   )  # fmt: skip
-  left_out = "\n".join(f"- `{row}`: {reason}" for row, reason in facts["left_out"].items())
-  config = "\n".join(f"- `{key}` = `{value}`" for key, value in facts["config"].items() if key != "seed")
+  fields, seeds = flat_config(config.to_dict()), {run["config"]["seed"] for run in planned.values()}
+  left_out = "\n".join(f"- `{row}`: {reason}" for row, reason in reasons.items())
   write_markdown(
     folder / "ablations.md", "# MMA-DFER: ablations", as_table, NOTES, "![WAR of each row](ablations.png)",
-    "## Rows left out" * bool(left_out), left_out, "## The base", config,
+    "## Rows left out" * bool(left_out), left_out, "## The base",
+    "\n".join(f"- `{key}` = `{value}`" for key, value in fields.items() if key != "seed"),
   )  # fmt: skip
   draw(rows, folder / "ablations.png")
-  write_json(folder / "ablations.json", {"rows": rows, "notes": NOTES.split("\n"), **facts})
+  facts = {key: next(iter(planned.values()))[key] for key in ("data_set", "recipe", "version")}
+  write_json(folder / "ablations.json", {"rows": rows, "notes": NOTES.split("\n"), "left_out": dict(reasons),
+                                         "seeds": sorted(seeds), "config": fields, **facts})  # fmt: skip
   return as_table
 
 
@@ -160,18 +126,18 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
   figure = empty_figure(9.0, 1.2 + 0.34 * len(rows))
   axes = figure.subplots()
   for y, row in enumerate(rows):
-    values = [run["war"] for run in row["runs"]]
     mean, deviation = row["war"]["mean"], row["war"]["standard_deviation"] or 0.0
     colour = "tab:orange" if row["row"] == "base" else "tab:blue"
     axes.errorbar(mean, y, xerr=deviation, fmt="D", color=colour, capsize=4, markersize=6, zorder=3)
-    axes.plot(values, [y] * len(values), "o", color=colour, alpha=0.35, markersize=5)
+    axes.plot(
+      [run["war"] for run in row["runs"]], [y] * len(row["runs"]), "o", color=colour, alpha=0.35, markersize=5
+    )
     if row["row"] == "base":
       axes.axvline(mean, color=colour, linestyle="--", linewidth=1, zorder=1)
   axes.set_yticks(range(len(rows)), [row["row"] for row in rows])
-  axes.set_ylim(len(rows) - 0.4, -0.6)
-  axes.set_xlim(0, 102)
   axes.grid(axis="x", alpha=0.3)
-  axes.set_xlabel("WAR in percent: each seed (dots), mean ± standard deviation (diamond); dashed: the base")
+  axes.set(ylim=(len(rows) - 0.4, -0.6), xlim=(0, 102),
+           xlabel="WAR in percent: each seed (dots), mean ± standard deviation (diamond); dashed: the base")  # fmt: skip
   words = axes.twinx()
   words.set_ylim(axes.get_ylim())
   words.set_yticks(range(len(rows)), [plus_minus(row["war"]) for row in rows])
@@ -184,23 +150,14 @@ def main(argv: Sequence[str]) -> int:
   jax.config.update("jax_platforms", "cpu")  # accelerators are for the runs
   config, runs = _CONFIG.value, Path(_RUNS.value)
   planned, reasons = plan(config)
-  by_folder = {f"{row}/seed{seed}": run for row, of_row in planned.items() for seed, run in of_row.items()}
-  check_same_runs(runs, by_folder)
+  check_same_runs(runs, planned)
   for row, reason in reasons.items():
     print(f"left out: {row}: {reason}")
-  jobs = [
-    series.Job(
-      f"{row}, seed {seed}",
-      runs / row / f"seed{seed}",
-      [f"--config={as_config.__file__}:{runs / row / f'seed{seed}'}"],
-      functools.partial(finished, runs / row / f"seed{seed}", planned[row][seed]),
-      functools.partial(claim_workdir, runs / row / f"seed{seed}", planned[row][seed]),
-      f": {ROWS[row].says};",
-    )
-    for seed in _SEEDS.value
-    for row in planned
-  ]
-  status = series.train_all(jobs, lambda: report(runs, planned, config, reasons))
+  jobs = []
+  for place, run in planned.items():
+    row, name = place.split("/")[0], place.replace("/seed", ", seed ")
+    jobs.append(series.Job(name, runs / place, run, says=f": {ROWS[row].says};"))
+  status = series.train_all(jobs, finished, lambda: report(runs, planned, config, reasons))
   if status is None:
     as_table = report(runs, planned, config, reasons)
     print(f"\n{as_table}\n\nwrote {runs}/ablations.md, ablations.json and ablations.png")

@@ -28,11 +28,7 @@ class Row(NamedTuple):
 
 
 def put(c: ConfigDict, place: str, value: Any) -> None:
-  """Sets a field of a config's model, or replaces a part: put(c, "fusion", "none"), put(c, "fusion.width", 32).
-
-  Raises:
-    UserError: if the part that is there has no such field.
-  """
+  """Sets a field of a config's model, or replaces a part: put(c, "fusion", "none"), put(c, "fusion.width", 32)."""
   name, _, field = place.partition(".")
   if not field:
     c.model[name] = parts.successor(_KINDS[name], c.model[name], value)
@@ -43,13 +39,7 @@ def put(c: ConfigDict, place: str, value: Any) -> None:
 
 
 def _row(says: str, only: str = "", **values: Any) -> Row:
-  """A row that puts values in places; "__" stands for the dot, as in keyword arguments of Django.
-
-  Args:
-    says: what it changes.
-    only: a stream, whose other one is neither built nor run, nor started from a file; empty: both stay.
-    **values: by place.
-  """
+  """A row that puts values in places ("__" stands for the dot); with `only` one stream, the other is not even built."""
 
   def change(c: ConfigDict) -> None:
     if only:
@@ -99,10 +89,6 @@ def _last_blocks(number: int) -> Row:
   return _encoders(f"the last {which} of each encoder trained as well, the others frozen", change)
 
 
-def _tunable(says: str, *patterns: str) -> Row:
-  return Row(says, lambda c: setattr(c, "tunable", patterns))
-
-
 def _linear_probe(says: str, only: str = "") -> Row:
   bare = _row("", only, **_BARE, temporal__width=0)
   return _encoders(says, lambda c, stream: put(c, f"{stream}.tunable", ()), bare)
@@ -115,8 +101,7 @@ ROWS = {
   "prompts_1": _row("1 prompt a stage", prompts__prompts_per_stage=1),
   **{f"prompts_{n}": _row(f"{n} prompts a stage", prompts__prompts_per_stage=n) for n in (2, 5, 10)},
   "no_fusion": _row("no Fusion Bottlenecks", fusion="none"),
-  "fusion_last_6": _row("Fusion Bottlenecks in the last 6 layers only", fusion__layers="last 6"),
-  "fusion_last_3": _row("Fusion Bottlenecks in the last 3 layers only", fusion__layers="last 3"),
+  **{f"fusion_last_{n}": _row(f"Fusion Bottlenecks in the last {n} layers only", fusion__layers=f"last {n}") for n in (6, 3)},
   "fusion_last_1": _row("Fusion Bottlenecks in the last layer only", fusion__layers="last 1"),
   "fusion_first_3": _row("Fusion Bottlenecks in the first 3 layers only", fusion__layers="first 3"),
   "fusion_even": _row("Fusion Bottlenecks in every other layer (0, 2, …) only", fusion__layers="even"),
@@ -135,8 +120,8 @@ ROWS = {
   "frozen_positions": Row(
     "position tables frozen, as in the paper's figure; the prompts' rows stay at 0", _frozen_positions
   ),
-  "frozen_encoders": _tunable("trained is what the parts say: encoders frozen except positions"),
-  "unfrozen": _tunable("everything is trained", ".*"),
+  "frozen_encoders": Row("trained is what the parts say: encoders frozen except positions", lambda c: setattr(c, "tunable", ())),
+  "unfrozen": Row("everything is trained", lambda c: setattr(c, "tunable", (".*",))),
   "last_1_block": _last_blocks(1),
   "last_2_blocks": _last_blocks(2),
   "linear_probe": _linear_probe("linear probe: frozen encoders, one linear layer"),

@@ -1,9 +1,8 @@
 """Answers as files: one JSON for each video, a table of all. What was answered before is skipped."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
-import functools
 import importlib.metadata
 import json
 import os
@@ -18,7 +17,7 @@ from mma_dfer_jax.disk import sha256_of, write_json
 from mma_dfer_jax.engines.engine import Engine
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.prediction import Prediction, clip_sample, described, predict_samples, predict_timeline
-from mma_dfer_jax.progress import Progress, say
+from mma_dfer_jax.progress import Progress, say, watched
 from mma_dfer_jax.timeline import draw, to_csv, to_srt
 
 TABLE = "answers.csv"
@@ -38,10 +37,8 @@ def check(files: Sequence[str], window: float | None, hop: float | None) -> None
   if window is None:
     problems += ["--hop needs --window"] * (hop is not None)
   else:
-    if Path(TABLE).stem in stems:
-      problems.append(
-        f"{TABLE}, the table of all clips, would be written over; rename the video of that name"
-      )
+    clash = f"{TABLE}, the table of all clips, would be written over; rename the video of that name"
+    problems += [clash] * (Path(TABLE).stem in stems)
     try:
       film.check_windows(window, hop or 0.0)
     except UserError as error:
@@ -51,43 +48,8 @@ def check(files: Sequence[str], window: float | None, hop: float | None) -> None
 
 
 @dataclasses.dataclass(frozen=True)
-class Question:
-  """A video that is asked about."""
-
-  file: str
-  path: Path  # of the answer
-  asked: Json  # what the answer depends on
-
-  def there(self) -> Json | None:
-    """What an earlier command has written to the path, whatever it was asked."""
-    try:
-      answer = json.loads(self.path.read_text())
-    except (OSError, ValueError):
-      return None
-    whole = isinstance(answer, dict) and isinstance(answer.get("asked"), dict) and "clip" in answer
-    return answer if whole else None
-
-  def remove_other(self) -> None:
-    """Removes the answer to another question; prints a note if it is about another video."""
-    if (there := self.there()) is None:
-      return
-    if there["asked"].get("file") != self.asked["file"]:
-      print(f"{self.path}: was about {there['clip']}, and is replaced", file=sys.stderr)
-    for suffix in (".csv", ".srt", ".png", ".json"):
-      self.path.with_suffix(suffix).unlink(missing_ok=True)
-
-  def write(self, facts: Json) -> Json:
-    """Writes the answer: facts about the video, and what it was asked of."""
-    asked = self.asked
-    model = {"path": asked["model"], "precision": asked["precision"], **asked["origin"]}
-    answer = {**facts, "faces": asked["faces"], "model": model, "version": asked["version"], "asked": asked}
-    write_json(self.path, answer)
-    return answer
-
-
-@dataclasses.dataclass(frozen=True)
 class Answers:
-  """A folder of answers of one model."""
+  """A folder of answers of one model. An answer keeps all that it depends on as `asked`."""
 
   out: Path
   model: str
@@ -104,84 +66,96 @@ class Answers:
     self.out.mkdir(parents=True, exist_ok=True)
     print(f"faces: {described(self.finder)}; classes: {', '.join(about.classes)}; precision: {about.precision}",
           file=sys.stderr)  # fmt: skip
-    questions = list(self._questions(files))
-    found = [(one, one.there()) for one in questions]
-    answers = {one.file: there for one, there in found if there and there["asked"] == one.asked}
+    asked = self._asked(files)
+    there = {file: _read(self._path(file)) for file in files}
+    answers = {file: found for file, found in there.items() if found and found["asked"] == asked[file]}
     if answers:
       print(f"{len(answers)} of {len(files)} clips were answered before and are skipped", file=sys.stderr)
-    waiting = [one for one in questions if one.file not in answers]
-    for one in waiting:
-      one.remove_other()
+    waiting = {file: asked[file] for file in files if file not in answers}
+    for file in waiting:
+      if found := there[file]:  # the answer to another question
+        if found["asked"].get("file") != asked[file]["file"]:
+          print(f"{self._path(file)}: was about {found['clip']}, and is replaced", file=sys.stderr)
+        for suffix in (".csv", ".srt", ".png", ".json"):
+          self._path(file).with_suffix(suffix).unlink(missing_ok=True)
     answers.update(self._films(waiting) if self.window else self._clips(waiting))
     self._write_table([answers[file] for file in files if file in answers])
     if failed := len(files) - len(answers):
       print(f"{failed} of {len(files)} clips could not be read", file=sys.stderr)
     return 1 if failed else 0
 
-  def _questions(self, files: Sequence[str]) -> Iterator[Question]:
+  def _path(self, file: str) -> Path:
+    return self.out / f"{Path(file).stem}.json"
+
+  def _asked(self, files: Sequence[str]) -> dict[str, Json]:
+    """All that the answer depends on, by file."""
+    about = self.engine.about
     detector = sha256_of(self.face_model) if self.finder and self.face_model else MODEL_SHA256
-    asked = {
+    of_all = {
       "model": os.path.abspath(self.model),
-      "model_fingerprint": self.engine.about.fingerprint,
-      "origin": self.engine.about.origin,
-      "precision": self.engine.about.precision,
+      "model_fingerprint": about.fingerprint,
+      "origin": about.origin,
+      "precision": about.precision,
       "version": importlib.metadata.version("mma_dfer_jax"),
       "faces": described(self.finder),
       "face_model_sha256": detector if self.finder else None,
       "window": self.window,
       "hop": self.hop,
     }
+    asked = {}
     for file in files:
       try:
         status = os.stat(file)
         stamp = [status.st_size, status.st_mtime_ns]
       except (OSError, ValueError):
         stamp = []  # reading it will say what is wrong
-      about_file = {"file": os.path.abspath(file), "stamp": stamp}
-      yield Question(file, self.out / f"{Path(file).stem}.json", about_file | asked)
+      asked[file] = {"file": os.path.abspath(file), "stamp": stamp} | of_all
+    return asked
 
-  def _clips(self, questions: Sequence[Question]) -> Iterator[tuple[str, Json]]:
+  def _clips(self, asked: Mapping[str, Json]) -> Iterator[tuple[str, Json]]:
     """(file, answer) of each video that can be read, as a whole."""
-    read: list[Question] = []
 
     def samples():
-      with Progress("predict", len(questions), show=len(questions) > 1) as bar:
-        for question in questions:
-          try:
-            sample = clip_sample(self.engine.about.inputs, question.file, self.finder)
-            read.append(question)
-            yield sample
-          except MediaError as error:
-            say(f"error: {error}", sys.stderr)
-          bar.update()
+      for file in watched(asked, "predict", len(asked), show=len(asked) > 1):
+        try:
+          yield clip_sample(self.engine.about.inputs, file, self.finder)
+        except MediaError as error:
+          say(f"error: {error}", sys.stderr)
 
-    for number, (_, prediction) in enumerate(predict_samples(self.engine, samples(), self.batch_size)):
-      yield read[number].file, read[number].write(_facts(prediction))
+    for _, prediction in predict_samples(self.engine, samples(), self.batch_size):
+      yield prediction.clip, self._write(prediction.clip, asked[prediction.clip], _facts(prediction))
       ranked = sorted(prediction.probabilities.items(), key=lambda item: -item[1])[:3]
       say(f"{prediction.clip}: {', '.join(f'{label} {100 * p:.1f} %' for label, p in ranked)}")
       for warning in prediction.warnings:
         say(f"  warning: {warning}")
 
-  def _films(self, questions: Sequence[Question]) -> Iterator[tuple[str, Json]]:
+  def _films(self, asked: Mapping[str, Json]) -> Iterator[tuple[str, Json]]:
     """(file, answer) of each video that can be read, over time."""
-    sizes: Json = {"window": self.window, "hop": self.hop}
-    how: Json = {**sizes, "faces": self.finder, "batch_size": self.batch_size}
-    for question in questions:
-      with contextlib.ExitStack() as bars:
-        progress = functools.partial(_show, {}, bars, Path(question.file).name)
-        try:
-          timeline = predict_timeline(self.engine, question.file, **how, progress=progress)
-        except MediaError as error:
-          say(f"error: {error}", sys.stderr)
-          continue
-      _write(question.path.with_suffix(".csv"), to_csv(timeline.predictions))
-      _write(question.path.with_suffix(".srt"), to_srt(timeline))
-      draw(timeline).savefig(question.path.with_suffix(".png"), dpi=100)
+    how: Json = {"window": self.window, "hop": self.hop}
+    for file, path in ((file, self._path(file)) for file in asked):
+      try:
+        with _Bars(file) as bars:
+          timeline = predict_timeline(
+            self.engine, file, **how, faces=self.finder, batch_size=self.batch_size, progress=bars.show
+          )
+      except MediaError as error:
+        say(f"error: {error}", sys.stderr)
+        continue
+      _write_text(path.with_suffix(".csv"), to_csv(timeline.predictions))
+      _write_text(path.with_suffix(".srt"), to_srt(timeline))
+      draw(timeline).savefig(path.with_suffix(".png"), dpi=100)
       windows = [_facts(one) for one in timeline.predictions]
-      facts = {"clip": timeline.clip, "seconds": timeline.seconds, **sizes, "windows": windows}
-      answer = question.write(facts)  # last, for a later command looks for it
-      print(f"{timeline.clip}: {len(windows)} windows in {question.path} and beside it, .csv .srt .png")
-      yield question.file, answer
+      facts = {"clip": file, "seconds": timeline.seconds, **how, "windows": windows}
+      answer = self._write(file, asked[file], facts)  # last, for a later command looks for it
+      print(f"{file}: {len(windows)} windows in {path} and beside it, .csv .srt .png")
+      yield file, answer
+
+  def _write(self, file: str, asked: Json, facts: Json) -> Json:
+    """Writes an answer: facts about the video, and what it was asked of."""
+    model = {"path": asked["model"], "precision": asked["precision"], **asked["origin"]}
+    answer = {**facts, "faces": asked["faces"], "model": model, "version": asked["version"], "asked": asked}
+    write_json(self._path(file), answer)
+    return answer
 
   def _write_table(self, answers: Sequence[Json]) -> None:
     """One line for each clip, or for each window of each."""
@@ -190,20 +164,35 @@ class Answers:
       facts = {field.name: one[field.name] for field in dataclasses.fields(Prediction)}
       rows.append(Prediction(**facts | {"warnings": tuple(one["warnings"])}))
     partial = self.out / f"{TABLE}.partial"
-    _write(partial, to_csv(rows))
+    _write_text(partial, to_csv(rows))
     partial.replace(self.out / TABLE)
 
 
-def _show(
-  shown: dict[str, Progress], bars: contextlib.ExitStack, name: str,
-  doing: str, done: int | float, of: int | float | None,
-) -> None:  # fmt: skip
-  """Shows the progress of `predict_timeline`, in a bar for each thing that it does."""
-  if doing not in shown:
-    bars.close()
-    unit, total = "second" if doing == "look" else "window", round(of) if of else None
-    shown[doing] = bars.enter_context(Progress(f"{doing} {name}", total, unit=unit))
-  shown[doing].update(int(done) - shown[doing].n)
+class _Bars(contextlib.ExitStack):
+  """Shows the progress of `predict_timeline` with a file, in a bar for each thing that it does."""
+
+  def __init__(self, file: str):
+    super().__init__()
+    self.file, self.shown = Path(file).name, dict[str, Progress]()
+
+  def show(self, doing: str, done: int | float, of: int | float | None) -> None:
+    if doing not in self.shown:
+      self.close()
+      bar = Progress(
+        f"{doing} {self.file}", round(of) if of else None, unit="second" if doing == "look" else "window"
+      )
+      self.shown[doing] = self.enter_context(bar)
+    self.shown[doing].update(int(done) - self.shown[doing].n)
+
+
+def _read(path: Path) -> Json | None:
+  """What an earlier command has answered, whatever it was asked."""
+  try:
+    answer = json.loads(path.read_text())
+  except (OSError, ValueError):
+    return None
+  whole = isinstance(answer, dict) and isinstance(answer.get("asked"), dict) and "clip" in answer
+  return answer if whole else None
 
 
 def _facts(prediction: Prediction) -> Json:
@@ -211,5 +200,5 @@ def _facts(prediction: Prediction) -> Json:
   return facts | {"seconds": prediction.seconds, "warnings": list(prediction.warnings)}
 
 
-def _write(path: Path, text: str) -> None:
+def _write_text(path: Path, text: str) -> None:
   path.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files may be no text

@@ -10,7 +10,7 @@ Every variant of the model runs in a process of its own, on random clips and ran
 loss is compared with that of the first. Prints a table; with --out writes all numbers as JSON.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import itertools
@@ -23,6 +23,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import timeit
+from types import SimpleNamespace
 from typing import Any
 
 from absl import flags
@@ -43,7 +45,7 @@ from mma_dfer_jax.model import MmaDfer, ModelConfig, paper
 from mma_dfer_jax.parameters import PRECISIONS, cast, tunable_patterns
 from mma_dfer_jax.progress import watched
 from mma_dfer_jax.training import sharding
-from mma_dfer_jax.training.state import cosine_by_epoch, create_train_state, make_optimizer
+from mma_dfer_jax.training.state import create_train_state, make_optimizer
 from mma_dfer_jax.training.steps import eval_step, in_float32, model_inputs, train_step
 
 _STEPS = flags.DEFINE_list("steps", ["eval", "train"], "eval, train or both.")
@@ -57,7 +59,7 @@ _MESH = flags.DEFINE_list("mesh", ["-1x1"], "Devices along data x fsdp; -1: all 
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed steps or passes of each.", lower_bound=1)
 _PEAK = flags.DEFINE_float("peak_tflops", None, "Peak of all devices in this precision, for the share.")
 _LOADING = flags.DEFINE_bool("loading", False, "Measure the input pipeline instead of the model.")
-_CLIPS = flags.DEFINE_integer("clips", 64, "Of --loading: how many clips.", lower_bound=1)
+_CLIPS = flags.DEFINE_integer("clips", 64, "Of --loading: how many clips at most.", lower_bound=1)
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Train on a data set in this folder too, or load it.")
 _NAME = flags.DEFINE_string("name", "clips", "Name of that data set.")
 _NUM_WORKERS = flags.DEFINE_integer("num_workers", 2, "Processes that decode; 0: threads.", lower_bound=0)
@@ -65,58 +67,55 @@ _OUT = flags.DEFINE_string("out", None, "Write the numbers to this JSON file too
 _CHILD = flags.DEFINE_string("variant", None, "For processes that this command starts: a variant as JSON.")
 
 OF_MODEL = (_STEPS, _IMAGE_SIZE, _DEPTH, _MICRO_BATCH, _PRECISION, _REMAT, _MESH, _PEAK)
+POSITIVE = r"[1-9]\d*", "whole numbers of at least 1"
+# What makes a variant: its flag, a pattern of the values, and what is allowed in words. All run with --depth.
+FIELDS = {
+  "step": (_STEPS, "eval|train", "eval, train"),
+  "image_size": (_IMAGE_SIZE, *POSITIVE),
+  "batch_size": (_BATCH_SIZE, *POSITIVE),
+  "precision": (_PRECISION, "|".join(PRECISIONS), ", ".join(PRECISIONS)),
+  "mesh": (_MESH, r"(-1|[1-9]\d*)x[1-9]\d*", "devices along data x fsdp, as 4x1 or -1x2"),
+  "micro_batch": (_MICRO_BATCH, r"\d+", "whole numbers of at least 0"),
+  "remat": (_REMAT, "|".join(REMAT), ", ".join(REMAT)),
+}
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05}  # of the loss, relative to the first variant of that size
+# The table: columns that name a variant, and its numbers.
+NAMES = {"step": "{step}", "px": "{image_size}", "clips": "{batch_size}", "micro": "{micro}", "precision": "{precision}",
+         "remat": "{remat}", "mesh": "{mesh}"}  # fmt: skip
+NUMBERS = {
+  "trace s": "{trace_seconds:.1f}", "compile s": "{compile_seconds[cold]:.1f}", "cached s": "{compile_seconds[cached]:.1f}",
+  "step s": "{median_seconds:.3f}", "spread": "{low:.3f} to {high:.3f}", "clips/s": "{clips_per_second:.2f}",
+  "TFLOP/s": "{tflops:.2f}", "of peak": "{share}", "GiB": "{peak_memory_gib:.2f}", "loss": "{verdict}",
+}  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class Variant:
-  """What is measured in one process."""
-
-  step: str
-  image_size: int
-  depth: int
-  batch_size: int
-  micro_batch: int
-  precision: str
-  remat: str
-  mesh: str
-
-
-def variants() -> list[Variant]:
+def variants() -> list[dict[str, Any]]:
   """All that the flags ask for; UserError with everything that is wrong with them."""
   problems = []
-  for flag, choices in ((_STEPS, ("eval", "train")), (_PRECISION, tuple(PRECISIONS)), (_REMAT, tuple(REMAT))):
-    if wrong := [value for value in flag.value if value not in choices]:
-      problems.append(f"--{flag.name}={','.join(wrong)}: choose among {', '.join(choices)}")
-  for flag, least in ((_IMAGE_SIZE, 1), (_BATCH_SIZE, 1), (_MICRO_BATCH, 0)):
-    if wrong := [value for value in flag.value if not value.isdecimal() or int(value) < least]:
-      problems.append(f"--{flag.name}={','.join(wrong)}: give whole numbers of at least {least}")
-  for value in filter(str.isdecimal, _IMAGE_SIZE.value):
+  for flag, pattern, allowed in FIELDS.values():
+    if wrong := [value for value in flag.value if not re.fullmatch(pattern, value)]:
+      problems.append(f"--{flag.name}={','.join(wrong)}: give {allowed}")
+  for size in filter(str.isdecimal, _IMAGE_SIZE.value):
     try:
-      paper(image_size=int(value))
+      paper_of_depth(int(size), _DEPTH.value)
     except UserError as error:
-      problems.append(f"--image_size={value}: {error}")
+      problems.append(f"--image_size={size} --depth={_DEPTH.value}: {error}")
   if _OUT.value and not Path(_OUT.value).absolute().parent.is_dir():
     problems.append(f"--out={_OUT.value}: there is no folder {Path(_OUT.value).parent}")
-  for value in _MESH.value:
-    if not re.fullmatch(r"(-1|[1-9]\d*)x[1-9]\d*", value):
-      problems.append(f"--mesh={value}: give devices along data x fsdp, as 4x1 or -1x2")
-  if _DEPTH.value % 6:
-    problems.append(f"--depth={_DEPTH.value}: give a multiple of 6, the layers of a stage")
-  others = OF_MODEL if _LOADING.value else [_CLIPS]
-  how = "with" if _LOADING.value else "without"
+  others, how = (OF_MODEL, "with") if _LOADING.value else ((_CLIPS,), "without")
   problems += [f"--{flag.name} does nothing {how} --loading; leave it out" for flag in others if flag.present]
   if _LOADING.value and len(_BATCH_SIZE.value) > 1:
     problems.append(f"--batch_size={','.join(_BATCH_SIZE.value)}: give one number with --loading")
   if problems:
     raise listed("the command line has problems", problems)
-  found = []
-  lists = (_STEPS, _IMAGE_SIZE, _BATCH_SIZE, _PRECISION, _MESH, _MICRO_BATCH, _REMAT)
-  for step, size, batch, precision, mesh, micro, remat in itertools.product(*(flag.value for flag in lists)):
-    if step == "eval":
-      micro, remat = "0", "none"  # it keeps nothing for a backward pass, and is not divided
-    found.append(Variant(step, int(size), _DEPTH.value, int(batch), int(micro), precision, remat, mesh))
-  return list(dict.fromkeys(found))
+  found: list[dict[str, Any]] = []
+  for values in itertools.product(*(flag.value for flag, *_ in FIELDS.values())):
+    one = {name: int(v) if v.isdecimal() else v for name, v in zip(FIELDS, values, strict=True)}
+    one["depth"] = _DEPTH.value
+    if one["step"] == "eval":  # it is not divided, and keeps nothing for a backward pass
+      one |= {"micro_batch": 0, "remat": "none"}
+    found += [one] if one not in found else []
+  return found
 
 
 def step_flops(cfg: ModelConfig, step: str = "eval") -> float:
@@ -162,56 +161,57 @@ def random_batch(cfg: ModelConfig, batch_size: int) -> dict[str, np.ndarray]:
 
 
 def compiled_step(
-  variant: Variant, cfg: ModelConfig, mesh: Mesh, batch: Any
+  variant: SimpleNamespace, cfg: ModelConfig, mesh: Mesh, batch: Any
 ) -> tuple[Callable[[Any], float], list[dict[str, float]]]:
   """A step from a batch to the loss of a clip, for which it waits; seconds to trace and compile it, twice.
 
   The second compilation finds the first in the persistent cache.
   """
-  trains, key = variant.step == "train", jax.random.key(0)
-  tx = make_optimizer(cosine_by_epoch(1e-4, 1, 1_000_000), 1e-2)
+  tx = make_optimizer(lambda step: 1e-4, 1e-2)
   graphdef, state = create_train_state(
     lambda: MmaDfer(cfg, rngs=nnx.Rngs(0)), tunable_patterns(cfg), tx, mesh=mesh, fsdp_min_size_mb=4.0
   )
   state = state._replace(frozen=cast(state.frozen, variant.precision))
+  trains, how = variant.step == "train", {"graphdef": graphdef, "precision": variant.precision}
 
   def loss_of_clips(model: MmaDfer, batch: Any, dropped: Any, remat: str) -> tuple[Any, dict]:
     outputs = in_float32(model(*model_inputs(batch, variant.precision), dropped=dropped, remat=remat))
     return cross_entropy(outputs, batch), {}
 
-  how: dict[str, Any] = {"graphdef": graphdef, "precision": variant.precision}
-  jitted: dict[str, Any] = {"compiler_options": sharding.compiler_options()}
-  if trains:
-    how |= {"tx": tx, "loss_fn": loss_of_clips, "mesh": mesh, "draw_fn": MmaDfer.draw_drop_path,
-            "micro_batch": variant.micro_batch, "remat": variant.remat}  # fmt: skip
-    jitted |= {"donate_argnums": 0, "out_shardings": (jax.tree.map(lambda x: x.sharding, state), None)}
-  else:
-    how["loss"] = cross_entropy
-  function = functools.partial(train_step if trains else eval_step, **how)
+  def new_state_and_loss(state, batch):
+    if not trains:
+      sums = eval_step(state.tunable, state.frozen, batch, loss=cross_entropy, **how)
+      return None, sums["loss"] / variant.batch_size
+    state, metrics = train_step(
+      state, batch, jax.random.key(0), tx=tx, loss_fn=loss_of_clips, draw_fn=MmaDfer.draw_drop_path, mesh=mesh,
+      micro_batch=variant.micro_batch, remat=variant.remat, **how,
+    )  # fmt: skip
+    return state, metrics["loss"]
 
-  def arguments(batch: Any) -> tuple:
-    return (state, batch, key) if trains else (state.tunable, state.frozen, batch)
-
-  seconds_to = []
+  jitted = jax.jit(
+    new_state_and_loss, donate_argnums=[0] * trains,
+    out_shardings=(jax.tree.map(lambda x: x.sharding, state) if trains else None, None),
+    compiler_options=sharding.compiler_options(),
+  )  # fmt: skip
+  seconds = []
   for _ in range(2):
     jax.clear_caches()
     start = time.perf_counter()
-    program = jax.jit(function, **jitted).lower(*arguments(batch))
+    program = jitted.lower(state, batch)
     traced = time.perf_counter()
     compiled = sharding.compile_checked(program)
-    seconds_to.append({"trace": traced - start, "compile": time.perf_counter() - traced})
+    seconds.append({"trace": traced - start, "compile": time.perf_counter() - traced})
 
   def step(batch: Any) -> float:
     nonlocal state
-    if not trains:
-      return float(compiled(*arguments(batch))["loss"]) / variant.batch_size
-    state, metrics = compiled(*arguments(batch))
-    return float(metrics["loss"])
+    new_state, loss = compiled(state, batch)
+    state = new_state if trains else state
+    return float(loss)
 
-  return step, seconds_to
+  return step, seconds
 
 
-def measure(variant: Variant, records: Sequence[Record] | None) -> dict[str, Any]:
+def measure(variant: SimpleNamespace, records: Sequence[Record] | None) -> dict[str, Any]:
   """One variant on random clips and, if there are any, on records, in a process that has measured nothing before."""
   sharding.check_batch_size(variant.batch_size)
   if variant.micro_batch and variant.batch_size % variant.micro_batch:
@@ -224,25 +224,21 @@ def measure(variant: Variant, records: Sequence[Record] | None) -> dict[str, Any
     mesh = sharding.make_mesh(*map(int, variant.mesh.split("x")))
     batch = sharding.to_global(random_batch(cfg, variant.batch_size), mesh)
     step, (cold, cached) = compiled_step(variant, cfg, mesh, batch)
-    loss, seconds, clips = step(batch), [], {}
-    for _ in range(_REPEATS.value):
-      start = time.perf_counter()
-      step(batch)
-      seconds.append(time.perf_counter() - start)
+    result = {
+      "loss": step(batch),
+      "trace_seconds": cached["trace"],
+      "compile_seconds": {"cold": cold["compile"], "cached": cached["compile"]},
+      "seconds": timeit.repeat(lambda: step(batch), number=1, repeat=_REPEATS.value),
+      "peak_memory_gib": sharding.peak_memory(),
+      "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
     if variant.step == "train" and records is not None:
       fed = functools.partial(speed.time_pipeline, records, cfg.inputs, training=True, num_workers=_NUM_WORKERS.value,
                               batch_size=variant.batch_size, repeats=_REPEATS.value)  # fmt: skip
-      clips = {"pipeline_clips_per_second": fed()["median"],
-               "together_clips_per_second": fed(consume=lambda clips: step(sharding.to_global(clips, mesh)))["median"]}  # fmt: skip
-    return {
-      "loss": loss,
-      "trace_seconds": cached["trace"],
-      "compile_seconds": {"cold": cold["compile"], "cached": cached["compile"]},
-      "seconds": seconds,
-      "peak_memory_gib": sharding.peak_memory(),
-      **clips,
-      "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-    }
+      result["pipeline_clips_per_second"] = fed()["median"]
+      together = fed(consume=lambda clips: step(sharding.to_global(clips, mesh)))
+      result["together_clips_per_second"] = together["median"]
+    return result
 
 
 def run_module(name: str, *arguments: object) -> str:
@@ -257,76 +253,64 @@ def run_module(name: str, *arguments: object) -> str:
   return done.stdout
 
 
-def run_variant(variant: Variant) -> dict[str, Any]:
+def run_variant(variant: dict[str, Any]) -> dict[str, Any]:
   """`measure` in a process of its own; {"failed": why} if it fails."""
   passed = [flag for flag in (_REPEATS, _NUM_WORKERS, _NAME, _DATA_DIR) if flag.present]
   shared = [f"--{flag.name}={flag.value}" for flag in passed]
   try:
-    printed = run_module("benchmark", f"--variant={json.dumps(dataclasses.asdict(variant))}", *shared)
+    return json.loads(run_module("benchmark", f"--variant={json.dumps(variant)}", *shared).splitlines()[-1])
   except UserError as error:
     return {"failed": str(error)}
-  return json.loads(printed.splitlines()[-1])
 
 
-def report(
-  measured: Sequence[tuple[Variant, Mapping[str, Any]]], peak_tflops: float | None
-) -> dict[str, Any]:
-  """All numbers of the variants, as JSON holds them."""
-  rows: list[dict[str, Any]] = []
-  reference: dict[tuple, tuple[float, str]] = {}
-  for variant, result in measured:
-    rows.append({**dataclasses.asdict(variant), **result})
-    if "failed" in result:
-      continue
-    median = statistics.median(result["seconds"])
-    flops = step_flops(paper_of_depth(variant.image_size, variant.depth), variant.step)
-    tflops = flops * variant.batch_size / median / 1e12
-    size = (variant.step, variant.image_size, variant.batch_size)
-    first, its_precision = reference.setdefault(size, (result["loss"], variant.precision))
-    difference = abs(result["loss"] - first) / abs(first)
-    rows[-1] |= {
-      "median_seconds": median,
-      "clips_per_second": variant.batch_size / median,
-      "tflops": tflops,
-      "share_of_peak": tflops / peak_tflops if peak_tflops else None,
-      "loss_difference": difference,
-      "agrees": difference <= max(TOLERANCE[variant.precision], TOLERANCE[its_precision]),
-    }
-  versions = {"python": platform.python_version(), "jax": jax.__version__}
-  facts = {"date": time.strftime("%Y-%m-%d"), "machine": speed.machine(), "versions": versions}
-  return {**facts, "variants": rows}
+def add_row(rows: list[dict[str, Any]], row: dict[str, Any], peak_tflops: float | None) -> None:
+  """Adds a variant and what was measured of it, compared with the first row of that size."""
+  rows.append(row)
+  if "failed" in row:
+    return
+  same_size = ("step", "image_size", "batch_size")
+  first = next(one for one in rows if "failed" not in one and all(one[key] == row[key] for key in same_size))
+  difference = abs(row["loss"] - first["loss"]) / abs(first["loss"])
+  clips_per_second = row["batch_size"] / statistics.median(row["seconds"])
+  cfg = paper_of_depth(row["image_size"], row["depth"])
+  tflops = step_flops(cfg, row["step"]) * clips_per_second / 1e12
+  row |= {
+    "median_seconds": statistics.median(row["seconds"]),
+    "clips_per_second": clips_per_second,
+    "tflops": tflops,
+    "share_of_peak": tflops / peak_tflops if peak_tflops else None,
+    "loss_difference": difference,
+    "agrees": difference <= max(TOLERANCE[row["precision"]], TOLERANCE[first["precision"]]),
+  }
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
+def table(rows: Sequence[dict[str, Any]]) -> str:
   """A report for people."""
-  lines = [["step", "px", "clips", "micro", "precision", "remat", "mesh", "trace s", "compile s", "cached s", "step s",
-            "spread", "clips/s", "TFLOP/s", "of peak", "GiB", "loss"]]  # fmt: skip
-  notes = []
+  lines, notes = [[*NAMES, *NUMBERS]], []
   for row in rows:
-    names = ("step", "image_size", "batch_size", "micro_batch", "precision", "remat", "mesh")
-    line = [str(row[name] or "") for name in names]
+    names = [text.format(**row, micro=row["micro_batch"] or "") for text in NAMES.values()]
     if "failed" in row:
-      notes.append(f"{' '.join(line)} failed: {row['failed']}")
+      notes.append(f"{' '.join(names)} failed: {row['failed']}")
       continue
-    compiled, share = row["compile_seconds"], row["share_of_peak"]
-    numbers = [f"{row['trace_seconds']:.1f}", f"{compiled['cold']:.1f}", f"{compiled['cached']:.1f}",
-               f"{row['median_seconds']:.3f}", f"{min(row['seconds']):.3f} to {max(row['seconds']):.3f}",
-               f"{row['clips_per_second']:.2f}", f"{row['tflops']:.2f}", f"{100 * share:.1f} %" if share else "-",
-               f"{row['peak_memory_gib']:.2f}", "ok" if row["agrees"] else "DIFFERS"]  # fmt: skip
-    lines.append(line + numbers)
+    share = f"{100 * row['share_of_peak']:.1f} %" if row["share_of_peak"] else "-"
+    more = {"low": min(row["seconds"]), "high": max(row["seconds"]), "share": share}
+    more["verdict"] = "ok" if row["agrees"] else "DIFFERS"
+    lines.append(names + [text.format(**row, **more) for text in NUMBERS.values()])
     if "pipeline_clips_per_second" in row:
       together, alone = row["together_clips_per_second"], row["pipeline_clips_per_second"]
-      notes.append(f"{' '.join(line)} fed with clips: {together:.2f} clips/s; the pipeline alone {alone:.1f}")
+      notes.append(
+        f"{' '.join(names)} fed with clips: {together:.2f} clips/s; the pipeline alone {alone:.1f}"
+      )
   return "\n".join([speed.aligned(lines), *notes])
 
 
 def records_of(data_dir: str, name: str, clips: int | None = None) -> Sequence[Record]:
-  """The clips of a data set's first split, or the first of them."""
+  """The clips of a data set's first split, or at most so many of them."""
   data_set = open_data_set(data_dir, name)
   split, number = next(iter(data_set.splits.items()))
   if not number:
     raise UserError(f"the split {split} of {data_set.path} is empty; there is nothing to measure")
-  return data_set.records(f"{split}[:{clips}]" if clips else split)
+  return data_set.records(f"{split}[:{min(clips or number, number)}]")
 
 
 def measure_loading() -> dict[str, Any]:
@@ -337,35 +321,39 @@ def measure_loading() -> dict[str, Any]:
       data_dir, name = f"{folder}/data", "clips"
       per_class = f"--clips_per_class_train={-(-_CLIPS.value // 7)}"  # of the demo's seven classes
       run_module("data.demo", f"--out={folder}", per_class, "--clips_per_class_test=1")
-      files = f"--manifest={folder}/clips.csv", f"--data_dir={data_dir}"
-      run_module("data.prepare", "--dataset=clips", *files)
+      run_module(
+        "data.prepare", "--dataset=clips", f"--manifest={folder}/clips.csv", f"--data_dir={data_dir}"
+      )
     return speed.measure(
-      records_of(data_dir, name, _CLIPS.value), num_workers=_NUM_WORKERS.value, repeats=_REPEATS.value,
-      batch_size=int(_BATCH_SIZE.value[0]) if _BATCH_SIZE.present else 8, inputs=paper().inputs,
+      records_of(data_dir, name, _CLIPS.value), paper().inputs, num_workers=_NUM_WORKERS.value,
+      batch_size=int(_BATCH_SIZE.value[0]) if _BATCH_SIZE.present else 8, repeats=_REPEATS.value,
     )  # fmt: skip
-
-
-def write(result: dict[str, Any]) -> None:
-  if _OUT.value:
-    write_json(Path(_OUT.value), result)
 
 
 def main(argv: Sequence[str]) -> int:
   del argv
   records = records_of(_DATA_DIR.value, _NAME.value) if _DATA_DIR.value else None  # before anything long
   if _CHILD.value:
-    print(json.dumps(measure(Variant(**json.loads(_CHILD.value)), records)))
+    print(json.dumps(measure(SimpleNamespace(**json.loads(_CHILD.value)), records)))
     return 0
-  asked, measured = variants(), []
+  asked, rows = variants(), list[dict[str, Any]]()
   if _LOADING.value:
     result = measure_loading()
-    write(result)
     print(speed.table(result))
+    if _OUT.value:
+      write_json(Path(_OUT.value), result)
     return 0
+  versions = {"python": platform.python_version(), "jax": jax.__version__}
+  result = {
+    "date": time.strftime("%Y-%m-%d"),
+    "machine": speed.machine(),
+    "versions": versions,
+    "variants": rows,
+  }
   for variant in watched(asked, "benchmark", len(asked), unit="variant"):
-    measured.append((variant, run_variant(variant)))
-    write(report(measured, _PEAK.value))  # each time, so that nothing is lost when it is stopped
-  rows = report(measured, _PEAK.value)["variants"]
+    add_row(rows, variant | run_variant(variant), _PEAK.value)
+    if _OUT.value:  # each time, so that nothing is lost when it is stopped
+      write_json(Path(_OUT.value), result)
   print(table(rows))
   return 0 if all(row.get("agrees") for row in rows) else 1
 

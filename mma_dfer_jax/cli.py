@@ -5,14 +5,13 @@ import errno
 import logging as python_logging
 import os
 import re
-import runpy
 import signal
 import sys
 import traceback
 from typing import Any
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from mma_dfer_jax.errors import UserError, listed
@@ -24,25 +23,23 @@ flags.disclaim_key_flags()  # flags defined here belong to the command that asks
 _FIXABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST,
             errno.ENOTDIR, errno.EISDIR}  # fmt: skip
 _HELP = {"-h", "-?", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--helpfull"}
-# Flags that several commands take: what defines them, and what it gets.
-_SHARED: dict[str, tuple[Callable[..., flags.FlagHolder], dict[str, Any]]] = {
-  "model": (flags.DEFINE_string, {"default": None, "help":
-    "Workdir of a run, a folder that `convert` wrote, or a file that `export` wrote."}),
-  "step": (flags.DEFINE_string, {"default": "last", "help":
-    "Checkpoint of a run: last, best (by WAR on the test clips), or a saved step number."}),
-  "precision": (flags.DEFINE_string, {"default": None, "help":
-    "float32 or bfloat16; if not given, as the model was trained or exported."}),
-  "faces": (flags.DEFINE_enum, {"default": "auto", "enum_values": ["auto", "yunet", "none"], "help":
-    "Cut out faces: as in training; always; never, for videos already cropped to the face."}),
-  "face_model": (flags.DEFINE_string, {"default": None, "help":
-    "YuNet's .onnx file; if not given, it is downloaded once."}),
-}  # fmt: skip
+# Flags that several commands take: default and help.
+_SHARED = {
+  "model": (None, "Workdir of a run, a folder that `convert` wrote, or a file that `export` wrote."),
+  "step": ("last", "Checkpoint of a run: last, best (by WAR on the test clips), or a saved step number."),
+  "precision": (None, "float32 or bfloat16; if not given, as the model was trained or exported."),
+  "faces": ("auto", "Cut out faces: as in training; always; never, for videos already cropped to the face."),
+  "face_model": (None, "YuNet's .onnx file; if not given, it is downloaded once."),
+}
 
 
 def shared_flag(key: str, **changes: Any) -> flags.FlagHolder[Any]:
   """Defines one of the flags that several commands take; `changes`: what this command has instead."""
-  define, how = _SHARED[key]
-  return define(**{"name": key} | how | changes)
+  default, words = _SHARED[key]
+  how = {"name": key, "default": default, "help": words} | changes
+  if key == "faces":
+    return flags.DEFINE_enum(enum_values=["auto", "yunet", "none"], **how)
+  return flags.DEFINE_string(**how)
 
 
 def run(
@@ -62,37 +59,29 @@ def run(
   """
 
   def guarded(argv: Sequence[str]) -> int:
-    status = 1
     try:
-      status = _status(main, argv, takes_files, describe_error)
-    except Exception:
-      traceback.print_exc()
+      if len(argv) > 1 and not takes_files:
+        status = _complain(f"unexpected arguments: {' '.join(argv[1:])}", status=2)
+      else:
+        status = main(argv) or 0
+    except KeyboardInterrupt:
+      status = _complain("stopped by Ctrl-C", status=130)
+    except Exception as error:
+      words, status = describe_error(error), 1
+      if isinstance(error, UserError):
+        words = str(error)
+      elif isinstance(error, FileNotFoundError):
+        words = f"no such file or folder: {error.filename or error}"
+      elif isinstance(error, OSError) and error.errno in _FIXABLE:
+        words = f"{error.filename or 'a file'} cannot be written or read: {error.strerror}"
+      if words is None:
+        traceback.print_exc()
+      else:
+        _complain(words)
     exit_process(status)
     return status
 
   app.run(guarded, flags_parser=_parse)
-
-
-def _status(main, argv, takes_files, describe_error) -> int:
-  if len(argv) > 1 and not takes_files:
-    return _complain(f"unexpected arguments: {' '.join(argv[1:])}", status=2)
-  try:
-    return main(argv) or 0
-  except KeyboardInterrupt:
-    return _complain("stopped by Ctrl-C", status=130)
-  except Exception as error:
-    match error:
-      case UserError():
-        words = str(error)
-      case FileNotFoundError():
-        words = f"no such file or folder: {error.filename or error}"
-      case OSError() if error.errno in _FIXABLE:
-        words = f"{error.filename or 'a file'} cannot be written or read: {error.strerror}"
-      case _:
-        words = describe_error(error)
-    if words is None:
-      raise
-    return _complain(words)
 
 
 def _complain(error: object, status: int = 1) -> int:
@@ -109,29 +98,17 @@ def define_config(purpose: str = "What to run") -> flags.FlagHolder:
 
 
 class _ConfigParser(ConfigFileFlagParser):
-  """Reads a config by its name too."""
+  """Reads a config by its name too; `:choices` go to its get_config."""
 
   def parse(self, path):
+    name, *choices = path.split(":", 1)
+    shipped = shipped_configs()
+    if not os.path.isfile(name) and name not in shipped:
+      raise UserError(f"neither a file nor a config that comes with the program ({', '.join(shipped)})")
     try:
-      return super().parse(_config_file(path))
+      return super().parse(":".join([name if os.path.isfile(name) else str(shipped[name]), *choices]))
     except UserError as error:  # ml_collections puts a traceback into its words
       raise (error.__context__ if isinstance(error.__context__, UserError) else error) from None
-
-
-def _config_file(given: str) -> str:
-  """The path of a config, given as a path or by the name of a shipped one; `:choices` for its get_config stay."""
-  name, *choices = given.split(":", 1)
-  shipped = shipped_configs()
-  if not os.path.isfile(name) and name not in shipped:
-    raise UserError(f"neither a file nor a config that comes with the program ({', '.join(shipped)})")
-  return ":".join([name if os.path.isfile(name) else str(shipped[name]), *choices])
-
-
-def take_over(options: flags.FlagValues) -> None:
-  """Makes flags that a module keeps to itself those of this command; `main` must parse the command line too."""
-  flags.FLAGS.append_flag_values(options)
-  for name in options:
-    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])  # so that --help lists them
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -156,13 +133,14 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _help(argv: list[str]) -> str:
-  """The command's words and flags, and the fields of the config that was given, or the defaults."""
+  """The command's words and flags, and the fields of the config that was given, or of the paper's."""
   everything = any("helpfull" in argument for argument in argv)
   parts = [sys.modules["__main__"].__doc__ or ""]
   parts.append(flags.FLAGS.get_help() if everything else flags.FLAGS.main_module_help())
   if "config" in flags.FLAGS:
-    config = flags.FLAGS["config"].value
-    whose = "of this config" if config else "and their defaults"
+    config, whose = flags.FLAGS["config"].value, "of this config"
+    if not config:
+      config, whose = _ConfigParser("config").parse("dfew"), "of --config=dfew"
     parts += [f"\nfields, as in --config.batch_size=16, {whose}:", config_text(config)]
   return "\n".join(parts + ["\n--helpfull lists the flags of all modules."] * (not everything))
 
@@ -175,30 +153,27 @@ def _given_config(argv: list[str]) -> str | None:
 
 def _config_problems(argv: list[str]) -> Iterator[str]:
   """What is wrong with each `--config.key=value`, as far as the keys tell."""
-  matches = [re.fullmatch(r"--?(?:no)?config\.([^=]+)=?(.*)", argument) for argument in argv]
-  changes, given = [(found[1], found[2]) for found in matches if found], _given_config(argv)
-  if given is None:
-    yield from (f"{key}: give --config=NAME first" for key, _ in changes)
-    return
+  given = _given_config(argv)
   try:
-    path, *choices = _config_file(given).split(":", 1)
-    config = runpy.run_path(path)["get_config"](*choices)
+    config: Any = _ConfigParser("config").parse(given) if given else None
   except Exception:
     return  # no file, or none that works: the first error says so
-  for key, value in changes:
-    node = config
-    for part in key.split("."):
-      there = list(node.keys()) if hasattr(node, "keys") else []
+  for match in filter(None, (re.fullmatch(r"--?(?:no)?config\.([^=]+)=?(.*)", word) for word in argv)):
+    (key, value), node, missing = match.groups(), config, None
+    for part in key.split(".") if given else ():
+      there = list(node) if isinstance(node, ConfigDict) else []
       if part not in there:
-        yield f"{key}: there is no {part!r} here; there is {', '.join(there) or 'no further key'}"
+        missing = f"{key}: there is no {part!r} here; there is {', '.join(there) or 'no further key'}"
         break
       node = node[part]
-    else:
-      if not hasattr(node, "keys") or value.startswith("{"):
-        continue
-      place = key.removeprefix("model.")
+    place = key.removeprefix("model.")
+    if not given:
+      yield f"{key}: give --config=NAME first"
+    elif missing:
+      yield missing
+    elif isinstance(node, ConfigDict) and not value.startswith("{"):
       if place != key or key == "loss":
-        choice = f"{given}{',' if choices else ':'}{place}={value or 'NAME'}"
+        choice = f"{given}{',' if ':' in given else ':'}{place}={value or 'NAME'}"
         yield f"{key}={value}: parts are chosen after the colon of --config: --config={choice}"
       else:
         yield f"{key}={value}: this is a group of fields; set one of {', '.join(f'{key}.{name}' for name in node)}"

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import functools
 from typing import Any
 
+from flax import traverse_util
 import ml_collections
 
 from mma_dfer_jax.ablations import ROWS
@@ -73,15 +73,9 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 def choose(c: ml_collections.ConfigDict, choices: str) -> ml_collections.ConfigDict:
-  """Replaces parts of a config by name, and applies rows of `ablations.py`; returns the config.
+  """Replaces parts of a config by name, and applies rows of `ablations.py`, as in `--config=FILE:fusion=none,no_prompts`.
 
   What the config has set of a part, and its successor has too, stays set; other fields get the successor's defaults.
-
-  Args:
-    c: the config.
-    choices: "fusion=none,temporal=mean" or "linear_probe", the text after the colon of `--config=FILE:…`.
-  Raises:
-    UserError: naming every choice that there is not, and what there is.
   """
   places = {path.split(".")[-1]: kind for path, kind in PARTS.items()}
   problems = []
@@ -128,21 +122,12 @@ OF_A_HOST = ("config.pretrained.image", "config.pretrained.audio", "config.init_
              "config.data.prefetch")  # fmt: skip
 
 
-def flat_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
   """A nested config as {"model.width": 768, …}; tuples as lists, so that it equals itself read from JSON."""
-  flat: dict[str, Any] = {}
-  for key, value in config.items():
-    if isinstance(value, dict):
-      flat |= flat_config(value, f"{prefix}{key}.")
-    else:
-      flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-  return flat
+  flat = traverse_util.flatten_dict(dict(config), sep=".")
+  return {key: list(value) if isinstance(value, tuple) else value for key, value in flat.items()}
 
 
 def nested_config(flat: Mapping[str, Any]) -> dict[str, Any]:
   """{"model.width": 768, …} as a nested config."""
-  nested: dict[str, Any] = {}
-  for path, value in flat.items():
-    *folders, key = path.split(".")
-    functools.reduce(lambda node, folder: node.setdefault(folder, {}), folders, nested)[key] = value
-  return nested
+  return traverse_util.unflatten_dict(dict(flat), sep=".")

@@ -37,24 +37,26 @@ def main(argv: Sequence[str]) -> int:
   from mma_dfer_jax.engines.engine import load_model
 
   film.check_windows(_WINDOW.value, _HOP.value)
-  door = _open_door(_PORT.value)
+  try:  # first, so that a taken port is known before a model is loaded
+    door = socket.create_server(("127.0.0.1", _PORT.value))
+  except OSError as error:
+    why, advice = os.strerror(error.errno or 0), "give another one, or --port=0 for any free one"
+    raise UserError(f"--port={_PORT.value} cannot be used on 127.0.0.1 ({why}); {advice}") from error
   with tempfile.TemporaryDirectory(prefix="mma_dfer_page_") as folder:
     _end_on_signals(folder)
-    _prepare_gradio(Path(folder))
+    _prepare_gradio(folder)
     from mma_dfer_jax.page import Page, described, server
 
     print(f"loading {_MODEL.value} …", flush=True)
     engine = load_model(_MODEL.value, precision=_PRECISION.value)
     face_model = Path(_FACE_MODEL.value) if _FACE_MODEL.value else None
     finder = faces.finder_of(engine.about.recipe, face_model, _FACES.value)
-    model = Path(_MODEL.value).resolve().name
-    limits = _MAX_MB.value, _MAX_SECONDS.value
+    model, limits = Path(_MODEL.value).resolve().name, (_MAX_MB.value, _MAX_SECONDS.value)
     page = Page(engine, model, finder, Path(folder), *limits, _WINDOW.value, _HOP.value)
     print("compiling it, once …", flush=True)
     page.warm_up()
-    app = server(page)
-    about, faces_cut = engine.about, described(finder)
-    print(f"faces: {faces_cut}; classes: {', '.join(about.classes)}; precision: {about.precision}")
+    app, about = server(page), engine.about
+    print(f"faces: {described(finder)}; classes: {', '.join(about.classes)}; precision: {about.precision}")
     print(f"open http://127.0.0.1:{door.getsockname()[1]}/ in a browser; Ctrl-C ends it", flush=True)
     app.run(sockets=[door])  # until a signal, which comes to the handler above after the page was closed
   return 0
@@ -75,36 +77,19 @@ def _end_on_signals(folder: str) -> None:
       os.write(2, b"error: stopped by Ctrl-C\n")  # not print, which may be what was interrupted
     os._exit(130 if interrupted else 0)
 
-  for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, end)
+  signal.signal(signal.SIGTERM, end)
+  signal.signal(signal.SIGINT, end)
 
 
-def _open_door(port: int) -> socket.socket:
-  """A socket that listens; opened first, so that a taken port is known before a model is loaded."""
-  door = socket.socket()
-  door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # so that a port just given back is free
-  try:
-    door.bind(("127.0.0.1", port))
-    door.listen()
-  except OSError as error:
-    advice = "give another one, or --port=0 for any free one"
-    raise UserError(f"--port={port} cannot be used on 127.0.0.1 ({error.strerror}); {advice}") from error
-  return door
-
-
-def _prepare_gradio(folder: Path) -> None:
+def _prepare_gradio(folder: str) -> None:
   """Sends Gradio's files to the folder and forbids it network requests: it reads that when it is imported.
 
   Raises:
     UserError: if it is not installed.
   """
-  tempfile.tempdir = str(folder)  # for uploads that are still arriving
-  os.environ |= {
-    "GRADIO_TEMP_DIR": str(folder / "uploads"),
-    "GRADIO_ANALYTICS_ENABLED": "False",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_OFFLINE": "1",
-  }
+  tempfile.tempdir = folder  # for uploads that are still arriving
+  os.environ |= {"GRADIO_TEMP_DIR": f"{folder}/uploads", "GRADIO_ANALYTICS_ENABLED": "False",
+                 "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}  # fmt: skip
   try:
     import gradio  # noqa: F401
   except ImportError as error:

@@ -13,6 +13,7 @@ report on all. --compare answers whether the second model is better than the fir
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 import json
 from pathlib import Path
 import signal
@@ -20,7 +21,6 @@ import sys
 from typing import Any
 
 from absl import flags
-from flax import nnx
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -32,43 +32,25 @@ from mma_dfer_jax.disk import write_json
 from mma_dfer_jax.engines.engine import About, Engine, describe, load_model
 from mma_dfer_jax.engines.jax import JaxEngine
 from mma_dfer_jax.errors import UserError, listed
-from mma_dfer_jax.training import hosts
-from mma_dfer_jax.training.comparison import as_table, compare, write_comparison
-from mma_dfer_jax.training.report import (
-  FLATTERS,
-  Fold,
-  draw_confusion_matrix,
-  folds_table,
-  percent,
-  recall_table,
-  scores_as_json,
-  write_folds,
-)
+from mma_dfer_jax.training import hosts, report
+from mma_dfer_jax.training.comparison import as_table, compare
 from mma_dfer_jax.training.run import VERSION
 from mma_dfer_jax.training.sharding import check_batch_size, make_mesh, replicated, start_jax
-from mma_dfer_jax.training.steps import sums
+from mma_dfer_jax.training.steps import Batch, sums
 from mma_dfer_jax.training.task import evaluate_split, jit_eval
 
 _WORKDIR = cli.shared_flag("model", name="workdir")
 _WORKDIRS = flags.DEFINE_list("workdirs", None, "Several of them, one for each fold: a,b,c; goes with --out.")
-_COMPARE = flags.DEFINE_list(
-  "compare",
-  None,
-  "Is B better than A: two workdirs, folders of folds, evaluations or predictions.csv; A B or A,B.",
-)
+_COMPARE = flags.DEFINE_list("compare", None, "Is B better than A: two workdirs, reports or predictions.csv; A B or A,B.")  # fmt: skip
 _SPLITS = flags.DEFINE_list(
   "splits", None, "With --workdirs: the split of each; if not given, the runs' own."
 )
 _OUT = flags.DEFINE_string("out", None, "With --workdirs and --compare: folder for the report.")
 _STEP = cli.shared_flag("step")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data set is now; if not given, as in training.")
-_DATA_NAME = flags.DEFINE_string(
-  "data_name", None, "Folder below data_dir; if not given, as in training, or clips."
-)
+_DATA_NAME = flags.DEFINE_string("data_name", None, "Folder below data_dir; if not given, as in training, or clips.")  # fmt: skip
 _SPLIT = flags.DEFINE_string("split", None, "Split to evaluate; if not given, the run's test split.")
-_WITHOUT = flags.DEFINE_list(
-  "without", ["none"], "One modality removed: none, sound, picture (comma-separated)."
-)
+_WITHOUT = flags.DEFINE_list("without", ["none"], "Modality removed: none, sound, picture (comma-separated).")
 _PRECISION = cli.shared_flag("precision")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 0, "Clips at a time; 0: as in training.", lower_bound=0)
 flags.mark_flags_as_mutual_exclusive(["workdir", "workdirs", "compare"], required=True)
@@ -88,9 +70,7 @@ class Evaluation:
 def evaluation_of(path: Path, split: str) -> Evaluation:
   """Finds out what a model needs; UserError if the data are not prepared as those it was trained on."""
   about = describe(path, step=_STEP.value, precision=_PRECISION.value)
-  trained = {"data.data_dir": None, "data.name": "clips", "data.fold": None, "batch_size": 8} | dict(
-    about.config
-  )
+  trained = {"data.data_dir": None, "data.name": "clips", "data.fold": None, "batch_size": 8} | dict(about.config)  # fmt: skip
   data_dir = _DATA_DIR.value or trained["data.data_dir"]
   if not about.config and not (data_dir and split):
     raise UserError(f"{path} does not say its data set: give --data_dir and --split (--splits for several)")
@@ -139,14 +119,14 @@ def evaluations_of_folds() -> list[Evaluation]:
   evaluations: list[Evaluation] = []
   for path, split in zip(paths, _SPLITS.value or [""] * len(paths), strict=False):
     try:
-      one = evaluation_of(path, split)
+      evaluations.append(evaluation_of(path, split))
     except UserError as error:
       problems.append(f"{path}: {error}")
       continue
+    one = evaluations[-1]
     clips = one.split, one.data_set.fingerprint
     problems += [f"{path} and {other.path} are both evaluated on {one.split}"
-                 for other in evaluations if (other.split, other.data_set.fingerprint) == clips]  # fmt: skip
-    evaluations.append(one)
+                 for other in evaluations[:-1] if (other.split, other.data_set.fingerprint) == clips]  # fmt: skip
     there, here = ({"classes": about.classes, "precision (choose with --precision)": about.precision,
                     **{f"recipe {key}": value for key, value in about.recipe.items()}}
                    for about in (evaluations[0].about, one.about))  # fmt: skip
@@ -163,21 +143,19 @@ def evaluations_of_folds() -> list[Evaluation]:
   return evaluations
 
 
-def evaluator(engine: Engine, mesh: Mesh) -> Callable[..., dict[str, jax.Array]]:
-  """(tunable, frozen, batch) -> sums over a batch, as `evaluate_split` needs them.
+def evaluator(engine: Engine, mesh: Mesh) -> Callable[[Batch], dict[str, jax.Array]]:
+  """Of a batch its sums, as `evaluate_split` needs them.
 
   The loss is cross-entropy, whatever a run was trained with, so that models can be compared.
-
-  Raises:
-    UserError: if several processes share the work of an engine that is not JAX.
   """
   loss = parts.read("losses", {"name": "cross_entropy"}).build(())
   if isinstance(engine, JaxEngine):
-    return jit_eval(engine.graphdef, mesh, loss, engine.about.precision)
+    eval_fn = jit_eval(engine.graphdef, mesh, loss, engine.about.precision)
+    return functools.partial(eval_fn, engine.tunable, engine.frozen)
   if jax.process_count() > 1:
     raise UserError(f"several processes can evaluate a run or a model folder, not a {type(engine).__name__}")
 
-  def call(tunable, frozen, batch):
+  def call(batch):
     logits = engine(*(np.asarray(batch[name]) for name in ("video", "spectrogram")))
     found = sums(parts.Outputs(jnp.asarray(logits)), batch, loss)
     return found | {name: batch[name] for name in ("label", "position")}
@@ -185,7 +163,7 @@ def evaluator(engine: Engine, mesh: Mesh) -> Callable[..., dict[str, jax.Array]]
   return call
 
 
-def evaluate(evaluation: Evaluation) -> Fold:
+def evaluate(evaluation: Evaluation) -> report.Fold:
   """Loads a model and evaluates it, once for each --without; writes its files; returns the first result."""
   path, split = evaluation.path, evaluation.split
   mesh, chief = make_mesh(-1, 1), jax.process_index() == 0
@@ -193,28 +171,26 @@ def evaluate(evaluation: Evaluation) -> Fold:
     engine = load_model(path, step=_STEP.value, precision=_PRECISION.value, sharding=replicated(mesh))
     eval_fn = evaluator(engine, mesh)
   about = engine.about
-  tunable: nnx.State = getattr(engine, "tunable", nnx.State({}))
-  frozen: nnx.State = getattr(engine, "frozen", nnx.State({}))
   facts = {"split": split, "model": about.origin, "precision": about.precision, "classes": list(about.classes),
            "data_set": evaluation.data_set.fingerprint, "weights": about.fingerprint}  # fmt: skip
   files, evaluations = files_of(path, facts) if chief else ("", {})
   folds = []
   for without in _WITHOUT.value:
     found = evaluate_split(
-      eval_fn, tunable, frozen, evaluation.data_set.records(split), about.inputs, about.classes, mesh=mesh,
+      eval_fn, evaluation.data_set.records(split), about.inputs, about.classes, mesh=mesh,
       batch_size=evaluation.batch_size, without="" if without == "none" else without, title=f"without {without}",
     )  # fmt: skip
     assert found is not None  # nothing stops it
     result, predictions = found
     scores, no_sound = predictions.scores, {"clips_without_sound": result["clips_without_sound"]}
-    evaluations[without] = {**scores_as_json(scores), **no_sound, "cross_entropy": result["test_loss"]}
+    evaluations[without] = {**report.scores_as_json(scores), **no_sound, "cross_entropy": result["test_loss"]}
     of_fold = {"folder": str(path), "step": about.step, **no_sound, "model": about.origin}
-    folds.append(Fold(split, predictions, of_fold))
+    folds.append(report.Fold(split, predictions, of_fold))
     if chief:
-      draw_confusion_matrix(scores, Path(f"{files}_without_{without}.png"))
+      report.draw_confusion_matrix(scores, Path(f"{files}_without_{without}.png"))
       predictions.write(Path(f"{files}_without_{without}_predictions.csv"))
-      print(f"\n{split}, without {without}, in {about.precision}: WAR {percent(scores.war)}, UAR {percent(scores.uar)}, "
-            f"{scores.clips} clips\n{recall_table(scores)}")  # fmt: skip
+      shown = f"WAR {report.percent(scores.war)}, UAR {report.percent(scores.uar)}, {scores.clips} clips"
+      print(f"\n{split}, without {without}, in {about.precision}: {shown}\n{report.recall_table(scores)}")
   if chief:
     write_json(Path(f"{files}.json"), {**facts, "without": evaluations})
     print(f"\nwrote {files}.json")
@@ -240,20 +216,16 @@ def files_of(path: Path, facts: Mapping[str, Any]) -> tuple[str, dict[str, Any]]
   return files, {}
 
 
-def report_folds(evaluations: Sequence[Evaluation], folds: Sequence[Fold]) -> None:
+def report_folds(evaluations: Sequence[Evaluation], folds: Sequence[report.Fold]) -> None:
   """Writes the report on all of --workdirs to --out."""
   out, abouts = Path(_OUT.value or ""), [one.about for one in evaluations]
-  recipe = {key: value for about in abouts for key, value in about.recipe.items()}
   steps = ", ".join("converted" if about.step is None else f"step {about.step}" for about in abouts)
-  flatters = f"; chosen {FLATTERS}" * (_STEP.value == "best")
-  model = f"of these models: {steps}, in {abouts[0].precision}{flatters}"
-  facts = {"recipe": recipe, "precision": abouts[0].precision, "version": VERSION}
-  summary = write_folds(out, folds, model=model, facts=facts)
+  precision, flatters = abouts[0].precision, f"; chosen {report.FLATTERS}" * (_STEP.value == "best")
+  recipe = {key: value for about in abouts for key, value in about.recipe.items()}
+  facts = {"recipe": recipe, "precision": precision, "version": VERSION}
+  report.write_folds(out, folds, model=f"of these models: {steps}, in {precision}{flatters}", facts=facts)
   for fold in folds:
     fold.predictions.write(out / f"{fold.name}_predictions.csv")
-  print(
-    f"\n{folds_table(summary)}\n\nwrote {out}/folds.json, folds.md, confusion_matrix.png and predictions.csv"
-  )
 
 
 def compare_two(paths: Sequence[str]) -> None:
@@ -261,10 +233,15 @@ def compare_two(paths: Sequence[str]) -> None:
   if len(paths) != 2:
     raise UserError(f"--compare needs two models, A and B; given: {', '.join(paths) or 'none'}")
   result = compare(*map(Path, paths))
-  print(f"A: {paths[0]}\nB: {paths[1]}\n\n{as_table(result)}\n\n{result['note']}\n\n{result['sentence']}")
+  shown, sentence, note = as_table(result), result["sentence"], result["note"]
+  print(f"A: {paths[0]}\nB: {paths[1]}\n\n{shown}\n\n{note}\n\n{sentence}")
   if _OUT.value:
-    write_comparison(Path(_OUT.value), result)
-    print(f"\nwrote {_OUT.value}/comparison.json and comparison.md")
+    out, title = Path(_OUT.value), "# MMA-DFER: is B better than A?"
+    out.mkdir(parents=True, exist_ok=True)
+    both = f"- A: {paths[0]}\n- B: {paths[1]}"
+    report.write_markdown(out / "comparison.md", title, f"**{sentence}**", both, shown, note)
+    write_json(out / "comparison.json", result)
+    print(f"\nwrote {out}/comparison.json and comparison.md")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -280,10 +257,8 @@ def main(argv: Sequence[str]) -> None:
   with hosts.fail_together():
     one = _WORKDIR.value and evaluation_of(Path(_WORKDIR.value), _SPLIT.value or "")
     evaluations = [one] if one else evaluations_of_folds()
-  facts = [
-    (str(e.path), e.split, e.batch_size, e.data_set.fingerprint, e.about.precision) for e in evaluations
-  ]
-  asked = {f"model {number}": list(of_model) for number, of_model in enumerate(facts, start=1)}
+  asked = {f"model {number}": [str(e.path), e.split, e.batch_size, e.data_set.fingerprint, e.about.precision]
+           for number, e in enumerate(evaluations, start=1)}  # fmt: skip
   hosts.check_equal_on_all("evaluation", {"step": _STEP.value, "without": _WITHOUT.value, **asked})
   folds = [evaluate(one) for one in evaluations]
   if _WORKDIRS.value and jax.process_index() == 0:
@@ -292,7 +267,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  positional = any(
-    argument.lstrip("-").startswith("compare") for argument in sys.argv[1:]
-  )  # A B after --compare
+  positional = any(word.lstrip("-").startswith("compare") for word in sys.argv[1:])  # A B after --compare
   cli.run(main, takes_files=positional, describe_error=hosts.describe_error, exit_process=hosts.exit_process)

@@ -8,10 +8,8 @@ predictions.csv, the answers to the test clips of all folds.
 """
 
 from collections.abc import Mapping, Sequence
-import functools
 from pathlib import Path
 import re
-from typing import Any
 
 from absl import flags
 import jax
@@ -22,26 +20,19 @@ from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.training import hosts, series
 from mma_dfer_jax.training.check import check_model_and_data
 from mma_dfer_jax.training.predictions import read_predictions
-from mma_dfer_jax.training.report import Fold, folds_table, write_folds
-from mma_dfer_jax.training.run import check_same_runs, describe_run
+from mma_dfer_jax.training.report import Fold, write_folds
+from mma_dfer_jax.training.run import Run, check_same_runs, describe_run
 
 _CONFIG = cli.define_config()
-_RUNS = flags.DEFINE_string(
-  "runs", None, "Folder of the runs: fold1, fold2, … and the report.", required=True
-)
+_RUNS = flags.DEFINE_string("runs", None, "Folder of the runs and of their report.", required=True)
 _FOLDS = flags.DEFINE_list("folds", ["1", "2", "3", "4", "5"], "Which folds.")
 flags.mark_flag_as_required("config")
-
-Run = dict[str, Any]  # the content of run.json
 
 
 def checked(config, runs: Path, names: Sequence[str]) -> dict[str, Run]:
   """What each fold's run must be, by "fold1", …, of the named folds and of those that are there already.
 
   Only a run can check its devices: the first fold reports such problems as it starts.
-
-  Raises:
-    UserError: with all problems, before anything has started.
   """
   model, data_set, starts, problems = check_model_and_data(config)
   problems += series.problems_of_series(str(runs), "data.fold", _FOLDS)
@@ -61,17 +52,14 @@ def checked(config, runs: Path, names: Sequence[str]) -> dict[str, Run]:
 def problems_of_splits(data_set: DataSet, names: Sequence[str], batch_size: int) -> list[str]:
   """Folds that the data set does not have, or that leave less than a batch to train on."""
   folds = {split: clips for split, clips in data_set.splits.items() if split.startswith("fold")}
-  problems = []
-  if missing := [name for name in names if name not in folds]:
+  left = {split: sum(folds.values()) - folds[split] for split in folds if split in names}
+  problems = [f"batch_size={batch_size}, but the folds without {split} have {clips} clips in all"
+              for split, clips in left.items() if clips < batch_size]  # fmt: skip
+  if missing := ", ".join(name for name in names if name not in folds):
     known = ",".join(split.removeprefix("fold") for split in folds)
     advice = f"give --folds={known}" if folds else "prepare it from a manifest with the column fold"
-    problems.append(
-      f"there is no {', '.join(missing)} in {data_set.path}, which has {', '.join(data_set.splits)}; {advice}"
-    )
-  for split in folds:
-    left = sum(folds.values()) - folds[split]
-    if split in names and left < batch_size:
-      problems.append(f"batch_size={batch_size}, but the folds without {split} have {left} clips in all")
+    there = ", ".join(data_set.splits)
+    problems.append(f"there is no {missing} in {data_set.path}, which has {there}; {advice}")
   return problems
 
 
@@ -103,10 +91,7 @@ def report(runs: Path, expected: Mapping[str, Run], names: Sequence[str]) -> Non
   config = {key: value for key, value in run["config"].items() if key != "data.fold"}
   facts = {"recipe": run["recipe"], "config": config, "version": run["version"]}
   folds = [fold for fold in results.values() if fold]
-  summary = write_folds(runs, folds, model="each after its last epoch", facts=facts)
-  print(
-    f"\n{folds_table(summary)}\n\nwrote {runs}/folds.json, folds.md, confusion_matrix.png and predictions.csv"
-  )
+  write_folds(runs, folds, model="each after its last epoch", facts=facts)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -114,16 +99,10 @@ def main(argv: Sequence[str]) -> int:
   config, runs, names = _CONFIG.value, Path(_RUNS.value), [f"fold{number}" for number in _FOLDS.value]
   expected = checked(config, runs, names)
   many_hosts = hosts.is_distributed()  # then the report is only the first process's
-  jobs = [
-    series.Job(
-      name,
-      runs / name,
-      [*series.flags_without("runs", "folds"), f"--config.data.fold={name.removeprefix('fold')}"],
-      functools.partial(finished, runs / name, expected[name]),
-    )
-    for name in names
-  ]
-  status = series.train_all(jobs, lambda: None, trust_status=many_hosts)
+  arguments = series.flags_without("runs", "folds")
+  of_folds = {name: [*arguments, f"--config.data.fold={name.removeprefix('fold')}"] for name in names}
+  jobs = [series.Job(name, runs / name, expected[name], how) for name, how in of_folds.items()]
+  status = series.train_all(jobs, finished, trust_status=many_hosts)
   if status is not None:
     return status
   hosts.join()

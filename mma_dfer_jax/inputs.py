@@ -21,14 +21,12 @@ class Inputs:
 
   def __post_init__(self):
     object.__setattr__(self, "audio_shape", tuple(self.audio_shape))
-    problems = []
-    if len(self.audio_shape) != 2:
-      problems.append(f"audio_shape={self.audio_shape} must be (spectrogram rows, mel bins)")
+    two = "must be (spectrogram rows, mel bins)"
+    problems = [f"audio_shape={self.audio_shape} {two}"] if len(self.audio_shape) != 2 else []
     sizes = {"image_size": self.image_size, "num_frames": self.num_frames}
     sizes |= {f"audio_shape[{i}]": n for i, n in enumerate(self.audio_shape)}
-    problems += [
-      f"{k}={v!r} must be a positive whole number" for k, v in sizes.items() if type(v) is not int or v < 1
-    ]
+    wrong = {name: value for name, value in sizes.items() if type(value) is not int or value < 1}
+    problems += [f"{name}={value!r} must be a positive whole number" for name, value in wrong.items()]
     if problems:
       raise listed("inputs: these sizes cannot be", problems)
 

@@ -79,10 +79,7 @@ def of_each_block(scales: Float[Array, "L 2 B"] | None, blocks: int) -> Sequence
 def normalised(
   video: UInt8[Array, "B T H W 3"] | Float[Array, "B T H W 3"], mean: Sequence[float], std: Sequence[float]
 ) -> Float[Array, "B T H W 3"]:
-  """RGB, uint8 or float in [0, 1], normalised by mean and deviation of each channel; 0 and 1 compute nothing.
-
-  Only this function divides by 255.
-  """
+  """RGB, uint8 or float in [0, 1], normalised by channel; 0 and 1 compute nothing. Only this function divides by 255."""
   if video.dtype == jnp.uint8:
     video = video.astype(jnp.float32) / 255.0
   if not any(mean) and all(s == 1 for s in std):
@@ -220,18 +217,9 @@ class TransformerBlock(nnx.Module):
   """
 
   def __init__(
-    self,
-    width: int,
-    heads: int,
-    mlp_dim: int,
-    *,
-    head_dim: int | None = None,
-    qkv_bias: bool = True,
-    eps: float = ENCODER_EPS,
-    tanh_gelu: bool = False,
-    linear: Linear = mae_linear,
-    rngs: nnx.Rngs,
-  ):
+    self, width: int, heads: int, mlp_dim: int, *, head_dim: int | None = None, qkv_bias: bool = True,
+    eps: float = ENCODER_EPS, tanh_gelu: bool = False, linear: Linear = mae_linear, rngs: nnx.Rngs,
+  ):  # fmt: skip
     self.norm1 = LayerNorm(width, epsilon=eps, rngs=rngs)
     inner = heads * (head_dim or width // heads)
     self.attn = Attention(width, heads, inner, qkv_bias=qkv_bias, linear=linear, rngs=rngs)

@@ -85,11 +85,8 @@ class ModelConfig:
 
   def to_fields(self) -> dict[str, Any]:
     """Fields for model.json; `read_model` reads them back."""
-    return {
-      "num_classes": self.num_classes,
-      "inputs": dataclasses.asdict(self.inputs),
-      **{name: parts.fields_of(getattr(self, name)) for name in SLOTS},
-    }
+    of_parts = {name: parts.fields_of(getattr(self, name)) for name in SLOTS}
+    return {"num_classes": self.num_classes, "inputs": dataclasses.asdict(self.inputs), **of_parts}
 
 
 def read_model(fields: Mapping[str, Any]) -> ModelConfig:
@@ -100,9 +97,7 @@ def read_model(fields: Mapping[str, Any]) -> ModelConfig:
   """
   values, problems, known = dict(fields), [], ("num_classes", "inputs", *SLOTS)
   if wrong := sorted(values.keys() ^ set(known)):
-    raise UserError(
-      f"a model has exactly the fields {', '.join(known)}; missing or unknown: {', '.join(wrong)}"
-    )
+    raise UserError(f"a model has the fields {', '.join(known)}; missing or unknown: {', '.join(wrong)}")
   try:
     values["inputs"] = Inputs(**parts.with_tuples(values["inputs"]))
   except (UserError, TypeError, AttributeError) as error:  # a stranger's model.json may hold anything
@@ -189,25 +184,19 @@ class MmaDfer(nnx.Module):
 
   def __repr__(self) -> str:
     """Five lines; Flax would print every parameter, thousands of them."""
-    tunable = [re.compile(pattern) for of_field in self.cfg.tunable().values() for pattern in of_field]
+    tunable = "|".join(pattern for of_field in self.cfg.tunable().values() for pattern in of_field)
     sizes = {"/".join(map(str, path)): variable.size for path, variable in nnx.to_flat_state(nnx.state(self))}
-    trained = sum(size for path, size in sizes.items() if any(pattern.fullmatch(path) for pattern in tunable))
+    trained = sum(size for path, size in sizes.items() if re.fullmatch(tunable, path))
     chosen = ", ".join(f"{name} {parts.place_of(getattr(self.cfg, name))}" for name in SLOTS)
-    return (
-      f"MmaDfer\n  parts: {chosen}\n  takes: {self.cfg.inputs}\n  classes: {self.cfg.num_classes}\n"
-      f"  parameters: {sum(sizes.values()):,}, of which {trained:,} tunable by its parts"
-    )
+    return (f"MmaDfer\n  parts: {chosen}\n  takes: {self.cfg.inputs}\n  classes: {self.cfg.num_classes}\n"
+            f"  parameters: {sum(sizes.values()):,}, of which {trained:,} tunable by its parts")  # fmt: skip
 
   __str__ = __repr__
 
   def __call__(
-    self,
-    video: Float[Array, "B T H W 3"] | UInt8[Array, "B T H W 3"],
-    spectrogram: Float[Array, "B F K"],
-    *,
-    dropped: DropPath = (None, None),
-    remat: str = "none",
-  ) -> parts.Outputs:
+    self, video: Float[Array, "B T H W 3"] | UInt8[Array, "B T H W 3"], spectrogram: Float[Array, "B F K"], *,
+    dropped: DropPath = (None, None), remat: str = "none",
+  ) -> parts.Outputs:  # fmt: skip
     """Logits (B, C) of a batch of clips, and the answers of auxiliary heads.
 
     Args:
@@ -234,13 +223,11 @@ class MmaDfer(nnx.Module):
   def draw_drop_path(self, rngs: nnx.Rngs, clips: int) -> DropPath:
     """Draws, for one training step, which branches of which blocks are dropped for which sequences."""
 
-    def draw(encoder: parts.Encoder):
-      key = rngs.drop_path()
-      if not any(encoder.drop_path_rates):
-        return None
-      return drop_path(key, encoder.drop_path_rates, clips * encoder.views)
+    def draw(key: Array, encoder: parts.Encoder):
+      rates = encoder.drop_path_rates
+      return drop_path(key, rates, clips * encoder.views) if any(rates) else None
 
-    return draw(self.image_encoder), draw(self.audio_encoder)
+    return draw(rngs.drop_path(), self.image_encoder), draw(rngs.drop_path(), self.audio_encoder)
 
   def _by_layer(self, encoder: parts.Encoder, dropped: Array | None) -> list[list]:
     """(block, its drop path factors) of each layer; 24 blocks in 12 layers are two each."""

@@ -4,8 +4,10 @@ import base64
 from collections import Counter
 from collections.abc import Callable
 import dataclasses
+import functools
 import html
 import io
+import itertools
 import json
 from pathlib import Path
 import shutil
@@ -29,14 +31,7 @@ from mma_dfer_jax.data.fbank import spectrogram
 from mma_dfer_jax.data.film import Sample, Window
 from mma_dfer_jax.engines.engine import Engine
 from mma_dfer_jax.errors import UserError
-from mma_dfer_jax.prediction import (
-  Prediction,
-  Timeline,
-  clip_sample,
-  described,
-  predict_samples,
-  predict_timeline,
-)
+from mma_dfer_jax.prediction import Timeline, clip_sample, described, predict_samples, predict_timeline
 from mma_dfer_jax.timeline import draw
 
 HOST = "127.0.0.1"
@@ -70,8 +65,9 @@ def _escaped(value: object) -> Markup:
   return Markup(html.escape(str(value)).translate({ord(sign): f"&#{ord(sign)};" for sign in "${}`"}))
 
 
-_FILES = jinja2.FileSystemLoader(Path(__file__).parent)
-_TEMPLATES = jinja2.Environment(loader=_FILES, autoescape=True, finalize=_escaped)
+_TEMPLATES = jinja2.Environment(
+  loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, finalize=_escaped
+)
 _HTML: Any = _TEMPLATES.get_template("page.html").module
 
 
@@ -126,18 +122,29 @@ class Page:
           shutil.rmtree(path.parent, ignore_errors=True)  # Gradio gives each upload a folder
 
   def _answer(self, path: Path, progress: Callable[..., object]) -> tuple[str, str]:
-    started = time.monotonic()
-    declared = self._check(path)
+    def check(seconds: float) -> None:
+      if seconds > self.max_seconds:
+        raise UserError(f"the video is longer than {self.max_seconds:g} s; cut out the part that you mean")
 
     def show(doing: str, done: int | float, of: int | float | None) -> None:
       if doing == "predict":
         progress(done / of if of else None, desc=f"window {done:.0f} of {of:.0f}")
-        return
-      self._check_length(done)
-      progress(min(done / of, 1.0) if of else None, desc=f"looking at the pictures, {done:.0f} s")
+      else:
+        check(done)
+        progress(min(done / of, 1.0) if of else None, desc=f"looking at the pictures, {done:.0f} s")
 
-    inputs, timeline = self.engine.about.inputs, None
-    asked = clip_sample(inputs, path, self.finder, progress=lambda seconds: show("look", seconds, declared))
+    started, timeline = time.monotonic(), None
+    if not path.exists():  # dropped twice in two windows, or forgotten in a long queue
+      raise UserError(f"{path.name}: is no longer there; drop it once more")
+    if path.stat().st_size > self.max_mb * MIB:
+      raise UserError(f"{path.name}: is larger than {self.max_mb} MiB")
+    declared = media.declared_seconds(path)
+    check(declared or 0.0)
+    pieces = (len(piece.waveform) / piece.sample_rate for piece in media.iterate_sound(path))
+    for heard in itertools.accumulate(pieces):  # recordings of a browser often declare nothing
+      check(heard)
+    asked = clip_sample(self.engine.about.inputs, path, self.finder,
+                        progress=lambda seconds: show("look", seconds, declared))  # fmt: skip
     ((sample, prediction),) = predict_samples(self.engine, [asked], 1)
     prediction = dataclasses.replace(prediction, clip=path.name)
     if prediction.seconds > self.window:
@@ -146,33 +153,18 @@ class Page:
     said = _HTML.answer(prediction, time.monotonic() - started)
     return said, self._seen_html(sample, prediction, timeline)
 
-  def _check(self, path: Path) -> float | None:
-    """Seconds that a video declares, after size and length were checked as far as they can be without its pictures."""
-    if not path.exists():  # dropped twice in two windows, or forgotten in a long queue
-      raise UserError(f"{path.name}: is no longer there; drop it once more")
-    if path.stat().st_size > self.max_mb * MIB:
-      raise UserError(f"{path.name}: is larger than {self.max_mb} MiB")
-    declared = media.declared_seconds(path)
-    self._check_length(declared or 0.0)
-    heard = 0.0
-    for piece in media.iterate_sound(path):  # recordings of a browser often declare nothing
-      heard += len(piece.waveform) / piece.sample_rate
-      self._check_length(heard)
-    return declared
-
-  def _check_length(self, seconds: float) -> None:
-    if seconds > self.max_seconds:
-      raise UserError(f"the video is longer than {self.max_seconds:g} s; cut out the part that you mean")
-
-  def _seen_html(self, sample: Sample, prediction: Prediction, timeline: Timeline | None) -> str:
+  def _seen_html(self, sample: Sample, prediction: Any, timeline: Timeline | None) -> str:
     """What the model saw and heard, the answer over time, and the answer as JSON."""
     about = self.engine.about
     facts: dict[str, Any] = dataclasses.asdict(prediction) | {"precision": about.precision}
-    frames = [_jpeg(frame) for frame in sample.video] if "image" in about.streams else []
-    heard, picture = None, ""
+    frames, heard, picture = [], None, ""
+    if "image" in about.streams:
+      for frame in map(Image.fromarray, sample.video):
+        frame.thumbnail((CROP_PIXELS, CROP_PIXELS))
+        frames.append(_address("image/jpeg", functools.partial(frame.save, format="JPEG", quality=90)))
     if "audio" in about.streams and prediction.sound:
-      seconds, bins = ROW_SECONDS * sample.spectrogram.shape[0], sample.spectrogram.shape[1]
-      heard = {"seconds": seconds, "bins": bins, "picture": _png(_draw_spectrogram(sample))}
+      rows, bins = sample.spectrogram.shape
+      heard = {"seconds": ROW_SECONDS * rows, "bins": bins, "picture": _png(_draw_spectrogram(sample))}
     if timeline is not None:
       windows = [dataclasses.asdict(one) | {"clip": prediction.clip} for one in timeline.predictions]
       facts |= {"window": timeline.window, "hop": timeline.hop, "windows": windows}
@@ -180,7 +172,8 @@ class Page:
       figure.suptitle("")  # it names the file and the windows, which stand above
       picture = _png(figure)
     text = json.dumps(facts, indent=2, ensure_ascii=False)
-    name, address = f"{Path(prediction.clip).stem}.json", _data("application/json", text.encode())
+    name = f"{Path(prediction.clip).stem}.json"
+    address = _address("application/json", lambda file: file.write(text.encode()))
     size = about.inputs.image_size
     return _HTML.seen(frames, size, heard, timeline, picture, self.window, text, name, address)
 
@@ -207,22 +200,14 @@ def _draw_spectrogram(sample: Sample) -> Figure:
   return figure
 
 
-def _jpeg(pixels: np.ndarray) -> str:
-  picture, file = Image.fromarray(pixels), io.BytesIO()
-  picture.thumbnail((CROP_PIXELS, CROP_PIXELS))
-  picture.save(file, "JPEG", quality=90)
-  return _data("image/jpeg", file.getvalue())
-
-
 def _png(figure: Figure) -> str:
-  file = io.BytesIO()
-  figure.savefig(file, format="png", dpi=120)
-  return _data("image/png", file.getvalue())
+  return _address("image/png", lambda file: figure.savefig(file, format="png", dpi=120))
 
 
-def _data(kind: str, content: bytes) -> str:
+def _address(kind: str, write: Callable[[io.BytesIO], object]) -> str:
   """An address that holds the content itself: nothing is written to a disk, and nothing need be removed."""
-  return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+  write(file := io.BytesIO())
+  return f"data:{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def server(page: Page) -> uvicorn.Server:
@@ -291,10 +276,12 @@ async def refusal(request: fastapi.Request, page: Page) -> str:
     return "This page can be used only from the machine it runs on."
   if request.method != "POST" or "multipart/form-data" in headers.get("content-type", ""):
     return ""
+  named: list[str] = []  # wherever in the JSON: "path" is where a file of Gradio's lies on this machine
   try:
     if not int(headers.get("content-length", "")) <= MIB:  # longer than any that the page sends
       raise ValueError
-    named = _named_files(json.loads(await request.body() or b"null"))
+    body = await request.body() or b"null"
+    json.loads(body, object_hook=lambda found: named.extend([str(found["path"])] if "path" in found else []))
   except (ValueError, RecursionError):  # no JSON, or nested for ever
     named = [""]
   if not all(map(page.owns, named)):
@@ -302,11 +289,3 @@ async def refusal(request: fastapi.Request, page: Page) -> str:
   if request.url.path.endswith("/queue/join"):
     page.awaited.update(map(Path, named))
   return ""
-
-
-def _named_files(value: Any) -> list[str]:
-  """Files that a request names, wherever in its JSON: "path" is where a file of Gradio's lies on this machine."""
-  if isinstance(value, dict):
-    here = [str(value["path"])] if "path" in value else []
-    return here + [name for nested in value.values() for name in _named_files(nested)]
-  return [name for nested in value for name in _named_files(nested)] if isinstance(value, list) else []

@@ -22,7 +22,6 @@ class Tunable:
     self.patterns = [re.compile(pattern) for pattern in patterns]
 
   def __call__(self, path, value) -> bool:
-    del value
     return any(pattern.fullmatch("/".join(map(str, path))) for pattern in self.patterns)
 
 
@@ -38,7 +37,7 @@ def abstract_model(cfg: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
 
 
 def parameter_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
-  """The shape of each parameter, by path."""
+  """By path."""
   return {path: tuple(variable.shape) for path, variable in flat_params(abstract_model(cfg)[1]).items()}
 
 
@@ -70,10 +69,7 @@ def split_tunable(model: nnx.Module, patterns: Sequence[str]) -> tuple[nnx.Graph
 
 
 def cast(parameters: nnx.State, precision: str) -> nnx.State:
-  """Parameters in the type of a precision, one of `PRECISIONS`; everything computed with them follows.
-
-  The classifier, and so logits and loss, stay float32. LayerNorm computes its means in float32 by itself.
-  """
+  """Parameters in a precision, which all that is computed with them follows; classifier, logits and loss stay float32."""
   dtype = PRECISIONS[precision]
   return nnx.from_flat_state(
     (path, variable if path[0] in MmaDfer.FLOAT32 else jax.tree.map(lambda x: x.astype(dtype), variable))

@@ -49,14 +49,11 @@ class Part:
       if type(value) is not type(default) and not (isinstance(default, float) and type(value) is int):
         found.append(f"{field.name}={value!r} must be a {type(default).__name__}, such as {default!r}")
       elif type(value) is int and value < least:
-        found.append(
-          f"{field.name}={value} must be a {'' if least else 'non-negative or '}positive whole number"
-        )
+        found.append(f"{field.name}={value} must be a positive whole number{'' if least else ' or 0'}")
     return found
 
-  def problems_with(self, *args: Any, **kwargs: Any) -> list[str]:
+  def problems_with(self, *args: Any) -> list[str]:
     """One line for each reason why this part does not fit the rest of the model."""
-    del args, kwargs
     return []
 
 
@@ -64,9 +61,7 @@ class Outputs(NamedTuple):
   """What the model answers for each clip."""
 
   logits: Float[Array, "B C"]
-  extra: Mapping[
-    str, Array
-  ] = {}  # of auxiliary heads, by the name of the target that a loss compares them with
+  extra: Mapping[str, Array] = {}  # of auxiliary heads, by the target that a loss compares them with
 
 
 @runtime_checkable  # tests enforce annotations

@@ -58,10 +58,6 @@ class Timeline:
   # At which seconds the model saw what: at most 12, evenly spread.
   thumbnails: tuple[tuple[float, UInt8[np.ndarray, "H W 3"]], ...]
 
-  @property
-  def classes(self) -> tuple[str, ...]:
-    return tuple(self.predictions[0].probabilities)
-
   def probabilities(self) -> Float64[np.ndarray, "W C"]:
     """(W, C) of all windows and classes."""
     return np.array([list(one.probabilities.values()) for one in self.predictions])
@@ -113,14 +109,12 @@ def predict_timeline(
     UserError: if window or hop are impossible, or the face detector is needed and not there.
   """
   film.check_windows(window, hop)
-  finder = _finder(engine, faces, face_model)
-  declared = media.declared_seconds(file)
+  finder, declared = _finder(engine, faces, face_model), media.declared_seconds(file)
   seen = film.survey(file, finder, hop=hop, progress=lambda seconds: progress("look", seconds, declared))
   windows = film.windows(seen, window, hop)
   number = min(THUMBNAILS, len(windows))
   pictured = {(2 * i + 1) * len(windows) // (2 * number) for i in range(number)}
-  predictions: list[Prediction] = []
-  thumbnails: list[tuple[float, np.ndarray]] = []
+  predictions, thumbnails = [], []
   samples = ((str(file), sample) for sample in film.samples(seen, windows, engine.about.inputs, finder))
   for i, (sample, prediction) in enumerate(predict_samples(engine, samples, batch_size)):
     predictions.append(prediction)
@@ -163,13 +157,12 @@ def predict_samples(
 
 def _prediction(about: About, clip: str, sample: Sample, logits: Float[np.ndarray, "C"]) -> Prediction:
   shifted = np.exp(logits.astype(np.float64) - logits.max())
-  probabilities = (shifted / shifted.sum()).tolist()
   return Prediction(
     clip=clip,
     start=sample.window.start,
     end=sample.window.end,
     top=about.classes[int(logits.argmax())],
-    probabilities=dict(zip(about.classes, probabilities, strict=True)),
+    probabilities=dict(zip(about.classes, (shifted / shifted.sum()).tolist(), strict=True)),
     frames=sample.window.last - sample.window.first,
     frames_with_face=None if sample.with_face is None else int(sample.with_face.sum()),
     faces_at_once=sample.faces_at_once,
@@ -177,44 +170,38 @@ def _prediction(about: About, clip: str, sample: Sample, logits: Float[np.ndarra
     silent=sample.silent,
     seconds_of_sound=sample.seconds_of_sound,
     sample_rate=sample.sample_rate,
-    warnings=(*_picture_warnings(about, sample), *_sound_warnings(about, sample)),
+    warnings=tuple(_warnings(about, sample)),
   )
 
 
-def _picture_warnings(about: About, sample: Sample) -> Iterator[str]:
-  """The reasons to trust an answer less than the scores on test clips, as far as the picture goes."""
-  if "image" not in about.streams:
-    return
-  frames = sample.window.last - sample.window.first
-  if frames < about.inputs.num_frames:
-    yield f"only {frames} of {about.inputs.num_frames} frames: the last is repeated"
-  share = 1.0 if sample.with_face is None else sample.with_face.mean()
-  if not share:
-    yield "no face was found: the model saw the middle of the picture"
-  elif share < FEW_FACES:
-    yield f"a face in only {100 * share:.0f} % of the frames"
-  if (sample.faces_at_once or 0) > 1:
-    yield f"up to {sample.faces_at_once} faces at once: the largest over time was followed"
-
-
-def _sound_warnings(about: About, sample: Sample) -> Iterator[str]:
-  if "audio" not in about.streams:
-    return
-  seconds, length = sample.seconds_of_sound, sample.window.end - sample.window.start
-  if not seconds:
+def _warnings(about: About, sample: Sample) -> Iterator[str]:
+  """The reasons to trust an answer less than the scores on test clips."""
+  window, seconds = sample.window, sample.seconds_of_sound
+  frames, length = window.last - window.first, window.end - window.start
+  if "image" in about.streams:
+    if frames < about.inputs.num_frames:
+      yield f"only {frames} of {about.inputs.num_frames} frames: the last is repeated"
+    share = 1.0 if sample.with_face is None else sample.with_face.mean()
+    if not share:
+      yield "no face was found: the model saw the middle of the picture"
+    elif share < FEW_FACES:
+      yield f"a face in only {100 * share:.0f} % of the frames"
+    if (sample.faces_at_once or 0) > 1:
+      yield f"up to {sample.faces_at_once} faces at once: the largest over time was followed"
+  if "audio" in about.streams and not seconds:
     new = ", which it never met in training" * (about.recipe.get("missing_sound") == "refused")
     yield f"no sound: the model was given the constant that stands for it{new}"
-    return
-  if about.sample_rates and sample.sample_rate not in about.sample_rates:
-    rates = ", ".join(map(str, about.sample_rates))
-    yield (f"sound at {sample.sample_rate} Hz, but the training clips at {rates} Hz: the model may take it for "
-           "another voice")  # fmt: skip
-  if sample.silent:
-    yield "the sound is silent"
-  if seconds < min(length, sample.heard) - GAP:
-    yield f"only {seconds:.2f} of {length:.2f} s have sound"
-  if sample.heard < HEARD * seconds:
-    yield f"only the first {sample.heard:.2f} of {seconds:.2f} s of the sound were heard"
+  elif "audio" in about.streams:
+    if about.sample_rates and sample.sample_rate not in about.sample_rates:
+      rates = ", ".join(map(str, about.sample_rates))
+      yield (f"sound at {sample.sample_rate} Hz, but the training clips at {rates} Hz: the model may take it for "
+             "another voice")  # fmt: skip
+    if sample.silent:
+      yield "the sound is silent"
+    if seconds < min(length, sample.heard) - GAP:
+      yield f"only {seconds:.2f} of {length:.2f} s have sound"
+    if sample.heard < HEARD * seconds:
+      yield f"only the first {sample.heard:.2f} of {seconds:.2f} s of the sound were heard"
 
 
 def _finder(
@@ -227,9 +214,7 @@ def _finder(
 
 
 @functools.lru_cache(maxsize=4)  # the detector is loaded once for all videos
-def _kept_finder(
-  recipe: tuple[tuple[str, str], ...], face_model: Path | None, faces: str
-) -> FaceFinder | None:
+def _kept_finder(recipe: tuple, face_model: Path | None, faces: str) -> FaceFinder | None:
   return finder_of(dict(recipe), face_model, faces)
 
 

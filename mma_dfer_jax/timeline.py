@@ -1,5 +1,6 @@
 """The files of a timeline: table, subtitles, picture."""
 
+from collections.abc import Sequence
 import csv
 import io
 import itertools
@@ -17,18 +18,18 @@ FACE_INCHES, AXES_INCHES = 0.7, 9.9  # width of a thumbnail, and about that of t
 MOST_COLUMNS = 2000  # of the waveform's picture; more would lie within one pixel
 
 
-def to_csv(predictions: list[Prediction] | tuple[Prediction, ...]) -> str:
+def to_csv(predictions: Sequence[Prediction]) -> str:
   """One line for each prediction: where, top class, probability of each class, and what it was made of."""
   classes = list(predictions[0].probabilities) if predictions else []
   text = io.StringIO()
   table = csv.writer(text, lineterminator="\n")
   table.writerow(["clip", "start", "end", "top", *(f"p({name})" for name in classes), "frames", "frames_with_face",
                   "sound", "silent", "seconds_of_sound", "sample_rate", "warnings"])  # fmt: skip
-  for one in predictions:
-    probabilities = [f"{one.probabilities[name]:.6f}" for name in classes]
-    faces = "" if one.frames_with_face is None else one.frames_with_face
-    table.writerow([one.clip, f"{one.start:.3f}", f"{one.end:.3f}", one.top, *probabilities, one.frames, faces,
-                    one.sound, one.silent, f"{one.seconds_of_sound:.3f}", one.sample_rate, "; ".join(one.warnings)])  # fmt: skip
+  table.writerows([
+    one.clip, f"{one.start:.3f}", f"{one.end:.3f}", one.top, *(f"{one.probabilities[name]:.6f}" for name in classes),
+    one.frames, one.frames_with_face, one.sound, one.silent, f"{one.seconds_of_sound:.3f}", one.sample_rate,
+    "; ".join(one.warnings),
+  ] for one in predictions)  # fmt: skip
   return text.getvalue()
 
 
@@ -56,10 +57,8 @@ def what_is_missing(one: Prediction) -> list[str]:
 
 
 def _stamp(seconds: float) -> str:
-  milliseconds = round(1000 * seconds)
-  hours, rest = divmod(milliseconds, 3_600_000)
-  minutes, rest = divmod(rest, 60_000)
-  return f"{hours:02}:{minutes:02}:{rest // 1000:02},{rest % 1000:03}"
+  whole, milliseconds = divmod(round(1000 * seconds), 1000)
+  return f"{whole // 3600:02}:{whole // 60 % 60:02}:{whole % 60:02},{milliseconds:03}"
 
 
 def draw(timeline: Timeline) -> "Figure":
@@ -98,7 +97,7 @@ def _draw_probabilities(axes, timeline: Timeline) -> None:
   axes.stackplot(edges, steps, step="post", labels=places, colors=colours, alpha=0.9)
   axes.set(ylim=(0, 1), ylabel="probability")
   legend = axes.legend(loc="center left", bbox_to_anchor=(1.005, 0.5), reverse=True, frameon=False)
-  for text, name in zip(legend.get_texts(), timeline.classes[::-1], strict=True):
+  for text, name in zip(legend.get_texts(), [*timeline.predictions[0].probabilities][::-1], strict=True):
     text.set(text=name, parse_math=False)  # only now, for a label that begins with "_" would be left out
 
 

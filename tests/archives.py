@@ -4,11 +4,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 import wave
 
+from commands import load, run
 import cv2
 import numpy as np
+import pytest
 
 from mma_dfer_jax.data.demo import write_clip
 from mma_dfer_jax.data.source import Layout, source_of
+from mma_dfer_jax.errors import UserError
 
 FOLDS = range(1, 6)
 RATE = 24_000  # Hz; 16 kHz would be warned of
@@ -22,23 +25,37 @@ MAFW_OFFICIAL_NAMES = (
 Clips = Mapping[str, tuple[int, int]]  # clip -> fold, label as MMA-DFER counts
 
 
+def refused(match: str):
+  """Expects an error for users."""
+  return pytest.raises(UserError, match=match)
+
+
 def read(name: str, place: Path, **options) -> Layout:
   """What the source of this name finds."""
-  of, plain = source_of(name), {Path: str, list: tuple}
-  changes = {key: plain.get(type(value), lambda v: v)(value) for key, value in options.items()}
-  return of.read(
-    Path(place), of.Options(**{k: str(v) if isinstance(v, Path) else v for k, v in changes.items()})
-  )
+  of = source_of(name)
+  given = {
+    key: str(v) if isinstance(v, Path) else tuple(v) if isinstance(v, list) else v
+    for key, v in options.items()
+  }
+  return of.read(Path(place), of.Options(**given))
 
 
 def prepare_clips(
   manifest: Path, data_dir: Path, *, allow_missing_sound: bool = False, classes=(), **how
 ) -> None:
   """What `prepare --dataset=clips` does, in this process."""
-  from mma_dfer_jax.data.prepare import Decoding, prepare
+  module, layout = (
+    load("data.prepare"),
+    read("clips", manifest, classes=classes, allow_missing_sound=allow_missing_sound),
+  )
+  module.prepare(layout, "clips", data_dir, module.Decoding(allow_missing_sound), str(manifest), **how)
 
-  layout = read("clips", manifest, classes=classes, allow_missing_sound=allow_missing_sound)
-  prepare(layout, "clips", data_dir, Decoding(allow_missing_sound), str(manifest), **how)
+
+def prepare(*given: object, status: int = 0) -> str:
+  """Runs the command in this process; returns all that it printed."""
+  ended, out, err = run("data.prepare", "--num_workers=1", *given)
+  assert ended == status, out + err
+  return out + err
 
 
 def write_picture(path: Path, number: int) -> None:
@@ -154,25 +171,35 @@ def mafw(home: Path, *, clips: Clips = MAFW, frames: int = 12, folders: Iterable
   return archive
 
 
-def ravdess(home: Path, actors: Iterable[int] = range(1, 25), *, flat: bool = False) -> Path:
+def write_media(path: Path, real: bool = False) -> None:
+  """A sound or a video: one that can be decoded, or something that nobody looks into."""
+  if not real:
+    write_text(path, "not looked into")
+  elif path.suffix == ".wav":
+    write_wav(path)
+  else:
+    write_video(path)  # an mp4, by whatever extension
+
+
+def ravdess(
+  home: Path, actors: Iterable[int] = range(1, 25), *, flat: bool = False, real: bool = False
+) -> Path:
   """One clip of each emotion and statement of each actor."""
   for actor in actors:
     for emotion in range(1, 9):
       for statement in (1, 2):
         file = f"01-01-{emotion:02d}-01-{statement:02d}-01-{actor:02d}.mp4"
-        path = home / file if flat else home / f"Actor_{actor:02d}" / file
-        write_text(path, "not looked into")
+        write_media(home / file if flat else home / f"Actor_{actor:02d}" / file, real)
   return home
 
 
-def cremad(
-  home: Path, speakers: Iterable[int] = range(1001, 1092), *, mp4: bool = False, wavs: bool = True
-) -> Path:
+def cremad(home: Path, speakers: Iterable[int] = range(1001, 1092), *, mp4: bool = False, wavs: bool = True,
+           real: bool = False) -> Path:  # fmt: skip
   """One clip of each emotion of each speaker."""
   for speaker in speakers:
     for emotion in ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD"):
       name = f"{speaker}_DFA_{emotion}_XX"
-      write_text(home / (f"VideoMP4/{name}.mp4" if mp4 else f"VideoFlash/{name}.flv"), "not looked into")
+      write_media(home / (f"VideoMP4/{name}.mp4" if mp4 else f"VideoFlash/{name}.flv"), real)
       if wavs:
-        write_text(home / f"AudioWAV/{name}.wav", "not looked into")
+        write_media(home / f"AudioWAV/{name}.wav", real)
   return home

@@ -1,6 +1,7 @@
 """Commands within the process of the tests: no interpreter and no JAX to start, no model to load and compile again."""
 
 import ast
+from collections.abc import Iterator
 import contextlib
 import functools
 import importlib
@@ -22,12 +23,31 @@ def _remove_flags_since(before: set[str]) -> dict[str, flags.Flag]:
   return new
 
 
+@contextlib.contextmanager
+def _without_other_commands() -> Iterator[dict[str, dict[str, flags.Flag]]]:
+  """Sets the flags of commands aside that tests have imported by themselves; gives them by module."""
+  aside: dict[str, dict[str, flags.Flag]] = {}
+  for name in list(flags.FLAGS):
+    module = flags.FLAGS.find_module_defining_flag(name, "")
+    if module.startswith("mma_dfer_jax.") and hasattr(sys.modules.get(module), "main"):
+      aside.setdefault(module, {})[name] = flags.FLAGS[name]
+      delattr(flags.FLAGS, name)
+  try:
+    yield aside
+  finally:
+    for module, of_module in aside.items():
+      for name, flag in of_module.items():
+        flags.FLAGS[name] = flag
+        flags.FLAGS.register_flag_by_module(module, flag)
+
+
 @functools.cache
 def _imported(name: str) -> tuple[ModuleType, dict[str, flags.Flag]]:
   """A command's module, and its flags."""
-  before = set(flags.FLAGS)
-  module = importlib.import_module(f"mma_dfer_jax.{name}")
-  return module, _remove_flags_since(before)
+  with _without_other_commands() as aside:
+    before = set(flags.FLAGS)
+    module = importlib.import_module(f"mma_dfer_jax.{name}")
+    return module, aside.get(module.__name__) or _remove_flags_since(before)
 
 
 def load(name: str) -> ModuleType:
@@ -35,10 +55,17 @@ def load(name: str) -> ModuleType:
   return _imported(name)[0]
 
 
+def own_flags(name: str) -> dict[str, flags.Flag]:
+  """The flags that a command defines, by name."""
+  return _imported(name)[1]
+
+
 def run(name: str, *arguments: object, at: Path | str = ".") -> tuple[int, str, str]:
   """Exit status, stdout and stderr of `python -m mma_dfer_jax.NAME ARGUMENTS` in a folder."""
   module, own = _imported(name)
   start = ast.parse(inspect.getsource(module)).body[-1]  # what stands under `if __name__ == "__main__"`
+  others = contextlib.ExitStack()
+  others.enter_context(_without_other_commands())
   before, status = set(flags.FLAGS), 0
   for flag in own.values():
     flag.unparse()
@@ -57,5 +84,6 @@ def run(name: str, *arguments: object, at: Path | str = ".") -> tuple[int, str, 
     finally:
       sys.modules["__main__"] = pytest
       _remove_flags_since(before)
+      others.close()
   texts = [stream.seek(0) or stream.read() for stream in (out, err)]
   return status, *texts

@@ -84,6 +84,14 @@ def float64():
 
 
 @pytest.fixture(scope="session")
+def data_dir(tmp_path_factory) -> Path:
+  """Small clips to train on, as `small_runs.make_clips` prepares them once for all processes."""
+  from small_runs import make_clips, shared
+
+  return shared(tmp_path_factory, "small_clips", make_clips)
+
+
+@pytest.fixture(scope="session")
 def cache() -> Path:
   """Compiled programs, for the processes that tests start too: kept from one run of the tests to the next."""
   return Path(jax.config.values["jax_compilation_cache_dir"])

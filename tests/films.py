@@ -18,21 +18,11 @@ LOSSY = {"codec": "libx264", "pixels": "yuv420p", "sound_codec": "aac"}  # what 
 
 
 def write_film(
-  path: Path,
-  pictures: Iterable[np.ndarray],
-  sound: np.ndarray | None = None,
-  *,
-  rate: int = 25,
-  times: Sequence[float] | None = None,
-  codec: str = "ffv1",
-  pixels: str = "bgr0",
-  options: dict[str, str] | None = None,
-  container_options: dict[str, str] | None = None,
-  sample_rate: int = 16_000,
-  sound_codec: str = "pcm_s16le",
-  layout: str = "mono",
-  clock: Callable[[float], float] = lambda seconds: seconds,
-) -> Path:
+  path: Path, pictures: Iterable[np.ndarray], sound: np.ndarray | None = None, *, rate: int = 25,
+  times: Sequence[float] | None = None, codec: str = "ffv1", pixels: str = "bgr0",
+  options: dict[str, str] | None = None, container_options: dict[str, str] | None = None, sample_rate: int = 16_000,
+  sound_codec: str = "pcm_s16le", layout: str = "mono", clock: Callable[[float], float] = lambda seconds: seconds,
+) -> Path:  # fmt: skip
   """Writes a film, pictures and sound in turn.
 
   Args:
@@ -53,10 +43,10 @@ def write_film(
     if first is not None:
       stream = container.add_stream(codec, rate=rate, options=options or {})
       stream.width, stream.height, stream.pix_fmt = first.shape[1], first.shape[0], pixels
-      base = Fraction(1, rate) if times is None else Fraction(1, TICKS)
+      base, at = Fraction(1, rate), itertools.count()
       if times is not None:
+        base, at = Fraction(1, TICKS), iter([round(TICKS * time) for time in times])
         stream.codec_context.time_base = base
-      at = itertools.count() if times is None else iter([round(TICKS * time) for time in times])
       packets.append(_pictures(stream, itertools.chain([first], pictures), pixels, at, base))
     if sound is not None:
       voice = container.add_stream(sound_codec, rate=sample_rate, layout=layout)
@@ -81,19 +71,17 @@ def _sound(stream, sound, sample_rate, clock) -> Iterator[av.Packet]:
   if kind.name.startswith("flt"):
     samples = samples.astype(np.float32) / 32768
 
-  def encoded() -> Iterator[av.Packet]:
-    for start in range(0, len(sound), 1024):
+  for start in [*range(0, len(sound), 1024), None]:  # None: the end
+    frame = None
+    if start is not None:
       part = samples[:, start : start + 1024]
       part = part if kind.is_planar else part.T.reshape(1, -1)
       frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(part), format=kind.name, layout=layout.name)
       frame.sample_rate, frame.pts, frame.time_base = sample_rate, start, Fraction(1, sample_rate)
-      yield from stream.encode(frame)
-    yield from stream.encode()
-
-  for packet in encoded():
-    seconds = float(packet.pts * packet.time_base)
-    packet.pts = packet.dts = round(clock(seconds) / packet.time_base)
-    yield packet
+    for packet in stream.encode(frame):
+      seconds = float(packet.pts * packet.time_base)
+      packet.pts = packet.dts = round(clock(seconds) / packet.time_base)
+      yield packet
 
 
 def noise(length: int, *, height: int = 48, width: int = 64, seed: int = 0) -> list[np.ndarray]:
@@ -131,13 +119,6 @@ def write_data_set(data_dir: Path, records: Sequence[Mapping[str, Any]], classes
       waveform=record["waveform"], sample_rate=record["sample_rate"], face_share=record.get("face_share", np.nan),
     )  # fmt: skip
     clips.append(Clip(record["clip_id"], record["label"], record["split"], file))
-  Clips(
-    clips=clips,
-    classes=classes,
-    class_order="as given",
-    recipe={},
-    left_out=(),
-    fingerprint="f",
-    data_dir=data_dir,
-  ).write()
+  facts = {"class_order": "as given", "recipe": {}, "left_out": (), "fingerprint": "f"}
+  Clips(clips=clips, classes=classes, data_dir=data_dir, **facts).write()
   return data_dir

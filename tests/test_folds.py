@@ -7,19 +7,11 @@ import statistics
 import subprocess
 import time
 
+import commands
+from conftest import ROOT
 import numpy as np
 import pytest
-from small_runs import (
-  assert_same_bits,
-  command,
-  config_flags,
-  finish,
-  make_clips,
-  read_json,
-  shared,
-  spawn,
-  train_here,
-)
+import small_runs as small
 
 from mma_dfer_jax.data.labels import COUNTS
 from mma_dfer_jax.training.predictions import Predictions, read_predictions
@@ -31,27 +23,29 @@ SMALL = {"log_every_steps": 1}  # three epochs of three or two steps on 12 or 9 
 
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory) -> Path:
-  return shared(tmp_path_factory, "small_clips", make_clips) / "folds"
+def data_dir(data_dir) -> Path:
+  return data_dir / "folds"
+
+
+def folds_flags(data_dir: Path, runs: Path, folds: str = "1,2", **overrides) -> list[str]:
+  return [f"--runs={runs}", "--folds", folds, *small.config_flags(data_dir, **SMALL | overrides)]
 
 
 @pytest.fixture(scope="module")
 def start(cache, data_dir):
   """Starts `python -m mma_dfer_jax.folds` on the small clips; keyword arguments override the config."""
 
-  def popen(runs, *flags, folds="1,2", **overrides) -> subprocess.Popen:
-    fields = config_flags(data_dir, **SMALL | overrides)
-    return spawn(command("folds", f"--runs={runs}", "--folds", folds, *fields, *flags), cache)
+  def popen(runs, **overrides) -> subprocess.Popen:
+    return small.spawn(small.command("folds", *folds_flags(data_dir, runs, **overrides)), cache)
 
   return popen
 
 
-def wait_for_step(workdir: Path, step: int, process: subprocess.Popen) -> None:
-  deadline = time.monotonic() + 200
-  while not (workdir / "checkpoints" / str(step)).exists():
-    assert time.monotonic() < deadline
-    assert process.poll() is None, "".join(process.communicate())
-    time.sleep(0.002)
+def run_here(name: str, *flags: object, status: int = 1) -> str:
+  """What a command prints that ends with this status, in this process."""
+  found, out, err = commands.run(name, *flags, at=ROOT)
+  assert found == status, out + err
+  return out + err
 
 
 def trainings_of(process: subprocess.Popen) -> list[int]:
@@ -72,7 +66,7 @@ def finished(tmp_path_factory, start, data_dir) -> tuple[Path, str]:
   """Two folds, the second one killed, then stopped, then finished: (runs, what the last command printed)."""
   runs = tmp_path_factory.mktemp("folds") / "runs"
   process = start(runs, save_every_steps=1)
-  wait_for_step(runs / "fold2", 1, process)
+  small.wait_for(lambda: (runs / "fold2/checkpoints/1").exists(), process)
   children = trainings_of(process)
   process.send_signal(signal.SIGKILL)
   process.communicate()
@@ -84,23 +78,23 @@ def finished(tmp_path_factory, start, data_dir) -> tuple[Path, str]:
   assert not (runs / "folds.json").exists()
 
   process = start(runs, save_every_steps=1)
-  wait_for_step(runs / "fold2", 2, process)
+  small.wait_for(lambda: (runs / "fold2/checkpoints/2").exists(), process)
   process.send_signal(signal.SIGTERM)
-  printed = finish(process, status=0)
+  printed = small.finish(process, status=0)
   if "stopped in fold2 (2 of 2)" in printed:  # it may have been at its last step
     assert "stopped by SIGTERM after step" in printed
     assert not (runs / "folds.json").exists()
-  return runs, finish(start(runs))
+  return runs, small.finish(start(runs))
 
 
 @pytest.mark.slow
 def test_all_folds_and_their_report(finished, data_dir, tmp_path):
   runs, printed = finished
   assert f"fold1 (1 of 2) is finished: {runs}/fold1/report.md" in printed
-  train_here(tmp_path, data_dir, **SMALL, **{"data.fold": 2})
-  assert_same_bits(tmp_path, runs / "fold2")
-  summary = read_json(runs / "folds.json")
-  reports = [read_json(runs / f"fold{k}/report.json") for k in (1, 2)]
+  small.train_here(tmp_path, data_dir, **SMALL, **{"data.fold": 2})
+  small.assert_same_bits(tmp_path, runs / "fold2")
+  summary = small.read_json(runs / "folds.json")
+  reports = [small.read_json(runs / f"fold{k}/report.json") for k in (1, 2)]
   assert [r["config"]["data.fold"] for r in reports] == [1, 2]
   assert [f["confusion_matrix"] for f in summary["folds"]] == [r["confusion_matrix"] for r in reports]
   for key in ("war", "uar_of_present_classes"):
@@ -122,11 +116,11 @@ def test_all_folds_and_their_report(finished, data_dir, tmp_path):
 
 
 @pytest.mark.slow
-def test_finished_folds_are_skipped(finished, start):
+def test_finished_folds_are_skipped(finished, data_dir):
   runs, _ = finished
   before = {path: path.stat().st_mtime_ns for path in runs.glob("fold?/**/*")}
   summary = (runs / "folds.json").read_bytes()
-  printed = finish(start(runs, folds="2"))
+  printed = run_here("folds", *folds_flags(data_dir, runs, "2"), status=0)
   assert "fold2 (1 of 1) is finished" in printed
   assert "goes to" not in printed
   assert (runs / "folds.json").read_bytes() == summary, "the other folds stay in the report"
@@ -134,28 +128,27 @@ def test_finished_folds_are_skipped(finished, start):
 
 
 @pytest.mark.slow
-def test_what_is_wrong_is_said_before_anything_starts(start, tmp_path):
+def test_what_is_wrong_is_said_before_anything_starts(start, data_dir, tmp_path):
   """By this command with all folds in view, or by the first training, whose message and status are passed on."""
-  wrong = start(tmp_path / "runs", "--config.data.fold=2", folds="1,2,5", num_epochs=0, batch_size=13)
   fails = start(tmp_path / "fails", **{"mesh.data": 3})
-  printed = finish(wrong, status=1)
+  wrong = folds_flags(data_dir, tmp_path / "runs", "1,2,5", num_epochs=0, batch_size=13)
+  printed = run_here("folds", *wrong, "--config.data.fold=2")
   words = ("num_epochs=0", "no fold5", "give --folds=1,2", "with --folds", "without fold1 have 12 clips")
   assert [word for word in words if word not in printed] == []
-  assert not (tmp_path / "runs").exists()
-  printed = finish(fails, status=1)
+  printed = small.finish(fails, status=1)
   assert "asks for 3 devices, but there are 4" in printed
   assert "error: fold1 (1 of 2) ended with exit status 1" in printed
   assert "fold2 (" not in printed
-  assert not (tmp_path / "fails").exists()
+  assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
-def test_folds_that_do_not_belong_together_are_refused(finished, start, cache, tmp_path):
+def test_folds_that_do_not_belong_together_are_refused(finished, data_dir, tmp_path):
   """Of another label order, recipe, pretraining or config; to be resumed, or to be evaluated together."""
   whole, runs, copy = finished[0], tmp_path / "runs", tmp_path / "copy"
   for k in (1, 2):
     (runs / f"fold{k}").mkdir(parents=True)
-    run = read_json(whole / f"fold{k}/run.json")
+    run = small.read_json(whole / f"fold{k}/run.json")
     if k == 2:
       run["classes"][:2] = run["classes"][1::-1]
       run["recipe"]["missing_sound"] = "constant"
@@ -165,62 +158,53 @@ def test_folds_that_do_not_belong_together_are_refused(finished, start, cache, t
   copy.mkdir()
   (copy / "run.json").write_text((whole / "fold1/run.json").read_text().replace(": 32,", ": 48,"))
 
-  before = sorted(runs.rglob("*"))
+  before = sorted(tmp_path.rglob("*"))
   folders = f"--workdirs={whole}/fold1,{whole}/fold2,{copy}"
-  processes = [
-    start(runs, folds="1", seed=5, **{"model.fusion.width": 32}),  # the other folds count, too
-    spawn(command("evaluate", folders), cache),
-    spawn(command("evaluate", folders, "--splits=fold2,fold2", f"--out={tmp_path / 'out'}"), cache),
-  ]
-  words_of_each = [
-    ["fold1, fold2: config model.fusion.width: 8 there, 32 now", "fold1, fold2: config seed: 1 there, 5 now",
-     "fold2: classes", "fold2: recipe missing_sound: 'constant' there", "fold2: starts image",
-     "fold2: config data.fold: 1 there, 2 now"],
-    ["--out", f"{copy}: "],
-    ["3 folders, but 2 --splits", "it was trained on clips of fold2", "are both evaluated on fold2"],
-  ]  # fmt: skip
-  for process, words in zip(processes, words_of_each, strict=True):
-    printed = finish(process, status=1)
-    assert [word for word in words if word not in printed] == [], printed
-  assert sorted(runs.rglob("*")) == before
-  assert not (tmp_path / "out").exists()
+  other = folds_flags(data_dir, runs, "1", seed=5, **{"model.fusion.width": 32})
+  printed = {
+    run_here("folds", *other): [  # the other folds count, too
+      "fold1, fold2: config model.fusion.width: 8 there, 32 now", "fold1, fold2: config seed: 1 there, 5 now",
+      "fold2: classes", "fold2: recipe missing_sound: 'constant' there", "fold2: starts image",
+      "fold2: config data.fold: 1 there, 2 now",
+    ],
+    run_here("evaluate", folders): ["--out", f"{copy}: "],
+    run_here("evaluate", folders, "--splits=fold2,fold2", f"--out={tmp_path / 'out'}"): [
+      "3 folders, but 2 --splits", "it was trained on clips of fold2", "are both evaluated on fold2",
+    ],
+  }  # fmt: skip
+  for text, words in printed.items():
+    assert [word for word in words if word not in text] == [], text
+  assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.slow
-def test_evaluate_and_compare_find_the_same_numbers(finished, cache, data_dir, tmp_path):
+def test_evaluate_and_compare_find_the_same_numbers(finished, data_dir, tmp_path):
   """In converted models, which know their classes and recipe, but no data set and no fold; then beside the runs."""
   runs, _ = finished
-  models = [str(tmp_path / f"model{k}") for k in (1, 2)]
+  models = [tmp_path / f"model{k}" for k in (1, 2)]
   for k, model in enumerate(models, start=1):
-    write_folder(Path(model), open_run(runs / f"fold{k}", "last"))
-  converted = [f"--workdirs={','.join(models)}", f"--out={tmp_path}/converted"]
-  processes = [
-    spawn(command("evaluate", *converted, f"--data_dir={data_dir}", "--splits=fold1,fold2"), cache),
-    spawn(command("evaluate", *converted), cache),
-  ]
-  assert "| fold2 | 12 |" in finish(processes[0])
-  assert finish(processes[1], status=1).count("does not say its data set") == 2
-  there, here = read_json(runs / "folds.json"), read_json(tmp_path / "converted/folds.json")
+    write_folder(model, open_run(runs / f"fold{k}", "last"))
+  converted = [f"--workdirs={models[0]},{models[1]}", f"--out={tmp_path}/converted"]
+  assert run_here("evaluate", *converted).count("does not say its data set") == 2
+  whole = run_here("evaluate", *converted, f"--data_dir={data_dir}", "--splits=fold1,fold2", status=0)
+  assert "| fold2 | 12 |" in whole
+  there, here = small.read_json(runs / "folds.json"), small.read_json(tmp_path / "converted/folds.json")
   for key in ("war", "uar", "uar_of_present_classes", "mean_recall", "sum", "classes", "recipe"):
     assert there[key] == here[key], key
   matrices = [[fold["confusion_matrix"] for fold in summary["folds"]] for summary in (there, here)]
   assert matrices[0] == matrices[1]
   assert (tmp_path / "converted/folds.md").exists()
 
-  compare = spawn(
-    command("evaluate", "--compare", runs, tmp_path / "converted", f"--out={tmp_path}/compared"), cache
-  )
-  other = spawn(command("evaluate", f"--compare={runs}/fold1,{runs}/fold2"), cache)
-  stray = spawn(command("evaluate", f"--workdir={runs}/fold1", "stray"), cache)
-  assert "cannot be told from these clips" in finish(compare)
-  result = read_json(tmp_path / "compared/comparison.json")
+  both = ("--compare", runs, tmp_path / "converted", f"--out={tmp_path}/compared")
+  assert "cannot be told from these clips" in run_here("evaluate", *both, status=0)
+  result = small.read_json(tmp_path / "compared/comparison.json")
   assert (result["clips"], list(result["folds"])) == (21, ["fold1", "fold2"])
   assert result["war"]["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}
   assert result["sentence"] in (tmp_path / "compared/comparison.md").read_text()
-  printed = finish(other, status=1)
+  printed = run_here("evaluate", f"--compare={runs}/fold1,{runs}/fold2")
   assert "9 of 9 clips are only in A" in printed
   assert "12 of 12 clips are only in B" in printed
-  assert "unexpected arguments: stray" in finish(stray, status=2)
+  assert "unexpected arguments: stray" in run_here("evaluate", f"--workdir={runs}/fold1", "stray", status=2)
 
 
 def test_mean_and_deviation_by_hand():
@@ -256,7 +240,7 @@ def test_undefined_scores_are_said(tmp_path):
   text = (tmp_path / "folds.md").read_text()
   assert "fold2: UAR is undefined" in text
   assert "UAR undefined" in text.splitlines()[2]
-  assert "these are fold1, fold2" in text or "here are fold1, fold2" in text
+  assert "here are fold1, fold2" in text
 
 
 @pytest.mark.slow

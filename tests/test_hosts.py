@@ -13,28 +13,11 @@ from absl.testing import flagsaver
 import jax
 import numpy as np
 import pytest
-from small_runs import (
-  command,
-  finish,
-  make_clips,
-  parameters,
-  read_json,
-  shared,
-  spawn,
-  steps_logged,
-  train_command,
-  train_here,
-  wait_for,
-)
+import small_runs as small
 
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.training import hosts
 from mma_dfer_jax.training.predictions import read_predictions
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory) -> Path:
-  return shared(tmp_path_factory, "small_clips", make_clips)
 
 
 def free_port() -> int:
@@ -52,7 +35,7 @@ def listens(address: str) -> bool:
 def pair(command: list[str], cache: Path) -> list[subprocess.Popen]:
   """A command in two processes of two devices."""
   flags = [f"--coordinator=localhost:{free_port()}", "--num_processes=2"]
-  return [spawn([*command, *flags, f"--process_id={i}"], cache, devices=2) for i in (0, 1)]
+  return [small.spawn([*command, *flags, f"--process_id={i}"], cache, devices=2) for i in (0, 1)]
 
 
 def under_slurm(command: list[str], cache: Path, others: tuple[str, ...]) -> list[subprocess.Popen]:
@@ -60,19 +43,21 @@ def under_slurm(command: list[str], cache: Path, others: tuple[str, ...]) -> lis
   variables = {"MMA_DFER_DISTRIBUTED": "1", "SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost",
                "SLURM_NTASKS": "2", "SLURM_STEP_NUM_NODES": "1"}  # fmt: skip
   return [
-    spawn([*command, *others * i], cache, devices=2, **variables, SLURM_PROCID=str(i), SLURM_LOCALID=str(i))
+    small.spawn(
+      [*command, *others * i], cache, devices=2, **variables, SLURM_PROCID=str(i), SLURM_LOCALID=str(i)
+    )
     for i in (0, 1)
   ]
 
 
 def assert_same_run(workdir: Path, alone: Path) -> None:
   """Equal but for the order of sums, which grows over fifteen updates."""
-  ours, theirs = parameters(workdir), parameters(alone)
+  ours, theirs = small.parameters(workdir), small.parameters(alone)
   assert ours.keys() == theirs.keys()
   for path, value in theirs.items():
     bar = 1e-5 * np.abs(value).max() + 1e-7
     np.testing.assert_allclose(ours[path], value, rtol=0, atol=bar, err_msg=path)
-  reports = [read_json(folder / "report.json") for folder in (workdir, alone)]
+  reports = [small.read_json(folder / "report.json") for folder in (workdir, alone)]
   assert reports[0]["confusion_matrix"] == reports[1]["confusion_matrix"]
   lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   written = [(line["step"], "epoch" in line) for line in lines]
@@ -92,19 +77,21 @@ def assert_same_answers(csv: Path, other: Path) -> None:
 def test_two_processes_are_as_one(cache, data_dir, tmp_path):
   """Two processes, after a SIGTERM to one of them a single one, then two again; and evaluation."""
   workdir, alone = tmp_path / "run", tmp_path / "alone"
-  printed = train_here(alone, data_dir)
-  both = pair(train_command(workdir, data_dir), cache)
-  wait_for(lambda: steps_logged(workdir) >= 3, both[0])
+  printed = small.train_here(alone, data_dir)
+  both = pair(small.train_command(workdir, data_dir), cache)
+  small.wait_for(lambda: small.steps_logged(workdir) >= 3, both[0])
   both[1].send_signal(signal.SIGTERM)
-  ends = {int(re.search(r"stopped by .* after step (\d+)", finish(process)).group(1)) for process in both}
+  ends = {
+    int(re.search(r"stopped by .* after step (\d+)", small.finish(process)).group(1)) for process in both
+  }
   assert len(ends) == 1
   step = ends.pop()
   assert (workdir / "checkpoints" / str(step)).is_dir()
   assert 3 <= step < 10
-  stopped = train_here(workdir, data_dir, stop_after=6).splitlines()[-1]
+  stopped = small.train_here(workdir, data_dir, stop_after=6).splitlines()[-1]
   later = int(re.search(r"stopped by a test after step (\d+)", stopped).group(1))
   assert step < later < 15
-  first, second = (finish(process) for process in pair(train_command(workdir, data_dir), cache))
+  first, second = (small.finish(process) for process in pair(small.train_command(workdir, data_dir), cache))
   assert "4 cpu device(s)" in first
   assert f"resuming after step {later} of 15" in first
   assert re.search(r"WAR .* on 7 clips", printed).group() in first
@@ -112,15 +99,14 @@ def test_two_processes_are_as_one(cache, data_dir, tmp_path):
   assert_same_run(workdir, alone)
   assert_same_answers(workdir / "predictions.csv", alone / "predictions.csv")
 
-  evaluate = command("evaluate", f"--workdir={workdir}", f"--data_dir={data_dir}", "--batch_size=4")
-  first, second = (finish(process) for process in pair(evaluate, cache))
+  evaluate = small.command("evaluate", f"--workdir={workdir}", f"--data_dir={data_dir}", "--batch_size=4")
+  first, second = (small.finish(process) for process in pair(evaluate, cache))
   assert "WAR" in first
   assert "WAR" not in second
-  whole = read_json(workdir / "evaluation_test_step15.json")["without"]["none"]
-  assert whole["confusion_matrix"] == read_json(workdir / "report.json")["confusion_matrix"]
-  assert_same_answers(
-    workdir / "evaluation_test_step15_without_none_predictions.csv", workdir / "predictions.csv"
-  )
+  whole = small.read_json(workdir / "evaluation_test_step15.json")["without"]["none"]
+  assert whole["confusion_matrix"] == small.read_json(workdir / "report.json")["confusion_matrix"]
+  answers = workdir / "evaluation_test_step15_without_none_predictions.csv"
+  assert_same_answers(answers, workdir / "predictions.csv")
 
 
 @pytest.mark.slow
@@ -129,8 +115,8 @@ def test_a_process_that_dies_ends_the_others(data_dir, cache, tmp_path):
   killed = []
   for victim in (0, 1):
     workdir = tmp_path / str(victim)
-    processes = pair(train_command(workdir, data_dir, num_epochs=1000), cache)
-    wait_for(lambda: steps_logged(workdir) >= 2, processes[1 - victim])  # noqa: B023
+    processes = pair(small.train_command(workdir, data_dir, num_epochs=1000), cache)
+    small.wait_for(lambda: small.steps_logged(workdir) >= 2, processes[1 - victim])  # noqa: B023
     processes[victim].kill()
     killed.append((processes, victim, time.monotonic()))
   for processes, victim, when in killed:
@@ -143,8 +129,8 @@ def test_a_process_that_dies_ends_the_others(data_dir, cache, tmp_path):
 
 @pytest.mark.slow
 def test_processes_under_slurm_that_disagree(data_dir, cache, tmp_path):
-  for process in under_slurm(train_command(tmp_path / "run", data_dir), cache, ("--config.seed=7",)):
-    assert re.search(r"run config\.seed: 7 in process 1, 1 in process 0", finish(process, status=1))
+  for process in under_slurm(small.train_command(tmp_path / "run", data_dir), cache, ("--config.seed=7",)):
+    assert re.search(r"run config\.seed: 7 in process 1, 1 in process 0", small.finish(process, status=1))
   assert not (tmp_path / "run").exists()
 
 
@@ -171,15 +157,17 @@ def test_a_problem_of_one_becomes_one_of_all(monkeypatch, tmp_path):
 def test_processes_that_never_come_are_reported_with_the_address(data_dir, cache, tmp_path):
   addresses = [f"localhost:{free_port()}" for _ in range(2)]
   flags = [[f"--coordinator={address}", "--num_processes=2"] for address in addresses]
-  alone = spawn(train_command(tmp_path, data_dir, *flags[0], "--join_seconds=3", "--process_id=1"), cache)
-  waiting = spawn(train_command(tmp_path, data_dir, *flags[1], "--process_id=0"), cache)
-  nowhere = spawn(train_command(tmp_path, data_dir), cache, MMA_DFER_DISTRIBUTED="1")
-  assert f"did not come together at {addresses[0]} within 3 s" in finish(alone, status=1)
-  wait_for(lambda: listens(addresses[1]), waiting)
+  alone = small.spawn(
+    small.train_command(tmp_path, data_dir, *flags[0], "--join_seconds=3", "--process_id=1"), cache
+  )
+  waiting = small.spawn(small.train_command(tmp_path, data_dir, *flags[1], "--process_id=0"), cache)
+  nowhere = small.spawn(small.train_command(tmp_path, data_dir), cache, MMA_DFER_DISTRIBUTED="1")
+  assert f"did not come together at {addresses[0]} within 3 s" in small.finish(alone, status=1)
+  small.wait_for(lambda: listens(addresses[1]), waiting)
   waiting.send_signal(signal.SIGTERM)
   waiting.communicate(timeout=20)
   assert waiting.returncode == -signal.SIGTERM  # there is nothing to save yet
-  assert "give --coordinator=HOST:PORT" in finish(nowhere, status=1)
+  assert "give --coordinator=HOST:PORT" in small.finish(nowhere, status=1)
 
 
 @pytest.mark.parametrize(

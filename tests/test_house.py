@@ -125,13 +125,8 @@ def test_every_config_is_complete_and_known(path):
 
 def test_values_that_do_not_fit_are_all_named():
   config = default_config()
-  config.batch_size, config.learning_rate, config.data.crop_scale, config.data.flip = (
-    0,
-    float("nan"),
-    (0.5, 2.0),
-    1.5,
-  )
-  config.mesh.data = 0
+  config.batch_size, config.learning_rate, config.mesh.data = 0, float("nan"), 0
+  config.data.crop_scale, config.data.flip = (0.5, 2.0), 1.5
   problems = "\n".join(problems_of_values(config))
   for word in ("batch_size=0", "learning_rate=nan", "crop_scale", "flip=1.5", "mesh", "data_dir is empty"):
     assert word in problems
@@ -163,20 +158,13 @@ def test_public_names_come_when_asked_for():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-  ("modules", "heavy"),
-  [
+def test_heavy_libraries_are_imported_where_they_are_used():
+  many = {"jax", "numpy", "cv2", "scipy", "matplotlib", "tensorflow_datasets", "gradio"}
+  for modules, heavy in (
     ("mma_dfer_jax, mma_dfer_jax.data.frames", {"jax"}),
-    ("mma_dfer_jax.predict", {"jax", "numpy", "cv2", "scipy", "matplotlib", "tensorflow_datasets", "gradio"}),
-    (
-      "mma_dfer_jax.demo_page",
-      {"jax", "numpy", "cv2", "scipy", "matplotlib", "tensorflow_datasets", "gradio"},
-    ),
-  ],
-)
-def test_heavy_libraries_are_imported_where_they_are_used(modules, heavy):
-  code = f"import sys, {modules}; print(*sys.modules)"
-  loaded = subprocess.run(
-    [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
-  ).stdout
-  assert not heavy & set(loaded.split())
+    ("mma_dfer_jax.predict", many),
+    ("mma_dfer_jax.demo_page", many),
+  ):
+    code = f"import sys, {modules}; print(*sys.modules)"
+    loaded = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
+    assert not heavy & set(loaded.split())

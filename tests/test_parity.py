@@ -17,7 +17,7 @@ from mma_dfer_jax.encoders.mae import MaeEncoder
 from mma_dfer_jax.losses.cross_entropy import cross_entropy
 from mma_dfer_jax.parameters import Tunable, abstract_model, flat_params, tunable_patterns
 from mma_dfer_jax.temporal.transformer import MultimodalTemporalTransformer
-from mma_dfer_jax.training.state import TrainState, cosine_by_epoch, make_optimizer
+from mma_dfer_jax.training.state import TrainState, by_epoch, cosine_rates, make_optimizer
 from mma_dfer_jax.training.steps import train_step
 from mma_dfer_jax.weights import names
 
@@ -66,13 +66,8 @@ def record(mp: pytest.MonkeyPatch, net: model.MmaDfer) -> dict[str, np.ndarray]:
 
   watch(MaeEncoder, "embed")
   watch(ProgressivePrompts, "update")
-  for cls in (
-    nnx.Conv,
-    layers.LayerNorm,
-    layers.TransformerBlock,
-    model.JointAdaptation,
-    MultimodalTemporalTransformer,
-  ):
+  ours = layers.LayerNorm, layers.TransformerBlock, model.JointAdaptation, MultimodalTemporalTransformer
+  for cls in (nnx.Conv, *ours):
     watch(cls, "__call__")
   return seen
 
@@ -85,10 +80,7 @@ def test_logits_and_every_probe(case, monkeypatch):
   seen = record(monkeypatch, net)
   with jax.disable_jit():  # a compiled layer would be seen with copies of its modules
     logits = np.asarray(net(jnp.asarray(video), jnp.asarray(sound)).logits)
-  for stream in (
-    "image",
-    "audio",
-  ):  # after the last block the original's probe is already the normalised class token
+  for stream in ("image", "audio"):  # the original's last probe is already the normalised class token
     seen[f"{stream}.block11.post"] = seen[f"{stream}.norm"][:, 0]
   want, stats = golden(f"forward_{case}"), golden_json(f"forward_{case}")["stats"]
   assert np.abs(logits - want["logits"]).max() < 2e-5
@@ -274,7 +266,7 @@ def test_drop_path_with_the_given_masks(monkeypatch):
 
 def test_learning_rate_of_every_epoch():
   want = golden_json("lr_schedule")["lr_per_epoch"]
-  schedule = cosine_by_epoch(1e-4, 25, steps_per_epoch=7)
+  schedule = by_epoch(cosine_rates(1e-4, 25), steps_per_epoch=7)
   for epoch, lr in enumerate(want):
     for step in (7 * epoch, 7 * epoch + 6):
       assert float(schedule(step)) == pytest.approx(lr, rel=2e-6, abs=1e-12)

@@ -16,11 +16,9 @@ class Config(parts.Part):
   tunable: tuple[str, ...] = ()
 
   def count(self, layers: int) -> int:
-    del layers
     return 0
 
   def build(self, width: int, layers: int, *, rngs: nnx.Rngs) -> "NoAdapter":
-    del width, layers, rngs
     return NoAdapter()
 
 
@@ -30,5 +28,4 @@ class NoAdapter(nnx.Module):
   tokens = None
 
   def update(self, tokens, layer: int):
-    del layer
     return tokens

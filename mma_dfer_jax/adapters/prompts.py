@@ -22,11 +22,9 @@ class Config(parts.Part):
   progressive: bool = True  # False: static prompts, without an update in later stages
 
   def problems_with(self, layers: int) -> list[str]:  # type: ignore[override]
-    if layers % self.layers_per_stage:
-      return [
-        f"the {layers} layers must be a multiple of model.prompts.layers_per_stage={self.layers_per_stage}"
-      ]
-    return []
+    per_stage = f"model.prompts.layers_per_stage={self.layers_per_stage}"
+    unfit = layers % self.layers_per_stage
+    return [f"the {layers} layers must be a multiple of {per_stage}"] if unfit else []
 
   def count(self, layers: int) -> int:
     """Prompts of one stream."""

@@ -8,13 +8,12 @@ from pathlib import Path
 import re
 
 from mma_dfer_jax.data import source
-from mma_dfer_jax.data.source import ClipFiles, Layout, Note, Problem, option
+from mma_dfer_jax.data.source import ClipFiles, Layout, Note, Problem, as_clip_id, count, first_few, option
 from mma_dfer_jax.errors import UserError, listed
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp")
-VIDEOS = tuple(
-  [".mp4", ".avi", ".flv", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".3gp", ".ts", ".ogv"]
-)
+VIDEOS = (".mp4", ".avi", ".flv", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".3gp", ".ts",
+          ".ogv")  # fmt: skip
 SOUNDS = (".wav", ".mp3", ".m4a", ".aac", ".flac", ".ogg", ".opus", ".wma", ".aif", ".aiff")
 # What a recipe says of frames.
 OF_VIDEO = {"frames": "video", "frame_order": "presentation: as the video is played", "frame_count": "all"}
@@ -45,17 +44,14 @@ class Archive:
     self.raw = Path(os.path.abspath(raw))
     if not self.raw.is_dir():
       raise UserError(f"--raw={raw}: {'is no folder' if self.raw.exists() else 'there is no such folder'}")
-    self.real = os.path.realpath(self.raw)
-    self.layout, self.options = layout, options
+    self.real, self.layout, self.options = os.path.realpath(self.raw), layout, options
     self.problems: list[Problem] = []
-    self._notes: dict[tuple[str, bool], list[str]] = {}
+    self._notes: dict[tuple[str, bool], list[str]] = defaultdict(list)
     self.folders = defaultdict(list, {self.raw.name.lower(): [self.raw]})  # by name in lower case
     todo, seen = [(self.raw, 0)], {self.real}
     for folder, depth in todo:  # grows while it is walked through: breadth first
       below = self.entries(folder)[0]
-      if len(below) > _MOST_SUBFOLDERS or depth >= _DEEPEST:
-        continue
-      for name in below:
+      for name in below if len(below) <= _MOST_SUBFOLDERS and depth < _DEEPEST else ():
         path, leaf = folder / name, name.lower() in leaves
         if leaf and (path / name).is_dir():  # unpacked into a folder of its own name
           path = path / name
@@ -73,7 +69,7 @@ class Archive:
 
   def note(self, what: str, *names: str, warning: bool = False) -> None:
     """What was noted already gets more names: one line for each kind."""
-    self._notes.setdefault((what, warning), []).extend(names)
+    self._notes[what, warning].extend(names)
 
   @property
   def bad_clips(self) -> set[str]:
@@ -85,8 +81,7 @@ class Archive:
     notes = [Note(what, tuple(dict.fromkeys(names)), w) for (what, w), names in self._notes.items()]
     bad, problems = self.bad_clips, list(dict.fromkeys(self.problems))
     good = [clip for clip in clips if clip.clip_id not in bad]
-    recipe = recipe | {"label_order": order}
-    return Layout(tuple(classes), order, good, problems, recipe, notes, frozenset(splits))
+    return Layout(tuple(classes), order, good, problems, recipe | {"label_order": order}, notes, frozenset(splits))  # fmt: skip
 
   def found_by_class(self, clips: Sequence[ClipFiles], known: Sequence[str], origin: str, classes: Sequence[str],
                      recipe: dict[str, str], splits: Iterable[str] = ()) -> Layout:  # fmt: skip
@@ -101,8 +96,6 @@ class Archive:
       self.note(f"no clips in fold {', '.join(empty)}")
     return self.found(taken, classes or known, "as given" if classes else origin, OF_VIDEO | recipe, splits)
 
-  # ---- folders ----
-
   def entries(self, folder: Path) -> tuple[list[str], list[str]]:
     """Names of the folders and of the files in a folder; what cannot be read or leads out of the archive is a problem."""
     folders, files, links, error = scan(folder)
@@ -112,7 +105,7 @@ class Archive:
       if wrong := self._wrong_link(folder / name):
         stem, suffix = os.path.splitext(name)
         of_clip = suffix.lower() in (*VIDEOS, *SOUNDS) or name.isdecimal()
-        self.problem(folder / name, wrong, *([source.as_clip_id(stem)] if of_clip else []))
+        self.problem(folder / name, wrong, *([as_clip_id(stem)] if of_clip else []))
       else:
         (folders if (folder / name).is_dir() else files).append(name)
     return sorted(folders), sorted(files)
@@ -131,11 +124,7 @@ class Archive:
     return str(path).removeprefix(str(self.raw) + os.sep)
 
   def find(self, *names: str) -> Path | None:
-    """The folder of the first of these names that is there, in upper or lower case.
-
-    Raises:
-      UserError: if there are several of that name.
-    """
+    """The folder of the first of these names that is there, in upper or lower case; refuses several of that name."""
     for name in names:
       there = list({os.path.realpath(path): path for path in self.folders.get(name.lower(), [])}.values())
       there = [path for path in there if path.name == name] or there
@@ -151,32 +140,29 @@ class Archive:
   def unrecognised(self, missing: str, *advice: str) -> UserError:
     """The error for an archive without something that it cannot do without: what is there, and what is accepted."""
     folders, files = self.entries(self.raw)
-    there = source.first_few([*(f"{name}/" for name in folders), *files], 12) or "nothing"
+    there = first_few([*(f"{name}/" for name in folders), *files], 12) or "nothing"
     found = [f"found: {there}", *advice, *dict.fromkeys(map(str, self.problems))]
     return listed(f"--raw={self.raw}: {missing}", found, self.layout)
-
-  # ---- the files of clips ----
 
   def index(self, folder: Path | None, suffixes: Sequence[str] = ()) -> Index:
     """What a folder holds, by clip id: files of these kinds in it and one folder below; or, without, its folders."""
     index: dict[str, list[Path]] = defaultdict(list)
-    folders, files = self.entries(folder) if folder else ([], [])
-    if folder and not suffixes:
-      if files:
-        self.note(f"{self.show(folder)}: files beside the clips, not used", *files)
-      for name in folders:
-        index[source.as_clip_id(name)].append(folder / name)
-    if not folder or not suffixes:
+    if not folder:
       return index
+    folders, files = self.entries(folder)
     paths = [folder / name for name in files]
-    for below in folders:  # archives come in parts
-      paths += [folder / below / name for name in self.entries(folder / below)[1]]
-    for path in paths:
-      if path.suffix.lower() in suffixes:
-        index[source.as_clip_id(path.stem)].append(path)
-      else:
-        what = "sounds" if suffixes == SOUNDS else "videos"
-        self.note(f"{self.show(folder)}: no {what} by extension, not used", path.name)
+    if not suffixes:
+      good, others, what = [folder / name for name in folders], files, "files beside the clips"
+    else:
+      for below in folders:  # archives come in parts
+        paths += [folder / below / name for name in self.entries(folder / below)[1]]
+      good = [path for path in paths if path.suffix.lower() in suffixes]
+      others = [path.name for path in paths if path.suffix.lower() not in suffixes]
+      what = f"no {'sounds' if suffixes == SOUNDS else 'videos'} by extension"
+    if others:
+      self.note(f"{self.show(folder)}: {what}, not used", *others)
+    for path in good:
+      index[as_clip_id(path.stem if suffixes else path.name)].append(path)
     for clip_id, several in index.items() if suffixes == SOUNDS else ():
       wavs = [path for path in several if path.suffix.lower() == ".wav"]
       if len(wavs) == 1 < len(several):
@@ -190,88 +176,78 @@ class Archive:
     if len(paths) == 1:
       return paths[0]
     if paths:
-      return f"several {what}s: {source.first_few(map(self.show, paths))}"
+      return f"several {what}s: {first_few(map(self.show, paths))}"
     case = [path for key in index if key.lower() == clip_id.lower() for path in index[key]]
-    also = f"; {self.show(case[0])} differs in case" if case else ""
-    return f"no {what} in {self.show(folder)}{also}"
+    return f"no {what} in {self.show(folder)}" + (f"; {self.show(case[0])} differs in case" if case else "")
 
   def sound_of(self, index: Index, clip_id: str, what: str, folder: Path, wrong: list[str]) -> Path | None:
     """The sound of a clip. One without sound is wrong, or with --allow_missing_sound noted; several always are."""
     sound = self.only_match(index, clip_id, what, folder)
     if isinstance(sound, Path):
       return sound
-    if clip_id in index:
-      wrong += [sound] * (sound not in wrong)
-    elif self.options.allow_missing_sound:
+    if clip_id not in index and self.options.allow_missing_sound:
       self.note(f"{self.show(folder)}: clips without sound", clip_id)
     elif sound not in wrong:
-      wrong.append(f"{sound} (--allow_missing_sound takes such clips)")
+      wrong.append(sound + " (--allow_missing_sound takes such clips)" * (clip_id not in index))
     return None
 
-  def in_order(
-    self, folder: Path, scanned: Scan, annotated: int | None, original: bool
-  ) -> tuple[list[str], list[str]]:
+  def in_order(self, folder: Path, scanned: Scan, annotated: int | None, original: bool,
+               ) -> tuple[list[str], list[str]]:  # fmt: skip
     """Names of the pictures in the order in which they are used, and what is wrong with them.
 
     Source: reference.md, quirks 13 and 14. The original takes everything that a folder holds but hidden files, in string
     order, and of it as many as its list says.
     """
     folders, files, links, error = scanned
-    shown = self.show(folder)
+    shown, there = self.show(folder), [*files, *links]
     if error:
       return [], [f"{shown} cannot be read ({error})"]
     wrong = [f"{shown}/{name} {bad}" for name in links if (bad := self._wrong_link(folder / name))]
-    names = [name for name in (*files, *links) if name.lower().endswith(PICTURES)]
-    others = [*folders, *(name for name in (*files, *links) if not name.lower().endswith(PICTURES))]
+    names = sorted((name for name in there if name.lower().endswith(PICTURES)), key=source.natural)
+    others = [*folders, *(name for name in there if not name.lower().endswith(PICTURES))]
     if not names:
-      return [], [*wrong, f"{shown} holds no pictures ({source.first_few(others, 3) or 'nothing at all'})"]
-    if others:
-      what = "clips with something that by its extension is no picture, not used"
-      self.note(what, f"{shown} ({source.first_few(others, 1)})")
+      return [], [*wrong, f"{shown} holds no pictures ({first_few(others, 3) or 'nothing at all'})"]
+    odd = {"something that by its extension is no picture, not used": first_few(others, 1)} | _odd_names(
+      names
+    )
+    for what, example in odd.items():
+      if example:
+        self.note(f"clips with {what}", f"{shown} ({example})")
     if others and original:
-      wrong.append(
-        f"{shown} holds what is no picture, but counts in the original: {source.first_few(others, 3)}"
-      )
-    if len({os.path.splitext(name)[1].lower() for name in names}) > 1:
-      self.note("clips with pictures of several file types", shown)
-    ordered = self._by_number(names, shown)
-    names = sorted(names) if original else ordered
+      wrong.append(f"{shown} holds what is no picture, but counts in the original: {first_few(others, 3)}")
+    if original:
+      names.sort()
     if annotated is None or annotated == len(names):
       return names, wrong
     if original and not 0 < annotated <= len(names):
-      return names, [
-        *wrong,
-        f"{shown} holds {source.count(len(names), 'picture')}, {annotated} are annotated",
-      ]
-    what = "all files are used" if not original else "the rest, last in string order, is not used"
-    what = "fewer frames than there are files: " + what
+      return names, [*wrong, f"{shown} holds {count(len(names), 'picture')}, {annotated} are annotated"]
+    what = "fewer frames than there are files: all files are used"
     if annotated > len(names):
       what = "more frames than there are files: all files are used, some may be missing"
+    elif original:
+      what = "fewer frames than there are files: the rest, last in string order, is not used"
     self.note(f"clips annotated with {what}", f"{shown} ({annotated} annotated, {len(names)} there)")
     return names[:annotated] if original else names, wrong
 
-  def _by_number(self, names: list[str], shown: str) -> list[str]:
-    """The names in natural order; notes what is odd about their numbers."""
-    numbers = {name: tuple(map(int, re.findall("[0-9]+", os.path.splitext(name)[0]))) for name in names}
-    plain = all(os.path.splitext(name)[0].isdecimal() for name in names)
-    names = (
-      sorted(names, key=lambda name: (numbers[name], name)) if plain else sorted(names, key=source.natural)
-    )
-    first: dict[tuple[int, ...], str] = {}
-    double = [(first[numbers[n]], n) for n in names if numbers[n] and first.setdefault(numbers[n], n) != n]
-    odd = [name for name in names if not numbers[name]]
-    if double:
-      self.note("clips with several pictures of the same number", f"{shown} ({', '.join(double[0])})")
-    if first and odd:
-      self.note("clips with pictures without a number among numbered ones", f"{shown} ({odd[0]})")
-    if len({len(number) for number in first}) > 1:
-      self.note("clips with pictures that are named in different ways", f"{shown} ({names[0]}, {names[-1]})")
-      return names
-    counting = [column for column in map(set, zip(*first, strict=True)) if len(column) > 1]
-    lacking = max(counting[0]) - min(counting[0]) + 1 - len(counting[0]) if len(counting) == 1 else 0
-    if lacking:  # of several numbers in a name, one counts the frames
-      self.note("clips with gaps in the numbers of their pictures", f"{shown} ({lacking} lacking)")
-    return names
+
+def _odd_names(names: Sequence[str]) -> dict[str, str]:
+  """What is odd about the names of pictures, given in natural order, and an example of it; empty: it is not."""
+  numbers = {name: tuple(map(int, re.findall("[0-9]+", os.path.splitext(name)[0]))) for name in names}
+  first: dict[tuple[int, ...], str] = {}
+  double = [(first[numbers[n]], n) for n in names if numbers[n] and first.setdefault(numbers[n], n) != n]
+  unnumbered = [name for name in names if not numbers[name]]
+  several = len({len(number) for number in first}) > 1
+  # Of several numbers in a name, one counts the frames.
+  counting = [] if several else [column for column in map(set, zip(*first, strict=True)) if len(column) > 1]
+  lacking = max(counting[0]) - min(counting[0]) + 1 - len(counting[0]) if len(counting) == 1 else 0
+  kinds = sorted({os.path.splitext(name)[1].lower() for name in names})
+  return {
+    "pictures of several file types": ", ".join(kinds) if len(kinds) > 1 else "",
+    "several pictures of the same number": ", ".join(double[0]) if double else "",
+    "pictures without a number among numbered ones": unnumbered[0] if first and unnumbered else "",
+    "pictures that are named in different ways": f"{names[0]}, {names[-1]}" if several else "",
+    "gaps in the numbers of their pictures": f"{lacking} lacking" if lacking else "",
+  }
 
 
 def scan(folder: str | Path) -> Scan:

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from mma_dfer_jax.data.labels import COUNTS, SCORES
 from mma_dfer_jax.data.source import Counts, count, names, source_of
@@ -20,14 +19,14 @@ class Findings:
   problems: list[str] = field(default_factory=list)  # make a training pointless or its score wrong
   warnings: list[str] = field(default_factory=list)  # need a human look
   notes: list[str] = field(default_factory=list)  # worth knowing, not wrong
-  PURPOSE: ClassVar[str] = "training"
+  purpose: str = "training"
 
   @property
   def verdict(self) -> str:
     if self.problems:
-      return f"NOT FIT for {self.PURPOSE}: {count(len(self.problems), 'problem')}"
+      return f"NOT FIT for {self.purpose}: {count(len(self.problems), 'problem')}"
     looks = f", but look at {count(len(self.warnings), 'warning')}" if self.warnings else ""
-    return f"fit for {self.PURPOSE}{looks}"
+    return f"fit for {self.purpose}{looks}"
 
   def print_lines(self) -> None:
     """Prints the table and all findings."""
@@ -67,25 +66,21 @@ def check_counts(result: Findings, classes: Sequence[str], name: str) -> None:
   report(result.warnings, "classes without a clip in a split", lacking)
   folds = sorted(int(split[4:]) for split in counts if split.startswith("fold") and split[4:].isdecimal())
   if classes and len(folds) < 2 and not {"train", "test"} <= set(counts):
-    have = ", ".join(counts)
-    problems.append(f"no run can use the splits {have}: it needs train and test, or several folds")
+    problems.append(
+      f"no run can use the splits {', '.join(counts)}: it needs train and test, or several folds"
+    )
   if folds and folds != list(range(1, len(folds) + 1)):
     result.warnings.append(f"the folds are {', '.join(map(str, folds))}: is one missing?")
-  _compare_with_published(result, name)
-
-
-def _compare_with_published(result: Findings, name: str) -> None:
-  counts, published, fixed = result.counts, result.published, name in SCORES
-  if fixed:
-    report(result.problems, f"missing folds of {name}", sorted(set(published) - set(counts)))
-  if not set(published) & set(counts):
-    result.notes += [f"the published splits are others: {', '.join(published)}"] if published else []
+  published, fixed = result.published, name in SCORES
+  report(problems, f"missing folds of {name}", sorted(set(published) - set(counts)) if fixed else [])
+  if published and not set(published) & set(counts):
+    result.notes.append(f"the published splits are others: {', '.join(published)}")
     return
   differing = []
-  for split in dict.fromkeys([*published, *counts]):
-    there, should = Counter(counts.get(split, {})), Counter(published.get(split, {}))
-    differing += [f"{split} {label} {there[label]} (published {should[label]})"
-                  for label in should or there if there[label] != should[label]]  # fmt: skip
+  for split in dict.fromkeys([*published, *counts]) if published else ():
+    found, should = Counter(counts.get(split, {})), Counter(published.get(split, {}))
+    differing += [f"{split} {label} {found[label]} (published {should[label]})"
+                  for label in should or found if found[label] != should[label]]  # fmt: skip
   report(result.warnings if fixed else result.notes, "numbers of clips not as published", differing)
 
 

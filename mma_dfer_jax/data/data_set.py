@@ -35,10 +35,8 @@ class DataSet:
     return tfds.builder_from_directory(self.path).as_data_source(split)
 
   def train_and_test(self, fold: int) -> tuple[str, str]:
-    """The split expressions of a run.
+    """The split expressions of a run: fold k tests on `foldk` and trains on the others; 0 is for `train` and `test`.
 
-    Args:
-      fold: k to test on `foldk` and train on the other folds; 0 for the splits `train` and `test`.
     Raises:
       UserError: if the data set has no such splits.
     """
@@ -48,19 +46,14 @@ class DataSet:
     if test not in self.splits or not train or train[0] not in self.splits:
       advice = f"set config.data.fold to 1…{len(folds)}" if folds else "set config.data.fold=0"
       needed = f"the split {test} and other folds" if fold else "the splits train and test"
-      raise UserError(
-        f"config.data.fold={fold} needs {needed}, but {self.path} has {', '.join(self.splits)}; {advice}"
-      )
+      there = ", ".join(self.splits)
+      raise UserError(f"config.data.fold={fold} needs {needed}, but {self.path} has {there}; {advice}")
     return "+".join(train), test
 
 
 def open_data_set(data_dir: str | os.PathLike, name: str, *, labelled: bool = True) -> DataSet:
   """Opens a data set that `mma_dfer_jax.data.prepare` has written.
 
-  Args:
-    data_dir: the folder that holds the data set.
-    name: of the data set.
-    labelled: whether its clips must have labels.
   Raises:
     UserError: if there is none, naming the command that writes it; if it has no labels.
   """
@@ -68,29 +61,23 @@ def open_data_set(data_dir: str | os.PathLike, name: str, *, labelled: bool = Tr
 
   versions = [path.parent for path in Path(data_dir, name).glob("*/dataset_info.json")]
   if not versions:
-    raise UserError(
-      f"there is no data set {name!r} in {data_dir}; write it with\n"
-      f"  python -m mma_dfer_jax.data.prepare --dataset={name} --data_dir={data_dir} …"
-    )
+    raise UserError(f"there is no data set {name!r} in {data_dir}; write it with\n"
+                    f"  python -m mma_dfer_jax.data.prepare --dataset={name} --data_dir={data_dir} …")  # fmt: skip
+  path = max(versions)
   try:
-    info = tfds.builder_from_directory(max(versions)).info
+    info = tfds.builder_from_directory(path).info
     facts = json.loads((info.metadata or {}).get("facts", "{}"))
     splits = {split: info.splits[split].num_examples for split in info.splits}
   except Exception as error:  # of tfds or protobuf, of any kind
-    raise UserError(
-      f"{max(versions)} is damaged: its metadata cannot be read ({type(error).__name__}: {error}); prepare it again "
-      "with --overwrite"
-    ) from error
+    raise UserError(f"{path} is damaged: its metadata cannot be read ({type(error).__name__}: {error}); prepare it "
+                    "again with --overwrite") from error  # fmt: skip
   if not facts:
-    raise UserError(f"{max(versions)} was not written by mma_dfer_jax.data.prepare: it has no recipe")
+    raise UserError(f"{path} was not written by mma_dfer_jax.data.prepare: it has no recipe")
   if labelled and not facts["classes"]:
-    raise UserError(
-      f"{max(versions)} has no labels: its clips come from a folder or a glob, and are for pretraining. To train or evaluate, "
-      "prepare them from a manifest with the columns path,label,split"
-    )
-  return DataSet(max(versions), tuple(facts["classes"]), facts["recipe"], facts["fingerprint"], splits, facts["clips"],
-                 facts["without_sound"], facts["class_order"], tuple(facts["left_out"]),
-                 tuple(facts["sample_rates"]))  # fmt: skip
+    raise UserError(f"{path} has no labels: its clips come from a folder or a glob, and are for pretraining. To train or "
+                    "evaluate, prepare them from a manifest with the columns path,label,split")  # fmt: skip
+  facts = {key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()}
+  return DataSet(path=path, splits=splits, **facts)
 
 
 def follow_parent(*_: int) -> None:

@@ -20,6 +20,7 @@ import cv2
 from jaxtyping import Float, Int, UInt8
 import numpy as np
 
+from mma_dfer_jax.disk import new_file
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.progress import watched
 
@@ -87,9 +88,9 @@ _VOWELS = np.array([(800, 1250), (320, 2300), (340, 850), (480, 1900), (500, 950
 class Look(NamedTuple):
   """What makes one face differ from another: nothing of it tells the class. Colours are RGB, 0 to 255."""
 
-  skin: Float[np.ndarray, "3"]
-  hair: Float[np.ndarray, "3"]
-  background: Float[np.ndarray, "3"]
+  skin: np.ndarray
+  hair: np.ndarray
+  background: np.ndarray
   fringe: float  # where the hair ends on the forehead, in half face heights above the middle of the face
 
 
@@ -217,12 +218,9 @@ def clip_voice(style: str, rng: np.random.Generator, seconds: float) -> Float[np
 
 
 def write_clip(
-  path: Path,
-  frames: UInt8[np.ndarray, "T H W 3"],
-  waveform: Float[np.ndarray, "S"] | Float[np.ndarray, "S C"] | None,
-  fps: int | float | Fraction,
-  sample_rate: int,
-) -> None:
+  path: Path, frames: UInt8[np.ndarray, "T H W 3"], waveform: Float[np.ndarray, "S ..."] | None,
+  fps: int | float | Fraction, sample_rate: int,
+) -> None:  # fmt: skip
   """Writes (or replaces) an mp4 file with H.264 video and AAC audio; half a file never appears.
 
   Args:
@@ -230,8 +228,7 @@ def write_clip(
     sample_rate: of the waveform, Hz; one that AAC knows, such as 16000, 44100 or 48000.
   """
   height, width = frames.shape[1:3]
-  unfinished = path.with_name(path.name + ".part")
-  with av.open(str(unfinished), "w", format="mp4") as container:
+  with new_file(path, replace=True) as partial, av.open(str(partial), "w", format="mp4") as container:
     video = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
     video.width, video.height = width, height
     video.pix_fmt = "yuv444p" if width % 2 or height % 2 else "yuv420p"  # 4:2:0 needs an even size
@@ -251,7 +248,6 @@ def write_clip(
     if waveform is not None:
       container.mux(audio.encode(sound))
       container.mux(audio.encode())
-  os.replace(unfinished, path)
 
 
 def _make_clip(path: Path, seed: int, split: int, index: int) -> None:
@@ -289,18 +285,15 @@ def generate(out: Path | str, train_per_class: int, test_per_class: int, seed: i
     try:
       (out / name).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-      raise UserError(
-        f"--out={out}: this folder cannot be made ({error.strerror}); choose another"
-      ) from error
+      raise UserError(f"--out={out} cannot be made ({error.strerror}); choose another folder") from error
   if jobs:
     # Spawned, not forked: whoever calls may have threads of its own, such as those of JAX.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(len(jobs), os.cpu_count() or 1), context) as pool:
       list(watched(pool.map(_make_clip, *zip(*jobs, strict=True), chunksize=4), "make clips", len(jobs)))
-  table, unfinished = out / "clips.csv", out / "clips.csv.part"
-  unfinished.write_text("\n".join(rows) + "\n", encoding="utf-8")
-  os.replace(unfinished, table)
-  return table
+  with new_file(out / "clips.csv", replace=True) as partial:
+    partial.write_text("\n".join(rows) + "\n", encoding="utf-8")
+  return out / "clips.csv"
 
 
 if __name__ == "__main__":  # the processes that this command starts import it, too, and need none of this

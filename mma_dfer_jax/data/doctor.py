@@ -8,28 +8,21 @@ Before a data set is prepared, `prepare --check` checks the files that it would 
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import zip_longest
+from itertools import product, zip_longest
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mma_dfer_jax.data.counts import (
-  Findings,
-  check_counts,
-  counts_table,
-  examples,
-  published_counts,
-  report,
-  table,
-)
+from mma_dfer_jax.data import counts
+from mma_dfer_jax.data.counts import examples, report
 from mma_dfer_jax.data.data_set import DataSet, open_data_set
 from mma_dfer_jax.data.fbank import ENERGY_FLOOR, LOWEST_FREQUENCY, normalised, window_and_hop
 from mma_dfer_jax.data.media import SILENT
-from mma_dfer_jax.data.pipeline import eval_example
+from mma_dfer_jax.data.pipeline import make_example
 from mma_dfer_jax.data.record_stats import LIMITS, ODDITIES, RecordStats, examine
 from mma_dfer_jax.data.source import rate_warning
 from mma_dfer_jax.disk import write_json
@@ -39,7 +32,7 @@ SAMPLES, SHOWN_FRAMES = 8, 8  # of a page of clips, and of each of them
 
 
 @dataclass
-class Diagnosis(Findings):
+class Diagnosis(counts.Findings):
   """What was found."""
 
   lists: dict[str, list[str]] = field(default_factory=dict)  # all names behind a message
@@ -47,38 +40,34 @@ class Diagnosis(Findings):
   splits: dict[str, dict[str, Any]] = field(default_factory=dict)  # numbers of each split
 
 
-def diagnose(
-  data_set: DataSet, name: str, seen: Sequence[RecordStats], unreadable: Sequence[str]
-) -> Diagnosis:
+def diagnose(data_set: DataSet, name: str, seen: Sequence[RecordStats], bad: Sequence[str]) -> Diagnosis:
   """Weighs what `examine` found; the name of the data set decides what it is compared with."""
   found, classes = Counter((one.split, one.label) for one in seen), data_set.classes or ("",)
   splits = data_set.splits | data_set.clips
-  counts = {split: {label: found[split, label] for label in classes} for split in splits}
-  result = Diagnosis(counts, published_counts(name, classes))
+  by_class = {split: {label: found[split, label] for label in classes} for split in splits}
+  result = Diagnosis(by_class, counts.published_counts(name, classes))
   problems, warnings = result.problems, result.warnings
-  result.lists |= {"unreadable": list(unreadable)} if unreadable else {}
-  report(problems, "records that cannot be read", unreadable)
+  result.lists |= {"unreadable": list(bad)} if bad else {}
+  report(problems, "records that cannot be read", bad)
   report(problems, "labels that stand for no class", [str(one) for one in seen if one.label is None])
-  lost = Counter(line.split(" ", 1)[0] for line in unreadable)  # by split; of what class is not known
+  lost = Counter(line.split(" ", 1)[0] for line in bad)  # by split; of what class is not known
+  written = {key: data_set.clips.get(key[0], {}).get(key[1], 0) for key in product(splits, classes)}
   differing = [
-    f"{split} has {clips} clips of {label} instead of {written}"
-    for split, row in result.counts.items()
-    for label, clips in row.items()
-    for written in [data_set.clips.get(split, {}).get(label, 0)]
-    if not 0 <= written - clips <= lost[split]
+    f"{split} has {found[split, label]} clips of {label} instead of {clips}"
+    for (split, label), clips in written.items()
+    if not 0 <= clips - found[split, label] <= lost[split]
   ]
   report(problems, "other numbers of clips than prepare wrote", differing)
-  check_counts(result, data_set.classes, name)
+  counts.check_counts(result, data_set.classes, name)
   _find_duplicates(result, seen)
-  for key, (text, holds) in ODDITIES.items():
-    result.lists[key] = [str(one) for one in seen if holds(one)]
-    report(warnings, text.format(LIMITS.get(key)), result.lists[key])
-  rates = Counter(f"{one.sample_rate} Hz" for one in seen if one.has_audio)
+  for key, text in ODDITIES.items():
+    result.lists[key] = [str(one) for one in seen if key in one.odd]
+    report(warnings, text, result.lists[key])
+  rates = Counter(one.sample_rate for one in seen if one.has_audio)
   if len(rates) > 1:
-    mixed = [f"{rate} in {clips}" for rate, clips in rates.most_common()]
+    mixed = [f"{rate} Hz in {clips}" for rate, clips in rates.most_common()]
     report(warnings, "sample rates, each with its own scale of the spectrogram", mixed)
-  resampled = rate_warning(name, (one.sample_rate for one in seen if one.has_audio))
-  warnings += [resampled] if resampled else []
+  warnings += filter(None, [rate_warning(name, rates)])
   result.splits = {split: _numbers([one for one in seen if one.split == split]) for split in splits}
   report(result.notes, "clips that prepare --allow_bad left out", data_set.left_out)
   return result
@@ -116,48 +105,39 @@ def _find_duplicates(result: Diagnosis, seen: Sequence[RecordStats]) -> None:
 
 def _numbers(seen: Sequence[RecordStats]) -> dict[str, Any]:
   """Of one split: [smallest, median, largest], counts by sample rate and size, and clips by oddity."""
-
-  def spread(values: Iterable[float | None]) -> list[float] | None:
-    known = [value for value in values if value is not None]
-    return [round(float(f(known)), 3) for f in (np.min, np.median, np.max)] if known else None
-
   heard = [one for one in seen if one.has_audio]
+  names = ("frames", "brightness", "motion", "face_share")
+  measured = {name: [getattr(one, name) for one in seen] for name in names}
+  measured["seconds_of_sound"] = [one.seconds for one in heard]
+  spreads: dict[str, list[float] | None] = {}
+  for name, values in measured.items():
+    known = [value for value in values if value is not None]
+    spreads[name] = [round(float(f(known)), 3) for f in (np.min, np.median, np.max)] if known else None
   return {
     "clips": len(seen),
-    "frames": spread(one.frames for one in seen),
-    "seconds_of_sound": spread(one.seconds for one in heard),
-    "brightness": spread(one.brightness for one in seen),
-    "motion": spread(one.motion for one in seen),
-    "face_share": spread(one.face_share for one in seen),
+    **spreads,
     "sample_rates": dict(Counter(str(one.sample_rate) for one in heard).most_common()),
     "frame_sizes": dict(Counter(f"{one.size[0]}x{one.size[1]}" for one in seen).most_common()),
-    **{key: sum(map(holds, seen)) for key, (_, holds) in ODDITIES.items()},
+    **{key: sum(key in one.odd for one in seen) for key in ODDITIES},
   }
 
 
-# ---- the report ----
-
-
-def _numbers_table(result: Diagnosis) -> str:
-  """What was measured, by split; of spreads the smallest, the median and the largest."""
-
-  def cell(value: Any) -> str:
-    if isinstance(value, dict):
-      return examples([f"{key} ({clips})" for key, clips in value.items()]) or "–"
-    if isinstance(value, list):
-      return " … ".join(f"{number:g}" for number in value)
-    return "–" if value is None else str(value)
-
-  keys = next(iter(result.splits.values()), {})
-  rows = [[key.replace("_", " "), *(cell(of[key]) for of in result.splits.values())] for key in keys]
-  return table(["", *result.splits], rows)
+def _cell(value: Any) -> str:
+  """A value of `_numbers` in the report."""
+  if isinstance(value, dict):
+    return examples([f"{key} ({clips})" for key, clips in value.items()]) or "–"
+  if isinstance(value, list):
+    return " … ".join(f"{number:g}" for number in value)
+  return "–" if value is None else str(value)
 
 
 def as_markdown(result: Diagnosis, about: Mapping[str, Any], pages: Mapping[str, str]) -> str:
   """The report for people; `about`: facts about the data set; `pages`: files with samples, by title."""
   sections = {title: "\n".join(f"- {line}" for line in getattr(result, title.lower()))
               for title in ("Problems", "Warnings", "Notes")}  # fmt: skip
-  sections |= {"Clips": counts_table(result), "Numbers": _numbers_table(result)}
+  keys = next(iter(result.splits.values()), {})
+  rows = [[key.replace("_", " "), *(_cell(of[key]) for of in result.splits.values())] for key in keys]
+  sections |= {"Clips": counts.counts_table(result), "Numbers": counts.table(["", *result.splits], rows)}
   sections |= {title: f"![{title}]({file})" for title, file in pages.items()}
   sections["The data set"] = "\n".join(f"- {key}: {value}" for key, value in about.items())
   blocks = [f"# {about['data set']}: {result.verdict}"]
@@ -186,7 +166,7 @@ def draw_page(data_set: DataSet, clips: Sequence[tuple[RecordStats, str]], title
   figure.subplots_adjust(0.01, 0.35 / height, 0.99, 1 - 0.7 / height, wspace=0.09, hspace=0.3)
   quietest, loudest = normalised(np.log([[ENERGY_FLOOR]]), 1).item(), 1.3  # of silence, and of a loud voice
   for (one, words), (left, right) in zip(clips, rows, strict=True):
-    example = eval_example(data_set.records(one.split)[one.index], inputs)
+    example = make_example(data_set.records(one.split)[one.index], inputs)
     left.imshow(np.hstack(example["video"][:: inputs.num_frames // SHOWN_FRAMES]))
     left.set_title(f"{one.label}    {one.clip_id}    {words}", loc="left", fontsize=9, parse_math=False)
     left.set_anchor("W")
@@ -205,29 +185,25 @@ def draw_page(data_set: DataSet, clips: Sequence[tuple[RecordStats, str]], title
   figure.savefig(path, dpi=100)
 
 
-def draw_pages(
-  data_set: DataSet, seen: Sequence[RecordStats], result: Diagnosis, folder: Path
-) -> dict[str, str]:
+def draw_pages(data_set: DataSet, seen: Sequence[RecordStats], folder: Path) -> dict[str, str]:
   """One page of samples for each split, and one of clips with warnings; returns files by title."""
   for old in folder.glob("samples_*.png"):
     old.unlink()  # of a split that no longer exists
-  pages: dict[str, list[tuple[RecordStats, str]]] = {}
-  for turn, split in enumerate(result.counts):
+  pages: dict[str, tuple[str, list[tuple[RecordStats, str]]]] = {}
+  for turn, split in enumerate(data_set.splits | data_set.clips):
     chosen = spread_over_classes([one for one in seen if one.split == split], SAMPLES, turn)
-    pages[f"Samples of {split}"] = [(one, f"{one.frames} frames") for one in chosen]
+    pages[split] = (f"Samples of {split}", [(one, f"{one.frames} frames") for one in chosen])
   odd: dict[RecordStats, str] = {}
-  for key, (text, holds) in ODDITIES.items():
-    found = [one for one in seen if holds(one) and one not in odd][:2]
-    odd |= {one: f"{one.split}: {text.format(LIMITS.get(key))}" for one in found}
-  pages["Clips with warnings"] = list(odd.items())[:SAMPLES]
-  files = {
-    title: f"samples_{title.split(' ')[2] if 'of' in title else 'flagged'}.png"
-    for title in pages
-    if pages[title]
-  }
-  for title, file in files.items():
-    heading = f"{data_set.path.parent.name}: {title} (even red: padding after the sound)"
-    draw_page(data_set, pages[title], heading, folder / file)
+  for key, text in ODDITIES.items():
+    found = [one for one in seen if key in one.odd and one not in odd]
+    odd |= {one: f"{one.split}: {text}" for one in found[:2]}
+  pages["flagged"] = ("Clips with warnings", list(odd.items())[:SAMPLES])
+  files = {}
+  for page, (title, clips) in pages.items():
+    if clips:
+      files[title] = f"samples_{page}.png"
+      heading = f"{data_set.path.parent.name}: {title} (even red: padding after the sound)"
+      draw_page(data_set, clips, heading, folder / files[title])
   return files
 
 
@@ -241,7 +217,7 @@ def check_data_set(data_dir: Path, name: str, out: Path | None = None, num_worke
   about = {"data set": name, "path": str(data_set.path), "fingerprint": data_set.fingerprint,
            "class order": data_set.class_order}  # fmt: skip
   about |= {f"recipe, {key}": value for key, value in data_set.recipe.items()}
-  markdown = as_markdown(result, about, draw_pages(data_set, seen, result, folder))
+  markdown = as_markdown(result, about, draw_pages(data_set, seen, folder))
   (folder / "doctor.md").write_text(markdown, encoding="utf-8")
   digests = ("pictures", "sound")  # what they are for is in `duplicates`
   clips = [{k: v for k, v in asdict(one).items() if k not in digests} for one in seen]
@@ -260,9 +236,7 @@ if __name__ == "__main__":  # the processes that this command starts import it, 
   _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of a prepared data set.", required=True)
   _NAME = flags.DEFINE_string("name", "clips", "Name of that data set.")
   _OUT = flags.DEFINE_string("out", None, "Folder for the report; if not given, DATA_DIR/NAME/doctor.")
-  _NUM_WORKERS = flags.DEFINE_integer(
-    "num_workers", os.cpu_count() or 1, "Processes that read records; 0: none but this one.", lower_bound=0
-  )
+  _NUM_WORKERS = flags.DEFINE_integer("num_workers", os.cpu_count() or 1, "Processes that read records; 0: only this one.", lower_bound=0)  # fmt: skip
 
   def main(argv: Sequence[str]) -> int:
     del argv

@@ -6,9 +6,9 @@ bottom.
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-import dataclasses
 import hashlib
 import http.client
+from itertools import product
 import os
 from pathlib import Path
 import re
@@ -66,18 +66,14 @@ class Box(NamedTuple):
   score: float
 
   @property
-  def side(self) -> float:
-    """The longer side."""
-    return max(self.right - self.left, self.bottom - self.top)
+  def square(self) -> tuple[float, float, float]:
+    """Centre (x, y) and longer side."""
+    side = max(self.right - self.left, self.bottom - self.top)
+    return (self.left + self.right) / 2, (self.top + self.bottom) / 2, side
 
   @property
   def area(self) -> float:
     return (self.right - self.left) * (self.bottom - self.top)
-
-  @property
-  def square(self) -> tuple[float, float, float]:
-    """Centre (x, y) and longer side."""
-    return (self.left + self.right) / 2, (self.top + self.bottom) / 2, self.side
 
 
 class Track(NamedTuple):
@@ -100,11 +96,10 @@ class Track(NamedTuple):
 Detections = list[tuple[int, list[Box]]]  # frames that were looked at, and their faces
 Squares = tuple[
   Float[np.ndarray, "N 3"], Bool[np.ndarray, "N"]
-]  # centre (x, y) and side; whether there is a face
+]  # centre (x, y) and side; whether it is a face
 
 
-@dataclasses.dataclass(frozen=True)
-class FaceTrack:
+class FaceTrack(NamedTuple):
   """Where a clip was cut."""
 
   boxes: Int[np.ndarray, "N 4"]  # of each frame: a square inside of it
@@ -146,7 +141,7 @@ class Detector:
 
   def detect(self, frame: UInt8[np.ndarray, "H W 3"]) -> list[Box]:
     """Faces of a frame of any size, the largest first; the box of one that the frame cuts reaches beyond it."""
-    longer = max(frame.shape[:2])
+    longer, boxes = max(frame.shape[:2]), []
     for side in SIDES:
       boxes = self._detect(frame, min(side, max(longer, LEAST_SIDE)) / longer)
       if boxes or longer <= side:
@@ -161,13 +156,9 @@ class Detector:
     seen = cv2.copyMakeBorder(seen, 0, below, 0, right, cv2.BORDER_CONSTANT)
     self._net.setInputSize((seen.shape[1], seen.shape[0]))
     rows = self._net.detect(cv2.cvtColor(seen, cv2.COLOR_RGB2BGR))[1]
-    if rows is None:
-      return []
     x, y = width / size[0], height / size[1]
-    return [
-      Box(left * x, top * y, (left + w) * x, (top + h) * y, score)
-      for left, top, w, h, *_, score in rows.tolist()
-    ]
+    return [Box(left * x, top * y, (left + w) * x, (top + h) * y, score)
+            for left, top, w, h, *_, score in ([] if rows is None else rows.tolist())]  # fmt: skip
 
 
 def face_model(path: Path | None) -> Path:
@@ -215,34 +206,28 @@ def _download() -> bytes:
 
 
 class FaceFinder:
-  """Cuts the face out of clips; one per process, because it limits OpenCV to one thread."""
+  """Cuts the face out of clips; one per process, because it limits OpenCV to one thread.
+
+  Args:
+    model: as `face_model` gives it.
+    policy: "follow": the box follows the face that is largest over time and, while that is not there, the next largest.
+      "union": one box that holds all faces of all frames (the original's choice for MAFW).
+    size: side of the crops in pixels.
+  Raises:
+    UserError: if there is no such policy or size, or the file is no YuNet model.
+  """
 
   def __init__(self, model: Path, policy: str = "follow", size: int = CROP_SIDE):
-    """Loads the detector.
-
-    Args:
-      model: as `face_model` gives it.
-      policy: "follow": the box follows the face that is largest over time and, while that is not there, the next
-        largest. "union": one box that holds all faces of all frames (the original's choice for MAFW).
-      size: side of the crops in pixels.
-    Raises:
-      UserError: if there is no such policy or size, or the file is no YuNet model.
-    """
     if policy not in POLICIES or size < 1:
       raise UserError(f"policy={policy!r}, size={size}: choose {' or '.join(POLICIES)}, and 1 pixel or more")
     cv2.setNumThreads(1)  # each process cuts its own clips; more threads would wait for each other
     self.policy, self.size, self.detector = policy, size, Detector(model)
 
-  def crops(
-    self, frames: Callable[[], Iterator[np.ndarray]]
-  ) -> tuple[Iterator[UInt8[np.ndarray, "S S 3"]], FaceTrack]:
-    """Finds the face of a clip, then cuts (size, size) out of each frame while the result is iterated over.
+  def crops(self, frames: Callable[[], Iterator[np.ndarray]]) -> tuple[Iterator[np.ndarray], FaceTrack]:
+    """Finds the face of a clip, then cuts (size, size, 3) out of each frame while the result is iterated over.
 
-    Args:
-      frames: gives all frames (H, W, 3) uint8 RGB of the clip from the start; called twice, so that no more than two
-        frames are in memory.
-    Raises:
-      ValueError: if there are no frames; while iterating, if their number differs the second time.
+    `frames` gives all frames (H, W, 3) uint8 RGB from the start; it is called twice, so that no more than two frames are
+    in memory. Raises ValueError if there are none; while iterating, if their number differs the second time.
     """
     track = self.track(*detect_every(frames(), self.detector.detect))
     return cut(frames(), track.boxes, self.size), track
@@ -250,7 +235,8 @@ class FaceFinder:
   def track(self, detections: Detections, sizes: Int[np.ndarray, "N 2"]) -> FaceTrack:
     """Where to cut a clip, from the faces of the frames that were looked at, and height and width of all frames."""
     if not any(boxes for _, boxes in detections):
-      return FaceTrack(centred(sizes), np.zeros(len(sizes), bool))
+      middle = np.stack([sizes[:, 1] / 2, sizes[:, 0] / 2, sizes.min(axis=1)], axis=1)
+      return FaceTrack(fit(middle, sizes), np.zeros(len(sizes), bool))
     if self.policy == "follow":
       squares, found = follow(choose(link(detections)), len(sizes))
       squares[:, 2] *= MARGIN
@@ -261,11 +247,8 @@ class FaceFinder:
 
 def face_recipe(policy: str, size: int, detector: str) -> dict[str, str]:
   """What a data set's recipe says of its faces, with the detector's sha256; `finder_of` reads the other two."""
-  return {
-    "faces": f"yunet, {policy}",
-    "frame_size": f"faces, {size} x {size}",
-    "face_detector": f"sha256 {detector}",
-  }
+  return {"faces": f"yunet, {policy}", "frame_size": f"faces, {size} x {size}",
+          "face_detector": f"sha256 {detector}"}  # fmt: skip
 
 
 ARCHIVE_FACES = {"faces": "cut out by those who made the archive"}  # what a recipe says of DFEW's frames
@@ -285,25 +268,23 @@ def finder_of(recipe: Mapping[str, Any], model: Path | None, faces: str = "auto"
   """
   if faces not in FACES:
     raise UserError(f"faces={faces}: choose one of {', '.join(FACES)}")
-  said = str(recipe.get("faces", ""))
-  policy = re.fullmatch(r"yunet, (\w+)", said)
+  of_recipe = str(recipe.get("faces", ""))
+  policy = re.fullmatch(r"yunet, (\w+)", of_recipe)
   size = re.fullmatch(r"faces, (\d+) x \d+", str(recipe.get("frame_size", "")))
-  if faces == "none" or (faces == "auto" and not policy and said != ARCHIVE_FACES["faces"]):
+  if faces == "none" or (faces == "auto" and not policy and of_recipe != ARCHIVE_FACES["faces"]):
     return None
   return FaceFinder(face_model(model), policy[1] if policy else "follow", int(size[1]) if size else CROP_SIDE)
 
 
 def detect_every(
-  frames: Iterable[Any], detect: Callable[[Any], list[Box]], due: Callable[[int], bool] = lambda number: False
+  frames: Iterable[Any], detect: Callable[[Any], list[Box]], due: Callable[[], bool] = lambda: False
 ) -> tuple[Detections, Int[np.ndarray, "N 2"]]:
-  """Faces of every fourth frame, of the last, and of those that are due.
+  """Faces of every fourth frame, of the last, and of those that are due; and height and width of every frame.
 
   Args:
     frames: anything that has a shape (H, W, 3).
     detect: finds the faces of one of them.
-    due: whether to look at another frame, too, from its number.
-  Returns:
-    the faces; and height and width of every frame.
+    due: whether to look at the latest frame, too.
   Raises:
     ValueError: if there are no frames.
   """
@@ -312,13 +293,12 @@ def detect_every(
   frame = None
   for i, frame in enumerate(frames):
     sizes.append((frame.shape[0], frame.shape[1]))
-    if i % EVERY == 0 or due(i):
+    if i % EVERY == 0 or due():
       detections.append((i, detect(frame)))
   if frame is None:
     raise ValueError("a clip without frames has no face")
-  last = len(sizes) - 1
-  if detections[-1][0] != last:
-    detections.append((last, detect(frame)))
+  if detections[-1][0] != i:
+    detections.append((i, detect(frame)))
   return detections, np.array(sizes)
 
 
@@ -330,8 +310,13 @@ def link(detections: Detections) -> list[Track]:
   """
   tracks: list[Track] = []
   for i, faces in detections:
-    recent = [(number, track) for number, track in enumerate(tracks) if i - track.at[-1] <= MAX_GAP]
-    pairs = [(_distance(track.boxes[-1], face), k, j) for k, track in recent for j, face in enumerate(faces)]
+    recent = [(k, track) for k, track in enumerate(tracks) if i - track.at[-1] <= MAX_GAP]
+    pairs = []
+    for (k, track), (j, face) in product(recent, enumerate(faces)):
+      (x, y, side), (face_x, face_y, face_side) = track.boxes[-1].square, face.square
+      smaller, larger = sorted((side, face_side))
+      if larger <= GROWTH * smaller:
+        pairs.append((float(np.hypot(x - face_x, y - face_y)) / larger, k, j))
     taken: dict[int, int] = {}  # track of each face
     for distance, k, j in sorted(pairs):
       if distance <= REACH and j not in taken and k not in taken.values():
@@ -343,13 +328,6 @@ def link(detections: Detections) -> list[Track]:
       track.at.append(i)
       track.boxes.append(face)
   return tracks
-
-
-def _distance(one: Box, other: Box) -> float:
-  """Between centres, in sides of the larger box; infinite between boxes that are too different in size."""
-  (x, y, side), (other_x, other_y, other_side) = one.square, other.square
-  larger, smaller = max(side, other_side), min(side, other_side)
-  return float(np.hypot(x - other_x, y - other_y)) / larger if larger <= GROWTH * smaller else float("inf")
 
 
 def choose(tracks: Sequence[Track]) -> list[Track]:
@@ -424,14 +402,7 @@ def fit(squares: Float[np.ndarray, "N 3"], sizes: Int[np.ndarray, "N 2"]) -> Int
   return np.concatenate([corners, corners + sides[:, None]], axis=1)
 
 
-def centred(sizes: Int[np.ndarray, "N 2"]) -> Int[np.ndarray, "N 4"]:
-  """The largest square in the middle of each frame, from height and width."""
-  return fit(np.stack([sizes[:, 1] / 2, sizes[:, 0] / 2, sizes.min(axis=1)], axis=1), sizes)
-
-
-def cut(
-  frames: Iterable[np.ndarray], boxes: Int[np.ndarray, "N 4"], size: int
-) -> Iterator[UInt8[np.ndarray, "S S 3"]]:
+def cut(frames: Iterable[np.ndarray], boxes: Int[np.ndarray, "N 4"], size: int) -> Iterator[np.ndarray]:
   """One crop of (size, size) for each frame; raises ValueError at the end if there are more or fewer than boxes."""
   for frame, (left, top, right, bottom) in zip(frames, boxes, strict=True):
     yield resize(np.ascontiguousarray(frame[top:bottom, left:right]), size)

@@ -32,9 +32,7 @@ def mel_triangles(sample_rate: int, padded: int, num_mel_bins: int) -> Float[np.
   """Weights of the mel filters: triangles that are equally spaced and straight-sided on the mel scale.
 
   Args:
-    sample_rate: Hz; half of it is the upper edge of the last triangle.
     padded: length of the Fourier transform; its Nyquist bin belongs to no filter and is left out.
-    num_mel_bins: K. A filter that is narrower than a Fourier bin may be empty.
   Source: torchaudio.compliance.kaldi.get_mel_banks, in float32 like there.
   """
   lowest, highest = (1127.0 * math.log(1.0 + f / 700.0) for f in (LOWEST_FREQUENCY, sample_rate / 2))
@@ -50,9 +48,8 @@ def mel_triangles(sample_rate: int, padded: int, num_mel_bins: int) -> Float[np.
 def _packed_triangles(sample_rate: int, padded: int, num_mel_bins: int) -> Any:
   """mel_triangles for the squares of what OpenCV makes of a real signal: bin 0, real and imaginary part of the others.
 
-  Returns:
-    (K, padded) float64, sparse: hardly 2 % of it is not zero, and a dense product would start BLAS threads that fight
-    with those of the training step. The last column, the Nyquist bin, is 0.
+  (K, padded) float64, sparse: hardly 2 % of it is not zero, and a dense product would start BLAS threads that fight with
+  those of the training step. The last column, the Nyquist bin, is 0.
   """
   import scipy.sparse  # as slow to import as all else that a spectrogram needs
 
@@ -71,8 +68,7 @@ def log_mel_fbank(
   Args:
     waveform: (S,) float32 or float64 in [-1, 1], one channel; its mean is removed first.
     sample_rate: Hz; window, hop and highest mel edge follow from it, nothing is resampled.
-    num_mel_bins: number of triangular filters between 20 Hz and half the sample rate.
-    max_rows: compute only this many rows, from the start; None computes all.
+    max_rows: computes only so many rows, from the start.
   Returns:
     (F, K) float32, natural logarithm of energy, at least log(1.19e-7) = -15.94. F = 1 + (S - window) // hop, or 0 if
     the waveform is shorter than a window.
@@ -128,13 +124,8 @@ def normalised(rows: Float[np.ndarray, "f K"], num_rows: int) -> Float[np.ndarra
 def spectrogram(
   waveform: Float[np.ndarray, "S"], sample_rate: int, num_rows: int = 512, num_mel_bins: int = 128
 ) -> Float[np.ndarray, "F K"]:
-  """The Audio Encoder's input: the first 5.12 s as normalised log-mel energies.
+  """The Audio Encoder's input: the first 5.12 s as normalised log-mel energies; a shorter sound is padded.
 
-  Args:
-    waveform: (S,) float in [-1, 1], first channel, never resampled.
-    sample_rate: Hz.
-    num_rows: F, rows of 10 ms; a longer sound is cut at the end, a shorter one is padded.
-    num_mel_bins: K.
   Raises:
     ValueError: as log_mel_fbank, and if the waveform is shorter than one window of 25 ms.
   Source: video_dataloader.py; AudioMAE, dataset.py.

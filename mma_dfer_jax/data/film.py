@@ -7,12 +7,13 @@ loudness, `samples` the frames of the windows that are open. Neither holds more 
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+import contextlib
 import dataclasses
 import itertools
 import math
 from operator import itemgetter
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Bool, Float, Float32, Int, Int16, UInt8
 import numpy as np
@@ -21,7 +22,7 @@ from mma_dfer_jax.data import media
 from mma_dfer_jax.data.faces import Detections, FaceFinder, cut, detect_every
 from mma_dfer_jax.data.fbank import window_and_hop
 from mma_dfer_jax.data.frames import encode_frame, sample_frames
-from mma_dfer_jax.data.pipeline import eval_example
+from mma_dfer_jax.data.pipeline import make_example
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.inputs import Inputs
 
@@ -29,6 +30,7 @@ LOUDNESS_RATE = 20  # extremes of the sound that are kept of each second
 EPSILON = 1e-6  # seconds: times of frames are sums of fractions
 SHORTEST_WINDOW = 0.1  # seconds
 LONGEST_STEP_BACK = 1.0  # seconds by which a picture may be earlier than the one before
+CHANGED = "was changed while it was read"
 LEFTOVER = 0.025  # seconds at the end of a film that are no window of their own: many files round times
 
 
@@ -58,14 +60,13 @@ class Film:
   stamp: tuple[int, ...]  # which file it was, to notice another in its place
 
 
-@dataclasses.dataclass(frozen=True)
-class Window:
-  """A part of a film."""
+class Window(NamedTuple):
+  """A part of a film: seconds, and frames (`last` is the one after its last)."""
 
-  start: float  # seconds
+  start: float
   end: float
-  first: int  # frame
-  last: int  # the frame after its last one
+  first: int
+  last: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,16 +85,12 @@ class Sample:
 
 
 def survey(
-  path: str | os.PathLike[str],
-  finder: FaceFinder | None = None,
-  *,
-  hop: float | None = None,
+  path: str | os.PathLike[str], finder: FaceFinder | None = None, *, hop: float | None = None,
   progress: Callable[[float], object] = lambda seconds: None,
-) -> Film:
+) -> Film:  # fmt: skip
   """Reads a video to its end, so that whatever is wrong with it is known before a model runs.
 
   Args:
-    path: any video file.
     finder: looks for faces in every fourth frame, as in training, and in the first and the last of every hop.
     hop: seconds from one window to the next; None if there will be one window.
     progress: gets the time of each frame, in seconds.
@@ -119,8 +116,8 @@ def survey(
       progress(picture.time)
       yield picture
 
-  def due(number: int) -> bool:
-    del number  # the frame that was seen last
+  def due() -> bool:
+    """Whether the frame that was seen last is the first or the last of a hop."""
     around = (times[-2], times[-1], max(times[-1], upcoming))
     return hop is not None and len({math.floor((time + EPSILON) / hop) for time in around}) > 1
 
@@ -133,29 +130,26 @@ def survey(
 
 
 def _stamp(path: str | os.PathLike[str]) -> tuple[int, ...]:
-  try:
+  with contextlib.suppress(OSError, ValueError):  # reading it says what is wrong
     status = os.stat(path)
-  except (OSError, ValueError):
-    return ()  # reading it says what is wrong
-  return status.st_ino, status.st_size, status.st_mtime_ns
+    return status.st_ino, status.st_size, status.st_mtime_ns
+  return ()
 
 
 def _listen(path: str | os.PathLike[str]) -> Soundtrack | None:
   extremes: list[tuple[int, int]] = []
   rest = np.zeros(0, np.int16)
   length = sample_rate = 0
-
-  def edge(number: int) -> int:
-    """The sample at which a twentieth of a second begins."""
-    return round(number * sample_rate / LOUDNESS_RATE)
-
   for piece in media.iterate_sound(path):
     sample_rate = piece.sample_rate
     length += len(piece.waveform)
     rest = np.concatenate([rest, piece.waveform])
-    while len(rest) >= (size := edge(len(extremes) + 1) - edge(len(extremes))):
-      extremes.append((rest[:size].min(), rest[:size].max()))
-      rest = rest[size:]
+    while True:  # for each twentieth of a second that is complete
+      begin, end = (round((len(extremes) + i) * sample_rate / LOUDNESS_RATE) for i in (0, 1))
+      if len(rest) < end - begin:
+        break
+      extremes.append((rest[: end - begin].min(), rest[: end - begin].max()))
+      rest = rest[end - begin :]
   if length < media.SHORTEST_SOUND * sample_rate or not length:
     return None
   if len(rest):
@@ -202,7 +196,7 @@ def check_windows(window: float, hop: float) -> None:
 def samples(
   film: Film, wanted: Sequence[Window], inputs: Inputs, finder: FaceFinder | None = None
 ) -> Iterator[Sample]:
-  """What the model is given of each window: what `prepare` and `eval_example` would make of a clip cut out there.
+  """What the model is given of each window: what `prepare` and `make_example` would make of a clip cut out there.
 
   Args:
     film: as `survey` saw it, with the same finder.
@@ -211,25 +205,22 @@ def samples(
     MediaError: while iterating, if the file is another than it was.
   """
   upcoming, opened = deque(wanted), deque[_OpenWindow]()
-  sound = _Excerpts(film, inputs.audio_shape[0])
-
-  def check_unchanged() -> None:
-    if _stamp(film.path) != film.stamp:
-      raise media.MediaError(f"{film.path}: was changed while it was read")
-
-  check_unchanged()
+  sounds = _excerpts(film, wanted, inputs.audio_shape[0])
+  if _stamp(film.path) != film.stamp:
+    raise media.MediaError(f"{film.path}: {CHANGED}")
   for number, picture in enumerate(media.iterate_pictures(film.path)):
     while upcoming and upcoming[0].first <= number:
       opened.append(_OpenWindow(film, upcoming.popleft(), inputs.num_frames, finder))
-    pixels = picture.pixels() if any(number in window.chosen for window in opened) else None
-    for window in opened:
-      if pixels is not None and number in window.chosen:
-        window.take(number, pixels)
+    takers = [window for window in opened if number in window.chosen]
+    pixels = picture.pixels() if takers else np.zeros(0, np.uint8)
+    for window in takers:
+      window.take(number, pixels)
     while opened and opened[0].chosen[-1] <= number:
-      yield opened.popleft().sample(sound, inputs)
+      yield opened.popleft().sample(*next(sounds), inputs)
   if upcoming or opened:
-    raise media.MediaError(f"{film.path}: has fewer frames than before; it was changed while it was read")
-  check_unchanged()
+    raise media.MediaError(f"{film.path}: has fewer frames than before; it {CHANGED}")
+  if _stamp(film.path) != film.stamp:
+    raise media.MediaError(f"{film.path}: {CHANGED}")
 
 
 class _OpenWindow:
@@ -249,54 +240,46 @@ class _OpenWindow:
 
   def take(self, number: int, pixels: np.ndarray) -> None:
     if pixels.shape[:2] != tuple(self.film.sizes[number]):
-      raise media.MediaError(
-        f"{self.film.path}: frame {number} has another size than before; the file was changed while it was read"
-      )
+      raise media.MediaError(f"{self.film.path}: frame {number} has another size than before; it {CHANGED}")
     place = number - self.window.first
     if self.finder is not None and self.track is not None:
       (pixels,) = cut([pixels], self.track.boxes[place][None], self.finder.size)
     self.jpegs[place] = encode_frame(pixels)
 
-  def sample(self, sound: "_Excerpts", inputs: Inputs) -> Sample:
-    record, length, silent = sound.excerpt(self.window)
+  def sample(self, sound: dict, heard: dict[str, Any], inputs: Inputs) -> Sample:
     frames = [self.jpegs.get(i, b"") for i in range(self.window.last - self.window.first)]
-    example = eval_example({"frames": frames, "label": 0, "clip_id": b"", **record}, inputs)
+    example = make_example({"frames": frames, "label": 0, "clip_id": b"", **sound}, inputs)
     found = None if self.track is None else self.track.found
-    return Sample(self.window, example["video"], example["spectrogram"], found, self.faces_at_once, length,
-                  sound.seconds, silent, int(record["sample_rate"]))  # fmt: skip
+    return Sample(self.window, example["video"], example["spectrogram"], found, self.faces_at_once, **heard)
 
 
-class _Excerpts:
-  """Beginnings of windows of a sound that is read once, in the order of time."""
-
-  def __init__(self, film: Film, num_rows: int):
-    self.film = film
-    rate = film.sound.sample_rate if film.sound else 0
-    window, hop = window_and_hop(rate) if rate else (0, 0)
-    self.samples = window + hop * (num_rows - 1)  # that a spectrogram of so many rows has room for
-    self.seconds = self.samples / rate if rate else 0.0
-    self.pieces = media.iterate_sound(film.path)
-    self.waveform, self.position = np.zeros(0, np.int16), 0  # what is kept, and its first sample's number
-
-  def excerpt(self, window: Window) -> tuple[dict, float, bool]:
-    """The sound's part of a record; how many seconds of sound the window has; and whether they are silent."""
-    if sound := self.film.sound:
-      # The sound of a whole clip may be longer than its pictures.
-      alone = window.start == 0.0 and window.end == self.film.seconds
-      end = sound.seconds if alone else min(window.end, sound.seconds)
-      start, stop = round(window.start * sound.sample_rate), round(end * sound.sample_rate)
-      waveform = self._samples(start, min(stop, start + self.samples))
-      if media.is_long_enough(waveform, sound.sample_rate):
-        record = {"waveform": waveform, "sample_rate": sound.sample_rate, "has_audio": True}
-        return record, (stop - start) / sound.sample_rate, sound.peak(window.start, end) < media.SILENT
-    return {"waveform": np.zeros(0, np.int16), "sample_rate": 0, "has_audio": False}, 0.0, False
-
-  def _samples(self, start: int, stop: int) -> np.ndarray:
-    kept = [self.waveform[max(0, start - self.position) :]]
-    reached = self.position + len(self.waveform)
-    self.position = max(start, self.position)
-    while reached < stop and (piece := next(self.pieces, None)):
-      kept.append(piece.waveform[max(0, self.position - reached) :])
+def _excerpts(film: Film, wanted: Sequence[Window], num_rows: int) -> Iterator[tuple[dict, dict[str, Any]]]:
+  """Of each window, whose sound is read once: the sound's part of a record, cut to a spectrogram, and of its sample."""
+  nothing = {"waveform": np.zeros(0, np.int16), "sample_rate": 0, "has_audio": False}
+  rate = film.sound.sample_rate if film.sound else 0
+  row, hop = window_and_hop(rate) if rate else (0, 0)
+  room = row + hop * (num_rows - 1)  # samples of so many rows
+  heard = {"heard": room / rate if rate else 0.0, "seconds_of_sound": 0.0, "silent": False, "sample_rate": 0}
+  pieces = media.iterate_sound(film.path)
+  kept, position = np.zeros(0, np.int16), 0  # what was read and may be needed, and its first sample's number
+  for window in wanted:
+    if film.sound is None:
+      yield nothing, heard
+      continue
+    # The sound of a whole clip may be longer than its pictures.
+    alone = window.start == 0.0 and window.end == film.seconds
+    end = film.sound.seconds if alone else min(window.end, film.sound.seconds)
+    start, stop = round(window.start * rate), round(end * rate)
+    parts, reached = [kept[max(0, start - position) :]], position + len(kept)
+    position = max(start, position)
+    while reached < min(stop, start + room) and (piece := next(pieces, None)):
+      parts.append(piece.waveform[max(0, position - reached) :])
       reached += len(piece.waveform)
-    self.waveform = np.concatenate(kept)
-    return self.waveform[: max(0, stop - self.position)].copy()
+    kept = np.concatenate(parts)
+    waveform = kept[: max(0, min(stop, start + room) - position)].copy()
+    if not media.is_long_enough(waveform, rate):
+      yield nothing, heard
+      continue
+    silent = film.sound.peak(window.start, end) < media.SILENT
+    found = {"seconds_of_sound": (stop - start) / rate, "silent": silent, "sample_rate": rate}
+    yield {"waveform": waveform, "sample_rate": rate, "has_audio": True}, heard | found

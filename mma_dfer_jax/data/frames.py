@@ -7,7 +7,6 @@ import inspect
 import io
 import math
 import struct
-from typing import Any
 
 import cv2
 from jaxtyping import Int, UInt8
@@ -28,10 +27,6 @@ def sample_frames(
   A clip with fewer frames than segments gives all its frames, then repeats the last. Training cuts segments to whole
   frames, so that the last num_frames % T frames are never drawn, and 16 to 31 frames always give the first 16.
 
-  Args:
-    num_frames: frames in the clip.
-    train: draw within each segment instead of taking the middle; needs rng.
-    num_segments: T.
   Raises:
     ValueError: if the clip has no frames, or train is set without rng.
   Source: video_dataloader.py, _get_train_indices and _get_test_indices, with one frame per segment.
@@ -57,8 +52,6 @@ def decode_frame(data: bytes) -> UInt8[np.ndarray, "H W 3"]:
   OpenCV decodes ordinary JPEG faster. What it treats differently is left to PIL: CMYK, 16-bit PNG, and JPEG that does
   not end in its end marker, which some versions fill up with grey instead of refusing it.
 
-  Args:
-    data: a whole JPEG, PNG or other file that PIL reads; greyscale is repeated, transparency dropped.
   Raises:
     ValueError: if the bytes are no picture, or an incomplete one.
   """
@@ -105,8 +98,6 @@ def resize(
   """A frame stretched to (size, size): the whole of the test transform. It does not keep the aspect ratio.
 
   Args:
-    frame: (h, w, 3) uint8; one of that size stays as it is.
-    size: side of the square in pixels.
     out: (size, size, 3) uint8 in C order, which the result is written to and which is returned; None for a new one.
   Source: PIL bilinear, which averages when it makes smaller (OpenCV's does not).
   """
@@ -121,26 +112,23 @@ def _resize(
   As PIL: first along x, then along y, rounded to 8 bits after each. PIL itself makes frames lower, because Pillow 13 in
   some of these cases, unlike Pillow 11 and 12, takes y first; and does all where numba is missing: five times slower.
   """
+  out = np.empty((height, width, 3), np.uint8) if out is None else out
   same = frame.shape[:2] == (height, width)
   if not same and frame.shape[0] <= height and (compiled := _compiled()):
-    mix, _ = compiled
-    out = np.empty((height, width, 3), np.uint8) if out is None else out
     # Both steps mix whole rows, which the compiler makes vector instructions of: for x the frame lies on its side.
     sideways = np.empty((width, frame.shape[0], 3), np.uint8)
-    mix(_rows(cv2.transpose(frame)), *pillow_weights(frame.shape[1], width, flip), _rows(sideways))
-    mix(_rows(cv2.transpose(sideways)), *pillow_weights(frame.shape[0], height), _rows(out))
+    for pixels, weights, target in (
+      (frame, pillow_weights(frame.shape[1], width, flip), sideways),
+      (sideways, pillow_weights(frame.shape[0], height), out),
+    ):
+      compiled[0](
+        cv2.transpose(pixels).reshape(pixels.shape[1], -1), *weights, target.reshape(len(target), -1)
+      )
     return out
   if not same:
     frame = np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BILINEAR))
-  pixels = cv2.flip(frame, 1) if flip else frame
-  if out is None:
-    return pixels
-  out[...] = pixels
+  out[...] = cv2.flip(frame, 1) if flip else frame
   return out
-
-
-def _rows(pixels: np.ndarray) -> np.ndarray:
-  return pixels.reshape(len(pixels), -1)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -196,14 +184,13 @@ def _compiled() -> tuple[Callable[..., None], Callable[..., None]] | None:
   except ImportError:  # numba raises it, too, if it does not know this numpy yet
     return None
 
-  def compiled(function: Callable[..., None], *arguments: Any) -> Callable[..., None]:
-    plain = inspect.unwrap(function)  # without the shape check of the tests
-    return numba.njit(numba.void(*arguments), nogil=True)(plain)
-
-  byte, index, weight = numba.uint8, numba.int64, numba.int32
+  byte, index = numba.uint8, numba.int64
   read_only = numba.types.Array(byte, 1, "C", readonly=True)  # such as PIL's pixels; takes others too
-  mix = compiled(_mix, byte[:, ::1], index[::1], index[::1], weight[:, ::1], byte[:, ::1])
-  return mix, compiled(_scale, read_only, numba.float32, byte[::1])
+  of_mix = numba.void(byte[:, ::1], index[::1], index[::1], numba.int32[:, ::1], byte[:, ::1])
+  of_scale = numba.void(read_only, numba.float32, byte[::1])
+  # Unwrapped: without the shape check of the tests.
+  return (numba.njit(of_mix, nogil=True)(inspect.unwrap(_mix)),
+          numba.njit(of_scale, nogil=True)(inspect.unwrap(_scale)))  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,8 +208,8 @@ class Augmentation:
   """What is done to every frame of one clip."""
 
   box: tuple[int, int, int, int]  # left, top, right, bottom of the crop in pixels
-  brightness_factor: float  # that pixels are multiplied with
-  flip: bool  # mirror left and right
+  brightness_factor: float
+  flip: bool
   # None: the box is cut from the frame, then resized. Else the frame is first resized until its shorter side has so many
   # pixels, and the box, of the final size, is cut from that.
   shorter_side: int | None = None
@@ -233,9 +220,8 @@ def draw_augmentation(
 ) -> Augmentation:
   """Draws one augmentation, for all frames of a clip. If no box fits in 10 attempts (very long frames): a square.
 
-  Args:
-    height, width: of the first frame, into which the box fits, whatever the sizes of the others.
-    size: side of the final square in pixels.
+  `height` and `width` are the first frame's, into which the box fits, whatever the sizes of the others.
+
   Source: original video_transform.py: ColorJitter, GroupRandomSizedCrop, GroupRandomHorizontalFlip; same order of draws.
   """
   factor = rng.uniform(max(0.0, 1 - ranges.brightness), 1 + ranges.brightness)
@@ -264,21 +250,14 @@ def _scaled(width: int, height: int, shorter_side: int) -> tuple[int, int]:
 
 
 def augment(
-  frame: UInt8[np.ndarray, "h w 3"],
-  augmentation: Augmentation,
-  size: int,
+  frame: UInt8[np.ndarray, "h w 3"], augmentation: Augmentation, size: int,
   out: UInt8[np.ndarray, "H W 3"] | None = None,
-) -> UInt8[np.ndarray, "H W 3"]:
-  """Applies an augmentation to one frame.
+) -> UInt8[np.ndarray, "H W 3"]:  # fmt: skip
+  """Applies a clip's augmentation to one frame; where the box leaves it, the result is black. `out` as for resize.
 
   Cutting before resizing is not the same as PIL's resize(box=...), which looks at pixels outside of the box. Brightness
   comes first in the original; cutting first gives the same pixels and is faster.
 
-  Args:
-    frame: (h, w, 3) uint8. Where the box leaves it, the result is black.
-    augmentation: as drawn for the clip's first frame.
-    size: side of the final square, as for draw_augmentation.
-    out: as for resize.
   Source: original video_transform.py on PIL images.
   """
   if augmentation.shorter_side is None:
@@ -304,8 +283,5 @@ def _cut(frame: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
   """PIL's crop: black where the box leaves the frame."""
   left, top, right, bottom = box
   inside = frame[top:bottom, left:right]
-  if inside.shape[:2] == (bottom - top, right - left):
-    return inside
-  cut = np.zeros((bottom - top, right - left, 3), np.uint8)
-  cut[: inside.shape[0], : inside.shape[1]] = inside
-  return cut
+  below, beside = bottom - top - inside.shape[0], right - left - inside.shape[1]
+  return np.pad(inside, ((0, below), (0, beside), (0, 0))) if below or beside else inside

@@ -1,10 +1,11 @@
 """Data sets whose clips stand in lists of five folds: the lists, which must agree, and the files of the clips in them."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 import csv
 import dataclasses
+import functools
 import io
 import os
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 from mma_dfer_jax.data import archive, source
 from mma_dfer_jax.data.archive import SOUNDS, VIDEOS, Archive, scan
-from mma_dfer_jax.data.source import FOLDS, ClipFiles, LabelOrder, Layout, option
+from mma_dfer_jax.data.source import FOLDS, ClipFiles, LabelOrder, Layout, as_clip_id, first_few, option
 from mma_dfer_jax.errors import UserError, listed
 
 FORMS = {
@@ -39,9 +40,6 @@ class Options(archive.Options):
   frames: str = option("all", "Which pictures to take.")
 
 
-# ---- tables ----
-
-
 def read_text(path: Path) -> str:
   """Raises: ValueError: if it cannot be read, or is not UTF-8."""
   try:
@@ -61,11 +59,8 @@ class Table(NamedTuple):
 
 
 def read_table(path: Path, *columns: str) -> Table:
-  """A csv with a header; takes semicolons or tabs in place of commas, and notes it.
+  """A csv with one of these sets of columns, as "path,label"; takes semicolons or tabs in place of commas, and notes it.
 
-  Args:
-    path: the file.
-    columns: the columns that it must have, as "path,label"; any one of these sets, and no column of another.
   Raises:
     ValueError: what is wrong with the file.
   """
@@ -92,255 +87,216 @@ def read_table(path: Path, *columns: str) -> Table:
   return Table(header, rows[1:], notes)
 
 
-# ---- lists of folds: which clip is in which fold, and its label as written ----
-
-
 class Row(NamedTuple):
   """One line of a list."""
 
-  where: str
+  path: Path  # of the list
+  fold: int
+  part: str  # train or test
+  kind: str  # the form of the list, one of FORMS
+  where: str  # path and line, for messages
   clip_id: str
   written: str  # label
   annotated: int | None = None  # number of frames
   folder: str = ""  # that the list says the clip is in
-
-
-@dataclasses.dataclass
-class FoldList:
-  """One list file; `kind` is its form, one of FORMS, or "" if unreadable."""
-
-  path: Path
-  fold: int
-  part: str  # train or test
-  kind: str = ""
-  rows: list[Row] = dataclasses.field(default_factory=list)
-
-
-class Place(NamedTuple):
-  """Where a clip belongs."""
-
-  row: Row
-  label: str
-  fold: int
-
-
-def read_label(written: str, first: int, classes: Sequence[str]) -> str | None:
-  """The class that a list means by a number, counted from `first`, or by a word: its name, or the same in other words."""
-  if re.fullmatch("[0-9]+", written):
-    return classes[int(written) - first] if first <= int(written) < first + len(classes) else None
-  word = written.lower()
-  alike = {other for row in _WORDS if word in row.split() for other in row.split()}
-  fitting = [name for name in classes if name.lower() == word] or [name for name in classes if name in alike]
-  return fitting[0] if len(fitting) == 1 else None
-
-
-def check_numbers(lists: Sequence[FoldList], first: int, classes: Sequence[str]) -> None:
-  """Refuses lists that count their labels from another number: all of them would be one off.
-
-  Raises:
-    UserError: if some label is too large and the smallest is never used, or the other way round.
-  """
-  texts = {row.written for one in lists for row in one.rows}
-  numbers = {int(text) for text in texts if re.fullmatch("-?[0-9]+", text)}
-  last = first + len(classes) - 1
-  if (last + 1 in numbers and first not in numbers) or (first - 1 in numbers and last not in numbers):
-    raise UserError(f"{lists[0].path.parent}: labels go from {min(numbers)} to {max(numbers)}; these lists must count "
-                    f"{', '.join(classes)} from {first} to {last}")  # fmt: skip
+  label: str | None = None  # class; None: not known yet, or not one of them
 
 
 class ListedArchive(Archive):
   """An archive with lists.
 
   Args:
-    name: of the data set.
-    raw: its folder.
-    folders: by --frames, the names of the folder that it takes.
+    folders: by --frames, the names of the folder that it takes; "video" is one of them.
     sounds: the name of the folder with sounds.
-    layout: what is accepted.
-    options: of prepare.
+    first: the forms of lists that are accepted, and the number from which each counts its labels.
   """
 
-  def __init__(
-    self,
-    name: str,
-    raw: Path,
-    folders: Mapping[str, Sequence[str]],
-    sounds: str,
-    layout: str,
-    options: Options,
-  ):
+  def __init__(self, name: str, raw: Path, folders: Mapping[str, Sequence[str]], sounds: str, first: Mapping[str, int],
+               layout: str, options: Options):  # fmt: skip
     super().__init__(raw, {sounds, *(name for names in folders.values() for name in names)}, layout, options)
-    self.name, self.by_frames, self.sounds = name, folders, sounds
+    self.name, self.by_frames, self.sounds, self.first = name, folders, sounds, first
     self.options: Options = options
     self.original = options.recipe == "reference"
-    self.lists: list[FoldList] = []
+    self.rows: list[Row] = []  # by fold, the test list first
 
-  # ---- lists ----
-
-  def read_lists(self, own: Path | None, kinds: Sequence[str]) -> None:
+  def read_lists(self, own: Path | None) -> None:
     """Reads all lists in --lists, or else in a folder of the archive: at most one for each fold and part.
 
     A list that is missing or cannot be read is a problem of the whole; one of its lines is a problem of a clip.
-
-    Raises:
-      UserError: if there is none at all.
     """
     folder = Path(self.options.lists).expanduser() if self.options.lists else own
     if not folder:
       raise self.unrecognised("there are no lists of folds")
     if not folder.is_dir():
       raise UserError(f"--lists={folder}: is no folder; give that of the lists of all folds\n{self.layout}")
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in (".csv", ".txt")]
-    files = [path for path in files if not path.name.startswith(".") and "__MACOSX" not in path.parts]
+    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in (".csv", ".txt")
+             and not path.name.startswith(".") and "__MACOSX" not in path.parts]  # fmt: skip
     others = {"dfew", "mafw", "ferv39k"} - {self.name}
-    lists: dict[tuple[int, str], FoldList] = {}
+    found: dict[tuple[int, str], Path] = {}
     for path in files:
-      fold, part = _fold_and_part(path.relative_to(folder))
-      if fold is None or part is None or any(other in path.name.lower() for other in others):
+      key = _fold_and_part(path.relative_to(folder))
+      if not key or any(other in path.name.lower() for other in others):
         self.note(f"{folder}: no lists of folds of {self.name}, not used", str(path.relative_to(folder)))
-      elif fold not in FOLDS:
-        self.problem(path, f"there is no fold {fold}, there are 5")
-      elif (fold, part) not in lists:
-        lists[fold, part] = FoldList(path, fold, part)
-      elif path.read_bytes() != lists[fold, part].path.read_bytes():
-        first = self.show(lists[fold, part].path)
-        self.problem(path, f"is another {part} list of fold {fold}, beside {first}")
-    if not lists:
-      there = source.first_few([path.relative_to(folder) for path in files]) or "no .csv and no .txt file"
+      elif key[0] not in FOLDS:
+        self.problem(path, f"there is no fold {key[0]}, there are 5")
+      elif (same := found.setdefault(key, path)) != path and path.read_bytes() != same.read_bytes():
+        self.problem(path, f"is another {key[1]} list of fold {key[0]}, beside {self.show(same)}")
+    if not found:
+      there = first_few([path.relative_to(folder) for path in files]) or "no .csv and no .txt file"
       raise listed(f"{folder}: holds no list of a fold of {self.name}", [f"found: {there}"], self.layout)
-    self.lists = [lists[key] for key in sorted(lists)]
-    self._read_rows(kinds)
-    if missing := ", ".join(str(k) for k in FOLDS if (k, "test") not in lists):
-      there = source.first_few(self.show(one.path) for one in self.lists)
+    if missing := ", ".join(str(k) for k in FOLDS if (k, "test") not in found):
+      there = first_few(self.show(found[key]) for key in sorted(found))
       self.problem(str(folder), f"no list of the test set of fold {missing}; found {there}")
+    rows = self._read_rows(found)
+    self.rows = [row for key in sorted(rows) for row in rows[key]]
+    for key in rows.keys() - {(row.fold, row.part) for row in self.rows}:
+      self.problem(found[key], "names no clip")
 
-  def _read_rows(self, kinds: Sequence[str]) -> None:
-    """Fills the lists with their rows. The form of texts is that of most of their lines."""
-    accepted = " or ".join(FORMS[kind] for kind in kinds)
-    lines: dict[Path, list[tuple[int, str]]] = {}
-    for one in self.lists:
+  def _read_rows(self, found: Mapping[tuple[int, str], Path]) -> dict[tuple[int, str], list[Row]]:
+    """The lists that can be read. The form of texts is that of most of their lines."""
+    accepted = " or ".join(FORMS[kind] for kind in self.first)
+    rows: dict[tuple[int, str], list[Row]] = {}
+    texts: dict[tuple[int, str], list[tuple[int, str]]] = {}
+    for key, path in found.items():
       try:
-        if one.path.suffix.lower() != ".csv":
-          text = enumerate(read_text(one.path).splitlines(), 1)
-          lines[one.path] = [(number, line.strip()) for number, line in text if line.strip()]
-        elif "csv" in kinds:
-          self._read_csv(one)
+        if path.suffix.lower() != ".csv":
+          lines = enumerate(map(str.strip, read_text(path).splitlines()), 1)
+          texts[key] = [(number, line) for number, line in lines if line]
+        elif "csv" in self.first:
+          rows[key] = list(self._read_csv(path, *key))
         else:
           raise ValueError(f"is a csv; accepted are {accepted}")
       except ValueError as error:
-        self.problem(one.path, str(error))
-    forms = {path: Counter(kind for _, line in text for kind, form in _LINES.items() if form.fullmatch(line))
-             for path, text in lines.items()}  # fmt: skip
-    kind = max(_LINES, key=sum(forms.values(), Counter()).__getitem__)
-    for one in (one for one in self.lists if one.path in lines):
-      if not lines[one.path]:
-        self.problem(one.path, "is empty")
-      elif kind not in kinds or not forms[one.path][kind]:
-        self.problem(one.path, f"begins with {lines[one.path][0][1]!r}; accepted are {accepted}")
+        self.problem(path, str(error))
+    fitting = {key: Counter(kind for _, line in text for kind, form in _LINES.items() if form.fullmatch(line))
+               for key, text in texts.items()}  # fmt: skip
+    kind = max(_LINES, key=sum(fitting.values(), Counter()).__getitem__)
+    for key, text in texts.items():
+      if not text:
+        self.problem(found[key], "is empty")
+      elif kind not in self.first or not fitting[key][kind]:
+        self.problem(found[key], f"begins with {text[0][1]!r}; accepted are {accepted}")
       else:
-        one.kind, shown = kind, self.show(one.path)
-        for number, line in lines[one.path]:
-          self._read_line(one, line, f"{shown} line {number}")
-    for one in self.lists:
-      if one.kind and not one.rows:
-        one.kind = ""
-        self.problem(one.path, "names no clip")
+        rows[key] = list(self._read_text(found[key], *key, kind, text))
+    return rows
 
-  def _read_csv(self, one: FoldList) -> None:
-    shown, table = self.show(one.path), read_table(one.path, "video_name,label")
-    one.kind = "csv"
+  def _read_csv(self, path: Path, fold: int, part: str) -> Iterator[Row]:
+    shown, table = self.show(path), read_table(path, "video_name,label")
     for note in table.notes:
       self.note(note, shown)
     for line, values in table.rows:
-      where = f"{shown} line {line}"
-      if len(values) != len(table.header):
-        wrong = f"{source.count(len(values), 'value')} in {len(table.header)} columns: {','.join(values)!r}"
-        self._line_problem(where, values[0] if table.header[0] == "video_name" else "", wrong)
-        continue
-      row = dict(zip(table.header, map(str.strip, values), strict=True))
-      clip = re.fullmatch(rf"([0-9]+)({'|'.join(map(re.escape, VIDEOS))})?", row["video_name"])
-      if clip:
-        one.rows.append(Row(where, source.as_clip_id(clip[1]), row["label"]))
+      where, width = f"{shown} line {line}", len(table.header)
+      row = dict(zip(table.header, map(str.strip, values), strict=False))
+      name = row.get("video_name", "")
+      clip = re.fullmatch(rf"([0-9]+)({'|'.join(map(re.escape, VIDEOS))})?", name)
+      if len(values) != width:
+        wrong = f"{source.count(len(values), 'value')} in {width} columns: {','.join(values)!r}"
+        self._line_problem(where, name, wrong)
+      elif clip:
+        yield Row(path, fold, part, "csv", where, as_clip_id(clip[1]), row["label"])
       else:
-        self._line_problem(where, "", f"{row['video_name']!r} is not the number of a clip")
+        self._line_problem(where, "", f"{name!r} is not the number of a clip")
 
-  def _read_line(self, one: FoldList, line: str, where: str) -> None:
-    """Reads a line of a text list from the right: a path may hold blanks."""
-    match = _LINES[one.kind].fullmatch(line)
-    if not match:
-      self._line_problem(where, line, f"{line!r} is not of the form of the other {FORMS[one.kind]}")
-    elif one.kind == "plain":
-      name = os.path.splitext(match[1])[0] if match[1].lower().endswith(VIDEOS) else match[1]
-      one.rows.append(Row(where, source.as_clip_id(name), match[2]))
-    else:
-      *folders, name = re.split(r"[/\\]", match[1].rstrip("/\\"))  # made on any system
-      one.rows.append(Row(where, source.as_clip_id(name), match[3], int(match[2]), "".join(folders[-1:])))
+  def _read_text(self, path: Path, fold: int, part: str, kind: str, text: Iterable[tuple[int, str]]) -> Iterator[Row]:  # fmt: skip
+    """Reads lines from the right: a path may hold blanks."""
+    for number, line in text:
+      where, match = f"{self.show(path)} line {number}", _LINES[kind].fullmatch(line)
+      if not match:
+        self._line_problem(where, line, f"{line!r} is not of the form of the other {FORMS[kind]}")
+      elif kind == "plain":
+        name = os.path.splitext(match[1])[0] if match[1].lower().endswith(VIDEOS) else match[1]
+        yield Row(path, fold, part, kind, where, as_clip_id(name), match[2])
+      else:
+        *above, name = re.split(r"[/\\]", match[1].rstrip("/\\"))  # made on any system
+        clip_id, folder = as_clip_id(name), "".join(above[-1:])
+        yield Row(path, fold, part, kind, where, clip_id, match[3], int(match[2]), folder)
 
   def _line_problem(self, where: str, line: str, what: str) -> None:
     """The problem of a line: of the clip that it seems to name, or of something that has no other name."""
     clip = re.search(r"(?:^|[/\\])([0-9]+)(?:\.\w+)?(?=[\s,;]|$)", line)
-    self.problem(where, what, source.as_clip_id(clip[1])) if clip else self.problem("", what, where)
+    self.problem(where, what, as_clip_id(clip[1])) if clip else self.problem("", what, where)
 
-  # ---- what the lists say together ----
+  def read_labels(self, classes: Sequence[str]) -> None:
+    """Finds the classes that the lists mean: by numbers in this order, by names, or by the same in other words.
 
-  def _places(self, label_of: Callable[[FoldList, str], str | None]) -> dict[str, Place]:
+    Raises:
+      UserError: if numbers count from elsewhere: some label is too large and the smallest is never used, or the other way
+        round, so that all of them would be one off.
+    """
+    for kind, first in self.first.items():
+      rows, last = [row for row in self.rows if row.kind == kind], first + len(classes) - 1
+      numbers = {int(row.written) for row in rows if re.fullmatch("-?[0-9]+", row.written)}
+      if (last + 1 in numbers and first not in numbers) or (first - 1 in numbers and last not in numbers):
+        raise UserError(f"{rows[0].path.parent}: labels go from {min(numbers)} to {max(numbers)}; these lists must count "
+                        f"{', '.join(classes)} from {first} to {last}")  # fmt: skip
+
+    @functools.cache
+    def label_of(word: str, first: int) -> str | None:
+      if re.fullmatch("[0-9]+", word):
+        return classes[int(word) - first] if first <= int(word) < first + len(classes) else None
+      alike = {other for words in _WORDS if word in words.split() for other in words.split()}
+      fitting = [name for name in classes if name.lower() == word] or [
+        name for name in classes if name in alike
+      ]
+      return fitting[0] if len(fitting) == 1 else None
+
+    self.rows = [row._replace(label=label_of(row.written.lower(), self.first[row.kind])) for row in self.rows]
+
+  def _places(self) -> dict[str, Row]:
     """The clips of the five test lists, each in one fold and with one label, in the order of the lists."""
-    places: dict[str, Place] = {}
-    for one in (one for one in self.lists if one.part == "test"):
-      for row in one.rows:
-        label, before = label_of(one, row.written), places.get(row.clip_id)
-        if label is None:
-          wrong = f"{row.written!r} is not the label of a class"
-        elif before:
-          also = f", with the label {before.label} there and {label} here" if label != before.label else ""
-          wrong = f"is in {before.row.where} already{also}"
-        else:
-          places[row.clip_id] = Place(row, label, one.fold)
-          continue
-        self.problem(row.where, wrong, row.clip_id)
+    places: dict[str, Row] = {}
+    for row in (row for row in self.rows if row.part == "test"):
+      before, label = places.get(row.clip_id), row.label
+      if label is None:
+        self.problem(row.where, f"{row.written!r} is not the label of a class", row.clip_id)
+      elif before:
+        also = f", with the label {before.label} there and {label} here" if label != before.label else ""
+        self.problem(row.where, f"is in {before.where} already{also}", row.clip_id)
+      else:
+        places[row.clip_id] = row
+        if not row.written.isdecimal() and label != row.written.lower():
+          self.note(f"the label {row.written} is read as {label}", row.clip_id)
     return places
 
-  def _compare(self, label_of: Callable[[FoldList, str], str | None], places: Mapping[str, Place]) -> None:
+  def _compare(self, places: Mapping[str, Row]) -> None:
     """Finds what train lists say against the test lists: training set k is all other folds.
 
-    Names one thing that is wrong with a clip once, however many lists show it; and nothing of a clip that is a problem
-    already.
+    It names a mistake once, however many lists show it, and none of a clip that is a problem already.
     """
-    known = self.bad_clips
-    tests = [one for one in self.lists if one.kind and one.part == "test"]
-    complete, tested = len(tests) == len(FOLDS), {row.clip_id for one in tests for row in one.rows}
-    trains = {one.fold: one for one in self.lists if one.kind and one.part == "train"}
-    if unchecked := [str(k) for k in FOLDS if k not in trains]:
-      self.note(f"no list of the training set of fold {', '.join(unchecked)}: not compared")
+    bad, named = self.bad_clips, {key: Counter[str]() for key in sorted({row[1:3] for row in self.rows})}
+    shown = {row[1:3]: self.show(row.path) for row in self.rows}
     wrong: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)  # (what, clip) -> by training set: where
-    for k, one in sorted(trains.items()):
-      shown, named = self.show(one.path), Counter(row.clip_id for row in one.rows)
-      for row in one.rows:
-        place, label = places.get(row.clip_id), label_of(one, row.written)
-        if place and label != place.label:
-          written = label or f"{row.written!r}, which is no class"
-          wrong[f"{written}, but {place.label} in {place.row.where}", row.clip_id].setdefault(k, row.where)
-      for clip, times in named.items():
-        if times > 1:
-          wrong["named more than once", clip][k] = shown
-        if clip in places and places[clip].fold == k:
-          wrong["also in the test set of the same fold", clip][k] = shown
-        if complete and clip not in tested:
-          wrong["in no test set", clip][k] = shown
-      for clip, place in places.items():
-        if complete and place.fold != k and clip not in named:
-          wrong["missing, though in the test set of another fold", clip][k] = shown
+    for row in self.rows:
+      named[row[1:3]][row.clip_id] += 1
+      place = places.get(row.clip_id)
+      if row.part == "train" and place and row.label != place.label:
+        written = row.label or f"{row.written!r}, which is no class"
+        wrong[f"{written}, but {place.label} in {place.where}", row.clip_id].setdefault(row.fold, row.where)
+    complete = all((k, "test") in named for k in FOLDS)
+    tested = {clip for (_, part), clips in named.items() if part == "test" for clip in clips}
+    if unchecked := [str(k) for k in FOLDS if (k, "train") not in named]:
+      self.note(f"no list of the training set of fold {', '.join(unchecked)}: not compared")
+    for (k, part), clips in named.items():
+      here = {clip for clip, place in places.items() if place.fold == k}
+      mistakes = {
+        "named more than once": {clip for clip, times in clips.items() if times > 1},
+        "also in the test set of the same fold": here & clips.keys(),
+      }
+      if complete:
+        mistakes["in no test set"] = clips.keys() - tested
+        mistakes["missing, though in the test set of another fold"] = places.keys() - here - clips.keys()
+      for what, those in mistakes.items() if part == "train" else ():
+        for clip in those:
+          wrong[what, clip][k] = shown[k, part]
     for (what, clip), lists in wrong.items():
-      if clip not in known:
+      if clip not in bad:
         first, *others = lists
         also = f" and the training sets of the folds {', '.join(map(str, others))}" if others else ""
         self.problem(lists[first] + also, what, clip)
 
-  # ---- pictures and sounds ----
-
   def folder_of_lists(self) -> Path | None:
     """The folder, under whatever name, in which the lists say that the clips are."""
-    names = {row.folder for one in self.lists for row in one.rows if row.folder}
+    names = {row.folder for row in self.rows if row.folder}
     folder = self.find(names.pop()) if len(names) == 1 else None
     if folder:
       self.note(f"{self.show(folder)}: pictures are taken from here, as the lists name this folder")
@@ -353,31 +309,22 @@ class ListedArchive(Archive):
     missing = f"no folder {' or '.join(needed)}, which --frames={self.options.frames} needs"
     return self.unrecognised(missing, *advice)
 
-  def _check_folder_of_lists(self, frames: str) -> None:
-    """Raises UserError if the lists were made for other pictures than those chosen: their counts would be wrong."""
-    known = {name: choice for choice, names in self.by_frames.items() if choice != "video" for name in names}
-    of = {known.get(row.folder.lower()) for one in self.lists for row in one.rows} - {None}
-    if frames in known.values() and of and of != {frames}:
-      raise UserError(f"{self.lists[0].path.parent}: the lists are of --frames={', '.join(map(str, of))}, but "
-                      f"--frames={frames} was chosen")  # fmt: skip
-
-  def _clips(self, places: Mapping[str, Place], pictures: Path | None, videos: Path | None, wavs: Path | None,
+  def _clips(self, places: Mapping[str, Row], pictures: Path | None, videos: Path | None, wavs: Path | None,
              ) -> list[ClipFiles]:  # fmt: skip
     """The clips whose pictures and sound are there; what is wrong with each of the others becomes one problem."""
     home, what, sounds_in = pictures or videos or self.raw, "folder" if pictures else "video", wavs or videos
     of_videos = self.index(None if pictures and wavs else videos, VIDEOS)
     looked = self.index(pictures) if pictures else of_videos
     sounds = self.index(wavs, SOUNDS) if wavs else of_videos
-    bad = self.bad_clips
-    named = {row.clip_id for one in self.lists for row in one.rows}
+    bad, named = self.bad_clips, {row.clip_id for row in self.rows}
     if others := sorted(looked.keys() - named - bad):
       self.note(f"{self.show(home)}: clips in no list, not used", *others)
-    good = [place for clip_id, place in places.items() if clip_id not in bad]
-    found = [self.only_match(looked, place.row.clip_id, what, home) for place in good]
+    good = [row for row in places.values() if row.clip_id not in bad]
+    found = [self.only_match(looked, row.clip_id, what, home) for row in good]
     with ThreadPoolExecutor(8) as pool:  # a network disk answers several at once
       scans = list(pool.map(lambda path: scan(path) if pictures and isinstance(path, Path) else None, found))
     clips = []
-    for (row, label, fold), path, scanned in zip(good, found, scans, strict=True):
+    for row, path, scanned in zip(good, found, scans, strict=True):
       names: list[str] = []
       wrong = [path] if isinstance(path, str) else []
       if scanned and isinstance(path, Path):
@@ -387,8 +334,8 @@ class ListedArchive(Archive):
       if wrong:
         self.problem(row.where, "; ".join(wrong), row.clip_id)
       elif isinstance(path, Path):
-        frames, video = tuple(path / name for name in names), None if pictures else path
-        clips.append(ClipFiles(row.clip_id, row.where, label, f"fold{fold}", frames, video, sound))
+        media = tuple(path / name for name in names), None if pictures else path, sound
+        clips.append(ClipFiles(row.clip_id, row.where, str(row.label), f"fold{row.fold}", *media))
     return clips
 
   def _describe_sounds(self, clips: Sequence[ClipFiles], wavs: Path | None, videos: Path | None) -> str:
@@ -400,65 +347,61 @@ class ListedArchive(Archive):
     if others := ", ".join(kind for kind in kinds if kind != "wav"):
       self.note(f"{self.show(wavs)} holds {others} files: they are read, as no wav is there", warning=True)
     some = [path for path in files[:: len(files) // 100 + 1] if path.suffix.lower() == ".wav"]
-    rates = set(map(_wav_rate, some)) - {0}
-    if text := source.rate_warning(self.name, rates):
+    if text := source.rate_warning(self.name, set(map(_wav_rate, some)) - {0}):
       self.note(text, warning=True)
     return f"{' and '.join(kinds)} files of {wavs.name}"
 
-  def read(self, label_of: Callable[[FoldList, str], str | None], order: LabelOrder, kind: str, pictures: Path | None,
-           videos: Path | None, wavs: Path | None, facts: dict[str, str] | None = None) -> Layout:  # fmt: skip
+  def read(self, order: LabelOrder, kind: str, pictures: Path | None, *, own_sound: bool = False, **facts: str) -> Layout:  # fmt: skip
     """Lists and media put together.
 
     Args:
-      label_of: the class name of a label as written in a list.
       order: that the classes are written in.
-      kind: of pictures, for the recipe.
+      kind: of pictures, for the recipe; `facts`: more for it.
       pictures: folder of the clips' folders; None: pictures come from the videos.
-      videos: folder of videos, whose sounds are used if there are no wavs.
-      wavs: folder of sounds.
-      facts: more for the recipe.
+      own_sound: whether sound comes from the videos even if there are sound files.
     """
     from mma_dfer_jax.data.faces import ARCHIVE_FACES  # here, as labels need no OpenCV
 
-    self._check_folder_of_lists(kind)
+    known = {name: choice for choice, names in self.by_frames.items() if choice != "video" for name in names}
+    of = {known[row.folder.lower()] for row in self.rows if row.folder.lower() in known}
+    if kind in known.values() and of - {kind}:  # the lists' numbers of frames would be wrong
+      lists = self.rows[0].path.parent
+      raise UserError(f"{lists}: the lists are of --frames={', '.join(of)}, but --frames={kind} was chosen")
+    (videos_in,) = self.by_frames["video"]
+    videos, wavs = self.find(videos_in), None if own_sound else self.find(self.sounds)
     if kind in ("scenes", "video") and self.options.faces != "yunet":
       self.note(f"{self.show(pictures or videos or self.raw)}: whole scenes, taken as they are; the published results are "
                 "from cropped faces, which --faces=yunet makes", warning=True)  # fmt: skip
-    silent = f"there is no sound: no folder {self.sounds} or {self.by_frames['video'][0]}"
+    silent = f"there is no sound: no folder {self.sounds} or {videos_in}"
     if not (wavs or videos) and self.options.allow_missing_sound:
       self.note(silent)
     elif not (wavs or videos):
       self.problem(str(self.raw), f"{silent} (--allow_missing_sound takes all clips without)")
-    places = self._places(label_of)
-    for row, label, _ in places.values():
-      if not row.written.isdecimal() and label != row.written.lower():
-        self.note(f"the label {row.written} is read as {label}", row.clip_id)
+    places = self._places()
     clips = self._clips(places, pictures, videos, wavs)
+    sound = self._describe_sounds(clips, wavs, videos)
+    self._compare(places)  # last: it says nothing more of clips that are a problem already
+    annotated = self.original and any(row.kind == "counted" for row in self.rows)
     recipe = archive.OF_VIDEO if kind == "video" else {
       "frames": kind,
       "frame_order": "string: 10.jpg before 2.jpg, as the original" if self.original else "natural: 2.jpg before 10.jpg",
-      "frame_count": "all files",
+      "frame_count": "as annotated in the lists" if annotated else "all files",
       "frame_coding": "as delivered",
     } | ({} if kind == "scenes" else ARCHIVE_FACES)  # fmt: skip
-    if self.original and any(one.kind == "counted" for one in self.lists):
-      recipe |= {"frame_count": "as annotated in the lists"}
-    recipe = recipe | {"sound": self._describe_sounds(clips, wavs, videos)} | (facts or {})
-    self._compare(label_of, places)  # last: it says nothing more of clips that are a problem already
-    forms = " and ".join(sorted({FORMS[one.kind] for one in self.lists if one.kind}))
-    recipe |= {"folds": f"test set k of the lists, {forms}"}
+    forms = " and ".join(sorted({FORMS[row.kind] for row in self.rows}))
+    recipe = recipe | {"sound": sound} | facts | {"folds": f"test set k of the lists, {forms}"}
     return self.found(clips, order.classes, order.origin, recipe, [f"fold{k}" for k in FOLDS])
 
 
-def _fold_and_part(path: Path) -> tuple[int | None, str | None]:
+def _fold_and_part(path: Path) -> tuple[int, str] | None:
   """What the names of a list file and of its folders say, the innermost first."""
   fold = part = None
   for name in reversed([*path.parts[:-1], path.stem]):
     parts = set(re.findall("(?<![a-z])train|(?<![a-z])test", name.lower()))
     part = part or (parts.pop() if len(parts) == 1 else None)
     number = re.search(r"(?:set|fold|split)[ _-]*(\d+)(?!\d)|^(\d+)$", name.lower())
-    if fold is None and number:
-      fold = int(number[1] or number[2])
-  return fold, part
+    fold = fold or (number and (number[1] or number[2]))
+  return (int(fold), part) if fold and part else None
 
 
 def _wav_rate(path: Path) -> int:

@@ -26,9 +26,7 @@ LOWEST_RATE = 100  # Hz, of a sound: else a row of the spectrogram would be shor
 SHORTEST_SOUND = 0.025  # seconds: one window of the spectrogram
 SYNC_TOLERANCE = 0.02  # seconds between picture and sound that stay as they are: two rows of log-mel
 LONGEST_JUMP = 600.0  # seconds without sound that may be true; more is a damaged time
-SILENT = (
-  33  # of 32768, 60 dB below full scale: quieter than any room, louder than the noise of coding silence
-)
+SILENT = 33  # of 32768, 60 dB below full scale: quieter than any room, louder than coded silence
 # Titles and tags need not be UTF-8. PyAV takes them as they come since 19; before, it needs this option.
 _BAD_TITLES: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
@@ -38,24 +36,19 @@ class MediaError(UserError):
 
 
 class Sound(NamedTuple):
-  """The first channel of a sound, at its own sample rate (Hz): (S,) int16; and how many channels there were."""
+  """The first channel of a sound, at its own sample rate (Hz)."""
 
   waveform: Int16[np.ndarray, "S"]
   sample_rate: int
-  num_channels: int
 
 
 class Picture:
-  """One picture of a video, turned into pixels only when they are needed.
-
-  Attributes:
-    time: seconds since the first picture of the video.
-    duration: seconds for which it is shown, as far as the file says; else 0.
-    shape: (H, W, 3), as shown.
-  """
+  """One picture of a video, turned into pixels only when they are needed."""
 
   def __init__(self, frame: av.VideoFrame, time: float, converter: VideoReformatter):
-    self._frame, self.time, self._converter = frame, time, converter
+    self._frame, self._converter = frame, converter
+    self.time = time  # seconds since the first picture of the video
+    # Seconds for which it is shown, as far as the file says; else 0.
     self.duration = _seconds(frame.duration, frame) if frame.duration and frame.time_base else 0.0
     # How the pixels are turned and mirrored for showing, to the nearest quarter turn (telephones film sideways): a pixel
     # at column x, row y is shown at column a x + c y, row b x + d y.
@@ -64,11 +57,8 @@ class Picture:
     self._sideways = abs(a) + abs(d) < abs(b) + abs(c)
     right, down = (c, b) if self._sideways else (a, d)
     self._order = (slice(None, None, -1 if down < 0 else 1), slice(None, None, -1 if right < 0 else 1))
-
-  @property
-  def shape(self) -> tuple[int, int, int]:
-    height, width = self._frame.height, self._frame.width
-    return (width, height, 3) if self._sideways else (height, width, 3)
+    height, width = frame.height, frame.width
+    self.shape = (width, height, 3) if self._sideways else (height, width, 3)  # as shown
 
   def pixels(self) -> UInt8[np.ndarray, "H W 3"]:
     """(H, W, 3) uint8 RGB."""
@@ -77,10 +67,8 @@ class Picture:
 
 
 def iterate_pictures(path: str | os.PathLike[str]) -> Iterator[Picture]:
-  """Pictures of a video file one after the other, in the order in which they are shown.
+  """Pictures of a file's first video stream that is no cover picture, in the order in which they are shown.
 
-  Args:
-    path: a file on this machine in any format that FFmpeg knows; its first video stream that is no cover picture.
   Raises:
     MediaError: while iterating, if the file or a picture in it is missing, or it is damaged or cut short. The last is
       known only after the last picture.
@@ -116,9 +104,9 @@ def read_sound(path: str | os.PathLike[str]) -> Sound | None:
 def iterate_sound(path: str | os.PathLike[str]) -> Iterator[Sound]:
   """First channel of the first sound stream of a file, piece by piece, in step with the pictures from first to last.
 
-  Args:
-    path: a file on this machine. Where the sound comes more than 20 ms later than the pictures, zeros fill the gap; where
-      it comes earlier, that much is cut; so is what the encoder added at the end, where the file tells the length.
+  Where the sound comes more than 20 ms later than the pictures, zeros fill the gap; where it comes earlier, that much is
+  cut; so is what the encoder added at the end, where the file tells the length.
+
   Yields:
     pieces without gaps, the first sample at the time of the first picture; none if the file has no sound.
   Raises:
@@ -134,7 +122,7 @@ def iterate_sound(path: str | os.PathLike[str]) -> Iterator[Sound]:
     cutting = False  # what must be cut may be longer than one frame
     for frame in _decoded(container, stream, path):
       if not sample_rate:
-        sample_rate, num_channels = frame.sample_rate, frame.layout.nb_channels
+        sample_rate = frame.sample_rate
         if sample_rate < LOWEST_RATE:
           raise MediaError(f"{path}: its sound has {sample_rate} samples a second, below {LOWEST_RATE}")
         if stream.duration and container.format.name in FORMATS_WITH_LENGTH:  # elsewhere a guess
@@ -155,7 +143,7 @@ def iterate_sound(path: str | os.PathLike[str]) -> Iterator[Sound]:
         samples = np.pad(samples, (shift, 0)) if shift > 0 else samples[-shift:]
         cutting = not len(samples)
       position += len(samples)
-      yield Sound(samples, sample_rate, num_channels)
+      yield Sound(samples, sample_rate)
 
 
 def _first_picture(path: str | os.PathLike[str]) -> float | None:
@@ -190,15 +178,16 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[InputContainer]:
   try:
     status = os.stat(name)
   except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-    if re.match("[a-z][a-z0-9+.-]+:/", os.fspath(path), re.IGNORECASE):
-      raise MediaError(f"{path}: is an address, not a file; download it first") from error
-    raise MediaError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
-  if stat.S_ISDIR(status.st_mode):
-    raise MediaError(f"{path}: is a folder, not a video file")
-  if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device might never end
-    raise MediaError(f"{path}: is a device or a pipe, not a regular file")
-  if status.st_size == 0:
-    raise MediaError(f"{path}: is empty")
+    address = re.match("[a-z][a-z0-9+.-]+:/", os.fspath(path), re.IGNORECASE)
+    reason = "is an address, not a file; download it first" if address else getattr(error, "strerror", error)
+    raise MediaError(f"{path}: {reason}") from error
+  for wrong, reason in (
+    (stat.S_ISDIR(status.st_mode), "is a folder, not a video file"),
+    (not stat.S_ISREG(status.st_mode), "is a device or a pipe, not a regular file"),  # it might never end
+    (status.st_size == 0, "is empty"),
+  ):
+    if wrong:
+      raise MediaError(f"{path}: {reason}")
   doing = "is not a video or sound file that can be read"
   try:
     # "file:" so that a name with a colon is no protocol; the whitelists keep a file from leading to other places.
@@ -238,26 +227,22 @@ def _decoded(container: InputContainer, stream: av.stream.Stream, path: Any) -> 
         reached = max(reached, _seconds(frame.pts + lengths.pop(frame.pts, 0), frame))
       decoded = True
       yield frame
-  _check_length(container, stream, reached, of_any, path)
+  if container.format.name in FORMATS_WITH_LENGTH:
+    _check_length(container, stream, reached, of_any, path)
   if not decoded and stream.type == "video":
     raise MediaError(f"{path}: holds no picture that can be decoded")
 
 
-def _check_length(
-  container: InputContainer, stream: av.stream.Stream, reached: float, of_any: float, path: Any
-) -> None:
+def _check_length(container: InputContainer, stream: Any, reached: float, of_any: float, path: Any) -> None:
   """Compares the seconds that were read, of this stream and of the longest, with the length that the file declares.
 
   A stream must come within 5 %, or two frames where that is more, of its own declared end; where only the whole file
   declares a length (Matroska, Flash), the longest of all its streams must.
   """
-  if container.format.name not in FORMATS_WITH_LENGTH:
-    return
   rate = stream.average_rate if stream.type == "video" else None
   if container.format.name == "avi" and rate and stream.frames:
-    declared = float(
-      stream.frames / rate
-    )  # FFmpeg cuts an AVI's duration to what is there, but not this count
+    # FFmpeg cuts an AVI's duration to what is there, but not this count.
+    declared = float(stream.frames / rate)
   elif stream.duration and container.format.name not in FORMATS_WITH_ONE_LENGTH:
     declared = _seconds((stream.start_time or 0) + stream.duration, stream)
   else:

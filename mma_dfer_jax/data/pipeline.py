@@ -4,7 +4,7 @@ The clip and the augmentation at a position of the global order follow from (see
 the number of hosts nor that of workers changes a batch, and the step number is all that a resumed run needs.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -21,86 +21,49 @@ from mma_dfer_jax.inputs import Inputs
 Record = Mapping[str, Any]
 Example = dict[str, Any]
 Batch = dict[str, np.ndarray]
+AGAIN = "prepare the data again with --overwrite"
 
 
-def train_example(
-  record: Record,
-  inputs: Inputs,
-  ranges: Augment,
-  rng: np.random.Generator,
-  video: np.ndarray | None = None,
-) -> Example:
-  """16 frames drawn from their segments, with one augmentation for all of them, and the beginning of the sound.
+def make_example(
+  record: Record, inputs: Inputs, video: np.ndarray | None = None, *, rng: np.random.Generator | None = None,
+  ranges: Augment | None = None,
+) -> Example:  # fmt: skip
+  """A clip as the model sees it: video (T, H, W, 3) uint8, spectrogram (F, K) float32, label, has_audio, mask, clip_id.
 
   Args:
     record: as a data set holds it.
     video: (T, H, W, 3) uint8 in C order, which the frames are written to; None for a new one.
+    rng: for training: draws a frame of each segment, and one augmentation for all of them, within `ranges`, or else the paper's. None: the
+      segments' middle frames, stretched to the model's size.
   Raises:
     UserError: if the clip cannot be read; it is never skipped.
   """
-  size = inputs.image_size
-  with _naming(record):
-    frames = record["frames"]
-    chosen = sample_frames(len(frames), train=True, rng=rng, num_segments=inputs.num_frames)
-    first = decode_frame(frames[chosen[0]])
-    height, width, _ = first.shape  # the box of all frames comes from the first
-    augmentation = draw_augmentation(height, width, size, rng, ranges)
-
-    def write(i: int, out: np.ndarray) -> None:
-      augment(first if i == chosen[0] else decode_frame(frames[i]), augmentation, size, out)
-
-    return _example(record, chosen, write, inputs, video)
-
-
-def eval_example(record: Record, inputs: Inputs, video: np.ndarray | None = None) -> Example:
-  """The middle frames of 16 segments, stretched to the model's size; nothing is drawn. `video` as in train_example."""
-  with _naming(record):
-    chosen = sample_frames(len(record["frames"]), train=False, num_segments=inputs.num_frames)
-
-    def write(i: int, out: np.ndarray) -> None:
-      resize(decode_frame(record["frames"][i]), inputs.image_size, out)
-
-    return _example(record, chosen, write, inputs, video)
-
-
-@contextlib.contextmanager
-def _naming(record: Record) -> Iterator[None]:
+  video = np.empty(inputs.video_shape, np.uint8) if video is None else video
+  size, frames, augmentation = inputs.image_size, record["frames"], None
   try:
-    yield
+    chosen = sample_frames(len(frames), train=rng is not None, rng=rng, num_segments=inputs.num_frames)
+    for place, i in enumerate(chosen.tolist()):
+      if place and i == chosen[place - 1]:  # a short clip repeats its last frame
+        video[place] = video[place - 1]
+        continue
+      pixels = decode_frame(frames[i])
+      if rng is None:
+        resize(pixels, size, video[place])
+        continue
+      if augmentation is None:  # the box of all frames comes from the first
+        height, width, _ = pixels.shape
+        augmentation = draw_augmentation(height, width, size, rng, ranges or Augment())
+      augment(pixels, augmentation, size, video[place])
+    if record["has_audio"]:
+      waveform = np.asarray(record["waveform"], np.float32) / 32768.0  # as a 16-bit wav is read
+      sound = spectrogram(waveform, int(record["sample_rate"]), *inputs.audio_shape)
+    else:
+      sound = missing_spectrogram(*inputs.audio_shape)
   except ValueError as error:
     name = record["clip_id"].decode()
-    raise UserError(
-      f"clip {name} cannot be read: {error}; prepare the data again with --overwrite"
-    ) from error
-
-
-def _example(
-  record: Record,
-  chosen: np.ndarray,
-  write: Callable[[int, np.ndarray], None],
-  inputs: Inputs,
-  video: np.ndarray | None,
-) -> Example:
-  """video (T, H, W, 3) uint8, spectrogram (F, K) float32, label int32, has_audio, mask, clip_id."""
-  video = np.empty(inputs.video_shape, np.uint8) if video is None else video
-  for place, i in enumerate(chosen.tolist()):
-    if place and i == chosen[place - 1]:  # a short clip repeats its last frame
-      video[place] = video[place - 1]
-    else:
-      write(i, video[place])
-  if record["has_audio"]:
-    waveform = np.asarray(record["waveform"], np.float32) / 32768.0  # as a 16-bit wav is read
-    sound = spectrogram(waveform, int(record["sample_rate"]), *inputs.audio_shape)
-  else:
-    sound = missing_spectrogram(*inputs.audio_shape)
-  return {
-    "video": video,
-    "spectrogram": sound,
-    "label": np.int32(record["label"]),
-    "has_audio": np.bool_(record["has_audio"]),
-    "mask": np.bool_(True),
-    "clip_id": record["clip_id"],
-  }
+    raise UserError(f"clip {name} cannot be read: {error}; {AGAIN}") from error
+  return {"video": video, "spectrogram": sound, "label": np.int32(record["label"]), "clip_id": record["clip_id"],
+          "has_audio": np.bool_(record["has_audio"]), "mask": np.bool_(True)}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,20 +96,16 @@ class TrainOrder:
   def __getitem__(self, index: int) -> tuple[int, Record | None]:
     step, row = divmod(index, self.share)
     position = step * self.batch_size + self.host * self.share + row
-    return position, self._record(position)
+    clip = self.clip_at(position)
+    try:
+      return position, self.records[clip] if clip < len(self.records) else None
+    except RuntimeError as error:  # array_record keeps checksums
+      raise UserError(f"record {clip} cannot be read: {error}; {AGAIN}") from error
 
-  def _record(self, position: int) -> Record | None:
+  def clip_at(self, position: int) -> int:
+    """Which record stands at a position of the global order."""
     epoch, place = divmod(position, self.steps_per_epoch * self.batch_size)
-    return _read(self.records, int(_permutation(len(self.records), self.seed, epoch)[place]))
-
-
-def _read(records: Sequence[Record], index: int) -> Record:
-  try:
-    return records[index]
-  except RuntimeError as error:  # array_record keeps checksums
-    raise UserError(
-      f"record {index} cannot be read: {error}; prepare the data again with --overwrite"
-    ) from error
+    return int(_permutation(len(self.records), self.seed, epoch)[place])
 
 
 @functools.lru_cache(maxsize=4)
@@ -161,83 +120,65 @@ class EvalOrder(TrainOrder):
   def steps_per_epoch(self) -> int:
     return -(-len(self.records) // self.batch_size)
 
-  def _record(self, position: int) -> Record | None:
-    return _read(self.records, position) if position < len(self.records) else None
-
-
-def _drawn(
-  inputs: Inputs, ranges: Augment, seed: int, position: int, record: Record, video: np.ndarray
-) -> Example:
-  return train_example(record, inputs, ranges, np.random.default_rng([seed, position]), video)
-
-
-def _plain(inputs: Inputs, without: str, position: int, record: Record | None, video: np.ndarray) -> Example:
-  """The example for an evaluation, one modality taken away; in a place without a record one with mask False."""
-  del position
-  if record is None:
-    video[...] = 0
-    empty = {"video": video, "spectrogram": np.zeros(inputs.audio_shape, np.float32), "clip_id": b""}
-    return empty | {"label": np.int32(0), "has_audio": np.bool_(False), "mask": np.bool_(False)}
-  example = eval_example(record, inputs, video)
-  if without == "sound":
-    example |= {"spectrogram": missing_spectrogram(*inputs.audio_shape), "has_audio": np.bool_(False)}
-  elif without == "picture":
-    video[...] = 0
-  return example
+  def clip_at(self, position: int) -> int:
+    return position % (self.steps_per_epoch * self.batch_size)
 
 
 @dataclasses.dataclass(frozen=True)
-class _BatchesOf:
+class _Batches:
   """All batches of an order. Frames are written in place: 2.4 MB for each clip are not copied together later."""
 
   order: TrainOrder
-  example: Callable[[int, Any, np.ndarray], Example]
-  video_shape: tuple[int, ...]
+  inputs: Inputs
+  ranges: Augment | None
+  without: str
 
   def __len__(self) -> int:
     return len(self.order) // self.order.share
 
   def __getitem__(self, step: int) -> Batch:
     share = self.order.share
-    videos = np.empty((share, *self.video_shape), np.uint8)
-    examples = [self.example(*self.order[step * share + row], video) for row, video in enumerate(videos)]
+    videos = np.empty((share, *self.inputs.video_shape), np.uint8)
+    examples = [self._example(*self.order[step * share + row], video) for row, video in enumerate(videos)]
     rest = {key: np.stack([example[key] for example in examples]) for key in examples[0] if key != "video"}
     return {"video": videos} | rest
 
-
-def train_batches(
-  order: TrainOrder, inputs: Inputs, ranges: Augment, *, start_step: int, num_workers: int, prefetch: int
-) -> contextlib.AbstractContextManager[Iterator[Batch]]:
-  """Training batches of this host from `start_step` to the end of the last epoch.
-
-  Args:
-    num_workers: processes that decode; 0: threads of this one.
-    prefetch: batches that each keeps ready.
-  """
-  example = functools.partial(_drawn, inputs, ranges, order.seed)
-  return _loaded(_BatchesOf(order, example, inputs.video_shape), start_step, num_workers, prefetch)
-
-
-def eval_batches(
-  order: EvalOrder, inputs: Inputs, *, num_workers: int, prefetch: int, without: str = ""
-) -> contextlib.AbstractContextManager[Iterator[Batch]]:
-  """Every clip of a split once, as if the sound or the picture had been missing if `without` says so.
-
-  The last batch is filled up with examples whose mask is False.
-  """
-  example = functools.partial(_plain, inputs, without)
-  return _loaded(_BatchesOf(order, example, inputs.video_shape), 0, num_workers, prefetch)
+  def _example(self, position: int, record: Record | None, video: np.ndarray) -> Example:
+    if record is None:
+      video[...] = 0
+      nothing = {"spectrogram": np.zeros(self.inputs.audio_shape, np.float32), "label": np.int32(0)}
+      return nothing | {"clip_id": b"", "has_audio": np.bool_(False), "mask": np.bool_(False)}
+    if self.ranges is not None:
+      rng = np.random.default_rng([self.order.seed, position])
+      return make_example(record, self.inputs, video, rng=rng, ranges=self.ranges)
+    example = make_example(record, self.inputs, video)
+    if self.without == "sound":
+      example["spectrogram"] = missing_spectrogram(*self.inputs.audio_shape)
+      example["has_audio"] = np.bool_(False)
+    elif self.without == "picture":
+      video[...] = 0
+    return example
 
 
 @contextlib.contextmanager
-def _loaded(
-  batches: _BatchesOf, start_step: int, num_workers: int, prefetch: int
-) -> Iterator[Iterator[Batch]]:
+def load_batches(
+  order: TrainOrder, inputs: Inputs, ranges: Augment | None = None, *, num_workers: int, prefetch: int,
+  start_step: int = 0, without: str = "",
+) -> Iterator[Iterator[Batch]]:  # fmt: skip
+  """Batches of this host from `start_step` to the end of the last epoch.
+
+  Args:
+    order: training batches, or a split's clips; its last batch is filled up with examples whose mask is False.
+    ranges: of the augmentation in training; None: nothing is drawn.
+    num_workers: processes that decode; 0: threads of this one.
+    prefetch: batches that each keeps ready.
+    without: "sound" or "picture": as if that had been missing.
+  """
   import grain  # it imports JAX, which preparing data and asking for --help do without
 
-  stream = grain.MapDataset.source(batches)[start_step:].to_iter_dataset(
-    grain.ReadOptions(num_threads=prefetch, prefetch_buffer_size=prefetch)
-  )
+  batches = grain.MapDataset.source(_Batches(order, inputs, ranges, without))[start_step:]
+  threads = grain.ReadOptions(num_threads=prefetch, prefetch_buffer_size=prefetch)
+  stream = batches.to_iter_dataset(threads)
   if num_workers:
     options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=prefetch)
     stream = stream.mp_prefetch(options, follow_parent)

@@ -15,8 +15,8 @@ Run the same command again; it picks up where it stopped.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 import contextlib
 import dataclasses
@@ -24,12 +24,12 @@ import fcntl
 import functools
 import hashlib
 import io
+import itertools
 import json
 import multiprocessing
 import os
 from pathlib import Path
 import shutil
-import tempfile
 from typing import Any
 
 from absl import flags
@@ -39,7 +39,7 @@ from PIL import Image
 from mma_dfer_jax import cli
 from mma_dfer_jax.data import media, source
 from mma_dfer_jax.data.counts import Findings, check_counts, published_counts
-from mma_dfer_jax.data.data_set import DataSet, follow_parent, open_data_set
+from mma_dfer_jax.data.data_set import follow_parent, open_data_set
 from mma_dfer_jax.data.faces import POLICIES, FaceFinder, face_model, face_recipe
 from mma_dfer_jax.data.records import RECIPE, Clip, Clips, read_record
 from mma_dfer_jax.data.source import ClipFiles, Layout, Note, Problem, count, in_lines, natural
@@ -60,11 +60,9 @@ _ALLOW_BAD = flags.DEFINE_integer("allow_bad", 0, "Leave out at most so many bad
                                   "A missing or broken list always stops it.", lower_bound=0)  # fmt: skip
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the data set that is there.")
 _CORES = len(os.sched_getaffinity(0))  # that this process may use
-_NUM_WORKERS = flags.DEFINE_integer(
-  "num_workers", _CORES, "Processes that decode; 1: this one.", lower_bound=1
-)
-_NEEDED = "give --data_dir=FOLDER to write to, or --check."
-flags.register_multi_flags_validator(["data_dir", "check"], lambda f: f["check"] or f["data_dir"], _NEEDED)
+_NUM_WORKERS = flags.DEFINE_integer("num_workers", _CORES, "Processes that decode; 1: this one.", 1)
+flags.register_multi_flags_validator(["data_dir", "check"], lambda given: given["check"] or given["data_dir"],
+                                     "give --data_dir=FOLDER to write to, or --check.")  # fmt: skip
 
 
 def _fields(name: str) -> dict[str, dataclasses.Field]:
@@ -77,28 +75,26 @@ def _define_options() -> list[str]:
   for name in source.names():
     for flag, field in _fields(name).items():
       users[flag][name] = field
+  kinds: dict[type, Any] = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float,
+                            tuple: flags.DEFINE_list}  # fmt: skip
   for flag, fields in users.items():
     one: Any = next(iter(fields.values()))
-    default, words = one.default, one.metadata["help"]
+    words = one.metadata["help"]
     choices = {name: field.metadata["choices"] for name, field in fields.items()}
     if len(fields) < len(source.names()):
       words = f"{', '.join(fields)}: {words}"
     if len(set(choices.values())) > 1:
       words += "".join(f" {name}: {', '.join(of)}." for name, of in choices.items())
-    numbers: dict[type, Any] = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float}
     if values := list(dict.fromkeys(value for of in choices.values() for value in of)):
-      flags.DEFINE_enum(flag, default, values, words)
-    elif default == ():
-      flags.DEFINE_list(flag, [], words)
+      flags.DEFINE_enum(flag, one.default, values, words)
     else:
-      numbers.get(type(default), flags.DEFINE_string)(flag, default, words)
+      kinds.get(type(one.default), flags.DEFINE_string)(flag, one.default, words)
   return list(users)
 
 
 _OPTIONS = _define_options()
 NOTES = "notes.txt"  # in the data set: all notes with all names
 SCRATCH = ".unfinished"  # beside the data set: decoded clips, and the data set while it is written
-_ADVICE = "fix it and run the command again; finished clips are kept"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,25 +106,19 @@ class Decoding:
   face_policy: str = "follow"  # or union
   face_size: int = 224  # side of the cut faces in pixels
 
-  @property
+  @functools.cached_property
   def recipe(self) -> dict[str, str]:
     """What is stored of it."""
-    recipe = {"missing_sound": "constant spectrogram" if self.allow_missing_sound else "refused"}
-    if self.face_model:
-      recipe |= face_recipe(self.face_policy, self.face_size, _sha256(self.face_model))
-      recipe["frame_coding"] = RECIPE["frame_coding"]
-    return recipe
-
-
-@functools.cache
-def _sha256(file: str) -> str:
-  return sha256_of(Path(file))
+    sound = {"missing_sound": "constant spectrogram" if self.allow_missing_sound else "refused"}
+    if not self.face_model:
+      return sound
+    faces = face_recipe(self.face_policy, self.face_size, sha256_of(Path(self.face_model)))
+    return sound | faces | {"frame_coding": RECIPE["frame_coding"]}
 
 
 @functools.lru_cache(maxsize=1)
-def _finder(decoding: Decoding) -> FaceFinder | None:
+def _finder(of: Decoding) -> FaceFinder | None:
   """One for each process."""
-  of = decoding
   return FaceFinder(Path(of.face_model), of.face_policy, of.face_size) if of.face_model else None
 
 
@@ -150,197 +140,144 @@ def decode_clip(files: ClipFiles, decoded: Path, decoding: Decoding) -> str | No
   sizes = {Image.open(io.BytesIO(data)).size for data in record["frames"] if files.frames}
   partial = decoded.with_suffix(f".{os.getpid()}.partial")
   with partial.open("wb") as file:
-    np.savez(
-      file,
-      jpegs=np.frombuffer(b"".join(record["frames"]), np.uint8),
-      lengths=[len(jpeg) for jpeg in record["frames"]],
-      sizes=sorted(sizes),
-      **{key: record[key] for key in ("waveform", "sample_rate", "face_share")},
-    )
+    sound_and_share = {key: record[key] for key in ("waveform", "sample_rate", "face_share")}
+    np.savez(file, jpegs=np.frombuffer(b"".join(record["frames"]), np.uint8), sizes=sorted(sizes),
+             lengths=[len(jpeg) for jpeg in record["frames"]], **sound_and_share)  # fmt: skip
   partial.replace(decoded)  # a killed run keeps no half clip
   return None
 
 
 def decode_all(files: Sequence[ClipFiles], scratch: Path, decoding: Decoding, num_workers: int,
                ) -> tuple[list[Clip], list[Problem]]:  # fmt: skip
-  """Decodes every clip that is not decoded yet, by several processes; returns the clips, and what is wrong with others.
-
-  Raises:
-    OSError: if what is decoded cannot be kept.
-    UserError: if a process was ended from outside.
-  """
+  """Decodes every clip that is not decoded yet, by several processes; returns the clips, and what is wrong with others."""
   scratch.mkdir(parents=True, exist_ok=True)
   for partial in scratch.glob("*.partial"):
     partial.unlink()
   clips = [Clip(one.clip_id, one.label, one.split, scratch / f"{_key(one, decoding)}.npz") for one in files]
   todo = [i for i, clip in enumerate(clips) if not clip.decoded.exists()]
-  done, problems = len(clips) - len(todo), {}
-  if done:
+  if done := len(clips) - len(todo):
     print(f"{done} of {len(clips)} clips are decoded already")
   workers, spawn = min(num_workers, len(todo)), multiprocessing.get_context("spawn")
   pool = ProcessPoolExecutor(workers, spawn, follow_parent) if workers > 1 else ThreadPoolExecutor(1)
-  with Progress("decode", len(clips), done=done) as bar, pool:
-    futures = {pool.submit(decode_clip, files[i], clips[i].decoded, decoding): i for i in todo}
-    try:
-      for future in as_completed(futures):
-        if problem := future.result():
-          problems[futures[future]] = problem
+  problems: dict[int, Problem] = {}
+  try:
+    with Progress("decode", len(clips), done=done) as bar, pool:
+      jobs = [files[i] for i in todo], [clips[i].decoded for i in todo]
+      for i, wrong in zip(todo, pool.map(decode_clip, *jobs, itertools.repeat(decoding)), strict=True):
+        if wrong:
+          problems[i] = Problem(files[i].where, wrong, (files[i].clip_id,))
         bar.update()
-    except BrokenProcessPool as error:
-      raise UserError("a process that decodes was ended from outside, most often for lack of memory; run the command "
-                      "again with a smaller --num_workers; finished clips are kept") from error  # fmt: skip
-    finally:
-      pool.shutdown(cancel_futures=True)
-  good = [clip for i, clip in enumerate(clips) if i not in problems]
-  return good, [Problem(files[i].where, problems[i], (files[i].clip_id,)) for i in sorted(problems)]
+  except BrokenProcessPool as error:
+    raise UserError("a process that decodes was ended from outside, most often for lack of memory; run the command "
+                    "again with a smaller --num_workers; finished clips are kept") from error  # fmt: skip
+  return [clip for i, clip in enumerate(clips) if i not in problems], list(problems.values())
 
 
 def _key(files: ClipFiles, decoding: Decoding) -> str:
   """Names the decoded form of a clip by all that it depends on."""
-
-  def version(file: Path | None) -> tuple[str, int, int]:
-    stat = os.stat(file) if file and file.exists() else None
-    return str(file), stat.st_size if stat else -1, stat.st_mtime_ns if stat else -1
-
-  versions = [version(file) for file in (*files.frames, files.video, files.sound)]
+  versions: list[tuple[str, int, int]] = []
+  for file in (*files.frames, files.video, files.sound):
+    stat = file.stat() if file and file.exists() else None
+    versions.append((str(file), stat.st_size, stat.st_mtime_ns) if stat else (str(file), -1, -1))
   return hashlib.sha256(json.dumps([versions, decoding.recipe, RECIPE]).encode()).hexdigest()[:32]
 
 
 @contextlib.contextmanager
-def _exclusive(scratch: Path) -> Iterator[None]:
-  """Keeps other processes out of the folder; the system lets them in again however this one ends.
-
-  Raises:
-    UserError: if another one is in it.
-  """
-  scratch.mkdir(parents=True, exist_ok=True)
-  path = scratch / "lock"
-  with path.open("w") as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      free = os.path.samestat(os.fstat(lock.fileno()), path.stat())  # else of one that has just ended
-    except (BlockingIOError, FileNotFoundError):
-      free = False
-    if not free:
-      raise UserError(
-        f"{scratch.parent}: another prepare is at work there; wait, or choose another --data_dir"
-      )
-    yield
-
-
-@contextlib.contextmanager
-def _temporary_files_in(folder: Path) -> Iterator[None]:
-  """tfds makes a temporary folder for every new data set, and does not remove it."""
-  before, tempfile.tempdir = tempfile.tempdir, str(folder)
+def _alone_in(home: Path) -> Iterator[Path]:
+  """The folder for unfinished work. It keeps other processes out; the system lets them in again however this one ends."""
+  scratch = home / SCRATCH
   try:
-    yield
-  finally:
-    tempfile.tempdir = before
+    scratch.mkdir(parents=True, exist_ok=True)
+    path = scratch / "lock"
+    with path.open("w") as lock:
+      try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        free = os.path.samestat(os.fstat(lock.fileno()), path.stat())  # else of one that has just ended
+      except (BlockingIOError, FileNotFoundError):
+        free = False
+      if not free:
+        raise UserError(f"{home}: another prepare is at work there; wait, or choose another --data_dir")
+      yield scratch
+  except (OSError, RuntimeError) as error:  # array_record, which is not Python, raises the latter
+    where, why = getattr(error, "filename", None) or home, getattr(error, "strerror", None) or error
+    advice = "fix it and run the command again; finished clips are kept"
+    raise UserError(f"{where} cannot be written: {why}; {advice}") from error
 
 
 def prepare(
   layout: Layout, name: str, data_dir: Path, decoding: Decoding, origin: str, *, allow_bad: int = 0,
   overwrite: bool = False, num_workers: int = 1,
 ) -> None:  # fmt: skip
-  """What was found -> decoded clips -> a data set in data_dir.
+  """What was found -> decoded clips -> a data set in data_dir; messages name `origin`, the manifest or folder.
 
-  Args:
-    layout: the clips, and what is wrong with the others.
-    name: of the data set, which becomes a folder of that name in data_dir.
-    data_dir: where to write.
-    decoding: what becomes of a clip's files.
-    origin: the manifest or folder, for messages.
-    allow_bad: so many clips may be left out; never what is wrong with the whole.
-    overwrite: whether to replace the data set that is there.
-    num_workers: processes that decode.
   Raises:
     UserError: with every problem, if more clips are bad than allowed, or something is wrong with the whole; if data_dir
       holds another data set, or another process writes it; if it cannot be written.
   """
-  home = data_dir / name
   named = {clip.label for clip in layout.clips}
   notes = list(layout.notes)
   if unused := [label for label in layout.classes if label not in named]:
     hint = ": --classes=… names those to take" if "classes" in _fields(name) else ""
     notes.append(Note(f"classes without a clip{hint}", tuple(unused)))
-  for note in notes:
-    _print_note(note)
+  _print_notes(notes)
   if any(not problem.clips for problem in layout.problems):
     raise listed(f"{origin} cannot be prepared, no data set was written", in_lines(layout.problems),
                  "--allow_bad leaves out clips; problems of whole lists and folders must be fixed")  # fmt: skip
-  try:
-    with _exclusive(home / SCRATCH):
-      made = _make(layout, name, data_dir, decoding, origin, notes, allow_bad, overwrite, num_workers)
-  except OSError as error:
-    why = f"{error.filename or home} cannot be written: {error.strerror or error}"
-    raise UserError(f"{why}; {_ADVICE}") from error
-  except RuntimeError as error:  # from array_record, which is not Python
-    raise UserError(f"{home} cannot be written: {error}; {_ADVICE}") from error
-  if not made:
-    return
-  print(f"wrote {made.path}: {_described(made.splits)}")
+  recipe = RECIPE | layout.recipe | decoding.recipe
+  described = [(c.clip_id, c.label, c.split, _key(c, decoding)) for c in layout.clips]
+  facts = [described, layout.problems, layout.classes, recipe, allow_bad]
+  fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+  with _alone_in(data_dir / name) as scratch:
+    target = data_dir / name / str(Clips.VERSION)
+    if (scratch / "replaced").exists() and not target.exists():
+      (scratch / "replaced").rename(target)  # killed between the two renames of `_write`
+    if target.exists() and not overwrite:
+      there = open_data_set(data_dir, name, labelled=False)
+      if there.fingerprint != fingerprint:
+        raise UserError(f"{target} was made from other clips or settings; choose another --data_dir or --overwrite")  # fmt: skip
+      shutil.rmtree(scratch, ignore_errors=True)
+      print(f"{target} is complete already: {_described(there.splits)}")
+      return
+    clips, bad_files = decode_all(layout.clips, scratch / "decoded", decoding, num_workers)
+    lines = _check_left_out(layout, clips, [*layout.problems, *bad_files], origin, allow_bad)
+    shutil.rmtree(scratch / name, ignore_errors=True)  # what a killed run was writing
+    builder = Clips.named(name)(clips=clips, classes=layout.classes, class_order=layout.class_order, recipe=recipe,
+                                left_out=lines, fingerprint=fingerprint, data_dir=scratch)  # fmt: skip
+    _write(builder, name, notes, scratch, target)
+  made = open_data_set(data_dir, name, labelled=False)
+  print(f"wrote {target}: {_described(made.splits)}")
   if any(note.names for note in notes):
-    print(f"all notes with all names: {made.path / NOTES}")
+    print(f"all notes with all names: {target / NOTES}")
   if sum(made.without_sound.values()):
     print(f"without sound: {_described(made.without_sound)}")
   print(f"classes, in label order: {', '.join(made.classes)}; {made.class_order}")
   print("recipe:", *(f"{key}: {value}" for key, value in made.recipe.items()), sep="\n  ")
 
 
-def _make(
-  layout: Layout, name: str, data_dir: Path, decoding: Decoding, origin: str, notes: list[Note], allow_bad: int,
-  overwrite: bool, num_workers: int,
-) -> DataSet | None:  # fmt: skip
-  """What `prepare` does while nobody else is there, with more `notes`; None if the data set is complete already."""
-  home = data_dir / name
-  target, scratch = home / str(Clips.VERSION), home / SCRATCH
-  recipe = RECIPE | layout.recipe | decoding.recipe
-  described = [(c.clip_id, c.label, c.split, _key(c, decoding)) for c in layout.clips]
-  facts = [described, layout.problems, layout.classes, recipe, allow_bad]
-  fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-  if (scratch / "replaced").exists() and not target.exists():
-    (scratch / "replaced").rename(target)  # killed between the two renames below
-  if target.exists() and not overwrite:
-    there = open_data_set(data_dir, name, labelled=False)
-    if there.fingerprint != fingerprint:
-      raise UserError(
-        f"{there.path} was made from other clips or settings; choose another --data_dir or --overwrite"
-      )
-    shutil.rmtree(scratch, ignore_errors=True)
-    print(f"{there.path} is complete already: {_described(there.splits)}")
-    return None
-  clips, bad_files = decode_all(layout.clips, scratch / "decoded", decoding, num_workers)
-  lines = _check_left_out(layout, clips, [*layout.problems, *bad_files], origin, allow_bad)
-  if uneven := tuple(clip.clip_id for clip in clips if len(np.load(clip.decoded)["sizes"]) > 1):
-    what = "clips with frames of different sizes: in training the first one's crop is cut from all, as in the original"
-    _print_note(Note(what, uneven), notes)
-  shutil.rmtree(scratch / name, ignore_errors=True)  # what a killed run was writing
-  with _temporary_files_in(scratch):
-    builder = Clips.named(name)(clips=clips, classes=layout.classes, class_order=layout.class_order, recipe=recipe,
-                                left_out=lines, fingerprint=fingerprint, data_dir=scratch)  # fmt: skip
-    warning = source.rate_warning(name, builder.facts["sample_rates"])
-    if warning and all(note.what != warning for note in notes):
-      _print_note(Note(warning, warning=True), notes)
-    new = builder.write()
-  if notes:
-    text = "".join("\n  ".join([note.what, *note.names]) + "\n" for note in notes)
+def _write(builder: Clips, name: str, notes: list[Note], scratch: Path, target: Path) -> None:
+  """Writes the data set, with what more there is to note of it, and puts it in its place when it is complete."""
+  more = []
+  if uneven := tuple(clip.clip_id for clip in builder.clips if len(np.load(clip.decoded)["sizes"]) > 1):
+    more = [Note("clips with frames of different sizes: in training the first one's crop is cut from all, as in the original",
+                 uneven)]  # fmt: skip
+  warning = source.rate_warning(name, builder.facts["sample_rates"])
+  if warning and all(note.what != warning for note in notes):
+    more.append(Note(warning, warning=True))
+  _print_notes(more)
+  notes += more
+  new = builder.write()
+  if text := "".join("\n  ".join([note.what, *note.names]) + "\n" for note in notes):
     (new / NOTES).write_text(text, encoding="utf-8")
   if target.exists():
     shutil.rmtree(scratch / "replaced", ignore_errors=True)
     target.rename(scratch / "replaced")
   new.rename(target)
   shutil.rmtree(scratch)
-  return open_data_set(data_dir, name, labelled=False)
 
 
-def _check_left_out(
-  layout: Layout, clips: Sequence[Clip], problems: list[Problem], origin: str, allow_bad: int
-) -> list[str]:
-  """Prints and returns a line for every clip that is left out, and why.
-
-  Raises:
-    UserError: with all problems, if there are more than allowed, or a split is left without clips.
-  """
+def _check_left_out(layout: Layout, clips: Sequence[Clip], problems: list[Problem], origin: str, allow_bad: int,
+                    ) -> list[str]:  # fmt: skip
+  """Prints and returns a line for every clip that is left out, and why; refuses more than allowed, and an empty split."""
   bad: dict[str, list[str]] = {}
   for problem in problems:
     for clip in problem.clips:
@@ -359,18 +296,13 @@ def _check_left_out(
   return lines
 
 
-def _print_note(note: Note, notes: list[Note] | None = None) -> None:
-  if notes is not None:
-    notes.append(note)
-  print(f"{'WARNING' if note.warning else 'note'}: {note}")
+def _print_notes(notes: Iterable[Note]) -> None:
+  for note in notes:
+    print(f"{'WARNING' if note.warning else 'note'}: {note}")
 
 
 def _described(splits: Mapping[str, int]) -> str:
   return ", ".join(f"{split} {count(clips, 'clip')}" for split, clips in splits.items())
-
-
-class _Check(Findings):
-  PURPOSE = "preparation"
 
 
 def check(layout: Layout, name: str) -> int:
@@ -378,7 +310,7 @@ def check(layout: Layout, name: str) -> int:
   found, classes = Counter((clip.split, clip.label) for clip in layout.clips), layout.classes or ("",)
   splits = sorted(layout.splits | {clip.split for clip in layout.clips})
   counts = {split: {label: found[split, label] for label in classes} for split in splits}
-  result = _Check(counts, published_counts(name, classes), in_lines(layout.problems))
+  result = Findings(counts, published_counts(name, classes), in_lines(layout.problems), purpose="preparation")
   for note in layout.notes:
     (result.warnings if note.warning else result.notes).append(str(note))
   if silent := tuple(clip.clip_id for clip in layout.clips if clip.sound is None):
@@ -389,37 +321,27 @@ def check(layout: Layout, name: str) -> int:
   return 1 if result.problems else 0
 
 
-def read_source() -> tuple[Layout, source.Options, str]:
-  """What the flags name, with what options, and where it is.
-
-  Raises:
-    UserError: with everything that is wrong with the flags; if nothing of the kind is there.
-  """
+def main(argv: Sequence[str]) -> int:
+  del argv
   name = _DATASET.value
   of = source.source_of(name)
   takes, place = [of.FLAG, *_fields(name)], str(flags.FLAGS[of.FLAG].value or "")
   given = [flag for flag in ("raw", "manifest", *_OPTIONS) if flags.FLAGS[flag].present]
   problems = [f"--{flag} is not for --dataset={name}" for flag in given if flag not in takes]
-  if not place:
-    problems.append(f"--{of.FLAG} is needed")
+  problems += [] if place else [f"--{of.FLAG} is needed"]
   if problems:
     advice = f"--dataset={name} takes {', '.join(f'--{flag}' for flag in takes)}\n{of.LAYOUT}"
     raise listed("the data set cannot be prepared", problems, advice)
   values = {flag: flags.FLAGS[flag].value for flag in takes[1:] if flags.FLAGS[flag].present}
   options = of.Options(**{flag: tuple(v) if isinstance(v, list) else v for flag, v in values.items()})
-  return of.read(Path(place).expanduser(), options), options, place
-
-
-def main(argv: Sequence[str]) -> int:
-  del argv
-  layout, options, origin = read_source()
+  layout = of.read(Path(place).expanduser(), options)
   if _CHECK.value:
-    return check(layout, _DATASET.value)
+    return check(layout, name)
   decoding = Decoding(options.allow_missing_sound)
   if options.faces == "yunet":
     model = face_model(Path(_FACE_MODEL.value).expanduser() if _FACE_MODEL.value else None)
     decoding = Decoding(options.allow_missing_sound, str(model), _FACE_POLICY.value, _FACE_SIZE.value)
-  prepare(layout, _DATASET.value, Path(_DATA_DIR.value or "").expanduser(), decoding, origin, allow_bad=_ALLOW_BAD.value,
+  prepare(layout, name, Path(_DATA_DIR.value or "").expanduser(), decoding, place, allow_bad=_ALLOW_BAD.value,
           overwrite=_OVERWRITE.value, num_workers=_NUM_WORKERS.value)  # fmt: skip
   return 0
 

@@ -1,6 +1,6 @@
 """What is measured of each record of a prepared data set, and what is odd about a clip."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 import contextlib
@@ -42,6 +42,17 @@ CELLS = 16
 CHUNK = 16  # records that a process reads at a time
 FEW_RECORDS = 64  # are read sooner than a process has started
 _MARKS = ((b"\xff\xd8", b"\xff\xd9"), (b"\x89PNG", b"IEND\xae\x42\x60\x82"))  # of whole JPEG and PNG files
+ODDITIES = {
+  "few_frames": f"fewer than {LIMITS['few_frames']} frames",
+  "black": f"black, no frame brighter than {LIMITS['black']:g} of 255",
+  "one_colour": "pictures of one colour only",
+  "frozen": f"frozen, no part of the picture changes by {LIMITS['frozen']:g} of 255",
+  "repeating": f"more than {LIMITS['repeating']:.0%} of the frames repeat the one before",
+  "no_sound": "no sound, a constant spectrogram",
+  "short_sound": f"sound shorter than {LIMITS['short_sound']:g} s",
+  "silent": f"silent, no sample reaches {SILENT} of 32768",
+  "few_faces": f"a face in less than {LIMITS['few_faces']:.0%} of the frames",
+}
 
 
 @dataclass(frozen=True)
@@ -56,9 +67,7 @@ class RecordStats:
   size: tuple[int, int]  # (height, width) of the first frame, pixels
   brightness: float  # mean grey level of the brightest frame that an evaluation takes
   contrast: float  # largest standard deviation within one of these frames
-  motion: (
-    int | None
-  )  # largest change of a cell's colour from one of them to the next; None: there is only one
+  motion: int | None  # largest change of a cell's colour from one of them to the next; None: only one
   repeats: float  # share of all frames but the first that equal the one before, bit for bit
   seconds: float  # of sound
   sample_rate: int
@@ -72,34 +81,19 @@ class RecordStats:
     return f"{self.split} {self.clip_id}"
 
   @property
-  def picture(self) -> str:
-    """What makes the picture odd, if anything: a name among the oddities."""
-    odd = {
-      "black": self.brightness < LIMITS["black"],
-      "one_colour": self.contrast < LIMITS["one_colour"],
-      "frozen": self.motion is not None and self.motion < LIMITS["frozen"],
-      "repeating": self.repeats > LIMITS["repeating"],
-    }
-    return next((name for name, holds in odd.items() if holds), "")
+  def odd(self) -> set[str]:
+    """What is odd about it, by the names of ODDITIES; of its pictures only the first thing."""
+    measured = {"few_frames": self.frames, "black": self.brightness, "one_colour": self.contrast,
+                "frozen": self.motion, "repeating": 1 - self.repeats, "few_faces": self.face_share}  # fmt: skip
+    measured |= {"short_sound": self.seconds, "silent": self.peak} if self.has_audio else {"no_sound": 0}
+    odd = [key for key, value in measured.items() if value is not None and value < LIMITS.get(key, 1)]
+    of_pictures = [key for key in odd if key in ("black", "one_colour", "frozen", "repeating")]
+    return set(odd) - set(of_pictures[1:])
 
   @property
   def blank(self) -> bool:
     """Whether nothing can be seen, so that two of them may look alike and be different clips."""
-    return self.picture in ("black", "one_colour")
-
-
-ODDITIES: dict[str, tuple[str, Callable[[RecordStats], bool]]] = {
-  "few_frames": ("fewer than {} frames", lambda one: one.frames < LIMITS["few_frames"]),
-  "black": ("black, no frame brighter than {:g} of 255", lambda one: one.picture == "black"),
-  "one_colour": ("pictures of one colour only", lambda one: one.picture == "one_colour"),
-  "frozen": ("frozen, no part of the picture changes by {:g} of 255", lambda one: one.picture == "frozen"),
-  "repeating": ("more than {:.0%} of the frames repeat the one before", lambda one: one.picture == "repeating"),
-  "no_sound": ("no sound, a constant spectrogram", lambda one: not one.has_audio),
-  "short_sound": ("sound shorter than {:g} s", lambda one: one.has_audio and one.seconds < LIMITS["short_sound"]),
-  "silent": ("silent, no sample reaches {} of 32768", lambda one: one.has_audio and one.peak < SILENT),
-  "few_faces": ("a face in less than {:.0%} of the frames",
-                lambda one: one.face_share is not None and one.face_share < LIMITS["few_faces"]),
-}  # fmt: skip
+    return bool(self.odd & {"black", "one_colour"})
 
 
 def look_at(record: Record, split: str, index: int, classes: Sequence[str]) -> RecordStats:
@@ -136,7 +130,7 @@ def look_at(record: Record, split: str, index: int, classes: Sequence[str]) -> R
 def _measured(frames: Sequence[bytes]) -> dict[str, Any]:
   """size, brightness, contrast and motion; holds one frame at a time."""
   chosen = set(sample_frames(len(frames), train=False).tolist())
-  size, means, deviations, cells = None, [], [], []
+  sizes, levels, cells = [], [], []
   for i, data in enumerate(frames):
     # Training may draw any frame: those without the end of a JPEG or PNG may be cut off, and are decoded too.
     if i not in chosen and any(data.startswith(first) and data.endswith(last) for first, last in _MARKS):
@@ -146,24 +140,24 @@ def _measured(frames: Sequence[bytes]) -> dict[str, Any]:
     except ValueError as error:
       raise ValueError(f"frame {i}: {error}") from error
     if i in chosen:
-      size = size or pixels.shape[:2]
-      mean, deviation = cv2.meanStdDev(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))
-      means.append(mean.item())
-      deviations.append(deviation.item())
+      sizes.append(pixels.shape[:2])
+      levels.append(cv2.meanStdDev(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)))
       cells.append(cv2.resize(pixels, (CELLS, CELLS), interpolation=cv2.INTER_AREA))
+  means, deviations = np.array(levels).reshape(-1, 2).T
   motion = max((int(cv2.absdiff(before, after).max()) for before, after in pairwise(cells)), default=None)
-  return {"size": size, "brightness": round(max(means), 2), "contrast": round(max(deviations), 2), "motion": motion}  # fmt: skip
+  return {"size": sizes[0], "brightness": round(float(means.max()), 2),
+          "contrast": round(float(deviations.max()), 2), "motion": motion}  # fmt: skip
 
 
 def _digest(parts: Iterable[bytes]) -> str:
   return hashlib.sha256(b"".join(len(part).to_bytes(8, "little") + part for part in parts)).hexdigest()[:32]
 
 
-def _look_at_some(data_set: DataSet, task: tuple[str, range]) -> tuple[list[RecordStats], list[str]]:
-  split, some = task
+def _look_at_chunk(data_set: DataSet, task: tuple[str, range]) -> tuple[list[RecordStats], list[str]]:
+  split, indices = task
   records = functools.cache(lambda: data_set.records(split))
   seen, unreadable = [], []
-  for index in some:
+  for index in indices:
     clip = ""
     try:
       record = records()[index]
@@ -185,24 +179,22 @@ def examine(data_set: DataSet, num_workers: int) -> tuple[list[RecordStats], lis
   """Reads every record once; a line for each that cannot be read. Both in the order of splits and records.
 
   Args:
-    data_set: as opened.
     num_workers: processes; 0 reads in this one, and so are few records.
   Raises:
     UserError: if a process was ended from outside.
   """
   total = sum(data_set.splits.values())
-  tasks = [(split, range(i, min(i + CHUNK, size))) for split, size in data_set.splits.items() for i in range(0, size, CHUNK)]  # fmt: skip
+  tasks = [(split, range(i, min(i + CHUNK, size))) for split, size in data_set.splits.items()
+           for i in range(0, size, CHUNK)]  # fmt: skip
   seen: list[RecordStats] = []
   unreadable: list[str] = []
-  with contextlib.ExitStack() as stack:
-    apply: Callable[..., Iterable[Any]] = map
-    if num_workers and total > FEW_RECORDS:
-      context = multiprocessing.get_context("spawn")
-      pool = ProcessPoolExecutor(min(num_workers, len(tasks)), context, _start_worker)
-      apply = stack.enter_context(pool).map
-    bar = stack.enter_context(Progress("examine", total))
+  processes = min(num_workers, len(tasks)) if total > FEW_RECORDS else 0
+  context = multiprocessing.get_context("spawn")
+  pool = ProcessPoolExecutor(processes, context, _start_worker) if processes else contextlib.nullcontext()
+  with pool, Progress("examine", total) as bar:
+    apply: Any = pool.map if isinstance(pool, ProcessPoolExecutor) else map
     try:
-      for good, bad in apply(functools.partial(_look_at_some, data_set), tasks):
+      for good, bad in apply(functools.partial(_look_at_chunk, data_set), tasks):
         seen += good
         unreadable += bad
         bar.update(len(good) + len(bad))

@@ -7,7 +7,6 @@ import json
 import os
 from pathlib import Path
 import resource
-import struct
 import types
 from typing import Any
 
@@ -43,8 +42,7 @@ def read_record(
   Args:
     video: a file with pictures; None: they are files of their own.
     pictures: files in the order of frames; their bytes stay as they are unless faces are cut out.
-    sound: the file with the sound; None: there is none.
-    finder: cuts the face out of every frame.
+    sound: None: there is none.
   Returns:
     frames: JPEG (or the files' own) bytes of every frame; waveform: (S,) int16, first channel, empty if there is less
     sound than one window; sample_rate in Hz, 0 then; has_audio; face_share: share of frames with a face, NaN if none was
@@ -60,21 +58,17 @@ def read_record(
   def decoded() -> Iterator[np.ndarray]:
     return media.iterate_frames(video) if video is not None else (decode_frame(_checked(p)) for p in pictures)
 
-  share = float("nan")
+  images, track = finder.crops(decoded) if finder else (decoded(), None)
   if video is None and finder is None:
     frames = [_checked(picture) for picture in pictures]
   else:
-    images = decoded()
-    if finder is not None:
-      images, track = finder.crops(decoded)
-      share = track.share
     frames = [encode_frame(image) for image in images]
   return {
     "frames": frames,
     "waveform": found.waveform if found else np.zeros(0, np.int16),
     "sample_rate": found.sample_rate if found else 0,
     "has_audio": found is not None,
-    "face_share": share,
+    "face_share": track.share if track else float("nan"),
   }
 
 
@@ -102,30 +96,23 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
   """Writes clips as tfds records: JPEG frames, first-channel waveform, label (-1: none); one split per split of the clips.
 
   Args:
-    clips: decoded.
-    classes: names in label order; `class_order` says whose order it is. Empty: the clips have no labels.
-    recipe: how they were made.
-    left_out: what was wrong with the clips that are not there.
-    fingerprint: of all that the data set depends on.
-    data_dir: the folder gets the class's name, in it.
+    classes: names in label order. Empty: the clips have no labels.
+    facts: class_order, recipe, left_out and fingerprint, as `DataSet` has them.
   """
 
   VERSION = tfds.core.Version("1.0.0")
   url_infos: Mapping[str, Any] = {}  # nothing is downloaded; tfds would look for a file that says so
 
-  def __init__(self, *, clips: Sequence[Clip], classes: Sequence[str], class_order: str, recipe: Mapping[str, Any],
-               left_out: Sequence[str], fingerprint: str, data_dir: str | os.PathLike):  # fmt: skip
+  def __init__(
+    self, *, clips: Sequence[Clip], classes: Sequence[str], data_dir: str | os.PathLike, **facts: Any
+  ):
     self.clips, self.classes = clips, list(classes)
     counts = Counter((clip.split, clip.label) for clip in clips)
     rates = [int(np.load(clip.decoded)["sample_rate"]) for clip in clips]
     silent = Counter(clip.split for clip, rate in zip(clips, rates, strict=True) if not rate)
     splits = dict.fromkeys(clip.split for clip in clips)
-    self.facts: dict[str, Any] = {
+    self.facts: dict[str, Any] = facts | {
       "classes": self.classes,
-      "class_order": class_order,
-      "recipe": dict(recipe),
-      "left_out": list(left_out),
-      "fingerprint": fingerprint,
       "clips": {split: {label: counts[split, label] for label in self.classes or [""]} for split in splits},
       "sample_rates": sorted(set(rates) - {0}),
       "without_sound": {split: silent[split] for split in splits},
@@ -152,7 +139,7 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
     )
     # As text: tfds would bring back lists of metadata as something else.
     metadata = tfds.core.MetadataDict(facts=json.dumps(self.facts))
-    return tfds.core.DatasetInfo(builder=self, features=features, metadata=metadata)
+    return _Info(builder=self, features=features, metadata=metadata)
 
   def _split_generators(self, dl_manager):
     del dl_manager
@@ -191,40 +178,17 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
   _log_download_done = _log_download_bytes
 
 
-class _LocalBucket(shuffle._Bucket):
-  """tfds spills splits over 1 GB into buckets that it opens with TensorFlow; this one uses `open`."""
-
-  _fobj: Any
-
-  def add(self, key, data):
-    if not self._fobj:
-      os.makedirs(os.path.dirname(self._path), exist_ok=True)
-      self._fobj = open(self._path, "wb")  # noqa: SIM115 (closed by flush)
-    self._fobj.write(shuffle._hkey_to_bytes(key) + struct.pack("=Q", len(data)) + data)
-    self._length += 1
-    self._size += len(data)
-
-  def flush(self):
-    if self._fobj:
-      self._fobj.close()
-
-  def read_values(self):
-    self.flush()
-    if not os.path.exists(self._path):
-      return
-    with open(self._path, "rb") as bucket:
-      while key := bucket.read(shuffle.HKEY_SIZE_BYTES):
-        (size,) = struct.unpack("=Q", bucket.read(8))
-        yield shuffle._read_hkey(key), bucket.read(size)
-
-  def del_file(self):
-    if os.path.exists(self._path):
-      os.remove(self._path)
-
-
 def _use_local_buckets() -> None:
-  shuffle._Bucket = _LocalBucket
+  """tfds spills splits over 1 GB into buckets, which it opens with TensorFlow: makes it use Python's own files."""
+  files = types.SimpleNamespace(GFile=open, exists=os.path.exists, remove=os.remove)
+  errors = types.SimpleNamespace(ResourceExhaustedError=())  # of no kind, so that an OSError stays one
+  shuffle.tf = types.SimpleNamespace(io=types.SimpleNamespace(gfile=files), errors=errors)
   # All 1000 buckets stay open at once; the usual soft limit is 1024 files.
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
   enough = 4096 if hard == resource.RLIM_INFINITY else min(4096, hard)
   resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, enough), hard))
+
+
+class _Info(tfds.core.DatasetInfo):
+  def initialize_from_bucket(self) -> None:
+    """Nothing: tfds would make a temporary folder, and not remove it."""

@@ -53,9 +53,6 @@ def folds_of(classes: Sequence[str], *rows: Sequence[int]) -> Counts:
   return {f"fold{k}": dict(zip(classes, row, strict=True)) for k, row in enumerate(rows, 1)}
 
 
-# ---- options ----
-
-
 def option(default: Any, help: str, *choices: str) -> Any:
   """A field of Options: its default, its help as a flag, and the values that it may have."""
   return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
@@ -91,9 +88,6 @@ def near_duplicates(classes: Iterable[str]) -> list[str]:
   return [f"the class names {pair} differ in case or spaces only: write one of them" for pair in pairs]
 
 
-# ---- what is found ----
-
-
 class Problem(NamedTuple):
   """Something wrong with clips, which are left out for it; without clips, with all: nothing can be made of them."""
 
@@ -120,12 +114,9 @@ def in_lines(problems: Iterable[Problem]) -> list[str]:
   kinds: dict[tuple[bool, str], list[Problem]] = defaultdict(list)
   for problem in sorted(dict.fromkeys(problems), key=lambda problem: natural(str(problem))):
     kinds[problem.kind].append(problem)
-  lines: list[str] = []
-  for alike in kinds.values():
-    if len(alike) <= EXAMPLES:
-      lines += map(str, alike)
-      continue
-    clips = list(dict.fromkeys(clip for problem in alike for clip in problem.clips))
+  lines = [str(one) for alike in kinds.values() if len(alike) <= EXAMPLES for one in alike]
+  for alike in (alike for alike in kinds.values() if len(alike) > EXAMPLES):
+    clips = {clip for problem in alike for clip in problem.clips}
     number = count(len(clips), "clip") if clips else f"{len(alike)} lists, files or folders"
     others = [name for problem in alike[EXAMPLES:] for name in problem.clips or [problem.where]]
     rest = f"; and {', '.join(others)}" if len(alike) <= NAMED else " …"
@@ -176,14 +167,9 @@ def rate_warning(name: str, rates: Iterable[int]) -> str | None:
   """What to say if all sounds (Hz) of a data set are at 16 kHz though its published scores are from other rates."""
   if name not in names() or not hasattr(source_of(name), "SCORES") or set(rates) != {16_000}:
     return None
-  return (
-    "all sounds have 16000 Hz: common recipes convert them, which costs about 2.6 UAR, because the original reads every "
-    "file at its own rate (mostly 44100 or 48000 Hz); extract the wavs from the videos without a sample rate (no "
-    "`-ar 16000`) and prepare again with --overwrite"
-  )
-
-
-# ---- words ----
+  return ("all sounds have 16000 Hz: common recipes convert them, which costs about 2.6 UAR, as the original reads every file "
+          "at its own rate (mostly 44100 or 48000 Hz); extract the wavs from the videos without a sample rate (no "
+          "`-ar 16000`) and prepare again with --overwrite")  # fmt: skip
 
 
 def first_few(names: Iterable[object], most: int = 5) -> str:

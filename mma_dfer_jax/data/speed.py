@@ -4,8 +4,6 @@ Files are read from memory, where the system keeps what it has just read: a slow
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-import dataclasses
-import functools
 import itertools
 import os
 import platform
@@ -22,11 +20,8 @@ from mma_dfer_jax.data.pipeline import Record
 from mma_dfer_jax.inputs import Inputs
 
 PREFETCH = 2  # batches that each worker keeps ready; the default of config.data.prefetch
-STAGES = {
-  "decode_frame": "decode",
-  "augment": "transform",
-  "spectrogram": "fbank",
-}  # functions of pipeline.py
+# Functions of pipeline.py.
+STAGES = {"decode_frame": "decode", "augment": "transform", "spectrogram": "fbank"}
 
 
 def machine() -> dict[str, Any]:
@@ -47,13 +42,11 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def measure(
-  records: Sequence[Record], *, num_workers: int, batch_size: int, repeats: int, inputs: Inputs
+  records: Sequence[Record], inputs: Inputs, *, num_workers: int, batch_size: int, repeats: int
 ) -> dict[str, Any]:
   """All that `benchmark --loading` reports, as JSON holds it."""
-  milliseconds, first = time_stages(records, inputs, repeats), records[0]
+  first = records[0]
   how: dict[str, Any] = {"num_workers": num_workers, "batch_size": batch_size}
-  timed = functools.partial(time_pipeline, records, inputs, repeats=repeats, **how)
-  pipelines = {"training": timed(training=True), "evaluation": timed(training=False)}
   clips = {
     "number": len(records),
     "frames": len(first["frames"]),
@@ -62,8 +55,13 @@ def measure(
     "samples": len(first["waveform"]),
     "sample_rate": int(first["sample_rate"]),
   }
-  speeds = {"milliseconds": milliseconds, "clips_per_second": pipelines}
-  return {"machine": machine(), "clips": clips, **how, **speeds}
+  return {"machine": machine(), "clips": clips, **how} | {
+    "milliseconds": time_stages(records, inputs, repeats),
+    "clips_per_second": {
+      name: time_pipeline(records, inputs, training=name == "training", repeats=repeats, **how)
+      for name in ("training", "evaluation")
+    },
+  }
 
 
 def time_stages(records: Sequence[Record], inputs: Inputs, repeats: int) -> dict[str, dict[str, float]]:
@@ -81,7 +79,7 @@ def time_stages(records: Sequence[Record], inputs: Inputs, repeats: int) -> dict
 
   stages: dict[str, Any] = {what: timed(name, getattr(pipeline, what)) for what, name in STAGES.items()}
   read = timed("read", lambda i: records[i])
-  whole = timed("whole", lambda i, rng: pipeline.train_example(read(i), inputs, pipeline.Augment(), rng))
+  whole = timed("whole", lambda i, rng: pipeline.make_example(read(i), inputs, rng=rng))
   threads = cv2.getNumThreads()
   cv2.setNumThreads(1)
   try:
@@ -107,38 +105,19 @@ def time_pipeline(
   batch_size = min(batch_size, len(records))
   steps = -(-len(records) // batch_size) * -(-32 // len(records))  # a timed pass: all clips, but at least 32
   warm_up = max(1, num_workers) * (PREFETCH + 1)
-  needed = warm_up + repeats * steps
+  kind = pipeline.TrainOrder if training else pipeline.EvalOrder
+  order = kind(records, 1, batch_size, num_epochs=warm_up + repeats * steps)  # more than enough
   how: dict[str, Any] = {"num_workers": num_workers, "prefetch": PREFETCH}
-  if training:
-    order = pipeline.TrainOrder(records, 1, batch_size, -(-needed // (len(records) // batch_size)))
-    stream = pipeline.train_batches(order, inputs, pipeline.Augment(), start_step=0, **how)
-  else:
-    repeated = pipeline.EvalOrder(_Repeated(records, needed * batch_size), 1, batch_size, 1)
-    stream = pipeline.eval_batches(repeated, inputs, **how)
+  stream = pipeline.load_batches(order, inputs, pipeline.Augment() if training else None, **how)
   speeds = []
   with stream as batches:
-    for _ in range(warm_up):
-      consume(next(batches))
-    for _ in range(repeats):
-      start = time.perf_counter()
-      for _ in range(steps):
-        consume(next(batches))
-      speeds.append(steps * batch_size / (time.perf_counter() - start))
-  return quarters(speeds)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Repeated(Sequence):
-  """Records over and over, `length` in all: a split that is long enough to be timed."""
-
-  records: Sequence[Record]
-  length: int
-
-  def __len__(self) -> int:
-    return self.length
-
-  def __getitem__(self, index):
-    return self.records[index % len(self.records)]
+    for timed_steps in [warm_up] + [steps] * repeats:
+      start, clips = time.perf_counter(), 0
+      for batch in itertools.islice(batches, timed_steps):
+        consume(batch)
+        clips += int(batch["mask"].sum())
+      speeds.append(clips / (time.perf_counter() - start))
+  return quarters(speeds[1:])
 
 
 def table(report: Mapping[str, Any]) -> str:

@@ -103,9 +103,8 @@ class MaeEncoder(nnx.Module):
     rows = cfg.prompt_positions * rngs.params.normal((num_prompts, cfg.width))
     table = sine_positions(cfg.grid(stream, inputs), cfg.width)
     self.pos_embed = nnx.Param(jnp.concatenate([table, rows])[None])
-    self.blocks = nnx.List(
-      TransformerBlock(cfg.width, cfg.heads, cfg.mlp_dim, rngs=rngs) for _ in range(cfg.depth)
-    )
+    sizes = cfg.width, cfg.heads, cfg.mlp_dim
+    self.blocks = nnx.List(TransformerBlock(*sizes, rngs=rngs) for _ in range(cfg.depth))
     self.drop_path_rates = tuple(cfg.drop_path * i / max(cfg.depth - 1, 1) for i in range(cfg.depth))
     self.norm = LayerNorm(cfg.width, epsilon=ENCODER_EPS, rngs=rngs)
 

@@ -18,7 +18,6 @@ class Config(parts.Part):
   depth: ClassVar[int] = 0
 
   def build(self, *args: Any, **kwargs: Any) -> "NoEncoder":
-    del args, kwargs
     return NoEncoder()
 
 

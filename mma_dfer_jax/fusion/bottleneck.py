@@ -37,9 +37,7 @@ class Config(parts.Part):
     if self.direction not in DIRECTIONS:
       found.append(f"direction={self.direction!r}: choose one of {', '.join(DIRECTIONS)}")
     if not re.fullmatch(r"all|even|(first|last) [1-9]\d*|\d+(,\d+)*", str(self.layers)):
-      found.append(
-        f'layers={self.layers!r}: give all, even, "last 6", "first 3", or numbers from 0 as "0,2,4"'
-      )
+      found.append(f'layers={self.layers!r}: give all, even, "last 6", "first 3", or numbers such as "0,2,4"')
     return found
 
   def problems_with(self, layers: int) -> list[str]:  # type: ignore[override]
@@ -54,9 +52,7 @@ class Config(parts.Part):
       return layer < int(number) if word == "first" else layer >= layers - int(number)
     return word == "all" or (layer % 2 == 0 if word == "even" else str(layer) in word.split(","))
 
-  def build(
-    self, image: parts.Encoder, audio: parts.Encoder, layer: int, layers: int, *, rngs: nnx.Rngs
-  ) -> parts.Fusion:
+  def build(self, image: parts.Encoder, audio: parts.Encoder, layer: int, layers: int, *, rngs: nnx.Rngs):
     acts = self.acts_in(layer, layers)
     return FusionBottleneck(self, image, audio, rngs=rngs) if acts else parts.Apart()
 

@@ -15,5 +15,4 @@ class Config(parts.Part):
   tunable: tuple[str, ...] = ()
 
   def build(self, *args: Any, **kwargs: Any) -> parts.Apart:
-    del args, kwargs
     return parts.Apart()

@@ -14,7 +14,6 @@ class Config:
   """It has no fields."""
 
   def build(self, clips_per_class: tuple[int, ...]) -> parts.Loss:
-    del clips_per_class
     return cross_entropy
 
 

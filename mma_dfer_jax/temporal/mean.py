@@ -20,7 +20,6 @@ class Config(parts.Part):
   MAY_BE_ZERO = ("width",)
 
   def build(self, moments: int, *, rngs: nnx.Rngs) -> "Mean":
-    del moments, rngs
     return Mean()
 
 

@@ -43,12 +43,7 @@ class MultimodalTemporalTransformer(nnx.Module):
   def __init__(self, cfg: Config, moments: int, *, rngs: nnx.Rngs):
     self.cls_token = nnx.Param(rngs.params.normal((1, 1, cfg.width)))
     self.pos_embed = nnx.Param(rngs.params.normal((1, 1 + moments, cfg.width)))
-    unlike_encoders: dict[str, Any] = {
-      "qkv_bias": False,
-      "eps": TORCH_EPS,
-      "tanh_gelu": True,
-      "linear": TorchLinear,
-    }
+    unlike_encoders: Any = {"qkv_bias": False, "eps": TORCH_EPS, "tanh_gelu": True, "linear": TorchLinear}
     self.blocks = nnx.List(
       TransformerBlock(cfg.width, cfg.heads, cfg.mlp_dim, head_dim=cfg.head_dim, rngs=rngs, **unlike_encoders)
       for _ in range(cfg.depth)

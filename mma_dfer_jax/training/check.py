@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 import dataclasses
-import functools
 import math
 from typing import Any
 
@@ -32,13 +31,6 @@ class Checked:
   test_split: str
   starts: tuple[Start, ...]
 
-  @property
-  def fresh_encoders(self) -> list[str]:
-    """Streams that start from random weights."""
-    started = {start.name for start in self.starts}
-    streams = () if "init_from" in started else ("image", "audio")
-    return [s for s in streams if getattr(self.model, s).depth and s not in started]
-
 
 def first_error(check: Callable[[], Any]) -> list[str]:
   """The words of its UserError; none if there is none."""
@@ -52,23 +44,11 @@ def first_error(check: Callable[[], Any]) -> list[str]:
 def problems_of_values(config: ml_collections.ConfigDict) -> list[str]:
   """What is wrong with the values of a config, one line each; parts check their own fields."""
   c, d = config, config.data
-  positive = (
-    "num_epochs",
-    "batch_size",
-    "learning_rate",
-    "log_every_steps",
-    "keep_checkpoints",
-    "eval_every",
-  )
-  finite = ("learning_rate", "weight_decay")
-  choices = {
-    "matmul_precision": ("float32", "tensorfloat32", "bfloat16"),
-    "precision": PRECISIONS,
-    "remat": REMAT,
-  }
+  positive = ("num_epochs", "batch_size", "learning_rate", "log_every_steps", "keep_checkpoints", "eval_every")  # fmt: skip
+  choices = {"matmul_precision": ("float32", "tensorfloat32", "bfloat16"), "precision": PRECISIONS, "remat": REMAT}  # fmt: skip
   rules = [
     *((f"{name}={c[name]}", "must be positive", c[name] > 0) for name in positive),
-    *((f"{name}={c[name]}", "must be finite", math.isfinite(c[name])) for name in finite),
+    *((f"{name}={c[name]}", "must be finite", math.isfinite(c[name])) for name in ("learning_rate", "weight_decay")),
     (f"weight_decay={c.weight_decay}", "must not be negative", not c.weight_decay < 0),
     (f"save_every_steps={c.save_every_steps}", "must be 0 (end of epochs only) or more", c.save_every_steps >= 0),
     *((f"{name}={c[name]!r}:", f"choose one of {', '.join(of)}", c[name] in of) for name, of in choices.items()),
@@ -88,9 +68,7 @@ def problems_of_values(config: ml_collections.ConfigDict) -> list[str]:
   return [f"{what} {rule}" for what, rule, holds in rules if not holds]
 
 
-def check_model_and_data(
-  config: ml_collections.ConfigDict,
-) -> tuple[ModelConfig | None, DataSet | None, list[Start], list[str]]:
+def check_model_and_data(config: ml_collections.ConfigDict) -> tuple[ModelConfig | None, DataSet | None, list[Start], list[str]]:  # fmt: skip
   """Model, data set and weights of a run, as far as they are found, and all that is wrong with them.
 
   Its fold and its devices do not count.
@@ -102,9 +80,21 @@ def check_model_and_data(
   try:
     if config.data.data_dir:
       data_set = open_data_set(config.data.data_dir, config.data.name)
-      problems += _problems_of_classes(config, data_set.classes)
-      model = model_config(config.to_dict(), data_set.classes)
-      problems += _problems_of_tunable(config, model)
+      classes, number = data_set.classes, config.model.num_classes
+      if config.data.classes and tuple(config.data.classes) != classes:
+        problems.append(f"data.classes={tuple(config.data.classes)}, but the data set has {classes}")
+      if number not in (0, len(classes)):
+        problems.append(
+          f"model.num_classes={number}, but the data set has {len(classes)} classes: {', '.join(classes)}"
+        )
+      model = model_config(config.to_dict(), classes)
+      chosen = {name: getattr(model, name) for name in SLOTS if config.tunable}
+      problems += [
+        f"model.{name}.tunable={part.tunable} has no effect, for config.tunable={tuple(config.tunable)} replaces the "
+        "patterns of all parts; set one of the two"
+        for name, part in chosen.items()
+        if part.tunable != type(part)().tunable
+      ]
       tunable_patterns(model, config.tunable)
   except UserError as error:
     problems.append(str(error))
@@ -114,65 +104,34 @@ def check_model_and_data(
   return model, data_set, starts, problems
 
 
-def _problems_of_classes(config: ml_collections.ConfigDict, classes: tuple[str, ...]) -> list[str]:
-  problems = []
-  if config.data.classes and tuple(config.data.classes) != classes:
-    problems.append(f"data.classes={tuple(config.data.classes)}, but the data set has {classes}")
-  if (number := config.model.num_classes) not in (0, len(classes)):
-    problems.append(
-      f"model.num_classes={number}, but the data set has {len(classes)} classes: {', '.join(classes)}"
-    )
-  return problems
-
-
-def _problems_of_tunable(config: ml_collections.ConfigDict, model: ModelConfig) -> list[str]:
-  """Patterns of parts that `config.tunable` overrides."""
-  chosen = {name: getattr(model, name) for name in SLOTS}
-  return [
-    f"model.{name}.tunable={part.tunable} has no effect, for config.tunable={tuple(config.tunable)} replaces the "
-    "patterns of all parts; set one of the two"
-    for name, part in chosen.items()
-    if config.tunable and part.tunable != type(part)().tunable
-  ]
-
-
-def open_starts(
-  config: ml_collections.ConfigDict, model: ModelConfig, classes: Sequence[str]
-) -> tuple[list[Start], list[str]]:
+def open_starts(config: ml_collections.ConfigDict, model: ModelConfig, classes: Sequence[str]) -> tuple[list[Start], list[str]]:  # fmt: skip
   """The weights that a run starts from, later ones go over earlier ones; and what is wrong with them."""
-  openers: list[Callable[[], Start]] = []
   starts: list[Start] = []
   problems = []
   if config.init_from:
-    openers.append(lambda: open_init(config.init_from, model, classes))
+    problems += first_error(lambda: starts.append(open_init(config.init_from, model, classes)))
   for stream in ("image", "audio"):
     path = config.pretrained[stream]
     if path and not getattr(model, stream).depth:
       problems.append(f"pretrained.{stream}={path}, but model.{stream} is none")
     elif path:
-      openers.append(functools.partial(open_pretrained, stream, path, model))
-  for opener in openers:
-    problems += first_error(lambda: starts.append(opener()))  # noqa: B023 # called at once
+      problems += first_error(lambda: starts.append(open_pretrained(stream, path, model)))  # noqa: B023 # called at once
   return starts, problems
 
 
 def check_run(config: ml_collections.ConfigDict, *, devices: bool = True) -> Checked:
-  """Model, data set, splits and weights of a run, checked whole.
+  """Model, data set, splits and weights of a run; UserError with all problems, before anything long has started.
 
   Args:
     config: of the run.
     devices: whether it runs on the devices of this process; False: the run checks its devices itself.
-  Raises:
-    UserError: with all problems, before anything long has started.
   """
   model, data_set, starts, problems = check_model_and_data(config)
-  for check in (
-    lambda: check_precision(config.precision),
-    lambda: check_batch_size(config.batch_size),
-    lambda: micro_batch_of(config),
-    lambda: make_mesh(**config.mesh),
-  ):
-    problems += first_error(check) if devices else []
+  if devices:
+    problems += first_error(lambda: check_precision(config.precision))
+    problems += first_error(lambda: check_batch_size(config.batch_size))
+    problems += first_error(lambda: micro_batch_of(config))
+    problems += first_error(lambda: make_mesh(**config.mesh))
   train, test = "", ""
   try:
     if data_set:
@@ -188,11 +147,7 @@ def check_run(config: ml_collections.ConfigDict, *, devices: bool = True) -> Che
 
 
 def micro_batch_of(config: ml_collections.ConfigDict) -> int:
-  """Clips that go through the model at once.
-
-  Raises:
-    UserError: if they do not divide the batch, or not evenly over the devices.
-  """
+  """Clips that go through the model at once; UserError if they do not divide the batch, or not evenly over the devices."""
   devices, batch = jax.device_count(), config.batch_size
   size = config.micro_batch
   if size == 0 and jax.default_backend() == "cpu" and batch % devices == 0:

@@ -19,42 +19,36 @@ from jax.sharding import Sharding, SingleDeviceSharding
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.training.state import TrainState
 
-ITEMS = ("tunable", "optimizer", "meta")
-NO_SCORE = -1e30
+NO_WAR = -1e30  # of a checkpoint without an evaluation, which is never the best
 
 
 class Checkpointer:
-  """Saves and restores tunable parameters, optimizer and step; keeps the newest and the best by a score.
+  """Saves and restores tunable parameters, optimizer and step; keeps the newest and the best by WAR.
 
-  Args:
-    workdir: folder of the run.
-    keep: how many of the newest to keep; a new one is complete before an old one goes.
-    best: name of that score, see `Task.best`.
-    read_only: nothing in the folder is touched.
+  A new one is complete before an old one goes.
   """
 
-  def __init__(self, workdir: Path, *, keep: int = 2, best: str = "war", read_only: bool = False):
+  def __init__(self, workdir: Path, *, keep: int = 2, read_only: bool = False):
     from orbax.checkpoint.checkpoint_managers import preservation_policy
 
     ocp = _orbax()
-    self.best = best
     self.folder = workdir.absolute() / "checkpoints"
     newest = preservation_policy.LatestN(keep)
-    highest = preservation_policy.BestN(get_metric_fn=lambda metrics: metrics[best], n=1)
+    highest = preservation_policy.BestN(get_metric_fn=lambda metrics: metrics["war"], n=1)
     # Orbax writes the metrics to disk only if `best_fn` is given too, and forgets the best at a restart without them.
     options = ocp.CheckpointManagerOptions(
-      best_fn=lambda metrics: metrics[best],
+      best_fn=lambda metrics: metrics["war"],
       preservation_policy=preservation_policy.AnyPreservationPolicy([newest, highest]),
       cleanup_tmp_directories=not read_only,
       create=not read_only,  # Orbax's own `read_only` warns of three things on every use
       enable_async_checkpointing=False,  # a failed save then ends in one message, not in the tracebacks of threads
     )
-    self.manager = ocp.CheckpointManager(self.folder, options=options, item_names=ITEMS)
-    self.latest_step, self.best_step, self.close = (
-      self.manager.latest_step, self.manager.best_step, self.manager.close
-    )  # fmt: skip
+    items = ("tunable", "optimizer", "meta")
+    self.manager = ocp.CheckpointManager(self.folder, options=options, item_names=items)
+    self.latest_step, self.best_step = self.manager.latest_step, self.manager.best_step
+    self.close = self.manager.close
 
-  def save(self, state: TrainState, meta: Mapping[str, Any], score: float | None) -> None:
+  def save(self, state: TrainState, meta: Mapping[str, Any], war: float | None) -> None:
     """Saves; the old checkpoints stay until the new one is whole. UserError if the disk does not take it."""
     ocp = _orbax()
     items = ocp.args.Composite(
@@ -63,30 +57,22 @@ class Checkpointer:
       meta=ocp.args.JsonSave(dict(meta)),
     )
     with self._explaining("saved", int(state.step)):
-      # A checkpoint without an evaluation has no score and is never the best.
-      metrics = {self.best: NO_SCORE if score is None else score}
+      metrics = {"war": NO_WAR if war is None else war}
       self.manager.save(int(state.step), args=items, metrics=metrics, force=True)
 
-  def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-    """The state saved at a step, spread as `like`, whose frozen part it keeps; and the meta saved with it."""
-    optimizer = {"opt_state": like.opt_state, "step": like.step}
-    restored = self._restore(step, like.tunable, optimizer=_orbax().args.StandardRestore(_targets(optimizer)))
-    return like._replace(
-      tunable=from_pure(like.tunable, restored.tunable), **restored.optimizer
-    ), restored.meta
+  def restore(
+    self, step: int, tunable: nnx.State, optimizer: Any = None
+  ) -> tuple[nnx.State, Any, dict[str, Any]]:
+    """Tunable parameters, optimizer and meta saved at a step, spread as those given or on one device.
 
-  def restore_tunable(self, step: int, like: nnx.State) -> tuple[nnx.State, dict[str, Any]]:
-    """Only what is needed to answer: the tunable parameters, on one device, and meta."""
-    restored = self._restore(step, like)
-    return from_pure(like, restored.tunable), restored.meta
-
-  def _restore(self, step: int, tunable: nnx.State, **others: Any) -> Any:
+    Without an optimizer only what is needed to answer is read.
+    """
     args = _orbax().args
-    items = args.Composite(
-      tunable=args.StandardRestore(_targets(nnx.to_pure_dict(tunable))), meta=args.JsonRestore(), **others
-    )
+    items = {"tunable": nnx.to_pure_dict(tunable)} | ({"optimizer": optimizer} if optimizer else {})
+    like = {name: args.StandardRestore(_targets(tree)) for name, tree in items.items()}
     with self._explaining("read", step):
-      return self.manager.restore(step, args=items)
+      found = self.manager.restore(step, args=args.Composite(meta=args.JsonRestore(), **like))
+    return from_pure(tunable, found.tunable), found.get("optimizer"), found.meta
 
   @contextlib.contextmanager
   def _explaining(self, doing: str, step: int):
@@ -99,12 +85,10 @@ class Checkpointer:
     except Exception as error:
       others = ", ".join(str(other) for other in self.manager.all_steps() if other != step)
       left = f"the checkpoints of steps {others} are not touched" if others else "there is no other"
-      resume = f"; remove the folder {self.folder / str(step)} to resume from an earlier one" * (
-        doing == "read"
-      )
-      raise UserError(
-        f"the checkpoint of step {step} in {self.folder} cannot be {doing} ({left}{resume}): {short(error)}"
-      ) from error
+      if doing == "read":
+        left += f"; remove the folder {self.folder / str(step)} to resume from an earlier one"
+      what = f"the checkpoint of step {step} in {self.folder} cannot be {doing} ({left})"
+      raise UserError(f"{what}: {short(error)}") from error
 
 
 def _orbax() -> Any:

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from mma_dfer_jax.disk import write_json
 from mma_dfer_jax.errors import listed
 from mma_dfer_jax.training.predictions import Predictions, find_predictions
-from mma_dfer_jax.training.report import table, write_markdown
+from mma_dfer_jax.training.report import table
 
 RESAMPLES, SEED = 10_000, 0
 SCORES = ("war", "uar")
@@ -27,11 +26,7 @@ NOTE = (
 
 
 def compare(a: Path, b: Path) -> dict[str, Any]:
-  """Compares two runs, folds, evaluations or files of predictions; see `find_predictions`.
-
-  Raises:
-    UserError: with everything in which their clips, labels or classes differ.
-  """
+  """Compares two runs, folds, evaluations or files of predictions, see `find_predictions`; UserError if they differ."""
   first, second = find_predictions(a), find_predictions(b)
   if first.keys() != second.keys() and "" in (*first, *second):  # folds beside one file of all of them
     first, second = {"": Predictions.joined([*first.values()])}, {"": Predictions.joined([*second.values()])}
@@ -50,17 +45,25 @@ def compare(a: Path, b: Path) -> dict[str, Any]:
   classes = len(next(iter(first.values())).classes)
   result = bootstrap(np.concatenate([*pairs.values()]), classes)
   by_fold = {fold: bootstrap(pair, classes) for fold, pair in pairs.items()} if len(pairs) > 1 else {}
-  answers = {name: _answer(result[name]["difference"]) for name in SCORES}
+  gains = {name: result[name]["difference"] for name in SCORES}
+  answers = {n: "yes" if d["low"] > 0 else "no" if d["high"] < 0 else UNKNOWN for n, d in gains.items()}
   answer = answers["war"] if answers["war"] == answers["uar"] else UNKNOWN
-  return {"a": str(a), "b": str(b), "answer": answer, "answers": answers, "sentence": _sentence(answer, result), **result,
+  start = {
+    "yes": "Yes, B is better than A",
+    "no": "No, A is better than B",
+    UNKNOWN: f"Whether B is better than A {UNKNOWN}",
+  }
+  words = [f"{name.upper()} {d['value']:+.2f} points (95 % interval {d['low']:+.2f} to {d['high']:+.2f})"
+           for name, d in gains.items()]  # fmt: skip
+  sentence = f"{start[answer]}: from A to B {' and '.join(words)}, on {result['clips']} clips."
+  return {"a": str(a), "b": str(b), "answer": answer, "answers": answers, "sentence": sentence, **result,
           "folds": by_fold, "resamples": RESAMPLES, "seed": SEED, "note": NOTE}  # fmt: skip
 
 
 def differences(a: Predictions, b: Predictions) -> list[str]:
   """Why two models were not asked the same: a line each for classes, clips and labels."""
-  found = []
-  if set(a.classes) != set(b.classes):
-    found.append(f"classes: {', '.join(a.classes)} in A, {', '.join(b.classes)} in B")
+  names = [f"classes: {', '.join(a.classes)} in A, {', '.join(b.classes)} in B"]
+  found = names if set(a.classes) != set(b.classes) else []
   here, there = ({clip: p.classes[i] for clip, i in zip(p.clips, p.labels, strict=True)} for p in (a, b))
   for name, ours, theirs in (("A", here, there), ("B", there, here)):
     if only := sorted(ours.keys() - theirs.keys()):
@@ -76,51 +79,29 @@ def _few(names: list[str]) -> str:
 
 
 def bootstrap(pairs: np.ndarray, classes: int) -> dict[str, Any]:
-  """Scores of both models in percent, with their intervals.
-
-  Args:
-    pairs: (N, 3) label, whether A is right, whether B is right.
-    classes: how many there are.
-  """
+  """Scores of both models in percent, with their intervals, of (N, 3) label, whether A is right, whether B is right."""
   clips = len(pairs)
   counts = np.zeros((classes, 2, 2))
   np.add.at(counts, tuple(pairs.T), 1)
   drawn = np.random.default_rng(SEED).multinomial(clips, counts.ravel() / clips, size=RESAMPLES)
-  every = np.concatenate(
-    [counts[None], drawn.reshape(RESAMPLES, classes, 2, 2)]
-  )  # first the clips themselves
-  support, right = (
-    every.sum(axis=(2, 3)),
-    {"a": every[:, :, 1].sum(axis=2), "b": every[:, :, :, 1].sum(axis=2)},
-  )
-  recall = {
-    m: np.divide(r, support, out=np.full(r.shape, np.nan), where=support > 0) for m, r in right.items()
-  }
-  values = {"war": {m: 100 * r.sum(axis=1) / clips for m, r in right.items()},
-            "uar": {m: 100 * np.nanmean(r, axis=1) for m, r in recall.items()}}  # fmt: skip
+  # First the clips themselves.
+  every = np.concatenate([counts[None], drawn.reshape(RESAMPLES, classes, 2, 2)])
+  support = every.sum(axis=(2, 3))
+  right = {"a": every[:, :, 1].sum(axis=2), "b": every[:, :, :, 1].sum(axis=2)}
   found: dict[str, Any] = {"clips": clips}
-  for score, of in values.items():
-    difference = of["b"] - of["a"]
-    found[score] = {name: _interval(x) for name, x in {**of, "difference": difference}.items()}
-    found[score]["share_of_resamples_where_b_is_higher"] = float((difference[1:] > 0).mean())
+  for score in SCORES:
+    values = {}
+    for model, of_class in right.items():
+      recall = np.divide(of_class, support, out=np.full(of_class.shape, np.nan), where=support > 0)
+      values[model] = 100 * (of_class.sum(axis=1) / clips if score == "war" else np.nanmean(recall, axis=1))
+    values["difference"] = values["b"] - values["a"]
+    found[score] = {
+      name: dict(zip(("value", "low", "high"), (float(x[0]), *np.percentile(x[1:], [2.5, 97.5]).tolist()), strict=True))
+      for name, x in values.items()
+    }  # fmt: skip
+    higher = values["difference"][1:] > 0
+    found[score]["share_of_resamples_where_b_is_higher"] = float(higher.mean())
   return found
-
-
-def _interval(values: np.ndarray) -> dict[str, float]:
-  low, high = np.percentile(values[1:], [2.5, 97.5])
-  return {"value": float(values[0]), "low": float(low), "high": float(high)}
-
-
-def _answer(difference: Mapping[str, float]) -> str:
-  return "yes" if difference["low"] > 0 else "no" if difference["high"] < 0 else UNKNOWN
-
-
-def _sentence(answer: str, result: Mapping[str, Any]) -> str:
-  start = {"yes": "Yes, B is better than A", "no": "No, A is better than B"}
-  gains = [f"{name.upper()} {d['value']:+.2f} points (95 % interval {d['low']:+.2f} to {d['high']:+.2f})"
-           for name, d in ((name, result[name]["difference"]) for name in SCORES)]  # fmt: skip
-  unknown = "Whether B is better than A cannot be told from these clips"
-  return f"{start.get(answer, unknown)}: from A to B {' and '.join(gains)}, on {result['clips']} clips."
 
 
 def as_table(result: Mapping[str, Any]) -> str:
@@ -133,11 +114,3 @@ def as_table(result: Mapping[str, Any]) -> str:
       share = f"{100 * of[score]['share_of_resamples_where_b_is_higher']:.1f} %"
       rows.append([name, of["clips"], score.upper(), *cells, share])
   return table(["", "clips>", "score", "A, % (95 %)>", "B, % (95 %)>", "B − A (95 %)>", "B higher in>"], rows)
-
-
-def write_comparison(out: Path, result: Mapping[str, Any]) -> None:
-  """Writes comparison.json and comparison.md into a folder."""
-  out.mkdir(parents=True, exist_ok=True)
-  write_markdown(out / "comparison.md", "# MMA-DFER: is B better than A?", f"**{result['sentence']}**",
-                 f"- A: {result['a']}\n- B: {result['b']}", as_table(result), NOTE)  # fmt: skip
-  write_json(out / "comparison.json", result)

@@ -33,13 +33,11 @@ from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.training import sharding
 
 _COORDINATOR = flags.DEFINE_string(
-  "coordinator", None, "HOST:PORT of process 0, where JAX does not find the others itself."
+  "coordinator", None, "HOST:PORT of process 0, if JAX does not find it itself."
 )
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes; with --coordinator.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0; with --coordinator.")
-_JOIN_SECONDS = flags.DEFINE_integer(
-  "join_seconds", 300, "How long to wait for the other processes at the start.", lower_bound=1
-)
+_JOIN_SECONDS = flags.DEFINE_integer("join_seconds", 300, "How long to wait for the others at the start.", lower_bound=1)  # fmt: skip
 
 HEARTBEAT_SECONDS = 20  # a process that is silent for so long is lost: the others end within a minute
 LIBRARIES = ("mma_dfer_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -68,11 +66,7 @@ def is_distributed() -> bool:
 
 
 def join() -> None:
-  """Finds the other processes, if there are any, and checks that all have the same libraries.
-
-  Raises:
-    UserError: if they do not come together in time, with the address; or if a library has another version elsewhere.
-  """
+  """Finds the other processes, if there are any; UserError if they do not come, or have other versions of libraries."""
   if not is_distributed():
     return
   seconds = _JOIN_SECONDS.value
@@ -114,21 +108,15 @@ def everyone_says(value: str) -> list[str]:
     return [value]
   # Not jax.process_count(): that starts the devices, for which the libraries should be equal already.
   state.client.key_value_set(f"mma_dfer/{number}/{state.process_id}", value)
-  wait = 1000 * _JOIN_SECONDS.value
-  return [
-    state.client.blocking_key_value_get(f"mma_dfer/{number}/{i}", wait) for i in range(state.num_processes)
-  ]
+  ask, wait = state.client.blocking_key_value_get, 1000 * _JOIN_SECONDS.value
+  return [ask(f"mma_dfer/{number}/{i}", wait) for i in range(state.num_processes)]
 
 
 def gathered(strings: Sequence[str]) -> list[list[str]]:
   """The strings of each process; all must have as many."""
-  found: list[list[str]] = [[] for _ in everyone_says("")]
-  for start in range(0, len(strings), STRINGS_AT_ONCE):
-    for of_process, said in zip(
-      found, everyone_says(json.dumps(strings[start : start + STRINGS_AT_ONCE])), strict=True
-    ):
-      of_process += json.loads(said)
-  return found
+  shares = [json.dumps(strings[i : i + STRINGS_AT_ONCE]) for i in range(0, len(strings), STRINGS_AT_ONCE)]
+  said = [[json.loads(share) for share in everyone_says(share)] for share in shares]
+  return [[*itertools.chain(*of_process)] for of_process in zip(*said, strict=True)]
 
 
 def check_equal_on_all(what: str, here: Mapping[str, Any]) -> None:

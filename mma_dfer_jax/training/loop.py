@@ -18,24 +18,17 @@ from mma_dfer_jax.progress import Progress, say
 from mma_dfer_jax.training import hosts, sharding
 from mma_dfer_jax.training.check import micro_batch_of
 from mma_dfer_jax.training.checkpoints import Checkpointer, load_frozen, save_frozen
-from mma_dfer_jax.training.report import MetricsLog
-from mma_dfer_jax.training.run import check_same_run, claim_workdir
+from mma_dfer_jax.training.report import MetricsLog, percent
+from mma_dfer_jax.training.run import Run, check_same_run, claim_workdir
 from mma_dfer_jax.training.state import TrainState, by_epoch, cosine_rates, create_train_state, make_optimizer
 from mma_dfer_jax.training.steps import abstract_batch, train_step
 from mma_dfer_jax.training.task import Classify
 
 
-def fit(task: Classify, run: Mapping[str, Any], workdir: Path, *, mesh: Mesh, stop: hosts.Stop) -> int:
+def fit(task: Classify, run: Run, workdir: Path, *, mesh: Mesh, stop: hosts.Stop) -> int:
   """Trains to the end of the last epoch, from where the folder is; returns the exit status.
 
-  Args:
-    task: what is trained on what.
-    run: the content of run.json.
-    workdir: folder of the run; new, or of the same run.
-    mesh: the devices.
-    stop: asked once a step; if true, everything is saved and the run ends.
-  Raises:
-    UserError: if the folder holds another run, the disk or the memory is too small, or the loss is no number.
+  The folder is new, or of the same run. `stop` is asked once a step; if true, everything is saved and the run ends.
   """
   here = _Run(task, run, workdir, mesh, stop)
   start_step = int(here.state.step)
@@ -47,7 +40,8 @@ def fit(task: Classify, run: Mapping[str, Any], workdir: Path, *, mesh: Mesh, st
       print(f"resuming after step {start_step} of {here.total_steps}")
   stopped = here.train(start_step)
   here.checkpointer.close()
-  here.log.close()
+  if here.log:
+    here.log.close()
   if stopped and stop.stopped:
     print(f"stopped by {stop.reason} after step {here.saved_step}; to resume, run the same command")
     return stop.exit_status
@@ -61,7 +55,7 @@ def fit(task: Classify, run: Mapping[str, Any], workdir: Path, *, mesh: Mesh, st
 class _Run:
   """The state of a run between its start and its end, and what has been written about it."""
 
-  def __init__(self, task: Classify, run: Mapping[str, Any], workdir: Path, mesh: Mesh, stop: hosts.Stop):
+  def __init__(self, task: Classify, run: Run, workdir: Path, mesh: Mesh, stop: hosts.Stop):
     self.task, self.run, self.workdir, self.mesh, self.stop = task, run, workdir, mesh, stop
     self.config = c = task.config
     self.chief = jax.process_index() == 0
@@ -78,21 +72,19 @@ class _Run:
         claim_workdir(workdir, run)
         check_disk(workdir, state, c.keep_checkpoints)
     hosts.check_shared_folder(workdir)
-    self.checkpointer = Checkpointer(workdir, keep=c.keep_checkpoints, best=task.best)
-    self.history: list[
-      dict
-    ] = []  # one entry for each evaluated epoch: epoch, step, means of the steps, result
-    self.since_evaluation: list[dict[str, float]] = []  # numbers of each step
-    self.pending: list[
-      tuple[int, Mapping[str, jax.Array]]
-    ] = []  # those that are still on the devices, by step
+    self.checkpointer = Checkpointer(workdir, keep=c.keep_checkpoints)
+    # One entry for each evaluated epoch (epoch, step, means of the steps, result); numbers of each step since the last;
+    # and, by step, those that are still on the devices.
+    self.history: list[dict[str, Any]] = []
+    self.since_evaluation: list[dict[str, float]] = []
+    self.pending: list[tuple[int, Mapping[str, jax.Array]]] = []
     self.saved_step = self.checkpointer.latest_step()
     state = self._resumed(self.saved_step, state)
     self.state = state._replace(frozen=cast(state.frozen, c.precision))
     self.constants = jax.random.key(c.seed), rates, steps
     self.step_fn = self._compiled_step() if int(state.step) < self.total_steps else None
     self.evaluate = task.evaluator(self.graphdef, mesh)
-    self.log = MetricsLog(workdir, int(state.step), self.evaluated_epoch, writes=self.chief)
+    self.log = MetricsLog(workdir, int(state.step), self.evaluated_epoch) if self.chief else None
 
   @property
   def evaluated_epoch(self) -> int:
@@ -104,10 +96,11 @@ class _Run:
     if step is None:
       save_frozen(self.workdir, state.frozen)
       return state
-    state, meta = self.checkpointer.restore(step, state)
+    saved = {"opt_state": state.opt_state, "step": state.step}
+    tunable, saved, meta = self.checkpointer.restore(step, state.tunable, saved)
     check_same_run(meta["run"], self.run, f"the checkpoint of step {step} in {self.workdir}")
     self.history, self.since_evaluation = meta["history"], meta["this_epoch"]
-    return state._replace(frozen=load_frozen(self.workdir, state.frozen))
+    return TrainState(tunable=tunable, frozen=load_frozen(self.workdir, state.frozen), **saved)
 
   def _compiled_step(self) -> Callable[..., Any]:
     c, task = self.config, self.task
@@ -119,9 +112,8 @@ class _Run:
                         micro_batch=self.micro_batch, mesh=self.mesh, remat=c.remat, precision=c.precision)  # fmt: skip
 
     outputs = jax.tree.map(lambda x: x.sharding, self.state), sharding.replicated(self.mesh)
-    jitted = jax.jit(
-      step, donate_argnums=0, out_shardings=outputs, compiler_options=sharding.compiler_options()
-    )
+    options = sharding.compiler_options()
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=outputs, compiler_options=options)
     batch = abstract_batch(task.checked.model.inputs, c.batch_size, self.mesh)
     return sharding.compile_checked(jitted.lower(self.state, batch, *self.constants))
 
@@ -138,9 +130,8 @@ class _Run:
         stopping = bool(self.stop)  # asked once: what is logged, evaluated and saved must agree
         epoch, within = divmod(step, self.steps_per_epoch)
         epoch_ends = step > 0 and not within
-        due = (
-          epoch_ends and (epoch % c.eval_every == 0 or epoch == c.num_epochs) and epoch > self.evaluated_epoch
-        )
+        evaluated = epoch % c.eval_every == 0 or epoch == c.num_epochs
+        due = epoch_ends and evaluated and epoch > self.evaluated_epoch
         save_due = step > start_step and c.save_every_steps and step % c.save_every_steps == 0
         if self.pending and (epoch_ends or save_due or stopping or step % c.log_every_steps == 0):
           self._log_steps(step)
@@ -166,21 +157,20 @@ class _Run:
     self.since = time.monotonic()
     if found is None:
       return None
-    means = _means(self.since_evaluation)
-    self.history.append({"epoch": epoch, "step": step, **means, **found.result})
+    result, predictions = found
+    means, scores = _means(self.since_evaluation), predictions.scores
+    self.history.append({"epoch": epoch, "step": step, **means, **result})
     self.since_evaluation = []
-    self.log.write(step, {"epoch": epoch, **found.logged})
-    if self.chief:
-      found.predictions.write(self.workdir / "predictions.csv")
-      say(f"epoch {epoch}: loss {means['loss']:.4f}, {found.title}")
-    return found.logged[f"test_{self.task.best}"]
+    if self.log:
+      numbers = {"test_loss": result["test_loss"], "test_war": scores.war, "test_uar": scores.uar}
+      self.log.write(step, {"epoch": epoch, **numbers})
+      predictions.write(self.workdir / "predictions.csv")
+      shown = f"test WAR {percent(scores.war)}, UAR {percent(scores.uar)}"
+      say(f"epoch {epoch}: loss {means['loss']:.4f}, {shown}")
+    return scores.war  # by which the best checkpoint is kept
 
   def _log_steps(self, step: int) -> None:
-    """Fetches the numbers of the last steps and logs their means.
-
-    Raises:
-      UserError: if a loss is not finite; nothing has been saved since.
-    """
+    """Fetches the numbers of the last steps and logs their means; UserError if a loss is not finite."""
     now = time.monotonic()
     clips_per_second = (step - self.since_step) * self.config.batch_size / (now - self.since)
     self.since, self.since_step = now, step
@@ -189,13 +179,13 @@ class _Run:
     for i, (at, numbers) in enumerate(fetched):
       if not math.isfinite(numbers["loss"]):
         before = f"{fetched[i - 1][1]['loss']:.4g}" if i else "finite, in the steps logged before"
-        raise UserError(
-          f"the loss is {numbers['loss']} at step {at} (before: {before}; learning rate {self.rate(at - 1):.3g}); "
-          "lower config.learning_rate, or look at the clips; the last checkpoint is from before"
-        )
+        facts = f"(before: {before}; learning rate {self.rate(at - 1):.3g})"
+        advice = "lower config.learning_rate, or look at the clips; the last checkpoint is from before"
+        raise UserError(f"the loss is {numbers['loss']} at step {at} {facts}; {advice}")
     (last, newest), numbers_of_steps = fetched[-1], [numbers for _, numbers in fetched]
-    rate = {"learning_rate": float(self.rate(last - 1)), "clips_per_second": clips_per_second}
-    self.log.write(last, _means(numbers_of_steps) | rate)
+    if self.log:
+      rate = {"learning_rate": float(self.rate(last - 1)), "clips_per_second": clips_per_second}
+      self.log.write(last, _means(numbers_of_steps) | rate)
     self.since_evaluation += numbers_of_steps
     shown = [f"{name} {value:.3g}" for name, value in newest.items() if name != "grad_norm"]
     self.bar.update(0, ", ".join([*shown, f"{clips_per_second:.1f} clips/s"]))

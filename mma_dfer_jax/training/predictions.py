@@ -31,10 +31,8 @@ class Predictions:
   @classmethod
   def joined(cls, several: Sequence["Predictions"]) -> "Predictions":
     """Those of several folds."""
-    labels, probabilities = (
-      np.concatenate([getattr(p, n) for p in several]) for n in ("labels", "probabilities")
-    )
-    return cls(several[0].classes, sum((p.clips for p in several), ()), labels, probabilities)
+    arrays = [np.concatenate([getattr(p, n) for p in several]) for n in ("labels", "probabilities")]
+    return cls(several[0].classes, sum((p.clips for p in several), ()), *arrays)
 
   @property
   def answers(self) -> Int[np.ndarray, "N"]:
@@ -68,9 +66,8 @@ def read_predictions(path: Path) -> Predictions:
     )
   clips: dict[str, tuple[int, list[float]]] = {}
   problems = [] if rows else ["there is no clip"]
-  for line, (clip, label, *numbers) in enumerate(
-    ((*row, "", "")[: max(2, len(row))] for row in rows), start=2
-  ):
+  filled = ((*row, "", "")[: max(2, len(row))] for row in rows)
+  for line, (clip, label, *numbers) in enumerate(filled, start=2):
     try:
       values = [float(number) for number in numbers]
     except ValueError:
@@ -89,10 +86,7 @@ def read_predictions(path: Path) -> Predictions:
 def find_predictions(path: Path) -> dict[str, Predictions]:
   """The predictions of a run, of folds, of an evaluation, or of a file: by fold, or by "" where there is one only.
 
-  Args:
-    path: workdir of a run, folder with folds.json, file or folder that `evaluate` wrote, or a predictions.csv.
-  Raises:
-    UserError: if there are none or it is not clear which.
+  The path is a workdir, a folder with folds.json, a file or folder that `evaluate` wrote, or a predictions.csv.
   """
   if (path / "folds.json").is_file():
     names = [fold["fold"] for fold in json.loads((path / "folds.json").read_text())["folds"]]

@@ -25,19 +25,12 @@ FLATTERS = "by WAR on the test clips themselves, so it flatters"
 
 
 class MetricsLog:
-  """Appends one JSON object per line to metrics.jsonl, and the same numbers to TensorBoard.
+  """Appends one JSON object per line to metrics.jsonl, and the same numbers to TensorBoard; both end at step and epoch.
 
-  Args:
-    workdir: folder of the run.
-    step: where the run starts or resumes; lines of later steps, from a killed run, are removed.
-    epoch: the last one that was evaluated until then; later ones are removed likewise.
-    writes: False in all processes but the first: nothing is written.
+  Lines of later steps and of later evaluated epochs, from a killed run, are removed.
   """
 
-  def __init__(self, workdir: Path, step: int, epoch: int, *, writes: bool = True):
-    self._writes = writes
-    if not writes:
-      return
+  def __init__(self, workdir: Path, step: int, epoch: int):
     path, kept = workdir / "metrics.jsonl", []
     for line in path.read_text().splitlines() if path.exists() else []:
       try:
@@ -55,8 +48,6 @@ class MetricsLog:
     self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
   def write(self, step: int, metrics: Mapping[str, float | int]) -> None:
-    if not self._writes:
-      return
     self._file.write(json.dumps({"step": step} | {k: _number(float(v)) for k, v in metrics.items()}) + "\n")
     self._file.flush()
     for name, value in metrics.items():
@@ -64,9 +55,8 @@ class MetricsLog:
     self._board.flush()
 
   def close(self) -> None:
-    if self._writes:
-      self._file.close()
-      self._board.close()
+    self._file.close()
+    self._board.close()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,32 +68,24 @@ class Fold:
   about: Mapping[str, Any]  # folder, step, epoch, clips_without_sound, as far as known
   best_epoch: Mapping[str, Any] | None = None  # as in report.json; None if only one model was evaluated
 
-  @property
-  def scores(self) -> Scores:
-    return self.predictions.scores
-
 
 def write_report(workdir: Path, *, run: Mapping[str, Any], history: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], split: str) -> dict[str, Any]:  # fmt: skip
   """Writes report.json, report.md, confusion_matrix.png and learning_curves.png; returns the report.
 
   Args:
-    workdir: folder of the run.
-    run: as in run.json.
-    history: one entry per evaluated epoch: epoch, step, loss, accuracy, test_loss, confusion_matrix,
-      clips_without_sound.
+    history: one entry per evaluated epoch: epoch, step, loss, accuracy, test_loss, confusion_matrix, clips_without_sound.
     facts: what else the report lists: parameters, data set, clips seen.
-    split: that was evaluated.
   """
   every = [Scores(np.array(epoch["confusion_matrix"]), tuple(run["classes"])) for epoch in history]
   best = max(range(len(every)), key=lambda i: (every[i].war, i))  # of equal ones the last, as it is kept
-  last, newest, chosen = every[-1], history[-1], history[best]
+  last, newest, highest, chosen = every[-1], history[-1], every[best], history[best]
   report = {
     **scores_as_json(last),
     **{key: newest[key] for key in ("epoch", "step", "clips_without_sound")},
     "classes": run["classes"],
     "evaluated_epochs": [epoch["epoch"] for epoch in history],
     "best_epoch": {"note": f"{FLATTERS}; the headline is the last epoch", "epoch": chosen["epoch"], "step": chosen["step"],
-                   "war": _number(every[best].war), "uar": _number(every[best].uar)},
+                   "war": _number(highest.war), "uar": _number(highest.uar)},
     "published": published_for(last, [split]),
     **facts,
     **{key: run[key] for key in ("recipe", "config", "version")},
@@ -118,8 +100,8 @@ def write_report(workdir: Path, *, run: Mapping[str, Any], history: Sequence[Map
     f"**WAR {percent(last.war)}, UAR {percent(last.uar)}** on {last.clips} test clips, after the last epoch "
     f"({report['epoch']}).",
     "" if report["uar"] is not None else _undefined("no test clip", percent(last.uar_present)),
-    f"Best epoch, chosen by looking at the test clips{among}: {chosen['epoch']} with WAR {percent(every[best].war)}, "
-    f"UAR {percent(every[best].uar)}.",
+    f"Best epoch, chosen by looking at the test clips{among}: {chosen['epoch']} with WAR {percent(highest.war)}, "
+    f"UAR {percent(highest.uar)}.",
     table(["", "clips>", "WAR>", "UAR>"], [(split, last.clips, percent(last.war), percent(last.uar)), *published]) * bool(published),
     recall_table(last),
     *_matrix_blocks(last),
@@ -131,24 +113,22 @@ def write_report(workdir: Path, *, run: Mapping[str, Any], history: Sequence[Map
   return report
 
 
-def write_folds(
-  folder: Path, folds: Sequence[Fold], *, model: str, facts: Mapping[str, Any]
-) -> dict[str, Any]:
-  """Writes folds.json, folds.md, and of all clips together predictions.csv and confusion_matrix.png; returns folds.json.
+def write_folds(folder: Path, folds: Sequence[Fold], *, model: str, facts: Mapping[str, Any]) -> dict[str, Any]:  # fmt: skip
+  """Writes folds.json, folds.md, and of all clips together predictions.csv and confusion_matrix.png; prints their table.
 
   Args:
-    folder: made if it does not exist.
     folds: at least one, all of the same classes.
     model: which one of each fold counts, in words.
     facts: what else the report lists: recipe, config, version.
+  Returns:
+    The content of folds.json.
   """
   together = Predictions.joined([fold.predictions for fold in folds])
-  total, results = together.scores, [scores_as_json(fold.scores) for fold in folds]
+  total, results = together.scores, [scores_as_json(fold.predictions.scores) for fold in folds]
   best = [fold.best_epoch for fold in folds if fold.best_epoch]
   recalls = {name: [result["recall"][name] for result in results] for name in total.classes}
-  by_class = {
-    name: mean_and_deviation([r for r in found if r is not None] or [None]) for name, found in recalls.items()
-  }
+  by_class = {name: mean_and_deviation([r for r in found if r is not None] or [None])
+              for name, found in recalls.items()}  # fmt: skip
   summary = {
     "model": model,
     **{name: mean_and_deviation([result[name] for result in results]) for name in ("war", "uar", "uar_of_present_classes")},
@@ -164,38 +144,35 @@ def write_folds(
     "classes": list(total.classes),
     **facts,
   }  # fmt: skip
-  columns = ("folder", "epoch", "step", "clips_without_sound")
-  cells = [
-    [fold.about.get(name) for name in columns] + [(fold.best_epoch or {}).get("epoch")] for fold in folds
-  ]
-  models = [
-    [f.name, *("–" if cell is None else cell for cell in row)] for f, row in zip(folds, cells, strict=True)
-  ]
+  columns = ("folder", "epoch", "step", "clips_without_sound", "best epoch")
+  known = [{**fold.about, "best epoch": (fold.best_epoch or {}).get("epoch")} for fold in folds]
+  models = [[fold.name, *("–" if about.get(name) is None else about[name] for name in columns)]
+            for fold, about in zip(folds, known, strict=True)]  # fmt: skip
+  shown = _folds_table(summary)
   folder.mkdir(parents=True, exist_ok=True)
   together.write(folder / "predictions.csv")
   _write(
     folder, "folds", summary, total, ", ".join(fold.name for fold in folds), f"sum of {len(folds)} folds:  ",
     f"**WAR {plus_minus(summary['war'])}, UAR {plus_minus(summary['uar'])}**, {model}.",
-    folds_table(summary),
-    _bullets(_notes_on_folds(summary)),
+    shown,
+    _notes_on_folds(summary),
     "## Classes",
     recall_table(total, by_class),
     *_matrix_blocks(total, ", summed over the folds"),
     "## The models",
-    table(["fold", *(name.replace("_", " ") for name in columns), "best epoch"], models),
+    table(["fold", *(name.replace("_", " ") for name in columns)], models),
   )  # fmt: skip
+  print(f"\n{shown}\n\nwrote {folder}/folds.json, folds.md, confusion_matrix.png and predictions.csv")
   return summary
 
 
-def _write(
-  folder: Path, name: str, report: Any, scores: Scores, title: str, above: str, *blocks: str
-) -> None:
+def _write(folder: Path, name: str, report: Any, scores: Scores, title: str, above: str, *blocks: str) -> None:  # fmt: skip
   """A report of either kind; the JSON comes last, for it says that all is there."""
   draw_confusion_matrix(scores, folder / "confusion_matrix.png", above)
-  config = [f"`{key}` = `{value}`" for key, value in report.get("config", {}).items()]
-  recipe = [f"{key}: {value}" for key, value in report["recipe"].items()]
-  write_markdown(folder / f"{name}.md", f"# MMA-DFER: {title}", *blocks, "Recipe of the data:", _bullets(recipe),
-                 "Config:" * bool(config), _bullets(config))  # fmt: skip
+  config = "\n".join(f"- `{key}` = `{value}`" for key, value in report.get("config", {}).items())
+  recipe = "\n".join(f"- {key}: {value}" for key, value in report["recipe"].items())
+  write_markdown(folder / f"{name}.md", f"# MMA-DFER: {title}", *blocks, "Recipe of the data:", recipe,
+                 "Config:" * bool(config), config)  # fmt: skip
   write_json(folder / f"{name}.json", report)
 
 
@@ -206,16 +183,8 @@ def write_markdown(path: Path, *blocks: str) -> None:
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
   """A Markdown table; a column whose name ends with ">" is set to the right."""
-  lines = [
-    [name.rstrip(">") for name in columns],
-    ["---:" if ">" in name else "---" for name in columns],
-    *rows,
-  ]
-  return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-
-
-def _bullets(lines: Iterable[str]) -> str:
-  return "\n".join(f"- {line}" for line in lines)
+  lines = [[name.rstrip(">") for name in columns], ["---:" if ">" in name else "---" for name in columns]]
+  return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in [*lines, *rows])
 
 
 def _matrix_blocks(scores: Scores, what: str = "") -> list[str]:
@@ -242,12 +211,7 @@ def scores_as_json(scores: Scores) -> dict[str, Any]:
 
 
 def published_for(scores: Scores, folds: Sequence[str]) -> dict[str, Any] | None:
-  """The paper's mean over five folds for these classes, and why a score cannot be compared with it; None: no such classes.
-
-  Args:
-    scores: summed over the folds.
-    folds: names of the splits.
-  """
+  """The paper's mean over five folds for these classes, and why a score cannot be compared with it; None: no such classes."""
   name = PUBLISHED.get(tuple(scores.classes))
   if name is None:
     return None
@@ -268,10 +232,9 @@ def published_for(scores: Scores, folds: Sequence[str]) -> dict[str, Any] | None
 def _published_rows(published: Mapping[str, Any] | None) -> list[Sequence[str]]:
   if not published:
     return []
-  reason = f": not comparable, {published['not_comparable']}" if published["not_comparable"] else ""
-  return [
-    (f"published, {published['data_set']}{reason}", "", percent(published["war"]), percent(published["uar"]))
-  ]
+  reason = published["not_comparable"]
+  name = f"published, {published['data_set']}" + (f": not comparable, {reason}" if reason else "")
+  return [(name, "", percent(published["war"]), percent(published["uar"]))]
 
 
 def percent(value: float | None) -> str:
@@ -300,22 +263,18 @@ def recall_table(scores: Scores, by_class: Mapping[str, Mapping[str, float | Non
   """A line per class: clips, recall, and what it was most often mistaken for; over folds, their mean recall too."""
   rows = []
   for i, name in enumerate(scores.classes):
-    wrong = scores.confusion[i].copy()
-    wrong[i] = 0
-    mistake = f"{scores.classes[wrong.argmax()]} ({wrong.max()})" if wrong.any() else "–"
+    wrong = np.where(np.arange(len(scores.classes)) == i, 0, scores.confusion[i])
+    mistake = f"{scores.classes[int(wrong.argmax())]} ({wrong.max()})" if wrong.any() else "–"
     means = [plus_minus(by_class[name])] if by_class else []
     rows.append([name, scores.confusion[i].sum(), percent(scores.recall[i]), *means, mistake])
-  recalls = (
-    ["recall in the sum>", "mean recall ± standard deviation of the folds>"] if by_class else ["recall>"]
-  )
-  return table(["class", "clips>", *recalls, "most often mistaken for"], rows)
+  of_folds = ["recall in the sum>", "mean recall ± standard deviation of the folds>"]
+  columns = ["class", "clips>", *(of_folds if by_class else ["recall>"]), "most often mistaken for"]
+  return table(columns, rows)
 
 
-def folds_table(summary: Mapping[str, Any]) -> str:
+def _folds_table(summary: Mapping[str, Any]) -> str:
   """A line per fold, then their mean, what was published, and the best epochs."""
-  rows: list[Sequence[Any]] = [
-    (f["fold"], f["clips"], percent(f["war"]), percent(f["uar"])) for f in summary["folds"]
-  ]
+  rows: list[Any] = [(f["fold"], f["clips"], percent(f["war"]), percent(f["uar"])) for f in summary["folds"]]
   mean = f"**mean{' ± standard deviation' * (len(rows) > 1)}**"
   rows += [(mean, summary["sum"]["clips"], plus_minus(summary["war"]), plus_minus(summary["uar"]))]
   rows += _published_rows(summary["published"])
@@ -324,14 +283,14 @@ def folds_table(summary: Mapping[str, Any]) -> str:
   return table(["fold", "clips>", "WAR>", "UAR>"], rows)
 
 
-def _notes_on_folds(summary: Mapping[str, Any]) -> list[str]:
+def _notes_on_folds(summary: Mapping[str, Any]) -> str:
   """How to read the numbers of the table."""
   number, published = len(summary["folds"]), summary["published"]
   notes = [f"Mean and standard deviation (divided by n − 1 = {number - 1}) are over folds, each counting once."
            if number > 1 else "One fold has no standard deviation."]  # fmt: skip
-  if undefined := [fold["fold"] for fold in summary["folds"] if fold["uar"] is None]:
+  if undefined := ", ".join(fold["fold"] for fold in summary["folds"] if fold["uar"] is None):
     words = _undefined("none of its test clips", plus_minus(summary["uar_of_present_classes"]))
-    notes.append(f"{', '.join(undefined)}: {words} The mean is undefined too.")
+    notes.append(f"{undefined}: {words} The mean is undefined too.")
   if published:
     reason = published["not_comparable"]
     comparable = f"not comparable: {reason}" if reason else "the clips of each class are as many as these"
@@ -339,7 +298,7 @@ def _notes_on_folds(summary: Mapping[str, Any]) -> list[str]:
                  f"{comparable}.")  # fmt: skip
   if summary["best_epoch"]:
     notes.append("A best epoch is chosen by looking at the test clips, so it flatters; it is no result.")
-  return notes
+  return "\n".join(f"- {note}" for note in notes)
 
 
 def draw_confusion_matrix(scores: Scores, path: Path, title: str = "") -> None:
@@ -360,28 +319,21 @@ def draw_confusion_matrix(scores: Scores, path: Path, title: str = "") -> None:
   figure.savefig(path, dpi=110)
 
 
-def _draw_learning_curves(
-  workdir: Path, history: Sequence[Mapping[str, Any]], scores: Sequence[Scores], loss: str
-) -> None:
+def _draw_learning_curves(workdir: Path, history: Sequence[Mapping[str, Any]], scores: Sequence[Scores], loss: str) -> None:  # fmt: skip
   figure = empty_figure(10.0, 4.0)
   left, right = figure.subplots(1, 2)
+  of = {key: [epoch[key] for epoch in history] for key in ("epoch", "loss", "test_loss", "accuracy")}
   for axes, values, label, style in (
-    (left, [epoch["loss"] for epoch in history], "training, mean since the evaluation before", "-"),
-    (left, [epoch["test_loss"] for epoch in history], "test", "-"),
-    (
-      right,
-      [epoch["accuracy"] for epoch in history],
-      "training accuracy, mean since the evaluation before",
-      "-",
-    ),
+    (left, of["loss"], "training, mean since the evaluation before", "-"),
+    (left, of["test_loss"], "test", "-"),
+    (right, of["accuracy"], "training accuracy, mean since the evaluation before", "-"),
     (right, [s.war for s in scores], "test WAR", "-"),
     (right, [s.uar_present for s in scores], "test UAR", "--"),  # often on top of WAR
   ):
-    axes.plot([epoch["epoch"] for epoch in history], values, style, marker="o", markersize=3, label=label)
-  left.set(ylabel=f"loss ({loss})")
-  right.set(ylabel="%", ylim=(0, 102))
+    axes.plot(of["epoch"], values, style, marker="o", markersize=3, label=label)
+  left.set(xlabel="epoch", ylabel=f"loss ({loss})")
+  right.set(xlabel="epoch", ylabel="%", ylim=(0, 102))
   for axes in (left, right):
-    axes.set_xlabel("epoch")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.legend()

@@ -19,6 +19,7 @@ from mma_dfer_jax.model import ModelConfig
 from mma_dfer_jax.parameters import tunable_patterns
 
 VERSION = importlib.metadata.version("mma_dfer_jax")
+Run = dict[str, Any]  # the content of run.json
 KEYS = {"config", "classes", "recipe", "tunable", "starts", "data_set", "version"}
 ADVICE = "choose another folder, or give the values that it was made with"
 
@@ -32,35 +33,30 @@ def get_config(workdir: str) -> ml_collections.ConfigDict:
 
 def describe_run(
   config: ml_collections.ConfigDict, model: ModelConfig, data_set: DataSet, starts: Sequence[Any]
-) -> dict[str, Any]:
+) -> Run:
   """What identifies a run, as JSON holds it: its recipe is that of the data set and what the model makes of its records.
 
-  Args:
-    config: of the run.
-    model: its parts and sizes.
-    data_set: that it trains on.
-    starts: weights that it starts from, see `training.check.Start`; they are known by content.
+  The weights that it starts from are known by content.
   """
-  i, facts = model.inputs, ("fingerprint", "splits", "sample_rates")
-  sizes = {"image_size": i.image_size, "num_frames": i.num_frames, "audio_shape": i.audio_shape}
   run = {
     "config": flat_config(config.to_dict()),
     "classes": data_set.classes,
-    "recipe": data_set.recipe | sizes,
+    "recipe": data_set.recipe
+    | {name: getattr(model.inputs, name) for name in ("image_size", "num_frames", "audio_shape")},
     "tunable": tunable_patterns(model, config.tunable),
     "starts": {start.name: start.sha256 for start in starts},
-    "data_set": {name: getattr(data_set, name) for name in facts},
+    "data_set": {name: getattr(data_set, name) for name in ("fingerprint", "splits", "sample_rates")},
     "version": VERSION,
   }
   return json.loads(json.dumps(run))
 
 
-def model_of(run: Mapping[str, Any]) -> ModelConfig:
+def model_of(run: Run) -> ModelConfig:
   """The model that a run trains."""
   return model_config(nested_config(run["config"]), run["classes"])
 
 
-def claim_workdir(workdir: Path, run: Mapping[str, Any]) -> None:
+def claim_workdir(workdir: Path, run: Run) -> None:
   """Writes run.json; UserError, naming every difference and touching nothing, if there is one of another run."""
   file = workdir / "run.json"
   if file.exists():
@@ -69,13 +65,13 @@ def claim_workdir(workdir: Path, run: Mapping[str, Any]) -> None:
   write_json(file, run)
 
 
-def check_same_run(there: Mapping[str, Any], now: Mapping[str, Any], place: str) -> None:
+def check_same_run(there: Run, now: Run, place: str) -> None:
   """Raises UserError with every difference in classes, recipe, clips or config that changes what is computed."""
-  if differences := _differences(there, now):
-    raise listed(f"{place} already contains a different run", differences, ADVICE)
+  if problems := _differences(there, now):
+    raise listed(f"{place} already contains a different run", problems, ADVICE)
 
 
-def _differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _differences(there: Run, now: Run) -> list[str]:
   found = [f"classes: {there['classes']} there, {now['classes']} now"] * (there["classes"] != now["classes"])
   return found + [
     f"{part} {key}: {there[part].get(key, 'nothing')!r} there, {now[part].get(key, 'nothing')!r} now"
@@ -85,14 +81,12 @@ def _differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
   ]
 
 
-def check_same_runs(folder: Path, runs: Mapping[str, Mapping[str, Any]]) -> None:
+def check_same_runs(folder: Path, runs: Mapping[str, Run]) -> None:
   """Raises UserError with every difference between runs, by name of their folder, and those that are there already."""
   names_by_problem: dict[str, list[str]] = {}
-  for name, run in runs.items():
-    if not (folder / name / "run.json").exists():
-      continue
+  for name in (name for name in runs if (folder / name / "run.json").exists()):
     try:
-      problems = _differences(read_run(folder / name), run)
+      problems = _differences(read_run(folder / name), runs[name])
     except UserError as error:
       problems = [str(error)]
     for problem in problems:
@@ -102,19 +96,19 @@ def check_same_runs(folder: Path, runs: Mapping[str, Mapping[str, Any]]) -> None
     raise listed(f"{folder} already contains different runs", lines, ADVICE)
 
 
-def read_run(workdir: Path) -> dict[str, Any]:
+def read_run(workdir: Path) -> Run:
   """The content of run.json; UserError if it is damaged, or of a version whose runs cannot be read."""
   path = workdir / "run.json"
   try:
     run = json.loads(path.read_text())
   except ValueError as error:
-    raise UserError(
-      f"{path} is damaged: {error}; every checkpoint's meta/metadata holds a copy under `run`"
-    ) from error
-  if isinstance(run, dict) and run.get("version") == "0.1.0":
+    advice = "every checkpoint's meta/metadata holds a copy under `run`"
+    raise UserError(f"{path} is damaged: {error}; {advice}") from error
+  run = run if isinstance(run, dict) else {}
+  if run.get("version") == "0.1.0":
     raise UserError(
       f"{workdir} was written by mma_dfer_jax 0.1.0, whose runs this version does not read: train again"
     )
-  if not isinstance(run, dict) or not run.keys() >= KEYS:
+  if not run.keys() >= KEYS:
     raise UserError(f"{path} is damaged: it lacks some of {', '.join(sorted(KEYS))}")
   return run

@@ -1,6 +1,6 @@
 """Runs in processes of their own, one after another, as `folds` and `ablate` start them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 import ctypes
 import dataclasses
 import json
@@ -15,6 +15,8 @@ from typing import Any
 from absl import flags
 
 from mma_dfer_jax import cli
+from mma_dfer_jax.training import run as as_config
+from mma_dfer_jax.training.run import Run, claim_workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,51 +25,53 @@ class Job:
 
   name: str  # for people
   workdir: Path
-  arguments: Sequence[str]  # of `mma_dfer_jax.train`, besides --workdir
-  finished: Callable[[], object]  # its result, None while there is none
-  prepare: Callable[[], None] = lambda: None  # called before it starts
+  run: Run
+  arguments: Sequence[str] = ()  # of `mma_dfer_jax.train`; none: run.json is written first, as its config
   says: str = ""  # what is special about it, shown as it starts
 
 
 def train_all(
-  jobs: Sequence[Job], after_each: Callable[[], object], *, trust_status: bool = False
-) -> int | None:
+  jobs: Sequence[Job], finished: Callable[[Path, Run], object], after_each: Callable[[], object] = lambda: None, *,
+  trust_status: bool = False,
+) -> int | None:  # fmt: skip
   """Trains what is not finished; returns the exit status if it was stopped or failed, None when all is done.
 
   Args:
     jobs: in this order.
+    finished: the result of a run, None while there is none.
     after_each: called after each run that was trained.
     trust_status: takes exit status 0 for a finished run, where only another host writes the report.
   """
   stop = cli.StopSignal()
   for i, job in enumerate(jobs, start=1):
     title, status = f"{job.name} ({i} of {len(jobs)})", 0
-    if job.finished():
+    if finished(job.workdir, job.run):
       print(f"{title} is finished: {job.workdir}/report.md", flush=True)
       continue
     if not stop:
       print(f"{title}{job.says} goes to {job.workdir}", flush=True)
-      job.prepare()
-      status = train([*job.arguments, f"--workdir={job.workdir}"], stop)
+      if not job.arguments:
+        claim_workdir(job.workdir, job.run)
+      arguments = job.arguments or [f"--config={as_config.__file__}:{job.workdir}"]
+      status = train([*arguments, f"--workdir={job.workdir}"], stop)
     if status and not stop:
       print(
         f"error: {title} ended with exit status {status}; to resume, run the same command", file=sys.stderr
       )
       return status
-    if stop or not (trust_status or job.finished()):
+    if stop or not (trust_status or finished(job.workdir, job.run)):
       print(f"stopped in {title}; to resume, run the same command")
       return status or stop.exit_status
     after_each()
   return None
 
 
-def finished_report(workdir: Path, run: Mapping[str, Any]) -> dict[str, Any]:
+def finished_report(workdir: Path, run: Run) -> dict[str, Any]:
   """The report of a run; OSError, ValueError, KeyError or TypeError if that run has not finished or it is damaged."""
   report = json.loads((workdir / "report.json").read_text())
   expected = run["config"]["num_epochs"], run["classes"], run["recipe"]
-  if (report["epoch"], report["classes"], report["recipe"]) != expected or not (
-    workdir / "run.json"
-  ).exists():
+  same = (report["epoch"], report["classes"], report["recipe"]) == expected
+  if not same or not (workdir / "run.json").exists():
     raise ValueError("of another run")
   return report
 
@@ -86,13 +90,7 @@ def flags_without(*names: str) -> list[str]:
 
 
 def problems_of_series(runs: str, field: str, numbers: flags.FlagHolder) -> list[str]:
-  """What is wrong with --runs, and with the numbers that each run gets one of.
-
-  Args:
-    runs: folder.
-    field: of the config, which must not be given besides, as "data.fold".
-    numbers: the flag that lists them.
-  """
+  """What is wrong with --runs, and with the numbers of which each run gets one as a field of its config ("data.fold")."""
   problems, given = [], numbers.value
   if ":/" in runs:
     problems.append(f"--runs={runs} is an address; give a folder (mount the bucket)")
@@ -104,10 +102,7 @@ def problems_of_series(runs: str, field: str, numbers: flags.FlagHolder) -> list
 
 
 def train(arguments: Sequence[str], stop: cli.StopSignal) -> int:
-  """Runs `python -m mma_dfer_jax.train` with these arguments; passes SIGTERM and Ctrl-C on; returns the exit status.
-
-  All such processes keep compiled programs in one place (`sharding.keep_compiled`): equal ones are compiled once.
-  """
+  """Runs `python -m mma_dfer_jax.train` with these arguments; passes SIGTERM and Ctrl-C on; returns the exit status."""
   command = [sys.executable, "-m", "mma_dfer_jax.train", *arguments]
   # In a group of its own, Ctrl-C does not reach it twice, from the terminal and from here: a second one is harsh.
   with subprocess.Popen(command, process_group=0, preexec_fn=die_with_parent()) as process:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 import ctypes
+import functools
 from pathlib import Path
 import resource
 import sys
@@ -30,24 +31,15 @@ def keep_compiled() -> None:
 
 
 def make_mesh(data: int, fsdp: int) -> Mesh:
-  """A mesh over all devices of all hosts.
-
-  Args:
-    data: devices along which the batch is split; -1 for all that `fsdp` leaves.
-    fsdp: devices along which large parameters are split too.
-  Raises:
-    UserError: if the two do not multiply to the number of devices.
-  """
+  """A mesh over all devices of all hosts, along which the batch and large parameters are split; see `config.mesh`."""
   devices = jax.device_count()
   if data < 0:
     data, rest = divmod(devices, fsdp)
     if rest:
       raise UserError(f"mesh.fsdp={fsdp} does not divide the {devices} devices there are")
   if data * fsdp != devices:
-    raise UserError(
-      f"mesh.data={data} x mesh.fsdp={fsdp} asks for {data * fsdp} devices, but there are {devices}; mesh.data=-1 takes "
-      "all that mesh.fsdp leaves"
-    )
+    asked = f"mesh.data={data} x mesh.fsdp={fsdp} asks for {data * fsdp} devices"
+    raise UserError(f"{asked}, but there are {devices}; mesh.data=-1 takes all that mesh.fsdp leaves")
   return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
 
@@ -61,10 +53,8 @@ def check_precision(precision: str) -> None:
   """Raises UserError if the devices would only imitate bfloat16, slower than float32."""
   device = jax.devices()[0]
   if precision == "bfloat16" and device.platform == "gpu" and float(device.compute_capability) < 8:
-    raise UserError(
-      f"precision=bfloat16, but {device.device_kind} (compute capability {device.compute_capability}, below 8.0) has no "
-      "bfloat16; use float32"
-    )
+    kind = f"{device.device_kind} (compute capability {device.compute_capability}, below 8.0)"
+    raise UserError(f"precision=bfloat16, but {kind} has no bfloat16; use float32")
 
 
 def compile_checked(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
@@ -144,21 +134,18 @@ def fsdp_sharding(tree: Any, mesh: Mesh, min_size_mb: float) -> Any:
 
 def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
   """The global batch from this host's share of it; strings (clip ids) stay behind."""
-  sharding = batch_sharding(mesh)
-  return {
-    name: jax.make_array_from_process_local_data(sharding, np.asarray(value))
-    for name, value in batch.items()
-    if np.asarray(value).dtype.kind not in "OSU"
-  }
+  arrays = {name: np.asarray(value) for name, value in batch.items()}
+  numbers = {name: array for name, array in arrays.items() if array.dtype.kind not in "OSU"}
+  return jax.tree.map(
+    functools.partial(jax.make_array_from_process_local_data, batch_sharding(mesh)), numbers
+  )
 
 
 def on_devices(batches: Iterator[Mapping[str, np.ndarray]], mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
   """Global batches, each sent off while the one before it is worked on, so that no step waits for its clips."""
-  ahead = None
+  ahead: list[dict[str, jax.Array]] = []
   for batch in batches:
-    arriving = to_global(batch, mesh)
-    if ahead is not None:
-      yield ahead
-    ahead = arriving
-  if ahead is not None:
-    yield ahead
+    ahead.append(to_global(batch, mesh))
+    if len(ahead) > 1:
+      yield ahead.pop(0)
+  yield from ahead

@@ -53,7 +53,7 @@ def open_run(workdir: Path, step: int | str = "last") -> StoredModel:
     checkpointer = Checkpointer(workdir, read_only=True)
     _, tunable, frozen = split_tunable(nnx.merge(*abstract_model(model)), run["tunable"])
     try:
-      tunable, meta = checkpointer.restore_tunable(found, tunable)
+      tunable, _, meta = checkpointer.restore(found, tunable)
     finally:
       checkpointer.close()
     check_same_run(run, meta["run"], f"{workdir}/run.json")

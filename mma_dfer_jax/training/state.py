@@ -31,13 +31,8 @@ def cosine_rates(learning_rate: float, num_epochs: int) -> np.ndarray:
 
 
 def by_epoch(rates: Any, steps_per_epoch: Any) -> optax.Schedule:
-  """The rate of the epoch of a step. Traced arguments make one compiled step fit folds of any size."""
+  """The original's schedule, constant within an epoch. Traced arguments make one compiled step fit folds of any size."""
   return lambda step: jnp.asarray(rates)[step // steps_per_epoch]
-
-
-def cosine_by_epoch(learning_rate: float, num_epochs: int, steps_per_epoch: int) -> optax.Schedule:
-  """The original's schedule: constant within an epoch."""
-  return by_epoch(cosine_rates(learning_rate, num_epochs), steps_per_epoch)
 
 
 def make_optimizer(learning_rate: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:

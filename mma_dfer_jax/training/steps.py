@@ -47,8 +47,7 @@ def train_step(
   """One update on the mean loss of a batch; what is drawn for a step depends on key and step alone.
 
   Args:
-    state, batch: tunable parameters and moments are float32, whatever the precision.
-    key: of the run.
+    state, batch, key: tunable parameters and moments are float32, whatever the precision; the key is that of the run.
     micro_batch: clips that go through the model at once, a divisor of the batch; 0: all. It changes only the order of
       sums; memory is that of one micro-batch.
     mesh: over which a batch is spread; None: one device.

@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from flax import nnx
 import jax
@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 
 from mma_dfer_jax import parts
-from mma_dfer_jax.data.pipeline import Augment, EvalOrder, TrainOrder, eval_batches, train_batches
+from mma_dfer_jax.data.pipeline import Augment, EvalOrder, TrainOrder, load_batches
 from mma_dfer_jax.inputs import Inputs
 from mma_dfer_jax.model import DropPath, MmaDfer
 from mma_dfer_jax.parameters import put_over, tunable_patterns
@@ -25,27 +25,15 @@ from mma_dfer_jax.training.check import Checked
 from mma_dfer_jax.training.predictions import Predictions
 from mma_dfer_jax.training.report import percent, write_report
 from mma_dfer_jax.training.sharding import compiler_options, replicated, to_global
-from mma_dfer_jax.training.state import TrainState
 from mma_dfer_jax.training.steps import Batch, Metrics, eval_step, in_float32, model_inputs
-
-
-class Evaluated(NamedTuple):
-  """One evaluation during training."""
-
-  result: dict[str, Any]  # for the history
-  logged: dict[str, float]  # for the log
-  title: str  # for people
-  predictions: Predictions
 
 
 @dataclasses.dataclass(frozen=True)
 class Classify:
-  """Trains MMA-DFER on labelled clips: all that `loop.fit` does not know. Source: `main.py` of the original."""
+  """Trains MMA-DFER on labelled clips: the model, its loss, its batches and its report. Source: `main.py` of the original."""
 
   config: ml_collections.ConfigDict
   checked: Checked
-
-  best = "war"  # the score by which the best checkpoint is kept; higher is better
 
   @functools.cached_property
   def tunable(self) -> tuple[str, ...]:
@@ -78,51 +66,37 @@ class Classify:
     """The loss of each clip (B,), and other numbers of each clip (B,) that are logged as means."""
     video, spectrogram = model_inputs(batch, self.config.precision)
     outputs = in_float32(model(video, spectrogram, dropped=drawn, remat=remat))
-    return self._loss(outputs, batch), {
-      "accuracy": 100.0 * (outputs.logits.argmax(axis=-1) == batch["label"])
-    }
+    right = outputs.logits.argmax(axis=-1) == batch["label"]
+    return self._loss(outputs, batch), {"accuracy": 100.0 * right}
 
   def batches(self, start_step: int) -> contextlib.AbstractContextManager[Iterator[Mapping[str, np.ndarray]]]:
     """This host's training batches, from a step on."""
     d = self.config.data
-    ranges = Augment(
-      crop_scale=tuple(d.crop_scale), crop_ratio=tuple(d.crop_ratio), flip=d.flip, brightness=d.brightness
-    )
-    return train_batches(self.order, self.checked.model.inputs, ranges, start_step=start_step,
-                         num_workers=d.num_workers, prefetch=d.prefetch)  # fmt: skip
+    crop = {name: tuple(d[name]) for name in ("crop_scale", "crop_ratio")}  # lists in a run.json
+    ranges, inputs = Augment(**crop, flip=d.flip, brightness=d.brightness), self.checked.model.inputs
+    return load_batches(self.order, inputs, ranges, start_step=start_step, num_workers=d.num_workers,
+                         prefetch=d.prefetch)  # fmt: skip
 
-  def evaluator(self, graphdef: nnx.GraphDef, mesh: Mesh) -> Callable[..., Evaluated | None]:
-    """(state, stop) -> an evaluation of the test split; None if it was stopped."""
+  def evaluator(self, graphdef: nnx.GraphDef, mesh: Mesh) -> Callable[..., tuple[dict[str, Any], Predictions] | None]:  # fmt: skip
+    """(state, stop) -> what `evaluate_split` finds in the test split."""
     d, c = self.config.data, self.checked
-    evaluate, records = (
-      jit_eval(graphdef, mesh, self._loss, self.config.precision),
-      c.data_set.records(c.test_split),
-    )
+    eval_fn = jit_eval(graphdef, mesh, self._loss, self.config.precision)
+    records = c.data_set.records(c.test_split)
 
-    def of_epoch(state: TrainState, stop: Callable[[], bool]) -> Evaluated | None:
-      found = evaluate_split(
-        evaluate, state.tunable, state.frozen, records, c.model.inputs, c.data_set.classes, mesh=mesh,
-        batch_size=self.config.batch_size, num_workers=d.num_workers, prefetch=d.prefetch, stop=stop,
-      )  # fmt: skip
-      if found is None:
-        return None
-      scores, loss = found[1].scores, found[0]["test_loss"]
-      title = f"test WAR {percent(scores.war)}, UAR {percent(scores.uar)}"
-      return Evaluated(
-        found[0], {"test_loss": loss, "test_war": scores.war, "test_uar": scores.uar}, title, found[1]
-      )
-
-    return of_epoch
+    return lambda state, stop: evaluate_split(
+      functools.partial(eval_fn, state.tunable, state.frozen), records, c.model.inputs, c.data_set.classes, mesh=mesh,
+      batch_size=self.config.batch_size, num_workers=d.num_workers, prefetch=d.prefetch, stop=stop,
+    )  # fmt: skip
 
   def facts(self) -> list[str]:
     """Lines for people at the start."""
-    c, order = self.checked, self.order
+    c, order, started = self.checked, self.order, {start.name for start in self.checked.starts}
     return [
       f"train on {c.train_split}: {len(order.records)} clips, {order.steps_per_epoch} steps an epoch; "
       f"test on {c.test_split}: {c.data_set.splits[c.test_split]} clips",
       *(start.describe() for start in c.starts),
       *(f"{stream} encoder: random weights, nothing pretrained (config.pretrained.{stream} is empty)"
-        for stream in c.fresh_encoders),
+        for stream in ("image", "audio") if getattr(c.model, stream).depth and not {stream, "init_from"} & started),
       *(f"note: no training clip is {name}, so the model cannot learn it"
         for name, clips in self.train_clips.items() if not clips),
     ]  # fmt: skip
@@ -153,14 +127,14 @@ def jit_eval(graphdef: nnx.GraphDef, mesh: Mesh, loss: parts.Loss, precision: st
 
 
 def evaluate_split(
-  eval_fn: Callable[[nnx.State, nnx.State, Batch], Metrics], tunable: nnx.State, frozen: nnx.State, records: Sequence[Any],
-  inputs: Inputs, classes: Sequence[str], *, mesh: Mesh, batch_size: int, num_workers: int = 0, prefetch: int = 2,
-  without: str = "", title: str = "evaluate", stop: Callable[[], bool] = lambda: False,
+  eval_fn: Callable[[Batch], Metrics], records: Sequence[Any], inputs: Inputs, classes: Sequence[str], *, mesh: Mesh,
+  batch_size: int, num_workers: int = 0, prefetch: int = 2, without: str = "", title: str = "evaluate",
+  stop: Callable[[], bool] = lambda: False,
 ) -> tuple[dict[str, Any], Predictions] | None:  # fmt: skip
   """Every clip of a split through the model, once.
 
   Args:
-    eval_fn: as `jit_eval` makes it.
+    eval_fn: as `jit_eval` makes it, with parameters.
     classes: names, in the order of the logits.
     without: "sound" or "picture" to take that away from every clip.
     stop: asked before each batch; if true, the evaluation ends without a result.
@@ -171,7 +145,7 @@ def evaluate_split(
   order = EvalOrder(records, 0, batch_size, 1, jax.process_index(), jax.process_count())
   share, clips, answers = batch_size // order.num_hosts, [], []
   with (
-    eval_batches(order, inputs, num_workers=num_workers, prefetch=prefetch, without=without) as batches,
+    load_batches(order, inputs, num_workers=num_workers, prefetch=prefetch, without=without) as batches,
     Progress(title, len(records), leave=False, show=order.host == 0) as bar,
   ):
     sums: Any = None
@@ -179,7 +153,7 @@ def evaluate_split(
       if stop():
         return None
       position = step * batch_size + order.host * share + np.arange(share, dtype=np.int32)
-      found = dict(eval_fn(tunable, frozen, to_global({**batch, "position": position}, mesh)))
+      found = dict(eval_fn(to_global({**batch, "position": position}, mesh)))
       answers.append({name: found.pop(name) for name in ("position", "label", "logits")})
       sums = found if sums is None else jax.tree.map(jnp.add, sums, found)
       clips += [clip.decode() for clip in batch["clip_id"].tolist()]
@@ -195,9 +169,7 @@ def evaluate_split(
   }, predictions
 
 
-def _in_order(
-  clips: Sequence[str], answers: Sequence[Metrics], share: int, number: int, classes: Sequence[str]
-) -> Predictions:
+def _in_order(clips: Sequence[str], answers: Sequence[Metrics], share: int, number: int, classes: Sequence[str]) -> Predictions:  # fmt: skip
   """The answers of all processes in the order of the split, without those that only fill up the last batch.
 
   Args:
@@ -205,10 +177,7 @@ def _in_order(
     answers: position, label and logits of each batch.
     number: of clips in the split.
   """
-  position, label, logits = (
-    np.concatenate([np.asarray(answer[name]) for answer in answers])
-    for name in ("position", "label", "logits")
-  )
-  real = np.argsort(position)[:number]
+  found = {name: np.concatenate([np.asarray(answer[name]) for answer in answers]) for name in answers[0]}
+  real = np.argsort(found["position"])[:number]
   names = np.array(hosts.gathered(clips), object).reshape(-1, len(answers), share).swapaxes(0, 1).ravel()
-  return Predictions.of_logits(classes, names[:number], label[real], logits[real])
+  return Predictions.of_logits(classes, names[:number], found["label"][real], found["logits"][real])

@@ -4,9 +4,10 @@ import ast
 import dataclasses
 from pathlib import Path
 
+from commands import load, own_flags
 import pytest
 
-from mma_dfer_jax.data import prepare, source
+from mma_dfer_jax.data import source
 from mma_dfer_jax.data.labels import COUNTS, LABEL_ORDERS, SCORES, label_order
 from mma_dfer_jax.errors import UserError
 
@@ -45,10 +46,10 @@ def test_a_source_says_everything(name, tmp_path):
 def test_options_are_flags_of_prepare(name):
   options = source.source_of(name).Options
   for field in dataclasses.fields(options):
-    assert field.name in prepare._OPTIONS
+    assert field.name in load("data.prepare")._OPTIONS
     assert field.metadata["help"].endswith(".")
-    flag = prepare.flags.FLAGS[field.name]
-    assert flag.value == (list(field.default) if isinstance(field.default, tuple) else field.default)
+    flag = own_flags("data.prepare")[field.name]
+    assert flag.default == (list(field.default) if isinstance(field.default, tuple) else field.default)
     if choices := field.metadata["choices"]:
       assert field.default is None or field.default in choices
       with pytest.raises(UserError, match=f"--{field.name}=nonsense: choose one of {choices[0]}"):

@@ -159,14 +159,12 @@ def test_fields_have_comments_and_refuse_what_they_are_not(kind, name):
   tree = ast.parse(source)
   assert ast.get_docstring(tree), "a file says what it is and where from"
   node = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Config")
-  commented = {
-    t.start[0] for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT
-  }
+  tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+  commented = {token.start[0] for token in tokens if token.type == tokenize.COMMENT}
   plain = ("tunable", "width", "depth", "heads", "head_dim", "mlp_dim")  # these say themselves what they are
   for field in (n for n in node.body if isinstance(n, ast.AnnAssign)):
-    assert {field.lineno, field.lineno - 1} & commented or field.target.id in plain, (
-      f"{field.target.id}: no comment"
-    )
+    name_of = field.target.id
+    assert {field.lineno, field.lineno - 1} & commented or name_of in plain, f"{name_of}: no comment"
   with pytest.raises(UserError, match="no such fields"):
     parts.read(kind, {"name": name, "no_such_field": 1})
   part = parts.read(kind, {"name": name})

@@ -1,6 +1,5 @@
 """Any clips: those of a manifest with their labels, or those of a folder or glob without labels, for pretraining."""
 
-from collections.abc import Iterator, Sequence
 import dataclasses
 import glob
 import os
@@ -32,61 +31,46 @@ def read(manifest: Path, options: Options) -> Layout:
     raise UserError(f"{manifest}: {error}\n{LAYOUT}") from error
   if not table.rows:
     raise UserError(f"{manifest}: holds no rows, only {','.join(table.header)}")
-  folds, classes = "fold" in table.header, options.classes
+  folds, classes, header = "fold" in table.header, options.classes, table.header
+  known = re.compile("fold[1-9][0-9]*" if folds else "train|test")
   clips: list[ClipFiles] = []
   problems: list[Problem] = []
+  splits: set[str] = set()
   seen: dict[str, int] = {}
   for line, values in table.rows:
-    row = dict.fromkeys(table.header, "") | dict(zip(table.header, map(str.strip, values), strict=False))
+    row = dict.fromkeys(header, "") | dict(zip(header, map(str.strip, values), strict=False))
     path, label = row["path"], row["label"]
     split = f"fold{row['fold'].removeprefix('fold')}" if folds else row["split"]
-    wrong = list(_wrong(row, split, len(values) - len(table.header), classes))
-    file = Path(os.path.abspath(manifest.parent / path))
-    if path and "\0" not in path:
-      same = os.path.realpath(file)  # the same clip in training and in the test would make the score a lie
-      if seen.setdefault(same, line) != line:
-        wrong.append(f"is in line {seen[same]} already")
-      elif not file.exists():
-        wrong.append(f"{file}: No such file or directory")
-    clips.append(ClipFiles(path, f"line {line}", label, split, video=file, sound=file))
-    if wrong:
-      problems.append(Problem("", "; ".join(wrong), (f"line {line}: {path}" if path else f"line {line}",)))
-  known = re.compile("fold[1-9][0-9]*" if folds else "train|test")
-  splits = {clip.split for clip in clips if known.fullmatch(clip.split)}
-  bad = {problem.clips[0].split(":")[0] for problem in problems}
-  clips = [clip for clip in clips if clip.where not in bad]
-  labels = dict.fromkeys([*classes, *(clip.label for clip in clips)])
+    can_be = path and "\0" not in path
+    file = Path(os.path.abspath(manifest.parent / path)) if can_be else manifest
+    # The same clip in training and in the test would make the score a lie.
+    first = seen.setdefault(os.path.realpath(file), line) if can_be else line
+    wrong = {
+      f"{len(values) - len(header)} values too many (quote values that hold commas)": len(values) > len(header),
+      "no path": not path,
+      "the path holds a NUL, which no file name can": path and not can_be,
+      "no label": not label,
+      f"label {label!r} is not one of the classes {', '.join(classes)}": label and classes and label not in classes,
+      f"fold {row.get('fold')!r} is not a number from 1 on": folds and not known.fullmatch(split),
+      f"split {split!r} is used by no run: write train or test, or a column fold with 1, 2, …":
+        not folds and not known.fullmatch(split),
+      f"is in line {first} already": first != line,
+      f"{file}: No such file or directory": first == line and not file.exists(),
+    }  # fmt: skip
+    if what := "; ".join(text for text, holds in wrong.items() if holds):
+      problems.append(Problem("", what, (f"line {line}: {path}" if path else f"line {line}",)))
+    else:
+      clips.append(ClipFiles(path, f"line {line}", label, split, video=file, sound=file))
+    splits |= {split} if known.fullmatch(split) else set()
   numbers = sorted(int(split.removeprefix("fold")) for split in splits) if folds else []
   if numbers != list(range(1, len(numbers) + 1)):
     there = f"the folds are {', '.join(map(str, numbers))}; they must be 1, 2, … without a hole"
     problems.append(Problem(str(manifest), there))
+  labels = dict.fromkeys([*classes, *(clip.label for clip in clips)])
   problems += [Problem(str(manifest), text) for text in source.near_duplicates(labels)]
   order = "as given by --classes" if classes else "sorted by name"
-  return Layout(
-    classes or tuple(sorted(labels, key=natural)),
-    order,
-    clips,
-    problems,
-    {},
-    [Note(note) for note in table.notes],
-    frozenset(splits),
-  )
-
-
-def _wrong(row: dict[str, str], split: str, more: int, classes: Sequence[str]) -> Iterator[str]:
-  """What is wrong with a row, whatever the others are; `more`: values than columns."""
-  if more > 0:
-    yield f"{more} values too many (quote values that hold commas)"
-  if not row["path"] or "\0" in row["path"]:
-    yield "the path holds a NUL, which no file name can" if row["path"] else "no path"
-  if not row["label"]:
-    yield "no label"
-  elif classes and row["label"] not in classes:
-    yield f"label {row['label']!r} is not one of the classes {', '.join(classes)}"
-  if "fold" in row and not re.fullmatch(r"fold[1-9][0-9]*", split):
-    yield f"fold {row['fold']!r} is not a number from 1 on"
-  elif "fold" not in row and split not in ("train", "test"):
-    yield f"split {split!r} is used by no run: write train or test, or a column fold with 1, 2, …"
+  return Layout(classes or tuple(sorted(labels, key=natural)), order, clips, problems, {},
+                [Note(note) for note in table.notes], frozenset(splits))  # fmt: skip
 
 
 def _unlabelled(place: Path, options: Options) -> Layout:
@@ -96,21 +80,19 @@ def _unlabelled(place: Path, options: Options) -> Layout:
   magic = next((i for i, part in enumerate(place.parts) if glob.has_magic(part)), None)
   home = place if place.is_dir() else Path(*place.parts[:magic])
   pattern = os.path.join(glob.escape(str(home)), "**", "*") if home == place else str(place)
-  paths = sorted(glob.glob(pattern, recursive=True), key=natural)
-  files = [Path(path) for path in paths if os.path.isfile(path)]
-  others = [str(f.relative_to(home)) for f in files if home == place and f.suffix.lower() not in VIDEOS]
-  clips, problems = [], []
+  files = sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)), key=natural)
+  clips, problems, others = [], [], []
   seen: dict[str, str] = {}
-  for file in files:
+  for file in map(Path, files):
     name, path = str(file.relative_to(home)), Path(os.path.abspath(file))
-    if name in others:
-      continue
-    if (first := seen.setdefault(os.path.realpath(file), name)) != name:
+    if home == place and file.suffix.lower() not in VIDEOS:
+      others.append(name)
+    elif (first := seen.setdefault(os.path.realpath(file), name)) != name:
       problems.append(Problem("", f"is a link to {first}, which is taken already", (name,)))
     else:
       clips.append(ClipFiles(name, name, "", "train", video=path, sound=path))
   if not clips:
     raise UserError(f"--manifest={place}: there is no video; other files: {len(others)}\n{LAYOUT}")
   notes = [Note("clips without labels, for pretraining only: train and evaluate need a manifest with labels")]
-  notes += [Note("no videos by extension, not used", tuple(others))] * bool(others)
+  notes += [Note("no videos by extension, not used", tuple(others))] if others else []
   return Layout((), "none: clips without labels", clips, problems, {}, notes, frozenset({"train"}))

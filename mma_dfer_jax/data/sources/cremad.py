@@ -22,11 +22,7 @@ FOLDS = "by speaker: 1001-1018, 1019-1036, 1037-1054, 1055-1072, 1073-1091, as M
 
 
 def read(raw: Path, options: Options) -> Layout:
-  """Takes sound from AudioWAV for all clips, or where there is no such folder, from the videos.
-
-  Args:
-    raw: the repository's folder, with VideoFlash or VideoMP4, and AudioWAV.
-  """
+  """Takes sound from AudioWAV for all clips, or where there is no such folder, from the videos."""
   archive = Archive(raw, ("videoflash", "videomp4", "audiowav", "audiomp3"), LAYOUT, options)
   videos, wavs = archive.find("VideoFlash", "VideoMP4"), archive.find("AudioWAV")
   if videos is None:

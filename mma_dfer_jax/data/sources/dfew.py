@@ -31,7 +31,6 @@ COUNTS = folds_of(  # counted in public lists of DFER-CLIP and MAE-DFER, which a
 )
 SCORES = {"war": 77.51, "uar": 67.01}
 FOLDERS = {"all": ("clip_224x224",), "16f": ("clip_224x224_16f",), "video": ("original",)}  # by --frames
-FIRST = {"csv": 1, "counted": 0}  # lists count their labels from here
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,29 +39,17 @@ class Options(listed.Options):
 
 
 def read(raw: Path, options: Options) -> Layout:
-  """Takes sound from raw_wav for all clips, or where there is no such folder, from the original videos.
-
-  Args:
-    raw: the folder DFEW-part2, one above it, or Clip in it.
-    options: --lists may hold csv files as EmoLabel_DataSplit, or text files with lines `DIR COUNT LABEL` and labels from
-      0, of which the last part of DIR is looked up in `raw`.
-  """
+  """Takes sound from raw_wav for all clips, or where there is no such folder, from the original videos."""
   of_video = options.frames == "video"
   if options.recipe == "reference" and of_video:
     raise UserError("--recipe=reference is an order of picture files; with --frames=video there are none")
   home = Path(os.path.abspath(raw))
   home = home.parent if home.name.lower() == "clip" else home  # where the lists lie
-  archive = listed.ListedArchive("dfew", home, FOLDERS, "raw_wav", LAYOUT, options)
-  archive.read_lists(archive.find("EmoLabel_DataSplit"), tuple(FIRST))
-  for kind, first in FIRST.items():
-    listed.check_numbers([found for found in archive.lists if found.kind == kind], first, CLASSES)
+  archive = listed.ListedArchive("dfew", home, FOLDERS, "raw_wav", {"csv": 1, "counted": 0}, LAYOUT, options)
+  archive.read_lists(archive.find("EmoLabel_DataSplit"))
+  archive.read_labels(CLASSES)
   (name,) = FOLDERS[options.frames]
   pictures = None if of_video else archive.find(name) or archive.folder_of_lists()
-  videos, wavs = archive.find("original"), None if of_video else archive.find("raw_wav")
-  if not (videos if of_video else pictures):
+  if not (pictures or (of_video and archive.find(name))):
     raise archive.no_frames(name)
-
-  def label_of(found: listed.FoldList, written: str) -> str | None:
-    return listed.read_label(written, FIRST[found.kind], CLASSES)
-
-  return archive.read(label_of, ORDER, options.frames, pictures, videos, wavs)
+  return archive.read(ORDER, options.frames, pictures, own_sound=of_video)

@@ -58,8 +58,8 @@ def read(raw: Path, options: Options) -> Layout:
     archive.note(f"split: {rule}")
     test = _drawn(clips, options)
     clips = [dataclasses.replace(clip, split="test" if clip.clip_id in test else "train") for clip in clips]
-  recipe, names = {"folds": rule, "sound": "that of the videos"}, sorted(classes, key=natural)
-  origin = "names of the folders, sorted"
+  recipe, origin = {"folds": rule, "sound": "that of the videos"}, "names of the folders, sorted"
+  names = sorted(classes, key=natural)
   return archive.found_by_class(clips, names, origin, options.classes, recipe, ["train", "test"])
 
 
@@ -68,13 +68,13 @@ def _clips_of(folder: Path, label: str, split: str, archive: Archive) -> list[Cl
   if below:
     names = [archive.show(folder / name) for name in below]
     archive.problem("", "is a folder within a class; move its clips up into the class", *names)
-  videos = [folder / name for name in sorted(files, key=natural) if name.lower().endswith(VIDEOS)]
-  if others := [archive.show(folder / name) for name in files if not name.lower().endswith(VIDEOS)]:
+  paths = {archive.show(folder / name): folder / name for name in sorted(files, key=natural)}
+  if others := [name for name in paths if not name.lower().endswith(VIDEOS)]:
     archive.note("no videos by extension, not used", *others)
-  if not videos:
+  if len(others) == len(paths):
     archive.problem(folder, "holds no videos; remove it, or name the classes to take: --classes=a,b,c")
-  shown = {archive.show(path): path for path in videos}
-  return [ClipFiles(name, name, label, split, video=path, sound=path) for name, path in shown.items()]
+  videos = {name: path for name, path in paths.items() if name not in others}
+  return [ClipFiles(name, name, label, split, video=path, sound=path) for name, path in videos.items()]
 
 
 def _drawn(clips: list[ClipFiles], options: Options) -> set[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import re
 
 from mma_dfer_jax.data import listed
-from mma_dfer_jax.data.source import Counts, LabelOrder, Layout, folds_of, option
+from mma_dfer_jax.data.source import LabelOrder, Layout, folds_of, option
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.errors import listed as all_listed
 
@@ -29,7 +29,6 @@ LABELS = {  # two orders are in circulation; clip 03747 is 0 in one and 3 in the
     "MAFW in its official order (MAE-DFER, HiCMAE, S4D), not that of MMA-DFER's lists",
   ),
 }
-OTHER = {"mafw": "mafw-official", "mafw-official": "mafw"}
 COUNTS = folds_of(  # counted in public lists of DFER-CLIP and MAE-DFER, which agree
   LABELS["mafw"].classes,
   (249, 294, 228, 278, 215, 128, 125, 48, 184, 53, 37),
@@ -52,28 +51,25 @@ class Options(listed.Options):
 def read(raw: Path, options: Options) -> Layout:
   """Takes cropped faces if they are there.
 
-  Args:
-    raw: the folder with clips_faces, frames or clips, or one above it.
-    options: with --recipe=reference as many frames as --lists say, one less than there are, so that the last in string
-      order is never used; without --numbers, files MAFW_set_k_… count as MMA-DFER does, files set_k/{train,test}.txt
-      officially, and others are refused.
+  With --recipe=reference it takes as many frames as --lists say, one less than there are, so that the last in string order
+  is never used. Without --numbers, files MAFW_set_k_… count as MMA-DFER does, set_k/{train,test}.txt officially, and others
+  are refused.
   """
   original = options.recipe == "reference"
   if original and (options.frames == "video" or not options.lists):
     raise UserError("--recipe=reference takes as many picture files as the original's lists say: give --lists=FOLDER, and "
                     "no --frames=video")  # fmt: skip
-  archive = listed.ListedArchive("mafw", raw, FOLDERS, "clips_wav", LAYOUT, options)
+  forms = {"plain": 0, "counted": 0}  # and from where they count labels
+  archive = listed.ListedArchive("mafw", raw, FOLDERS, "clips_wav", forms, LAYOUT, options)
   own = [path for path in archive.folders["no_caption"] if path.parent.name.lower() == "single"]
   if len(own) > 1 and not options.lists:
     raise all_listed(f"--raw={raw}: several sets of lists", list(map(str, own)), "choose --lists=FOLDER")
-  archive.read_lists(own[0] if own else None, ("plain", "counted"))
-  if original and (others := [str(found.path) for found in archive.lists if found.kind == "plain"]):
+  archive.read_lists(own[0] if own else None)
+  if original and (others := [str(row.path) for row in archive.rows if row.kind == "plain"]):
     raise all_listed(f"--recipe=reference needs lists with {listed.FORMS['counted']}; others are", others)
-  order, label_numbers = _order_of_numbers(archive, options.numbers)
-  classes = LABELS[order].classes
+  label_numbers = _read_numbers(archive, options.numbers)
   pictures, kind = _pictures(archive, options)
-  return archive.read(lambda _, written: listed.read_label(written, 0, classes), LABELS[options.labels], kind, pictures,
-                      archive.find("clips"), archive.find("clips_wav"), {"label_numbers": label_numbers})  # fmt: skip
+  return archive.read(LABELS[options.labels], kind, pictures, label_numbers=label_numbers)
 
 
 def _pictures(archive: listed.ListedArchive, options: Options) -> tuple[Path | None, str]:
@@ -86,72 +82,60 @@ def _pictures(archive: listed.ListedArchive, options: Options) -> tuple[Path | N
     raise archive.no_frames(*(["clips_faces", "frames"] if frames == "all" else FOLDERS[frames][:1]))
   if scenes and frames == "all" and not options.faces:
     # Public reports of training on whole scenes: MAE-DFER's issue 22.
-    raise UserError(
-      f"{scenes} holds whole scenes, and there is no folder clips_faces with cropped faces. Models trained on scenes reach "
-      "about 15 % UAR. Choose --faces=yunet, which finds the faces and cuts them out, or --frames=scenes, which takes the "
-      "scenes as they are. Faces that you have cut out yourself belong in a folder clips_faces"
-    )
+    raise UserError(f"{scenes} holds whole scenes, and there is no folder clips_faces with cropped faces. Models trained on "
+                    "scenes reach about 15 % UAR. Choose --faces=yunet, which finds the faces and cuts them out, or "
+                    "--frames=scenes, which takes the scenes as they are. Faces that you have cut out yourself belong in a "
+                    "folder clips_faces")  # fmt: skip
   if faces and frames == "all" and "frames" in archive.folders:
     archive.note(f"{archive.show(faces)}: chosen; --frames=scenes takes the whole scenes instead")
   return pictures, "faces" if faces else "scenes" if scenes else frames
 
 
-def misread(counts: Counts, order: str) -> tuple[int, int]:
-  """By how many clips counts differ from the published ones, and by how many if the labels count by the other order.
-
-  Args:
-    counts: clips by fold and class name, as read by `order`.
-    order: mafw or mafw-official.
-  """
-  read_as = LABELS[order].classes
-  near, far = (
-    sum(abs(row.get(name, 0) - COUNTS[fold][truly]) for fold, row in counts.items()
-        for name, truly in zip(read_as, LABELS[other].classes, strict=True))
-    for other in (order, OTHER[order])
-  )  # fmt: skip
-  return near, far
-
-
-def _order_of_numbers(archive: listed.ListedArchive, numbers: str | None) -> tuple[str, str]:
-  """The order by which the labels of the lists count, if they are numbers; and how it is known, in words.
-
-  Raises:
-    UserError: if nothing tells it, or the published numbers of clips belong to the other order.
-  """
-  lists = [one for one in archive.lists if any(row.written.lstrip("-").isdecimal() for row in one.rows)]
+def _read_numbers(archive: listed.ListedArchive, numbers: str | None) -> str:
+  """Finds by which order the labels of the lists count, if they are numbers; returns what the recipe says of it."""
+  lists = {row.path: row.kind for row in archive.rows if row.written.lstrip("-").isdecimal()}
   if not lists:
-    return "mafw", "names, not numbers" + f" (--numbers={numbers} is not used)" * bool(numbers)
-  by_name = {str(one.path): _order_by_name(one) for one in lists}
+    archive.read_labels(LABELS["mafw"].classes)
+    return "names, not numbers" + f" (--numbers={numbers} is not used)" * bool(numbers)
+  by_name = {path: _order_by_name(path, kind) for path, kind in lists.items()}
   if not numbers and (None in by_name.values() or len(set(by_name.values())) > 1):
     raise all_listed(
       "MAFW has two label orders in circulation, and the names of these lists do not tell by which they count",
       [f"{path}: {order or 'either'}" for path, order in by_name.items()],
       "say --numbers=mafw if 0 is happiness (MMA-DFER, DFER-CLIP), --numbers=mafw-official if 0 is anger (MAE-DFER)",
     )
-  order = numbers or next(order for order in by_name.values() if order)
+  order = numbers or str(next(iter(by_name.values())))
   how = "as --numbers says" if numbers else "assumed from the lists' form; --numbers=… changes it"
   archive.note(f"label numbers: {order} ({how})")
   if set(by_name.values()) - {None, order}:
     archive.note(f"--numbers={order} was given; by their names the lists would count otherwise", warning=True)
-  listed.check_numbers(lists, 0, LABELS[order].classes)
-  tests = {f"fold{one.fold}": Counter(row.written for row in one.rows) for one in lists if one.part == "test"}
-  names = LABELS[order].classes
-  counts = {fold: {name: of[str(i)] for i, name in enumerate(names)} for fold, of in tests.items()}
-  (here, there), other = misread(counts, order), OTHER[order]
-  clips, published = (sum(sum(row.values()) for row in of.values()) for of in (counts, COUNTS))
-  if counts and there == 0:
-    raise UserError(f"{lists[0].path.parent}: the lists are taken to count by the order {order}, but their numbers of clips "
-                    f"are those of the order {other}; say --numbers={other}")  # fmt: skip
-  if clips >= 0.9 * published and 2 * there < here:
+  archive.read_labels(LABELS[order].classes)
+  tests = Counter((row.fold, row.written) for row in archive.rows if row.part == "test" and row.path in lists)
+  _compare_with_published(archive, tests, order, given=bool(numbers))
+  return f"{order} ({how})"
+
+
+def _order_by_name(path: Path, kind: str) -> str | None:
+  if kind == "counted":
+    return "mafw" if re.match(r"mafw_set_?\d", path.name.lower()) else None
+  return "mafw-official" if re.fullmatch(r"set_?\d", path.parent.name.lower()) else None
+
+
+def _compare_with_published(archive: listed.ListedArchive, tests: Counter, order: str, given: bool) -> None:
+  """Refuses, or warns of, an order if test lists (clips by fold and number) rather have published numbers by the other."""
+  other, where = "mafw" if order == "mafw-official" else "mafw-official", archive.rows[0].path.parent
+  here, there = (  # by how many clips the lists differ from the published numbers
+    sum(abs(tests[k, str(i)] - COUNTS[f"fold{k}"][name])
+        for k in {fold for fold, _ in tests} for i, name in enumerate(LABELS[by].classes))
+    for by in (order, other)
+  )  # fmt: skip
+  clips = sum(number for (_, label), number in tests.items() if label in map(str, range(11)))
+  if tests and there == 0:
+    raise UserError(f"{where}: the lists are taken to count by the order {order}, but their numbers of clips are those of "
+                    f"the order {other}; say --numbers={other}")  # fmt: skip
+  if clips >= 0.9 * sum(sum(row.values()) for row in COUNTS.values()) and 2 * there < here:
     wrong = (f"labels are taken to count by the order {order}, by which {here} of {clips} clips are in another class than "
              f"the published numbers say; by the order {other} it would be {there}")  # fmt: skip
-    if not numbers:
-      raise UserError(f"{lists[0].path.parent}: {wrong}; say --numbers={other}, or else --numbers={order}")
+    if not given:
+      raise UserError(f"{where}: {wrong}; say --numbers={other}, or else --numbers={order}")
     archive.note(f"LABELS ARE PROBABLY WRONG: {wrong}", warning=True)
-  return order, f"{order} ({how})"
-
-
-def _order_by_name(one: listed.FoldList) -> str | None:
-  if one.kind == "counted":
-    return "mafw" if re.match(r"mafw_set_?\d", one.path.name.lower()) else None
-  return "mafw-official" if re.fullmatch(r"set_?\d", one.path.parent.name.lower()) else None
