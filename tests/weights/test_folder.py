@@ -105,7 +105,7 @@ def test_missing_unexpected_and_wrong_tensors_are_all_named(copy):
   ({"classes": [1] * 7}, "classes must be different names"),
   ({"classes": ["a"]}, "names 1 classes, but its model has 7"),
   ({"model": []}, "model must be a dict"),
-  ({"model": {}}, "exactly the fields"),
+  ({"model": {}}, "has the fields"),
   ({"tunable": [1]}, "tunable is no regular expression"),
   ({"model": TINY.to_fields() | {"head": {"name": "os.system"}}}, "there is no 'os.system' in heads"),
   ({"model": TINY.to_fields() | {"head": {"name": ["linear"]}}}, r"\('linear',\)"),
