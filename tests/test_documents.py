@@ -83,7 +83,7 @@ def smaller(module: str, args: list[str]) -> list[str]:
                "--remat=none", "--num_workers=0"]  # fmt: skip
     case "ablate":
       args += [
-        "--rows=base,no_fusion",
+        "--rows=no_fusion",
         "--seeds=1",
         "--config.data.data_dir=runs/demo/data" if "demo" in config else "",
       ]
