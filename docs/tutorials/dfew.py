@@ -11,6 +11,10 @@ from pathlib import Path
 import subprocess
 import sys
 
+import av
+import numpy as np
+import soundfile
+
 HOME = Path("tutorial_dfew")
 CHECKOUT = Path(__file__).resolve().parents[2] if "__file__" in globals() else Path.cwd()
 CLASSES = ["happy", "sad", "neutral", "angry", "surprise", "disgust", "fear"]  # DFEW's labels 1 to 7
@@ -26,15 +30,24 @@ run(f"data.demo --out={HOME}/clips --clips_per_class_train=4 --clips_per_class_t
 
 # %% [markdown]
 # ## A replica of the archive
-# You have the real one; leave this cell out. It shows what `prepare` looks for: videos by number, and two csv files a fold.
+# You have the real one; leave this cell out. It shows what `prepare` looks for: pictures of each clip in a folder of its
+# number, its sound as a wav, and two csv files a fold.
 
 # %%
 archive = HOME / "DFEW-part2"
-(archive / "Clip/original").mkdir(parents=True, exist_ok=True)
+(archive / "Clip/raw_wav").mkdir(parents=True, exist_ok=True)
 with open(HOME / "clips/clips.csv", newline="") as file:
   clips = list(csv.DictReader(file))
 for number, clip in enumerate(clips, 1):
-  (archive / f"Clip/original/{number}.mp4").write_bytes((HOME / "clips" / clip["path"]).read_bytes())
+  pictures = archive / f"Clip/clip_224x224/{number:05d}"
+  pictures.mkdir(parents=True, exist_ok=True)
+  with av.open(HOME / "clips" / clip["path"]) as file:
+    for place, frame in enumerate(file.decode(video=0), 1):
+      frame.to_image().save(pictures / f"{place}.jpg")
+  with av.open(HOME / "clips" / clip["path"]) as file:
+    rate = file.streams.audio[0].rate
+    sound = np.concatenate([frame.to_ndarray() for frame in file.decode(audio=0)], axis=1)
+  soundfile.write(archive / f"Clip/raw_wav/{number}.wav", sound.T, rate)
 for fold in range(1, 6):
   for part in ("train", "test"):
     rows = ["video_name,label"]
@@ -47,12 +60,11 @@ for fold in range(1, 6):
 
 # %% [markdown]
 # ## 1. Look before decoding, prepare, examine
-# The real archive holds cropped pictures and wavs, and `--frames=video` is not needed. Read what `doctor` says about counts:
-# other counts than the published ones mean that scores cannot be compared.
+# Read what `doctor` says about counts: other counts than the published ones mean that scores cannot be compared.
 
 # %%
-run(f"data.prepare --dataset=dfew --raw={archive} --data_dir={HOME}/data --frames=video --check")
-run(f"data.prepare --dataset=dfew --raw={archive} --data_dir={HOME}/data --frames=video")
+run(f"data.prepare --dataset=dfew --raw={archive} --data_dir={HOME}/data --check")
+run(f"data.prepare --dataset=dfew --raw={archive} --data_dir={HOME}/data")
 run(f"data.doctor --data_dir={HOME}/data --name=dfew")
 
 # %% [markdown]
@@ -62,10 +74,7 @@ run(f"data.doctor --data_dir={HOME}/data --name=dfew")
 # %%
 checkpoint = CHECKOUT / "tests/golden/tiny_reference_checkpoint.pth"
 run(f"convert --model={checkpoint} --classes=dfew --out={HOME}/model")
-run(
-  f"evaluate --workdirs={HOME}/model,{HOME}/model --data_dir={HOME}/data --data_name=dfew --splits=fold1,fold2"
-  f" --out={HOME}/two_folds"
-)
+run(f"evaluate --workdir={HOME}/model --data_dir={HOME}/data --data_name=dfew --split=fold1")
 
 # %% [markdown]
 # ## 3. Train five folds from the pretraining files

@@ -26,7 +26,7 @@ AUTHORS_RECIPE = {
   "sample_rate": "native: the file's own, never resampled",
   "sound_channel": "first",
   **ARCHIVE_FACES,
-  "frames": "face crops, Pillow's bilinear resize to image_size, divided by 255, nothing else",
+  "pixels": "face crops, Pillow's bilinear resize to image_size, divided by 255, nothing else",
   "spectrogram": "Kaldi log-mel of the first audio_shape[0] frames of 10 ms, (x + 4.2677393) / 9.1379948",
 }
 
