@@ -76,6 +76,8 @@ def smaller(module: str, args: list[str]) -> list[str]:
       args += ["--clips_per_class_train=2", "--clips_per_class_test=1"]
     case "data.prepare" if "--faces=yunet" in args:
       args += [f"--face_model={FACE_MODEL}"] if FACE_MODEL else ["--check"]
+    case "predict" if "--model=models/dfew_fold1" in args:  # it wants faces cut out, as DFEW's are
+      args += [f"--face_model={FACE_MODEL}"] if FACE_MODEL else ["--faces=none"]
     case "benchmark" if "--loading" in args:
       args += ["--clips=4", "--repeats=1", "--num_workers=0"]
     case "benchmark":
