@@ -41,6 +41,7 @@ def test_number_of_elements_is_the_originals(cfg, total):
   assert sum(np.prod(shape) for shape in unused_shapes(cfg).values()) == HEADS + NORM2
 
 
+@pytest.mark.slow
 def test_tunable_set_of_the_paper():
   _, tunable, frozen = nnx.split(nnx.merge(*abstract_model(paper())), Tunable(tunable_patterns(paper())), ...)
   assert count(tunable) == 7_632_415 - NORM2 == 7_630_367

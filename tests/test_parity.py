@@ -224,6 +224,7 @@ def draw(net, rngs, clips):
   return net.draw_drop_path(rngs, clips)
 
 
+@pytest.mark.slow
 def test_drop_path_rates_lie_on_a_line():
   rates = golden_json("train_tiny_64_7")["drop_path_rates"]
   net = build("tiny_64_7")
