@@ -99,6 +99,15 @@ def train_here(workdir: Path, data_dir: Path, *, stop_after: int = 0, **override
   return out.getvalue()
 
 
+def uninterrupted_run(tmp_path_factory, data_dir: Path) -> Path:
+  """A run that nothing has disturbed; the file `printed` beside it has what it said."""
+
+  def make(folder: Path) -> None:
+    (folder / "printed").write_text(train_here(folder / "run", data_dir))
+
+  return shared(tmp_path_factory, "small_run", make) / "run"
+
+
 def config_flags(data_dir: Path, **overrides) -> list[str]:
   fields = {**SMALL, "data.data_dir": str(data_dir), **overrides}
   return ["--config=configs/demo.py"] + [f"--config.{name}={value}" for name, value in fields.items()]

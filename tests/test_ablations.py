@@ -53,14 +53,14 @@ def weights() -> dict[str, np.ndarray]:
   return golden_weights("tiny_64_7")
 
 
-def put_in(cfg: ModelConfig, dtype) -> MmaDfer:
-  """A model with the authors' weights: those that it has a place for."""
+def put_in(cfg: ModelConfig) -> MmaDfer:
+  """A model with the authors' weights in float64: those that it has a place for."""
   graphdef, state = abstract_model(cfg)
   arrays = from_torch(weights(), names.name_table(cfg))
   leaves = []
   for path, variable in flat_params(state).items():
     array = arrays[path][:, : variable.shape[1]] if path.endswith("pos_embed") else arrays[path]
-    leaves.append(jnp.asarray(array.astype(dtype)))
+    leaves.append(jnp.asarray(array.astype(np.float64)))
     assert leaves[-1].shape == variable.shape, path
   return nnx.merge(graphdef, jax.tree.unflatten(jax.tree.structure(state), leaves))
 
@@ -69,10 +69,9 @@ def put_in(cfg: ModelConfig, dtype) -> MmaDfer:
 def test_logits_are_those_computed_by_hand(case):
   video, spectrogram, _ = golden_inputs("tiny_64_7")
   cfg = model_of(choose(tiny_config(), ROW_OF.get(case, case)))
-  for dtype, bar in ((np.float64, 1e-8), (np.float32, 2e-5)):
-    with jax.enable_x64(dtype == np.float64):
-      logits = put_in(cfg, dtype)(jnp.asarray(video, dtype), jnp.asarray(spectrogram, dtype)).logits
-    np.testing.assert_allclose(logits, NUMBERS[f"{case}/logits"], rtol=0, atol=bar)
+  with jax.enable_x64(True):
+    logits = put_in(cfg)(video.astype(np.float64), spectrogram.astype(np.float64)).logits
+  np.testing.assert_allclose(logits, NUMBERS[f"{case}/logits"], rtol=0, atol=1e-8)
 
 
 # What each row changes and how many parameters it trains at full size with 7 classes, as docs/ablations.md says.
@@ -104,19 +103,19 @@ def test_parameters_at_full_size(row):
     assert sum(trained(config, 11).values()) == LISTED[row][1] + OF_11_CLASSES[row]
 
 
-# Six layers, which every row fits, and pictures of four patches.
-def small_config() -> ConfigDict:
+# Four layers, which every row fits but one, and pictures of four patches.
+def small_config(depth: int = 4) -> ConfigDict:
   c = tiny_config(num_frames=2, audio_shape=(32, 32))
   c.inputs.image_size = 32
-  c.model.prompts.layers_per_stage = 3
+  c.model.prompts.layers_per_stage = 2
   for stream in ("image", "audio"):
-    c.model[stream].update(depth=6, width=16, heads=2, mlp_dim=16)
+    c.model[stream].update(depth=depth, width=16, heads=2, mlp_dim=16)
   return c
 
 
 @functools.cache
-def fresh(row: str) -> dict[str, np.ndarray]:
-  model = MmaDfer(model_of(choose(small_config(), row)), rngs=nnx.Rngs(params=5))
+def fresh(row: str, depth: int) -> dict[str, np.ndarray]:
+  model = MmaDfer(model_of(choose(small_config(depth), row)), rngs=nnx.Rngs(params=5))
   return {path: np.asarray(variable[...]) for path, variable in flat_params(nnx.state(model)).items()}
 
 
@@ -127,10 +126,11 @@ REDRAWN = {"bottleneck": "fusion/", "linear_probe": "classifier/", "frozen_posit
 @pytest.mark.parametrize("row", ROWS)
 def test_same_seed_same_other_weights(row):
   redrawn = next((part for name, part in REDRAWN.items() if row.startswith(name)), None)
-  here, base = fresh(row), fresh("base")
+  depth = 6 if row == "fusion_last_6" else 4
+  here, base = fresh(row, depth), fresh("base", depth)
   shared = [path for path in here.keys() & base.keys() if here[path].shape == base[path].shape]
   different = [path for path in shared if not np.array_equal(here[path], base[path])]
-  assert len(shared) > 70  # both encoders, or one
+  assert len(shared) > 46  # both encoders, or one
   assert all(redrawn and redrawn in path for path in different), different
   if row == "frozen_positions":
     assert len(different) == 2
@@ -191,7 +191,7 @@ def test_freezing_means_the_same_where_everything_is_trained():
   assert {path for path in paths("frozen_encoders") if "encoder" in path} == positions
   assert paths("linear_probe") == {"classifier/kernel", "classifier/bias"}
   last = paths("last_2_blocks") - paths("frozen_encoders")
-  assert {"/".join(path.split("/")[1:3]) for path in last} == {"blocks/4", "blocks/5"}
+  assert {"/".join(path.split("/")[1:3]) for path in last} == {"blocks/2", "blocks/3"}
   with pytest.raises(UserError, match="changes nothing"):
     with_row(everything, "unfrozen")
 

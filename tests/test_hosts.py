@@ -7,9 +7,11 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 from absl.testing import flagsaver
+from conftest import ROOT
 import jax
 import numpy as np
 import pytest
@@ -74,10 +76,9 @@ def assert_same_answers(csv: Path, other: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_are_as_one(cache, data_dir, tmp_path):
+def test_two_processes_are_as_one(cache, data_dir, tmp_path, tmp_path_factory):
   """Two processes, after a SIGTERM to one of them a single one, then two again; and evaluation."""
-  workdir, alone = tmp_path / "run", tmp_path / "alone"
-  printed = small.train_here(alone, data_dir)
+  workdir, alone = tmp_path / "run", small.uninterrupted_run(tmp_path_factory, data_dir)
   both = pair(small.train_command(workdir, data_dir), cache)
   small.wait_for(lambda: small.steps_logged(workdir) >= 3, both[0])
   both[1].send_signal(signal.SIGTERM)
@@ -94,7 +95,7 @@ def test_two_processes_are_as_one(cache, data_dir, tmp_path):
   first, second = (small.finish(process) for process in pair(small.train_command(workdir, data_dir), cache))
   assert "4 cpu device(s)" in first
   assert f"resuming after step {later} of 15" in first
-  assert re.search(r"WAR .* on 7 clips", printed).group() in first
+  assert re.search(r"WAR .* on 7 clips", (alone.parent / "printed").read_text()).group() in first
   assert not {"WAR", "%"} & set(second.split())  # no progress either
   assert_same_run(workdir, alone)
   assert_same_answers(workdir / "predictions.csv", alone / "predictions.csv")
@@ -110,21 +111,21 @@ def test_two_processes_are_as_one(cache, data_dir, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_ends_the_others(data_dir, cache, tmp_path):
+def test_a_process_that_dies_ends_the_others(cache, tmp_path):
   """The first of one pair, the second of another."""
   killed = []
   for victim in (0, 1):
-    workdir = tmp_path / str(victim)
-    processes = pair(small.train_command(workdir, data_dir, num_epochs=1000), cache)
-    small.wait_for(lambda: small.steps_logged(workdir) >= 2, processes[1 - victim])  # noqa: B023
+    mark = tmp_path / str(victim)
+    processes = pair([sys.executable, str(ROOT / "tests/host_process.py"), str(mark)], cache)
+    small.wait_for(mark.exists, processes[1 - victim])
     processes[victim].kill()
-    killed.append((processes, victim, time.monotonic()))
-  for processes, victim, when in killed:
-    out, err = processes[1 - victim].communicate(timeout=60)
+    killed.append((processes[victim], processes[1 - victim], time.monotonic()))
+  for dead, other, when in killed:
+    out, err = other.communicate(timeout=60)
     assert time.monotonic() - when < 60
-    assert processes[1 - victim].returncode != 0, out + err
+    assert other.returncode != 0, out + err
     assert "another" in err
-    processes[victim].communicate()
+    dead.communicate()
 
 
 @pytest.mark.slow
