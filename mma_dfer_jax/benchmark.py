@@ -160,9 +160,7 @@ def random_batch(cfg: ModelConfig, batch_size: int) -> dict[str, np.ndarray]:
   }
 
 
-def compiled_step(
-  variant: SimpleNamespace, cfg: ModelConfig, mesh: Mesh, batch: Any
-) -> tuple[Callable[[Any], float], list[dict[str, float]]]:
+def compiled_step(variant: SimpleNamespace, cfg: ModelConfig, mesh: Mesh, batch: Any) -> tuple[Callable[[Any], float], list[dict[str, float]]]:  # fmt: skip
   """A step from a batch to the loss of a clip, for which it waits; seconds to trace and compile it, twice.
 
   The second compilation finds the first in the persistent cache.
@@ -253,16 +251,6 @@ def run_module(name: str, *arguments: object) -> str:
   return done.stdout
 
 
-def run_variant(variant: dict[str, Any]) -> dict[str, Any]:
-  """`measure` in a process of its own; {"failed": why} if it fails."""
-  passed = [flag for flag in (_REPEATS, _NUM_WORKERS, _NAME, _DATA_DIR) if flag.present]
-  shared = [f"--{flag.name}={flag.value}" for flag in passed]
-  try:
-    return json.loads(run_module("benchmark", f"--variant={json.dumps(variant)}", *shared).splitlines()[-1])
-  except UserError as error:
-    return {"failed": str(error)}
-
-
 def add_row(rows: list[dict[str, Any]], row: dict[str, Any], peak_tflops: float | None) -> None:
   """Adds a variant and what was measured of it, compared with the first row of that size."""
   rows.append(row)
@@ -298,9 +286,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     lines.append(names + [text.format(**row, **more) for text in NUMBERS.values()])
     if "pipeline_clips_per_second" in row:
       together, alone = row["together_clips_per_second"], row["pipeline_clips_per_second"]
-      notes.append(
-        f"{' '.join(names)} fed with clips: {together:.2f} clips/s; the pipeline alone {alone:.1f}"
-      )
+      notes.append(f"{' '.join(names)} fed with clips: {together:.2f} clips/s; the pipeline alone {alone:.1f}")  # fmt: skip
   return "\n".join([speed.aligned(lines), *notes])
 
 
@@ -321,9 +307,7 @@ def measure_loading() -> dict[str, Any]:
       data_dir, name = f"{folder}/data", "clips"
       per_class = f"--clips_per_class_train={-(-_CLIPS.value // 7)}"  # of the demo's seven classes
       run_module("data.demo", f"--out={folder}", per_class, "--clips_per_class_test=1")
-      run_module(
-        "data.prepare", "--dataset=clips", f"--manifest={folder}/clips.csv", f"--data_dir={data_dir}"
-      )
+      run_module("data.prepare", "--dataset=clips", f"--manifest={folder}/clips.csv", f"--data_dir={data_dir}")  # fmt: skip
     return speed.measure(
       records_of(data_dir, name, _CLIPS.value), paper().inputs, num_workers=_NUM_WORKERS.value,
       batch_size=int(_BATCH_SIZE.value[0]) if _BATCH_SIZE.present else 8, repeats=_REPEATS.value,
@@ -344,14 +328,15 @@ def main(argv: Sequence[str]) -> int:
       write_json(Path(_OUT.value), result)
     return 0
   versions = {"python": platform.python_version(), "jax": jax.__version__}
-  result = {
-    "date": time.strftime("%Y-%m-%d"),
-    "machine": speed.machine(),
-    "versions": versions,
-    "variants": rows,
-  }
+  result = {"date": time.strftime("%Y-%m-%d"), "machine": speed.machine(), "versions": versions, "variants": rows}  # fmt: skip
+  shared = [f"--{flag.name}={flag.value}" for flag in (_REPEATS, _NUM_WORKERS, _NAME, _DATA_DIR) if flag.present]  # fmt: skip
   for variant in watched(asked, "benchmark", len(asked), unit="variant"):
-    add_row(rows, variant | run_variant(variant), _PEAK.value)
+    try:
+      printed = run_module("benchmark", f"--variant={json.dumps(variant)}", *shared)
+      measured = json.loads(printed.splitlines()[-1])
+    except UserError as error:
+      measured = {"failed": str(error)}
+    add_row(rows, variant | measured, _PEAK.value)
     if _OUT.value:  # each time, so that nothing is lost when it is stopped
       write_json(Path(_OUT.value), result)
   print(table(rows))

@@ -42,10 +42,9 @@ def parameter_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def tunable_patterns(cfg: ModelConfig, patterns: Sequence[Any] = ()) -> tuple[str, ...]:
-  """Which parameters are trained, as regular expressions that match whole paths: the given ones, or else the parts' own.
+  """Regular expressions of whole paths of parameters that are trained: the given ones, or else the parts' own.
 
-  Raises:
-    UserError: with every pattern that is no regular expression or matches no parameter.
+  UserError names every pattern that is no regular expression or matches no parameter.
   """
   paths, problems = list(parameter_shapes(cfg)), []
   # A stranger's file may hold anything, nested too deeply to be shown.

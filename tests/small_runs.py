@@ -12,6 +12,7 @@ from pathlib import Path
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 from typing import Any
 
 from archives import prepare_clips
@@ -24,9 +25,7 @@ from mma_dfer_jax.training import hosts
 from mma_dfer_jax.training.check import check_run
 from mma_dfer_jax.training.loop import fit
 from mma_dfer_jax.training.run import describe_run
-from mma_dfer_jax.training.sharding import make_mesh
 from mma_dfer_jax.training.start import open_run
-from mma_dfer_jax.training.task import Classify
 
 # Three epochs of five steps on 21 generated clips, with a model that compiles within seconds.
 SMALL = {
@@ -86,7 +85,7 @@ class StopAfter(hosts.Stop):
     return self.agreed
 
   stopped = property(lambda self: self.agreed)
-  reason, exit_status = "a test", 0
+  signal = SimpleNamespace(received=SimpleNamespace(name="a test"), exit_status=0)
 
 
 def train_here(workdir: Path, data_dir: Path, *, stop_after: int = 0, **overrides) -> str:
@@ -95,7 +94,7 @@ def train_here(workdir: Path, data_dir: Path, *, stop_after: int = 0, **override
   checked = check_run(config)
   run = describe_run(config, checked.model, checked.data_set, checked.starts)
   with contextlib.redirect_stdout(out):
-    fit(Classify(config, checked), run, workdir, mesh=make_mesh(**config.mesh), stop=StopAfter(stop_after))
+    fit(config, checked, run, workdir, stop=StopAfter(stop_after))
   return out.getvalue()
 
 
