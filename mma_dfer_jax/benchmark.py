@@ -142,7 +142,6 @@ def step_flops(cfg: ModelConfig, step: str = "eval") -> float:
 
 
 def paper_of_depth(image_size: int, depth: int) -> ModelConfig:
-  """The paper's model with so many layers."""
   cfg = paper(image_size=image_size)
   image, audio = (dataclasses.replace(stream, depth=depth) for stream in (cfg.image, cfg.audio))
   return dataclasses.replace(cfg, image=image, audio=audio)
@@ -161,10 +160,7 @@ def random_batch(cfg: ModelConfig, batch_size: int) -> dict[str, np.ndarray]:
 
 
 def compiled_step(variant: SimpleNamespace, cfg: ModelConfig, mesh: Mesh, batch: Any) -> tuple[Callable[[Any], float], list[dict[str, float]]]:  # fmt: skip
-  """A step from a batch to the loss of a clip, for which it waits; seconds to trace and compile it, twice.
-
-  The second compilation finds the first in the persistent cache.
-  """
+  """A step from a batch to the loss of a clip, and the seconds to trace and compile it: cold, then from the cache."""
   tx = make_optimizer(lambda step: 1e-4, 1e-2)
   graphdef, state = create_train_state(
     lambda: MmaDfer(cfg, rngs=nnx.Rngs(0)), tunable_patterns(cfg), tx, mesh=mesh, fsdp_min_size_mb=4.0
@@ -258,18 +254,13 @@ def add_row(rows: list[dict[str, Any]], row: dict[str, Any], peak_tflops: float 
     return
   same_size = ("step", "image_size", "batch_size")
   first = next(one for one in rows if "failed" not in one and all(one[key] == row[key] for key in same_size))
-  difference = abs(row["loss"] - first["loss"]) / abs(first["loss"])
-  clips_per_second = row["batch_size"] / statistics.median(row["seconds"])
-  cfg = paper_of_depth(row["image_size"], row["depth"])
-  tflops = step_flops(cfg, row["step"]) * clips_per_second / 1e12
-  row |= {
-    "median_seconds": statistics.median(row["seconds"]),
-    "clips_per_second": clips_per_second,
-    "tflops": tflops,
-    "share_of_peak": tflops / peak_tflops if peak_tflops else None,
-    "loss_difference": difference,
-    "agrees": difference <= max(TOLERANCE[row["precision"]], TOLERANCE[first["precision"]]),
-  }
+  row["median_seconds"] = statistics.median(row["seconds"])
+  row["clips_per_second"] = row["batch_size"] / row["median_seconds"]
+  flops = step_flops(paper_of_depth(row["image_size"], row["depth"]), row["step"])
+  row["tflops"] = flops * row["clips_per_second"] / 1e12
+  row["share_of_peak"] = row["tflops"] / peak_tflops if peak_tflops else None
+  row["loss_difference"] = abs(row["loss"] - first["loss"]) / abs(first["loss"])
+  row["agrees"] = row["loss_difference"] <= max(TOLERANCE[one["precision"]] for one in (row, first))
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

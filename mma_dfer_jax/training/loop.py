@@ -185,10 +185,10 @@ class _Run:
   def _evaluate(self, epoch: int, step: int) -> float | None:
     """Evaluates the end of an epoch and adds it to the history; returns its score, None if it was stopped."""
     c, d = self.checked, self.config.data
+    eval_fn = functools.partial(self.eval_fn, self.state.tunable, self.state.frozen)
     found = evaluate_split(
-      functools.partial(self.eval_fn, self.state.tunable, self.state.frozen), c.data_set.records(c.test_split),
-      c.model.inputs, c.data_set.classes, mesh=self.mesh, batch_size=self.config.batch_size, num_workers=d.num_workers,
-      prefetch=d.prefetch, stop=lambda: bool(self.stop),
+      eval_fn, c.data_set.records(c.test_split), c.model.inputs, c.data_set.classes, mesh=self.mesh, prefetch=d.prefetch,
+      batch_size=self.config.batch_size, num_workers=d.num_workers, stop=lambda: bool(self.stop),
     )  # fmt: skip
     self.since = time.monotonic()
     if found is None:
