@@ -264,7 +264,6 @@ def add_row(rows: list[dict[str, Any]], row: dict[str, Any], peak_tflops: float 
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-  """A report for people."""
   lines, notes = [[*NAMES, *NUMBERS]], []
   for row in rows:
     names = [text.format(**row, micro=row["micro_batch"] or "") for text in NAMES.values()]

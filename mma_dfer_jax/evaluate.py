@@ -219,7 +219,6 @@ def report_folds(abouts: Sequence[About], folds: Sequence[report.Fold]) -> None:
 
 
 def compare_two(paths: Sequence[str]) -> None:
-  """Answers --compare."""
   if len(paths) != 2:
     raise UserError(f"--compare needs two models, A and B; given: {', '.join(paths) or 'none'}")
   result = compare(*map(Path, paths))

@@ -37,7 +37,6 @@ def abstract_model(cfg: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
 
 
 def parameter_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
-  """By path."""
   return {path: tuple(variable.shape) for path, variable in flat_params(abstract_model(cfg)[1]).items()}
 
 
@@ -77,7 +76,6 @@ def cast(parameters: nnx.State, precision: str) -> nnx.State:
 
 
 def count(tree: Any) -> int:
-  """Number of elements of all arrays."""
   return sum(x.size for x in jax.tree.leaves(tree))
 
 

@@ -12,6 +12,7 @@ from mma_dfer_jax.training.sharding import make_mesh, replicated, to_global
 
 
 def main(argv):
+  hosts.HEARTBEAT_SECONDS = 3
   hosts.join()
   stop, mesh = hosts.Stop(), make_mesh(-1, 1)
   ones = to_global({"ones": np.ones(jax.local_device_count())}, mesh)["ones"]

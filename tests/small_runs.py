@@ -121,16 +121,12 @@ def command(name: str, *arguments: object) -> list[str]:
   return [sys.executable, "-m", f"mma_dfer_jax.{name}", *map(str, arguments)]
 
 
-def spawn(
-  command: Sequence[str], cache: Path, preexec_fn=None, devices: int = 4, **variables: str
-) -> subprocess.Popen:
+def spawn(command: Sequence[str], cache: Path, devices: int = 4, **variables: str) -> subprocess.Popen:
   """Starts a command on simulated devices; keyword arguments are environment variables."""
   environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PLATFORMS": "cpu"} | variables
   environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
-  return subprocess.Popen(
-    command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    preexec_fn=preexec_fn,
-  )  # fmt: skip
+  pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+  return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)
 
 
 def finish(process: subprocess.Popen, status: int = 0) -> str:

@@ -70,7 +70,7 @@ def test_logits_are_those_computed_by_hand(case):
   video, spectrogram, _ = golden_inputs("tiny_64_7")
   cfg = model_of(choose(tiny_config(), ROW_OF.get(case, case)))
   with jax.enable_x64(True):
-    logits = put_in(cfg)(video.astype(np.float64), spectrogram.astype(np.float64)).logits
+    logits = put_in(cfg)(jnp.asarray(video, np.float64), jnp.asarray(spectrogram, np.float64)).logits
   np.testing.assert_allclose(logits, NUMBERS[f"{case}/logits"], rtol=0, atol=1e-8)
 
 

@@ -44,14 +44,8 @@ def test_other_results_and_failures_are_reported():
   def rows_of(*measured):
     rows = []
     for precision, remat, result in measured:
-      variant = {
-        "step": "train",
-        "image_size": 32,
-        "batch_size": 1,
-        "micro_batch": 0,
-        "mesh": "1x1",
-        "depth": 6,
-      }
+      sizes = {"image_size": 32, "batch_size": 1, "micro_batch": 0, "depth": 6}
+      variant = {"step": "train", "mesh": "1x1", **sizes}
       benchmark.add_row(rows, variant | {"precision": precision, "remat": remat} | result, None)
     return rows
 

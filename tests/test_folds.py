@@ -26,7 +26,7 @@ from mma_dfer_jax.weights.folder import write_folder
 SMALL = {
   "log_every_steps": 1,
   "num_epochs": 2,
-}  # two epochs of three or two steps on 12 or 9 of 21 generated clips
+}  # epochs of three or two steps on 12 or 9 of 21 generated clips
 
 
 @pytest.fixture(scope="module")

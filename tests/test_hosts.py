@@ -42,14 +42,10 @@ def pair(command: list[str], cache: Path) -> list[subprocess.Popen]:
 
 def under_slurm(command: list[str], cache: Path, others: tuple[str, ...]) -> list[subprocess.Popen]:
   """The same with what SLURM tells its processes, in place of flags: JAX makes the port from the job's number."""
-  variables = {"MMA_DFER_DISTRIBUTED": "1", "SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost",
-               "SLURM_NTASKS": "2", "SLURM_STEP_NUM_NODES": "1"}  # fmt: skip
-  return [
-    small.spawn(
-      [*command, *others * i], cache, devices=2, **variables, SLURM_PROCID=str(i), SLURM_LOCALID=str(i)
-    )
-    for i in (0, 1)
-  ]
+  job = {"MMA_DFER_DISTRIBUTED": "1", "SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost",
+         "SLURM_NTASKS": "2", "SLURM_STEP_NUM_NODES": "1"}  # fmt: skip
+  return [small.spawn([*command, *others * i], cache, devices=2, **job, SLURM_PROCID=str(i), SLURM_LOCALID=str(i))
+          for i in (0, 1)]  # fmt: skip
 
 
 def assert_same_run(workdir: Path, alone: Path) -> None:

@@ -57,12 +57,8 @@ def loss_and_gradients(data: int, fsdp: int, micro_batch: int = 0):
       variable[...] = jax.device_put(rng.normal(size=1).astype(np.float32), variable[...].sharding)
   spread = {variable[...].sharding.spec for variable in flat_params(state.frozen).values()}
   batch = sharding.to_global(benchmark.random_batch(SMALL, CLIPS), mesh)
-  step = jax.jit(
-    functools.partial(
-      train_step, graphdef=graphdef, tx=GRADIENTS, loss_fn=loss_fn, draw_fn=MmaDfer.draw_drop_path, remat="names",
-      micro_batch=micro_batch, mesh=mesh,
-    )
-  )  # fmt: skip
+  how = {"graphdef": graphdef, "tx": GRADIENTS, "loss_fn": loss_fn, "draw_fn": MmaDfer.draw_drop_path, "remat": "names"}  # fmt: skip
+  step = jax.jit(functools.partial(train_step, micro_batch=micro_batch, mesh=mesh, **how))
   state, metrics = step(state, batch, jax.random.key(0))
   gradients = {path: np.asarray(value[...]) for path, value in flat_params(state.opt_state).items()}
   return float(metrics["loss"]), gradients, spread

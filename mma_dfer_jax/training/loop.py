@@ -95,8 +95,7 @@ class _Run:
     self.log = MetricsLog(workdir, int(state.step), self.evaluated_epoch) if self.chief else None
 
   @property
-  def evaluated_epoch(self) -> int:
-    """The last one, counted from 1; 0: none."""
+  def evaluated_epoch(self) -> int:  # the last one, counted from 1; 0: none
     return self.history[-1]["epoch"] if self.history else 0
 
   def _resumed(self, step: int | None, state: TrainState) -> TrainState:

@@ -251,7 +251,6 @@ def mean_and_deviation(values: Sequence[float | None]) -> dict[str, float | None
 
 
 def plus_minus(result: Mapping[str, float | None]) -> str:
-  """A mean and its standard deviation."""
   mean, deviation = result["mean"], result["standard_deviation"]
   return percent(mean) if mean is None or deviation is None else f"{mean:.2f} ± {deviation:.2f} %"
 
@@ -281,7 +280,6 @@ def _folds_table(summary: Mapping[str, Any]) -> str:
 
 
 def _notes_on_folds(summary: Mapping[str, Any]) -> str:
-  """How to read the numbers of the table."""
   number, published = len(summary["folds"]), summary["published"]
   notes = [f"Mean and standard deviation (divided by n − 1 = {number - 1}) are over folds, each counting once."
            if number > 1 else "One fold has no standard deviation."]  # fmt: skip

@@ -49,7 +49,6 @@ def describe_run(
 
 
 def model_of(run: Run) -> ModelConfig:
-  """The model that a run trains."""
   return model_config(nested_config(run["config"]), run["classes"])
 
 

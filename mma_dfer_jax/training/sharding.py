@@ -134,8 +134,7 @@ def fsdp_sharding(tree: Any, mesh: Mesh, min_size_mb: float) -> Any:
 
 def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
   """The global batch from this host's share of it; strings (clip ids) stay behind."""
-  arrays = {name: np.asarray(value) for name, value in batch.items()}
-  numbers = {name: array for name, array in arrays.items() if array.dtype.kind not in "OSU"}
+  numbers = {name: np.asarray(v) for name, v in batch.items() if np.asarray(v).dtype.kind not in "OSU"}
   return jax.tree.map(functools.partial(jax.make_array_from_process_local_data, batch_sharding(mesh)), numbers)  # fmt: skip
 
 
