@@ -8,7 +8,7 @@ import pytest
 import small_runs as small
 
 pytestmark = pytest.mark.slow
-SMALL = {"log_every_steps": 1, "num_epochs": 1}
+SMALL = {"log_every_steps": 1}
 
 
 def ablate(data_dir: Path, runs: Path, rows: str, seeds: str = "1", **overrides) -> list[str]:

@@ -104,17 +104,17 @@ def test_parameters_at_full_size(row):
 
 
 # Rows that build or train something else; the others differ from these in numbers only.
-BUILDS = ("base", "static_prompts", "no_fusion", "fusion_last_3", "fusion_to_image", "no_exchange", "temporal_mean",
-          "image_only", "audio_only", "bare", "frozen_positions", "unfrozen", "last_2_blocks", "linear_probe_audio")  # fmt: skip
+BUILDS = ("base", "static_prompts", "no_fusion", "fusion_last_1", "fusion_to_image", "no_exchange", "temporal_mean",
+          "image_only", "audio_only", "bare", "frozen_positions", "unfrozen", "last_1_block", "linear_probe_audio")  # fmt: skip
 
 
-# Four layers and pictures of four patches.
+# Two layers and pictures of four patches.
 def small_config() -> ConfigDict:
   c = tiny_config(num_frames=2, audio_shape=(32, 32))
   c.inputs.image_size = 32
-  c.model.prompts.layers_per_stage = 2
+  c.model.prompts.layers_per_stage = 1
   for stream in ("image", "audio"):
-    c.model[stream].update(depth=4, width=16, heads=2, mlp_dim=16)
+    c.model[stream].update(depth=2, width=16, heads=2, mlp_dim=16)
   return c
 
 
@@ -134,7 +134,7 @@ def test_same_seed_same_other_weights(row):
   here, base = fresh(row), fresh("base")
   shared = [path for path in here.keys() & base.keys() if here[path].shape == base[path].shape]
   different = [path for path in shared if not np.array_equal(here[path], base[path])]
-  assert len(shared) > 46  # both encoders, or one
+  assert len(shared) > 24  # both encoders, or one
   assert all(redrawn and redrawn in path for path in different), different
   if row == "frozen_positions":
     assert len(different) == 2
@@ -189,8 +189,8 @@ def test_freezing_means_the_same_where_everything_is_trained():
   assert set(trained(everything)) - paths("frozen_positions") == positions
   assert {path for path in paths("frozen_encoders") if "encoder" in path} == positions
   assert paths("linear_probe") == {"classifier/kernel", "classifier/bias"}
-  last = paths("last_2_blocks") - paths("frozen_encoders")
-  assert {"/".join(path.split("/")[1:3]) for path in last} == {"blocks/2", "blocks/3"}
+  last = paths("last_1_block") - paths("frozen_encoders")
+  assert {"/".join(path.split("/")[1:3]) for path in last} == {"blocks/1"}
   with pytest.raises(UserError, match="changes nothing"):
     with_row(everything, "unfrozen")
 
