@@ -23,10 +23,7 @@ from mma_dfer_jax.training.report import PUBLISHED, Fold, mean_and_deviation, wr
 from mma_dfer_jax.training.start import open_run
 from mma_dfer_jax.weights.folder import write_folder
 
-SMALL = {
-  "log_every_steps": 1,
-  "num_epochs": 2,
-}  # epochs of three or two steps on 12 or 9 of 21 generated clips
+SMALL = {"log_every_steps": 1}  # three epochs of three or two steps on 12 or 9 of 21 generated clips
 
 
 @pytest.fixture(scope="module")
