@@ -7,13 +7,14 @@ import csv
 import dataclasses
 import functools
 import io
+import itertools
 import os
 from pathlib import Path
 import re
 from typing import NamedTuple
 
 from mma_dfer_jax.data import archive, source
-from mma_dfer_jax.data.archive import SOUNDS, VIDEOS, Archive, scan
+from mma_dfer_jax.data.archive import PICTURES, SOUNDS, VIDEOS, Archive, scan
 from mma_dfer_jax.data.source import FOLDS, ClipFiles, LabelOrder, Layout, as_clip_id, first_few, option
 from mma_dfer_jax.errors import UserError, listed
 
@@ -22,6 +23,7 @@ FORMS = {
   "counted": "lines `DIR COUNT LABEL`",
   "plain": "lines `00001.mp4 LABEL`",
 }
+NO_PICTURE = "something that by its extension is no picture, not used"
 _LINES = {
   "counted": re.compile(r"(.*\S)\s+(-?\d+)\s+(-?\d+|[A-Za-z]+)"),
   "plain": re.compile(r"([^\s,;]+)[\s,;]+([^\s,;]+)"),
@@ -33,8 +35,6 @@ _WORDS = ("happy happiness joy", "sad sadness", "neutral neutrality", "angry ang
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(archive.Options):
-  """What can be asked of DFEW and MAFW."""
-
   lists: str | None = option(None, "Folder with the lists of the folds, if they are not in --raw.")
   recipe: str = option("default", "reference: frames as the original orders them.", "default", "reference")
   frames: str = option("all", "Which pictures to take.")
@@ -50,16 +50,11 @@ def read_text(path: Path) -> str:
     raise ValueError("must be saved as UTF-8") from error
 
 
-class Table(NamedTuple):
-  """A csv: `notes` are what is odd about its form, `rows` each have the number of their last line."""
-
-  header: list[str]  # in lower case
-  rows: list[tuple[int, list[str]]]
-  notes: list[str]
+Lines = list[tuple[int, list[str], dict[str, str]]]  # number of the last line, values, the same by column
 
 
-def read_table(path: Path, *columns: str) -> Table:
-  """A csv with one of these sets of columns, as "path,label"; takes semicolons or tabs in place of commas, and notes it.
+def read_table(path: Path, *columns: str) -> tuple[list[str], Lines, list[str]]:
+  """A csv with one of these sets of columns, as "path,label": its columns, its rows, and what is odd about its form.
 
   Raises:
     ValueError: what is wrong with the file.
@@ -78,13 +73,17 @@ def read_table(path: Path, *columns: str) -> Table:
     raise ValueError(f"must begin with the line {wanted} (comma, semicolon or tab); it begins with {first!r}")
   reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
   try:
-    rows = [(reader.line_num, row) for row in reader if any(value.strip() for value in row)]
+    rows = [(reader.line_num, row) for row in reader if any(map(str.strip, row))][1:]
   except csv.Error as error:
     raise ValueError(f"cannot be read in line {reader.line_num}: {error}") from error
   notes = [f"columns are separated by {delimiter!r}, not by a comma"] * (delimiter != ",")
   if extra := sorted(set(header) - known - {""}):
     notes.append(f"columns that are not used: {', '.join(extra)}")
-  return Table(header, rows[1:], notes)
+  lines = [
+    (n, row, dict(itertools.zip_longest(header, map(str.strip, row[: len(header)]), fillvalue="")))
+    for n, row in rows
+  ]
+  return header, lines, notes
 
 
 class Row(NamedTuple):
@@ -103,7 +102,7 @@ class Row(NamedTuple):
 
 
 class ListedArchive(Archive):
-  """An archive with lists.
+  """An archive with lists of folds.
 
   Args:
     folders: by --frames, the names of the folder that it takes; "video" is one of them.
@@ -116,7 +115,6 @@ class ListedArchive(Archive):
     super().__init__(raw, {sounds, *(name for names in folders.values() for name in names)}, layout, options)
     self.name, self.by_frames, self.sounds, self.first = name, folders, sounds, first
     self.options: Options = options
-    self.original = options.recipe == "reference"
     self.rows: list[Row] = []  # by fold, the test list first
 
   def read_lists(self, own: Path | None) -> None:
@@ -153,19 +151,19 @@ class ListedArchive(Archive):
       self.problem(found[key], "names no clip")
 
   def _read_rows(self, found: Mapping[tuple[int, str], Path]) -> dict[tuple[int, str], list[Row]]:
-    """The lists that can be read. The form of texts is that of most of their lines."""
+    """The lists that can be read. Texts all have the form of most of their lines."""
     accepted = " or ".join(FORMS[kind] for kind in self.first)
     rows: dict[tuple[int, str], list[Row]] = {}
     texts: dict[tuple[int, str], list[tuple[int, str]]] = {}
     for key, path in found.items():
       try:
         if path.suffix.lower() != ".csv":
-          lines = enumerate(map(str.strip, read_text(path).splitlines()), 1)
-          texts[key] = [(number, line) for number, line in lines if line]
-        elif "csv" in self.first:
-          rows[key] = list(self._read_csv(path, *key))
-        else:
+          numbered = enumerate(map(str.strip, read_text(path).splitlines()), 1)
+          texts[key] = [(number, line) for number, line in numbered if line]
+        elif "csv" not in self.first:
           raise ValueError(f"is a csv; accepted are {accepted}")
+        else:
+          rows[key] = list(self._read_csv(path, *key))
       except ValueError as error:
         self.problem(path, str(error))
     fitting = {key: Counter(kind for _, line in text for kind, form in _LINES.items() if form.fullmatch(line))
@@ -181,16 +179,14 @@ class ListedArchive(Archive):
     return rows
 
   def _read_csv(self, path: Path, fold: int, part: str) -> Iterator[Row]:
-    shown, table = self.show(path), read_table(path, "video_name,label")
-    for note in table.notes:
-      self.note(note, shown)
-    for line, values in table.rows:
-      where, width = f"{shown} line {line}", len(table.header)
-      row = dict(zip(table.header, map(str.strip, values), strict=False))
-      name = row.get("video_name", "")
+    header, lines, notes = read_table(path, "video_name,label")
+    for note in notes:
+      self.note(note, self.show(path))
+    for number, values, row in lines:
+      where, name = f"{self.show(path)} line {number}", row["video_name"]
       clip = re.fullmatch(rf"([0-9]+)({'|'.join(map(re.escape, VIDEOS))})?", name)
-      if len(values) != width:
-        wrong = f"{source.count(len(values), 'value')} in {width} columns: {','.join(values)!r}"
+      if len(values) != len(header):
+        wrong = f"{source.count(len(values), 'value')} in {len(header)} columns: {','.join(values)!r}"
         self._line_problem(where, name, wrong)
       elif clip:
         yield Row(path, fold, part, "csv", where, as_clip_id(clip[1]), row["label"])
@@ -235,9 +231,7 @@ class ListedArchive(Archive):
       if re.fullmatch("[0-9]+", word):
         return classes[int(word) - first] if first <= int(word) < first + len(classes) else None
       alike = {other for words in _WORDS if word in words.split() for other in words.split()}
-      fitting = [name for name in classes if name.lower() == word] or [
-        name for name in classes if name in alike
-      ]
+      fitting = [name for name in classes if name.lower() == word] or list(alike.intersection(classes))
       return fitting[0] if len(fitting) == 1 else None
 
     self.rows = [row._replace(label=label_of(row.written.lower(), self.first[row.kind])) for row in self.rows]
@@ -246,16 +240,16 @@ class ListedArchive(Archive):
     """The clips of the five test lists, each in one fold and with one label, in the order of the lists."""
     places: dict[str, Row] = {}
     for row in (row for row in self.rows if row.part == "test"):
-      before, label = places.get(row.clip_id), row.label
-      if label is None:
+      before = places.get(row.clip_id)
+      if row.label is None:
         self.problem(row.where, f"{row.written!r} is not the label of a class", row.clip_id)
       elif before:
-        also = f", with the label {before.label} there and {label} here" if label != before.label else ""
-        self.problem(row.where, f"is in {before.where} already{also}", row.clip_id)
+        labels = f", with the label {before.label} there and {row.label} here" * (row.label != before.label)
+        self.problem(row.where, f"is in {before.where} already{labels}", row.clip_id)
       else:
         places[row.clip_id] = row
-        if not row.written.isdecimal() and label != row.written.lower():
-          self.note(f"the label {row.written} is read as {label}", row.clip_id)
+        if not row.written.isdecimal() and row.label != row.written.lower():
+          self.note(f"the label {row.written} is read as {row.label}", row.clip_id)
     return places
 
   def _compare(self, places: Mapping[str, Row]) -> None:
@@ -295,7 +289,7 @@ class ListedArchive(Archive):
         self.problem(lists[first] + also, what, clip)
 
   def folder_of_lists(self) -> Path | None:
-    """The folder, under whatever name, in which the lists say that the clips are."""
+    """The folder, under whatever name, that the lists name."""
     names = {row.folder for row in self.rows if row.folder}
     folder = self.find(names.pop()) if len(names) == 1 else None
     if folder:
@@ -328,15 +322,53 @@ class ListedArchive(Archive):
       names: list[str] = []
       wrong = [path] if isinstance(path, str) else []
       if scanned and isinstance(path, Path):
-        names, wrong = self.in_order(path, scanned, row.annotated, self.original)
-      of_sound = "wav" if wavs else "video"
-      sound = self.sound_of(sounds, row.clip_id, of_sound, sounds_in, wrong) if sounds_in else None
+        names, wrong = self._in_order(path, scanned, row.annotated)
+      of = "wav" if wavs else "video"
+      sound = self.sound_of(sounds, row.clip_id, of, sounds_in, wrong) if sounds_in else None
       if wrong:
         self.problem(row.where, "; ".join(wrong), row.clip_id)
       elif isinstance(path, Path):
         media = tuple(path / name for name in names), None if pictures else path, sound
         clips.append(ClipFiles(row.clip_id, row.where, str(row.label), f"fold{row.fold}", *media))
     return clips
+
+  def _in_order(self, folder: Path, scanned: tuple, annotated: int | None) -> tuple[list[str], list[str]]:
+    """Names of the pictures in the order of their use, and what is wrong with them.
+
+    Source: reference.md, quirks 13 and 14. The original takes everything that a folder holds but hidden files, in string
+    order, and of it as many as its list says.
+    """
+    folders, files, links, error = scanned
+    shown, original = self.show(folder), self.options.recipe == "reference"
+    if error:
+      return [], [f"{shown} cannot be read ({error})"]
+    wrong = [f"{shown}/{name} {bad}" for name in links if (bad := self.wrong_link(folder / name))]
+    pictures = [name for name in (*files, *links) if name.lower().endswith(PICTURES)]
+    others = [*folders, *(name for name in (*files, *links) if not name.lower().endswith(PICTURES))]
+    if not pictures:
+      return [], [*wrong, f"{shown} holds no pictures ({first_few(others, 3) or 'nothing at all'})"]
+    names = sorted(pictures, key=source.natural)
+    for what, example in {NO_PICTURE: first_few(others, 1), **_odd_names(names)}.items():
+      if example:
+        self.note(f"clips with {what}", f"{shown} ({example})")
+    if original:
+      names.sort()
+    if others and original:
+      wrong.append(f"{shown} holds what is no picture, but counts in the original: {first_few(others, 3)}")
+    if annotated is None or annotated == len(names):
+      return names, wrong
+    if original and not 0 < annotated <= len(names):
+      return names, [
+        *wrong,
+        f"{shown} holds {source.count(len(names), 'picture')}, {annotated} are annotated",
+      ]
+    what = "fewer frames than there are files: all files are used"
+    if annotated > len(names):
+      what = "more frames than there are files: all files are used, some may be missing"
+    elif original:
+      what = "fewer frames than there are files: the rest, last in string order, is not used"
+    self.note(f"clips annotated with {what}", f"{shown} ({annotated} annotated, {len(names)} there)")
+    return names[:annotated] if original else names, wrong
 
   def _describe_sounds(self, clips: Sequence[ClipFiles], wavs: Path | None, videos: Path | None) -> str:
     """Notes what is odd about the sounds, by names and some headers; returns what the recipe says of them."""
@@ -381,15 +413,15 @@ class ListedArchive(Archive):
     clips = self._clips(places, pictures, videos, wavs)
     sound = self._describe_sounds(clips, wavs, videos)
     self._compare(places)  # last: it says nothing more of clips that are a problem already
-    annotated = self.original and any(row.kind == "counted" for row in self.rows)
+    original, forms = self.options.recipe == "reference", sorted({row.kind for row in self.rows})
     recipe = archive.OF_VIDEO if kind == "video" else {
       "frames": kind,
-      "frame_order": "string: 10.jpg before 2.jpg, as the original" if self.original else "natural: 2.jpg before 10.jpg",
-      "frame_count": "as annotated in the lists" if annotated else "all files",
+      "frame_order": "string: 10.jpg before 2.jpg, as the original" if original else "natural: 2.jpg before 10.jpg",
+      "frame_count": "as annotated in the lists" if original and "counted" in forms else "all files",
       "frame_coding": "as delivered",
     } | ({} if kind == "scenes" else ARCHIVE_FACES)  # fmt: skip
-    forms = " and ".join(sorted({FORMS[row.kind] for row in self.rows}))
-    recipe = recipe | {"sound": sound} | facts | {"folds": f"test set k of the lists, {forms}"}
+    folds = f"test set k of the lists, {' and '.join(sorted(FORMS[form] for form in forms))}"
+    recipe = {**recipe, "sound": sound, **facts, "folds": folds}
     return self.found(clips, order.classes, order.origin, recipe, [f"fold{k}" for k in FOLDS])
 
 
@@ -404,8 +436,28 @@ def _fold_and_part(path: Path) -> tuple[int, str] | None:
   return (int(fold), part) if fold and part else None
 
 
+def _odd_names(names: Sequence[str]) -> dict[str, str]:
+  """What is odd about the names of pictures, given in natural order, and an example of it; empty: it is not."""
+  numbers = {name: tuple(map(int, re.findall("[0-9]+", os.path.splitext(name)[0]))) for name in names}
+  first: dict[tuple[int, ...], str] = {}
+  double = [(first[numbers[n]], n) for n in names if numbers[n] and first.setdefault(numbers[n], n) != n]
+  unnumbered = [name for name in names if not numbers[name]]
+  several = len({len(number) for number in first}) > 1
+  # Of several numbers in a name, one counts the frames.
+  counting = [] if several else [column for column in map(set, zip(*first, strict=True)) if len(column) > 1]
+  lacking = max(counting[0]) - min(counting[0]) + 1 - len(counting[0]) if len(counting) == 1 else 0
+  kinds = sorted({os.path.splitext(name)[1].lower() for name in names})
+  return {
+    "pictures of several file types": ", ".join(kinds) if len(kinds) > 1 else "",
+    "several pictures of the same number": ", ".join(double[0]) if double else "",
+    "pictures without a number among numbered ones": unnumbered[0] if first and unnumbered else "",
+    "pictures that are named in different ways": f"{names[0]}, {names[-1]}" if several else "",
+    "gaps in the numbers of their pictures": f"{lacking} lacking" if lacking else "",
+  }
+
+
 def _wav_rate(path: Path) -> int:
   """Hz, by the header of a wav; 0 if it has none."""
   with path.open("rb") as file:
-    head = file.read(4096)
-  return int.from_bytes(head[at + 12 : at + 16], "little") if (at := head.find(b"fmt ")) > 0 else 0
+    at = (head := file.read(4096)).find(b"fmt ")
+  return int.from_bytes(head[at + 12 : at + 16], "little") if at > 0 else 0

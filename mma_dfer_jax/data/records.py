@@ -126,20 +126,18 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
                            lambda body: body.update(__module__=__name__, __doc__=f"The data set {name}."))  # fmt: skip
 
   def _info(self) -> tfds.core.DatasetInfo:
-    features = tfds.features.FeaturesDict(
-      {
-        "clip_id": tfds.features.Text(),
-        "frames": tfds.features.Sequence(tfds.features.Text()),  # JPEG bytes; Image would decode all of them
-        "waveform": tfds.features.Tensor(shape=(None,), dtype=np.int16),
-        "sample_rate": np.int32,  # Hz
-        "has_audio": np.bool_,
-        "face_share": np.float32,  # of the frames; NaN: not looked for
-        "label": tfds.features.ClassLabel(names=self.classes),
-      }
-    )
+    features = {
+      "clip_id": tfds.features.Text(),
+      "frames": tfds.features.Sequence(tfds.features.Text()),  # JPEG bytes; Image would decode all of them
+      "waveform": tfds.features.Tensor(shape=(None,), dtype=np.int16),
+      "sample_rate": np.int32,  # Hz
+      "has_audio": np.bool_,
+      "face_share": np.float32,  # of the frames; NaN: not looked for
+      "label": tfds.features.ClassLabel(names=self.classes),
+    }
     # As text: tfds would bring back lists of metadata as something else.
     metadata = tfds.core.MetadataDict(facts=json.dumps(self.facts))
-    return _Info(builder=self, features=features, metadata=metadata)
+    return _Info(builder=self, features=tfds.features.FeaturesDict(features), metadata=metadata)
 
   def _split_generators(self, dl_manager):
     del dl_manager
@@ -172,10 +170,7 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
       self.download_and_prepare(download_dir=self.data_path.parent)
     return Path(self.data_path)
 
-  def _log_download_bytes(self) -> None:
-    """Silent: tfds would speak of downloads."""
-
-  _log_download_done = _log_download_bytes
+  _log_download_bytes = _log_download_done = lambda self: None  # tfds would speak of downloads
 
 
 def _use_local_buckets() -> None:

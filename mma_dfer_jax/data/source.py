@@ -100,20 +100,18 @@ class Problem(NamedTuple):
       return f"{self.where}: {count(len(self.clips), 'clip')} {self.what}: {first_few(self.clips)}"
     return ": ".join(filter(None, (self.where, *self.clips, self.what))).replace("\0", "\\0")
 
-  @property
-  def kind(self) -> tuple[bool, str]:
-    """The same for problems that differ only in names, paths and numbers."""
-    what = self.what
-    for clip in self.clips:
-      what = what.replace(os.path.basename(clip), "…")
-    return bool(self.clips), re.sub(r"'[^']*'|[^\s:;,()']*[\d/…][^\s:;,()']*", "…", what)
-
 
 def in_lines(problems: Iterable[Problem]) -> list[str]:
   """A line for each problem, in natural order; more than three of a kind share one, with their number and examples."""
   kinds: dict[tuple[bool, str], list[Problem]] = defaultdict(list)
   for problem in sorted(dict.fromkeys(problems), key=lambda problem: natural(str(problem))):
-    kinds[problem.kind].append(problem)
+    what = problem.what
+    for clip in problem.clips:
+      what = what.replace(os.path.basename(clip), "…")
+    kind = re.sub(
+      r"'[^']*'|[^\s:;,()']*[\d/…][^\s:;,()']*", "…", what
+    )  # the same whatever the names, paths and numbers
+    kinds[bool(problem.clips), kind].append(problem)
   lines = [str(one) for alike in kinds.values() if len(alike) <= EXAMPLES for one in alike]
   for alike in (alike for alike in kinds.values() if len(alike) > EXAMPLES):
     clips = {clip for problem in alike for clip in problem.clips}

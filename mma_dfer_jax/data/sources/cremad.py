@@ -32,7 +32,9 @@ def read(raw: Path, options: Options) -> Layout:
   pictures = archive.index(videos, VIDEOS)
   sounds = archive.index(wavs, SOUNDS) if wavs else pictures
   files = [path for index in (pictures, sounds) for paths in index.values() for path in paths]
-  pointers = [path for path in files if _is_pointer(path)]
+  pointers = [
+    f for f in files if f.stat().st_size < 200 and f.read_bytes().startswith(b"version https://git-lfs")
+  ]
   if names := tuple(dict.fromkeys(path.stem for path in sorted(pointers))):
     archive.problem("", "not downloaded, only pointers of Git LFS, which `git lfs pull` replaces", *names)
   if not pictures or {path for paths in pictures.values() for path in paths} <= set(pointers):
@@ -56,8 +58,3 @@ def read(raw: Path, options: Options) -> Layout:
   recipe = {"folds": FOLDS, "sound": f"wav files of {wavs.name}" if wavs else "that of the videos"}
   origin = "CREMA-D: third part of the file names, sorted"
   return archive.found_by_class(clips, tuple(CLASSES.values()), origin, options.classes, recipe)
-
-
-def _is_pointer(path: Path) -> bool:
-  """Whether Git LFS has not replaced the file by its content yet."""
-  return path.stat().st_size < 200 and path.read_bytes().startswith(b"version https://git-lfs")

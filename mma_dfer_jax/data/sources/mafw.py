@@ -97,7 +97,11 @@ def _read_numbers(archive: listed.ListedArchive, numbers: str | None) -> str:
   if not lists:
     archive.read_labels(LABELS["mafw"].classes)
     return "names, not numbers" + f" (--numbers={numbers} is not used)" * bool(numbers)
-  by_name = {path: _order_by_name(path, kind) for path, kind in lists.items()}
+  by_name = {}
+  for path, kind in lists.items():
+    official = kind != "counted" and re.fullmatch(r"set_?\d", path.parent.name.lower())
+    mma_dfer = kind == "counted" and re.match(r"mafw_set_?\d", path.name.lower())
+    by_name[path] = "mafw-official" if official else "mafw" if mma_dfer else None
   if not numbers and (None in by_name.values() or len(set(by_name.values())) > 1):
     raise all_listed(
       "MAFW has two label orders in circulation, and the names of these lists do not tell by which they count",
@@ -113,12 +117,6 @@ def _read_numbers(archive: listed.ListedArchive, numbers: str | None) -> str:
   tests = Counter((row.fold, row.written) for row in archive.rows if row.part == "test" and row.path in lists)
   _compare_with_published(archive, tests, order, given=bool(numbers))
   return f"{order} ({how})"
-
-
-def _order_by_name(path: Path, kind: str) -> str | None:
-  if kind == "counted":
-    return "mafw" if re.match(r"mafw_set_?\d", path.name.lower()) else None
-  return "mafw-official" if re.fullmatch(r"set_?\d", path.parent.name.lower()) else None
 
 
 def _compare_with_published(archive: listed.ListedArchive, tests: Counter, order: str, given: bool) -> None:

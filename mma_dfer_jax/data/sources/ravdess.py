@@ -11,16 +11,8 @@ from mma_dfer_jax.data.source import ClipFiles, Layout, folds_of, natural
 FLAG = "raw"
 LAYOUT = """accepted for RAVDESS: Actor_01/01-01-05-02-01-01-01.mp4 …, in this folder or a few folders below, or all
 videos in one folder"""
-CLASSES = (
-  "neutral",
-  "calm",
-  "happy",
-  "sad",
-  "angry",
-  "fear",
-  "disgust",
-  "surprise",
-)  # by the third part of names
+# By the third part of names.
+CLASSES = ("neutral", "calm", "happy", "sad", "angry", "fear", "disgust", "surprise")
 COUNTS = folds_of(CLASSES, *[[4 * n] + 7 * [8 * n] for n in (5, 5, 5, 5, 4)])  # 60 spoken clips of each actor
 MOST = (3, 2, 8, 2, 2, 2, 24)  # of each part of a name
 
