@@ -7,7 +7,6 @@ import csv
 import dataclasses
 import functools
 import io
-import itertools
 import os
 from pathlib import Path
 import re
@@ -23,7 +22,6 @@ FORMS = {
   "counted": "lines `DIR COUNT LABEL`",
   "plain": "lines `00001.mp4 LABEL`",
 }
-NO_PICTURE = "something that by its extension is no picture, not used"
 _LINES = {
   "counted": re.compile(r"(.*\S)\s+(-?\d+)\s+(-?\d+|[A-Za-z]+)"),
   "plain": re.compile(r"([^\s,;]+)[\s,;]+([^\s,;]+)"),
@@ -41,7 +39,7 @@ class Options(archive.Options):
 
 
 def read_text(path: Path) -> str:
-  """Raises: ValueError: if it cannot be read, or is not UTF-8."""
+  """Raises ValueError if it cannot be read or is not UTF-8."""
   try:
     return path.read_bytes().decode("utf-8-sig")
   except OSError as error:
@@ -50,14 +48,12 @@ def read_text(path: Path) -> str:
     raise ValueError("must be saved as UTF-8") from error
 
 
-Lines = list[tuple[int, list[str], dict[str, str]]]  # number of the last line, values, the same by column
+def read_table(
+  path: Path, *columns: str
+) -> tuple[list[str], list[tuple[int, list[str], dict[str, str]]], list[str]]:
+  """A csv with one of these sets of columns, as "path,label"; raises ValueError with what is wrong with it.
 
-
-def read_table(path: Path, *columns: str) -> tuple[list[str], Lines, list[str]]:
-  """A csv with one of these sets of columns, as "path,label": its columns, its rows, and what is odd about its form.
-
-  Raises:
-    ValueError: what is wrong with the file.
+  Returns: its columns; its rows, as number of the last line, values, and the same by column; what is odd about its form.
   """
   text, wanted = read_text(path), " or ".join(columns)
   first = next((line for line in text.splitlines() if line.strip()), "")
@@ -73,17 +69,15 @@ def read_table(path: Path, *columns: str) -> tuple[list[str], Lines, list[str]]:
     raise ValueError(f"must begin with the line {wanted} (comma, semicolon or tab); it begins with {first!r}")
   reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
   try:
-    rows = [(reader.line_num, row) for row in reader if any(map(str.strip, row))][1:]
+    lines = [(reader.line_num, row) for row in reader if any(map(str.strip, row))][1:]
   except csv.Error as error:
     raise ValueError(f"cannot be read in line {reader.line_num}: {error}") from error
   notes = [f"columns are separated by {delimiter!r}, not by a comma"] * (delimiter != ",")
   if extra := sorted(set(header) - known - {""}):
     notes.append(f"columns that are not used: {', '.join(extra)}")
-  lines = [
-    (n, row, dict(itertools.zip_longest(header, map(str.strip, row[: len(header)]), fillvalue="")))
-    for n, row in rows
-  ]
-  return header, lines, notes
+  empty = dict.fromkeys(header, "")
+  rows = [(n, row, empty | dict(zip(header, map(str.strip, row), strict=False))) for n, row in lines]
+  return header, rows, notes
 
 
 class Row(NamedTuple):
@@ -179,10 +173,10 @@ class ListedArchive(Archive):
     return rows
 
   def _read_csv(self, path: Path, fold: int, part: str) -> Iterator[Row]:
-    header, lines, notes = read_table(path, "video_name,label")
+    header, rows, notes = read_table(path, "video_name,label")
     for note in notes:
       self.note(note, self.show(path))
-    for number, values, row in lines:
+    for number, values, row in rows:
       where, name = f"{self.show(path)} line {number}", row["video_name"]
       clip = re.fullmatch(rf"([0-9]+)({'|'.join(map(re.escape, VIDEOS))})?", name)
       if len(values) != len(header):
@@ -215,9 +209,8 @@ class ListedArchive(Archive):
   def read_labels(self, classes: Sequence[str]) -> None:
     """Finds the classes that the lists mean: by numbers in this order, by names, or by the same in other words.
 
-    Raises:
-      UserError: if numbers count from elsewhere: some label is too large and the smallest is never used, or the other way
-        round, so that all of them would be one off.
+    It refuses numbers that count from elsewhere: some label is too large and the smallest is never used, or the other way
+    round, so that all of them would be one off.
     """
     for kind, first in self.first.items():
       rows, last = [row for row in self.rows if row.kind == kind], first + len(classes) - 1
@@ -257,8 +250,8 @@ class ListedArchive(Archive):
 
     It names a mistake once, however many lists show it, and none of a clip that is a problem already.
     """
-    bad, named = self.bad_clips, {key: Counter[str]() for key in sorted({row[1:3] for row in self.rows})}
-    shown = {row[1:3]: self.show(row.path) for row in self.rows}
+    bad, shown = self.bad_clips, {row[1:3]: self.show(row.path) for row in self.rows}
+    named = {key: Counter[str]() for key in sorted(shown)}
     wrong: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)  # (what, clip) -> by training set: where
     for row in self.rows:
       named[row[1:3]][row.clip_id] += 1
@@ -266,7 +259,6 @@ class ListedArchive(Archive):
       if row.part == "train" and place and row.label != place.label:
         written = row.label or f"{row.written!r}, which is no class"
         wrong[f"{written}, but {place.label} in {place.where}", row.clip_id].setdefault(row.fold, row.where)
-    complete = all((k, "test") in named for k in FOLDS)
     tested = {clip for (_, part), clips in named.items() if part == "test" for clip in clips}
     if unchecked := [str(k) for k in FOLDS if (k, "train") not in named]:
       self.note(f"no list of the training set of fold {', '.join(unchecked)}: not compared")
@@ -276,7 +268,7 @@ class ListedArchive(Archive):
         "named more than once": {clip for clip, times in clips.items() if times > 1},
         "also in the test set of the same fold": here & clips.keys(),
       }
-      if complete:
+      if all((fold, "test") in named for fold in FOLDS):
         mistakes["in no test set"] = clips.keys() - tested
         mistakes["missing, though in the test set of another fold"] = places.keys() - here - clips.keys()
       for what, those in mistakes.items() if part == "train" else ():
@@ -289,7 +281,6 @@ class ListedArchive(Archive):
         self.problem(lists[first] + also, what, clip)
 
   def folder_of_lists(self) -> Path | None:
-    """The folder, under whatever name, that the lists name."""
     names = {row.folder for row in self.rows if row.folder}
     folder = self.find(names.pop()) if len(names) == 1 else None
     if folder:
@@ -343,18 +334,22 @@ class ListedArchive(Archive):
     if error:
       return [], [f"{shown} cannot be read ({error})"]
     wrong = [f"{shown}/{name} {bad}" for name in links if (bad := self.wrong_link(folder / name))]
-    pictures = [name for name in (*files, *links) if name.lower().endswith(PICTURES)]
+    names = sorted((name for name in (*files, *links) if name.lower().endswith(PICTURES)), key=source.natural)
     others = [*folders, *(name for name in (*files, *links) if not name.lower().endswith(PICTURES))]
-    if not pictures:
+    if not names:
       return [], [*wrong, f"{shown} holds no pictures ({first_few(others, 3) or 'nothing at all'})"]
-    names = sorted(pictures, key=source.natural)
-    for what, example in {NO_PICTURE: first_few(others, 1), **_odd_names(names)}.items():
+    odd = {
+      "something that by its extension is no picture, not used": first_few(others, 1),
+      **_odd_names(names),
+    }
+    for what, example in odd.items():
       if example:
         self.note(f"clips with {what}", f"{shown} ({example})")
     if original:
       names.sort()
-    if others and original:
-      wrong.append(f"{shown} holds what is no picture, but counts in the original: {first_few(others, 3)}")
+      wrong += [
+        f"{shown} holds what is no picture, but counts in the original: {first_few(others, 3)}"
+      ] * bool(others)
     if annotated is None or annotated == len(names):
       return names, wrong
     if original and not 0 < annotated <= len(names):
@@ -362,11 +357,10 @@ class ListedArchive(Archive):
         *wrong,
         f"{shown} holds {source.count(len(names), 'picture')}, {annotated} are annotated",
       ]
-    what = "fewer frames than there are files: all files are used"
-    if annotated > len(names):
-      what = "more frames than there are files: all files are used, some may be missing"
-    elif original:
-      what = "fewer frames than there are files: the rest, last in string order, is not used"
+    used = "the rest, last in string order, is not used" if original else "all files are used"
+    what = "more frames than there are files: all files are used, some may be missing"
+    if annotated < len(names):
+      what = f"fewer frames than there are files: {used}"
     self.note(f"clips annotated with {what}", f"{shown} ({annotated} annotated, {len(names)} there)")
     return names[:annotated] if original else names, wrong
 

@@ -31,24 +31,18 @@ OWN_SOUND = Path()  # the sound of the video itself
 
 
 def read_record(
-  video: str | os.PathLike | None,
-  *,
-  pictures: Sequence[Path] = (),
-  sound: str | os.PathLike | None = OWN_SOUND,
+  video: str | os.PathLike | None, *, pictures: Sequence[Path] = (), sound: str | os.PathLike | None = OWN_SOUND,
   finder: FaceFinder | None = None,
-) -> dict[str, Any]:
-  """A clip, decoded completely, as the record that training would see.
+) -> dict[str, Any]:  # fmt: skip
+  """A clip, decoded completely, as the record that training would see; raises MediaError if a file is damaged or no media.
 
   Args:
     video: a file with pictures; None: they are files of their own.
     pictures: files in the order of frames; their bytes stay as they are unless faces are cut out.
     sound: None: there is none.
   Returns:
-    frames: JPEG (or the files' own) bytes of every frame; waveform: (S,) int16, first channel, empty if there is less
-    sound than one window; sample_rate in Hz, 0 then; has_audio; face_share: share of frames with a face, NaN if none was
-    looked for.
-  Raises:
-    MediaError: if a file is no video, sound or picture, or damaged.
+    frames: JPEG (or the files' own) bytes of every frame; waveform: (S,) int16, first channel, empty if there is less sound
+    than one window; sample_rate in Hz, 0 then; has_audio; face_share of the frames with a face, NaN if none was looked for.
   """
   heard = video if sound is OWN_SOUND else sound
   found = media.read_sound(heard) if heard is not None else None
@@ -103,9 +97,7 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
   VERSION = tfds.core.Version("1.0.0")
   url_infos: Mapping[str, Any] = {}  # nothing is downloaded; tfds would look for a file that says so
 
-  def __init__(
-    self, *, clips: Sequence[Clip], classes: Sequence[str], data_dir: str | os.PathLike, **facts: Any
-  ):
+  def __init__(self, *, clips: Sequence[Clip], classes: Sequence[str], data_dir: Path, **facts: Any):
     self.clips, self.classes = clips, list(classes)
     counts = Counter((clip.split, clip.label) for clip in clips)
     rates = [int(np.load(clip.decoded)["sample_rate"]) for clip in clips]
@@ -174,7 +166,7 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
 
 
 def _use_local_buckets() -> None:
-  """tfds spills splits over 1 GB into buckets, which it opens with TensorFlow: makes it use Python's own files."""
+  """Lets tfds open the buckets of splits over 1 GB with Python's own files, not with TensorFlow."""
   files = types.SimpleNamespace(GFile=open, exists=os.path.exists, remove=os.remove)
   errors = types.SimpleNamespace(ResourceExhaustedError=())  # of no kind, so that an OSError stays one
   shuffle.tf = types.SimpleNamespace(io=types.SimpleNamespace(gfile=files), errors=errors)
