@@ -149,11 +149,9 @@ class Archive:
     paths = [folder / name for name in files]
     for below in folders if suffixes else ():  # archives come in parts
       paths += [folder / below / name for name in self.entries(folder / below)[1]]
-    what = {(): "files beside the clips", SOUNDS: "no sounds by extension"}.get(
-      suffixes, "no videos by extension"
-    )
+    kinds = {(): "files beside the clips", SOUNDS: "no sounds by extension", VIDEOS: "no videos by extension"}
     if others := [path.name for path in paths if path.suffix.lower() not in suffixes]:
-      self.note(f"{self.show(folder)}: {what}, not used", *others)
+      self.note(f"{self.show(folder)}: {kinds[suffixes]}, not used", *others)
     good = [path for path in paths if path.suffix.lower() in suffixes]
     for path in good if suffixes else map(folder.joinpath, folders):
       index[as_clip_id(path.stem if suffixes else path.name)].append(path)
@@ -164,23 +162,19 @@ class Archive:
         index[clip_id] = wavs
     return index
 
-  def only_match(self, index: Index, clip_id: str, what: str, folder: Path) -> Path | str:
-    """The path of a clip, or what is wrong: none or several."""
-    if paths := index.get(clip_id, ()):
-      return paths[0] if len(paths) == 1 else f"several {what}s: {first_few(map(self.show, paths))}"
-    case = [path for key in index if key.lower() == clip_id.lower() for path in index[key]]
-    return f"no {what} in {self.show(folder)}" + (f"; {self.show(case[0])} differs in case" if case else "")
-
-  def sound_of(self, index: Index, clip_id: str, what: str, folder: Path, wrong: list[str]) -> Path | None:
-    """The sound of a clip. One without sound is wrong, or with --allow_missing_sound noted; several always are."""
-    sound = self.only_match(index, clip_id, what, folder)
-    if isinstance(sound, Path):
-      return sound
-    if clip_id not in index and self.options.allow_missing_sound:
+  def only_match(self, index: Index, clip_id: str, what: str, folder: Path, wrong: list[str], *, sound: bool = False,
+                 ) -> Path | None:  # fmt: skip
+    """The path of a clip; none or several add to `wrong`. With --allow_missing_sound no sound is a note."""
+    paths = index.get(clip_id, ())
+    if sound and not paths and self.options.allow_missing_sound:
       self.note(f"{self.show(folder)}: clips without sound", clip_id)
-    elif sound not in wrong:
-      wrong.append(sound + " (--allow_missing_sound takes such clips)" * (clip_id not in index))
-    return None
+    elif len(paths) != 1:
+      case = [self.show(path) for key in index if key.lower() == clip_id.lower() for path in index[key]]
+      missing = f"no {what} in {self.show(folder)}" + (f"; {case[0]} differs in case" if case else "")
+      text = f"several {what}s: {first_few(map(self.show, paths))}" if paths else missing
+      if text not in wrong:
+        wrong.append(text + " (--allow_missing_sound takes such clips)" * (sound and not paths))
+    return paths[0] if len(paths) == 1 else None
 
 
 def scan(folder: str | Path) -> tuple[list[str], list[str], list[str], str]:

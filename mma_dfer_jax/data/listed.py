@@ -304,27 +304,24 @@ class ListedArchive(Archive):
     bad, named = self.bad_clips, {row.clip_id for row in self.rows}
     if others := sorted(looked.keys() - named - bad):
       self.note(f"{self.show(home)}: clips in no list, not used", *others)
-    good = [row for row in places.values() if row.clip_id not in bad]
-    found = [self.only_match(looked, row.clip_id, what, home) for row in good]
+    good: list[tuple[Row, list[str]]] = [(row, []) for row in places.values() if row.clip_id not in bad]
+    found = [self.only_match(looked, row.clip_id, what, home, wrong) for row, wrong in good]
     with ThreadPoolExecutor(8) as pool:  # a network disk answers several at once
-      scans = list(pool.map(lambda path: scan(path) if pictures and isinstance(path, Path) else None, found))
+      scans = list(pool.map(lambda path: scan(path) if pictures and path else None, found))
     clips = []
-    for row, path, scanned in zip(good, found, scans, strict=True):
-      names: list[str] = []
-      wrong = [path] if isinstance(path, str) else []
-      if scanned and isinstance(path, Path):
-        names, wrong = self._in_order(path, scanned, row.annotated)
+    for (row, wrong), path, scanned in zip(good, found, scans, strict=True):
+      names = self._in_order(path, scanned, row.annotated, wrong) if path and scanned else []
       of = "wav" if wavs else "video"
-      sound = self.sound_of(sounds, row.clip_id, of, sounds_in, wrong) if sounds_in else None
+      sound = self.only_match(sounds, row.clip_id, of, sounds_in, wrong, sound=True) if sounds_in else None
       if wrong:
         self.problem(row.where, "; ".join(wrong), row.clip_id)
-      elif isinstance(path, Path):
+      elif path:
         media = tuple(path / name for name in names), None if pictures else path, sound
         clips.append(ClipFiles(row.clip_id, row.where, str(row.label), f"fold{row.fold}", *media))
     return clips
 
-  def _in_order(self, folder: Path, scanned: tuple, annotated: int | None) -> tuple[list[str], list[str]]:
-    """Names of the pictures in the order of their use, and what is wrong with them.
+  def _in_order(self, folder: Path, scanned: tuple, annotated: int | None, wrong: list[str]) -> list[str]:
+    """Names of the pictures in the order of their use; adds what is wrong with them.
 
     Source: reference.md, quirks 13 and 14. The original takes everything that a folder holds but hidden files, in string
     order, and of it as many as its list says.
@@ -332,37 +329,32 @@ class ListedArchive(Archive):
     folders, files, links, error = scanned
     shown, original = self.show(folder), self.options.recipe == "reference"
     if error:
-      return [], [f"{shown} cannot be read ({error})"]
-    wrong = [f"{shown}/{name} {bad}" for name in links if (bad := self.wrong_link(folder / name))]
+      wrong.append(f"{shown} cannot be read ({error})")
+      return []
+    wrong += [f"{shown}/{name} {bad}" for name in links if (bad := self.wrong_link(folder / name))]
     names = sorted((name for name in (*files, *links) if name.lower().endswith(PICTURES)), key=source.natural)
     others = [*folders, *(name for name in (*files, *links) if not name.lower().endswith(PICTURES))]
     if not names:
-      return [], [*wrong, f"{shown} holds no pictures ({first_few(others, 3) or 'nothing at all'})"]
-    odd = {
-      "something that by its extension is no picture, not used": first_few(others, 1),
-      **_odd_names(names),
-    }
-    for what, example in odd.items():
+      wrong.append(f"{shown} holds no pictures ({first_few(others, 3) or 'nothing at all'})")
+      return []
+    for what, example in _odd(names, others).items():
       if example:
         self.note(f"clips with {what}", f"{shown} ({example})")
+    if original and others:
+      wrong.append(f"{shown} holds what is no picture, but counts in the original: {first_few(others, 3)}")
     if original:
       names.sort()
-      wrong += [
-        f"{shown} holds what is no picture, but counts in the original: {first_few(others, 3)}"
-      ] * bool(others)
     if annotated is None or annotated == len(names):
-      return names, wrong
+      return names
     if original and not 0 < annotated <= len(names):
-      return names, [
-        *wrong,
-        f"{shown} holds {source.count(len(names), 'picture')}, {annotated} are annotated",
-      ]
+      wrong.append(f"{shown} holds {source.count(len(names), 'picture')}, {annotated} are annotated")
+      return names
     used = "the rest, last in string order, is not used" if original else "all files are used"
-    what = "more frames than there are files: all files are used, some may be missing"
-    if annotated < len(names):
-      what = f"fewer frames than there are files: {used}"
+    what = f"fewer frames than there are files: {used}"
+    if annotated > len(names):
+      what = "more frames than there are files: all files are used, some may be missing"
     self.note(f"clips annotated with {what}", f"{shown} ({annotated} annotated, {len(names)} there)")
-    return names[:annotated] if original else names, wrong
+    return names[:annotated] if original else names
 
   def _describe_sounds(self, clips: Sequence[ClipFiles], wavs: Path | None, videos: Path | None) -> str:
     """Notes what is odd about the sounds, by names and some headers; returns what the recipe says of them."""
@@ -430,8 +422,8 @@ def _fold_and_part(path: Path) -> tuple[int, str] | None:
   return (int(fold), part) if fold and part else None
 
 
-def _odd_names(names: Sequence[str]) -> dict[str, str]:
-  """What is odd about the names of pictures, given in natural order, and an example of it; empty: it is not."""
+def _odd(names: Sequence[str], others: Sequence[str]) -> dict[str, str]:
+  """What is odd about a folder of pictures, given in natural order, and of others: an example of it, or nothing."""
   numbers = {name: tuple(map(int, re.findall("[0-9]+", os.path.splitext(name)[0]))) for name in names}
   first: dict[tuple[int, ...], str] = {}
   double = [(first[numbers[n]], n) for n in names if numbers[n] and first.setdefault(numbers[n], n) != n]
@@ -442,6 +434,7 @@ def _odd_names(names: Sequence[str]) -> dict[str, str]:
   lacking = max(counting[0]) - min(counting[0]) + 1 - len(counting[0]) if len(counting) == 1 else 0
   kinds = sorted({os.path.splitext(name)[1].lower() for name in names})
   return {
+    "something that by its extension is no picture, not used": first_few(others, 1),
     "pictures of several file types": ", ".join(kinds) if len(kinds) > 1 else "",
     "several pictures of the same number": ", ".join(double[0]) if double else "",
     "pictures without a number among numbered ones": unnumbered[0] if first and unnumbered else "",

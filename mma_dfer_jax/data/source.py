@@ -108,9 +108,8 @@ def in_lines(problems: Iterable[Problem]) -> list[str]:
     what = problem.what
     for clip in problem.clips:
       what = what.replace(os.path.basename(clip), "…")
-    kind = re.sub(
-      r"'[^']*'|[^\s:;,()']*[\d/…][^\s:;,()']*", "…", what
-    )  # the same whatever the names, paths and numbers
+    # The same for problems that differ only in names, paths and numbers.
+    kind = re.sub(r"'[^']*'|[^\s:;,()']*[\d/…][^\s:;,()']*", "…", what)
     kinds[bool(problem.clips), kind].append(problem)
   lines = [str(one) for alike in kinds.values() if len(alike) <= EXAMPLES for one in alike]
   for alike in (alike for alike in kinds.values() if len(alike) > EXAMPLES):

@@ -42,15 +42,15 @@ def read(raw: Path, options: Options) -> Layout:
   clips = []
   for name in sorted(pictures.keys() - archive.bad_clips):
     match = re.fullmatch(rf"(1\d\d\d)_[A-Z]{{3}}_({'|'.join(CLASSES)})_(LO|MD|HI|XX)", name)
-    where, video = archive.show(pictures[name][0]), archive.only_match(pictures, name, "video", videos)
-    wrong, sound = [video] if isinstance(video, str) else [], None
-    if match and 1001 <= int(match[1]) <= 1091:
-      sound = archive.sound_of(sounds, name, "wav" if wavs else "video", wavs or videos, wrong)
-    else:
-      wrong = ["is not a CREMA-D name, such as 1001_DFA_ANG_XX"]
+    where, wrong = archive.show(pictures[name][0]), list[str]()
+    if not match or not 1001 <= int(match[1]) <= 1091:
+      archive.problem(where, "is not a CREMA-D name, such as 1001_DFA_ANG_XX", name)
+      continue
+    video = archive.only_match(pictures, name, "video", videos, wrong)
+    sound = archive.only_match(sounds, name, "wav" if wavs else "video", wavs or videos, wrong, sound=True)
     if wrong:
       archive.problem(where, "; ".join(wrong), name)
-    elif match and isinstance(video, Path):
+    else:
       split = f"fold{min(5, (int(match[1]) - 1001) // 18 + 1)}"
       clips.append(ClipFiles(name, where, CLASSES[match[2]], split, video=video, sound=sound))
   if alone := sorted(sounds.keys() - pictures.keys()):
