@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 import pytest
 
-from mma_dfer_jax.data.demo import write_clip
 from mma_dfer_jax.data.labels import LABEL_ORDERS
 from mma_dfer_jax.data.source import Layout, source_of
 from mma_dfer_jax.errors import UserError
@@ -109,14 +108,6 @@ def write_wav(path: Path, seconds: float = 0.1) -> None:
     file.setsampwidth(2)
     file.setframerate(RATE)
     file.writeframes(tone.astype("<i2").tobytes())
-
-
-def write_video(path: Path) -> None:
-  """A real mp4 of four frames; what only reads layouts opens none."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  pictures = np.stack([np.full((16, 16, 3), 20 * i, np.uint8) for i in range(4)])
-  tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(RATE // 4) / RATE)
-  write_clip(path, pictures, tone, 10, RATE)
 
 
 def write_text(path: Path, text: str = UNREAD, encoding: str = "utf-8") -> None:
