@@ -108,7 +108,7 @@ def test_killed_while_a_clip_is_kept(clips, tmp_path, monkeypatch):
   path = manifest(clips, [("a", "x", "train")])
   decoded = tmp_path / "clips/.unfinished/decoded"
   decoded.mkdir(parents=True)
-  source = ClipFiles("a.mp4", "line 2", "x", "train", (), clips / "a.mp4", clips / "a.mp4")
+  files = ("a.mp4", "line 2", "x", "train", (), clips / "a.mp4", clips / "a.mp4", decoded / "a.npz")
 
   def half(file, **arrays):
     file.write(b"PK")
@@ -117,7 +117,7 @@ def test_killed_while_a_clip_is_kept(clips, tmp_path, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(np, "savez", half)
     with pytest.raises(KeyboardInterrupt):
-      MODULE.decode_clip(source, decoded / "a.npz", MODULE.Decoding())
+      MODULE.decode_clip(ClipFiles(*files), MODULE.Decoding())
   (left,) = decoded.iterdir()
   assert left.suffix == ".partial"
   with refused("line 2"):

@@ -41,7 +41,7 @@ from mma_dfer_jax.data import media, source
 from mma_dfer_jax.data.counts import Findings, check_counts, published_counts
 from mma_dfer_jax.data.data_set import follow_parent, open_data_set
 from mma_dfer_jax.data.faces import POLICIES, FaceFinder, face_model, face_recipe
-from mma_dfer_jax.data.records import RECIPE, Clip, Clips, read_record
+from mma_dfer_jax.data.records import RECIPE, Clips, read_record
 from mma_dfer_jax.data.source import ClipFiles, Layout, Note, Problem, count, in_lines, natural
 from mma_dfer_jax.disk import sha256_of
 from mma_dfer_jax.errors import UserError, listed
@@ -116,11 +116,11 @@ def _finder(of: Decoding) -> FaceFinder | None:
   return FaceFinder(Path(of.face_model), of.face_policy, of.face_size) if of.face_model else None
 
 
-def decode_clip(files: ClipFiles, decoded: Path, decoding: Decoding) -> str | None:
+def decode_clip(files: ClipFiles, decoding: Decoding) -> str | None:
   """Decodes a clip completely and keeps its record in a file; returns what is wrong, or None."""
   video = None if files.frames else files.video
   try:
-    record = read_record(video, pictures=files.frames, sound=files.sound, finder=_finder(decoding))
+    record = read_record(video, files.sound, pictures=files.frames, finder=_finder(decoding))
   except FileNotFoundError as error:
     return f"{error.filename}: there is no such file"
   except media.MediaError as error:
@@ -132,39 +132,38 @@ def decode_clip(files: ClipFiles, decoded: Path, decoding: Decoding) -> str | No
     return f"{files.sound}: no audio stream, or less than {shortest} in it (--allow_missing_sound takes such clips)"
   # From the headers of picture files; those of a video are of one size.
   sizes = {Image.open(io.BytesIO(data)).size for data in record["frames"] if files.frames}
-  partial = decoded.with_suffix(f".{os.getpid()}.partial")
+  partial = files.decoded.with_suffix(f".{os.getpid()}.partial")
   with partial.open("wb") as file:
     sound_and_share = {key: record[key] for key in ("waveform", "sample_rate", "face_share")}
     np.savez(file, jpegs=np.frombuffer(b"".join(record["frames"]), np.uint8), sizes=sorted(sizes),
              lengths=[len(jpeg) for jpeg in record["frames"]], **sound_and_share)  # fmt: skip
-  partial.replace(decoded)  # a killed run keeps no half clip
+  partial.replace(files.decoded)  # a killed run keeps no half clip
   return None
 
 
 def decode_all(files: Sequence[ClipFiles], scratch: Path, decoding: Decoding, num_workers: int,
-               ) -> tuple[list[Clip], list[Problem]]:  # fmt: skip
+               ) -> tuple[list[ClipFiles], list[Problem]]:  # fmt: skip
   """Decodes every clip that is not decoded yet, by several processes; returns the clips, and what is wrong with others."""
   scratch.mkdir(parents=True, exist_ok=True)
   for partial in scratch.glob("*.partial"):
     partial.unlink()
-  clips = [Clip(one.clip_id, one.label, one.split, scratch / f"{_key(one, decoding)}.npz") for one in files]
-  todo = [i for i, clip in enumerate(clips) if not clip.decoded.exists()]
+  clips = [dataclasses.replace(one, decoded=scratch / f"{_key(one, decoding)}.npz") for one in files]
+  todo = [clip for clip in clips if not clip.decoded.exists()]
   if done := len(clips) - len(todo):
     print(f"{done} of {len(clips)} clips are decoded already")
   workers, spawn = min(num_workers, len(todo)), multiprocessing.get_context("spawn")
   pool = ProcessPoolExecutor(workers, spawn, follow_parent) if workers > 1 else ThreadPoolExecutor(1)
-  problems: dict[int, Problem] = {}
+  problems: dict[str, Problem] = {}
   try:
     with Progress("decode", len(clips), done=done) as bar, pool:
-      jobs = [files[i] for i in todo], [clips[i].decoded for i in todo]
-      for i, wrong in zip(todo, pool.map(decode_clip, *jobs, itertools.repeat(decoding)), strict=True):
+      for clip, wrong in zip(todo, pool.map(decode_clip, todo, itertools.repeat(decoding)), strict=True):
         if wrong:
-          problems[i] = Problem(files[i].where, wrong, (files[i].clip_id,))
+          problems[clip.clip_id] = Problem(clip.where, wrong, (clip.clip_id,))
         bar.update()
   except BrokenProcessPool as error:
     raise UserError("a process that decodes was ended from outside, most often for lack of memory; run the command "
                     "again with a smaller --num_workers; finished clips are kept") from error  # fmt: skip
-  return [clip for i, clip in enumerate(clips) if i not in problems], list(problems.values())
+  return [clip for clip in clips if clip.clip_id not in problems], list(problems.values())
 
 
 def _key(files: ClipFiles, decoding: Decoding) -> str:
@@ -266,7 +265,7 @@ def _write(builder: Clips, name: str, notes: list[Note], scratch: Path, target: 
   shutil.rmtree(scratch)
 
 
-def _check_left_out(layout: Layout, clips: Sequence[Clip], problems: list[Problem], origin: str, allow_bad: int,
+def _check_left_out(layout: Layout, clips: Sequence[ClipFiles], problems: list[Problem], origin: str, allow_bad: int,
                     ) -> list[str]:  # fmt: skip
   """Prints and returns a line for every clip that is left out, and why; refuses more than allowed, and an empty split."""
   bad: dict[str, list[str]] = defaultdict(list)

@@ -136,7 +136,7 @@ class Note(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ClipFiles:
-  """One clip: where its pictures and its sound are."""
+  """One clip: where its pictures and its sound are, and its decoded form until the data set is written."""
 
   clip_id: str  # unique; the archive's own name, numbers with five digits: "00001"
   where: str  # the line or the file that names it, for messages
@@ -145,6 +145,7 @@ class ClipFiles:
   frames: tuple[Path, ...] = ()  # picture files in the order of their use; empty: they come from `video`
   video: Path | None = None
   sound: Path | None = None  # a sound file, or the video; None: there is none for this clip
+  decoded: Path = Path()  # .npz: jpegs, lengths, sizes, waveform, sample_rate, face_share
 
 
 @dataclasses.dataclass(frozen=True)
