@@ -280,19 +280,18 @@ class ListedArchive(Archive):
         also = f" and the training sets of the folds {', '.join(map(str, others))}" if others else ""
         self.problem(lists[first] + also, what, clip)
 
-  def folder_of_lists(self) -> Path | None:
-    names = {row.folder for row in self.rows if row.folder}
-    folder = self.find(names.pop()) if len(names) == 1 else None
-    if folder:
+  def find_frames(self, *choices: str, by_lists: bool) -> Path:
+    """The folder that these choices of --frames take, or with `by_lists` the one that the lists name; there must be one."""
+    folder = self.find(*(name for choice in choices for name in self.by_frames[choice]))
+    named = {row.folder for row in self.rows if row.folder and by_lists and not folder}
+    if len(named) == 1 and (folder := self.find(*named)):
       self.note(f"{self.show(folder)}: pictures are taken from here, as the lists name this folder")
+    if not folder:
+      advice = [f"there is {self.show(path)}: --frames={choice} takes it" for choice, names in self.by_frames.items()
+                for name in names for path in self.folders.get(name, ())]  # fmt: skip
+      missing = " or ".join(self.by_frames[choice][0] for choice in choices)
+      raise self.unrecognised(f"no folder {missing}, which --frames={self.options.frames} needs", *advice)
     return folder
-
-  def no_frames(self, *needed: str) -> UserError:
-    """The error for an archive without the folder that --frames needs: says which of its folders another choice takes."""
-    advice = [f"there is {self.show(path)}: --frames={choice} takes it"
-              for choice, names in self.by_frames.items() for name in names for path in self.folders.get(name, ())]  # fmt: skip
-    missing = f"no folder {' or '.join(needed)}, which --frames={self.options.frames} needs"
-    return self.unrecognised(missing, *advice)
 
   def _clips(self, places: Mapping[str, Row], pictures: Path | None, videos: Path | None, wavs: Path | None,
              ) -> list[ClipFiles]:  # fmt: skip

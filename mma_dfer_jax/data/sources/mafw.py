@@ -74,21 +74,20 @@ def read(raw: Path, options: Options) -> Layout:
 
 def _pictures(archive: listed.ListedArchive, options: Options) -> tuple[Path | None, str]:
   """The folder of pictures, None for videos, and which kind they are."""
-  frames = options.frames
-  faces = archive.find(*FOLDERS["faces"]) if frames in ("all", "faces") else None
-  scenes = archive.find("frames") if frames == "scenes" or (frames == "all" and not faces) else None
-  pictures = faces or scenes or (archive.folder_of_lists() if frames == "all" else None)
-  if not pictures and not (frames == "video" and archive.find("clips")):
-    raise archive.no_frames(*(["clips_faces", "frames"] if frames == "all" else FOLDERS[frames][:1]))
-  if scenes and frames == "all" and not options.faces:
+  frames, choices = options.frames, ("faces", "scenes")
+  pictures = archive.find_frames(*(choices if frames == "all" else [frames]), by_lists=frames == "all")
+  if frames != "all":
+    return None if frames == "video" else pictures, frames
+  kind = next((choice for choice in choices if pictures.name.lower() in FOLDERS[choice]), "all")
+  if kind == "scenes" and not options.faces:
     # Public reports of training on whole scenes: MAE-DFER's issue 22.
-    raise UserError(f"{scenes} holds whole scenes, and there is no folder clips_faces with cropped faces. Models trained on "
+    raise UserError(f"{pictures} holds whole scenes, and there is no folder clips_faces with cropped faces. Models trained on "
                     "scenes reach about 15 % UAR. Choose --faces=yunet, which finds the faces and cuts them out, or "
                     "--frames=scenes, which takes the scenes as they are. Faces that you have cut out yourself belong in a "
                     "folder clips_faces")  # fmt: skip
-  if faces and frames == "all" and "frames" in archive.folders:
-    archive.note(f"{archive.show(faces)}: chosen; --frames=scenes takes the whole scenes instead")
-  return pictures, "faces" if faces else "scenes" if scenes else frames
+  if kind == "faces" and "frames" in archive.folders:
+    archive.note(f"{archive.show(pictures)}: chosen; --frames=scenes takes the whole scenes instead")
+  return pictures, kind
 
 
 def _read_numbers(archive: listed.ListedArchive, numbers: str | None) -> str:
