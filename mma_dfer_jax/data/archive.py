@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from mma_dfer_jax.data import source
-from mma_dfer_jax.data.source import ClipFiles, Layout, Note, Problem, as_clip_id, first_few, option
+from mma_dfer_jax.data.source import ClipFiles, LabelOrder, Layout, Note, Problem, as_clip_id, first_few
 from mma_dfer_jax.errors import UserError, listed
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp")
@@ -23,12 +23,12 @@ Index = Mapping[str, Sequence[Path]]  # paths by clip id
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(source.Options):
-  follow_links: bool = option(False, "Take what symbolic links that lead out of --raw lead to.")
+  follow_links: bool = source.option(False, "Take what symbolic links that lead out of --raw lead to.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassOptions(Options):
-  classes: tuple[str, ...] = option((), source.CLASSES)
+  classes: tuple[str, ...] = source.option((), source.CLASSES)
 
 
 class Archive:
@@ -69,28 +69,27 @@ class Archive:
   def bad_clips(self) -> set[str]:
     return {clip for problem in self.problems for clip in problem.clips}
 
-  def found(self, clips: Iterable[ClipFiles], classes: Sequence[str], order: str, recipe: dict[str, str],
-            splits: Iterable[str] = ()) -> Layout:  # fmt: skip
+  def found(self, clips: Iterable[ClipFiles], order: LabelOrder, recipe: dict[str, str], splits: Iterable[str] = ()) -> Layout:  # fmt: skip
     """What was found, without the clips that some problem concerns."""
     notes = [Note(what, tuple(dict.fromkeys(names)), warns) for (what, warns), names in self._notes.items()]
-    bad, recipe = self.bad_clips, recipe | {"label_order": order}
+    bad, recipe = self.bad_clips, recipe | {"label_order": order.origin}
     good = [clip for clip in clips if clip.clip_id not in bad]
-    problems = list(dict.fromkeys(self.problems))
-    return Layout(tuple(classes), order, good, problems, recipe, notes, frozenset(splits))
+    return Layout(*order, good, list(dict.fromkeys(self.problems)), recipe, notes, frozenset(splits))
 
-  def found_by_class(self, clips: Sequence[ClipFiles], known: Sequence[str], origin: str, classes: Sequence[str],
+  def found_by_class(self, clips: Sequence[ClipFiles], known: LabelOrder, classes: tuple[str, ...],
                      recipe: dict[str, str], splits: Iterable[str] = ()) -> Layout:  # fmt: skip
     """What was found of the classes that --classes names, or of all known ones; the others are noted."""
-    if unknown := [name for name in classes if name not in known]:
-      raise UserError(f"--classes: there is no {', '.join(unknown)}, only {', '.join(known)}")
+    if unknown := [name for name in classes if name not in known.classes]:
+      raise UserError(f"--classes: there is no {', '.join(unknown)}, only {', '.join(known.classes)}")
+    order = LabelOrder(classes, "as given") if classes else known
     for clip in clips:
-      if classes and clip.label not in classes:
+      if clip.label not in order.classes:
         self.note(f"clips of the class {clip.label} left out, as --classes does not name it", clip.clip_id)
-    taken = [clip for clip in clips if clip.label in (classes or known)]
+    taken = [clip for clip in clips if clip.label in order.classes]
     there = {clip.split for clip in taken}
     if "train" not in there and (empty := [str(k) for k in source.FOLDS if f"fold{k}" not in there]):
       self.note(f"no clips in fold {', '.join(empty)}")
-    return self.found(taken, classes or known, "as given" if classes else origin, OF_VIDEO | recipe, splits)
+    return self.found(taken, order, OF_VIDEO | recipe, splits)
 
   def entries(self, folder: Path) -> tuple[list[str], list[str]]:
     """Names of the folders and of the files in a folder; what cannot be read or leads out of the archive is a problem."""
@@ -178,12 +177,9 @@ class Archive:
 
 
 def scan(folder: str | Path) -> tuple[list[str], list[str], list[str], str]:
-  """The folders, files and links in a folder, without hidden ones, as the original's glob; and what went wrong.
-
-  It asks nothing about a single file: there are 800,000.
-  """
+  """The folders, files and links in a folder, without hidden ones, as the original's glob; and what went wrong."""
   folders, files, links = names = ([], [], [])  # type: tuple[list[str], list[str], list[str]]
-  try:
+  try:  # and ask nothing about a single file: there are 800,000
     with os.scandir(folder) as entries:
       for entry in entries:
         if not entry.name.startswith(".") and entry.name != "__MACOSX":  # .DS_Store, ._1.jpg, .git

@@ -98,10 +98,8 @@ class Row(NamedTuple):
 class ListedArchive(Archive):
   """An archive with lists of folds.
 
-  Args:
-    folders: by --frames, the names of the folder that it takes; "video" is one of them.
-    sounds: the name of the folder with sounds.
-    first: the forms of lists that are accepted, and the number from which each counts its labels.
+  `folders` are the names of the folder that each choice of --frames takes, `sounds` the folder with sounds, `first` the
+  forms of lists that are accepted, and the number from which each counts its labels.
   """
 
   def __init__(self, name: str, raw: Path, folders: Mapping[str, Sequence[str]], sounds: str, first: Mapping[str, int],
@@ -160,13 +158,12 @@ class ListedArchive(Archive):
           rows[key] = list(self._read_csv(path, *key))
       except ValueError as error:
         self.problem(path, str(error))
-    fitting = {key: Counter(kind for _, line in text for kind, form in _LINES.items() if form.fullmatch(line))
-               for key, text in texts.items()}  # fmt: skip
-    kind = max(_LINES, key=sum(fitting.values(), Counter()).__getitem__)
+    lines = [line for text in texts.values() for _, line in text]
+    kind = max(_LINES, key=lambda kind: sum(map(bool, map(_LINES[kind].fullmatch, lines))))
     for key, text in texts.items():
       if not text:
         self.problem(found[key], "is empty")
-      elif kind not in self.first or not fitting[key][kind]:
+      elif kind not in self.first or not any(_LINES[kind].fullmatch(line) for _, line in text):
         self.problem(found[key], f"begins with {text[0][1]!r}; accepted are {accepted}")
       else:
         rows[key] = list(self._read_text(found[key], *key, kind, text))
@@ -250,30 +247,31 @@ class ListedArchive(Archive):
 
     It names a mistake once, however many lists show it, and none of a clip that is a problem already.
     """
-    bad, shown = self.bad_clips, {row[1:3]: self.show(row.path) for row in self.rows}
-    named = {key: Counter[str]() for key in sorted(shown)}
     wrong: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)  # (what, clip) -> by training set: where
+    shown = {row.fold: self.show(row.path) for row in self.rows if row.part == "train"}
+    train = {k: Counter(row.clip_id for row in self.rows if row[1:3] == (k, "train")) for k in sorted(shown)}
+    tested = {row.clip_id for row in self.rows if row.part == "test"}
+    complete = {row.fold for row in self.rows if row.part == "test"} == set(FOLDS)
+    if unchecked := [str(k) for k in FOLDS if k not in shown]:
+      self.note(f"no list of the training set of fold {', '.join(unchecked)}: not compared")
     for row in self.rows:
-      named[row[1:3]][row.clip_id] += 1
       place = places.get(row.clip_id)
       if row.part == "train" and place and row.label != place.label:
         written = row.label or f"{row.written!r}, which is no class"
         wrong[f"{written}, but {place.label} in {place.where}", row.clip_id].setdefault(row.fold, row.where)
-    tested = {clip for (_, part), clips in named.items() if part == "test" for clip in clips}
-    if unchecked := [str(k) for k in FOLDS if (k, "train") not in named]:
-      self.note(f"no list of the training set of fold {', '.join(unchecked)}: not compared")
-    for (k, part), clips in named.items():
+    for k, clips in train.items():
       here = {clip for clip, place in places.items() if place.fold == k}
       mistakes = {
         "named more than once": {clip for clip, times in clips.items() if times > 1},
         "also in the test set of the same fold": here & clips.keys(),
+        "in no test set": clips.keys() - tested if complete else set(),
+        "missing, though in the test set of another fold": places.keys() - here - clips.keys()
+        if complete
+        else set(),
       }
-      if all((fold, "test") in named for fold in FOLDS):
-        mistakes["in no test set"] = clips.keys() - tested
-        mistakes["missing, though in the test set of another fold"] = places.keys() - here - clips.keys()
-      for what, those in mistakes.items() if part == "train" else ():
-        for clip in those:
-          wrong[what, clip][k] = shown[k, part]
+      for what, clip in ((what, clip) for what, those in mistakes.items() for clip in those):
+        wrong[what, clip][k] = shown[k]
+    bad = self.bad_clips
     for (what, clip), lists in wrong.items():
       if clip not in bad:
         first, *others = lists
@@ -369,13 +367,9 @@ class ListedArchive(Archive):
     return f"{' and '.join(kinds)} files of {wavs.name}"
 
   def read(self, order: LabelOrder, kind: str, pictures: Path | None, *, own_sound: bool = False, **facts: str) -> Layout:  # fmt: skip
-    """Lists and media put together.
+    """Lists and media put together; `kind` of pictures and `facts` are for the recipe.
 
-    Args:
-      order: that the classes are written in.
-      kind: of pictures, for the recipe; `facts`: more for it.
-      pictures: folder of the clips' folders; None: pictures come from the videos.
-      own_sound: whether sound comes from the videos even if there are sound files.
+    Without the folder `pictures`, pictures come from the videos; with `own_sound`, sound does so too.
     """
     from mma_dfer_jax.data.faces import ARCHIVE_FACES  # here, as labels need no OpenCV
 
@@ -407,7 +401,7 @@ class ListedArchive(Archive):
     } | ({} if kind == "scenes" else ARCHIVE_FACES)  # fmt: skip
     folds = f"test set k of the lists, {' and '.join(sorted(FORMS[form] for form in forms))}"
     recipe = {**recipe, "sound": sound, **facts, "folds": folds}
-    return self.found(clips, order.classes, order.origin, recipe, [f"fold{k}" for k in FOLDS])
+    return self.found(clips, order, recipe, [f"fold{k}" for k in FOLDS])
 
 
 def _fold_and_part(path: Path) -> tuple[int, str] | None:

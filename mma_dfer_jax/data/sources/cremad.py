@@ -5,7 +5,7 @@ import re
 
 from mma_dfer_jax.data.archive import SOUNDS, VIDEOS, Archive
 from mma_dfer_jax.data.archive import ClassOptions as Options
-from mma_dfer_jax.data.source import ClipFiles, Layout, folds_of
+from mma_dfer_jax.data.source import ClipFiles, LabelOrder, Layout, folds_of
 
 FLAG = "raw"
 LAYOUT = "accepted for CREMA-D: VideoFlash/1001_DFA_ANG_XX.flv … or VideoMP4/*.mp4; and AudioWAV/*.wav"
@@ -32,9 +32,8 @@ def read(raw: Path, options: Options) -> Layout:
   pictures = archive.index(videos, VIDEOS)
   sounds = archive.index(wavs, SOUNDS) if wavs else pictures
   files = [path for index in (pictures, sounds) for paths in index.values() for path in paths]
-  pointers = [
-    f for f in files if f.stat().st_size < 200 and f.read_bytes().startswith(b"version https://git-lfs")
-  ]
+  small = [path for path in files if path.stat().st_size < 200]
+  pointers = [path for path in small if path.read_bytes().startswith(b"version https://git-lfs")]
   if names := tuple(dict.fromkeys(path.stem for path in sorted(pointers))):
     archive.problem("", "not downloaded, only pointers of Git LFS, which `git lfs pull` replaces", *names)
   if not pictures or {path for paths in pictures.values() for path in paths} <= set(pointers):
@@ -56,5 +55,5 @@ def read(raw: Path, options: Options) -> Layout:
   if alone := sorted(sounds.keys() - pictures.keys()):
     archive.note("wavs without a video, not used", *alone)
   recipe = {"folds": FOLDS, "sound": f"wav files of {wavs.name}" if wavs else "that of the videos"}
-  origin = "CREMA-D: third part of the file names, sorted"
-  return archive.found_by_class(clips, tuple(CLASSES.values()), origin, options.classes, recipe)
+  order = LabelOrder(tuple(CLASSES.values()), "CREMA-D: third part of the file names, sorted")
+  return archive.found_by_class(clips, order, options.classes, recipe)

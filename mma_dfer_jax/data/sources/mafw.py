@@ -49,11 +49,9 @@ class Options(listed.Options):
 
 
 def read(raw: Path, options: Options) -> Layout:
-  """Takes cropped faces if they are there.
+  """Takes cropped faces if they are there, and with --recipe=reference only as many frames as --lists say: one too few.
 
-  With --recipe=reference it takes as many frames as --lists say, one less than there are, so that the last in string order
-  is never used. Without --numbers, files MAFW_set_k_… count as MMA-DFER does, set_k/{train,test}.txt officially, and others
-  are refused.
+  Without --numbers, files MAFW_set_k_… count as MMA-DFER does, set_k/{train,test}.txt officially; others are refused.
   """
   original = options.recipe == "reference"
   if original and (options.frames == "video" or not options.lists):
@@ -82,9 +80,8 @@ def _pictures(archive: listed.ListedArchive, options: Options) -> tuple[Path | N
   if kind == "scenes" and not options.faces:
     # Public reports of training on whole scenes: MAE-DFER's issue 22.
     raise UserError(f"{pictures} holds whole scenes, and there is no folder clips_faces with cropped faces. Models trained on "
-                    "scenes reach about 15 % UAR. Choose --faces=yunet, which finds the faces and cuts them out, or "
-                    "--frames=scenes, which takes the scenes as they are. Faces that you have cut out yourself belong in a "
-                    "folder clips_faces")  # fmt: skip
+                    "scenes reach about 15 % UAR. Choose --faces=yunet, which cuts the faces out, or --frames=scenes, which "
+                    "takes the scenes as they are. Faces that you have cut out belong in a folder clips_faces")  # fmt: skip
   if kind == "faces" and "frames" in archive.folders:
     archive.note(f"{archive.show(pictures)}: chosen; --frames=scenes takes the whole scenes instead")
   return pictures, kind

@@ -6,7 +6,7 @@ import re
 
 from mma_dfer_jax.data.archive import VIDEOS, Archive
 from mma_dfer_jax.data.archive import ClassOptions as Options
-from mma_dfer_jax.data.source import ClipFiles, Layout, folds_of, natural
+from mma_dfer_jax.data.source import ClipFiles, LabelOrder, Layout, folds_of, natural
 
 FLAG = "raw"
 LAYOUT = """accepted for RAVDESS: Actor_01/01-01-05-02-01-01-01.mp4 …, in this folder or a few folders below, or all
@@ -22,9 +22,8 @@ def read(raw: Path, options: Options) -> Layout:
   archive = Archive(raw, (), LAYOUT, options)
   found: dict[str, ClipFiles] = {}
   folders = sorted({path for paths in archive.folders.values() for path in paths})
-  for path in (
-    folder / name for folder in folders for name in sorted(archive.entries(folder)[1], key=natural)
-  ):
+  files = [folder / name for folder in folders for name in sorted(archive.entries(folder)[1], key=natural)]
+  for path in files:
     shown, stem, actor = archive.show(path), path.stem, re.search(r"actor_?(\d+)$", path.parent.name.lower())
     parts = [int(part) for part in stem.split("-")] if re.fullmatch("[0-9]{2}(-[0-9]{2}){6}", stem) else []
     if path.suffix.lower() not in VIDEOS:
@@ -52,5 +51,5 @@ def read(raw: Path, options: Options) -> Layout:
     splits = {"01": "train", "02": "test"}
     clips = [dataclasses.replace(clip, split=splits[clip.clip_id.split("-")[4]]) for clip in clips]
   recipe = {"folds": rule, "sound": "that of the videos", "channel": "speech"}
-  origin = "RAVDESS: third part of the file names"
-  return archive.found_by_class(clips, CLASSES, origin, options.classes, recipe)
+  order = LabelOrder(CLASSES, "RAVDESS: third part of the file names")
+  return archive.found_by_class(clips, order, options.classes, recipe)
