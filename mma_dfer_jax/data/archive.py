@@ -62,8 +62,7 @@ class Archive:
     self.problems.append(Problem(self.show(where) if isinstance(where, Path) else where, what, clips))
 
   def note(self, what: str, *names: str, warning: bool = False) -> None:
-    """What was noted already gets more names: one line for each kind."""
-    self._notes[what, warning].extend(names)
+    self._notes[what, warning].extend(names)  # one line for each kind
 
   @property
   def bad_clips(self) -> set[str]:
@@ -126,10 +125,10 @@ class Archive:
       if len(there) > 1:
         raise listed(f"--raw={self.raw}: holds several folders {name}", list(map(str, there)),
                      "keep one of them there, or give a folder that holds only one")  # fmt: skip
-      if there:
-        if there[0].name != name:
-          self.note(f"{self.show(there[0])}: taken for {name}, from which it differs in case")
-        return there[0]
+      for path in there:
+        if path.name != name:
+          self.note(f"{self.show(path)}: taken for {name}, from which it differs in case")
+        return path
     return None
 
   def unrecognised(self, missing: str, *advice: str) -> UserError:

@@ -110,9 +110,8 @@ class Decoding:
     return sound | faces | {"frame_coding": RECIPE["frame_coding"]}
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=1)  # one for each process
 def _finder(of: Decoding) -> FaceFinder | None:
-  """One for each process."""
   return FaceFinder(Path(of.face_model), of.face_policy, of.face_size) if of.face_model else None
 
 

@@ -138,7 +138,14 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
 
   def write(self) -> Path:
     """Writes the data set and returns its folder, which gets its name when all is in it."""
-    _use_local_buckets()
+    # tfds spills splits over 1 GB into buckets, which it opens with TensorFlow: it gets Python's own files.
+    files = types.SimpleNamespace(GFile=open, exists=os.path.exists, remove=os.remove)
+    errors = types.SimpleNamespace(ResourceExhaustedError=())  # of no kind, so that an OSError stays one
+    shuffle.tf = types.SimpleNamespace(io=types.SimpleNamespace(gfile=files), errors=errors)
+    # All 1000 buckets stay open at once; the usual soft limit is 1024 files.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = 4096 if hard == resource.RLIM_INFINITY else min(4096, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, enough), hard))
     tfds.disable_progress_bar()
     with Progress("write", len(self.clips)) as self.bar:
       # Nothing is downloaded, but tfds makes a folder for it.
@@ -146,17 +153,6 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
     return Path(self.data_path)
 
   _log_download_bytes = _log_download_done = lambda self: None  # tfds would speak of downloads
-
-
-def _use_local_buckets() -> None:
-  """Lets tfds open the buckets of splits over 1 GB with Python's own files, not with TensorFlow."""
-  files = types.SimpleNamespace(GFile=open, exists=os.path.exists, remove=os.remove)
-  errors = types.SimpleNamespace(ResourceExhaustedError=())  # of no kind, so that an OSError stays one
-  shuffle.tf = types.SimpleNamespace(io=types.SimpleNamespace(gfile=files), errors=errors)
-  # All 1000 buckets stay open at once; the usual soft limit is 1024 files.
-  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-  enough = 4096 if hard == resource.RLIM_INFINITY else min(4096, hard)
-  resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, enough), hard))
 
 
 class _Info(tfds.core.DatasetInfo):

@@ -129,7 +129,6 @@ class Note(NamedTuple):
   warning: bool = False  # it may cost accuracy
 
   def __str__(self) -> str:
-    """With the first few names."""
     number = f" ({len(self.names)})" if len(self.names) > 1 else ""
     return self.what + (f"{number}: {first_few(self.names)}" if self.names else "")
 
@@ -176,8 +175,7 @@ def first_few(names: Iterable[object], most: int = 5) -> str:
 
 
 def count(number: int, one: str) -> str:
-  """ "1 clip", "2 clips"."""
-  return f"{number} {one}{'' if number == 1 else 's'}"
+  return f"{number} {one}{'' if number == 1 else 's'}"  # "1 clip", "2 clips"
 
 
 def natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
