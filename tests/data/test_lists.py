@@ -78,15 +78,6 @@ def test_dfew_lists_under_other_names(tmp_path, pattern, options):
   assert [note.split(":")[0] for note in texts(layout.notes)] == odd
 
 
-def test_dfew_csv_with_more_in_it(tmp_path):
-  home = archives.dfew(tmp_path, frames=1)
-  path = home / TEST / "set_2.csv"
-  path.write_text("order,video_name,label\n7,00003.mp4,4\n\n8, 4 , 5\n")
-  layout = good(read_dfew(home), 10)
-  assert texts(layout.notes) == [f"columns that are not used: order: {path.relative_to(home)}"]
-  assert next(clip for clip in layout.clips if clip.clip_id == "00004").where.endswith("line 4")
-
-
 def test_dfew_lists_of_the_original(tmp_path):
   home, lists = archives.dfew(tmp_path / "raw", frames=20, csvs=False), tmp_path / "annotation"
   root = "/my files/DFEW_Frame_Face"
@@ -157,13 +148,15 @@ def test_folds_that_are_not_there(tmp_path):
   home = archives.dfew(tmp_path, frames=1)
   (home / TEST / "set_2.csv").unlink()
   (home / SETS / "train(single-labeled)/set_3.csv").unlink()
+  (home / TEST / "set_1.csv").write_text("order,video_name,label\n7,00001.mp4,2\n\n8, 2 , 3\n")
   write_text(home / TEST / "set_6.csv", "video_name,label\n1,1\n")
   write_text(home / SETS / "readme.txt", "")
   wanted = "EmoLabel_DataSplit: no list of the test set of fold 2; found"
   layout = bad(read_dfew(home), wanted, "set_6.csv: there is no fold 6", left=8)
   assert {problem.clips for problem in layout.problems} == {()}
   assert layout.splits == {f"fold{k}" for k in range(1, 6)}
-  for text in ("readme.txt", "no list of the training set of fold 3"):
+  assert layout.clips[1].where == f"{TEST}/set_1.csv line 4"
+  for text in ("readme.txt", "no list of the training set of fold 3", "columns that are not used: order: "):
     assert any(text in note for note in texts(layout.notes))
 
 
