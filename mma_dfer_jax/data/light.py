@@ -24,7 +24,7 @@ TO_BT709 = {
   "BT.2020": ((1.6605, -0.5876, -0.0728), (-0.1246, 1.1329, -0.0083), (-0.0182, -0.1006, 1.1187)),
   "P3": ((1.2249, -0.2247, 0.0), (-0.0420, 1.0419, 0.0), (-0.0197, -0.0786, 1.0979)),
 }
-LUMINANCE = np.float32((0.2627, 0.6780, 0.0593))  # of BT.2020
+LUMINANCE = np.array((0.2627, 0.6780, 0.0593), np.float32)  # of BT.2020
 
 
 def meaning(curve: int | None, primaries: int | None) -> str | None:
@@ -50,7 +50,7 @@ def to_bt709(
       HLG_PEAK / WHITE
     )
   if gamut := WIDE.get(primaries or 0):
-    light = light @ np.float32(TO_BT709["BT.2020" if gamut == "BT.2020" else "P3"]).T
+    light = light @ np.array(TO_BT709["BT.2020" if gamut == "BT.2020" else "P3"], np.float32).T
   light = light.clip(0)
   if curve in (16, 18):
     brightest = light.max(axis=-1, keepdims=True).clip(1e-6)  # all colours by one factor: hues stay
