@@ -27,7 +27,7 @@ def pil_resized(pixels, width, height):
 @pytest.fixture(params=["numba", "without numba"])
 def compiled(request, monkeypatch):
   if request.param == "without numba":
-    monkeypatch.setattr(frames, "_compiled", lambda: None)
+    monkeypatch.setattr(frames, "_compiled_mix", lambda: None)
   else:
     pytest.importorskip("numba")
 

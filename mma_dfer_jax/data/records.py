@@ -52,8 +52,6 @@ def read_record(
   """
   heard = video if sound is OWN_SOUND else sound
   found = media.read_sound(heard) if heard is not None else None
-  if found and not media.is_long_enough(found.waveform, found.sample_rate):
-    found = None
 
   def decoded() -> Iterator[np.ndarray]:
     return media.iterate_frames(video) if video is not None else (decode_frame(_checked(p)) for p in pictures)
