@@ -96,16 +96,15 @@ def counts_table(result: Findings) -> str:
     numbers = (sum(by.get(split, {}).get(name, 0) for split in of for name in names) for by in tables)
     return "/".join(map(str, numbers))
 
+  head = ["class (found/published)" if known else "class", *splits, "all"]
   rows = {name or "(no label)": [name] for name in classes} | {"all": classes}
-  cells = [
-    [row, *(cell(names, of) for of in [*([s] for s in splits), splits])] for row, names in rows.items()
-  ]
-  return table(["class (found/published)" if known else "class", *splits, "all"], cells)
+  columns = [*([split] for split in splits), splits]
+  return table([head, *([row, *(cell(names, of) for of in columns)] for row, names in rows.items())])
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """In Markdown, aligned so that it can be read as it is."""
-  first, *others = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+def table(rows: Sequence[Sequence[str]]) -> str:
+  """In Markdown, aligned so that it can be read as it is; the first row names the columns."""
+  first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
   rule = ["-" * first, *("-" * (width - 1) + ":" for width in others)]
-  lines = [[row[0].ljust(first), *map(str.rjust, row[1:], others)] for row in (header, rule, *rows)]
+  lines = [[row[0].ljust(first), *map(str.rjust, row[1:], others)] for row in (rows[0], rule, *rows[1:])]
   return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -137,7 +137,7 @@ def as_markdown(result: Diagnosis, about: Mapping[str, Any], pages: Mapping[str,
               for title in ("Problems", "Warnings", "Notes")}  # fmt: skip
   keys = next(iter(result.splits.values()), {})
   rows = [[key.replace("_", " "), *(_cell(of[key]) for of in result.splits.values())] for key in keys]
-  sections |= {"Clips": counts.counts_table(result), "Numbers": counts.table(["", *result.splits], rows)}
+  sections |= {"Clips": counts.counts_table(result), "Numbers": counts.table([["", *result.splits], *rows])}
   sections |= {title: f"![{title}]({file})" for title, file in pages.items()}
   sections["The data set"] = "\n".join(f"- {key}: {value}" for key, value in about.items())
   blocks = [f"# {about['data set']}: {result.verdict}"]
@@ -207,12 +207,12 @@ def draw_pages(data_set: DataSet, seen: Sequence[RecordStats], folder: Path) -> 
   return files
 
 
-def check_data_set(data_dir: Path, name: str, out: Path | None = None, num_workers: int = 0) -> Diagnosis:
+def check_data_set(data_dir: Path, name: str, out: Path | None = None, num_threads: int = 1) -> Diagnosis:
   """Examines a prepared data set, writes the report and prints its summary, the verdict last."""
   data_set = open_data_set(data_dir, name, labelled=False)
   folder = out or Path(data_dir, name, "doctor")
   folder.mkdir(parents=True, exist_ok=True)
-  seen, unreadable = examine(data_set, num_workers)
+  seen, unreadable = examine(data_set, num_threads)
   result = diagnose(data_set, name, seen, unreadable)
   about = {"data set": name, "path": str(data_set.path), "fingerprint": data_set.fingerprint,
            "class order": data_set.class_order}  # fmt: skip
@@ -236,7 +236,7 @@ if __name__ == "__main__":  # the processes that this command starts import it, 
   _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of a prepared data set.", required=True)
   _NAME = flags.DEFINE_string("name", "clips", "Name of that data set.")
   _OUT = flags.DEFINE_string("out", None, "Folder for the report; if not given, DATA_DIR/NAME/doctor.")
-  _NUM_WORKERS = flags.DEFINE_integer("num_workers", os.cpu_count() or 1, "Processes that read records; 0: only this one.", lower_bound=0)  # fmt: skip
+  _NUM_WORKERS = flags.DEFINE_integer("num_workers", os.cpu_count() or 1, "Threads that read records; 0 as 1.", lower_bound=0)  # fmt: skip
 
   def main(argv: Sequence[str]) -> int:
     del argv

@@ -1,58 +1,49 @@
 """What is measured of each record of a prepared data set, and what is odd about a clip."""
 
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-import contextlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 import functools
 import hashlib
 from itertools import pairwise
 import math
-import multiprocessing
 from typing import Any
 
 import cv2
 import numpy as np
 
-from mma_dfer_jax.data.data_set import DataSet, follow_parent
+from mma_dfer_jax.data.data_set import DataSet
 from mma_dfer_jax.data.fbank import spectrogram
 from mma_dfer_jax.data.frames import decode_frame, sample_frames
 from mma_dfer_jax.data.media import SILENT
 from mma_dfer_jax.data.pipeline import Record
-from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.inputs import Inputs
-from mma_dfer_jax.progress import Progress
+from mma_dfer_jax.progress import watched
 
-LIMITS = {
-  "few_frames": 16,  # fewer repeat the last one in every batch, and are no movement of 16 steps
+CELLS = 16  # a side of the picture, whose colours are compared from frame to frame
+# What is odd about a clip: what is measured is below a limit, and how a report says that.
+_ODD: dict[str, tuple[float, str]] = {
+  "few_frames": (
+    16,
+    "fewer than {} frames",
+  ),  # the last is repeated in every batch; and are no movement of 16 steps
   # Grey levels of 255, over the frames that an evaluation takes. A night scene has a mean of 10 or more, a black picture
   # of 0 to 2 after any coding; a picture with anything in it deviates by 15 or more from its mean.
-  "black": 8.0,
-  "one_colour": 2.0,
-  # Largest change of a cell of 1/16 by 1/16 of the picture, which noise and coding hardly change: measured are 1 to 5 for
-  # still pictures coded as H.264, 52 and more for the faces of RAVDESS, cut out or not.
-  "frozen": 6.0,
-  "repeating": 0.5,  # share of frames equal to the one before, bit for bit; 12 pictures a second shown as 25 have less
-  "short_sound": 0.5,  # seconds: less than one tenth of the spectrogram is sound, and hardly a word
-  "silent": SILENT,  # of 32768
-  "few_faces": 0.8,  # share of frames with a face
+  "black": (8.0, "black, no frame brighter than {:g} of 255"),
+  "one_colour": (2.0, "pictures of one colour only"),
+  # Largest change of a cell, which noise and coding hardly change: measured are 1 to 5 for still pictures coded as H.264,
+  # 52 and more for the faces of RAVDESS, cut out or not.
+  "frozen": (6.0, "frozen, no part of the picture changes by {:g} of 255"),
+  # Share of frames equal to the one before, bit for bit; 12 pictures a second shown as 25 have less.
+  "repeating": (0.5, "more than {:.0%} of the frames repeat the one before"),
+  "no_sound": (1, "no sound, a constant spectrogram"),
+  "short_sound": (0.5, "sound shorter than {:g} s"),  # hardly a word: less than one tenth of the spectrogram
+  "silent": (SILENT, "silent, no sample reaches {} of 32768"),
+  "few_faces": (0.8, "a face in less than {:.0%} of the frames"),
 }
-CELLS = 16
-CHUNK = 16  # records that a process reads at a time
-FEW_RECORDS = 64  # are read sooner than a process has started
+LIMITS = {key: limit for key, (limit, _) in _ODD.items() if key != "no_sound"}
+ODDITIES = {key: text.format(limit) for key, (limit, text) in _ODD.items()}
 _MARKS = ((b"\xff\xd8", b"\xff\xd9"), (b"\x89PNG", b"IEND\xae\x42\x60\x82"))  # of whole JPEG and PNG files
-ODDITIES = {
-  "few_frames": f"fewer than {LIMITS['few_frames']} frames",
-  "black": f"black, no frame brighter than {LIMITS['black']:g} of 255",
-  "one_colour": "pictures of one colour only",
-  "frozen": f"frozen, no part of the picture changes by {LIMITS['frozen']:g} of 255",
-  "repeating": f"more than {LIMITS['repeating']:.0%} of the frames repeat the one before",
-  "no_sound": "no sound, a constant spectrogram",
-  "short_sound": f"sound shorter than {LIMITS['short_sound']:g} s",
-  "silent": f"silent, no sample reaches {SILENT} of 32768",
-  "few_faces": f"a face in less than {LIMITS['few_faces']:.0%} of the frames",
-}
 
 
 @dataclass(frozen=True)
@@ -86,7 +77,7 @@ class RecordStats:
     measured = {"few_frames": self.frames, "black": self.brightness, "one_colour": self.contrast,
                 "frozen": self.motion, "repeating": 1 - self.repeats, "few_faces": self.face_share}  # fmt: skip
     measured |= {"short_sound": self.seconds, "silent": self.peak} if self.has_audio else {"no_sound": 0}
-    odd = [key for key, value in measured.items() if value is not None and value < LIMITS.get(key, 1)]
+    odd = [key for key, value in measured.items() if value is not None and value < _ODD[key][0]]
     of_pictures = [key for key in odd if key in ("black", "one_colour", "frozen", "repeating")]
     return set(odd) - set(of_pictures[1:])
 
@@ -153,54 +144,23 @@ def _digest(parts: Iterable[bytes]) -> str:
   return hashlib.sha256(b"".join(len(part).to_bytes(8, "little") + part for part in parts)).hexdigest()[:32]
 
 
-def _look_at_chunk(data_set: DataSet, task: tuple[str, range]) -> tuple[list[RecordStats], list[str]]:
-  split, indices = task
-  records = functools.cache(lambda: data_set.records(split))
-  seen, unreadable = [], []
-  for index in indices:
+def examine(data_set: DataSet, num_threads: int) -> tuple[list[RecordStats], list[str]]:
+  """Reads every record once; a line for each that cannot be read. Both in the order of splits and records."""
+  open_split = functools.cache(data_set.records)
+
+  def look(split: str, index: int) -> RecordStats | str:
     clip = ""
     try:
-      record = records()[index]
+      record = open_split(split)[index]
       clip = f" ({record['clip_id'].decode(errors='replace')})"
-      seen.append(look_at(record, split, index, data_set.classes))
+      return look_at(record, split, index, data_set.classes)
     except Exception as error:  # array_record, tfds and OpenCV each have their own; every one is a finding
       # Without what array_record adds: where in the file, and the file itself, again and again.
       reason = (str(error).splitlines() or ["?"])[0].split("; ", 1)[0][:200]
-      unreadable.append(f"{split} record {index}{clip}: {type(error).__name__}: {reason}")
-  return seen, unreadable
+      return f"{split} record {index}{clip}: {type(error).__name__}: {reason}"
 
-
-def _start_worker() -> None:
-  follow_parent()
-  cv2.setNumThreads(1)  # the processes share the cores already
-
-
-def examine(data_set: DataSet, num_workers: int) -> tuple[list[RecordStats], list[str]]:
-  """Reads every record once; a line for each that cannot be read. Both in the order of splits and records.
-
-  Args:
-    num_workers: processes; 0 reads in this one, and so are few records.
-  Raises:
-    UserError: if a process was ended from outside.
-  """
-  total = sum(data_set.splits.values())
-  tasks = [(split, range(i, min(i + CHUNK, size))) for split, size in data_set.splits.items()
-           for i in range(0, size, CHUNK)]  # fmt: skip
-  seen: list[RecordStats] = []
-  unreadable: list[str] = []
-  processes = min(num_workers, len(tasks)) if total > FEW_RECORDS else 0
-  context = multiprocessing.get_context("spawn")
-  pool = ProcessPoolExecutor(processes, context, _start_worker) if processes else contextlib.nullcontext()
-  with pool, Progress("examine", total) as bar:
-    apply: Any = pool.map if isinstance(pool, ProcessPoolExecutor) else map
-    try:
-      for good, bad in apply(functools.partial(_look_at_chunk, data_set), tasks):
-        seen += good
-        unreadable += bad
-        bar.update(len(good) + len(bad))
-    except BrokenProcessPool as error:
-      raise UserError(
-        "the system ended a process that reads records, most often for lack of memory; run the command again with a "
-        "smaller --num_workers"
-      ) from error
-  return seen, unreadable
+  tasks = [(split, index) for split, size in data_set.splits.items() for index in range(size)]
+  cv2.setNumThreads(1)  # our threads share the cores already
+  with ThreadPoolExecutor(max(1, num_threads)) as pool:
+    found = list(watched(pool.map(look, *zip(*tasks, strict=True)), "examine", len(tasks)))
+  return [one for one in found if not isinstance(one, str)], [one for one in found if isinstance(one, str)]
