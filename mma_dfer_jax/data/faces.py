@@ -94,9 +94,8 @@ class Track(NamedTuple):
 
 
 Detections = list[tuple[int, list[Box]]]  # frames that were looked at, and their faces
-Squares = tuple[
-  Float[np.ndarray, "N 3"], Bool[np.ndarray, "N"]
-]  # centre (x, y) and side; whether it is a face
+# Of each frame: centre (x, y) and side of a square; whether it is a face.
+Squares = tuple[Float[np.ndarray, "N 3"], Bool[np.ndarray, "N"]]
 
 
 class FaceTrack(NamedTuple):
@@ -141,30 +140,26 @@ class Detector:
 
   def detect(self, frame: UInt8[np.ndarray, "H W 3"]) -> list[Box]:
     """Faces of a frame of any size, the largest first; the box of one that the frame cuts reaches beyond it."""
-    longer, boxes = max(frame.shape[:2]), []
+    height, width, _ = frame.shape
+    longer, boxes = max(height, width), list[Box]()
     for side in SIDES:
-      boxes = self._detect(frame, min(side, max(longer, LEAST_SIDE)) / longer)
+      scale = min(side, max(longer, LEAST_SIDE)) / longer
+      size = max(1, round(width * scale)), max(1, round(height * scale))
+      seen = cv2.resize(frame, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+      right, below = (max(0, SHORTEST_SIDE - length) for length in size)
+      seen = cv2.copyMakeBorder(seen, 0, below, 0, right, cv2.BORDER_CONSTANT)
+      self._net.setInputSize((seen.shape[1], seen.shape[0]))
+      rows = self._net.detect(cv2.cvtColor(seen, cv2.COLOR_RGB2BGR))[1]
+      x, y = width / size[0], height / size[1]
+      boxes = [Box(left * x, top * y, (left + w) * x, (top + h) * y, score)
+               for left, top, w, h, *_, score in ([] if rows is None else rows.tolist())]  # fmt: skip
       if boxes or longer <= side:
         break
     return sorted(boxes, key=lambda box: (-box.area, box))
 
-  def _detect(self, frame: np.ndarray, scale: float) -> list[Box]:
-    height, width, _ = frame.shape
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    seen = cv2.resize(frame, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    below, right = max(0, SHORTEST_SIDE - size[1]), max(0, SHORTEST_SIDE - size[0])
-    seen = cv2.copyMakeBorder(seen, 0, below, 0, right, cv2.BORDER_CONSTANT)
-    self._net.setInputSize((seen.shape[1], seen.shape[0]))
-    rows = self._net.detect(cv2.cvtColor(seen, cv2.COLOR_RGB2BGR))[1]
-    x, y = width / size[0], height / size[1]
-    return [Box(left * x, top * y, (left + w) * x, (top + h) * y, score)
-            for left, top, w, h, *_, score in ([] if rows is None else rows.tolist())]  # fmt: skip
-
 
 def face_model(path: Path | None) -> Path:
-  """The file of the face detector: the one given, else a copy kept on this machine, else downloaded once.
-
-  The copy is in $XDG_CACHE_HOME/mma_dfer_jax, or in ~/.cache without that variable.
+  """YuNet's file: the one given, else a copy in $XDG_CACHE_HOME/mma_dfer_jax (or ~/.cache), else downloaded once.
 
   Raises:
     UserError: if the given file is no YuNet model, or the public one cannot be downloaded or arrives with other bytes.
@@ -174,45 +169,33 @@ def face_model(path: Path | None) -> Path:
     return path
   base = os.environ.get("XDG_CACHE_HOME", "")
   kept = Path(base if os.path.isabs(base) else os.path.expanduser("~/.cache"), "mma_dfer_jax", MODEL_NAME)
-  try:
-    if not (kept.is_file() and sha256_of(kept) == MODEL_SHA256):
-      data = _download()
-      kept.parent.mkdir(parents=True, exist_ok=True)
-      with tempfile.TemporaryDirectory(dir=kept.parent) as folder:  # others see the file whole or not at all
-        partial = Path(folder, MODEL_NAME)
-        partial.write_bytes(data)
-        partial.replace(kept)
-  except (OSError, http.client.HTTPException) as error:  # all that goes wrong on a network is an OSError
-    raise UserError(
-      f"cannot download the face model ({error}); give it with --face_model=PATH, or download {MODEL_ADDRESSES[0]} "
-      f"and put it at {kept}"
-    ) from error
-  return kept
-
-
-def _download() -> bytes:
-  """The model from the first address that has it; raises what the last one did (OSError, HTTPException)."""
-  problem: Exception = OSError("no address")
+  if os.access(kept, os.R_OK) and kept.is_file() and sha256_of(kept) == MODEL_SHA256:
+    return kept
+  problem: Exception | None = None
   for address in MODEL_ADDRESSES:
     try:
       with urllib.request.urlopen(address, timeout=TIMEOUT) as answer:
         data = answer.read(MODEL_BYTES)
-      if hashlib.sha256(data).hexdigest() == MODEL_SHA256:
-        return data
-      problem = OSError(f"{address} has {len(data)} bytes with another sha256 than {MODEL_SHA256}")
-    except (OSError, http.client.HTTPException) as error:
+      if hashlib.sha256(data).hexdigest() != MODEL_SHA256:
+        raise OSError(f"{address} has {len(data)} bytes with another sha256 than {MODEL_SHA256}")
+      kept.parent.mkdir(parents=True, exist_ok=True)
+      with tempfile.TemporaryDirectory(dir=kept.parent) as folder:  # others see the file whole or not at all
+        Path(folder, MODEL_NAME).write_bytes(data)
+        return Path(folder, MODEL_NAME).replace(kept)
+    except (OSError, http.client.HTTPException) as error:  # all that goes wrong on a network is an OSError
       problem = error
-  raise problem
+  raise UserError(
+    f"cannot download the face model ({problem}); give it with --face_model=PATH, or download {MODEL_ADDRESSES[0]} "
+    f"and put it at {kept}"
+  ) from problem
 
 
 class FaceFinder:
-  """Cuts the face out of clips; one per process, because it limits OpenCV to one thread.
+  """Cuts the face out of clips, as squares of `size` pixels; one per process, because it limits OpenCV to one thread.
 
-  Args:
-    model: as `face_model` gives it.
-    policy: "follow": the box follows the face that is largest over time and, while that is not there, the next largest.
-      "union": one box that holds all faces of all frames (the original's choice for MAFW).
-    size: side of the crops in pixels.
+  The policy "follow" follows the face that is largest over time and, while that is not there, the next largest; "union"
+  is one box that holds all faces of all frames (the original's choice for MAFW).
+
   Raises:
     UserError: if there is no such policy or size, or the file is no YuNet model.
   """
@@ -281,12 +264,8 @@ def detect_every(
 ) -> tuple[Detections, Int[np.ndarray, "N 2"]]:
   """Faces of every fourth frame, of the last, and of those that are due; and height and width of every frame.
 
-  Args:
-    frames: anything that has a shape (H, W, 3).
-    detect: finds the faces of one of them.
-    due: whether to look at the latest frame, too.
-  Raises:
-    ValueError: if there are no frames.
+  `frames` are anything that has a shape (H, W, 3); `due` says whether to look at the latest, too. Raises ValueError if
+  there are none.
   """
   detections: Detections = []
   sizes: list[tuple[int, int]] = []

@@ -15,8 +15,7 @@ from unittest import mock
 import cv2
 import numpy as np
 
-from mma_dfer_jax.data import pipeline
-from mma_dfer_jax.data.counts import table as as_table
+from mma_dfer_jax.data import counts, pipeline
 from mma_dfer_jax.data.frames import decode_frame
 from mma_dfer_jax.data.pipeline import Record
 from mma_dfer_jax.inputs import Inputs
@@ -124,4 +123,4 @@ def table(report: Mapping[str, Any]) -> str:
   speeds = [[f"{report['num_workers']} workers, batches of {report['batch_size']}", "clips/s", "quarters"]]
   for name, one in report["clips_per_second"].items():
     speeds.append([f"{name} transform", f"{one['median']:.1f}", f"{one['lower']:.1f} to {one['upper']:.1f}"])
-  return "\n\n".join([head, as_table(stages), as_table(speeds)])
+  return "\n\n".join([head, counts.table(stages), counts.table(speeds)])
