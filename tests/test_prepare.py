@@ -105,10 +105,15 @@ def test_the_command(clips, tmp_path):
   """As a user runs it: the output says what was made, and the same again makes nothing."""
   for name in ("a", "b", "c", "rate"):
     shutil.copy(clips / f"{name}.mp4", tmp_path)
-  path, rows = tmp_path / "m.csv", ["a.mp4, 10,train", "b.mp4, 2 ,train", "c.mp4,10, test", "rate.mp4,1,test", ""]
+  path, rows = (
+    tmp_path / "m.csv",
+    ["a.mp4, 10,train", "b.mp4, 2 ,train", "c.mp4,10, test", "rate.mp4,1,test", ""],
+  )
   path.write_bytes("\r\n".join(["path,label,split", *rows, ""]).encode("utf-8-sig"))
   flags = ["--manifest", path, "--data_dir", tmp_path / "data"]
-  done = subprocess.run(command("data.prepare", *flags), cwd=ROOT, capture_output=True, text=True, timeout=120)
+  done = subprocess.run(
+    command("data.prepare", *flags), cwd=ROOT, capture_output=True, text=True, timeout=120
+  )
   assert (done.returncode, done.stderr) == (0, "")  # no bar in a log, no word of tfds
   for words in ("train 2 clips, test 2 clips", "1, 2, 10", *RECIPE.values()):
     assert words in done.stdout
@@ -130,7 +135,9 @@ def test_the_command(clips, tmp_path):
     record, rate = records[clip_id], 44_100 if clip_id == "rate.mp4" else RATE
     pictures = [decode_frame(jpeg) for jpeg in record["frames"]]
     assert [p.shape for p in pictures] == [(32, 48, 3)] * 6
-    np.testing.assert_allclose([p.mean() for p in pictures], grey + 4 * np.arange(6), atol=2)  # the right clip, in order
+    np.testing.assert_allclose(
+      [p.mean() for p in pictures], grey + 4 * np.arange(6), atol=2
+    )  # the right clip, in order
     waveform = record["waveform"]
     assert (record["sample_rate"], record["has_audio"], waveform.dtype) == (rate, True, np.int16)
     assert abs(len(waveform) - 0.6 * rate) <= 2048
@@ -236,7 +243,10 @@ def test_clips_without_labels(clips, tmp_path, monkeypatch):
   prepare(f"--manifest={tmp_path}/films", f"--data_dir={tmp_path}")
   data_set = open_data_set(tmp_path, "clips", labelled=False)
   assert (data_set.classes, data_set.splits, data_set.clips) == ((), {"train": 2}, {"train": {"": 2}})
-  assert {name: int(r["label"]) for name, r in records_of(tmp_path).items()} == {"a 1.mp4": -1, "deep/er/b.mp4": -1}
+  assert {name: int(r["label"]) for name, r in records_of(tmp_path).items()} == {
+    "a 1.mp4": -1,
+    "deep/er/b.mp4": -1,
+  }
   with refused(r"has no labels.*for pretraining.*path,label,split"):
     open_data_set(tmp_path, "clips")
   monkeypatch.chdir(tmp_path / "films")
@@ -429,7 +439,9 @@ def assert_same(one, other):
 
 def kill(flags, sign):
   """Runs the command until sign() is true, then kill -9, and waits for the processes that decode for it."""
-  process = subprocess.Popen(command("data.prepare", *flags), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+  process = subprocess.Popen(
+    command("data.prepare", *flags), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+  )
   children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
   try:
     while not sign():
@@ -476,7 +488,10 @@ def test_a_full_disk(clips, tmp_path, limit):
   for i in range(6):
     shutil.copy(clips / "whole.mp4", tmp_path / f"{i}.mp4")
   path = manifest(tmp_path, [(i, "x", "train") for i in range(6)])
-  flags, before = ["--manifest", path, "--data_dir", tmp_path / "data"], resource.getrlimit(resource.RLIMIT_FSIZE)
+  flags, before = (
+    ["--manifest", path, "--data_dir", tmp_path / "data"],
+    resource.getrlimit(resource.RLIMIT_FSIZE),
+  )
   resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
   try:
     ended, _, err = run("data.prepare", "--num_workers=1", *flags)
