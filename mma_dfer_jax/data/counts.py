@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mma_dfer_jax.data.labels import COUNTS, SCORES
-from mma_dfer_jax.data.source import Counts, count, names, source_of
-
-EXAMPLES = 3  # that a message names
+from mma_dfer_jax.data.source import EXAMPLES, Counts, count, first_few, names, source_of
 
 
 @dataclass
@@ -42,15 +40,10 @@ def published_counts(name: str, classes: Sequence[str]) -> Counts:
   return published if all(set(row) == set(classes) for row in published.values()) else {}
 
 
-def examples(names: Sequence[str]) -> str:
-  more = [f"… {len(names) - EXAMPLES} more"] if len(names) > EXAMPLES else []
-  return "; ".join([*names[:EXAMPLES], *more])
-
-
 def report(found: list[str], text: str, names: Sequence[str]) -> None:
   """Adds one line for all equal findings: how many, and some examples. Adds nothing if there are no names."""
   if names:
-    found.append(f"{text} ({len(names)}): {examples(names)}")
+    found.append(f"{text} ({len(names)}): {first_few(names, EXAMPLES)}")
 
 
 def check_counts(result: Findings, classes: Sequence[str], name: str) -> None:

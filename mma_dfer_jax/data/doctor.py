@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 
 from mma_dfer_jax.data import counts
-from mma_dfer_jax.data.counts import examples, report
+from mma_dfer_jax.data.counts import report
 from mma_dfer_jax.data.data_set import DataSet, open_data_set
 from mma_dfer_jax.data.fbank import ENERGY_FLOOR, LOWEST_FREQUENCY, normalised, window_and_hop
 from mma_dfer_jax.data.media import SILENT
 from mma_dfer_jax.data.pipeline import make_example
 from mma_dfer_jax.data.record_stats import LIMITS, ODDITIES, RecordStats, examine
-from mma_dfer_jax.data.source import rate_warning
+from mma_dfer_jax.data.source import first_few, rate_warning
 from mma_dfer_jax.disk import write_json
 from mma_dfer_jax.inputs import Inputs
 
@@ -125,7 +125,7 @@ def _numbers(seen: Sequence[RecordStats]) -> dict[str, Any]:
 def _cell(value: Any) -> str:
   """A value of `_numbers` in the report."""
   if isinstance(value, dict):
-    return examples([f"{key} ({clips})" for key, clips in value.items()]) or "–"
+    return first_few([f"{key} ({clips})" for key, clips in value.items()]) or "–"
   if isinstance(value, list):
     return " … ".join(f"{number:g}" for number in value)
   return "–" if value is None else str(value)
@@ -148,9 +148,8 @@ def as_markdown(result: Diagnosis, about: Mapping[str, Any], pages: Mapping[str,
 def spread_over_classes(seen: Sequence[RecordStats], number: int, turn: int = 0) -> list[RecordStats]:
   """At most `number` clips, from as many classes as possible; another turn begins with another class."""
   classes = sorted({str(one.label) for one in seen})
-  first = turn % max(1, len(classes))
-  rows = [[one for one in seen if str(one.label) == name] for name in classes[first:] + classes[:first]]
-  return [one for column in zip_longest(*rows) for one in column if one][:number]
+  turns = [[one for one in seen if str(one.label) == name] for name in classes[turn:] + classes[:turn]]
+  return [one for column in zip_longest(*turns) for one in column if one][:number]
 
 
 def draw_page(data_set: DataSet, clips: Sequence[tuple[RecordStats, str]], title: str, path: Path) -> None:
@@ -186,7 +185,7 @@ def draw_page(data_set: DataSet, clips: Sequence[tuple[RecordStats, str]], title
 
 
 def draw_pages(data_set: DataSet, seen: Sequence[RecordStats], folder: Path) -> dict[str, str]:
-  """One page of samples for each split, and one of clips with warnings; returns files by title."""
+  """A page of samples for each split, which begins with another class, and one of clips with warnings; files by title."""
   for old in folder.glob("samples_*.png"):
     old.unlink()  # of a split that no longer exists
   pages: dict[str, tuple[str, list[tuple[RecordStats, str]]]] = {}
@@ -207,10 +206,9 @@ def draw_pages(data_set: DataSet, seen: Sequence[RecordStats], folder: Path) -> 
   return files
 
 
-def check_data_set(data_dir: Path, name: str, out: Path | None = None, num_threads: int = 1) -> Diagnosis:
-  """Examines a prepared data set, writes the report and prints its summary, the verdict last."""
+def check_data_set(data_dir: Path, name: str, folder: Path, num_threads: int) -> Diagnosis:
+  """Examines a prepared data set, writes the report to a folder and prints its summary, the verdict last."""
   data_set = open_data_set(data_dir, name, labelled=False)
-  folder = out or Path(data_dir, name, "doctor")
   folder.mkdir(parents=True, exist_ok=True)
   seen, unreadable = examine(data_set, num_threads)
   result = diagnose(data_set, name, seen, unreadable)
@@ -240,7 +238,8 @@ if __name__ == "__main__":  # the processes that this command starts import it, 
 
   def main(argv: Sequence[str]) -> int:
     del argv
-    out = Path(_OUT.value) if _OUT.value else None
-    return 1 if check_data_set(Path(_DATA_DIR.value), _NAME.value, out, _NUM_WORKERS.value).problems else 0
+    data_dir, name = Path(_DATA_DIR.value), _NAME.value
+    folder = Path(_OUT.value or data_dir / name / "doctor")
+    return 1 if check_data_set(data_dir, name, folder, _NUM_WORKERS.value).problems else 0
 
   cli.run(main)

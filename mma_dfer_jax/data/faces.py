@@ -239,15 +239,10 @@ FACES = ("auto", "yunet", "none")
 
 
 def finder_of(recipe: Mapping[str, Any], model: Path | None, faces: str = "auto") -> FaceFinder | None:
-  """Cuts faces as in a model's training; None if that took frames as they were.
+  """Cuts faces as in the training of a model with this recipe; None if that took frames as they were.
 
-  Args:
-    recipe: of the model.
-    model: YuNet's file; None: see `face_model`.
-    faces: "auto": as the recipe says, following the largest face if others cut them out; "yunet": always; "none": never,
-      for videos already cropped to the face.
-  Raises:
-    UserError: if there is no such choice, or the detector is needed and missing.
+  `faces` is "auto": as the recipe says, following the largest face if others cut them out; "yunet": always; or "none":
+  never, for videos already cropped to the face. Raises UserError if it is something else, or YuNet is needed and missing.
   """
   if faces not in FACES:
     raise UserError(f"faces={faces}: choose one of {', '.join(FACES)}")

@@ -92,7 +92,7 @@ def survey(
   Args:
     finder: looks for faces in every fourth frame, as in training, and in the first and the last of every hop.
     hop: seconds from one window to the next; None if there will be one window.
-    progress: gets the time of each frame, in seconds.
+    progress: gets the time of each frame, in seconds; what it raises ends the reading.
   Raises:
     MediaError: if the file is no video, or damaged; with a hop also if its clock jumps.
   """
@@ -194,11 +194,8 @@ def samples(
 ) -> Iterator[Sample]:
   """What the model is given of each window: what `prepare` and `make_example` would make of a clip cut out there.
 
-  Args:
-    film: as `survey` saw it, with the same finder.
-    wanted: windows in the order of time.
-  Raises:
-    MediaError: while iterating, if the file is another than it was.
+  `survey` saw the film with the same finder; the windows are in the order of time. Raises MediaError while iterating, if
+  the file is another than it was.
   """
   upcoming, opened = deque(wanted), deque[_OpenWindow]()
   sounds = _excerpts(film, wanted, inputs.audio_shape[0])

@@ -108,10 +108,8 @@ def iterate_sound(path: str | os.PathLike[str]) -> Iterator[Sound]:
   """First channel of the first sound stream of a file, piece by piece, in step with the pictures from first to last.
 
   Where the sound comes more than 20 ms later than the pictures, zeros fill the gap; where it comes earlier, that much is
-  cut; so is what the encoder added at the end, where the file tells the length.
+  cut; so is what the encoder added at the end, where the file tells the length. A file without sound gives no piece.
 
-  Yields:
-    pieces without gaps, the first sample at the time of the first picture; none if the file has no sound.
   Raises:
     MediaError: while iterating, if the file is missing, damaged or cut short, its sample rate changes, or its times jump
       by more than ten minutes.
