@@ -116,10 +116,10 @@ def test_equal_findings_are_one_line_with_a_count_and_three_examples(seen):
   data_set, records = seen
   few = [replace(one, frames=9) for one in records]
   result = doctor.diagnose(data_set, "clips", few, ["fold1 record 9: broken"] * 5)
-  expected = f"fewer than 16 frames (14): {records[0]}; {records[1]}; {records[2]}; … 11 more"
+  expected = f"fewer than 16 frames (14): {records[0]}, {records[1]}, {records[2]} …"
   assert [line for line in result.warnings if line.startswith("fewer")] == [expected]
-  broken = "fold1 record 9: broken; fold1 record 9: broken; fold1 record 9: broken"
-  assert f"records that cannot be read (5): {broken}; … 2 more" in result.problems
+  broken = "fold1 record 9: broken, fold1 record 9: broken, fold1 record 9: broken"
+  assert f"records that cannot be read (5): {broken} …" in result.problems
   assert len(result.lists["few_frames"]) == 14, "doctor.json names all"
 
 
@@ -150,7 +150,7 @@ def test_published_counts_stand_beside(seen):
   data_set, records = seen
   result = doctor.diagnose(data_set, "dfew", records, [])
   assert len(result.problems) == 1
-  assert "fold3; fold4; fold5" in result.problems[0]
+  assert "fold3, fold4, fold5" in result.problems[0]
   assert any("(35): fold1 happy 1 (published 489)" in line for line in result.warnings)
   table = counts_table(result)
   assert "1/489" in table
@@ -251,9 +251,9 @@ def test_several_threads_find_the_same(seen):
 def test_samples_are_spread_over_classes(seen):
   _, records = seen
   first = [one for one in records if one.split == "fold1"]
-  five, other = doctor.spread_over_classes(first, 5), doctor.spread_over_classes(first, 5, turn=2)
-  assert len({one.label for one in five}) == 5
-  assert {one.label for one in other} != {one.label for one in five}
-  assert len(set(doctor.spread_over_classes(records, 8))) == 8
-  assert len(set(doctor.spread_over_classes(records, 99))) == len(records)
+  five, other = ({one.label for one in doctor.spread_over_classes(first, 5, turn)} for turn in (0, 2))
+  assert len(five) == len(other) == 5
+  assert five != other
+  for number in (8, 99):
+    assert len(set(doctor.spread_over_classes(records, number))) == min(number, len(records))
   assert doctor.spread_over_classes([], 8) == []

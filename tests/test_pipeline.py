@@ -249,16 +249,13 @@ def broken_in_the_middle(records):
   return [*records[:5], broken, *records[6:]]
 
 
-def test_a_corrupt_record_is_named(records):
+def test_broken_records_are_named(records):
   with pytest.raises(UserError, match=r"clip clip 5 cannot be read: .*prepare the data again"):
     train(broken_in_the_middle(records))
-
-
-@pytest.mark.parametrize("example", [drawn, plain])
-def test_other_broken_records_are_named(example):
   for change in ({"frames": []}, {"frames": [b"nothing"] * 20}, {"waveform": np.zeros(3, np.int16)}):
-    with pytest.raises(UserError, match="clip clip 9 cannot be read"):
-      example(record(9) | change)
+    for example in (drawn, plain):
+      with pytest.raises(UserError, match="clip clip 9 cannot be read"):
+        example(record(9) | change)
 
 
 @pytest.mark.parametrize("prefetch", [1, 4])
