@@ -16,7 +16,7 @@ from PIL import Image
 import pytest
 
 from mma_dfer_jax.data import faces, media
-from mma_dfer_jax.data.faces import Box, Track
+from mma_dfer_jax.data.faces import Box
 from mma_dfer_jax.errors import UserError
 
 # Lies beside the project on some machines: the model and clips are not ours to ship.
@@ -29,7 +29,7 @@ def box(x, y, side, score=0.9):
 
 
 def track(at, x, y, side):
-  return Track(list(at), [box(x, y, side) for _ in at])
+  return [(i, box(x, y, side)) for i in at]
 
 
 def detections(path, frames=41, every=4):
@@ -78,8 +78,8 @@ def test_two_faces_are_told_apart_in_whatever_order_they_are_found():
     return [box(50 + i, 60, 30), box(120, 60 + i, 31)][:: 1 if i % 8 else -1]
 
   tracks = faces.link(detections(two))
-  assert [one.at for one in tracks] == [list(range(0, 41, 4))] * 2
-  assert [{face.square[2] for face in one.boxes} for one in tracks] == [{31.0}, {30.0}]
+  assert [[i for i, _ in one] for one in tracks] == [list(range(0, 41, 4))] * 2
+  assert [{face.square[2] for _, face in one} for one in tracks] == [{31.0}, {30.0}]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_two_faces_are_told_apart_in_whatever_order_they_are_found():
 def test_where_a_track_ends(path, number):
   tracks = faces.link(detections(path))
   assert len(tracks) == number
-  assert sum(len(one.at) for one in tracks) == sum(len(found) for _, found in detections(path))
+  assert sum(map(len, tracks)) == sum(len(found) for _, found in detections(path))
 
 
 # Choosing
@@ -112,9 +112,7 @@ def test_the_largest_face_over_time_is_followed_not_the_largest_in_one_frame():
 
 def test_others_stand_in_only_where_the_largest_is_gone():
   main, other = track(range(12, 25, 4), 50, 60, 60), track(range(0, 41, 4), 150, 60, 30)
-  before, after = other.part(0, 11), other.part(25, 40)
-  assert faces.choose([other, main]) == [before, main, after]
-  assert [part.at for part in (before, after)] == [[0, 4, 8], [28, 32, 36, 40]]
+  assert faces.choose([other, main]) == [other[:3], main, other[7:]]
 
 
 def test_a_single_detection_or_a_small_face_is_no_stand_in():
@@ -128,7 +126,7 @@ def test_a_single_detection_or_a_small_face_is_no_stand_in():
 
 
 def test_between_detections_the_movement_is_even_and_outside_the_box_stays():
-  moving = Track([8, 12, 20], [box(10, 50, 20), box(18, 50, 20), box(34, 50, 20)])
+  moving = [(8, box(10, 50, 20)), (12, box(18, 50, 20)), (20, box(34, 50, 20))]
   squares, found = faces.follow([moving], 30)
   assert np.flatnonzero(found).tolist() == list(range(8, 21))
   np.testing.assert_allclose(squares[8:21, 0], 10 + 2.0 * np.arange(13), atol=1e-9)

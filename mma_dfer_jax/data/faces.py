@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import hashlib
 import http.client
 from itertools import product
+from operator import itemgetter
 import os
 from pathlib import Path
 import re
@@ -76,23 +77,7 @@ class Box(NamedTuple):
     return (self.right - self.left) * (self.bottom - self.top)
 
 
-class Track(NamedTuple):
-  """One face over time: the frames that it was detected in, ascending, and its box in each."""
-
-  at: list[int]
-  boxes: list[Box]
-
-  @property
-  def area(self) -> float:
-    """Summed over detections, so that a face counts for its size and for how long it is there."""
-    return sum(box.area for box in self.boxes)
-
-  def part(self, first: int, last: int) -> "Track":
-    """What lies in the frames first <= i <= last."""
-    kept = slice(bisect_left(self.at, first), bisect_right(self.at, last))
-    return Track(self.at[kept], self.boxes[kept])
-
-
+Track = list[tuple[int, Box]]  # one face over time: frames that it was detected in, ascending, and its boxes
 Detections = list[tuple[int, list[Box]]]  # frames that were looked at, and their faces
 # Of each frame: centre (x, y) and side of a square; whether it is a face.
 Squares = tuple[Float[np.ndarray, "N 3"], Bool[np.ndarray, "N"]]
@@ -284,10 +269,10 @@ def link(detections: Detections) -> list[Track]:
   """
   tracks: list[Track] = []
   for i, faces in detections:
-    recent = [(k, track) for k, track in enumerate(tracks) if i - track.at[-1] <= MAX_GAP]
+    recent = [(k, *track[-1]) for k, track in enumerate(tracks) if i - track[-1][0] <= MAX_GAP]
     pairs = []
-    for (k, track), (j, face) in product(recent, enumerate(faces)):
-      (x, y, side), (face_x, face_y, face_side) = track.boxes[-1].square, face.square
+    for (k, _, last), (j, face) in product(recent, enumerate(faces)):
+      (x, y, side), (face_x, face_y, face_side) = last.square, face.square
       smaller, larger = sorted((side, face_side))
       if larger <= GROWTH * smaller:
         pairs.append((float(np.hypot(x - face_x, y - face_y)) / larger, k, j))
@@ -297,10 +282,8 @@ def link(detections: Detections) -> list[Track]:
         taken[j] = k
     for j, face in enumerate(faces):
       if j not in taken:
-        tracks.append(Track([], []))
-      track = tracks[taken.get(j, -1)]
-      track.at.append(i)
-      track.boxes.append(face)
+        tracks.append([])
+      tracks[taken.get(j, -1)].append((i, face))
   return tracks
 
 
@@ -310,16 +293,22 @@ def choose(tracks: Sequence[Track]) -> list[Track]:
   After a cut the same person is a new track elsewhere in the picture. Only parts of two and more detections stand in, and
   only if their boxes are not much smaller, because a false alarm or somebody in the background is no stand-in.
   """
-  ranked = sorted(tracks, key=lambda track: -track.area)
-  chosen = ranked[:1]
+
+  def area(track: Track) -> float:
+    """Summed over detections, so that a face counts for its size and for how long it is there."""
+    return sum(box.area for _, box in track)
+
+  ranked = sorted(tracks, key=area, reverse=True)
+  chosen, when = ranked[:1], itemgetter(0)
   for track in ranked[1:]:
     parts = [track]
     for other in chosen:  # what of the track lies before and after it
-      ends = [(0, other.at[0] - 1), (other.at[-1] + 1, track.at[-1])]
-      parts = [piece for part in parts for end in ends if (piece := part.part(*end)).at]
-    least = LEAST_AREA * ranked[0].area / len(ranked[0].at)
-    chosen += [part for part in parts if len(part.at) >= 2 and part.area / len(part.at) >= least]
-  return sorted(chosen, key=lambda track: track.at)
+      before = [part[: bisect_left(part, other[0][0], key=when)] for part in parts]
+      after = [part[bisect_right(part, other[-1][0], key=when) :] for part in parts]
+      parts = list(filter(None, before + after))
+    least = LEAST_AREA * area(ranked[0]) / len(ranked[0])
+    chosen += [part for part in parts if len(part) >= 2 and area(part) / len(part) >= least]
+  return sorted(chosen, key=lambda track: track[0][0])
 
 
 def follow(tracks: Sequence[Track], num_frames: int) -> Squares:
@@ -329,9 +318,10 @@ def follow(tracks: Sequence[Track], num_frames: int) -> Squares:
   """
   squares, found = np.zeros((num_frames, 3)), np.zeros(num_frames, bool)
   for track in tracks:
-    frames = np.arange(track.at[0], track.at[-1] + 1)
-    known = np.array([box.square for box in track.boxes])
-    squares[frames] = smooth(np.stack([np.interp(frames, track.at, column) for column in known.T], axis=1))
+    at, boxes = zip(*track, strict=True)
+    frames = np.arange(at[0], at[-1] + 1)
+    known = np.array([box.square for box in boxes])
+    squares[frames] = smooth(np.stack([np.interp(frames, at, column) for column in known.T], axis=1))
     found[frames] = True
   i, known = np.arange(num_frames), np.flatnonzero(found)
   after = np.searchsorted(known, i).clip(max=len(known) - 1)
