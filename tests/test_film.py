@@ -288,19 +288,19 @@ CLOCKS = {  # seconds of sound -> time stamp
 
 
 @pytest.mark.parametrize(("container", "how"), [
-  *(("mkv", how) for how in CLOCKS), ("mp4", "0.3 s late"), ("mp4", "1 % slow"), ("ts", "1 % fast"),
+  *(("mkv", how) for how in CLOCKS), ("mp4", "1 % slow"), ("ts", "1 % fast"),
   ("late_pictures.mkv", "0.3 s late"), ("cut.ts", "even"), ("vfr.mkv", "1 % slow"),
 ])  # fmt: skip
 def test_clicks_are_heard_when_flashes_are_seen(tmp_path, monkeypatch, container, how):
   """Within 20 ms, and what a clock is wrong within one packet of 64 ms."""
-  clock, times = CLOCKS[how], np.arange(300) / 25
+  clock, times = CLOCKS[how], np.arange(120) / 10
   if container == "vfr.mkv":
     steps = np.random.default_rng(1).choice([0.02, 0.04, 0.3], 400, p=[0.5, 0.45, 0.05])
     times = np.unique(np.round([*(np.cumsum(steps)[np.cumsum(steps) < 11.9]), 0.0, *FLASHES], 2))
   if container == "late_pictures.mkv":
-    times = times[10:]
+    times = times[4:]
   bright = np.isin(np.round(times, 2), FLASHES)
-  pictures = [np.full((48, 64, 3), 240 if on else 10, np.uint8) for on in bright]
+  pictures = [np.full((32, 32, 3), 240 if on else 10, np.uint8) for on in bright]
   nominal = np.arange(0, 14, 1 / RATE)
   stamps = np.array([clock(1024 * k / RATE) for k in range(len(nominal) // 1024 + 1)])  # of packets
   sound = np.zeros(len(nominal), np.int16)
@@ -310,7 +310,7 @@ def test_clicks_are_heard_when_flashes_are_seen(tmp_path, monkeypatch, container
     if inside < 1400:  # else in the gap
       sound[1024 * packet + inside :][:3] = 30_000
   sound = sound[: 1024 * np.searchsorted(stamps, 11.9)]
-  coded = {} if container.endswith("mkv") else LOSSY | {"options": {"g": "50"}}
+  coded = {} if container.endswith("mkv") else LOSSY | {"rate": 10, "options": {"g": "15"}}
   if container != "cut.ts":
     coded["times"] = times.tolist()
   path = write_film(tmp_path / f"a.{container}", pictures, sound, clock=clock, **coded)
