@@ -11,7 +11,7 @@ from films import write_data_set
 import numpy as np
 import pytest
 
-from mma_dfer_jax.data import demo, doctor, record_stats
+from mma_dfer_jax.data import demo, doctor
 from mma_dfer_jax.data.counts import counts_table
 from mma_dfer_jax.data.data_set import DataSet, open_data_set
 from mma_dfer_jax.data.frames import encode_frame
@@ -96,7 +96,7 @@ def test_nothing_is_wrong_with_good_clips(seen):
 def test_odd_clips_are_named_and_no_others(found):
   odd = {"black": {"black", "black_again"}, "one_colour": {"grey"}, "frozen": {"frozen"}, "few_frames": {"few"},
          "no_sound": {"mute"}, "silent": {"silent"}, "short_sound": {"short"}}  # fmt: skip
-  for key, text in record_stats.ODDITIES.items():
+  for key, text in doctor.ODDITIES.items():
     assert {name.split(" ")[1] for name in found.lists[key]} == odd.get(key, set()), key
     assert sum(line.startswith(text) for line in found.warnings) == (key in odd), key
   assert any("sample rates" in line and "44100 Hz in 1" in line for line in found.warnings)
@@ -173,7 +173,7 @@ def test_records_that_no_training_could_read(seen):
   record = dict(data_set.records("fold1")[0])
 
   def looked_at(**changes):
-    return record_stats.look_at({**record, **changes}, "fold1", 0, data_set.classes)
+    return doctor.look_at({**record, **changes}, "fold1", 0, data_set.classes)
 
   frames = list(record["frames"])
   assert looked_at().frames == len(frames)
