@@ -59,9 +59,8 @@ def check_counts(result: Findings, classes: Sequence[str], name: str) -> None:
   report(result.warnings, "classes without a clip in a split", lacking)
   folds = sorted(int(split[4:]) for split in counts if split.startswith("fold") and split[4:].isdecimal())
   if classes and len(folds) < 2 and not {"train", "test"} <= set(counts):
-    problems.append(
-      f"no run can use the splits {', '.join(counts)}: it needs train and test, or several folds"
-    )
+    splits = ", ".join(counts)
+    problems.append(f"no run can use the splits {splits}: it needs train and test, or several folds")
   if folds and folds != list(range(1, len(folds) + 1)):
     result.warnings.append(f"the folds are {', '.join(map(str, folds))}: is one missing?")
   published, fixed = result.published, name in SCORES

@@ -116,10 +116,8 @@ class Detector:
       self._net = cv2.FaceDetectorYN.create("onnx", buffer, nothing, (64, 64), SCORE, OVERLAP)
       self._net.detect(np.zeros((64, 64, 3), np.uint8))  # other models fail only here
     except cv2.error as error:
-      raise UserError(
-        f"the face model {model} is damaged, or OpenCV {cv2.__version__} cannot read it as YuNet; {MODEL_ADDRESSES[0]} "
-        "is a file that it reads"
-      ) from error
+      raise UserError(f"the face model {model} is damaged, or OpenCV {cv2.__version__} cannot read it as YuNet; "
+                      f"{MODEL_ADDRESSES[0]} is a file that it reads") from error  # fmt: skip
     finally:
       logging.setLogLevel(level)
 
@@ -169,10 +167,8 @@ def face_model(path: Path | None) -> Path:
         return Path(folder, MODEL_NAME).replace(kept)
     except (OSError, http.client.HTTPException) as error:  # all that goes wrong on a network is an OSError
       problem = error
-  raise UserError(
-    f"cannot download the face model ({problem}); give it with --face_model=PATH, or download {MODEL_ADDRESSES[0]} "
-    f"and put it at {kept}"
-  ) from problem
+  raise UserError(f"cannot download the face model ({problem}); give it with --face_model=PATH, or download "
+                  f"{MODEL_ADDRESSES[0]} and put it at {kept}") from problem  # fmt: skip
 
 
 class FaceFinder:

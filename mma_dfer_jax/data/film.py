@@ -183,10 +183,8 @@ def windows(film: Film, window: float | None = None, hop: float | None = None) -
 def check_windows(window: float, hop: float) -> None:
   """Raises UserError unless every moment of a film lies in a window of 0.1 s or more."""
   if not SHORTEST_WINDOW <= window < math.inf or not SHORTEST_WINDOW / 10 <= hop <= window:
-    raise UserError(
-      f"window={window:g} and hop={hop:g} seconds: choose a window of at least {SHORTEST_WINDOW} s and a hop between "
-      f"{SHORTEST_WINDOW / 10} s and the window, so that nothing is left out"
-    )
+    raise UserError(f"window={window:g} and hop={hop:g} seconds: choose a window of at least {SHORTEST_WINDOW} s and a hop "
+                    f"between {SHORTEST_WINDOW / 10} s and the window, so that nothing is left out")  # fmt: skip
 
 
 def samples(
