@@ -1,103 +1,31 @@
-"""The command that makes a data set of video files: what it writes, what it refuses, what it survives."""
+"""The command that makes a data set of video files: what it writes, and what it refuses."""
 
 import os
-from pathlib import Path
-import resource
 import shutil
-import signal
 import subprocess
-import time
 
 import archives
 from archives import prepare, prepare_clips, refused
-import av
-from commands import load, run
+from clip_files import RATE, assert_same, contents, manifest, nothing_stands, records_of, write_clips
+from commands import load
 from conftest import ROOT
-from films import write_film
 import numpy as np
 import pytest
 from small_runs import command
 from tensorflow_datasets.core import shuffle
 
 from mma_dfer_jax.data.data_set import open_data_set
-from mma_dfer_jax.data.demo import write_clip
 from mma_dfer_jax.data.frames import decode_frame
-from mma_dfer_jax.data.records import RECIPE, Clips
+from mma_dfer_jax.data.records import RECIPE
 from mma_dfer_jax.data.source import ClipFiles
 from mma_dfer_jax.errors import UserError
 
-FPS, RATE = 10, 16_000
 MODULE = load("data.prepare")
-Decoding = MODULE.Decoding
-
-
-def make(path, grey, frames=6, seconds=0.6, size=(32, 48), rate=RATE):
-  """A clip of one grey that gets 4 lighter with every frame, and a tone on the left only; None: no sound."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  pictures = np.stack([np.full((*size, 3), grey + 4 * i, np.uint8) for i in range(frames)])
-  sound = None
-  if seconds is not None:
-    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(round(seconds * rate)) / rate)
-    sound = np.stack([tone, 0 * tone], axis=1)
-  write_clip(path, pictures, sound, FPS, rate)
-  return path
 
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-  """a.mp4 … f.mp4 of grey 20, 40 …, and every kind of bad file."""
-  folder = tmp_path_factory.mktemp("clips")
-  for i, name in enumerate("abcdef"):
-    make(folder / f"{name}.mp4", 20 * (i + 1))
-  make(folder / "big.mp4", 30, frames=40, seconds=4, size=(240, 320))
-  make(folder / "rate.mp4", 30, rate=44_100)
-  for name, seconds in {"silent": None, "short": 0.02, "just": 0.025}.items():
-    make(folder / f"{name}.mp4", 30, seconds=seconds)
-  (folder / "text.mp4").write_text("this is no video " * 100)
-  (folder / "empty.mp4").touch()
-  (folder / "link.mp4").symlink_to(folder / "a.mp4")
-  rng = np.random.default_rng(0)
-  noise, hiss = rng.integers(0, 255, (20, 64, 64, 3)).astype(np.uint8), rng.normal(0, 0.1, 2 * RATE)
-  write_clip(folder / "whole.mp4", noise, hiss, FPS, RATE)
-  data = (folder / "whole.mp4").read_bytes()
-  (folder / "cut.mp4").write_bytes(data[: len(data) // 2])
-  write_film(folder / "sound_only.mp4", [], np.zeros(RATE, np.int16), sound_codec="aac")
-  with av.open(str(folder / "no_frames.avi"), "w") as container:
-    stream = container.add_stream("mpeg4", rate=25)
-    stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
-    sound = container.add_stream("pcm_s16le", rate=RATE, layout="mono")
-    frame = av.AudioFrame.from_ndarray(np.zeros((1, RATE), np.int16), "s16", "mono")
-    frame.sample_rate, frame.pts = RATE, 0
-    container.mux([*sound.encode(frame), *sound.encode()])
-  return folder
-
-
-def manifest(folder, rows, name="m.csv", header="path,label,split"):
-  """Writes a csv: rows as lines, or as (file, …), which becomes "file.mp4,…"."""
-  lines = [row if isinstance(row, str) else f"{row[0]}.mp4,{','.join(map(str, row[1:]))}" for row in rows]
-  (folder / name).write_text("\n".join([header, *lines]) + "\n")
-  return folder / name
-
-
-def records_of(data_dir):
-  data_set = open_data_set(data_dir, "clips", labelled=False)
-  return {r["clip_id"].decode(): r for split in data_set.splits for r in data_set.records(split)}
-
-
-def contents(data_dir):
-  """clip id -> (split, label) of all records."""
-  data_set = open_data_set(data_dir, "clips")
-  found = [(r["clip_id"].decode(), (split, data_set.classes[r["label"]]))
-           for split in data_set.splits for r in data_set.records(split)]  # fmt: skip
-  assert len(found) == len(dict(found)) == sum(data_set.splits.values())
-  return dict(found)
-
-
-def nothing_stands(data_dir):
-  """No reader finds a data set."""
-  with refused("there is no data set"):
-    open_data_set(data_dir, "clips")
-  return not list(Path(data_dir).glob("clips/*/dataset_info.json"))
+  return write_clips(tmp_path_factory.mktemp("clips"))
 
 
 @pytest.mark.slow
@@ -272,13 +200,10 @@ def test_check_opens_and_writes_nothing(clips, tmp_path):
   assert "01-01-99" in out
 
 
-@pytest.mark.parametrize(("column", "rows", "words"), [
-  ("fold", [("a", "x", 2), ("b", "x", 3)], "the folds are 2, 3; they must be 1, 2, … without a hole"),
-  ("fold", [("a", "x", 1), ("text", "x", 2), ("c", "", 3)], "(?s)no clip of fold2, fold3 .*line 3.*line 4: c.mp4: no label"),
-])  # fmt: skip
-def test_what_no_allow_bad_leaves_out(clips, tmp_path, column, rows, words):
-  with refused(words):
-    prepare_clips(manifest(clips, rows, header=f"path,label,{column}"), tmp_path, allow_bad=9)
+def test_a_fold_without_a_good_clip_cannot_be_left_out(clips, tmp_path):
+  rows = [("a", "x", 1), ("text", "x", 2), ("c", "", 3)]
+  with refused("(?s)no clip of fold2, fold3 .*line 3.*line 4: c.mp4: no label"):
+    prepare_clips(manifest(clips, rows, header="path,label,fold"), tmp_path, allow_bad=9)
   assert nothing_stands(tmp_path)
 
 
@@ -296,26 +221,11 @@ def test_a_manifest_with_semicolons_and_a_class_without_clips(clips, tmp_path, c
   assert "nobody" in (tmp_path / "clips/1.0.0/notes.txt").read_text()
 
 
-def test_another_prepare_is_at_work(clips, tmp_path):
-  """One that would destroy what the first has decoded fails at once, and the first ends well."""
-  first, other = (manifest(clips, [(x, "x", "train")], f"{x}.csv") for x in "ab")
-  scratch = tmp_path / "clips" / MODULE.SCRATCH
-  with MODULE._alone_in(tmp_path / "clips"):
-    (scratch / "decoded").mkdir()
-    with refused("another prepare is at work there"):
-      prepare_clips(other, tmp_path, overwrite=True)
-    assert (scratch / "decoded").exists()
-    shutil.rmtree(scratch)  # as the first does when all is written
-    prepare_clips(first, tmp_path)  # this lock is another file
-  prepare_clips(first, tmp_path)
-  assert contents(tmp_path) == {"a.mp4": ("train", "x")}
-
-
 def test_the_detector_is_known_by_its_bytes(tmp_path):
   """Data sets of the same recipe and model are the same, wherever the model lies."""
   for name, data in (("one", b"model"), ("same", b"model"), ("other", b"another")):
     (tmp_path / name).write_bytes(data)
-  one, same, other = (Decoding(face_model=str(tmp_path / name)) for name in ("one", "same", "other"))
+  one, same, other = (MODULE.Decoding(face_model=str(tmp_path / name)) for name in ("one", "same", "other"))
   source = ClipFiles("a.mp4", "line 2", "x", "train", (), tmp_path / "a.mp4", None)
   assert one.recipe == same.recipe != other.recipe
   assert one.recipe["face_detector"].startswith("sha256 9372c470")
@@ -336,91 +246,6 @@ def test_missing_sound_when_allowed(clips, tmp_path, monkeypatch):
   assert open_data_set(tmp_path, "clips").recipe["missing_sound"] == "constant spectrogram"
 
 
-def test_again_and_other_and_overwrite(clips, tmp_path, capsys, monkeypatch):
-  first = manifest(clips, [("a", "x", "train"), ("b", "y", "test")], "first.csv")
-  other = manifest(clips, [("a", "x", "train"), ("c", "y", "test")], "other.csv")
-  own = tmp_path / "clips/2/mine.mp4"  # a user may keep videos there
-  own.parent.mkdir(parents=True)
-  own.touch()
-  prepare_clips(first, tmp_path)
-  prepare_clips(first, tmp_path)
-  assert "complete already" in capsys.readouterr().out
-  for path, settings in (
-    (other, {}),
-    (first, {"classes": ["y", "x"]}),
-    (first, {"allow_missing_sound": True}),
-  ):
-    with refused("--overwrite"):
-      prepare_clips(path, tmp_path, **settings)
-  before = contents(tmp_path)
-
-  # While, and after, a new one fails in writing, the old one stays.
-  def fails(self, clips):
-    yield from list(generate(self, clips))[:-1]
-    assert contents(tmp_path) == before
-    raise OSError(28, "No space left on device", "somewhere")
-
-  generate = Clips._generate_examples
-  with monkeypatch.context() as patch:
-    patch.setattr(Clips, "_generate_examples", fails)
-    with refused("somewhere cannot be written: No space left"):
-      prepare_clips(other, tmp_path, overwrite=True)
-  assert contents(tmp_path) == before
-  with refused("line 2"):
-    prepare_clips(manifest(clips, [("text", "x", "train")]), tmp_path, overwrite=True)
-  assert contents(tmp_path) == before
-
-  prepare_clips(other, tmp_path, overwrite=True)
-  assert contents(tmp_path) == {"a.mp4": ("train", "x"), "c.mp4": ("test", "y")}
-  assert own.exists()
-  assert sorted(os.listdir(tmp_path / "clips")) == ["1.0.0", "2"]
-
-
-def test_killed_between_the_two_renames(clips, tmp_path, monkeypatch, capsys):
-  first, other = (manifest(clips, [(x, "x", "train")], f"{x}.csv") for x in "ab")
-  prepare_clips(first, tmp_path)
-  rename = Path.rename
-
-  def killed(self, to):
-    if "replaced" not in str(to) and self.parent.name == "clips" and Path(to).parent == tmp_path / "clips":
-      raise KeyboardInterrupt
-    return rename(self, to)
-
-  with monkeypatch.context() as patch:
-    patch.setattr(Path, "rename", killed)
-    with pytest.raises(KeyboardInterrupt):
-      prepare_clips(other, tmp_path, overwrite=True)
-  assert nothing_stands(tmp_path)
-  prepare_clips(first, tmp_path)  # the old one is back, not made again
-  assert "complete already" in capsys.readouterr().out
-  assert contents(tmp_path) == {"a.mp4": ("train", "x")}
-  assert os.listdir(tmp_path / "clips") == ["1.0.0"]
-
-
-def test_killed_while_a_clip_is_kept(clips, tmp_path, monkeypatch):
-  """What was written by half is not taken for a decoded clip, and goes away."""
-  path = manifest(clips, [("a", "x", "train")])
-  decoded = tmp_path / "clips/.unfinished/decoded"
-  decoded.mkdir(parents=True)
-  source = ClipFiles("a.mp4", "line 2", "x", "train", (), clips / "a.mp4", clips / "a.mp4")
-
-  def half(file, **arrays):
-    file.write(b"PK")
-    raise KeyboardInterrupt
-
-  with monkeypatch.context() as patch:
-    patch.setattr(np, "savez", half)
-    with pytest.raises(KeyboardInterrupt):
-      MODULE.decode_clip(source, decoded / "a.npz", Decoding())
-  (left,) = decoded.iterdir()
-  assert left.suffix == ".partial"
-  with refused("line 2"):
-    prepare_clips(manifest(clips, [("text", "x", "train")], "text.csv"), tmp_path)
-  assert not list(decoded.iterdir())
-  prepare_clips(path, tmp_path)
-  assert contents(tmp_path) == {"a.mp4": ("train", "x")}
-
-
 def test_large_splits_go_through_files(clips, tmp_path, monkeypatch):
   path = manifest(clips, [(name, i % 2, "train") for i, name in enumerate("abcdef")])
   prepare_clips(path, tmp_path / "memory")
@@ -429,86 +254,3 @@ def test_large_splits_go_through_files(clips, tmp_path, monkeypatch):
   assert not list((tmp_path / "files").rglob("bucket*"))
   assert_same(records_of(tmp_path / "files"), records_of(tmp_path / "memory"))
   assert len(records_of(tmp_path / "files")) == 6
-
-
-def assert_same(one, other):
-  assert list(one) == list(other)  # in the same order
-  for clip_id in one:
-    np.testing.assert_equal(one[clip_id], other[clip_id])
-
-
-def kill(flags, sign):
-  """Runs the command until sign() is true, then kill -9, and waits for the processes that decode for it."""
-  process = subprocess.Popen(
-    command("data.prepare", *flags), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-  )
-  children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-  try:
-    while not sign():
-      assert process.poll() is None, "it was over before it could be killed"
-      time.sleep(0.001)
-    family = [Path("/proc", child, "stat") for child in children.read_text().split()]
-  finally:
-    process.kill()
-  assert process.wait() == -signal.SIGKILL
-  deadline = time.monotonic() + 10
-  while any(stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z" for stat in family):
-    assert time.monotonic() < deadline, "they would stay for ever"
-    time.sleep(0.05)
-  return family
-
-
-@pytest.mark.slow
-def test_kill_9_and_again(clips, tmp_path, capsys):
-  """Killed while it decodes, and again while it writes; then the records are those of a run that nobody killed."""
-  many, data_dir = tmp_path / "videos", tmp_path / "data"
-  many.mkdir()
-  for i in range(8):
-    shutil.copy(clips / "big.mp4", many / f"{i}.mp4")
-  path = manifest(many, [(i, i % 3, "test" if i < 4 else "train") for i in range(8)])
-  flags, scratch = ["--manifest", path, "--data_dir", data_dir], data_dir / "clips/.unfinished"
-  decoded = lambda: len(list(scratch.glob("decoded/*.npz")))  # noqa: E731
-  assert kill([*flags, "--num_workers=2"], lambda: decoded() >= 2)
-  assert nothing_stands(data_dir)
-  assert 2 <= decoded() < 8
-  kill([*flags, "--num_workers=1"], lambda: any(scratch.glob("clips/*incomplete*/*")))
-  assert nothing_stands(data_dir)
-  prepare_clips(path, data_dir)
-  assert "8 of 8 clips are decoded already" in capsys.readouterr().out
-  assert os.listdir(data_dir / "clips") == ["1.0.0"]
-  assert len(contents(data_dir)) == 8
-  prepare_clips(path, tmp_path / "fresh")
-  assert_same(records_of(data_dir), records_of(tmp_path / "fresh"))
-  assert not list(data_dir.rglob("*incomplete*"))
-
-
-@pytest.mark.parametrize("limit", [2_000, 300_000])
-def test_a_full_disk(clips, tmp_path, limit):
-  """The limit on the size of a file acts like a full disk: first on decoded clips, then on the data set."""
-  for i in range(6):
-    shutil.copy(clips / "whole.mp4", tmp_path / f"{i}.mp4")
-  path = manifest(tmp_path, [(i, "x", "train") for i in range(6)])
-  flags, before = (
-    ["--manifest", path, "--data_dir", tmp_path / "data"],
-    resource.getrlimit(resource.RLIMIT_FSIZE),
-  )
-  resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-  try:
-    ended, _, err = run("data.prepare", "--num_workers=1", *flags)
-  finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-  decoded = list((tmp_path / "data/clips/.unfinished/decoded").glob("*.npz"))
-  assert len(decoded) == (0 if limit == 2_000 else 6)
-  assert ended == 1
-  assert "Traceback" not in err
-  assert "File too large" in err
-  assert nothing_stands(tmp_path / "data")
-  prepare(*flags)
-  assert len(contents(tmp_path / "data")) == 6
-  assert os.listdir(tmp_path / "data/clips") == ["1.0.0"]
-
-
-def test_a_folder_that_cannot_be_written(clips, tmp_path):
-  (tmp_path / "file").touch()
-  with refused("cannot be written: Not a directory"):
-    prepare_clips(manifest(clips, [("a", "x", "train")]), tmp_path / "file")
