@@ -16,9 +16,6 @@ class _Log:
     if line := text.strip():
       print(line, file=sys.stderr, flush=True)
 
-  def flush(self) -> None:
-    pass
-
 
 class Progress(tqdm):
   """Counts what is done and shows it on stderr: `with Progress("decode", total=10) as bar: bar.update()`.
