@@ -157,11 +157,11 @@ class Answers:
 
 
 @contextlib.contextmanager
-def _bars(file: str) -> Iterator[Callable[[str, float, float | None], None]]:
+def _bars(file: str) -> Iterator[Callable[..., None]]:
   """Shows the progress of `predict_timeline` with a file, in a bar for each thing that it does."""
   bars: dict[str, Progress] = {}
 
-  def show(doing: str, done: float, of: float | None) -> None:
+  def show(doing: str, done: int | float, of: int | float | None) -> None:
     if doing not in bars:
       open_bar.close()
       unit = "second" if doing == "look" else "window"

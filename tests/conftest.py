@@ -10,8 +10,6 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
   " --xla_backend_optimization_level=0 --xla_force_host_platform_device_count=4"
 )
-if os.environ.get("XLA_TRY"):
-  os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 
 from absl import flags
 import jax

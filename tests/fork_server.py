@@ -7,9 +7,11 @@ its exit status.
 import importlib
 import json
 import os
+from pathlib import Path
 import runpy
 import subprocess
 import sys
+import tempfile
 import traceback
 from typing import TextIO
 
@@ -39,12 +41,7 @@ def serve(jobs: TextIO, answers: TextIO) -> None:
       sys.stdout.flush()
       sys.stderr.flush()
       os._exit(status)
-    _, status, used = os.wait4(child, 0)
-    if os.environ.get("DOC_TIMES"):
-      print(
-        f"{used.ru_utime + used.ru_stime:.1f}", line[:240].strip(), file=open(os.environ["DOC_TIMES"], "a")
-      )
-    print(os.waitstatus_to_exitcode(status), file=answers, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=answers, flush=True)
 
 
 def become(*, module: str = "", path: str = "", args: list[str], cwd: str, out: str | None = None) -> int:
@@ -84,18 +81,23 @@ def start_python_in_forks() -> None:
   asked, told, real = os.fdopen(to_copy, "w"), os.fdopen(from_copy), subprocess.Popen
 
   class Popen(real):
-    """As far as `subprocess.run` and `training/series.py` use it; the command has ended when it is made."""
+    """As far as `subprocess.run` and `training/series.py` use it; a command has ended when it is made."""
 
-    def __init__(self, command, *, cwd=None, **how):
-      if list(command[:2]) != [sys.executable, "-m"] or "stdout" in how:
-        super().__init__(command, cwd=cwd, **how)
+    def __init__(self, command, *, cwd=None, stdout=None, **how):
+      if list(command[:2]) != [sys.executable, "-m"]:
+        super().__init__(command, cwd=cwd, stdout=stdout, **how)
         return
       sys.stdout.flush()
-      job = {"module": command[2], "args": [str(arg) for arg in command[3:]], "cwd": str(cwd or os.getcwd())}
+      self.out = tempfile.mktemp() if stdout else None
+      job = {"module": command[2], "args": command[3:], "cwd": str(cwd or os.getcwd()), "out": self.out}
       print(json.dumps(job), file=asked, flush=True)
       self.args, self.returncode, self._child_created = command, int(told.readline()), True
       self.stdin = self.stdout = self.stderr = None
-      self._communication_started = False
+
+    def communicate(self, *args, **how):
+      if not hasattr(self, "out"):
+        return super().communicate(*args, **how)
+      return (Path(self.out).read_text() if self.out else None), ""
 
   subprocess.Popen = Popen
 

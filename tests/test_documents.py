@@ -81,7 +81,7 @@ def smaller(module: str, args: list[str]) -> list[str]:
     case "benchmark" if "--loading" in args:
       args += ["--clips=4", "--repeats=1", "--num_workers=0"]
     case "benchmark":
-      args += ["--image_size=32", "--depth=6", "--batch_size=1", "--repeats=1", "--precision=float32",
+      args += ["--image_size=32", "--depth=1", "--batch_size=1", "--repeats=1", "--precision=float32",
                "--remat=none", "--num_workers=0"] + ["--steps=eval"] * ("--steps=train" not in args)  # fmt: skip
     case "ablate":
       args += [
