@@ -79,9 +79,8 @@ class Answers:
         for suffix in (".csv", ".srt", ".png", ".json"):
           self._path(file).with_suffix(suffix).unlink(missing_ok=True)
     answers.update(self._films(waiting) if self.window else self._clips(waiting))
-    table = [
-      one for file in files if file in answers for one in answers[file].get("windows", [answers[file]])
-    ]
+    ordered = [answers[file] for file in files if file in answers]
+    table = [one for answer in ordered for one in answer.get("windows", [answer])]
     partial = self.out / f"{TABLE}.partial"
     _write_text(partial, to_csv(table))
     partial.replace(self.out / TABLE)
@@ -165,9 +164,8 @@ def _bars(file: str) -> Iterator[Callable[..., None]]:
     if doing not in bars:
       open_bar.close()
       unit = "second" if doing == "look" else "window"
-      bars[doing] = open_bar.enter_context(
-        Progress(f"{doing} {Path(file).name}", round(of or 0) or None, unit=unit)
-      )
+      bar = Progress(f"{doing} {Path(file).name}", round(of or 0) or None, unit=unit)
+      bars[doing] = open_bar.enter_context(bar)
     bars[doing].update(int(done) - bars[doing].n)
 
   with contextlib.ExitStack() as open_bar:

@@ -69,9 +69,8 @@ def _escaped(value: object) -> Markup:
 
 
 _LOADER = jinja2.FileSystemLoader(Path(__file__).parent)
-_HTML: Any = (
-  jinja2.Environment(loader=_LOADER, autoescape=True, finalize=_escaped).get_template("page.html").module
-)
+_TEMPLATES = jinja2.Environment(loader=_LOADER, autoescape=True, finalize=_escaped)
+_HTML: Any = _TEMPLATES.get_template("page.html").module
 
 
 @dataclasses.dataclass
@@ -146,9 +145,8 @@ class Page:
     ((sample, prediction),) = predict_samples(self.engine, [asked], 1)
     prediction = dataclasses.replace(prediction, clip=path.name)
     if prediction.seconds > self.window:
-      timeline = predict_timeline(
-        self.engine, path, window=self.window, hop=self.hop, faces=self.finder, progress=show
-      )
+      how: dict[str, Any] = {"window": self.window, "hop": self.hop, "progress": show}
+      timeline = predict_timeline(self.engine, path, **how, faces=self.finder)
     said = _HTML.answer(prediction, time.monotonic() - started)
     return said, self._seen_html(sample, prediction, timeline)
 

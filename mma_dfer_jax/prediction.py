@@ -20,6 +20,7 @@ GAP = 0.5  # seconds without sound that are no reason to warn
 HEARD = 0.9  # share of a sound that must fit into the spectrogram, or a warning is given
 FEW_FACES = 0.5  # share of frames with a face below which a warning is given
 THUMBNAILS = 12  # faces above the picture of a timeline
+Faces = str | FaceFinder | None  # how to cut out faces, see `predict_video`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +61,8 @@ class Timeline:
 
 
 def predict_video(
-  engine: Engine, file: str | Path, *, faces: str | FaceFinder | None = "auto", face_model: str | Path | None = None
-) -> Prediction:  # fmt: skip
+  engine: Engine, file: str | Path, *, faces: Faces = "auto", face_model: str | Path | None = None
+) -> Prediction:
   """What the model says of one video file, from frames over all of it (16) and the beginning of its sound (5.12 s).
 
   A second video compiles nothing, whatever its size. Memory does not grow with the length.
@@ -82,14 +83,8 @@ def predict_video(
 
 
 def predict_timeline(
-  engine: Engine,
-  file: str | Path,
-  *,
-  window: float = 4.0,
-  hop: float = 1.0,
-  faces: str | FaceFinder | None = "auto",
-  face_model: str | Path | None = None,
-  batch_size: int = 1,
+  engine: Engine, file: str | Path, *, window: float = 4.0, hop: float = 1.0, faces: Faces = "auto",
+  face_model: str | Path | None = None, batch_size: int = 1,
   progress: Callable[[str, float, float | None], object] = lambda doing, done, of: None,
 ) -> Timeline:  # fmt: skip
   """What the model says of a film over time: each window as if it were a clip of its own.
@@ -195,9 +190,7 @@ def _warnings(about: About, sample: Sample) -> Iterator[str]:
       yield f"only the first {sample.heard:.2f} of {seconds:.2f} s of the sound were heard"
 
 
-def face_finder(
-  engine: Engine, faces: str | FaceFinder | None, face_model: str | Path | None
-) -> FaceFinder | None:
+def face_finder(engine: Engine, faces: Faces, face_model: str | Path | None) -> FaceFinder | None:
   """What cuts out faces, by the arguments of `predict_video`; loaded once for all videos."""
   if faces is None or isinstance(faces, FaceFinder):
     return faces

@@ -166,9 +166,8 @@ def asked(browser) -> set[str]:
 @pytest.mark.slow
 @pytest.mark.skipif(bool(MISSING), reason=f"there is no {', no '.join(MISSING)}")
 def test_the_page_in_a_browser(model, clips, tmp_path, browser):
-  served = Served(
-    tmp_path / "served", f"--model={model}", "--max_mb=1", "--max_seconds=20", "--window=1", "--hop=0.5"
-  )
+  flags = "--max_mb=1", "--max_seconds=20", "--window=1", "--hop=0.5"
+  served = Served(tmp_path / "served", f"--model={model}", *flags)
   try:
     browser.get(served.address)
     eventually(lambda: browser.title == "MMA-DFER")
@@ -183,9 +182,8 @@ def test_the_page_in_a_browser(model, clips, tmp_path, browser):
     assert said["probabilities"] == pytest.approx(expected.probabilities, abs=1e-6)
     assert [window["start"] for window in said["windows"]] == [0.0, 0.5]
     shown = [float(text.removesuffix(" %")) for text in texts(browser, "#answer .percent")]
-    assert shown == pytest.approx(
-      sorted((100 * p for p in expected.probabilities.values()), reverse=True), abs=0.06
-    )
+    percents = sorted((100 * p for p in expected.probabilities.values()), reverse=True)
+    assert shown == pytest.approx(percents, abs=0.06)
     pictures = "return [...document.querySelectorAll('#seen img')].map(i => [i.alt, i.naturalWidth])"
     sizes = browser.execute_script(pictures)
     assert [alt for alt, _ in sizes] == [*(f"frame {i}" for i in range(1, 17)), "spectrogram", "timeline"]

@@ -163,9 +163,7 @@ def make_inputs(folder: Path) -> None:
     shutil.copy(folder / path, place)
   archives.dfew(folder)
   for number, clip in enumerate((folder / "DFEW-part2/Clip/clip_224x224").iterdir()):
-    archives.write_picture(
-      clip / "0.jpg", 25 + number
-    )  # otherwise all clips are the same, and the doctor says so
+    archives.write_picture(clip / "0.jpg", 25 + number)  # were all clips the same, the doctor would say so
   archives.mafw(folder, folders=("frames",))
   archives.ravdess(folder / "RAVDESS", range(1, 3))
   archives.cremad(folder / "CREMA-D", range(1001, 1004))
