@@ -142,9 +142,12 @@ def step_flops(cfg: ModelConfig, step: str = "eval") -> float:
 
 
 def paper_of_depth(image_size: int, depth: int) -> ModelConfig:
+  """The paper's model with so many layers; fewer than a stage of prompts has are one stage, if they divide it."""
   cfg = paper(image_size=image_size)
   image, audio = (dataclasses.replace(stream, depth=depth) for stream in (cfg.image, cfg.audio))
-  return dataclasses.replace(cfg, image=image, audio=audio)
+  per_stage = cfg.prompts.layers_per_stage
+  prompts = dataclasses.replace(cfg.prompts, layers_per_stage=per_stage if per_stage % depth else depth)
+  return dataclasses.replace(cfg, image=image, audio=audio, prompts=prompts)
 
 
 def random_batch(cfg: ModelConfig, batch_size: int) -> dict[str, np.ndarray]:

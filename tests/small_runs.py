@@ -124,7 +124,7 @@ def command(name: str, *arguments: object) -> list[str]:
 def spawn(command: Sequence[str], cache: Path, devices: int = 4, **variables: str) -> subprocess.Popen:
   """Starts a command on simulated devices; keyword arguments are environment variables."""
   environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PLATFORMS": "cpu"} | variables
-  environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+  environment["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace("count=4", f"count={devices}")
   pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
   return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)
 
