@@ -15,7 +15,6 @@ import safetensors.numpy
 from torch_files import View, write_checkpoint, write_torch_file
 
 from mma_dfer_jax.errors import UserError
-from mma_dfer_jax.model import paper
 from mma_dfer_jax.weights.files import Weights, held, open_weights, write_safetensors
 from mma_dfer_jax.weights.folder import convert_checkpoint, open_folder
 from mma_dfer_jax.weights.mma_dfer import export, find_model, open_checkpoint, with_classes
@@ -81,9 +80,7 @@ def test_an_ablated_model_says_its_parts(tmp_path):
     open_checkpoint(tmp_path / "y.pth")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("cfg", [
-  paper(11, image_size=160),
   tiny(image_size=32, fusion={"width": 24}, prompts={"prompts_per_stage": 5, "layers_per_stage": 2},
        **{stream: {"width": 192, "heads": 3, "mlp_dim": 256, "depth": 4} for stream in ("image", "audio")}),
   tiny(image_size=96, audio_shape=(192, 128), prompts={"layers_per_stage": 1},
