@@ -289,7 +289,7 @@ def write_safetensors(
 
 def write_torch(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
   """Writes a new checkpoint that the original loads: `state_dict`, `epoch`, and `about` besides; needs PyTorch."""
-  torch = import_torch()
+  import torch
 
   def as_torch(tensor: Tensor):
     array = np.array(tensor.read())  # torch wants to own writable memory
@@ -303,15 +303,3 @@ def write_torch(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, A
     checkpoint["best_acc"] = torch.tensor(about["best_acc"])
   with new_file(path) as partial:
     torch.save(checkpoint, partial)
-
-
-def import_torch():
-  """PyTorch, which only writing a .pth needs; UserError if it is not installed."""
-  try:
-    import torch
-  except ImportError as error:
-    raise UserError(
-      "writing a .pth needs PyTorch (the CPU build is enough): pip install 'mma_dfer_jax[torch]'; "
-      "--to_safetensors does not need it"
-    ) from error
-  return torch

@@ -12,7 +12,7 @@ import numpy as np
 
 from mma_dfer_jax.data.faces import ARCHIVE_FACES
 from mma_dfer_jax.data.labels import LABEL_ORDERS, label_order
-from mma_dfer_jax.errors import UserError, listed
+from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.inputs import Inputs
 from mma_dfer_jax.model import ModelConfig, paper, read_model
 from mma_dfer_jax.weights import files
@@ -181,18 +181,6 @@ def authors_tensors(stored: StoredModel) -> dict[str, Tensor]:
       fresh[name] = (0.02 * rng.standard_normal(shape)).astype(np.float32)
   kept = {n.removeprefix(UNUSED): t for n, t in stored.tensors.items() if n.startswith(UNUSED)}
   return found | files.held(fresh) | kept
-
-
-def check_exports(to_torch: Path | None, to_safetensors: Path | None) -> None:
-  """Raises UserError with every reason why the files could not be written."""
-  problems = [f"{file} exists already" for file in (to_torch, to_safetensors) if file and file.exists()]
-  try:
-    if to_torch:
-      files.import_torch()
-  except UserError as error:
-    problems.append(str(error))
-  if problems:
-    raise listed("cannot write", problems)
 
 
 def export(stored: StoredModel, to_torch: Path | None, to_safetensors: Path | None) -> None:
