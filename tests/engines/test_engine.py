@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import commands
 from conftest import GOLDEN, ROOT
@@ -70,13 +71,13 @@ def exported(folder) -> dict[str, tuple[Path, str]]:
   """The exported file and what the command printed, by precision; float32 for all platforms."""
   found = {}
   for precision, platforms, batches in (("float32", "cpu,cuda,tpu", (1, 2)), ("bfloat16", "cpu", (1,))):
-    commands.load("export").CHECKED_BATCHES = batches
     out = folder.parent / "new folder" / f"{precision}.jax"
     how = f"--precision={precision}", f"--platforms={platforms}"
-    status, printed, errors = run_export(f"--model={folder}", f"--out={out}", *how)
+    with mock.patch.object(commands.load("export"), "CHECKED_BATCHES", batches):
+      status, printed, errors = run_export(f"--model={folder}", f"--out={out}", *how)
     assert status == 0, errors
     found[precision] = out, printed
-  return found  # what else is exported here is checked with one clip
+  return found
 
 
 @pytest.fixture(scope="module")
@@ -288,6 +289,7 @@ def test_what_a_user_can_fix_is_said_and_nothing_is_written(folder, tmp_path):
 def test_a_wrong_export_and_a_full_disk_leave_what_was_there(folder, tmp_path, monkeypatch):
   """No file may grow beyond 0.1 MB here; the exported one has more. --overwrite must not cost the old one."""
   export, out = commands.load("export"), tmp_path / "tiny.jax"
+  monkeypatch.setattr(export, "CHECKED_BATCHES", (1,))
   out.write_bytes(b"old")
   soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, hard))
