@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 
-from conftest import golden_json, tiny
+from conftest import TINY, golden_json, golden_weights, tiny
 import ml_dtypes
 from model_folders import authors_state, layers
 import numpy as np
@@ -15,10 +15,11 @@ import safetensors.numpy
 from torch_files import View, write_checkpoint, write_torch_file
 
 from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.heads import linear
 from mma_dfer_jax.weights.files import Weights, held, open_weights, write_safetensors
 from mma_dfer_jax.weights.folder import convert_checkpoint, open_folder
 from mma_dfer_jax.weights.mma_dfer import export, find_model, open_checkpoint, with_classes
-from mma_dfer_jax.weights.names import unused_shapes, used_shapes
+from mma_dfer_jax.weights.names import name_table, unused_shapes, used_shapes
 
 QKV = "temporal_net.temporal_transformer.layers.0.0.fn.fn"
 DFEW = ("happy", "sad", "neutral", "angry", "surprise", "disgust", "fear")
@@ -124,6 +125,17 @@ def test_what_is_there_is_not_overwritten(whole_file, tmp_path):
   with pytest.raises(UserError, match=r"NaN.*\n.*bad"):
     write_safetensors(tmp_path / "y.safetensors", held({"bad": np.full(3, np.nan, "f4")}), {}, whole_file)
   assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_used_and_unused_together_are_the_file_of_the_original():
+  theirs = {name: tensor.shape for name, tensor in golden_weights("tiny_64_7").items()}
+  assert used_shapes(TINY) | unused_shapes(TINY) == theirs
+
+
+def test_a_part_that_such_a_file_has_no_place_for_is_named(monkeypatch):
+  monkeypatch.delattr(linear, "AUTHORS")
+  with pytest.raises(UserError, match=r"(?s)no place.*classifier"):
+    name_table(CFG)
 
 
 # --- files that are not what they should be -----------------------------------------------------------------------

@@ -58,7 +58,7 @@ def programs_of(called: str, argument: str) -> dict[str, bytes]:
 def test_nothing_is_ever_called(tmp_path, format):
   canary = tmp_path / "canary"
   before = set(sys.modules)  # other tests of this process may have brought PyTorch
-  for called, argument in CALLS.items():
+  for called, argument in (CALLS if format == "zip" else LIVE).items():  # the interpreter is the same
     said = called.replace("__builtin__", "builtins").replace("commands", "subprocess")
     for how, program in programs_of(called, argument.format(canary)).items():
       message = refusal(write_program(tmp_path / "x.pth", program, {}, format))
@@ -81,7 +81,9 @@ def test_these_attacks_are_real(tmp_path):
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_mentions_without_a_call(tmp_path, format):
-  for called in CALLS:  # a class could be given attributes, or be called by whoever gets it
+  for called in (
+    CALLS if format == "zip" else LIVE
+  ):  # a class could be given attributes, or be called by whoever gets it
     mention = b"c" + called.replace(".", "\n").encode() + b"\n"
     for program in (mention, mention + b"}b", mention + b")\x81", b"]" + mention + b"a"):
       assert "no checkpoint needs" in refusal(write_program(tmp_path / "x.pth", program + b".", {}, format))
