@@ -147,16 +147,30 @@ def attend(
 ) -> Float[Array, "B h N d"]:
   """softmax(q kᵀ / √d) v for each head; keeps only q, k and v for the backward pass, not the (N, N) weights.
 
-  NVIDIA's GPUs use cuDNN's fused kernel for bfloat16, its only type; XLA compiles all other cases.
+  NVIDIA's GPUs use cuDNN's fused kernel for bfloat16, its only type, where it takes the width of a head; XLA compiles all
+  other cases.
   """
-  if jax.default_backend() == "gpu" and q.dtype == jnp.bfloat16:
+  if _is_fused(q):
     return _fused_attention(q, k, v)
   return _attention_weights(q, k) @ v
 
 
-def _fused_attention(q, k, v):
-  q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # cuDNN takes (B, N, heads, d)
-  return jax.nn.dot_product_attention(q, k, v, implementation="cudnn").swapaxes(1, 2)
+def _is_fused(q) -> bool:
+  width = q.shape[-1]  # cuDNN takes multiples of 8, up to 128 on all GPUs that compute in bfloat16
+  return jax.default_backend() == "gpu" and q.dtype == jnp.bfloat16 and width % 8 == 0 and width <= 128
+
+
+def _fused_attention(q, k, v, even: bool = False):
+  """With `even`, an odd number of tokens gets one more, which nothing attends to: JAX refuses the gradient without."""
+  n = q.shape[2]
+  more = n % 2 if even else 0
+  # cuDNN takes (B, N, heads, d)
+  q, k, v = (jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, more), (0, 0), (0, 0))) for x in (q, k, v))
+  lengths = jnp.full(q.shape[0], n, jnp.int32) if more else None
+  mixed = jax.nn.dot_product_attention(
+    q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation="cudnn"
+  )
+  return mixed[:, :n].swapaxes(1, 2)
 
 
 def _attention_weights(q, k):
@@ -165,8 +179,8 @@ def _attention_weights(q, k):
 
 def _attend_backward(kept, gradient):
   q, k, v = kept
-  if jax.default_backend() == "gpu" and q.dtype == jnp.bfloat16:
-    return jax.vjp(_fused_attention, q, k, v)[1](gradient)
+  if _is_fused(q):
+    return jax.vjp(functools.partial(_fused_attention, even=True), q, k, v)[1](gradient)
   weights = _attention_weights(q, k)
   to_weights = gradient @ v.swapaxes(-1, -2)
   to_scores = weights * (to_weights - (to_weights * weights).sum(-1, keepdims=True)) * q.shape[-1] ** -0.5

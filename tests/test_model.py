@@ -210,10 +210,14 @@ def test_layer_norm_is_flax_own_with_the_gradient_of_its_formula(float64):
   check_grads(lambda x: of_layers.normalise(jnp.asarray(x), 1e-5), (x,), order=1, modes=["rev"])
 
 
-def test_the_fused_kernel_is_called_as_attention_is(monkeypatch):
-  """cuDNN's runs only on GPUs; XLA's, which runs anywhere, has the same interface."""
+@pytest.mark.parametrize(
+  ("tokens", "width", "shapes"), [(7, 8, [7, 8]), (6, 16, [6, 6]), (7, 12, []), (7, 136, [])]
+)
+def test_the_fused_kernel_is_called_as_attention_is(monkeypatch, tokens, width, shapes):
+  """cuDNN's runs only on GPUs; XLA's has the same interface. JAX takes no gradient of cuDNN's for an odd number of tokens
+  (measured on an H100, jax 0.11.2), and cuDNN no head whose width is not a multiple of 8."""
   rng = np.random.default_rng(0)
-  q, k, v = (jnp.asarray(rng.normal(size=(2, 3, 7, 8)), "bfloat16") for _ in range(3))
+  q, k, v = (jnp.asarray(rng.normal(size=(2, 3, tokens, width)), "bfloat16") for _ in range(3))
 
   def answers():
     out, back = jax.vjp(of_layers.attend, q, k, v)
@@ -222,12 +226,12 @@ def test_the_fused_kernel_is_called_as_attention_is(monkeypatch):
   ours, attention = answers(), jax.nn.dot_product_attention
   asked = []
 
-  def by_xla(*args, implementation):
-    asked.append(implementation)
-    return attention(*args, implementation="xla")
+  def by_xla(*args, implementation, **lengths):
+    asked.append((implementation, args[0].shape[1]))
+    return attention(*args, implementation="xla", **lengths)
 
   monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   for mine, fused in zip(ours, answers(), strict=True):
-    np.testing.assert_allclose(mine.astype("float32"), fused.astype("float32"), atol=0.05)
-  assert asked == ["cudnn"] * 2
+    np.testing.assert_allclose(mine.astype("float32"), fused.astype("float32"), atol=0.06)
+  assert asked == [("cudnn", n) for n in shapes]
