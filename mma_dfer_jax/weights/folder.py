@@ -25,10 +25,7 @@ AGAIN = "convert the source again"
 
 
 def open_folder(folder: Path) -> StoredModel:
-  """Opens a model folder, executes nothing; its `about` is model.json, see `FIELDS`.
-
-  UserError names all that is missing, unexpected and of the wrong shape.
-  """
+  """Opens a model folder, executes nothing; UserError names all that is missing, unexpected, of wrong shape."""
   path, weights = folder / "model.json", folder / PARAMETERS
   if not path.is_file():
     raise UserError(f"{folder} is no model folder: it has no model.json")
