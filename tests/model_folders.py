@@ -13,7 +13,7 @@ from mma_dfer_jax.weights.folder import write_folder
 from mma_dfer_jax.weights.mma_dfer import authors_tensors
 
 
-def layers(number: int, **changes) -> ModelConfig:
+def with_layers(number: int, **changes) -> ModelConfig:
   """A model of one or two layers; a checkpoint of it shows all of its sizes."""
   sizes = {"image": {"depth": number}, "audio": {"depth": number}, "prompts": {"layers_per_stage": 1}}
   for slot, fields in changes.items():
@@ -43,5 +43,5 @@ def authors_state(cfg: ModelConfig) -> dict[str, np.ndarray]:
 
 def model_folder(path: Path) -> Path:
   """One layer, as `convert` writes it."""
-  write_folder(path, stored(path, layers(1, audio_shape=(64, 32))))
+  write_folder(path, stored(path, with_layers(1, audio_shape=(64, 32))))
   return path

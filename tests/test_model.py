@@ -7,11 +7,11 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from jax.test_util import check_grads
-from model_folders import layers
+from model_folders import with_layers
 import numpy as np
 import pytest
 
-from mma_dfer_jax import layers as of_layers
+from mma_dfer_jax import layers
 from mma_dfer_jax.adapters import prompts
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.model import MmaDfer, ModelConfig, paper
@@ -20,7 +20,7 @@ from mma_dfer_jax.weights.files import Weights, held
 from mma_dfer_jax.weights.mma_dfer import find_model
 from mma_dfer_jax.weights.names import unused_shapes, used_shapes
 
-SMALL = layers(2, audio_shape=(64, 32))
+SMALL = with_layers(2, audio_shape=(64, 32))
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_patterns_that_match_nothing_are_all_named():
   assert "no regular expression" in str(error.value)
   assert "'temporal' matches no" in str(error.value)  # a pattern must match the whole path
   with pytest.raises(UserError, match=r"model.image.tunable 'pos_embd' matches no parameter"):
-    tunable_patterns(layers(2, image={"tunable": ("pos_embd",)}))
+    tunable_patterns(with_layers(2, image={"tunable": ("pos_embd",)}))
 
 
 def test_wrong_sizes_are_all_named():
@@ -141,7 +141,7 @@ def test_updates_reach_their_prompts_only():
 @pytest.fixture(scope="module")
 def fresh() -> MmaDfer:
   changes = {stream: {"width": 192} for stream in ("image", "audio")}
-  return MmaDfer(layers(2, image_size=64, audio_shape=(512, 128), **changes), rngs=nnx.Rngs(0))
+  return MmaDfer(with_layers(2, image_size=64, audio_shape=(512, 128), **changes), rngs=nnx.Rngs(0))
 
 
 def test_fresh_parameters_start_as_pytorchs(fresh):
@@ -195,19 +195,19 @@ def test_what_is_kept_for_the_backward_pass_changes_no_number(small):
 def test_gelu_and_attention_have_the_gradients_of_their_formulas(float64):
   keys = jax.random.split(jax.random.key(0), 4)
   q, k, v = (jax.random.normal(key, (2, 3, 5, 4), float) for key in keys[:3])
-  check_grads(lambda *arrays: of_layers.attend(*map(jnp.asarray, arrays)), (q, k, v), order=1, modes=["rev"])
-  check_grads(lambda x: of_layers.gelu(jnp.asarray(x)), (3 * q,), order=1, modes=["rev"])
+  check_grads(lambda *arrays: layers.attend(*map(jnp.asarray, arrays)), (q, k, v), order=1, modes=["rev"])
+  check_grads(lambda x: layers.gelu(jnp.asarray(x)), (3 * q,), order=1, modes=["rev"])
   scores = jnp.einsum("bhnd,bhmd->bhnm", q, k) / 2
-  np.testing.assert_allclose(of_layers.attend(q, k, v), jax.nn.softmax(scores) @ v, atol=1e-12)
-  np.testing.assert_allclose(of_layers.gelu(q), jax.nn.gelu(q, approximate=False), atol=1e-12)
+  np.testing.assert_allclose(layers.attend(q, k, v), jax.nn.softmax(scores) @ v, atol=1e-12)
+  np.testing.assert_allclose(layers.gelu(q), jax.nn.gelu(q, approximate=False), atol=1e-12)
 
 
 def test_layer_norm_is_flax_own_with_the_gradient_of_its_formula(float64):
   rng = np.random.default_rng(0)
   x = jnp.asarray(rng.normal(1.0, 3.0, size=(2, 3, 8)))
-  ours, theirs = (cls(8, epsilon=1e-5, rngs=nnx.Rngs(0)) for cls in (of_layers.LayerNorm, nnx.LayerNorm))
+  ours, theirs = (cls(8, epsilon=1e-5, rngs=nnx.Rngs(0)) for cls in (layers.LayerNorm, nnx.LayerNorm))
   np.testing.assert_allclose(ours(x), theirs(x), atol=1e-12)
-  check_grads(lambda x: of_layers.normalise(jnp.asarray(x), 1e-5), (x,), order=1, modes=["rev"])
+  check_grads(lambda x: layers.normalise(jnp.asarray(x), 1e-5), (x,), order=1, modes=["rev"])
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_the_fused_kernel_is_called_as_attention_is(monkeypatch, tokens, width, 
   q, k, v = (jnp.asarray(rng.normal(size=(2, 3, tokens, width)), "bfloat16") for _ in range(3))
 
   def answers():
-    out, back = jax.vjp(of_layers.attend, q, k, v)
+    out, back = jax.vjp(layers.attend, q, k, v)
     return [out, *back(out)]
 
   ours, attention = answers(), jax.nn.dot_product_attention

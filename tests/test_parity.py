@@ -12,7 +12,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 import make_weights
-from model_folders import layers as with_layers
+from model_folders import with_layers
 import numpy as np
 import optax
 import pytest

@@ -7,7 +7,7 @@ import sys
 import commands
 from conftest import GOLDEN, ROOT, golden_json
 import make_weights
-from model_folders import authors_state, layers
+from model_folders import authors_state, with_layers
 import numpy as np
 import pytest
 from torch_files import write_checkpoint, write_torch_file
@@ -18,7 +18,7 @@ from mma_dfer_jax.weights.files import StoredModel, open_weights
 from mma_dfer_jax.weights.folder import open_folder, write_folder
 from mma_dfer_jax.weights.mma_dfer import open_checkpoint, with_classes
 
-CFG = layers(2)
+CFG = with_layers(2)
 ORIGINAL = GOLDEN / "tiny_reference_checkpoint.pth"
 
 

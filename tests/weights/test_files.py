@@ -8,7 +8,7 @@ import sys
 
 from conftest import TINY, golden_json, golden_weights, tiny
 import ml_dtypes
-from model_folders import authors_state, layers
+from model_folders import authors_state, with_layers
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -25,7 +25,7 @@ QKV = "temporal_net.temporal_transformer.layers.0.0.fn.fn"
 DFEW = ("happy", "sad", "neutral", "angry", "surprise", "disgust", "fear")
 
 
-CFG = layers(2)
+CFG = with_layers(2)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,9 @@ def test_pytorch_reads_what_is_written(weights, whole_file, tmp_path):
 
 
 def test_an_ablated_model_says_its_parts(tmp_path):
-  cfg = layers(2, fusion={"name": "none"}, temporal={"name": "mean", "width": 32}, prompts={"name": "none"})
+  cfg = with_layers(
+    2, fusion={"name": "none"}, temporal={"name": "mean", "width": 32}, prompts={"name": "none"}
+  )
   tensors = {name: np.ones(shape, np.float32) for name, shape in used_shapes(cfg).items()}
   said = {"model": cfg.to_fields(), "classes": list("abcdefg")}
   assert open_checkpoint(write_checkpoint(tmp_path / "x.pth", tensors, mma_dfer_jax=said)).model == cfg

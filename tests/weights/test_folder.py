@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 import shutil
 
-from model_folders import authors_state, layers, random_parameters
+from model_folders import authors_state, random_parameters, with_layers
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -17,7 +17,7 @@ from mma_dfer_jax.weights.files import held
 from mma_dfer_jax.weights.folder import convert_checkpoint, open_folder, write_folder
 from mma_dfer_jax.weights.mma_dfer import open_checkpoint, with_classes
 
-CFG = layers(2)
+CFG = with_layers(2)
 
 
 @pytest.fixture(scope="module")

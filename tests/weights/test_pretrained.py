@@ -7,7 +7,7 @@ from conftest import GOLDEN, TINY, golden_json, slice_of
 from flax import nnx
 import jax.numpy as jnp
 import make_weights
-from model_folders import layers
+from model_folders import with_layers
 import numpy as np
 import pytest
 from torch_files import write_torch_file
@@ -19,7 +19,7 @@ from mma_dfer_jax.weights.names import CheckpointMismatchError, name_table
 from mma_dfer_jax.weights.positions import resize_positions
 from mma_dfer_jax.weights.pretrained import open_pretrained
 
-CFG = layers(2)
+CFG = with_layers(2)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_heads_are_compared_and_a_decoder_may_be_missing(states, tmp_path):
 
 
 def test_ablated_models_take_them_too(states, tmp_path):
-  cfg = layers(2, fusion={"name": "none"}, prompts={"name": "none"}, audio={"name": "none"})
+  cfg = with_layers(2, fusion={"name": "none"}, prompts={"name": "none"}, audio={"name": "none"})
   model = MmaDfer(cfg, rngs=nnx.Rngs(0))
   put_over(model, open_state("image", shallow(states["image"]), tmp_path / "x.pth", cfg).read())
   kernel = np.asarray(model.image_encoder.blocks[0].mlp.fc1.kernel[...])

@@ -5,7 +5,7 @@ from pathlib import Path
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from model_folders import layers, random_parameters
+from model_folders import random_parameters, with_layers
 import numpy as np
 import pytest
 from torch_files import write_checkpoint
@@ -29,7 +29,7 @@ PARTS = ("image_encoder", "audio_encoder", "image_prompts", "audio_prompts", "fu
          "classifier")  # fmt: skip
 
 
-CFG = layers(2)
+CFG = with_layers(2)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_the_same_model_is_taken_whole_from_a_file_a_folder_and_a_run(checkpoint
   ({"image": {"mean": (0.5, 0.5, 0.5)}}, "image_encoder", "mean=(0.5, 0.5, 0.5) instead of (0.0, 0.0, 0.0)"),
 ])  # fmt: skip
 def test_ablated_and_other_models_take_what_fits(folder, ours, changes, place, says):
-  cfg = layers(2, **changes)
+  cfg = with_layers(2, **changes)
   start = open_init(folder, cfg, CLASSES)
   assert says in lines(start)[place]
   found, shapes = start.read(), parameter_shapes(cfg)
@@ -143,7 +143,7 @@ def test_ablated_and_other_models_take_what_fits(folder, ours, changes, place, s
   (tuple("abcdefghijk"), "fresh, 11 classes instead of 7"),
 ])  # fmt: skip
 def test_classes_are_matched_by_name(folder, ours, classes, says):
-  start = open_init(folder, layers(2, num_classes=len(classes)), classes)
+  start = open_init(folder, with_layers(2, num_classes=len(classes)), classes)
   assert says in lines(start)["classifier"]
   found = start.read()
   if "reordered" in says:
@@ -155,7 +155,7 @@ def test_classes_are_matched_by_name(folder, ours, classes, says):
 
 @pytest.mark.slow
 def test_other_head_counts_are_refused_where_they_are_known(folder, checkpoint, tmp_path):
-  other = layers(2, image={"heads": 8}, temporal={"heads": 4, "head_dim": 16})
+  other = with_layers(2, image={"heads": 8}, temporal={"heads": 4, "head_dim": 16})
   convert_checkpoint(checkpoint, tmp_path / "eight", classes="dfew", heads=8)
   words = r"(?s)model\.audio\.heads=4, but it has 8 .*model\.image\.heads=4, but it has 8"
   with pytest.raises(UserError, match=words):
