@@ -126,7 +126,8 @@ class _Stream(nnx.RngStream):
 def own(rngs: nnx.Rngs, name: str) -> nnx.Rngs:
   """The random stream of one part ("fusion/3"): adding or removing a part changes no draw of the others."""
   apart = nnx.Rngs()
-  apart.params = _Stream(jax.random.fold_in(rngs.params.key[...], zlib.crc32(name.encode())), tag="params")
+  key = jax.random.fold_in(rngs.params.key[...], zlib.crc32(name.encode()))
+  apart.params = _Stream(key, tag="params")  # type: ignore[attr-defined] # streams are attributes of any name
   return apart
 
 

@@ -127,7 +127,8 @@ def open_weights(path: str | Path) -> Weights:
     raise
   except (TypeError, ValueError, RecursionError) as error:
     raise UserError(f"{path} has damaged notes under {OURS}: {error}") from error
-  training, of_file = {}, saved if isinstance(saved, dict) else {}
+  training: dict[str, Any] = {}
+  of_file = saved if isinstance(saved, dict) else {}
   epoch, accuracy = of_file.get("epoch"), of_file.get("best_acc")
   if type(epoch) is int and 0 <= epoch < 2**53:  # a file may hold a number of any length
     training["epoch"] = epoch
