@@ -1,6 +1,6 @@
 """Miniature copies of data sets in the forms in which they are handed out; the names are faithful, the clips are not."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 import wave
 
@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mma_dfer_jax.data.demo import write_clip
+from mma_dfer_jax.data.labels import LABEL_ORDERS
 from mma_dfer_jax.data.source import Layout, source_of
 from mma_dfer_jax.errors import UserError
 
@@ -17,11 +17,11 @@ FOLDS = range(1, 6)
 RATE = 24_000  # Hz; 16 kHz would be warned of
 DFEW = {f"{number:05d}": (k, number % 7) for number, k in enumerate((1, 1, 2, 2, 3, 3, 4, 4, 5, 5), 1)}
 MAFW = {f"{number:05d}": (k, number % 11) for number, k in enumerate((1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 5), 25)}
-MAFW_NAMES = ("happiness", "sadness", "neutral", "anger", "surprise", "disgust", "fear", "contempt", "anxiety",
-              "helplessness", "disappointment")  # fmt: skip
-MAFW_OFFICIAL_NAMES = (
-  tuple(["anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise"]) + MAFW_NAMES[7:]
-)
+MAFW_NAMES, MAFW_OFFICIAL_NAMES = (LABEL_ORDERS[name].classes for name in ("mafw", "mafw-official"))
+DFEW_LABELS = {clip: LABEL_ORDERS["dfew"].classes[label] for clip, (_, label) in DFEW.items()}
+MAFW_LABELS = {clip: MAFW_NAMES[label] for clip, (_, label) in MAFW.items()}
+UNREAD = "not looked into"
+SETS, TEST, PICTURES = "EmoLabel_DataSplit", "EmoLabel_DataSplit/test(single-labeled)", "Clip/clip_224x224"
 Clips = Mapping[str, tuple[int, int]]  # clip -> fold, label as MMA-DFER counts
 
 
@@ -33,21 +33,51 @@ def refused(match: str):
 def read(name: str, place: Path, **options) -> Layout:
   """What the source of this name finds."""
   of = source_of(name)
-  given = {
-    key: str(v) if isinstance(v, Path) else tuple(v) if isinstance(v, list) else v
-    for key, v in options.items()
-  }
+  fitting: dict[type, Callable] = {list: tuple, type(Path()): str}
+  given = {key: fitting.get(type(value), lambda v: v)(value) for key, value in options.items()}
   return of.read(Path(place), of.Options(**given))
 
 
-def prepare_clips(
-  manifest: Path, data_dir: Path, *, allow_missing_sound: bool = False, classes=(), **how
-) -> None:
+def labels(layout: Layout) -> dict[str, str]:
+  return {clip.clip_id: clip.label for clip in layout.clips}
+
+
+def texts(found: Iterable[object]) -> list[str]:
+  return [str(one) for one in found]
+
+
+def good(layout: Layout, number: int) -> Layout:
+  """A layout without any problem, whose files are all there."""
+  assert layout.problems == []
+  assert len(layout.clips) == len(labels(layout)) == number
+  for clip in layout.clips:
+    assert bool(clip.frames) != bool(clip.video)
+    assert all(path.is_file() for path in (*clip.frames, clip.video, clip.sound) if path)
+    assert clip.label in layout.classes
+  return layout
+
+
+def bad(layout: Layout, *expected: str, left: int) -> Layout:
+  """Every expected text is in a problem of its own, there are no others, and so many clips are left."""
+  there = texts(layout.problems)
+  assert len(there) == len(expected), there
+  for text in expected:
+    assert any(text in problem for problem in there), (text, there)
+  assert not {clip for problem in layout.problems for clip in problem.clips} & labels(layout).keys()
+  assert len(layout.clips) == left
+  return layout
+
+
+def change(path: Path, old: str, new: str) -> None:
+  text = path.read_text(encoding="utf-8")
+  assert old in text
+  path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def prepare_clips(manifest: Path, data_dir: Path, *, allow_missing_sound=False, classes=(), **how) -> None:
   """What `prepare --dataset=clips` does, in this process."""
-  module, layout = (
-    load("data.prepare"),
-    read("clips", manifest, classes=classes, allow_missing_sound=allow_missing_sound),
-  )
+  module = load("data.prepare")
+  layout = read("clips", manifest, classes=classes, allow_missing_sound=allow_missing_sound)
   module.prepare(layout, "clips", data_dir, module.Decoding(allow_missing_sound), str(manifest), **how)
 
 
@@ -80,15 +110,7 @@ def write_wav(path: Path, seconds: float = 0.1) -> None:
     file.writeframes(tone.astype("<i2").tobytes())
 
 
-def write_video(path: Path, frames: int = 4, sound: bool = True) -> None:
-  """A real mp4; readers of layouts open none, so that most archives do with `touch`."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  pictures = np.stack([np.full((16, 16, 3), 20 * i, np.uint8) for i in range(frames)])
-  tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(RATE // 4) / RATE) if sound else None
-  write_clip(path, pictures, tone, 10, RATE)
-
-
-def write_text(path: Path, text: str, encoding: str = "utf-8") -> None:
+def write_text(path: Path, text: str = UNREAD, encoding: str = "utf-8") -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_bytes(text.encode(encoding))
 
@@ -111,16 +133,13 @@ def dfew_csvs(folder: Path, clips: Clips = DFEW, pattern: str = "{part}(single-l
       write_text(folder / pattern.format(part=part, k=k), end.join(rows) + end, encoding)
 
 
-def counted_lists(folder: Path, clips: Clips, pattern: str, root: str, counts: Mapping[str, int] | int,
+def counted_lists(folder: Path, clips: Clips, pattern: str, root: str, count: int,
                   order: Sequence[int] | None = None, final: str = "\n") -> None:  # fmt: skip
   """Lists in the form of the original: `DIR COUNT LABEL`, labels from 0."""
   for k in FOLDS:
     for part, names in parts(clips, k).items():
-      rows = []
-      for name in names:
-        count = counts if isinstance(counts, int) else counts[name]
-        label = clips[name][1]
-        rows.append(f"{root}/{name} {count} {order[label] if order else label}")
+      numbers = {name: order[clips[name][1]] if order else clips[name][1] for name in names}
+      rows = [f"{root}/{name} {count} {number}" for name, number in numbers.items()]
       write_text(folder / pattern.format(part=part, k=k), "\n".join(rows) + final)
 
 
@@ -134,7 +153,7 @@ def dfew(home: Path, *, clips: Clips = DFEW, frames: int = 20, folders: Iterable
       place = part2 / "Clip" / folder / (clip if padded else str(int(clip)))
       write_pictures(place, count, name, first=1 if folder.endswith("16f") else 0)
     if sound in ("original", "both"):
-      write_text(part2 / f"Clip/original/{int(clip)}.mp4", "not looked into")
+      write_text(part2 / f"Clip/original/{int(clip)}.mp4")
     if sound in ("raw_wav", "both"):
       write_wav(part2 / f"Clip/raw_wav/{int(clip)}.wav")
   if csvs:
@@ -163,7 +182,7 @@ def mafw(home: Path, *, clips: Clips = MAFW, frames: int = 12, folders: Iterable
     if wavs:
       write_wav(archive / f"data/clips_wav/{clip}.wav")
     if videos:
-      write_text(archive / f"data/clips/{clip}.mp4", "not looked into")
+      write_text(archive / f"data/clips/{clip}.mp4")
   if lists:
     for captions in ("no_caption", "with_caption"):
       mafw_lists(archive / "Train & Test Set/single" / captions, clips)
@@ -171,35 +190,22 @@ def mafw(home: Path, *, clips: Clips = MAFW, frames: int = 12, folders: Iterable
   return archive
 
 
-def write_media(path: Path, real: bool = False) -> None:
-  """A sound or a video: one that can be decoded, or something that nobody looks into."""
-  if not real:
-    write_text(path, "not looked into")
-  elif path.suffix == ".wav":
-    write_wav(path)
-  else:
-    write_video(path)  # an mp4, by whatever extension
-
-
-def ravdess(
-  home: Path, actors: Iterable[int] = range(1, 25), *, flat: bool = False, real: bool = False
-) -> Path:
+def ravdess(home: Path, actors: Iterable[int] = range(1, 25), *, flat: bool = False) -> Path:
   """One clip of each emotion and statement of each actor."""
   for actor in actors:
     for emotion in range(1, 9):
       for statement in (1, 2):
         file = f"01-01-{emotion:02d}-01-{statement:02d}-01-{actor:02d}.mp4"
-        write_media(home / file if flat else home / f"Actor_{actor:02d}" / file, real)
+        write_text(home / file if flat else home / f"Actor_{actor:02d}" / file)
   return home
 
 
-def cremad(home: Path, speakers: Iterable[int] = range(1001, 1092), *, mp4: bool = False, wavs: bool = True,
-           real: bool = False) -> Path:  # fmt: skip
+def cremad(home: Path, speakers: Iterable[int] = range(1001, 1092), *, mp4=False, wavs=True) -> Path:
   """One clip of each emotion of each speaker."""
-  for speaker in speakers:
-    for emotion in ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD"):
-      name = f"{speaker}_DFA_{emotion}_XX"
-      write_media(home / (f"VideoMP4/{name}.mp4" if mp4 else f"VideoFlash/{name}.flv"), real)
-      if wavs:
-        write_media(home / f"AudioWAV/{name}.wav", real)
+  for name in (
+    f"{k}_DFA_{emotion}_XX" for k in speakers for emotion in ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD")
+  ):
+    write_text(home / (f"VideoMP4/{name}.mp4" if mp4 else f"VideoFlash/{name}.flv"))
+    if wavs:
+      write_text(home / f"AudioWAV/{name}.wav")
   return home

@@ -11,7 +11,8 @@ from typing import Any
 import av
 import numpy as np
 
-from mma_dfer_jax.data.records import Clip, Clips
+from mma_dfer_jax.data.records import Clips
+from mma_dfer_jax.data.source import ClipFiles
 
 TICKS = 90_000  # a second
 LOSSY = {"codec": "libx264", "pixels": "yuv420p", "sound_codec": "aac"}  # what most files hold
@@ -118,7 +119,7 @@ def write_data_set(data_dir: Path, records: Sequence[Mapping[str, Any]], classes
       file, jpegs=np.frombuffer(b"".join(frames), np.uint8), lengths=[len(frame) for frame in frames],
       waveform=record["waveform"], sample_rate=record["sample_rate"], face_share=record.get("face_share", np.nan),
     )  # fmt: skip
-    clips.append(Clip(record["clip_id"], record["label"], record["split"], file))
+    clips.append(ClipFiles(record["clip_id"], "", record["label"], record["split"], decoded=file))
   facts = {"class_order": "as given", "recipe": {}, "left_out": (), "fingerprint": "f"}
   Clips(clips=clips, classes=classes, data_dir=data_dir, **facts).write()
   return data_dir

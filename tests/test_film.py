@@ -64,7 +64,7 @@ def in_windows(path, window, hop, finder=None):
 
 
 def as_trained(path, finder=None):
-  record = read_record(path, finder=finder)
+  record = read_record(path, path, finder=finder)
   return record, make_example({"label": 0, "clip_id": b"", **record}, SPEC)
 
 

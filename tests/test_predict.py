@@ -94,7 +94,9 @@ def test_answers_of_clips(tmp_path, command, folder, model):
     assert (answer["model"]["path"], answer["model"]["precision"]) == (str(folder), "float32")
     assert answer["model"]["converted_from"]["file"] == "tiny_reference_checkpoint.pth"
     assert answer["version"]
-    example = make_example({"label": 0, "clip_id": b"", **read_record(tmp_path / name)}, model.about.inputs)
+    example = make_example(
+      {"label": 0, "clip_id": b"", **read_record(tmp_path / name, tmp_path / name)}, model.about.inputs
+    )
     logits = model(example["video"][None], example["spectrogram"][None])[0].astype(np.float64)
     expected = np.exp(logits) / np.exp(logits).sum()
     np.testing.assert_allclose(list(probabilities.values()), expected, atol=1e-6)

@@ -125,33 +125,6 @@ def test_bad_clips_are_left_out_on_request_and_others_noted(tmp_path):
     shutil.rmtree(data_set.path, ignore_errors=True)
 
 
-def test_wavs_of_other_rates_depths_and_channels(tmp_path):
-  import wave
-
-  raw = archives.dfew(tmp_path, frames=2)
-  kinds = {1: (8000, 1, 1), 2: (96_000, 2, 6), 3: (44_100, 3, 2), 4: (48_000, 4, 1), 5: (22_050, 2, 2)}
-  for number, (rate, width, channels) in kinds.items():
-    samples = (2 ** (8 * width - 2) * np.sin(np.arange(rate // 5) * 2 * np.pi * 440 / rate)).astype(np.int64)
-    if width == 1:
-      samples += 128  # 8-bit wavs are unsigned
-    data = np.repeat(samples[:, None], channels, axis=1)
-    raw_bytes = data.astype("<i8").view(np.uint8).reshape(*data.shape, 8)[..., :width].tobytes()
-    with wave.open(str(raw / f"Clip/raw_wav/{number}.wav"), "wb") as file:
-      file.setnchannels(channels)
-      file.setsampwidth(width)
-      file.setframerate(rate)
-      file.writeframes(raw_bytes)
-  prepare("--dataset=dfew", f"--raw={raw}", f"--data_dir={tmp_path}/data")
-  for fold in archives.FOLDS:
-    for clip, record in records(tmp_path / "data", "dfew", f"fold{fold}").items():
-      if int(clip) in kinds:
-        rate, width, _ = kinds[int(clip)]
-        assert int(record["sample_rate"]) == rate
-        assert len(record["waveform"]) == rate // 5
-        expected = 2**14 * np.sin(np.arange(rate // 5) * 2 * np.pi * 440 / rate)
-        assert np.abs(record["waveform"] - expected).max() <= (300 if width == 1 else 2)
-
-
 @pytest.mark.parametrize(("given", "words"), [
   (["--dataset=dfew", "--data_dir=x", "--manifest=m.csv"], ["--manifest is not for --dataset=dfew", "--raw is needed"]),
   (["--dataset=clips", "--data_dir=x", "--labels=mafw-official"], ["--labels is not for", "--manifest is needed"]),
@@ -175,27 +148,3 @@ def test_faces_are_cut_and_the_share_is_stored(tmp_path):
     (record,) = records(tmp_path / "data", "ravdess", split).values()
     assert record["face_share"] == 1.0
     assert decode_frame(record["frames"][0]).shape == (96, 96, 3)
-
-
-def test_sound_comes_from_the_wavs_of_cremad(tmp_path):
-  for speaker in range(1001, 1092, 18):
-    for emotion in ("ANG", "SAD"):
-      archives.write_video(tmp_path / f"VideoMP4/{speaker}_DFA_{emotion}_XX.mp4")
-      archives.write_wav(tmp_path / f"AudioWAV/{speaker}_DFA_{emotion}_XX.wav", 0.5)
-  flags = ("--dataset=cremad", f"--raw={tmp_path}", "--classes=anger,sad", f"--data_dir={tmp_path}/data")
-  assert "sound: wav files of AudioWAV" in prepare(*flags)
-  assert {len(r["waveform"]) for r in records(tmp_path / "data", "cremad", "fold2").values()} == {
-    archives.RATE // 2
-  }
-
-
-def test_folders_of_classes_become_a_data_set(tmp_path):
-  for label in ("happy", "sad"):
-    for i in range(4):
-      archives.write_video(tmp_path / f"raw/{label}/anna_{i}.mp4")
-  flags = ("--dataset=folders", f"--raw={tmp_path}/raw", "--test_share=0.25", f"--data_dir={tmp_path}/data")
-  assert "note: split: test: 25 % of the clips of each class" in prepare(*flags)
-  data_set = open_data_set(tmp_path / "data", "folders")
-  assert data_set.clips == {"train": {"happy": 3, "sad": 3}, "test": {"happy": 1, "sad": 1}}
-  assert data_set.recipe["folds"].startswith("test: 25 % of the clips")
-  assert data_set.train_and_test(0) == ("train", "test")

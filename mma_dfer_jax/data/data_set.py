@@ -35,11 +35,7 @@ class DataSet:
     return tfds.builder_from_directory(self.path).as_data_source(split)
 
   def train_and_test(self, fold: int) -> tuple[str, str]:
-    """The split expressions of a run: fold k tests on `foldk` and trains on the others; 0 is for `train` and `test`.
-
-    Raises:
-      UserError: if the data set has no such splits.
-    """
+    """The split expressions of a run: fold k tests on `foldk` and trains on the others; 0 is for `train` and `test`."""
     folds = [split for split in self.splits if split.startswith("fold")]
     test = f"fold{fold}" if fold else "test"
     train = [split for split in folds if split != test] if fold else ["train"]
@@ -52,11 +48,7 @@ class DataSet:
 
 
 def open_data_set(data_dir: str | os.PathLike, name: str, *, labelled: bool = True) -> DataSet:
-  """Opens a data set that `mma_dfer_jax.data.prepare` has written.
-
-  Raises:
-    UserError: if there is none, naming the command that writes it; if it has no labels.
-  """
+  """Opens a data set that `mma_dfer_jax.data.prepare` has written; refuses one without labels if `labelled`."""
   import tensorflow_datasets as tfds
 
   versions = [path.parent for path in Path(data_dir, name).glob("*/dataset_info.json")]

@@ -11,22 +11,19 @@ def _all(what: str) -> dict[str, Any]:
 
 
 LABEL_ORDERS: dict[str, LabelOrder] = {
-  label: order for of in _all("LABELS").values() for label, order in of.items()
+  name: order for of in _all("LABELS").values() for name, order in of.items()
 }
 COUNTS: dict[str, Counts] = _all("COUNTS")
 SCORES: dict[str, dict[str, float]] = _all("SCORES")
 
 
 def label_order(text: str) -> LabelOrder:
-  """The order that `--classes` names: dfew, mafw, mafw-official, or the names themselves, "a,b,c".
-
-  Raises:
-    UserError: if a name is empty or stands there twice.
-  """
+  """The order that `--classes` names: dfew, mafw, mafw-official, or different names themselves, "a,b,c"."""
   if text in LABEL_ORDERS:
     return LABEL_ORDERS[text]
   given = tuple(name.strip() for name in text.split(","))
   if len(given) < 2 or not all(given) or len(set(given)) < len(given):
-    known = ", ".join(LABEL_ORDERS)
-    raise UserError(f"--classes={text}: give {known}, or at least two different names, comma-separated")
+    raise UserError(
+      f"--classes={text}: give {', '.join(LABEL_ORDERS)}, or at least two different names, comma-separated"
+    )
   return LabelOrder(given, "as given by --classes")

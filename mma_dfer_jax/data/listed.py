@@ -13,7 +13,7 @@ import re
 from typing import NamedTuple
 
 from mma_dfer_jax.data import archive, source
-from mma_dfer_jax.data.archive import SOUNDS, VIDEOS, Archive, scan
+from mma_dfer_jax.data.archive import PICTURES, SOUNDS, VIDEOS, Archive, scan
 from mma_dfer_jax.data.source import FOLDS, ClipFiles, LabelOrder, Layout, as_clip_id, first_few, option
 from mma_dfer_jax.errors import UserError, listed
 
@@ -33,15 +33,13 @@ _WORDS = ("happy happiness joy", "sad sadness", "neutral neutrality", "angry ang
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(archive.Options):
-  """What can be asked of DFEW and MAFW."""
-
   lists: str | None = option(None, "Folder with the lists of the folds, if they are not in --raw.")
   recipe: str = option("default", "reference: frames as the original orders them.", "default", "reference")
   frames: str = option("all", "Which pictures to take.")
 
 
 def read_text(path: Path) -> str:
-  """Raises: ValueError: if it cannot be read, or is not UTF-8."""
+  """Raises ValueError if it cannot be read or is not UTF-8."""
   try:
     return path.read_bytes().decode("utf-8-sig")
   except OSError as error:
@@ -50,19 +48,12 @@ def read_text(path: Path) -> str:
     raise ValueError("must be saved as UTF-8") from error
 
 
-class Table(NamedTuple):
-  """A csv: `notes` are what is odd about its form, `rows` each have the number of their last line."""
+def read_table(
+  path: Path, *columns: str
+) -> tuple[list[str], list[tuple[int, list[str], dict[str, str]]], list[str]]:
+  """A csv with one of these sets of columns, as "path,label"; raises ValueError with what is wrong with it.
 
-  header: list[str]  # in lower case
-  rows: list[tuple[int, list[str]]]
-  notes: list[str]
-
-
-def read_table(path: Path, *columns: str) -> Table:
-  """A csv with one of these sets of columns, as "path,label"; takes semicolons or tabs in place of commas, and notes it.
-
-  Raises:
-    ValueError: what is wrong with the file.
+  Returns: its columns; its rows, as number of the last line, values, and the same by column; what is odd about its form.
   """
   text, wanted = read_text(path), " or ".join(columns)
   first = next((line for line in text.splitlines() if line.strip()), "")
@@ -78,13 +69,15 @@ def read_table(path: Path, *columns: str) -> Table:
     raise ValueError(f"must begin with the line {wanted} (comma, semicolon or tab); it begins with {first!r}")
   reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
   try:
-    rows = [(reader.line_num, row) for row in reader if any(value.strip() for value in row)]
+    lines = [(reader.line_num, row) for row in reader if any(map(str.strip, row))][1:]
   except csv.Error as error:
     raise ValueError(f"cannot be read in line {reader.line_num}: {error}") from error
   notes = [f"columns are separated by {delimiter!r}, not by a comma"] * (delimiter != ",")
   if extra := sorted(set(header) - known - {""}):
     notes.append(f"columns that are not used: {', '.join(extra)}")
-  return Table(header, rows[1:], notes)
+  empty = dict.fromkeys(header, "")
+  rows = [(n, row, empty | dict(zip(header, map(str.strip, row), strict=False))) for n, row in lines]
+  return header, rows, notes
 
 
 class Row(NamedTuple):
@@ -103,12 +96,10 @@ class Row(NamedTuple):
 
 
 class ListedArchive(Archive):
-  """An archive with lists.
+  """An archive with lists of folds.
 
-  Args:
-    folders: by --frames, the names of the folder that it takes; "video" is one of them.
-    sounds: the name of the folder with sounds.
-    first: the forms of lists that are accepted, and the number from which each counts its labels.
+  `folders` are the names of the folder that each choice of --frames takes, `sounds` the folder with sounds, `first` the
+  forms of lists that are accepted, and the number from which each counts its labels.
   """
 
   def __init__(self, name: str, raw: Path, folders: Mapping[str, Sequence[str]], sounds: str, first: Mapping[str, int],
@@ -116,7 +107,6 @@ class ListedArchive(Archive):
     super().__init__(raw, {sounds, *(name for names in folders.values() for name in names)}, layout, options)
     self.name, self.by_frames, self.sounds, self.first = name, folders, sounds, first
     self.options: Options = options
-    self.original = options.recipe == "reference"
     self.rows: list[Row] = []  # by fold, the test list first
 
   def read_lists(self, own: Path | None) -> None:
@@ -153,44 +143,41 @@ class ListedArchive(Archive):
       self.problem(found[key], "names no clip")
 
   def _read_rows(self, found: Mapping[tuple[int, str], Path]) -> dict[tuple[int, str], list[Row]]:
-    """The lists that can be read. The form of texts is that of most of their lines."""
+    """The lists that can be read. Texts all have the form of most of their lines."""
     accepted = " or ".join(FORMS[kind] for kind in self.first)
     rows: dict[tuple[int, str], list[Row]] = {}
     texts: dict[tuple[int, str], list[tuple[int, str]]] = {}
     for key, path in found.items():
       try:
         if path.suffix.lower() != ".csv":
-          lines = enumerate(map(str.strip, read_text(path).splitlines()), 1)
-          texts[key] = [(number, line) for number, line in lines if line]
-        elif "csv" in self.first:
-          rows[key] = list(self._read_csv(path, *key))
-        else:
+          numbered = enumerate(map(str.strip, read_text(path).splitlines()), 1)
+          texts[key] = [(number, line) for number, line in numbered if line]
+        elif "csv" not in self.first:
           raise ValueError(f"is a csv; accepted are {accepted}")
+        else:
+          rows[key] = list(self._read_csv(path, *key))
       except ValueError as error:
         self.problem(path, str(error))
-    fitting = {key: Counter(kind for _, line in text for kind, form in _LINES.items() if form.fullmatch(line))
-               for key, text in texts.items()}  # fmt: skip
-    kind = max(_LINES, key=sum(fitting.values(), Counter()).__getitem__)
+    lines = [line for text in texts.values() for _, line in text]
+    kind = max(_LINES, key=lambda kind: sum(map(bool, map(_LINES[kind].fullmatch, lines))))
     for key, text in texts.items():
       if not text:
         self.problem(found[key], "is empty")
-      elif kind not in self.first or not fitting[key][kind]:
+      elif kind not in self.first or not any(_LINES[kind].fullmatch(line) for _, line in text):
         self.problem(found[key], f"begins with {text[0][1]!r}; accepted are {accepted}")
       else:
         rows[key] = list(self._read_text(found[key], *key, kind, text))
     return rows
 
   def _read_csv(self, path: Path, fold: int, part: str) -> Iterator[Row]:
-    shown, table = self.show(path), read_table(path, "video_name,label")
-    for note in table.notes:
-      self.note(note, shown)
-    for line, values in table.rows:
-      where, width = f"{shown} line {line}", len(table.header)
-      row = dict(zip(table.header, map(str.strip, values), strict=False))
-      name = row.get("video_name", "")
+    header, rows, notes = read_table(path, "video_name,label")
+    for note in notes:
+      self.note(note, self.show(path))
+    for number, values, row in rows:
+      where, name = f"{self.show(path)} line {number}", row["video_name"]
       clip = re.fullmatch(rf"([0-9]+)({'|'.join(map(re.escape, VIDEOS))})?", name)
-      if len(values) != width:
-        wrong = f"{source.count(len(values), 'value')} in {width} columns: {','.join(values)!r}"
+      if len(values) != len(header):
+        wrong = f"{source.count(len(values), 'value')} in {len(header)} columns: {','.join(values)!r}"
         self._line_problem(where, name, wrong)
       elif clip:
         yield Row(path, fold, part, "csv", where, as_clip_id(clip[1]), row["label"])
@@ -219,9 +206,8 @@ class ListedArchive(Archive):
   def read_labels(self, classes: Sequence[str]) -> None:
     """Finds the classes that the lists mean: by numbers in this order, by names, or by the same in other words.
 
-    Raises:
-      UserError: if numbers count from elsewhere: some label is too large and the smallest is never used, or the other way
-        round, so that all of them would be one off.
+    It refuses numbers that count from elsewhere: some label is too large and the smallest is never used, or the other way
+    round, so that all of them would be one off.
     """
     for kind, first in self.first.items():
       rows, last = [row for row in self.rows if row.kind == kind], first + len(classes) - 1
@@ -235,9 +221,7 @@ class ListedArchive(Archive):
       if re.fullmatch("[0-9]+", word):
         return classes[int(word) - first] if first <= int(word) < first + len(classes) else None
       alike = {other for words in _WORDS if word in words.split() for other in words.split()}
-      fitting = [name for name in classes if name.lower() == word] or [
-        name for name in classes if name in alike
-      ]
+      fitting = [name for name in classes if name.lower() == word] or list(alike.intersection(classes))
       return fitting[0] if len(fitting) == 1 else None
 
     self.rows = [row._replace(label=label_of(row.written.lower(), self.first[row.kind])) for row in self.rows]
@@ -246,16 +230,16 @@ class ListedArchive(Archive):
     """The clips of the five test lists, each in one fold and with one label, in the order of the lists."""
     places: dict[str, Row] = {}
     for row in (row for row in self.rows if row.part == "test"):
-      before, label = places.get(row.clip_id), row.label
-      if label is None:
+      before = places.get(row.clip_id)
+      if row.label is None:
         self.problem(row.where, f"{row.written!r} is not the label of a class", row.clip_id)
       elif before:
-        also = f", with the label {before.label} there and {label} here" if label != before.label else ""
-        self.problem(row.where, f"is in {before.where} already{also}", row.clip_id)
+        labels = f", with the label {before.label} there and {row.label} here" * (row.label != before.label)
+        self.problem(row.where, f"is in {before.where} already{labels}", row.clip_id)
       else:
         places[row.clip_id] = row
-        if not row.written.isdecimal() and label != row.written.lower():
-          self.note(f"the label {row.written} is read as {label}", row.clip_id)
+        if not row.written.isdecimal() and row.label != row.written.lower():
+          self.note(f"the label {row.written} is read as {row.label}", row.clip_id)
     return places
 
   def _compare(self, places: Mapping[str, Row]) -> None:
@@ -263,51 +247,49 @@ class ListedArchive(Archive):
 
     It names a mistake once, however many lists show it, and none of a clip that is a problem already.
     """
-    bad, named = self.bad_clips, {key: Counter[str]() for key in sorted({row[1:3] for row in self.rows})}
-    shown = {row[1:3]: self.show(row.path) for row in self.rows}
     wrong: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)  # (what, clip) -> by training set: where
+    shown = {row.fold: self.show(row.path) for row in self.rows if row.part == "train"}
+    train = {k: Counter(row.clip_id for row in self.rows if row[1:3] == (k, "train")) for k in sorted(shown)}
+    tested = {row.clip_id for row in self.rows if row.part == "test"}
+    complete = {row.fold for row in self.rows if row.part == "test"} == set(FOLDS)
+    if unchecked := [str(k) for k in FOLDS if k not in shown]:
+      self.note(f"no list of the training set of fold {', '.join(unchecked)}: not compared")
     for row in self.rows:
-      named[row[1:3]][row.clip_id] += 1
       place = places.get(row.clip_id)
       if row.part == "train" and place and row.label != place.label:
         written = row.label or f"{row.written!r}, which is no class"
         wrong[f"{written}, but {place.label} in {place.where}", row.clip_id].setdefault(row.fold, row.where)
-    complete = all((k, "test") in named for k in FOLDS)
-    tested = {clip for (_, part), clips in named.items() if part == "test" for clip in clips}
-    if unchecked := [str(k) for k in FOLDS if (k, "train") not in named]:
-      self.note(f"no list of the training set of fold {', '.join(unchecked)}: not compared")
-    for (k, part), clips in named.items():
+    for k, clips in train.items():
       here = {clip for clip, place in places.items() if place.fold == k}
       mistakes = {
         "named more than once": {clip for clip, times in clips.items() if times > 1},
         "also in the test set of the same fold": here & clips.keys(),
+        "in no test set": clips.keys() - tested if complete else set(),
+        "missing, though in the test set of another fold": places.keys() - here - clips.keys()
+        if complete
+        else set(),
       }
-      if complete:
-        mistakes["in no test set"] = clips.keys() - tested
-        mistakes["missing, though in the test set of another fold"] = places.keys() - here - clips.keys()
-      for what, those in mistakes.items() if part == "train" else ():
-        for clip in those:
-          wrong[what, clip][k] = shown[k, part]
+      for what, clip in ((what, clip) for what, those in mistakes.items() for clip in those):
+        wrong[what, clip][k] = shown[k]
+    bad = self.bad_clips
     for (what, clip), lists in wrong.items():
       if clip not in bad:
         first, *others = lists
         also = f" and the training sets of the folds {', '.join(map(str, others))}" if others else ""
         self.problem(lists[first] + also, what, clip)
 
-  def folder_of_lists(self) -> Path | None:
-    """The folder, under whatever name, in which the lists say that the clips are."""
-    names = {row.folder for row in self.rows if row.folder}
-    folder = self.find(names.pop()) if len(names) == 1 else None
-    if folder:
+  def find_frames(self, *choices: str, by_lists: bool) -> Path:
+    """The folder that these choices of --frames take, or with `by_lists` the one that the lists name; there must be one."""
+    folder = self.find(*(name for choice in choices for name in self.by_frames[choice]))
+    named = {row.folder for row in self.rows if row.folder and by_lists and not folder}
+    if len(named) == 1 and (folder := self.find(*named)):
       self.note(f"{self.show(folder)}: pictures are taken from here, as the lists name this folder")
+    if not folder:
+      advice = [f"there is {self.show(path)}: --frames={choice} takes it" for choice, names in self.by_frames.items()
+                for name in names for path in self.folders.get(name, ())]  # fmt: skip
+      missing = " or ".join(self.by_frames[choice][0] for choice in choices)
+      raise self.unrecognised(f"no folder {missing}, which --frames={self.options.frames} needs", *advice)
     return folder
-
-  def no_frames(self, *needed: str) -> UserError:
-    """The error for an archive without the folder that --frames needs: says which of its folders another choice takes."""
-    advice = [f"there is {self.show(path)}: --frames={choice} takes it"
-              for choice, names in self.by_frames.items() for name in names for path in self.folders.get(name, ())]  # fmt: skip
-    missing = f"no folder {' or '.join(needed)}, which --frames={self.options.frames} needs"
-    return self.unrecognised(missing, *advice)
 
   def _clips(self, places: Mapping[str, Row], pictures: Path | None, videos: Path | None, wavs: Path | None,
              ) -> list[ClipFiles]:  # fmt: skip
@@ -319,24 +301,57 @@ class ListedArchive(Archive):
     bad, named = self.bad_clips, {row.clip_id for row in self.rows}
     if others := sorted(looked.keys() - named - bad):
       self.note(f"{self.show(home)}: clips in no list, not used", *others)
-    good = [row for row in places.values() if row.clip_id not in bad]
-    found = [self.only_match(looked, row.clip_id, what, home) for row in good]
+    good: list[tuple[Row, list[str]]] = [(row, []) for row in places.values() if row.clip_id not in bad]
+    found = [self.only_match(looked, row.clip_id, what, home, wrong) for row, wrong in good]
     with ThreadPoolExecutor(8) as pool:  # a network disk answers several at once
-      scans = list(pool.map(lambda path: scan(path) if pictures and isinstance(path, Path) else None, found))
+      scans = list(pool.map(lambda path: scan(path) if pictures and path else None, found))
     clips = []
-    for row, path, scanned in zip(good, found, scans, strict=True):
-      names: list[str] = []
-      wrong = [path] if isinstance(path, str) else []
-      if scanned and isinstance(path, Path):
-        names, wrong = self.in_order(path, scanned, row.annotated, self.original)
-      of_sound = "wav" if wavs else "video"
-      sound = self.sound_of(sounds, row.clip_id, of_sound, sounds_in, wrong) if sounds_in else None
+    for (row, wrong), path, scanned in zip(good, found, scans, strict=True):
+      names = self._in_order(path, scanned, row.annotated, wrong) if path and scanned else []
+      of = "wav" if wavs else "video"
+      sound = self.only_match(sounds, row.clip_id, of, sounds_in, wrong, sound=True) if sounds_in else None
       if wrong:
         self.problem(row.where, "; ".join(wrong), row.clip_id)
-      elif isinstance(path, Path):
+      elif path:
         media = tuple(path / name for name in names), None if pictures else path, sound
         clips.append(ClipFiles(row.clip_id, row.where, str(row.label), f"fold{row.fold}", *media))
     return clips
+
+  def _in_order(self, folder: Path, scanned: tuple, annotated: int | None, wrong: list[str]) -> list[str]:
+    """Names of the pictures in the order of their use; adds what is wrong with them.
+
+    Source: reference.md, quirks 13 and 14. The original takes everything that a folder holds but hidden files, in string
+    order, and of it as many as its list says.
+    """
+    folders, files, links, error = scanned
+    shown, original = self.show(folder), self.options.recipe == "reference"
+    if error:
+      wrong.append(f"{shown} cannot be read ({error})")
+      return []
+    wrong += [f"{shown}/{name} {bad}" for name in links if (bad := self.wrong_link(folder / name))]
+    names = sorted((name for name in (*files, *links) if name.lower().endswith(PICTURES)), key=source.natural)
+    others = [*folders, *(name for name in (*files, *links) if not name.lower().endswith(PICTURES))]
+    if not names:
+      wrong.append(f"{shown} holds no pictures ({first_few(others, 3) or 'nothing at all'})")
+      return []
+    for what, example in _odd(names, others).items():
+      if example:
+        self.note(f"clips with {what}", f"{shown} ({example})")
+    if original and others:
+      wrong.append(f"{shown} holds what is no picture, but counts in the original: {first_few(others, 3)}")
+    if original:
+      names.sort()
+    if annotated is None or annotated == len(names):
+      return names
+    if original and not 0 < annotated <= len(names):
+      wrong.append(f"{shown} holds {source.count(len(names), 'picture')}, {annotated} are annotated")
+      return names
+    used = "the rest, last in string order, is not used" if original else "all files are used"
+    what = f"fewer frames than there are files: {used}"
+    if annotated > len(names):
+      what = "more frames than there are files: all files are used, some may be missing"
+    self.note(f"clips annotated with {what}", f"{shown} ({annotated} annotated, {len(names)} there)")
+    return names[:annotated] if original else names
 
   def _describe_sounds(self, clips: Sequence[ClipFiles], wavs: Path | None, videos: Path | None) -> str:
     """Notes what is odd about the sounds, by names and some headers; returns what the recipe says of them."""
@@ -352,13 +367,9 @@ class ListedArchive(Archive):
     return f"{' and '.join(kinds)} files of {wavs.name}"
 
   def read(self, order: LabelOrder, kind: str, pictures: Path | None, *, own_sound: bool = False, **facts: str) -> Layout:  # fmt: skip
-    """Lists and media put together.
+    """Lists and media put together; `kind` of pictures and `facts` are for the recipe.
 
-    Args:
-      order: that the classes are written in.
-      kind: of pictures, for the recipe; `facts`: more for it.
-      pictures: folder of the clips' folders; None: pictures come from the videos.
-      own_sound: whether sound comes from the videos even if there are sound files.
+    Without the folder `pictures`, pictures come from the videos; with `own_sound`, sound does so too.
     """
     from mma_dfer_jax.data.faces import ARCHIVE_FACES  # here, as labels need no OpenCV
 
@@ -381,16 +392,16 @@ class ListedArchive(Archive):
     clips = self._clips(places, pictures, videos, wavs)
     sound = self._describe_sounds(clips, wavs, videos)
     self._compare(places)  # last: it says nothing more of clips that are a problem already
-    annotated = self.original and any(row.kind == "counted" for row in self.rows)
+    original, forms = self.options.recipe == "reference", sorted({row.kind for row in self.rows})
     recipe = archive.OF_VIDEO if kind == "video" else {
       "frames": kind,
-      "frame_order": "string: 10.jpg before 2.jpg, as the original" if self.original else "natural: 2.jpg before 10.jpg",
-      "frame_count": "as annotated in the lists" if annotated else "all files",
+      "frame_order": "string: 10.jpg before 2.jpg, as the original" if original else "natural: 2.jpg before 10.jpg",
+      "frame_count": "as annotated in the lists" if original and "counted" in forms else "all files",
       "frame_coding": "as delivered",
     } | ({} if kind == "scenes" else ARCHIVE_FACES)  # fmt: skip
-    forms = " and ".join(sorted({FORMS[row.kind] for row in self.rows}))
-    recipe = recipe | {"sound": sound} | facts | {"folds": f"test set k of the lists, {forms}"}
-    return self.found(clips, order.classes, order.origin, recipe, [f"fold{k}" for k in FOLDS])
+    folds = f"test set k of the lists, {' and '.join(sorted(FORMS[form] for form in forms))}"
+    recipe = {**recipe, "sound": sound, **facts, "folds": folds}
+    return self.found(clips, order, recipe, [f"fold{k}" for k in FOLDS])
 
 
 def _fold_and_part(path: Path) -> tuple[int, str] | None:
@@ -404,8 +415,29 @@ def _fold_and_part(path: Path) -> tuple[int, str] | None:
   return (int(fold), part) if fold and part else None
 
 
+def _odd(names: Sequence[str], others: Sequence[str]) -> dict[str, str]:
+  """What is odd about a folder of pictures, given in natural order, and of others: an example of it, or nothing."""
+  numbers = {name: tuple(map(int, re.findall("[0-9]+", os.path.splitext(name)[0]))) for name in names}
+  first: dict[tuple[int, ...], str] = {}
+  double = [(first[numbers[n]], n) for n in names if numbers[n] and first.setdefault(numbers[n], n) != n]
+  unnumbered = [name for name in names if not numbers[name]]
+  several = len({len(number) for number in first}) > 1
+  # Of several numbers in a name, one counts the frames.
+  counting = [] if several else [column for column in map(set, zip(*first, strict=True)) if len(column) > 1]
+  lacking = max(counting[0]) - min(counting[0]) + 1 - len(counting[0]) if len(counting) == 1 else 0
+  kinds = sorted({os.path.splitext(name)[1].lower() for name in names})
+  return {
+    "something that by its extension is no picture, not used": first_few(others, 1),
+    "pictures of several file types": ", ".join(kinds) if len(kinds) > 1 else "",
+    "several pictures of the same number": ", ".join(double[0]) if double else "",
+    "pictures without a number among numbered ones": unnumbered[0] if first and unnumbered else "",
+    "pictures that are named in different ways": f"{names[0]}, {names[-1]}" if several else "",
+    "gaps in the numbers of their pictures": f"{lacking} lacking" if lacking else "",
+  }
+
+
 def _wav_rate(path: Path) -> int:
   """Hz, by the header of a wav; 0 if it has none."""
   with path.open("rb") as file:
-    head = file.read(4096)
-  return int.from_bytes(head[at + 12 : at + 16], "little") if (at := head.find(b"fmt ")) > 0 else 0
+    at = (head := file.read(4096)).find(b"fmt ")
+  return int.from_bytes(head[at + 12 : at + 16], "little") if at > 0 else 0

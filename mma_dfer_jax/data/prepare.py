@@ -41,7 +41,7 @@ from mma_dfer_jax.data import media, source
 from mma_dfer_jax.data.counts import Findings, check_counts, published_counts
 from mma_dfer_jax.data.data_set import follow_parent, open_data_set
 from mma_dfer_jax.data.faces import POLICIES, FaceFinder, face_model, face_recipe
-from mma_dfer_jax.data.records import RECIPE, Clip, Clips, read_record
+from mma_dfer_jax.data.records import RECIPE, Clips, read_record
 from mma_dfer_jax.data.source import ClipFiles, Layout, Note, Problem, count, in_lines, natural
 from mma_dfer_jax.disk import sha256_of
 from mma_dfer_jax.errors import UserError, listed
@@ -71,25 +71,20 @@ def _fields(name: str) -> dict[str, dataclasses.Field]:
 
 def _define_options() -> list[str]:
   """Defines every field of every data set's Options as a flag, once; returns their names."""
-  users: dict[str, dict[str, dataclasses.Field]] = defaultdict(dict)  # by flag and data set
-  for name in source.names():
-    for flag, field in _fields(name).items():
-      users[flag][name] = field
   kinds: dict[type, Any] = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float,
                             tuple: flags.DEFINE_list}  # fmt: skip
-  for flag, fields in users.items():
-    one: Any = next(iter(fields.values()))
-    words = one.metadata["help"]
-    choices = {name: field.metadata["choices"] for name, field in fields.items()}
-    if len(fields) < len(source.names()):
-      words = f"{', '.join(fields)}: {words}"
+  of = {name: _fields(name) for name in source.names()}
+  options: dict[str, Any] = {flag: field for fields in of.values() for flag, field in fields.items()}
+  for flag, one in options.items():
+    choices = {name: fields[flag].metadata["choices"] for name, fields in of.items() if flag in fields}
+    words = f"{', '.join(choices)}: " * (len(choices) < len(of)) + one.metadata["help"]
     if len(set(choices.values())) > 1:
-      words += "".join(f" {name}: {', '.join(of)}." for name, of in choices.items())
-    if values := list(dict.fromkeys(value for of in choices.values() for value in of)):
+      words += "".join(f" {name}: {', '.join(values)}." for name, values in choices.items())
+    if values := list(dict.fromkeys(itertools.chain(*choices.values()))):
       flags.DEFINE_enum(flag, one.default, values, words)
     else:
       kinds.get(type(one.default), flags.DEFINE_string)(flag, one.default, words)
-  return list(users)
+  return list(options)
 
 
 _OPTIONS = _define_options()
@@ -108,7 +103,6 @@ class Decoding:
 
   @functools.cached_property
   def recipe(self) -> dict[str, str]:
-    """What is stored of it."""
     sound = {"missing_sound": "constant spectrogram" if self.allow_missing_sound else "refused"}
     if not self.face_model:
       return sound
@@ -116,17 +110,16 @@ class Decoding:
     return sound | faces | {"frame_coding": RECIPE["frame_coding"]}
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=1)  # one for each process
 def _finder(of: Decoding) -> FaceFinder | None:
-  """One for each process."""
   return FaceFinder(Path(of.face_model), of.face_policy, of.face_size) if of.face_model else None
 
 
-def decode_clip(files: ClipFiles, decoded: Path, decoding: Decoding) -> str | None:
+def decode_clip(files: ClipFiles, decoding: Decoding) -> str | None:
   """Decodes a clip completely and keeps its record in a file; returns what is wrong, or None."""
   video = None if files.frames else files.video
   try:
-    record = read_record(video, pictures=files.frames, sound=files.sound, finder=_finder(decoding))
+    record = read_record(video, files.sound, pictures=files.frames, finder=_finder(decoding))
   except FileNotFoundError as error:
     return f"{error.filename}: there is no such file"
   except media.MediaError as error:
@@ -138,47 +131,46 @@ def decode_clip(files: ClipFiles, decoded: Path, decoding: Decoding) -> str | No
     return f"{files.sound}: no audio stream, or less than {shortest} in it (--allow_missing_sound takes such clips)"
   # From the headers of picture files; those of a video are of one size.
   sizes = {Image.open(io.BytesIO(data)).size for data in record["frames"] if files.frames}
-  partial = decoded.with_suffix(f".{os.getpid()}.partial")
+  partial = files.decoded.with_suffix(f".{os.getpid()}.partial")
   with partial.open("wb") as file:
     sound_and_share = {key: record[key] for key in ("waveform", "sample_rate", "face_share")}
     np.savez(file, jpegs=np.frombuffer(b"".join(record["frames"]), np.uint8), sizes=sorted(sizes),
              lengths=[len(jpeg) for jpeg in record["frames"]], **sound_and_share)  # fmt: skip
-  partial.replace(decoded)  # a killed run keeps no half clip
+  partial.replace(files.decoded)  # a killed run keeps no half clip
   return None
 
 
 def decode_all(files: Sequence[ClipFiles], scratch: Path, decoding: Decoding, num_workers: int,
-               ) -> tuple[list[Clip], list[Problem]]:  # fmt: skip
+               ) -> tuple[list[ClipFiles], list[Problem]]:  # fmt: skip
   """Decodes every clip that is not decoded yet, by several processes; returns the clips, and what is wrong with others."""
   scratch.mkdir(parents=True, exist_ok=True)
   for partial in scratch.glob("*.partial"):
     partial.unlink()
-  clips = [Clip(one.clip_id, one.label, one.split, scratch / f"{_key(one, decoding)}.npz") for one in files]
-  todo = [i for i, clip in enumerate(clips) if not clip.decoded.exists()]
+  clips = [dataclasses.replace(one, decoded=scratch / f"{_key(one, decoding)}.npz") for one in files]
+  todo = [clip for clip in clips if not clip.decoded.exists()]
   if done := len(clips) - len(todo):
     print(f"{done} of {len(clips)} clips are decoded already")
   workers, spawn = min(num_workers, len(todo)), multiprocessing.get_context("spawn")
   pool = ProcessPoolExecutor(workers, spawn, follow_parent) if workers > 1 else ThreadPoolExecutor(1)
-  problems: dict[int, Problem] = {}
+  problems: dict[str, Problem] = {}
   try:
     with Progress("decode", len(clips), done=done) as bar, pool:
-      jobs = [files[i] for i in todo], [clips[i].decoded for i in todo]
-      for i, wrong in zip(todo, pool.map(decode_clip, *jobs, itertools.repeat(decoding)), strict=True):
+      for clip, wrong in zip(todo, pool.map(decode_clip, todo, itertools.repeat(decoding)), strict=True):
         if wrong:
-          problems[i] = Problem(files[i].where, wrong, (files[i].clip_id,))
+          problems[clip.clip_id] = Problem(clip.where, wrong, (clip.clip_id,))
         bar.update()
   except BrokenProcessPool as error:
     raise UserError("a process that decodes was ended from outside, most often for lack of memory; run the command "
                     "again with a smaller --num_workers; finished clips are kept") from error  # fmt: skip
-  return [clip for i, clip in enumerate(clips) if i not in problems], list(problems.values())
+  return [clip for clip in clips if clip.clip_id not in problems], list(problems.values())
 
 
 def _key(files: ClipFiles, decoding: Decoding) -> str:
   """Names the decoded form of a clip by all that it depends on."""
-  versions: list[tuple[str, int, int]] = []
+  versions = []
   for file in (*files.frames, files.video, files.sound):
     stat = file.stat() if file and file.exists() else None
-    versions.append((str(file), stat.st_size, stat.st_mtime_ns) if stat else (str(file), -1, -1))
+    versions.append((str(file), stat.st_size if stat else -1, stat.st_mtime_ns if stat else -1))
   return hashlib.sha256(json.dumps([versions, decoding.recipe, RECIPE]).encode()).hexdigest()[:32]
 
 
@@ -210,15 +202,13 @@ def prepare(
 ) -> None:  # fmt: skip
   """What was found -> decoded clips -> a data set in data_dir; messages name `origin`, the manifest or folder.
 
-  Raises:
-    UserError: with every problem, if more clips are bad than allowed, or something is wrong with the whole; if data_dir
-      holds another data set, or another process writes it; if it cannot be written.
+  It refuses with every problem if more clips are bad than allowed or something is wrong with the whole; and if data_dir
+  holds another data set, cannot be written, or another process writes it.
   """
-  named = {clip.label for clip in layout.clips}
-  notes = list(layout.notes)
-  if unused := [label for label in layout.classes if label not in named]:
+  named, notes = {clip.label for clip in layout.clips}, list(layout.notes)
+  if unused := tuple(label for label in layout.classes if label not in named):
     hint = ": --classes=… names those to take" if "classes" in _fields(name) else ""
-    notes.append(Note(f"classes without a clip{hint}", tuple(unused)))
+    notes.append(Note(f"classes without a clip{hint}", unused))
   _print_notes(notes)
   if any(not problem.clips for problem in layout.problems):
     raise listed(f"{origin} cannot be prepared, no data set was written", in_lines(layout.problems),
@@ -256,10 +246,9 @@ def prepare(
 
 def _write(builder: Clips, name: str, notes: list[Note], scratch: Path, target: Path) -> None:
   """Writes the data set, with what more there is to note of it, and puts it in its place when it is complete."""
-  more = []
-  if uneven := tuple(clip.clip_id for clip in builder.clips if len(np.load(clip.decoded)["sizes"]) > 1):
-    more = [Note("clips with frames of different sizes: in training the first one's crop is cut from all, as in the original",
-                 uneven)]  # fmt: skip
+  uneven = tuple(clip.clip_id for clip in builder.clips if len(np.load(clip.decoded)["sizes"]) > 1)
+  what = "clips with frames of different sizes: in training the first one's crop is cut from all, as in the original"
+  more = [Note(what, uneven)] if uneven else []
   warning = source.rate_warning(name, builder.facts["sample_rates"])
   if warning and all(note.what != warning for note in notes):
     more.append(Note(warning, warning=True))
@@ -275,13 +264,13 @@ def _write(builder: Clips, name: str, notes: list[Note], scratch: Path, target: 
   shutil.rmtree(scratch)
 
 
-def _check_left_out(layout: Layout, clips: Sequence[Clip], problems: list[Problem], origin: str, allow_bad: int,
+def _check_left_out(layout: Layout, clips: Sequence[ClipFiles], problems: list[Problem], origin: str, allow_bad: int,
                     ) -> list[str]:  # fmt: skip
   """Prints and returns a line for every clip that is left out, and why; refuses more than allowed, and an empty split."""
-  bad: dict[str, list[str]] = {}
+  bad: dict[str, list[str]] = defaultdict(list)
   for problem in problems:
     for clip in problem.clips:
-      bad.setdefault(clip, []).append(problem.what + (f" ({problem.where})" if problem.where else ""))
+      bad[clip].append(problem.what + f" ({problem.where})" * bool(problem.where))
   total = len(bad.keys() | {clip.clip_id for clip in layout.clips})
   gone = sorted((layout.splits | {clip.split for clip in layout.clips}) - {clip.split for clip in clips})
   if len(bad) > allow_bad:
@@ -308,7 +297,7 @@ def _described(splits: Mapping[str, int]) -> str:
 def check(layout: Layout, name: str) -> int:
   """Prints what names and lists show, the verdict last; returns the exit status, 1 if there are problems."""
   found, classes = Counter((clip.split, clip.label) for clip in layout.clips), layout.classes or ("",)
-  splits = sorted(layout.splits | {clip.split for clip in layout.clips})
+  splits = sorted(layout.splits | {split for split, _ in found})
   counts = {split: {label: found[split, label] for label in classes} for split in splits}
   result = Findings(counts, published_counts(name, classes), in_lines(layout.problems), purpose="preparation")
   for note in layout.notes:

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-import dataclasses
 import json
 import os
 from pathlib import Path
@@ -17,6 +16,7 @@ from tensorflow_datasets.core import shuffle
 from mma_dfer_jax.data import media
 from mma_dfer_jax.data.faces import FaceFinder
 from mma_dfer_jax.data.frames import JPEG_QUALITY, decode_frame, encode_frame
+from mma_dfer_jax.data.source import ClipFiles
 from mma_dfer_jax.progress import Progress
 
 # How a video file becomes a record; stored with the data set and with every checkpoint, and compared.
@@ -27,44 +27,31 @@ RECIPE = {
   "frame_size": "native: as decoded, not cropped",
   "frame_coding": f"jpeg, quality {JPEG_QUALITY}",
 }
-OWN_SOUND = Path()  # the sound of the video itself
 
 
 def read_record(
-  video: str | os.PathLike | None,
-  *,
-  pictures: Sequence[Path] = (),
-  sound: str | os.PathLike | None = OWN_SOUND,
-  finder: FaceFinder | None = None,
+  video: Path | None, sound: Path | None, *, pictures: Sequence[Path] = (), finder: FaceFinder | None = None
 ) -> dict[str, Any]:
-  """A clip, decoded completely, as the record that training would see.
+  """A clip, decoded completely, as the record that training would see; raises MediaError if a file is damaged or no media.
 
   Args:
     video: a file with pictures; None: they are files of their own.
+    sound: a file, perhaps the video; None: there is none.
     pictures: files in the order of frames; their bytes stay as they are unless faces are cut out.
-    sound: None: there is none.
   Returns:
-    frames: JPEG (or the files' own) bytes of every frame; waveform: (S,) int16, first channel, empty if there is less
-    sound than one window; sample_rate in Hz, 0 then; has_audio; face_share: share of frames with a face, NaN if none was
-    looked for.
-  Raises:
-    MediaError: if a file is no video, sound or picture, or damaged.
+    frames: JPEG (or the files' own) bytes of every frame; waveform: (S,) int16, first channel, empty if there is less sound
+    than one window; sample_rate in Hz, 0 then; has_audio; face_share of the frames with a face, NaN if none was looked for.
   """
-  heard = video if sound is OWN_SOUND else sound
-  found = media.read_sound(heard) if heard is not None else None
+  found = media.read_sound(sound) if sound else None
   if found and not media.is_long_enough(found.waveform, found.sample_rate):
     found = None
 
   def decoded() -> Iterator[np.ndarray]:
-    return media.iterate_frames(video) if video is not None else (decode_frame(_checked(p)) for p in pictures)
+    return media.iterate_frames(video) if video else (decode_frame(_checked(p)) for p in pictures)
 
   images, track = finder.crops(decoded) if finder else (decoded(), None)
-  if video is None and finder is None:
-    frames = [_checked(picture) for picture in pictures]
-  else:
-    frames = [encode_frame(image) for image in images]
   return {
-    "frames": frames,
+    "frames": list(map(encode_frame, images)) if video or finder else list(map(_checked, pictures)),
     "waveform": found.waveform if found else np.zeros(0, np.int16),
     "sample_rate": found.sample_rate if found else 0,
     "has_audio": found is not None,
@@ -82,16 +69,6 @@ def _checked(picture: Path) -> bytes:
   return data
 
 
-@dataclasses.dataclass(frozen=True)
-class Clip:
-  """One clip: where its decoded form lies until the data set is written."""
-
-  clip_id: str
-  label: str  # class name; empty: there is none
-  split: str
-  decoded: Path  # .npz: jpegs, lengths, waveform, sample_rate, face_share
-
-
 class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
   """Writes clips as tfds records: JPEG frames, first-channel waveform, label (-1: none); one split per split of the clips.
 
@@ -103,9 +80,7 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
   VERSION = tfds.core.Version("1.0.0")
   url_infos: Mapping[str, Any] = {}  # nothing is downloaded; tfds would look for a file that says so
 
-  def __init__(
-    self, *, clips: Sequence[Clip], classes: Sequence[str], data_dir: str | os.PathLike, **facts: Any
-  ):
+  def __init__(self, *, clips: Sequence[ClipFiles], classes: Sequence[str], data_dir: Path, **facts: Any):
     self.clips, self.classes = clips, list(classes)
     counts = Counter((clip.split, clip.label) for clip in clips)
     rates = [int(np.load(clip.decoded)["sample_rate"]) for clip in clips]
@@ -126,27 +101,25 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
                            lambda body: body.update(__module__=__name__, __doc__=f"The data set {name}."))  # fmt: skip
 
   def _info(self) -> tfds.core.DatasetInfo:
-    features = tfds.features.FeaturesDict(
-      {
-        "clip_id": tfds.features.Text(),
-        "frames": tfds.features.Sequence(tfds.features.Text()),  # JPEG bytes; Image would decode all of them
-        "waveform": tfds.features.Tensor(shape=(None,), dtype=np.int16),
-        "sample_rate": np.int32,  # Hz
-        "has_audio": np.bool_,
-        "face_share": np.float32,  # of the frames; NaN: not looked for
-        "label": tfds.features.ClassLabel(names=self.classes),
-      }
-    )
+    features = {
+      "clip_id": tfds.features.Text(),
+      "frames": tfds.features.Sequence(tfds.features.Text()),  # JPEG bytes; Image would decode all of them
+      "waveform": tfds.features.Tensor(shape=(None,), dtype=np.int16),
+      "sample_rate": np.int32,  # Hz
+      "has_audio": np.bool_,
+      "face_share": np.float32,  # of the frames; NaN: not looked for
+      "label": tfds.features.ClassLabel(names=self.classes),
+    }
     # As text: tfds would bring back lists of metadata as something else.
     metadata = tfds.core.MetadataDict(facts=json.dumps(self.facts))
-    return _Info(builder=self, features=features, metadata=metadata)
+    return _Info(builder=self, features=tfds.features.FeaturesDict(features), metadata=metadata)
 
   def _split_generators(self, dl_manager):
     del dl_manager
     splits = dict.fromkeys(clip.split for clip in self.clips)
     return {split: self._generate_examples([c for c in self.clips if c.split == split]) for split in splits}
 
-  def _generate_examples(self, clips: Iterable[Clip]) -> Iterator[tuple[str, dict[str, Any]]]:
+  def _generate_examples(self, clips: Iterable[ClipFiles]) -> Iterator[tuple[str, dict[str, Any]]]:
     for clip in clips:
       self.bar.update()
       with np.load(clip.decoded) as decoded:
@@ -165,28 +138,21 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
 
   def write(self) -> Path:
     """Writes the data set and returns its folder, which gets its name when all is in it."""
-    _use_local_buckets()
+    # tfds spills splits over 1 GB into buckets, which it opens with TensorFlow: it gets Python's own files.
+    files = types.SimpleNamespace(GFile=open, exists=os.path.exists, remove=os.remove)
+    errors = types.SimpleNamespace(ResourceExhaustedError=())  # of no kind, so that an OSError stays one
+    shuffle.tf = types.SimpleNamespace(io=types.SimpleNamespace(gfile=files), errors=errors)
+    # All 1000 buckets stay open at once; the usual soft limit is 1024 files.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = 4096 if hard == resource.RLIM_INFINITY else min(4096, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, enough), hard))
     tfds.disable_progress_bar()
     with Progress("write", len(self.clips)) as self.bar:
       # Nothing is downloaded, but tfds makes a folder for it.
       self.download_and_prepare(download_dir=self.data_path.parent)
     return Path(self.data_path)
 
-  def _log_download_bytes(self) -> None:
-    """Silent: tfds would speak of downloads."""
-
-  _log_download_done = _log_download_bytes
-
-
-def _use_local_buckets() -> None:
-  """tfds spills splits over 1 GB into buckets, which it opens with TensorFlow: makes it use Python's own files."""
-  files = types.SimpleNamespace(GFile=open, exists=os.path.exists, remove=os.remove)
-  errors = types.SimpleNamespace(ResourceExhaustedError=())  # of no kind, so that an OSError stays one
-  shuffle.tf = types.SimpleNamespace(io=types.SimpleNamespace(gfile=files), errors=errors)
-  # All 1000 buckets stay open at once; the usual soft limit is 1024 files.
-  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-  enough = 4096 if hard == resource.RLIM_INFINITY else min(4096, hard)
-  resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, enough), hard))
+  _log_download_bytes = _log_download_done = lambda self: None  # tfds would speak of downloads
 
 
 class _Info(tfds.core.DatasetInfo):

@@ -100,20 +100,17 @@ class Problem(NamedTuple):
       return f"{self.where}: {count(len(self.clips), 'clip')} {self.what}: {first_few(self.clips)}"
     return ": ".join(filter(None, (self.where, *self.clips, self.what))).replace("\0", "\\0")
 
-  @property
-  def kind(self) -> tuple[bool, str]:
-    """The same for problems that differ only in names, paths and numbers."""
-    what = self.what
-    for clip in self.clips:
-      what = what.replace(os.path.basename(clip), "…")
-    return bool(self.clips), re.sub(r"'[^']*'|[^\s:;,()']*[\d/…][^\s:;,()']*", "…", what)
-
 
 def in_lines(problems: Iterable[Problem]) -> list[str]:
   """A line for each problem, in natural order; more than three of a kind share one, with their number and examples."""
   kinds: dict[tuple[bool, str], list[Problem]] = defaultdict(list)
   for problem in sorted(dict.fromkeys(problems), key=lambda problem: natural(str(problem))):
-    kinds[problem.kind].append(problem)
+    what = problem.what
+    for clip in problem.clips:
+      what = what.replace(os.path.basename(clip), "…")
+    # The same for problems that differ only in names, paths and numbers.
+    kind = re.sub(r"'[^']*'|[^\s:;,()']*[\d/…][^\s:;,()']*", "…", what)
+    kinds[bool(problem.clips), kind].append(problem)
   lines = [str(one) for alike in kinds.values() if len(alike) <= EXAMPLES for one in alike]
   for alike in (alike for alike in kinds.values() if len(alike) > EXAMPLES):
     clips = {clip for problem in alike for clip in problem.clips}
@@ -132,14 +129,13 @@ class Note(NamedTuple):
   warning: bool = False  # it may cost accuracy
 
   def __str__(self) -> str:
-    """With the first few names."""
     number = f" ({len(self.names)})" if len(self.names) > 1 else ""
     return self.what + (f"{number}: {first_few(self.names)}" if self.names else "")
 
 
 @dataclasses.dataclass(frozen=True)
 class ClipFiles:
-  """One clip: where its pictures and its sound are."""
+  """One clip: where its pictures and its sound are, and its decoded form until the data set is written."""
 
   clip_id: str  # unique; the archive's own name, numbers with five digits: "00001"
   where: str  # the line or the file that names it, for messages
@@ -148,6 +144,7 @@ class ClipFiles:
   frames: tuple[Path, ...] = ()  # picture files in the order of their use; empty: they come from `video`
   video: Path | None = None
   sound: Path | None = None  # a sound file, or the video; None: there is none for this clip
+  decoded: Path = Path()  # .npz: jpegs, lengths, sizes, waveform, sample_rate, face_share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,8 +175,7 @@ def first_few(names: Iterable[object], most: int = 5) -> str:
 
 
 def count(number: int, one: str) -> str:
-  """ "1 clip", "2 clips"."""
-  return f"{number} {one}{'' if number == 1 else 's'}"
+  return f"{number} {one}{'' if number == 1 else 's'}"  # "1 clip", "2 clips"
 
 
 def natural(name: str) -> tuple[list[tuple[int, int, str]], str]:

@@ -26,19 +26,18 @@ def read(manifest: Path, options: Options) -> Layout:
   if manifest.is_dir() or (glob.has_magic(str(manifest)) and not manifest.exists()):
     return _unlabelled(manifest, options)
   try:
-    table = listed.read_table(manifest, "path,label,split", "path,label,fold")
+    header, lines, notes = listed.read_table(manifest, "path,label,split", "path,label,fold")
   except ValueError as error:
     raise UserError(f"{manifest}: {error}\n{LAYOUT}") from error
-  if not table.rows:
-    raise UserError(f"{manifest}: holds no rows, only {','.join(table.header)}")
-  folds, classes, header = "fold" in table.header, options.classes, table.header
+  if not lines:
+    raise UserError(f"{manifest}: holds no rows, only {','.join(header)}")
+  folds, classes = "fold" in header, options.classes
   known = re.compile("fold[1-9][0-9]*" if folds else "train|test")
   clips: list[ClipFiles] = []
   problems: list[Problem] = []
   splits: set[str] = set()
   seen: dict[str, int] = {}
-  for line, values in table.rows:
-    row = dict.fromkeys(header, "") | dict(zip(header, map(str.strip, values), strict=False))
+  for line, values, row in lines:
     path, label = row["path"], row["label"]
     split = f"fold{row['fold'].removeprefix('fold')}" if folds else row["split"]
     can_be = path and "\0" not in path
@@ -70,7 +69,7 @@ def read(manifest: Path, options: Options) -> Layout:
   problems += [Problem(str(manifest), text) for text in source.near_duplicates(labels)]
   order = "as given by --classes" if classes else "sorted by name"
   return Layout(classes or tuple(sorted(labels, key=natural)), order, clips, problems, {},
-                [Note(note) for note in table.notes], frozenset(splits))  # fmt: skip
+                [Note(note) for note in notes], frozenset(splits))  # fmt: skip
 
 
 def _unlabelled(place: Path, options: Options) -> Layout:

@@ -5,7 +5,7 @@ import re
 
 from mma_dfer_jax.data.archive import SOUNDS, VIDEOS, Archive
 from mma_dfer_jax.data.archive import ClassOptions as Options
-from mma_dfer_jax.data.source import ClipFiles, Layout, folds_of
+from mma_dfer_jax.data.source import ClipFiles, LabelOrder, Layout, folds_of
 
 FLAG = "raw"
 LAYOUT = "accepted for CREMA-D: VideoFlash/1001_DFA_ANG_XX.flv … or VideoMP4/*.mp4; and AudioWAV/*.wav"
@@ -32,7 +32,8 @@ def read(raw: Path, options: Options) -> Layout:
   pictures = archive.index(videos, VIDEOS)
   sounds = archive.index(wavs, SOUNDS) if wavs else pictures
   files = [path for index in (pictures, sounds) for paths in index.values() for path in paths]
-  pointers = [path for path in files if _is_pointer(path)]
+  small = [path for path in files if path.stat().st_size < 200]
+  pointers = [path for path in small if path.read_bytes().startswith(b"version https://git-lfs")]
   if names := tuple(dict.fromkeys(path.stem for path in sorted(pointers))):
     archive.problem("", "not downloaded, only pointers of Git LFS, which `git lfs pull` replaces", *names)
   if not pictures or {path for paths in pictures.values() for path in paths} <= set(pointers):
@@ -40,24 +41,19 @@ def read(raw: Path, options: Options) -> Layout:
   clips = []
   for name in sorted(pictures.keys() - archive.bad_clips):
     match = re.fullmatch(rf"(1\d\d\d)_[A-Z]{{3}}_({'|'.join(CLASSES)})_(LO|MD|HI|XX)", name)
-    where, video = archive.show(pictures[name][0]), archive.only_match(pictures, name, "video", videos)
-    wrong, sound = [video] if isinstance(video, str) else [], None
-    if match and 1001 <= int(match[1]) <= 1091:
-      sound = archive.sound_of(sounds, name, "wav" if wavs else "video", wavs or videos, wrong)
-    else:
-      wrong = ["is not a CREMA-D name, such as 1001_DFA_ANG_XX"]
+    where, wrong = archive.show(pictures[name][0]), list[str]()
+    if not match or not 1001 <= int(match[1]) <= 1091:
+      archive.problem(where, "is not a CREMA-D name, such as 1001_DFA_ANG_XX", name)
+      continue
+    video = archive.only_match(pictures, name, "video", videos, wrong)
+    sound = archive.only_match(sounds, name, "wav" if wavs else "video", wavs or videos, wrong, sound=True)
     if wrong:
       archive.problem(where, "; ".join(wrong), name)
-    elif match and isinstance(video, Path):
+    else:
       split = f"fold{min(5, (int(match[1]) - 1001) // 18 + 1)}"
       clips.append(ClipFiles(name, where, CLASSES[match[2]], split, video=video, sound=sound))
   if alone := sorted(sounds.keys() - pictures.keys()):
     archive.note("wavs without a video, not used", *alone)
   recipe = {"folds": FOLDS, "sound": f"wav files of {wavs.name}" if wavs else "that of the videos"}
-  origin = "CREMA-D: third part of the file names, sorted"
-  return archive.found_by_class(clips, tuple(CLASSES.values()), origin, options.classes, recipe)
-
-
-def _is_pointer(path: Path) -> bool:
-  """Whether Git LFS has not replaced the file by its content yet."""
-  return path.stat().st_size < 200 and path.read_bytes().startswith(b"version https://git-lfs")
+  order = LabelOrder(tuple(CLASSES.values()), "CREMA-D: third part of the file names, sorted")
+  return archive.found_by_class(clips, order, options.classes, recipe)

@@ -48,8 +48,5 @@ def read(raw: Path, options: Options) -> Layout:
   archive = listed.ListedArchive("dfew", home, FOLDERS, "raw_wav", {"csv": 1, "counted": 0}, LAYOUT, options)
   archive.read_lists(archive.find("EmoLabel_DataSplit"))
   archive.read_labels(CLASSES)
-  (name,) = FOLDERS[options.frames]
-  pictures = None if of_video else archive.find(name) or archive.folder_of_lists()
-  if not (pictures or (of_video and archive.find(name))):
-    raise archive.no_frames(name)
-  return archive.read(ORDER, options.frames, pictures, own_sound=of_video)
+  pictures = archive.find_frames(options.frames, by_lists=not of_video)
+  return archive.read(ORDER, options.frames, None if of_video else pictures, own_sound=of_video)

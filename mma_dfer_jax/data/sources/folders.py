@@ -7,7 +7,7 @@ from pathlib import Path
 import re
 
 from mma_dfer_jax.data.archive import VIDEOS, Archive, ClassOptions
-from mma_dfer_jax.data.source import ClipFiles, Layout, natural, near_duplicates, option
+from mma_dfer_jax.data.source import ClipFiles, LabelOrder, Layout, natural, near_duplicates, option
 from mma_dfer_jax.errors import UserError, listed
 
 FLAG = "raw"
@@ -58,9 +58,9 @@ def read(raw: Path, options: Options) -> Layout:
     archive.note(f"split: {rule}")
     test = _drawn(clips, options)
     clips = [dataclasses.replace(clip, split="test" if clip.clip_id in test else "train") for clip in clips]
-  recipe, origin = {"folds": rule, "sound": "that of the videos"}, "names of the folders, sorted"
-  names = sorted(classes, key=natural)
-  return archive.found_by_class(clips, names, origin, options.classes, recipe, ["train", "test"])
+  order = LabelOrder(tuple(sorted(classes, key=natural)), "names of the folders, sorted")
+  recipe = {"folds": rule, "sound": "that of the videos"}
+  return archive.found_by_class(clips, order, options.classes, recipe, ["train", "test"])
 
 
 def _clips_of(folder: Path, label: str, split: str, archive: Archive) -> list[ClipFiles]:

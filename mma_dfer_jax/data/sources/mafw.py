@@ -49,11 +49,9 @@ class Options(listed.Options):
 
 
 def read(raw: Path, options: Options) -> Layout:
-  """Takes cropped faces if they are there.
+  """Takes cropped faces if they are there, and with --recipe=reference only as many frames as --lists say: one too few.
 
-  With --recipe=reference it takes as many frames as --lists say, one less than there are, so that the last in string order
-  is never used. Without --numbers, files MAFW_set_k_… count as MMA-DFER does, set_k/{train,test}.txt officially, and others
-  are refused.
+  Without --numbers, files MAFW_set_k_… count as MMA-DFER does, set_k/{train,test}.txt officially; others are refused.
   """
   original = options.recipe == "reference"
   if original and (options.frames == "video" or not options.lists):
@@ -74,21 +72,19 @@ def read(raw: Path, options: Options) -> Layout:
 
 def _pictures(archive: listed.ListedArchive, options: Options) -> tuple[Path | None, str]:
   """The folder of pictures, None for videos, and which kind they are."""
-  frames = options.frames
-  faces = archive.find(*FOLDERS["faces"]) if frames in ("all", "faces") else None
-  scenes = archive.find("frames") if frames == "scenes" or (frames == "all" and not faces) else None
-  pictures = faces or scenes or (archive.folder_of_lists() if frames == "all" else None)
-  if not pictures and not (frames == "video" and archive.find("clips")):
-    raise archive.no_frames(*(["clips_faces", "frames"] if frames == "all" else FOLDERS[frames][:1]))
-  if scenes and frames == "all" and not options.faces:
+  frames, choices = options.frames, ("faces", "scenes")
+  pictures = archive.find_frames(*(choices if frames == "all" else [frames]), by_lists=frames == "all")
+  if frames != "all":
+    return None if frames == "video" else pictures, frames
+  kind = next((choice for choice in choices if pictures.name.lower() in FOLDERS[choice]), "all")
+  if kind == "scenes" and not options.faces:
     # Public reports of training on whole scenes: MAE-DFER's issue 22.
-    raise UserError(f"{scenes} holds whole scenes, and there is no folder clips_faces with cropped faces. Models trained on "
-                    "scenes reach about 15 % UAR. Choose --faces=yunet, which finds the faces and cuts them out, or "
-                    "--frames=scenes, which takes the scenes as they are. Faces that you have cut out yourself belong in a "
-                    "folder clips_faces")  # fmt: skip
-  if faces and frames == "all" and "frames" in archive.folders:
-    archive.note(f"{archive.show(faces)}: chosen; --frames=scenes takes the whole scenes instead")
-  return pictures, "faces" if faces else "scenes" if scenes else frames
+    raise UserError(f"{pictures} holds whole scenes, and there is no folder clips_faces with cropped faces. Models trained on "
+                    "scenes reach about 15 % UAR. Choose --faces=yunet, which cuts the faces out, or --frames=scenes, which "
+                    "takes the scenes as they are. Faces that you have cut out belong in a folder clips_faces")  # fmt: skip
+  if kind == "faces" and "frames" in archive.folders:
+    archive.note(f"{archive.show(pictures)}: chosen; --frames=scenes takes the whole scenes instead")
+  return pictures, kind
 
 
 def _read_numbers(archive: listed.ListedArchive, numbers: str | None) -> str:
@@ -97,7 +93,11 @@ def _read_numbers(archive: listed.ListedArchive, numbers: str | None) -> str:
   if not lists:
     archive.read_labels(LABELS["mafw"].classes)
     return "names, not numbers" + f" (--numbers={numbers} is not used)" * bool(numbers)
-  by_name = {path: _order_by_name(path, kind) for path, kind in lists.items()}
+  by_name = {}
+  for path, kind in lists.items():
+    official = kind != "counted" and re.fullmatch(r"set_?\d", path.parent.name.lower())
+    mma_dfer = kind == "counted" and re.match(r"mafw_set_?\d", path.name.lower())
+    by_name[path] = "mafw-official" if official else "mafw" if mma_dfer else None
   if not numbers and (None in by_name.values() or len(set(by_name.values())) > 1):
     raise all_listed(
       "MAFW has two label orders in circulation, and the names of these lists do not tell by which they count",
@@ -113,12 +113,6 @@ def _read_numbers(archive: listed.ListedArchive, numbers: str | None) -> str:
   tests = Counter((row.fold, row.written) for row in archive.rows if row.part == "test" and row.path in lists)
   _compare_with_published(archive, tests, order, given=bool(numbers))
   return f"{order} ({how})"
-
-
-def _order_by_name(path: Path, kind: str) -> str | None:
-  if kind == "counted":
-    return "mafw" if re.match(r"mafw_set_?\d", path.name.lower()) else None
-  return "mafw-official" if re.fullmatch(r"set_?\d", path.parent.name.lower()) else None
 
 
 def _compare_with_published(archive: listed.ListedArchive, tests: Counter, order: str, given: bool) -> None:

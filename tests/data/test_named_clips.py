@@ -1,0 +1,230 @@
+"""Clips that folders, file names or a manifest describe: which become training and test, and what is wrong with others."""
+
+from collections import Counter, defaultdict
+import functools
+from pathlib import Path
+import shutil
+
+import archives
+from archives import bad, good, labels, refused, texts, write_text
+import pytest
+
+from mma_dfer_jax.data.labels import LABEL_ORDERS
+
+read_ravdess, read_cremad, read_folders, read_clips = (
+  functools.partial(archives.read, name) for name in ("ravdess", "cremad", "folders", "clips")
+)
+
+
+def by_split(layout, of):
+  """What a function says of the clips of each split."""
+  found = defaultdict(set)
+  for clip in layout.clips:
+    found[clip.split].add(of(clip))
+  return found
+
+
+def folders(home, *names, classes=("sad", "Happy 2", "Happy 10")):
+  for label in classes:
+    for name in names:
+      write_text(home / label / name)
+  return home
+
+
+def test_folders_of_classes(tmp_path):
+  speakers = ("anna", "ben", "Cem", "dora")
+  home = folders(tmp_path, *(f"{speaker}_{i}.mp4" for speaker in speakers for i in range(5)))
+  write_text(home / "sad/notes.txt")
+  layout = good(read_folders(home, test_share=0.2), 60)
+  assert layout.classes == ("Happy 2", "Happy 10", "sad")
+  expected = {(split, label): n for split, n in (("test", 4), ("train", 16)) for label in layout.classes}
+  assert Counter((clip.split, clip.label) for clip in layout.clips) == expected
+  rule = "test: 20 % of the clips of each class, by sha256 of the seed 0 and the name"
+  assert layout.recipe["folds"] == rule
+  assert "no videos by extension, not used: sad/notes.txt" in texts(layout.notes)
+  assert read_folders(home, test_share=0.2).clips == layout.clips
+  assert read_folders(home, test_share=0.2, split_seed=1).clips != layout.clips
+  layout = good(read_folders(home, test_share=0.3, split_by="speaker"), 60)
+  speakers = by_split(layout, lambda clip: Path(clip.clip_id).stem[:3])
+  assert (len(speakers["test"]), len(speakers["train"])) == (1, 3)
+  assert not speakers["test"] & speakers["train"]
+  layout = good(read_folders(home, test_share=0.2, classes=["sad", "Happy 2"]), 40)
+  assert layout.classes == ("sad", "Happy 2")
+  for share in (0.0, 1.0, -1.0):
+    with refused(r"no folders train and test\. Split the clips with --test_share=0\.2"):
+      read_folders(home, test_share=share)
+  write_text(home / "sad/more/x.mp4")
+  (home / "empty").mkdir()
+  (home / "SAD").mkdir()
+  wrong = ("sad/more: is a folder within a class", "empty: holds no videos", "SAD: holds no videos")
+  bad(read_folders(home, test_share=0.2), *wrong, "'SAD' and 'sad' differ in case", left=60)
+
+
+def test_folders_with_a_split_of_their_own(tmp_path):
+  for split, count in (("Train", 3), ("test", 2)):
+    folders(tmp_path / "data" / split, *(f"{i}.mp4" for i in range(count)))
+  layout = good(read_folders(tmp_path / "data"), 15)
+  assert Counter(clip.split for clip in layout.clips) == {"train": 9, "test": 6}
+  assert layout.classes == ("Happy 2", "Happy 10", "sad")
+  assert layout.recipe["folds"] == "the folders train and test"
+  with refused("remove --test_share"):
+    read_folders(tmp_path / "data", test_share=0.5)
+  (tmp_path / "data/angry").mkdir()
+  shutil.copytree(tmp_path / "data/test", tmp_path / "test")
+  for place in ("data", "."):
+    with refused(r"(?s)only if these two folders are there.*found: .*accepted for folders"):
+      read_folders(tmp_path / place, test_share=0.5)
+  with refused(r"sad/0\.mp4 is alone"):
+    read_folders(folders(tmp_path / "one", "0.mp4", classes=["sad"]), test_share=0.5)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_ravdess_folds_share_no_actor(tmp_path, flat):
+  layout = good(read_ravdess(archives.ravdess(tmp_path, flat=flat)), 24 * 16)
+  actors = by_split(layout, lambda clip: clip.clip_id[-2:])
+  assert sorted(actors) == [f"fold{k}" for k in range(1, 6)]
+  assert sum(map(len, actors.values())) == 24
+  assert actors["fold1"] == {"01", "06", "11", "16", "21"}
+  assert layout.recipe["folds"] == "fold = (actor - 1) mod 5 + 1: no actor is in two folds"
+  assert layout.classes[1] == "calm"
+  assert labels(layout)["01-01-08-01-02-01-24"] == "surprise"
+
+
+def test_ravdess_classes_are_chosen_and_one_actor_is_split_by_statement(tmp_path):
+  home = archives.ravdess(tmp_path / "five", range(1, 6))
+  layout = good(read_ravdess(home, classes=LABEL_ORDERS["dfew"].classes), 5 * 14)
+  assert layout.classes == LABEL_ORDERS["dfew"].classes
+  left_out = "clips of the class calm left out, as --classes does not name it (10): 01-01"
+  assert str(layout.notes[0]).startswith(left_out)
+  with refused("there is no boredom, only neutral, calm"):
+    read_ravdess(home, classes=["boredom", "calm"])
+  layout = good(read_ravdess(archives.ravdess(tmp_path / "one", [1], flat=True)), 16)
+  assert Counter(clip.split for clip in layout.clips) == {"train": 8, "test": 8}
+  assert by_split(layout, lambda clip: clip.clip_id.split("-")[4])["train"] == {"01"}
+  assert "not speaker-independent" in layout.recipe["folds"]
+
+
+def test_what_is_left_out_of_ravdess_is_noted(tmp_path):
+  home = archives.ravdess(tmp_path, range(1, 5))
+  for name in ("02-01-03-01-01-01-01.mp4", "01-02-03-01-01-01-01.mp4", "03-01-03-01-01-01-01.wav"):
+    write_text(home / "Actor_01" / name)
+  notes = "\n".join(texts(good(read_ravdess(home), 64).notes))
+  for part in ("left out: video-only", "left out: sung", "03-01-03-01-01-01-01.wav", "no clips in fold 5"):
+    assert part in notes
+  for name in ("Actor_01/01-01-09-01-01-01-01", "Actor_01/01-01-03-01-01-01-02", "01-01-04-01-01-01-01"):
+    write_text(home / f"{name}.mp4")
+  bad(
+    read_ravdess(home),
+    "Actor_01/01-01-09-01-01-01-01.mp4: is not a RAVDESS name",
+    "Actor_01/01-01-03-01-01-01-02.mp4: is of actor 2 by its name",
+    "01-01-04-01-01-01-01.mp4 already",
+    left=63,
+  )
+
+
+def test_cremad_folds_share_no_speaker(tmp_path):
+  layout = good(read_cremad(archives.cremad(tmp_path)), 91 * 6)
+  speakers = by_split(layout, lambda clip: int(clip.clip_id[:4]))
+  assert [(min(speakers[f"fold{k}"]), max(speakers[f"fold{k}"])) for k in range(1, 6)] == [
+    (1001, 1018), (1019, 1036), (1037, 1054), (1055, 1072), (1073, 1091),
+  ]  # fmt: skip
+  assert layout.clips[0].sound == tmp_path / "AudioWAV/1001_DFA_ANG_XX.wav"
+  assert layout.recipe["sound"] == "wav files of AudioWAV"
+
+
+def test_cremad_without_wavs_or_with_mp4(tmp_path):
+  layout = good(read_cremad(archives.cremad(tmp_path, range(1001, 1092, 18), mp4=True, wavs=False)), 36)
+  assert {clip.sound == clip.video for clip in layout.clips} == {True}
+  archives.cremad(tmp_path, [1001])
+  assert "VideoMP4 is there too" in str(good(read_cremad(tmp_path), 6).notes[0])
+
+
+def test_what_is_wrong_with_cremad(tmp_path):
+  home = archives.cremad(tmp_path, range(1001, 1092, 18))
+  pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+  write_text(home / "VideoFlash/1001_DFA_ANG_XX.flv", pointer)
+  write_text(home / "VideoFlash/1092_DFA_ANG_XX.flv")
+  (home / "AudioWAV/1019_DFA_ANG_XX.wav").unlink()
+  write_text(home / "AudioWAV/1040_ITH_SAD_X.wav")
+  wrong = ["git lfs pull", "VideoFlash/1092_DFA_ANG_XX.flv: 1092_DFA_ANG_XX: is not a CREMA-D name"]
+  silent = "1019_DFA_ANG_XX.flv: 1019_DFA_ANG_XX: no wav in AudioWAV"
+  layout = bad(read_cremad(home), *wrong, silent, left=34)
+  assert "wavs without a video, not used: 1040_ITH_SAD_X" in texts(layout.notes)
+  layout = bad(read_cremad(home, allow_missing_sound=True), *wrong, left=35)
+  assert [clip.clip_id for clip in layout.clips if clip.sound is None] == ["1019_DFA_ANG_XX"]
+  for path in (home / "VideoFlash").iterdir():
+    write_text(path, pointer)
+  with refused(r"(?s)no videos in VideoFlash.*git lfs pull"):
+    read_cremad(home)
+
+
+# ---- Manifests ----
+
+
+def manifest(folder, text):
+  """A csv beside a.mp4 … e.mp4, which nothing opens."""
+  for name in "abcde":
+    write_text(folder / f"{name}.mp4")
+  (folder / "m.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+  return folder / "m.csv"
+
+
+@pytest.mark.parametrize(
+  ("text", "words"),
+  [
+    ("", "must begin with the line path,label,split or path,label,fold"),
+    ("path,label,split\n", "holds no rows"),
+    ("path|label|split\na.mp4|x|train\n", r"it begins with 'path\|label\|split'"),
+    ("path,label\na.mp4,x\n", "it begins with 'path,label'"),
+    ("path,label,split,fold\na.mp4,x,train,1\n", "must begin"),
+    ("path,label,split,split\na.mp4,x,train,test\n", "must begin"),
+    ("path,path,label,split\na.mp4,b.mp4,x,train\n", "must begin"),
+    ("a.mp4,x,train\n", "must begin"),
+    ('path,label,split\n"a.mp4"z,x,train\n', "in line 2: ',' expected"),
+    ("path,label,split\nä.mp4,x,train\n".encode("latin-1"), "UTF-8"),
+  ],
+)
+def test_what_is_no_manifest(tmp_path, text, words):
+  with refused(words):
+    read_clips(manifest(tmp_path, text))
+
+
+def test_folds_of_a_manifest(tmp_path):
+  folds = ["0", "x", "1.5", "", "-1"]
+  rows = "".join(f"{clip}.mp4,x,{fold}\n" for clip, fold in zip("abcde", folds, strict=True))
+  wrong = [
+    f"{clip}.mp4: fold {fold!r} is not a number from 1 on" for clip, fold in zip("abcde", folds, strict=True)
+  ]
+  bad(read_clips(manifest(tmp_path, f"path,label,fold\n{rows}")), *wrong, left=0)
+  holes = "the folds are 1, 2, 4; they must be 1, 2, … without a hole"
+  bad(read_clips(manifest(tmp_path, "path,label,Fold\na.mp4,x,1\nb.mp4,x,2\nc.mp4,x,4\n")), holes, left=3)
+
+
+@pytest.mark.parametrize("pair", [("very sad", "Very  sad"), ("über", "u\u0308ber")])
+def test_labels_that_look_alike(tmp_path, pair):
+  path = manifest(tmp_path, "path,label,split\na.mp4,{},train\nb.mp4,{},test\n".format(*pair))
+  text = f"{pair[0]!r} and {pair[1]!r} differ in case or spaces only: write one of them"
+  layout = bad(read_clips(path), text, left=2)
+  assert layout.problems[0].clips == ()
+
+
+def test_labels_in_natural_order(tmp_path):
+  rows = "".join(
+    f"{clip}.mp4,{label},train\n" for clip, label in zip("abcde", ["a10²", "a2", "1", "01", "B"], strict=True)
+  )
+  layout = good(read_clips(manifest(tmp_path, f"path,label,split\n{rows}")), 5)
+  assert layout.classes == ("01", "1", "B", "a2", "a10²")
+
+
+def test_a_folder_or_a_glob_gives_clips_without_labels(tmp_path):
+  for name in ("a 1.mp4", "deep/er/b.mp4", "c.MP4", ".hidden/d.mp4", "read.me"):
+    write_text(tmp_path / name)
+  layout = read_clips(tmp_path)
+  assert [clip.clip_id for clip in layout.clips] == ["a 1.mp4", "c.MP4", "deep/er/b.mp4"]
+  assert "no videos by extension, not used: read.me" in texts(layout.notes)
+  for place, names in (("**/*.mp4", ["a 1.mp4", "deep/er/b.mp4"]), ("*/*/*.mp4", ["deep/er/b.mp4"]),
+                       ("*.[mM][pP]4", ["a 1.mp4", "c.MP4"])):  # fmt: skip
+    assert [clip.clip_id for clip in read_clips(tmp_path / place).clips] == names
+  for place, words in (("*.avi", "there is no video"), ("none.csv", "cannot be read")):
+    with refused(words):
+      read_clips(tmp_path / place)
