@@ -34,7 +34,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 from mma_dfer_jax import cli
-from mma_dfer_jax.data import speed
+from mma_dfer_jax.data import counts, speed
 from mma_dfer_jax.data.data_set import open_data_set
 from mma_dfer_jax.data.pipeline import Record
 from mma_dfer_jax.disk import write_json
@@ -301,7 +301,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
       notes.append(
         f"{' '.join(names)} fed with clips: {together:.2f} clips/s; the pipeline alone {alone:.1f}"
       )
-  return "\n".join([speed.aligned(lines), *notes])
+  return "\n".join([counts.table(lines), *notes])
 
 
 def records_of(data_dir: str, name: str, clips: int | None = None) -> Sequence[Record]:

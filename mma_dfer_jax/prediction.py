@@ -134,7 +134,7 @@ def clip_sample(
   `progress` gets the seconds of each frame; what it raises ends the reading.
   """
   seen = film.survey(file, finder, progress=progress)
-  (sample,) = film.samples(seen, film.whole(seen), inputs, finder)
+  (sample,) = film.samples(seen, film.windows(seen), inputs, finder)
   return str(file), sample
 
 

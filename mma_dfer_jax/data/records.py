@@ -43,8 +43,6 @@ def read_record(
     than one window; sample_rate in Hz, 0 then; has_audio; face_share of the frames with a face, NaN if none was looked for.
   """
   found = media.read_sound(sound) if sound else None
-  if found and not media.is_long_enough(found.waveform, found.sample_rate):
-    found = None
 
   def decoded() -> Iterator[np.ndarray]:
     return media.iterate_frames(video) if video else (decode_frame(_checked(p)) for p in pictures)
