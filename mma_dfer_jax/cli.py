@@ -225,29 +225,33 @@ def _config_problems(argv: list[str]) -> Iterator[str]:
 
 
 class StopSignal:
-  """Becomes true when SIGTERM or Ctrl-C asks to stop; a second one stops at once."""
+  """Becomes true when SIGTERM, Ctrl-C or a closed terminal asks to stop; a second SIGTERM or Ctrl-C stops at once."""
 
   def __init__(self, *numbers: signal.Signals):
     self.received: signal.Signals | None = None
     self._passed_on = False
-    for number in numbers or (signal.SIGTERM, signal.SIGINT):
-      signal.signal(number, self._receive)
+    for number in numbers or (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+      if (
+        number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+      ):  # else `nohup` was asked to go on
+        signal.signal(number, self._receive)
 
   def _receive(self, number, frame):
     del frame
     self.received = signal.Signals(number)
-    signal.signal(number, signal.SIG_DFL)
+    # A terminal may send it twice, by its shell and by itself.
+    signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else signal.SIG_DFL)
 
   def __bool__(self) -> bool:
     return self.received is not None
 
   def pass_on_interrupt(self) -> None:
-    """Turns Ctrl-C into SIGTERM, for whoever has taken over that signal from here."""
-    if self.received == signal.SIGINT and not self._passed_on:
+    """Turns Ctrl-C and SIGHUP into SIGTERM, for whoever has taken over that signal from here."""
+    if self.received in (signal.SIGINT, signal.SIGHUP) and not self._passed_on:
       self._passed_on = True
       os.kill(os.getpid(), signal.SIGTERM)
 
   @property
   def exit_status(self) -> int:
-    """0 after SIGTERM (a scheduler took the machine back, all is saved), 130 after Ctrl-C, as shells do."""
+    """0 after SIGTERM and SIGHUP (the machine was taken back, all is saved), 130 after Ctrl-C, as shells do."""
     return 130 if self.received == signal.SIGINT else 0

@@ -11,6 +11,7 @@ import threading
 from typing import Any
 
 from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.paths import hint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,10 @@ def open_data_set(data_dir: str | os.PathLike, name: str, *, labelled: bool = Tr
 
   versions = [path.parent for path in Path(data_dir, name).glob("*/dataset_info.json")]
   if not versions:
-    raise UserError(f"there is no data set {name!r} in {data_dir}; write it with\n"
+    where = data_dir if os.path.isdir(data_dir) else f"{data_dir}, which {hint(data_dir, folder=True)}"
+    if os.path.isfile(Path(data_dir, "dataset_info.json")) or [*Path(data_dir).glob("*/dataset_info.json")]:
+      where = f"{data_dir}, which is itself a data set: give the folder that holds it"
+    raise UserError(f"there is no data set {name!r} in {where}; write it with\n"
                     f"  python -m mma_dfer_jax.data.prepare --dataset={name} --data_dir={data_dir} …")  # fmt: skip
   path = max(versions)
   try:
@@ -73,8 +77,9 @@ def open_data_set(data_dir: str | os.PathLike, name: str, *, labelled: bool = Tr
 
 
 def follow_parent(*_: int) -> None:
-  """Lets a process that decodes ignore Ctrl-C, which the parent handles, and end with the parent even when that is killed."""
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  """Lets a process that decodes ignore what a terminal sends to all, and end with its parent even when that is killed."""
+  for number in (signal.SIGINT, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)
   parent = multiprocessing.parent_process()
   assert parent is not None
 
