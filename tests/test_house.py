@@ -67,7 +67,16 @@ def test_imports_point_downward(module):
   assert not below & COMMANDS, "a command is imported by nobody"
   if place == "data":
     assert not outside & {"jax", "flax", "optax", "orbax"}, "worker processes must not take an accelerator"
-    assert {one.split(".")[0] for one in below} <= {"data", "errors", "progress", "disk", "inputs", "cli", "paths", "cores"}
+    assert {one.split(".")[0] for one in below} <= {
+      "data",
+      "errors",
+      "progress",
+      "disk",
+      "inputs",
+      "cli",
+      "paths",
+      "cores",
+    }
     return
   for one in below - {f for f in below if f.startswith("data.")}:
     assert floor(one) < floor(name) or one.split(".")[0] == place != name, f"{name} imports {one}"
