@@ -32,6 +32,12 @@ PARAMETERS = "model.safetensors"  # the file of a model folder with its paramete
 MOST_BLOCKS = 32  # a ViT-H has so many; tracing a model takes seconds for a dozen, and minutes for a hundred
 MOST = 2**16  # of any other size in a file's description of a model
 _TYPES = {"F64": np.dtype("f8"), "F32": np.dtype("f4"), "F16": np.dtype("f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}  # fmt: skip
+_COUNTS = {
+  "I64": np.dtype("i8"),
+  "I32": np.dtype("i4"),
+  "U8": np.dtype("u1"),
+  "BOOL": np.dtype("?"),
+}  # of training tools
 # Facts that only a run knows: which parameters it trained, its precision, the sample rates of its sounds.
 OF_A_RUN = {"tunable": list, "precision": str, "sample_rates": list}
 
@@ -161,7 +167,7 @@ def _open_file(path: Path) -> tuple[dict[str, Any], Any]:
       start = file.read(10)
   try:
     if start[6:9] == b"\0\0{":  # a .safetensors file, under any name: the length of its header, which is JSON
-      tensors, metadata = read_safetensors(path)
+      tensors, metadata = read_safetensors(path, _TYPES | _COUNTS)
       return dict(tensors), json.loads(metadata.get(OURS, "{}"))
     saved = read_torch_file(path)
     if not isinstance(saved, dict):
@@ -175,7 +181,9 @@ def _open_file(path: Path) -> tuple[dict[str, Any], Any]:
     raise UserError(f"{path} has damaged notes under {OURS}: {error}") from error
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_safetensors(
+  path: Path, types: Mapping[str, np.dtype] = _TYPES
+) -> tuple[dict[str, Tensor], dict[str, str]]:
   """Tensors of a .safetensors file, mapped into memory when read, and metadata; UserError if it is damaged."""
   try:
     with safetensors.safe_open(path, framework="numpy") as checked:  # all sizes and places in the file agree
@@ -186,7 +194,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
   except (safetensors.SafetensorError, ValueError, OSError) as error:
     raise UserError(f"{path} is no whole .safetensors file: {error}") from error
   header.pop("__metadata__", None)
-  _check_types(path, {name: entry["dtype"] for name, entry in header.items()}, _TYPES)
+  _check_types(path, {name: entry["dtype"] for name, entry in header.items()}, types)
 
   def mapped(dtype: np.dtype, shape: tuple[int, ...], offset: int) -> np.ndarray:
     try:
@@ -197,7 +205,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
   tensors = {}
   for name, entry in header.items():
-    dtype, shape, offset = _TYPES[entry["dtype"]], tuple(entry["shape"]), start + entry["data_offsets"][0]
+    dtype, shape, offset = types[entry["dtype"]], tuple(entry["shape"]), start + entry["data_offsets"][0]
     tensors[name] = Tensor(shape, dtype, functools.partial(mapped, dtype, shape, offset))
   return tensors, metadata
 

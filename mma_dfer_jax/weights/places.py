@@ -5,14 +5,16 @@ from pathlib import Path
 import re
 
 from mma_dfer_jax.errors import UserError, few, shown
+from mma_dfer_jax.paths import hint
 from mma_dfer_jax.weights.pickles import LIMIT
 
 ZERO = "run the zero_to_fp32.py that DeepSpeed put into its folder, and give the file that it writes"
 _EXPORTED = "not of PyTorch; ask for the .pth or .safetensors that it was made from"
 # In order of preference: files of Hugging Face's transformers, diffusers and timm.
 _WHOLE = re.compile(
-  r"((diffusion_pytorch_|open_clip_)?model\.safetensors|(diffusion_|open_clip_)?pytorch_model\.bin)(\.index\.json)?"
+  r"((diffusion_pytorch_|open_clip_)?model(\.\w+)?\.safetensors|(diffusion_|open_clip_)?pytorch_model(\.\w+)?\.bin)(\.index(\.\w+)?\.json)?"
 )
+_INDEX = re.compile(r".*\.index(\.\w+)?\.json")
 # What cannot be read, by the name of a file or of what is in a folder: what it is, and what to do.
 _OTHERS = {
   r"(bf16_)?zero_pp_rank_.*_states\.pt|.*_optim_states\.pt": f"weights that DeepSpeed ZeRO split; {ZERO}",
@@ -36,13 +38,15 @@ def files_of(path: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
   """
   if path.is_dir():
     path = _in_folder(path)
-  elif path.is_file() and not path.name.endswith(".index.json"):
+  elif not path.exists() and "unpack" in (why := hint(path, folder=False)):
+    raise UserError(f"{path} {why}")
+  elif path.is_file() and not _INDEX.fullmatch(path.name):
     refuse_other(path, [path.name])
     if (piece := re.fullmatch(r".*-0*(\d+)-of-0*(\d+)\.\w+", path.name)) and int(piece[2]) > 1:
       raise UserError(
         f"{path} is piece {piece[1]} of {piece[2]} of a model; give the folder with all of them, or its index"
       )
-  if not path.name.endswith(".index.json"):
+  if not _INDEX.fullmatch(path.name):
     return (path,), {}
   try:
     if path.stat().st_size > LIMIT:

@@ -63,7 +63,10 @@ def find_weights(
     else:
       found[inner] = entry
   if objects:
-    raise UserError(f"{path}: its state dict holds things that are no tensors: {few(objects)}; {_FULL}")
+    advice = (
+      _FULL if any("distributed" in text for text in objects) else "save them as plain tensors of floats"
+    )
+    raise UserError(f"{path}: its state dict holds things that are no tensors: {few(objects)}; {advice}")
   if flat := [shown(inner) for inner in found if re.search(r"(^|\.)_?flat_param", inner)]:
     raise UserError(f"{path} holds the flat tensors of FSDP ({few(flat)}); {_FULL}")
   if found and all(0 in entry.value.shape for entry in found.values()):
@@ -87,9 +90,9 @@ def _sets(path: Path, saved: Mapping) -> tuple[dict[str, list[_Entry]], list[str
   """The sets of weights by name, each with all that stands beside its tensors; and names of tensors in no set."""
   dicts = _dicts(saved)
   if not dicts:
-    held = [shown(key) + _object(value) for key, value in list(saved.items())[:10]]
+    held = [shown(key) + _object(value) for key, value in saved.items()]
     raise UserError(
-      f"{path} holds no state dict, at no key; it has {', '.join(held) or 'nothing'}; save model.state_dict()"
+      f"{path} holds no state dict, at no key; it has {few(held) or 'nothing'}; save model.state_dict()"
     )
   entries = []
   for keys, here in dicts.items():
@@ -116,7 +119,8 @@ def _sets(path: Path, saved: Mapping) -> tuple[dict[str, list[_Entry]], list[str
 
 
 def _object(value: Any) -> str:
-  return f" (a pickled {value.name})" if isinstance(value, StandIn) else ""
+  of = "" if getattr(value, "name", "").startswith("torch.Tensor") else "a pickled "
+  return f" ({of}{value.name})" if isinstance(value, StandIn) else ""
 
 
 def _dicts(saved: Mapping) -> dict[tuple[str, ...], Mapping]:

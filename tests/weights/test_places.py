@@ -113,3 +113,17 @@ def test_what_a_folder_or_a_file_in_it_is(tmp_path, names, words):
   if not words.startswith(("n", "a whole")):  # so is the file by itself
     with pytest.raises(UserError, match=words):
       open_weights(tmp_path / names[-1])
+
+
+def test_what_is_packed_beside_a_path_that_is_not_there(tmp_path):
+  (tmp_path / "x.pth.gz").write_bytes(b"x")
+  with pytest.raises(UserError, match=r"x\.pth is not there, but .*x\.pth\.gz is; unpack it"):
+    open_weights(tmp_path / "x.pth")
+
+
+def test_counts_in_a_safetensors_file_are_left_out(tmp_path):
+  path = write(tmp_path / "x.safetensors", STATE | {"n_averaged": np.array(7)})
+  assert check(path).notes == ("beside the weights, left out: n_averaged",)
+  write(path, STATE | {"image_encoder.cls_token": np.ones(3, np.int64)})
+  with pytest.raises(UserError, match=r"image_encoder\.cls_token: int64"):
+    open_weights(path)
