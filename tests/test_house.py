@@ -26,7 +26,7 @@ COMMANDS = {
   if "\ncli.run(" in path.read_text().replace("  ", "")
 }
 # From the ground up: a module imports only from lower floors, or from its own folder. `data` stands beside, on the ground.
-FLOORS = [{"errors", "help", "progress"}, {"disk", "inputs", "layers", "cli"}, {"parts"}, set(parts.KINDS) | {"model"}, {"parameters", "ablations"},
+FLOORS = [{"errors", "help", "progress"}, {"disk", "paths", "inputs", "layers", "cli"}, {"parts"}, set(parts.KINDS) | {"model"}, {"parameters", "ablations"},
           {"config"}, {"weights"}, {"training"}, {"engines"}, {"prediction"}, {"timeline"}, {"answers", "page"}]  # fmt: skip
 FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
