@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
-import importlib.metadata
 import json
 import os
 from pathlib import Path
 import sys
 from typing import Any
 
+from mma_dfer_jax import __version__
 from mma_dfer_jax.data import film
 from mma_dfer_jax.data.faces import MODEL_SHA256, FaceFinder
 from mma_dfer_jax.data.media import MediaError
@@ -97,7 +97,7 @@ class Answers:
     detector = sha256_of(Path(self.face_model)) if self.finder and self.face_model else MODEL_SHA256
     of_all = {
       "model": os.path.abspath(self.model), "model_fingerprint": about.fingerprint, "origin": about.origin,
-      "precision": about.precision, "version": importlib.metadata.version("mma_dfer_jax"),
+      "precision": about.precision, "version": __version__,
       "faces": described(self.finder), "face_model_sha256": detector if self.finder else None,
       "window": self.window, "hop": self.hop,
     }  # fmt: skip

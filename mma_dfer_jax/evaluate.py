@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from mma_dfer_jax import cli, parts
+from mma_dfer_jax import __version__, cli, parts
 from mma_dfer_jax.data.data_set import DataSet, open_data_set
 from mma_dfer_jax.disk import write_json
 from mma_dfer_jax.engines.engine import About, Engine, describe, load_model
@@ -36,7 +36,6 @@ from mma_dfer_jax.losses.cross_entropy import cross_entropy
 from mma_dfer_jax.training import hosts, report
 from mma_dfer_jax.training.comparison import as_table, compare
 from mma_dfer_jax.training.evaluation import evaluate_split, jit_eval
-from mma_dfer_jax.training.run import VERSION
 from mma_dfer_jax.training.sharding import check_batch_size, make_mesh, replicated, start_jax
 from mma_dfer_jax.training.steps import Batch, sums
 
@@ -212,7 +211,7 @@ def report_folds(abouts: Sequence[About], folds: Sequence[report.Fold]) -> None:
   steps = ", ".join("converted" if about.step is None else f"step {about.step}" for about in abouts)
   precision, flatters = abouts[0].precision, f"; chosen {report.FLATTERS}" * (_STEP.value == "best")
   recipe = {key: value for about in abouts for key, value in about.recipe.items()}
-  facts = {"recipe": recipe, "precision": precision, "version": VERSION}
+  facts = {"recipe": recipe, "precision": precision, "version": __version__}
   report.write_folds(out, folds, model=f"of these models: {steps}, in {precision}{flatters}", facts=facts)
   for fold in folds:
     fold.predictions.write(out / f"{fold.name}_predictions.csv")

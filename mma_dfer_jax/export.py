@@ -24,7 +24,7 @@ from jax import export
 from jaxtyping import Array, Float, Float32, UInt8
 import numpy as np
 
-from mma_dfer_jax import cli
+from mma_dfer_jax import __version__, cli
 from mma_dfer_jax.data.fbank import ENERGY_MEAN, ENERGY_SCALE
 from mma_dfer_jax.disk import free_bytes, new_file, sha256_of
 from mma_dfer_jax.engines.engine import load_model
@@ -32,7 +32,6 @@ from mma_dfer_jax.engines.jax import MATMUL_PRECISION, JaxEngine
 from mma_dfer_jax.engines.stablehlo import FACTS, json_beside
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.training.sharding import start_jax
-from mma_dfer_jax.weights.files import VERSION
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 CHECKED_BATCHES = (1, 2)  # two, to see that the batch size is free
@@ -126,7 +125,7 @@ def describe(engine: JaxEngine, platforms: Sequence[str]) -> dict[str, Any]:
     "platforms": list(platforms),
     "matmul_precision": MATMUL_PRECISION,
     "model": engine.cfg.to_fields(),
-    "exported_by": {"mma_dfer_jax": VERSION, "jax": jax.__version__, "jaxlib": jax.lib.__version__},
+    "exported_by": {"mma_dfer_jax": __version__, "jax": jax.__version__, "jaxlib": jax.lib.__version__},
     "needs": ["jax", "flatbuffers"],
     "compatibility": COMPATIBILITY,
   }  # fmt: skip
