@@ -36,6 +36,7 @@ _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0,
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes; with --coordinator.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0; with --coordinator.")
 _JOIN_SECONDS = flags.DEFINE_integer("join_seconds", 300, "How long to wait for the others.", lower_bound=1)
+FLAGS = ("coordinator", "num_processes", "process_id", "join_seconds")
 
 HEARTBEAT_SECONDS = 20  # a process that is silent for so long is lost: the others end within a minute
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
