@@ -91,7 +91,7 @@ def test_nothing_is_wrong_with_good_clips(seen):
   assert not result.problems + result.warnings + result.notes + result.duplicates
   assert result.counts == {fold: dict.fromkeys(CLASSES, 1) for fold in ("fold1", "fold2")}
   assert result.splits["fold1"]["sample_rates"] == {"16000": 7}
-  unlabelled = replace(seen[0], classes=(), clips={})
+  unlabelled = replace(seen[0], classes=(), clips={fold: {"": 7} for fold in ("fold1", "fold2")})
   records = [replace(one, label="") for one in seen[1]]
   assert doctor.diagnose(unlabelled, "clips", records, []).verdict == "fit for pretraining only"
   assert (
