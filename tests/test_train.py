@@ -104,6 +104,8 @@ def test_interrupted_in_every_way_it_ends_with_the_same_bits(uninterrupted, data
   def start():
     return small.spawn(small.train_command(workdir, data_dir, **how), cache)
 
+  printed = small.train_here(workdir, data_dir, stop_after=1, eval_every=2)
+  assert "stopped by a test before the first step; run the same command to start again" in printed
   printed = small.train_here(workdir, data_dir, stop_after=6, eval_every=2)
   assert "stopped by a test after step 5" in printed
   process = start()
