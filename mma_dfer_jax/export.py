@@ -188,7 +188,8 @@ def write_artifact(
 def main(argv: Sequence[str]) -> None:
   del argv
   started, platforms, out = time.monotonic(), check_flags(), Path(_OUT.value or "")
-  jax.config.update("jax_platforms", "cpu")  # the platforms of the file need not be here
+  # The platforms of the file need not be here; and traced on a GPU, attention would be cuDNN's for all of them.
+  jax.config.update("jax_platforms", "cpu")
   start_jax()
   # Weights are constants of what is compiled here: the cache would keep a copy of them for each batch size.
   jax.config.update("jax_enable_compilation_cache", False)
