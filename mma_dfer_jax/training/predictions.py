@@ -37,10 +37,11 @@ class Predictions:
   @classmethod
   def joined(cls, several: Sequence["Predictions"]) -> "Predictions":
     """Those of several folds."""
-    arrays = [np.concatenate([getattr(p, n) for p in several]) for n in ("labels", "probabilities")]
+    labels = np.concatenate([p.labels for p in several])
+    probabilities = np.concatenate([p.probabilities for p in several])
     data_sets = {p.data_set for p in several}
     data_set = data_sets.pop() if len(data_sets) == 1 else None
-    return cls(several[0].classes, sum((p.clips for p in several), ()), *arrays, data_set=data_set)
+    return cls(several[0].classes, sum((p.clips for p in several), ()), labels, probabilities, data_set)
 
   @property
   def answers(self) -> Int[np.ndarray, "N"]:
