@@ -23,7 +23,7 @@ import re
 from typing import Any, NamedTuple
 import unicodedata
 
-from mma_dfer_jax.errors import listed
+from mma_dfer_jax.errors import count, listed
 
 Counts = Mapping[str, Mapping[str, int]]  # clips by split and class
 FOLDS = range(1, 6)  # of the published data sets
@@ -172,10 +172,6 @@ def rate_warning(name: str, rates: Iterable[int]) -> str | None:
 def first_few(names: Iterable[object], most: int = 5) -> str:
   texts = [str(name) for name in names]
   return ", ".join(texts[:most]) + " …" * (len(texts) > most)
-
-
-def count(number: int, one: str) -> str:
-  return f"{number} {one}{'' if number == 1 else 's'}"  # "1 clip", "2 clips"
 
 
 def natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
