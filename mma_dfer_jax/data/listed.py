@@ -389,7 +389,9 @@ class ListedArchive(Archive):
     of = {known[row.folder.lower()] for row in self.rows if row.folder.lower() in known}
     if kind in known.values() and of - {kind}:  # the lists' numbers of frames would be wrong
       lists = self.rows[0].path.parent
-      raise UserError(f"{lists}: the lists are of --frames={', '.join(of)}, but --frames={kind} was chosen")
+      raise UserError(
+        f"{lists}: the lists are of --frames={', '.join(of)}, but --frames={kind} was chosen; choose one for both"
+      )
     (videos_in,) = self.by_frames["video"]
     videos, wavs = self.find(videos_in), None if own_sound else self.find(self.sounds)
     if kind in ("scenes", "video") and self.options.faces != "yunet":
@@ -423,14 +425,14 @@ class ListedArchive(Archive):
     return self.found(clips, order, recipe, [f"fold{k}" for k in FOLDS])
 
   def _other_folders(self) -> str:
-    """The folders of the archive, and of which of them the files are sounds."""
-    shown = []
+    """The folders of the archive; first those with sounds, and how they should be named."""
+    sounds, others = [], []
     for path in dict.fromkeys(path for paths in self.folders.values() for path in paths if path != self.raw):
-      sounds = sum(name.lower().endswith(SOUNDS) for name in scan(path)[1])
-      shown.append(
-        self.show(path) + f" ({source.count(sounds, 'sound')}: rename it to {self.sounds})" * bool(sounds)
-      )
-    return first_few(sorted(shown, key=lambda text: ("(" not in text, text)), 12)
+      if number := sum(name.lower().endswith(SOUNDS) for name in scan(path)[1]):
+        sounds.append(f"{self.show(path)} with {source.count(number, 'sound')} (name it {self.sounds})")
+      else:
+        others.append(self.show(path))
+    return first_few([*sorted(sounds), *sorted(others, key=source.natural)], 12)
 
 
 def _fold_and_part(path: Path) -> tuple[int, str] | None:

@@ -125,7 +125,7 @@ def in_lines(problems: Iterable[Problem]) -> list[str]:
   for problem in sorted(dict.fromkeys(problems), key=lambda problem: natural(str(problem))):
     what = problem.what
     for clip in problem.clips:
-      what = what.replace(os.path.basename(clip), "…")
+      what = re.sub(rf"(?<![\w'…]){re.escape(os.path.basename(clip))}(?![\w'…])", "…", what)
     kinds[bool(problem.clips), _VARYING.sub("…", what)].append((problem, what))
   lines = []
   for (of_clips, _), alike in kinds.items():

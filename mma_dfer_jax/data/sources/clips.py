@@ -64,7 +64,7 @@ def read(manifest: Path, options: Options) -> Layout:
     }  # fmt: skip
     if what := "; ".join(text for text, holds in wrong.items() if holds):
       problems.append(Problem("", what, (f"line {line}: {path}" if path else f"line {line}",)))
-      doubtful |= {label} if label else set(classes)
+      doubtful |= {label} & set(classes or [label]) if label else set(classes)
     elif classes and label not in classes:
       others[label].append(path)
     else:
