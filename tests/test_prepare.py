@@ -218,8 +218,12 @@ def test_bad_clips_are_not_offered_to_be_left_out_if_a_class_is_lost(clips, tmp_
     ("none", "y", "test"),
     ("text", "z", "test"),
   ]
-  with refused("(?s)2 of 5 clips.*fix them: without these clips there would be none of z$"):
+  with refused(
+    "(?s)2 of 5 clips.*or add --allow_bad=2 to leave out these clips; no clip of z would be left$"
+  ):
     prepare_clips(manifest(clips, rows), tmp_path)
+  with refused("(?s)2 of 5 clips.*\nfix them; else no clip of z would be left$"):
+    prepare_clips(manifest(clips, [*rows[:-1], ("gone", "z", "test")]), tmp_path)
 
 
 def test_bad_files_are_named_once(clips, tmp_path):
