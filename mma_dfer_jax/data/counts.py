@@ -68,7 +68,7 @@ def check_counts(
   report(
     problems,
     f"classes without a clip{advice}",
-    [label for label in classes if label not in doubtful.union(there)],
+    [label for label in classes if label not in {*doubtful, *there}],
   )
   lacking = [
     f"{label} in {split}"

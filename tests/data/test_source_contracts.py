@@ -7,6 +7,7 @@ from pathlib import Path
 import sys
 
 from commands import load, own_flags, run
+from conftest import ROOT
 import pytest
 
 from mma_dfer_jax.data import source
@@ -36,6 +37,8 @@ def test_a_source_says_everything(name, tmp_path):
   for order in getattr(of, "LABELS", {}).values():
     assert len(set(order.classes)) == len(order.classes)
     assert order.origin
+  if of.FLAG == "raw" and name != "folders":
+    assert f"```text\n{of.LAYOUT}\n```\n" in (ROOT / "docs/data.md").read_text()
   classes = {label for row in COUNTS.get(name, {}).values() for label in row}
   assert all(set(order.classes) == classes for order in getattr(of, "LABELS", {}).values())
   assert all(set(row) == classes for row in COUNTS.get(name, {}).values())

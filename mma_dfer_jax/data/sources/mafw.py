@@ -13,7 +13,7 @@ from mma_dfer_jax.errors import listed as all_listed
 FLAG = "raw"
 LAYOUT = """accepted for MAFW, in this folder or a few folders below:
   clips_faces/00001/*.png             cropped faces (--frames=all or faces)
-  frames/00001/*.png                  whole scenes (--frames=scenes, or any with --faces=yunet)
+  frames/00001/*.png                  whole scenes (--frames=scenes, or --frames=all with --faces=yunet)
   clips/00001.mp4                     videos (--frames=video); their sound is used where there is no clips_wav
   clips_wav/00001.wav                 sound
   Train & Test Set/single/no_caption/set_1 … set_5/{train,test}.txt   with lines `00001.mp4 anger`
