@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 import av
 from av.container import InputContainer
+from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import VideoReformatter
 from jaxtyping import Int16, UInt8
 import numpy as np
 
-from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.errors import UserError, of_type, print_traceback
 
 # Formats that write their length down, which shows whether a file was cut short. For others FFmpeg guesses.
 FORMATS_WITH_LENGTH = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "asf")
@@ -31,8 +32,30 @@ SILENT = 33  # of 32768, 60 dB below full scale: quieter than any room, louder t
 _BAD_TITLES: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
+def _unnamed(cls, value):
+  kind = object.__new__(cls)
+  kind._name_, kind._value_ = f"UNNAMED_{value}", value
+  return kind
+
+
+# FFmpeg knows kinds of data beside a picture (the EXIF of cameras) that PyAV has no names for, and PyAV shows none then.
+SideData._missing_ = classmethod(_unnamed)  # type: ignore[assignment]
+
+
 class MediaError(UserError):
   """A file from which pictures or sound cannot be taken completely."""
+
+
+@contextmanager
+def at_clip(path: str | os.PathLike[str]) -> Iterator[None]:
+  """Whatever a library raises within the block becomes the error of this clip, so that others can go on."""
+  try:
+    yield
+  except UserError:
+    raise
+  except Exception as error:
+    print_traceback()
+    raise MediaError(f"{path}: cannot be read ({of_type(error)})") from error
 
 
 class Sound(NamedTuple):
@@ -183,7 +206,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[InputContainer]:
     reason = "is an address, not a file; download it first" if address else getattr(error, "strerror", error)
     raise MediaError(f"{path}: {reason}") from error
   for wrong, reason in (
-    (stat.S_ISDIR(status.st_mode), "is a folder, not a video file"),
+    (stat.S_ISDIR(status.st_mode), "is a folder, not a video file: give the files in it"),
     (not stat.S_ISREG(status.st_mode), "is a device or a pipe, not a regular file"),  # it might never end
     (status.st_size == 0, "is empty"),
   ):
