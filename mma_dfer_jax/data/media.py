@@ -15,7 +15,8 @@ from av.video.reformatter import VideoReformatter
 from jaxtyping import Int16, UInt8
 import numpy as np
 
-from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.cores import own_cores
+from mma_dfer_jax.errors import UserError, shown
 
 # Formats that write their length down, which shows whether a file was cut short. For others FFmpeg guesses.
 FORMATS_WITH_LENGTH = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "asf")
@@ -33,6 +34,22 @@ _BAD_TITLES: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version
 
 class MediaError(UserError):
   """A file from which pictures or sound cannot be taken completely."""
+
+
+@contextmanager
+def one_clip(path: str | os.PathLike[str]) -> Iterator[None]:
+  """Whatever a library raises within the block becomes a MediaError: it ends the work on one clip, and on no other."""
+  try:
+    yield
+  except UserError:
+    raise
+  except MemoryError as error:
+    raise MediaError(f"{path}: does not fit into the memory that this process may use") from error
+  except OSError as error:
+    raise MediaError(f"{error.filename or path}: {error.strerror or error}") from error
+  except Exception as error:
+    text = " ".join(str(error).split())
+    raise MediaError(f"{path}: cannot be decoded ({type(error).__name__}: {shown(text)})") from error
 
 
 class Sound(NamedTuple):
@@ -77,7 +94,7 @@ def iterate_pictures(path: str | os.PathLike[str]) -> Iterator[Picture]:
     stream = _video_stream(container)
     if stream is None:
       raise MediaError(f"{path}: holds no video stream")
-    stream.thread_type = "AUTO"
+    stream.thread_type, stream.codec_context.thread_count = "AUTO", own_cores()
     step = float(1 / (stream.average_rate or 25))
     start = time = None
     converter = VideoReformatter()  # one for all pictures: making one takes ten times longer than using it
