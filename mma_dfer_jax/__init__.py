@@ -20,18 +20,11 @@ if TYPE_CHECKING:
   from mma_dfer_jax.weights.folder import convert_checkpoint as convert_checkpoint
 
 _HOMES = {
-  "MmaDfer": "model",
-  "ModelConfig": "model",
-  "default_config": "config",
-  "load_model": "engines.engine",
-  "predict_video": "prediction",
-  "Prediction": "prediction",
-  "convert_checkpoint": "weights.folder",
-  "log_mel_fbank": "data.fbank",
-  "sample_frames": "data.frames",
-  "Scores": "training.scores",
+  "MmaDfer": "model", "ModelConfig": "model", "default_config": "config", "load_model": "engines.engine",
+  "predict_video": "prediction", "Prediction": "prediction", "convert_checkpoint": "weights.folder",
+  "log_mel_fbank": "data.fbank", "sample_frames": "data.frames", "Scores": "training.scores",
   "confusion_matrix": "training.scores",
-}
+}  # fmt: skip
 __all__ = list(_HOMES)
 
 

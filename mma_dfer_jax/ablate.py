@@ -91,21 +91,15 @@ def report(folder: Path, planned: Mapping[str, Run], config: ConfigDict, reasons
       rates = [rate for run in runs for rate in run.pop("clips_per_second")]
       numbers = {name: runs[0][name] for name in ("tunable_parameters", "frozen_parameters")}
       numbers |= {name: mean_and_deviation([run[name] for run in runs]) for name in ("war", "uar")}
-      seconds, memory = (
-        config.batch_size / statistics.median(rates),
-        max(run["peak_memory_gib"] for run in runs),
-      )
-      rows.append({"row": row, "changes": ROWS[row].says, **numbers, "seconds_per_step": seconds,
-                   "peak_memory_gib": memory, "runs": runs})  # fmt: skip
+      numbers["seconds_per_step"] = config.batch_size / statistics.median(rates)
+      numbers["peak_memory_gib"] = max(run["peak_memory_gib"] for run in runs)
+      rows.append({"row": row, "changes": ROWS[row].says, **numbers, "runs": runs})
   if not rows:
     return ""
   as_table = table(
     ["row", "what it changes", "trained parameters>", "WAR>", "UAR>", "seeds>", "s / step>", "peak GiB>"],
-    [
-      (f"`{row['row']}`", row["changes"], f"{row['tunable_parameters']:,}", plus_minus(row["war"]), plus_minus(row["uar"]),
-       len(row["runs"]), f"{row['seconds_per_step']:.2f}", f"{row['peak_memory_gib']:.2f}")
-      for row in rows
-    ],
+    [(f"`{row['row']}`", row["changes"], f"{row['tunable_parameters']:,}", plus_minus(row["war"]), plus_minus(row["uar"]),
+      len(row["runs"]), f"{row['seconds_per_step']:.2f}", f"{row['peak_memory_gib']:.2f}") for row in rows],
   )  # fmt: skip
   fields, seeds = flat_config(config.to_dict()), {run["config"]["seed"] for run in planned.values()}
   left_out = "\n".join(f"- `{row}`: {reason}" for row, reason in reasons.items())
@@ -129,9 +123,8 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     mean, deviation = row["war"]["mean"], row["war"]["standard_deviation"] or 0.0
     colour = "tab:orange" if row["row"] == "base" else "tab:blue"
     axes.errorbar(mean, y, xerr=deviation, fmt="D", color=colour, capsize=4, markersize=6, zorder=3)
-    axes.plot(
-      [run["war"] for run in row["runs"]], [y] * len(row["runs"]), "o", color=colour, alpha=0.35, markersize=5
-    )
+    for run in row["runs"]:
+      axes.plot(run["war"], y, "o", color=colour, alpha=0.35, markersize=5)
     if row["row"] == "base":
       axes.axvline(mean, color=colour, linestyle="--", linewidth=1, zorder=1)
   axes.set_yticks(range(len(rows)), [row["row"] for row in rows])
@@ -153,10 +146,8 @@ def main(argv: Sequence[str]) -> int:
   check_same_runs(runs, planned)
   for row, reason in reasons.items():
     print(f"left out: {row}: {reason}")
-  jobs = []
-  for place, run in planned.items():
-    row, name = place.split("/")[0], place.replace("/seed", ", seed ")
-    jobs.append(series.Job(name, runs / place, run, says=f": {ROWS[row].says};"))
+  jobs = [series.Job(place.replace("/seed", ", seed "), runs / place, run, says=f": {ROWS[place.split('/')[0]].says};")
+          for place, run in planned.items()]  # fmt: skip
   status = series.train_all(jobs, finished, lambda: report(runs, planned, config, reasons))
   if status is None:
     as_table = report(runs, planned, config, reasons)

@@ -13,10 +13,9 @@ from ml_collections import ConfigDict
 
 from mma_dfer_jax import parts
 from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.model import SLOTS
 
 STREAMS = {"image": "the picture", "audio": "the sound"}
-# The folder of the parts that a row replaces.
-_KINDS = {"image": "encoders", "audio": "encoders", "prompts": "adapters", "fusion": "fusion", "temporal": "temporal"}  # fmt: skip
 _BARE = {"prompts": "none", "fusion": "none", "temporal": "mean"}
 
 
@@ -31,7 +30,7 @@ def put(c: ConfigDict, place: str, value: Any) -> None:
   """Sets a field of a config's model, or replaces a part: put(c, "fusion", "none"), put(c, "fusion.width", 32)."""
   name, _, field = place.partition(".")
   if not field:
-    c.model[name] = parts.successor(_KINDS[name], c.model[name], value)
+    c.model[name] = parts.successor(SLOTS[name].kind, c.model[name], value)
   elif field not in c.model[name]:
     raise UserError(f"model.{name}={c.model[name].name} has no {field}")
   else:
@@ -117,9 +116,7 @@ ROWS = {
   "audio_only_no_fusion": _row("sound alone, no bottlenecks", "audio", fusion="none", temporal="mean"),
   "bare": _row("no prompts, no bottlenecks, mean over time", **_BARE),
   "bare_image": _row("picture alone, no prompts, no bottlenecks, mean over time", "image", **_BARE),
-  "frozen_positions": Row(
-    "position tables frozen, as in the paper's figure; the prompts' rows stay at 0", _frozen_positions
-  ),
+  "frozen_positions": Row("position tables frozen, as in the paper's figure; the prompts' rows stay at 0", _frozen_positions),
   "frozen_encoders": Row("trained is what the parts say: encoders frozen except positions", lambda c: setattr(c, "tunable", ())),
   "unfrozen": Row("everything is trained", lambda c: setattr(c, "tunable", (".*",))),
   "last_1_block": _last_blocks(1),

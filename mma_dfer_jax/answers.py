@@ -1,6 +1,6 @@
 """Answers as files: one JSON for each video, a table of all. What was answered before is skipped."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import importlib.metadata
@@ -16,7 +16,7 @@ from mma_dfer_jax.data.media import MediaError
 from mma_dfer_jax.disk import sha256_of, write_json
 from mma_dfer_jax.engines.engine import Engine
 from mma_dfer_jax.errors import UserError, listed
-from mma_dfer_jax.prediction import Prediction, clip_sample, described, predict_samples, predict_timeline
+from mma_dfer_jax.prediction import clip_sample, described, predict_samples, predict_timeline
 from mma_dfer_jax.progress import Progress, say, watched
 from mma_dfer_jax.timeline import draw, to_csv, to_srt
 
@@ -55,7 +55,7 @@ class Answers:
   model: str
   engine: Engine
   finder: FaceFinder | None
-  face_model: Path | None
+  face_model: str | None
   window: float | None  # seconds; None: videos are answered as a whole
   hop: float | None
   batch_size: int
@@ -79,7 +79,11 @@ class Answers:
         for suffix in (".csv", ".srt", ".png", ".json"):
           self._path(file).with_suffix(suffix).unlink(missing_ok=True)
     answers.update(self._films(waiting) if self.window else self._clips(waiting))
-    self._write_table([answers[file] for file in files if file in answers])
+    ordered = [answers[file] for file in files if file in answers]
+    table = [one for answer in ordered for one in answer.get("windows", [answer])]
+    partial = self.out / f"{TABLE}.partial"
+    _write_text(partial, to_csv(table))
+    partial.replace(self.out / TABLE)
     if failed := len(files) - len(answers):
       print(f"{failed} of {len(files)} clips could not be read", file=sys.stderr)
     return 1 if failed else 0
@@ -90,25 +94,19 @@ class Answers:
   def _asked(self, files: Sequence[str]) -> dict[str, Json]:
     """All that the answer depends on, by file."""
     about = self.engine.about
-    detector = sha256_of(self.face_model) if self.finder and self.face_model else MODEL_SHA256
+    detector = sha256_of(Path(self.face_model)) if self.finder and self.face_model else MODEL_SHA256
     of_all = {
-      "model": os.path.abspath(self.model),
-      "model_fingerprint": about.fingerprint,
-      "origin": about.origin,
-      "precision": about.precision,
-      "version": importlib.metadata.version("mma_dfer_jax"),
-      "faces": described(self.finder),
-      "face_model_sha256": detector if self.finder else None,
-      "window": self.window,
-      "hop": self.hop,
-    }
+      "model": os.path.abspath(self.model), "model_fingerprint": about.fingerprint, "origin": about.origin,
+      "precision": about.precision, "version": importlib.metadata.version("mma_dfer_jax"),
+      "faces": described(self.finder), "face_model_sha256": detector if self.finder else None,
+      "window": self.window, "hop": self.hop,
+    }  # fmt: skip
     asked = {}
     for file in files:
-      try:
+      stamp = []
+      with contextlib.suppress(OSError, ValueError):  # reading it will say what is wrong
         status = os.stat(file)
         stamp = [status.st_size, status.st_mtime_ns]
-      except (OSError, ValueError):
-        stamp = []  # reading it will say what is wrong
       asked[file] = {"file": os.path.abspath(file), "stamp": stamp} | of_all
     return asked
 
@@ -123,7 +121,8 @@ class Answers:
           say(f"error: {error}", sys.stderr)
 
     for _, prediction in predict_samples(self.engine, samples(), self.batch_size):
-      yield prediction.clip, self._write(prediction.clip, asked[prediction.clip], _facts(prediction))
+      facts = dataclasses.asdict(prediction) | {"seconds": prediction.seconds}
+      yield prediction.clip, self._write(prediction.clip, asked[prediction.clip], facts)
       ranked = sorted(prediction.probabilities.items(), key=lambda item: -item[1])[:3]
       say(f"{prediction.clip}: {', '.join(f'{label} {100 * p:.1f} %' for label, p in ranked)}")
       for warning in prediction.warnings:
@@ -134,55 +133,43 @@ class Answers:
     how: Json = {"window": self.window, "hop": self.hop}
     for file, path in ((file, self._path(file)) for file in asked):
       try:
-        with _Bars(file) as bars:
-          timeline = predict_timeline(
-            self.engine, file, **how, faces=self.finder, batch_size=self.batch_size, progress=bars.show
-          )
+        with _bars(file) as show:
+          timeline = predict_timeline(self.engine, file, **how, faces=self.finder, batch_size=self.batch_size,
+                                      progress=show)  # fmt: skip
       except MediaError as error:
         say(f"error: {error}", sys.stderr)
         continue
-      _write_text(path.with_suffix(".csv"), to_csv(timeline.predictions))
+      windows = [dataclasses.asdict(one) | {"seconds": one.seconds} for one in timeline.predictions]
+      _write_text(path.with_suffix(".csv"), to_csv(windows))
       _write_text(path.with_suffix(".srt"), to_srt(timeline))
       draw(timeline).savefig(path.with_suffix(".png"), dpi=100)
-      windows = [_facts(one) for one in timeline.predictions]
       facts = {"clip": file, "seconds": timeline.seconds, **how, "windows": windows}
       answer = self._write(file, asked[file], facts)  # last, for a later command looks for it
       print(f"{file}: {len(windows)} windows in {path} and beside it, .csv .srt .png")
       yield file, answer
 
   def _write(self, file: str, asked: Json, facts: Json) -> Json:
-    """Writes an answer: facts about the video, and what it was asked of."""
     model = {"path": asked["model"], "precision": asked["precision"], **asked["origin"]}
     answer = {**facts, "faces": asked["faces"], "model": model, "version": asked["version"], "asked": asked}
     write_json(self._path(file), answer)
     return answer
 
-  def _write_table(self, answers: Sequence[Json]) -> None:
-    """One line for each clip, or for each window of each."""
-    rows = []
-    for one in (one for answer in answers for one in answer.get("windows", [answer])):
-      facts = {field.name: one[field.name] for field in dataclasses.fields(Prediction)}
-      rows.append(Prediction(**facts | {"warnings": tuple(one["warnings"])}))
-    partial = self.out / f"{TABLE}.partial"
-    _write_text(partial, to_csv(rows))
-    partial.replace(self.out / TABLE)
 
-
-class _Bars(contextlib.ExitStack):
+@contextlib.contextmanager
+def _bars(file: str) -> Iterator[Callable[..., None]]:
   """Shows the progress of `predict_timeline` with a file, in a bar for each thing that it does."""
+  bars: dict[str, Progress] = {}
 
-  def __init__(self, file: str):
-    super().__init__()
-    self.file, self.shown = Path(file).name, dict[str, Progress]()
+  def show(doing: str, done: int | float, of: int | float | None) -> None:
+    if doing not in bars:
+      open_bar.close()
+      unit = "second" if doing == "look" else "window"
+      bar = Progress(f"{doing} {Path(file).name}", round(of or 0) or None, unit=unit)
+      bars[doing] = open_bar.enter_context(bar)
+    bars[doing].update(int(done) - bars[doing].n)
 
-  def show(self, doing: str, done: int | float, of: int | float | None) -> None:
-    if doing not in self.shown:
-      self.close()
-      bar = Progress(
-        f"{doing} {self.file}", round(of) if of else None, unit="second" if doing == "look" else "window"
-      )
-      self.shown[doing] = self.enter_context(bar)
-    self.shown[doing].update(int(done) - self.shown[doing].n)
+  with contextlib.ExitStack() as open_bar:
+    yield show
 
 
 def _read(path: Path) -> Json | None:
@@ -193,11 +180,6 @@ def _read(path: Path) -> Json | None:
     return None
   whole = isinstance(answer, dict) and isinstance(answer.get("asked"), dict) and "clip" in answer
   return answer if whole else None
-
-
-def _facts(prediction: Prediction) -> Json:
-  facts = dataclasses.asdict(prediction)
-  return facts | {"seconds": prediction.seconds, "warnings": list(prediction.warnings)}
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -34,7 +34,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 from mma_dfer_jax import cli
-from mma_dfer_jax.data import speed
+from mma_dfer_jax.data import counts, speed
 from mma_dfer_jax.data.data_set import open_data_set
 from mma_dfer_jax.data.pipeline import Record
 from mma_dfer_jax.disk import write_json
@@ -142,10 +142,12 @@ def step_flops(cfg: ModelConfig, step: str = "eval") -> float:
 
 
 def paper_of_depth(image_size: int, depth: int) -> ModelConfig:
-  """The paper's model with so many layers."""
+  """The paper's model with so many layers; fewer than a stage of prompts has are one stage, if they divide it."""
   cfg = paper(image_size=image_size)
   image, audio = (dataclasses.replace(stream, depth=depth) for stream in (cfg.image, cfg.audio))
-  return dataclasses.replace(cfg, image=image, audio=audio)
+  per_stage = cfg.prompts.layers_per_stage
+  prompts = dataclasses.replace(cfg.prompts, layers_per_stage=per_stage if per_stage % depth else depth)
+  return dataclasses.replace(cfg, image=image, audio=audio, prompts=prompts)
 
 
 def random_batch(cfg: ModelConfig, batch_size: int) -> dict[str, np.ndarray]:
@@ -160,13 +162,8 @@ def random_batch(cfg: ModelConfig, batch_size: int) -> dict[str, np.ndarray]:
   }
 
 
-def compiled_step(
-  variant: SimpleNamespace, cfg: ModelConfig, mesh: Mesh, batch: Any
-) -> tuple[Callable[[Any], float], list[dict[str, float]]]:
-  """A step from a batch to the loss of a clip, for which it waits; seconds to trace and compile it, twice.
-
-  The second compilation finds the first in the persistent cache.
-  """
+def compiled_step(variant: SimpleNamespace, cfg: ModelConfig, mesh: Mesh, batch: Any) -> tuple[Callable[[Any], float], list[dict[str, float]]]:  # fmt: skip
+  """A step from a batch to the loss of a clip, and the seconds to trace and compile it: cold, then from the cache."""
   tx = make_optimizer(lambda step: 1e-4, 1e-2)
   graphdef, state = create_train_state(
     lambda: MmaDfer(cfg, rngs=nnx.Rngs(0)), tunable_patterns(cfg), tx, mesh=mesh, fsdp_min_size_mb=4.0
@@ -253,16 +250,6 @@ def run_module(name: str, *arguments: object) -> str:
   return done.stdout
 
 
-def run_variant(variant: dict[str, Any]) -> dict[str, Any]:
-  """`measure` in a process of its own; {"failed": why} if it fails."""
-  passed = [flag for flag in (_REPEATS, _NUM_WORKERS, _NAME, _DATA_DIR) if flag.present]
-  shared = [f"--{flag.name}={flag.value}" for flag in passed]
-  try:
-    return json.loads(run_module("benchmark", f"--variant={json.dumps(variant)}", *shared).splitlines()[-1])
-  except UserError as error:
-    return {"failed": str(error)}
-
-
 def add_row(rows: list[dict[str, Any]], row: dict[str, Any], peak_tflops: float | None) -> None:
   """Adds a variant and what was measured of it, compared with the first row of that size."""
   rows.append(row)
@@ -270,22 +257,16 @@ def add_row(rows: list[dict[str, Any]], row: dict[str, Any], peak_tflops: float 
     return
   same_size = ("step", "image_size", "batch_size")
   first = next(one for one in rows if "failed" not in one and all(one[key] == row[key] for key in same_size))
-  difference = abs(row["loss"] - first["loss"]) / abs(first["loss"])
-  clips_per_second = row["batch_size"] / statistics.median(row["seconds"])
-  cfg = paper_of_depth(row["image_size"], row["depth"])
-  tflops = step_flops(cfg, row["step"]) * clips_per_second / 1e12
-  row |= {
-    "median_seconds": statistics.median(row["seconds"]),
-    "clips_per_second": clips_per_second,
-    "tflops": tflops,
-    "share_of_peak": tflops / peak_tflops if peak_tflops else None,
-    "loss_difference": difference,
-    "agrees": difference <= max(TOLERANCE[row["precision"]], TOLERANCE[first["precision"]]),
-  }
+  row["median_seconds"] = statistics.median(row["seconds"])
+  row["clips_per_second"] = row["batch_size"] / row["median_seconds"]
+  flops = step_flops(paper_of_depth(row["image_size"], row["depth"]), row["step"])
+  row["tflops"] = flops * row["clips_per_second"] / 1e12
+  row["share_of_peak"] = row["tflops"] / peak_tflops if peak_tflops else None
+  row["loss_difference"] = abs(row["loss"] - first["loss"]) / abs(first["loss"])
+  row["agrees"] = row["loss_difference"] <= max(TOLERANCE[one["precision"]] for one in (row, first))
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-  """A report for people."""
   lines, notes = [[*NAMES, *NUMBERS]], []
   for row in rows:
     names = [text.format(**row, micro=row["micro_batch"] or "") for text in NAMES.values()]
@@ -298,10 +279,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     lines.append(names + [text.format(**row, **more) for text in NUMBERS.values()])
     if "pipeline_clips_per_second" in row:
       together, alone = row["together_clips_per_second"], row["pipeline_clips_per_second"]
-      notes.append(
-        f"{' '.join(names)} fed with clips: {together:.2f} clips/s; the pipeline alone {alone:.1f}"
-      )
-  return "\n".join([speed.aligned(lines), *notes])
+      notes.append(f"{' '.join(names)} fed with clips: {together:.2f} clips/s; the pipeline alone {alone:.1f}")  # fmt: skip
+  return "\n".join([counts.table(lines), *notes])
 
 
 def records_of(data_dir: str, name: str, clips: int | None = None) -> Sequence[Record]:
@@ -321,9 +300,7 @@ def measure_loading() -> dict[str, Any]:
       data_dir, name = f"{folder}/data", "clips"
       per_class = f"--clips_per_class_train={-(-_CLIPS.value // 7)}"  # of the demo's seven classes
       run_module("data.demo", f"--out={folder}", per_class, "--clips_per_class_test=1")
-      run_module(
-        "data.prepare", "--dataset=clips", f"--manifest={folder}/clips.csv", f"--data_dir={data_dir}"
-      )
+      run_module("data.prepare", "--dataset=clips", f"--manifest={folder}/clips.csv", f"--data_dir={data_dir}")  # fmt: skip
     return speed.measure(
       records_of(data_dir, name, _CLIPS.value), paper().inputs, num_workers=_NUM_WORKERS.value,
       batch_size=int(_BATCH_SIZE.value[0]) if _BATCH_SIZE.present else 8, repeats=_REPEATS.value,
@@ -344,14 +321,15 @@ def main(argv: Sequence[str]) -> int:
       write_json(Path(_OUT.value), result)
     return 0
   versions = {"python": platform.python_version(), "jax": jax.__version__}
-  result = {
-    "date": time.strftime("%Y-%m-%d"),
-    "machine": speed.machine(),
-    "versions": versions,
-    "variants": rows,
-  }
+  result = {"date": time.strftime("%Y-%m-%d"), "machine": speed.machine(), "versions": versions, "variants": rows}  # fmt: skip
+  shared = [f"--{flag.name}={flag.value}" for flag in (_REPEATS, _NUM_WORKERS, _NAME, _DATA_DIR) if flag.present]  # fmt: skip
   for variant in watched(asked, "benchmark", len(asked), unit="variant"):
-    add_row(rows, variant | run_variant(variant), _PEAK.value)
+    try:
+      printed = run_module("benchmark", f"--variant={json.dumps(variant)}", *shared)
+      measured = json.loads(printed.splitlines()[-1])
+    except UserError as error:
+      measured = {"failed": str(error)}
+    add_row(rows, variant | measured, _PEAK.value)
     if _OUT.value:  # each time, so that nothing is lost when it is stopped
       write_json(Path(_OUT.value), result)
   print(table(rows))

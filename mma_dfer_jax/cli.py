@@ -61,11 +61,11 @@ def run(
   def guarded(argv: Sequence[str]) -> int:
     try:
       if len(argv) > 1 and not takes_files:
-        status = _complain(f"unexpected arguments: {' '.join(argv[1:])}", status=2)
+        words, status = f"unexpected arguments: {' '.join(argv[1:])}", 2
       else:
-        status = main(argv) or 0
+        words, status = None, main(argv) or 0
     except KeyboardInterrupt:
-      status = _complain("stopped by Ctrl-C", status=130)
+      words, status = "stopped by Ctrl-C", 130
     except Exception as error:
       words, status = describe_error(error), 1
       if isinstance(error, UserError):
@@ -76,17 +76,12 @@ def run(
         words = f"{error.filename or 'a file'} cannot be written or read: {error.strerror}"
       if words is None:
         traceback.print_exc()
-      else:
-        _complain(words)
+    if words is not None:
+      print(f"error: {words}", file=sys.stderr, flush=True)
     exit_process(status)
     return status
 
   app.run(guarded, flags_parser=_parse)
-
-
-def _complain(error: object, status: int = 1) -> int:
-  print(f"error: {error}", file=sys.stderr, flush=True)
-  return status
 
 
 def define_config(purpose: str = "What to run") -> flags.FlagHolder:
@@ -125,16 +120,16 @@ def _parse(argv: list[str]) -> list[str]:
     wrong_config = "config" in flags.FLAGS and _given_config(argv) and flags.FLAGS["config"].value is None
     if not asks_for_help or wrong_config:
       problems, title = list(_config_problems(argv)), "these fields of the config cannot be set"
-      sys.exit(_complain(listed(title, problems) if problems else error, status=2))
+      print(f"error: {listed(title, problems) if problems else error}", file=sys.stderr, flush=True)
+      sys.exit(2)
   if asks_for_help:
-    print(_help(argv))  # at once, so that `| head` breaks nothing
+    print(_help(any("helpfull" in argument for argument in argv)))  # at once, so that `| head` breaks nothing
     sys.exit(0)
   return arguments
 
 
-def _help(argv: list[str]) -> str:
+def _help(everything: bool) -> str:
   """The command's words and flags, and the fields of the config that was given, or of the paper's."""
-  everything = any("helpfull" in argument for argument in argv)
   parts = [sys.modules["__main__"].__doc__ or ""]
   parts.append(flags.FLAGS.get_help() if everything else flags.FLAGS.main_module_help())
   if "config" in flags.FLAGS:
@@ -159,19 +154,20 @@ def _config_problems(argv: list[str]) -> Iterator[str]:
   except Exception:
     return  # no file, or none that works: the first error says so
   for match in filter(None, (re.fullmatch(r"--?(?:no)?config\.([^=]+)=?(.*)", word) for word in argv)):
-    (key, value), node, missing = match.groups(), config, None
-    for part in key.split(".") if given else ():
-      there = list(node) if isinstance(node, ConfigDict) else []
-      if part not in there:
-        missing = f"{key}: there is no {part!r} here; there is {', '.join(there) or 'no further key'}"
-        break
-      node = node[part]
-    place = key.removeprefix("model.")
+    (key, value), node = match.groups(), config
     if not given:
       yield f"{key}: give --config=NAME first"
-    elif missing:
-      yield missing
-    elif isinstance(node, ConfigDict) and not value.startswith("{"):
+      continue
+    for part in key.split("."):
+      there = list(node) if isinstance(node, ConfigDict) else []
+      if part not in there:
+        yield f"{key}: there is no {part!r} here; there is {', '.join(there) or 'no further key'}"
+        break
+      node = node[part]
+    else:
+      place = key.removeprefix("model.")
+      if not isinstance(node, ConfigDict) or value.startswith("{"):
+        continue
       if place != key or key == "loss":
         choice = f"{given}{',' if ':' in given else ':'}{place}={value or 'NAME'}"
         yield f"{key}={value}: parts are chosen after the colon of --config: --config={choice}"

@@ -13,9 +13,6 @@ from mma_dfer_jax.inputs import Inputs
 from mma_dfer_jax.model import SLOTS, ModelConfig, read_model
 from mma_dfer_jax.parts import part, successor
 
-# Which folder each part is chosen from.
-PARTS = {f"model.{name}": slot.kind for name, slot in SLOTS.items()} | {"loss": "losses"}
-
 
 def default_config() -> ml_collections.ConfigDict:
   """The paper's recipe for DFEW, as released: `main.py` and `train_DFEW.sh` of the original."""
@@ -77,8 +74,7 @@ def choose(c: ml_collections.ConfigDict, choices: str) -> ml_collections.ConfigD
 
   What the config has set of a part, and its successor has too, stays set; other fields get the successor's defaults.
   """
-  places = {path.split(".")[-1]: kind for path, kind in PARTS.items()}
-  problems = []
+  places, problems = {name: slot.kind for name, slot in SLOTS.items()} | {"loss": "losses"}, []
   for choice in filter(None, choices.split(",")):
     place, equals, name = choice.partition("=")
     owner = c if place == "loss" else c.model

@@ -33,7 +33,7 @@ _HOP = flags.DEFINE_float("hop", 1.0, "Seconds from one window to the next.")
 
 
 def main(argv: Sequence[str]) -> int:
-  from mma_dfer_jax.data import faces, film  # here: --help need not wait for OpenCV, Matplotlib and Gradio
+  from mma_dfer_jax.data import film  # here: --help need not wait for OpenCV, Matplotlib and Gradio
   from mma_dfer_jax.engines.engine import load_model
 
   film.check_windows(_WINDOW.value, _HOP.value)
@@ -46,11 +46,11 @@ def main(argv: Sequence[str]) -> int:
     _end_on_signals(folder)
     _prepare_gradio(folder)
     from mma_dfer_jax.page import Page, described, server
+    from mma_dfer_jax.prediction import face_finder
 
     print(f"loading {_MODEL.value} …", flush=True)
     engine = load_model(_MODEL.value, precision=_PRECISION.value)
-    face_model = Path(_FACE_MODEL.value) if _FACE_MODEL.value else None
-    finder = faces.finder_of(engine.about.recipe, face_model, _FACES.value)
+    finder = face_finder(engine, _FACES.value, _FACE_MODEL.value)
     model, limits = Path(_MODEL.value).resolve().name, (_MAX_MB.value, _MAX_SECONDS.value)
     page = Page(engine, model, finder, Path(folder), *limits, _WINDOW.value, _HOP.value)
     print("compiling it, once …", flush=True)

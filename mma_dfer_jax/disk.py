@@ -13,17 +13,15 @@ from mma_dfer_jax.errors import UserError
 
 def write_json(path: Path, value: Any) -> None:
   """Writes a JSON file whole or not at all."""
-  partial = path.with_name(path.name + ".partial")
-  partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-  partial.replace(path)
+  with new_file(path, replace=True) as partial:
+    partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 @contextlib.contextmanager
 def new_file(path: Path, *, replace: bool = False) -> Iterator[Path]:
   """Gives the name of a file to write, which becomes `path` when it is whole and vanishes when it is not.
 
-  Raises:
-    UserError: if there is such a file already (unless it may be replaced), or the disk does not take it.
+  UserError if there is such a file already (unless it may be replaced), or the disk does not take it.
   """
   if path.exists() and not replace:
     raise UserError(f"{path} exists already; choose another name or remove it")

@@ -1,6 +1,6 @@
 """Errors that a user can fix: they end a command as a message and exit status 1, never as a traceback."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 EXAMPLES = 3  # names that a line about many clips shows
 
@@ -13,6 +13,12 @@ def shown(name: object) -> str:
   """A name from a file as a message can show it: no control characters, at most 200 characters."""
   text = str(name)
   return text[:200].encode("unicode_escape").decode() + "…" * (len(text) > 200)
+
+
+def few(names: Sequence[object], separator: str = ", ") -> str:
+  """The first of many names, and how many more there are."""
+  first = separator.join(map(str, names[:EXAMPLES]))
+  return first + f" and {len(names) - EXAMPLES} more" * (len(names) > EXAMPLES)
 
 
 def counted(problems: Iterable[tuple[str, str]], unit: str = "clips") -> list[str]:

@@ -32,19 +32,18 @@ from mma_dfer_jax.disk import write_json
 from mma_dfer_jax.engines.engine import About, Engine, describe, load_model
 from mma_dfer_jax.engines.jax import JaxEngine
 from mma_dfer_jax.errors import UserError, listed
+from mma_dfer_jax.losses.cross_entropy import cross_entropy
 from mma_dfer_jax.training import hosts, report
 from mma_dfer_jax.training.comparison import as_table, compare
+from mma_dfer_jax.training.evaluation import evaluate_split, jit_eval
 from mma_dfer_jax.training.run import VERSION
 from mma_dfer_jax.training.sharding import check_batch_size, make_mesh, replicated, start_jax
 from mma_dfer_jax.training.steps import Batch, sums
-from mma_dfer_jax.training.task import evaluate_split, jit_eval
 
 _WORKDIR = cli.shared_flag("model", name="workdir")
 _WORKDIRS = flags.DEFINE_list("workdirs", None, "Several of them, one for each fold: a,b,c; goes with --out.")
 _COMPARE = flags.DEFINE_list("compare", None, "Is B better than A: two workdirs, reports or predictions.csv; A B or A,B.")  # fmt: skip
-_SPLITS = flags.DEFINE_list(
-  "splits", None, "With --workdirs: the split of each; if not given, the runs' own."
-)
+_SPLITS = flags.DEFINE_list("splits", None, "With --workdirs: the split of each; if not given, its own.")
 _OUT = flags.DEFINE_string("out", None, "With --workdirs and --compare: folder for the report.")
 _STEP = cli.shared_flag("step")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data set is now; if not given, as in training.")
@@ -76,15 +75,11 @@ def evaluation_of(path: Path, split: str) -> Evaluation:
     raise UserError(f"{path} does not say its data set: give --data_dir and --split (--splits for several)")
   data_set = open_data_set(data_dir, _DATA_NAME.value or trained["data.name"])
   if data_set.classes != about.classes:
-    raise UserError(
-      f"the model tells apart {', '.join(about.classes)}; the data have {', '.join(data_set.classes)}"
-    )
-  different = differences(about.recipe, data_set.recipe)
-  if problems := [
-    f"{k}: the model was trained on {there!r}, these data have {here!r}" for k, there, here in different
-  ]:
+    raise UserError(f"the model tells apart {', '.join(about.classes)}; the data have {', '.join(data_set.classes)}")  # fmt: skip
+  if different := differences(about.recipe, data_set.recipe):
+    lines = [f"{key}: the model was trained on {there!r}, these data have {here!r}" for key, there, here in different]  # fmt: skip
     title = "this data set was prepared differently from the model's training data"
-    raise listed(title, problems, "prepare it with the same recipe")
+    raise listed(title, lines, "prepare it with the same recipe")
   if missing := sorted(data_set.recipe.keys() - about.recipe.keys()):
     print(f"note: the model does not say its {', '.join(missing)}; prepare the data as its authors did")
   split = split or data_set.train_and_test(trained["data.fold"])[1]
@@ -130,9 +125,7 @@ def evaluations_of_folds() -> list[Evaluation]:
     there, here = ({"classes": about.classes, "precision (choose with --precision)": about.precision,
                     **{f"recipe {key}": value for key, value in about.recipe.items()}}
                    for about in (evaluations[0].about, one.about))  # fmt: skip
-    problems += [
-      f"{key}: {a!r} in {evaluations[0].path}, {b!r} in {path}" for key, a, b in differences(there, here)
-    ]
+    problems += [f"{k}: {a!r} in {evaluations[0].path}, {b!r} in {path}" for k, a, b in differences(there, here)]  # fmt: skip
     fold = one.about.config.get("data.fold")
     if fold and one.split != f"fold{fold}":
       problems.append(f"{path}: its test clips are fold{fold}; it was trained on clips of {one.split}")
@@ -144,11 +137,8 @@ def evaluations_of_folds() -> list[Evaluation]:
 
 
 def evaluator(engine: Engine, mesh: Mesh) -> Callable[[Batch], dict[str, jax.Array]]:
-  """Of a batch its sums, as `evaluate_split` needs them.
-
-  The loss is cross-entropy, whatever a run was trained with, so that models can be compared.
-  """
-  loss = parts.read("losses", {"name": "cross_entropy"}).build(())
+  """Of a batch its sums, as `evaluate_split` needs them."""
+  loss = cross_entropy  # whatever a run was trained with, so that models can be compared
   if isinstance(engine, JaxEngine):
     eval_fn = jit_eval(engine.graphdef, mesh, loss, engine.about.precision)
     return functools.partial(eval_fn, engine.tunable, engine.frozen)
@@ -216,9 +206,9 @@ def files_of(path: Path, facts: Mapping[str, Any]) -> tuple[str, dict[str, Any]]
   return files, {}
 
 
-def report_folds(evaluations: Sequence[Evaluation], folds: Sequence[report.Fold]) -> None:
+def report_folds(abouts: Sequence[About], folds: Sequence[report.Fold]) -> None:
   """Writes the report on all of --workdirs to --out."""
-  out, abouts = Path(_OUT.value or ""), [one.about for one in evaluations]
+  out = Path(_OUT.value or "")
   steps = ", ".join("converted" if about.step is None else f"step {about.step}" for about in abouts)
   precision, flatters = abouts[0].precision, f"; chosen {report.FLATTERS}" * (_STEP.value == "best")
   recipe = {key: value for about in abouts for key, value in about.recipe.items()}
@@ -229,7 +219,6 @@ def report_folds(evaluations: Sequence[Evaluation], folds: Sequence[report.Fold]
 
 
 def compare_two(paths: Sequence[str]) -> None:
-  """Answers --compare."""
   if len(paths) != 2:
     raise UserError(f"--compare needs two models, A and B; given: {', '.join(paths) or 'none'}")
   result = compare(*map(Path, paths))
@@ -262,7 +251,7 @@ def main(argv: Sequence[str]) -> None:
   hosts.check_equal_on_all("evaluation", {"step": _STEP.value, "without": _WITHOUT.value, **asked})
   folds = [evaluate(one) for one in evaluations]
   if _WORKDIRS.value and jax.process_index() == 0:
-    report_folds(evaluations, folds)
+    report_folds([one.about for one in evaluations], folds)
   return None
 
 

@@ -15,7 +15,6 @@ from absl import flags
 import jax
 
 from mma_dfer_jax import cli
-from mma_dfer_jax.data.data_set import DataSet
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.training import hosts, series
 from mma_dfer_jax.training.check import check_model_and_data
@@ -36,7 +35,16 @@ def checked(config, runs: Path, names: Sequence[str]) -> dict[str, Run]:
   """
   model, data_set, starts, problems = check_model_and_data(config)
   problems += series.problems_of_series(str(runs), "data.fold", _FOLDS)
-  problems += problems_of_splits(data_set, names, config.batch_size) if data_set else []
+  folds = {split: clips for split, clips in data_set.splits.items() if split.startswith("fold")} if data_set else {}  # fmt: skip
+  left = {split: sum(folds.values()) - folds[split] for split in folds if split in names}
+  problems += [f"batch_size={config.batch_size}, but the folds without {split} have {clips} clips in all"
+               for split, clips in left.items() if clips < config.batch_size]  # fmt: skip
+  if data_set and (missing := ", ".join(name for name in names if name not in folds)):
+    known = ",".join(split.removeprefix("fold") for split in folds)
+    advice = f"give --folds={known}" if folds else "prepare it from a manifest with the column fold"
+    problems.append(
+      f"there is no {missing} in {data_set.path}, which has {', '.join(data_set.splits)}; {advice}"
+    )
   if problems or not (model and data_set):
     raise listed("these folds cannot start", problems)
   there = {path.name for path in runs.glob("fold*") if re.fullmatch(r"fold[1-9]\d*", path.name)}
@@ -47,20 +55,6 @@ def checked(config, runs: Path, names: Sequence[str]) -> dict[str, Run]:
     expected[name] = describe_run(of_fold, model, data_set, starts)
   check_same_runs(runs, expected)
   return expected
-
-
-def problems_of_splits(data_set: DataSet, names: Sequence[str], batch_size: int) -> list[str]:
-  """Folds that the data set does not have, or that leave less than a batch to train on."""
-  folds = {split: clips for split, clips in data_set.splits.items() if split.startswith("fold")}
-  left = {split: sum(folds.values()) - folds[split] for split in folds if split in names}
-  problems = [f"batch_size={batch_size}, but the folds without {split} have {clips} clips in all"
-              for split, clips in left.items() if clips < batch_size]  # fmt: skip
-  if missing := ", ".join(name for name in names if name not in folds):
-    known = ",".join(split.removeprefix("fold") for split in folds)
-    advice = f"give --folds={known}" if folds else "prepare it from a manifest with the column fold"
-    there = ", ".join(data_set.splits)
-    problems.append(f"there is no {missing} in {data_set.path}, which has {there}; {advice}")
-  return problems
 
 
 def finished(workdir: Path, run: Run) -> Fold | None:
@@ -100,10 +94,9 @@ def main(argv: Sequence[str]) -> int:
   expected = checked(config, runs, names)
   many_hosts = hosts.is_distributed()  # then the report is only the first process's
   arguments = series.flags_without("runs", "folds")
-  of_folds = {name: [*arguments, f"--config.data.fold={name.removeprefix('fold')}"] for name in names}
-  jobs = [series.Job(name, runs / name, expected[name], how) for name, how in of_folds.items()]
-  status = series.train_all(jobs, finished, trust_status=many_hosts)
-  if status is not None:
+  jobs = [series.Job(f"fold{k}", runs / f"fold{k}", expected[f"fold{k}"], [*arguments, f"--config.data.fold={k}"])
+          for k in _FOLDS.value]  # fmt: skip
+  if (status := series.train_all(jobs, finished, trust_status=many_hosts)) is not None:
     return status
   hosts.join()
   if not many_hosts or jax.process_index() == 0:

@@ -3,7 +3,6 @@
 Read from source text: comments are nowhere else, and importing all commands would take seconds.
 """
 
-import ast
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 import re
@@ -16,13 +15,12 @@ CONFIGS = next(folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "co
 
 def commands() -> dict[str, str]:
   """{"data.prepare": first line of its docstring, …}: the modules that do something when run."""
-  found = {}
-  for path in sorted(_PACKAGE.rglob("*.py")):
-    source = path.read_text(encoding="utf-8")
-    if '\nif __name__ == "__main__":' in source:
-      name = ".".join(path.relative_to(_PACKAGE).with_suffix("").parts)
-      found[name] = (ast.get_docstring(ast.parse(source)) or "").split("\n")[0]
-  return found
+  sources = {path: path.read_text(encoding="utf-8") for path in sorted(_PACKAGE.rglob("*.py"))}
+  return {
+    ".".join(path.relative_to(_PACKAGE).with_suffix("").parts): source.split("\n")[0].strip('"')
+    for path, source in sources.items()
+    if '\nif __name__ == "__main__":' in source
+  }
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -33,9 +31,7 @@ def shipped_configs() -> dict[str, Path]:
 def config_text(config: Any) -> str:
   """The fields of a nested config, a line each, with what the program's source says about them."""
   values = dict(_flat(config))
-  comments = {
-    path: comment for path, comment in _comments(values) if path in values
-  }  # in the order of the source
+  comments = dict(item for item in _comments(values) if item[0] in values)  # in the order of the source
   shown = [(f"  {path} = {values[path]!r}", comments.get(path, "")) for path in comments | values]
   return "\n".join(f"{field:<40}  {comment}".rstrip() for field, comment in shown)
 

@@ -51,5 +51,5 @@ def escaped(name: str) -> str:
   return (
     plain
     if re.fullmatch(r"[ -~]*", plain) or name[:200].isascii()
-    else f"{plain} (written {ascii(name[:200])})"
+    else f"{plain} (written {name[:200]!a})"
   )

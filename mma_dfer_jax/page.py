@@ -27,11 +27,17 @@ import uvicorn
 
 from mma_dfer_jax.data import media
 from mma_dfer_jax.data.faces import FaceFinder
-from mma_dfer_jax.data.fbank import spectrogram
-from mma_dfer_jax.data.film import Sample, Window
+from mma_dfer_jax.data.film import Sample
 from mma_dfer_jax.engines.engine import Engine
 from mma_dfer_jax.errors import UserError
-from mma_dfer_jax.prediction import Timeline, clip_sample, described, predict_samples, predict_timeline
+from mma_dfer_jax.prediction import (
+  Prediction,
+  Timeline,
+  clip_sample,
+  described,
+  predict_samples,
+  predict_timeline,
+)
 from mma_dfer_jax.timeline import draw
 
 HOST = "127.0.0.1"
@@ -54,20 +60,16 @@ HEADERS = {
   "referrer-policy": "no-referrer",
   "x-content-type-options": "nosniff",
 }
-LIGHT = "() => document.body.classList.remove('dark')"  # the pictures have a white ground
-FONTS = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # plain names: Gradio's come from Google
 
 
 def _escaped(value: object) -> Markup:
   """Words from outside, such as the name of a file, as text: neither HTML nor one of Gradio's templates."""
-  if isinstance(value, Markup):
-    return value
-  return Markup(html.escape(str(value)).translate({ord(sign): f"&#{ord(sign)};" for sign in "${}`"}))
+  text = html.escape(str(value)).translate({ord(sign): f"&#{ord(sign)};" for sign in "${}`"})
+  return value if isinstance(value, Markup) else Markup(text)
 
 
-_TEMPLATES = jinja2.Environment(
-  loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, finalize=_escaped
-)
+_LOADER = jinja2.FileSystemLoader(Path(__file__).parent)
+_TEMPLATES = jinja2.Environment(loader=_LOADER, autoescape=True, finalize=_escaped)
 _HTML: Any = _TEMPLATES.get_template("page.html").module
 
 
@@ -94,16 +96,12 @@ class Page:
     return (self.folder / "uploads").resolve() in file.parents and file.is_file()
 
   def warm_up(self) -> None:
-    """Answers a black and silent clip, so that all is compiled before the first visitor comes."""
+    """Answers black and silence, so that the model is compiled before the first visitor comes."""
     inputs = self.engine.about.inputs
-    video = np.zeros(inputs.video_shape, np.uint8)
-    sound = spectrogram(np.zeros(16_000, np.float32), 16_000, *inputs.audio_shape)
-    black = Sample(Window(0.0, 1.0, 0, inputs.num_frames), video, sound, None, None, 1.0, 1.0, True, 16_000)
-    ((sample, prediction),) = predict_samples(self.engine, [("", black)], 1)
-    self._seen_html(sample, prediction, None)
+    self.engine(np.zeros((1, *inputs.video_shape), np.uint8), np.zeros((1, *inputs.audio_shape), np.float32))
 
   def answer(self, upload: str, progress: Callable[..., object]) -> tuple[str, str]:
-    """HTML of the answer, or of an error, and of what the model saw. The upload is gone then.
+    """HTML of the answer, or of an error, and of what the model saw; deletes the upload.
 
     `progress` is called with a share in [0, 1] or None, and with `desc`, what is being done.
     """
@@ -139,21 +137,20 @@ class Page:
     if path.stat().st_size > self.max_mb * MIB:
       raise UserError(f"{path.name}: is larger than {self.max_mb} MiB")
     declared = media.declared_seconds(path)
-    check(declared or 0.0)
     pieces = (len(piece.waveform) / piece.sample_rate for piece in media.iterate_sound(path))
-    for heard in itertools.accumulate(pieces):  # recordings of a browser often declare nothing
-      check(heard)
+    for heard in itertools.chain([declared or 0.0], itertools.accumulate(pieces)):
+      check(heard)  # recordings of a browser often declare nothing
     asked = clip_sample(self.engine.about.inputs, path, self.finder,
                         progress=lambda seconds: show("look", seconds, declared))  # fmt: skip
     ((sample, prediction),) = predict_samples(self.engine, [asked], 1)
     prediction = dataclasses.replace(prediction, clip=path.name)
     if prediction.seconds > self.window:
-      how: dict[str, Any] = {"window": self.window, "hop": self.hop, "faces": self.finder}
-      timeline = predict_timeline(self.engine, path, **how, progress=show)
+      how: dict[str, Any] = {"window": self.window, "hop": self.hop, "progress": show}
+      timeline = predict_timeline(self.engine, path, **how, faces=self.finder)
     said = _HTML.answer(prediction, time.monotonic() - started)
     return said, self._seen_html(sample, prediction, timeline)
 
-  def _seen_html(self, sample: Sample, prediction: Any, timeline: Timeline | None) -> str:
+  def _seen_html(self, sample: Sample, prediction: Prediction, timeline: Timeline | None) -> str:
     """What the model saw and heard, the answer over time, and the answer as JSON."""
     about = self.engine.about
     facts: dict[str, Any] = dataclasses.asdict(prediction) | {"precision": about.precision}
@@ -171,8 +168,7 @@ class Page:
       figure = draw(timeline)
       figure.suptitle("")  # it names the file and the windows, which stand above
       picture = _png(figure)
-    text = json.dumps(facts, indent=2, ensure_ascii=False)
-    name = f"{Path(prediction.clip).stem}.json"
+    text, name = json.dumps(facts, indent=2, ensure_ascii=False), f"{Path(prediction.clip).stem}.json"
     address = _address("application/json", lambda file: file.write(text.encode()))
     size = about.inputs.image_size
     return _HTML.seen(frames, size, heard, timeline, picture, self.window, text, name, address)
@@ -224,11 +220,16 @@ def server(page: Page) -> uvicorn.Server:
     answer.headers.update(HEADERS)
     return answer
 
+  fonts = {
+    "font": ["system-ui", "sans-serif"],
+    "font_mono": ["monospace"],
+  }  # plain names: Gradio's come from Google
   gr.mount_gradio_app(
     app, _blocks(page), path="/", server_name=HOST, footer_links=[], run_history=False, show_error=False,
     max_file_size=page.max_mb * MIB, ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False,
-    theme=gr.themes.Default(primary_hue="blue", neutral_hue="gray", font=FONTS[0], font_mono=FONTS[1]),
-    css=Path(__file__).with_name("page.css").read_text(), js=LIGHT,
+    theme=gr.themes.Default(primary_hue="blue", neutral_hue="gray", **fonts),
+    css=Path(__file__).with_name("page.css").read_text(),
+    js="() => document.body.classList.remove('dark')",  # the pictures have a white ground
   )  # fmt: skip
   config = uvicorn.Config(app, log_level="critical", access_log=False, ws="none", proxy_headers=False,
                           server_header=False, timeout_graceful_shutdown=1)  # fmt: skip

@@ -37,15 +37,13 @@ def abstract_model(cfg: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
 
 
 def parameter_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
-  """By path."""
   return {path: tuple(variable.shape) for path, variable in flat_params(abstract_model(cfg)[1]).items()}
 
 
 def tunable_patterns(cfg: ModelConfig, patterns: Sequence[Any] = ()) -> tuple[str, ...]:
-  """Which parameters are trained, as regular expressions that match whole paths: the given ones, or else the parts' own.
+  """Regular expressions of whole paths of parameters that are trained: the given ones, or else the parts' own.
 
-  Raises:
-    UserError: with every pattern that is no regular expression or matches no parameter.
+  UserError names every pattern that is no regular expression or matches no parameter.
   """
   paths, problems = list(parameter_shapes(cfg)), []
   # A stranger's file may hold anything, nested too deeply to be shown.
@@ -78,7 +76,6 @@ def cast(parameters: nnx.State, precision: str) -> nnx.State:
 
 
 def count(tree: Any) -> int:
-  """Number of elements of all arrays."""
   return sum(x.size for x in jax.tree.leaves(tree))
 
 

@@ -137,11 +137,7 @@ def successor(kind: str, old: ml_collections.ConfigDict, name: str) -> ml_collec
 
 
 def read(kind: str, fields: Mapping[str, Any]) -> Any:
-  """A part's `Config` from the fields of a config or a model.json.
-
-  Raises:
-    UserError: if there is no such part, or with all fields that it does not have, or all wrong values.
-  """
+  """A part's `Config` from the fields of a config or a model.json; UserError with all unknown fields, or wrong values."""
   values = with_tuples(fields)
   name = values.pop("name", None)
   if name not in names(kind):  # only files of that folder: a stranger's model.json can import nothing else

@@ -28,20 +28,17 @@ _BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Clips or windows computed a
 
 def main(argv: Sequence[str]) -> int:
   from mma_dfer_jax.answers import Answers, check  # here: --help need not wait for OpenCV, FFmpeg and SciPy
-  from mma_dfer_jax.data.faces import finder_of
   from mma_dfer_jax.engines.engine import load_model
+  from mma_dfer_jax.prediction import face_finder
 
   sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names of files may be no text
   files, window = argv[1:], _WINDOW.value
   hop = window / 4 if window is not None and _HOP.value is None else _HOP.value
   check(files, window, hop)
   engine = load_model(_MODEL.value, precision=_PRECISION.value)
-  face_model = Path(_FACE_MODEL.value) if _FACE_MODEL.value else None
-  finder = finder_of(engine.about.recipe, face_model, _FACES.value)
-  answers = Answers(
-    Path(_OUT.value), _MODEL.value, engine, finder, face_model, window, hop, _BATCH_SIZE.value
-  )
-  return answers.answer(files)
+  finder = face_finder(engine, _FACES.value, _FACE_MODEL.value)
+  how = _FACE_MODEL.value, window, hop, _BATCH_SIZE.value
+  return Answers(Path(_OUT.value), _MODEL.value, engine, finder, *how).answer(files)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import functools
 import itertools
 from pathlib import Path
 
-from jaxtyping import Float, Float64, UInt8
+from jaxtyping import Float, UInt8
 import numpy as np
 
 from mma_dfer_jax.data import film, media
@@ -20,6 +20,7 @@ GAP = 0.5  # seconds without sound that are no reason to warn
 HEARD = 0.9  # share of a sound that must fit into the spectrogram, or a warning is given
 FEW_FACES = 0.5  # share of frames with a face below which a warning is given
 THUMBNAILS = 12  # faces above the picture of a timeline
+Faces = str | FaceFinder | None  # how to cut out faces, see `predict_video`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,17 +59,13 @@ class Timeline:
   # At which seconds the model saw what: at most 12, evenly spread.
   thumbnails: tuple[tuple[float, UInt8[np.ndarray, "H W 3"]], ...]
 
-  def probabilities(self) -> Float64[np.ndarray, "W C"]:
-    """(W, C) of all windows and classes."""
-    return np.array([list(one.probabilities.values()) for one in self.predictions])
-
 
 def predict_video(
-  engine: Engine, file: str | Path, *, faces: str | FaceFinder | None = "auto", face_model: str | Path | None = None
-) -> Prediction:  # fmt: skip
+  engine: Engine, file: str | Path, *, faces: Faces = "auto", face_model: str | Path | None = None
+) -> Prediction:
   """What the model says of one video file, from frames over all of it (16) and the beginning of its sound (5.12 s).
 
-  A second video compiles nothing, whatever its size and length. Memory does not grow with the length.
+  A second video compiles nothing, whatever its size. Memory does not grow with the length.
 
   Args:
     engine: as `load_model` opens it.
@@ -80,27 +77,21 @@ def predict_video(
     MediaError: if the file is no video, has no picture, or is damaged. (A UserError, whose text is for people.)
     UserError: if the face detector is needed and not there.
   """
-  sample = clip_sample(engine.about.inputs, file, _finder(engine, faces, face_model))
+  sample = clip_sample(engine.about.inputs, file, face_finder(engine, faces, face_model))
   ((_, prediction),) = predict_samples(engine, [sample], 1)
   return prediction
 
 
 def predict_timeline(
-  engine: Engine,
-  file: str | Path,
-  *,
-  window: float = 4.0,
-  hop: float = 1.0,
-  faces: str | FaceFinder | None = "auto",
-  face_model: str | Path | None = None,
-  batch_size: int = 1,
+  engine: Engine, file: str | Path, *, window: float = 4.0, hop: float = 1.0, faces: Faces = "auto",
+  face_model: str | Path | None = None, batch_size: int = 1,
   progress: Callable[[str, float, float | None], object] = lambda doing, done, of: None,
 ) -> Timeline:  # fmt: skip
   """What the model says of a film over time: each window as if it were a clip of its own.
 
   Args:
     engine, file, faces, face_model: as for `predict_video`.
-    window: length of a window, seconds; training clips of DFEW last 2 to 5 s.
+    window: seconds of a window; training clips of DFEW last 2 to 5 s.
     hop: seconds from the start of one window to that of the next, at most `window`. The last window ends with the film.
     batch_size: windows given to the model at once.
     progress: gets ("look", seconds, length as declared or None), then ("predict", windows, number of windows).
@@ -109,7 +100,7 @@ def predict_timeline(
     UserError: if window or hop are impossible, or the face detector is needed and not there.
   """
   film.check_windows(window, hop)
-  finder, declared = _finder(engine, faces, face_model), media.declared_seconds(file)
+  finder, declared = face_finder(engine, faces, face_model), media.declared_seconds(file)
   seen = film.survey(file, finder, hop=hop, progress=lambda seconds: progress("look", seconds, declared))
   windows = film.windows(seen, window, hop)
   number = min(THUMBNAILS, len(windows))
@@ -134,7 +125,7 @@ def clip_sample(
   `progress` gets the seconds of each frame; what it raises ends the reading.
   """
   seen = film.survey(file, finder, progress=progress)
-  (sample,) = film.samples(seen, film.whole(seen), inputs, finder)
+  (sample,) = film.samples(seen, film.windows(seen), inputs, finder)
   return str(file), sample
 
 
@@ -157,27 +148,20 @@ def predict_samples(
 
 def _prediction(about: About, clip: str, sample: Sample, logits: Float[np.ndarray, "C"]) -> Prediction:
   shifted = np.exp(logits.astype(np.float64) - logits.max())
+  shares = dict(zip(about.classes, (shifted / shifted.sum()).tolist(), strict=True))
+  start, end, first, last = sample.window
   return Prediction(
-    clip=clip,
-    start=sample.window.start,
-    end=sample.window.end,
-    top=about.classes[int(logits.argmax())],
-    probabilities=dict(zip(about.classes, (shifted / shifted.sum()).tolist(), strict=True)),
-    frames=sample.window.last - sample.window.first,
+    clip, start, end, about.classes[int(logits.argmax())], shares, frames=last - first,
     frames_with_face=None if sample.with_face is None else int(sample.with_face.sum()),
-    faces_at_once=sample.faces_at_once,
-    sound=sample.seconds_of_sound > 0,
-    silent=sample.silent,
-    seconds_of_sound=sample.seconds_of_sound,
-    sample_rate=sample.sample_rate,
-    warnings=tuple(_warnings(about, sample)),
-  )
+    faces_at_once=sample.faces_at_once, sound=sample.seconds_of_sound > 0, silent=sample.silent,
+    seconds_of_sound=sample.seconds_of_sound, sample_rate=sample.sample_rate, warnings=tuple(_warnings(about, sample)),
+  )  # fmt: skip
 
 
 def _warnings(about: About, sample: Sample) -> Iterator[str]:
   """The reasons to trust an answer less than the scores on test clips."""
-  window, seconds = sample.window, sample.seconds_of_sound
-  frames, length = window.last - window.first, window.end - window.start
+  start, end, first, last = sample.window
+  frames, length, seconds = last - first, end - start, sample.seconds_of_sound
   if "image" in about.streams:
     if frames < about.inputs.num_frames:
       yield f"only {frames} of {about.inputs.num_frames} frames: the last is repeated"
@@ -188,10 +172,12 @@ def _warnings(about: About, sample: Sample) -> Iterator[str]:
       yield f"a face in only {100 * share:.0f} % of the frames"
     if (sample.faces_at_once or 0) > 1:
       yield f"up to {sample.faces_at_once} faces at once: the largest over time was followed"
-  if "audio" in about.streams and not seconds:
+  if "audio" not in about.streams:
+    return
+  if not seconds:
     new = ", which it never met in training" * (about.recipe.get("missing_sound") == "refused")
     yield f"no sound: the model was given the constant that stands for it{new}"
-  elif "audio" in about.streams:
+  else:
     if about.sample_rates and sample.sample_rate not in about.sample_rates:
       rates = ", ".join(map(str, about.sample_rates))
       yield (f"sound at {sample.sample_rate} Hz, but the training clips at {rates} Hz: the model may take it for "
@@ -204,18 +190,15 @@ def _warnings(about: About, sample: Sample) -> Iterator[str]:
       yield f"only the first {sample.heard:.2f} of {seconds:.2f} s of the sound were heard"
 
 
-def _finder(
-  engine: Engine, faces: str | FaceFinder | None, face_model: str | Path | None
-) -> FaceFinder | None:
+def face_finder(engine: Engine, faces: Faces, face_model: str | Path | None) -> FaceFinder | None:
+  """What cuts out faces, by the arguments of `predict_video`; loaded once for all videos."""
   if faces is None or isinstance(faces, FaceFinder):
     return faces
   recipe = tuple((key, str(engine.about.recipe.get(key, ""))) for key in ("faces", "frame_size"))
   return _kept_finder(recipe, Path(face_model) if face_model else None, faces)
 
 
-@functools.lru_cache(maxsize=4)  # the detector is loaded once for all videos
-def _kept_finder(recipe: tuple, face_model: Path | None, faces: str) -> FaceFinder | None:
-  return finder_of(dict(recipe), face_model, faces)
+_kept_finder = functools.lru_cache(maxsize=4)(lambda recipe, *how: finder_of(dict(recipe), *how))
 
 
 def described(finder: FaceFinder | None) -> str:

@@ -16,9 +16,6 @@ class _Log:
     if line := text.strip():
       print(line, file=sys.stderr, flush=True)
 
-  def flush(self) -> None:
-    pass
-
 
 class Progress(tqdm):
   """Counts what is done and shows it on stderr: `with Progress("decode", total=10) as bar: bar.update()`.
@@ -40,9 +37,8 @@ class Progress(tqdm):
       line = "{desc}: {n_fmt}" + (left if total else unit_shown)
       how = {"leave": False, "file": _Log(), "bar_format": f"{line}{{postfix}}", "miniters": 1,
              "mininterval": SECONDS_BETWEEN_LINES, "delay": SECONDS_BETWEEN_LINES}  # fmt: skip
-    super().__init__(
-      desc=what, total=total, initial=done, unit=unit, unit_scale=bytes, disable=not show, **how
-    )
+    how |= {"unit": unit, "unit_scale": bytes, "disable": not show}
+    super().__init__(desc=what, total=total, initial=done, **how)
 
   def update(self, count: int = 1, note: str | None = None) -> bool | None:  # type: ignore[override]
     """Counts further; a note, as in "loss 1.2", stands behind the numbers from now on."""

@@ -1,10 +1,10 @@
 """The files of a timeline: table, subtitles, picture."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import csv
 import io
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,18 +18,18 @@ FACE_INCHES, AXES_INCHES = 0.7, 9.9  # width of a thumbnail, and about that of t
 MOST_COLUMNS = 2000  # of the waveform's picture; more would lie within one pixel
 
 
-def to_csv(predictions: Sequence[Prediction]) -> str:
-  """One line for each prediction: where, top class, probability of each class, and what it was made of."""
-  classes = list(predictions[0].probabilities) if predictions else []
+def to_csv(answers: Sequence[Mapping[str, Any]]) -> str:
+  """One line for each Prediction, given as a dict: where, top class, probabilities, and what it was made of."""
+  classes = list(answers[0]["probabilities"]) if answers else []
   text = io.StringIO()
   table = csv.writer(text, lineterminator="\n")
   table.writerow(["clip", "start", "end", "top", *(f"p({name})" for name in classes), "frames", "frames_with_face",
                   "sound", "silent", "seconds_of_sound", "sample_rate", "warnings"])  # fmt: skip
   table.writerows([
-    one.clip, f"{one.start:.3f}", f"{one.end:.3f}", one.top, *(f"{one.probabilities[name]:.6f}" for name in classes),
-    one.frames, one.frames_with_face, one.sound, one.silent, f"{one.seconds_of_sound:.3f}", one.sample_rate,
-    "; ".join(one.warnings),
-  ] for one in predictions)  # fmt: skip
+    one["clip"], f"{one['start']:.3f}", f"{one['end']:.3f}", one["top"],
+    *(f"{one['probabilities'][name]:.6f}" for name in classes), one["frames"], one["frames_with_face"], one["sound"],
+    one["silent"], f"{one['seconds_of_sound']:.3f}", one["sample_rate"], "; ".join(one["warnings"]),
+  ] for one in answers)  # fmt: skip
   return text.getvalue()
 
 
@@ -51,7 +51,6 @@ def to_srt(timeline: Timeline) -> str:
 
 
 def what_is_missing(one: Prediction) -> list[str]:
-  """What was missing, in two words each."""
   missing = {"no face": one.frames_with_face == 0, "no sound": not one.sound, "silent": one.silent}
   return [words for words, holds in missing.items() if holds]
 
@@ -90,7 +89,7 @@ def draw(timeline: Timeline) -> "Figure":
 
 def _draw_probabilities(axes, timeline: Timeline) -> None:
   edges = [0.0, *(end for _, end in spans(timeline))]
-  probabilities = timeline.probabilities()
+  probabilities = np.array([list(one.probabilities.values()) for one in timeline.predictions])
   steps = np.concatenate([probabilities, probabilities[-1:]]).T
   colours = [*(f"C{i}" for i in range(10)), "black", "tan", "navy"][: len(steps)]
   places = list(map(str, range(len(steps))))

@@ -17,8 +17,7 @@ from mma_dfer_jax.training import hosts
 from mma_dfer_jax.training.check import check_run
 from mma_dfer_jax.training.loop import fit
 from mma_dfer_jax.training.run import describe_run
-from mma_dfer_jax.training.sharding import make_mesh, start_jax
-from mma_dfer_jax.training.task import Classify
+from mma_dfer_jax.training.sharding import start_jax
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string(
@@ -39,8 +38,7 @@ def main(argv: Sequence[str]) -> int:
     checked = check_run(config)
   run = describe_run(config, checked.model, checked.data_set, checked.starts)
   hosts.check_equal_on_all("run", {k: v for k, v in flat_config(run).items() if k not in OF_A_HOST})
-  mesh = make_mesh(**config.mesh)
-  return fit(Classify(config, checked), run, workdir, mesh=mesh, stop=stop)
+  return fit(config, checked, run, workdir, stop=stop)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 from typing import Any
 
 from archives import prepare_clips
@@ -24,9 +25,7 @@ from mma_dfer_jax.training import hosts
 from mma_dfer_jax.training.check import check_run
 from mma_dfer_jax.training.loop import fit
 from mma_dfer_jax.training.run import describe_run
-from mma_dfer_jax.training.sharding import make_mesh
 from mma_dfer_jax.training.start import open_run
-from mma_dfer_jax.training.task import Classify
 
 # Three epochs of five steps on 21 generated clips, with a model that compiles within seconds.
 SMALL = {
@@ -86,7 +85,7 @@ class StopAfter(hosts.Stop):
     return self.agreed
 
   stopped = property(lambda self: self.agreed)
-  reason, exit_status = "a test", 0
+  signal = SimpleNamespace(received=SimpleNamespace(name="a test"), exit_status=0)
 
 
 def train_here(workdir: Path, data_dir: Path, *, stop_after: int = 0, **overrides) -> str:
@@ -95,8 +94,17 @@ def train_here(workdir: Path, data_dir: Path, *, stop_after: int = 0, **override
   checked = check_run(config)
   run = describe_run(config, checked.model, checked.data_set, checked.starts)
   with contextlib.redirect_stdout(out):
-    fit(Classify(config, checked), run, workdir, mesh=make_mesh(**config.mesh), stop=StopAfter(stop_after))
+    fit(config, checked, run, workdir, stop=StopAfter(stop_after))
   return out.getvalue()
+
+
+def uninterrupted_run(tmp_path_factory, data_dir: Path) -> Path:
+  """A run that nothing has disturbed; the file `printed` beside it has what it said."""
+
+  def make(folder: Path) -> None:
+    (folder / "printed").write_text(train_here(folder / "run", data_dir))
+
+  return shared(tmp_path_factory, "small_run", make) / "run"
 
 
 def config_flags(data_dir: Path, **overrides) -> list[str]:
@@ -113,16 +121,12 @@ def command(name: str, *arguments: object) -> list[str]:
   return [sys.executable, "-m", f"mma_dfer_jax.{name}", *map(str, arguments)]
 
 
-def spawn(
-  command: Sequence[str], cache: Path, preexec_fn=None, devices: int = 4, **variables: str
-) -> subprocess.Popen:
+def spawn(command: Sequence[str], cache: Path, devices: int = 4, **variables: str) -> subprocess.Popen:
   """Starts a command on simulated devices; keyword arguments are environment variables."""
   environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PLATFORMS": "cpu"} | variables
-  environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
-  return subprocess.Popen(
-    command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    preexec_fn=preexec_fn,
-  )  # fmt: skip
+  environment["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace("count=4", f"count={devices}")
+  pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+  return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)
 
 
 def finish(process: subprocess.Popen, status: int = 0) -> str:

@@ -1,7 +1,6 @@
-"""Rows and seeds with one command, in real processes: refused, killed, resumed, compared."""
+"""Rows and seeds with one command: refused, trained where they are not, compared."""
 
 from pathlib import Path
-import signal
 
 import commands
 from conftest import ROOT
@@ -9,7 +8,7 @@ import pytest
 import small_runs as small
 
 pytestmark = pytest.mark.slow
-SMALL = {"log_every_steps": 1, "save_every_steps": 1}
+SMALL = {"log_every_steps": 1}
 
 
 def ablate(data_dir: Path, runs: Path, rows: str, seeds: str = "1", **overrides) -> list[str]:
@@ -17,19 +16,14 @@ def ablate(data_dir: Path, runs: Path, rows: str, seeds: str = "1", **overrides)
                  *small.config_flags(data_dir, **SMALL | overrides))  # fmt: skip
 
 
-def test_killed_and_resumed_it_ends_in_a_table(data_dir, tmp_path, cache):
+def test_runs_that_are_not_there_are_trained_and_all_compared(data_dir, tmp_path):
   call = ablate(data_dir, tmp_path / "runs", "base,no_fusion")
   base, fusion = tmp_path / "runs/base/seed1", tmp_path / "runs/no_fusion/seed1"
   small.train_here(base, data_dir, **SMALL)
-  first = small.spawn(call, cache)
-  small.wait_for(lambda: (fusion / "checkpoints/1").exists(), first)
-  first.send_signal(signal.SIGKILL)
-  first.communicate()
-
-  printed = small.finish(small.spawn(call, cache))
+  status, printed, err = commands.run("ablate", *call[3:], at=ROOT)
+  assert status == 0, err
   assert f"base, seed 1 (1 of 2) is finished: {base}/report.md" in printed
   assert "no_fusion, seed 1 (2 of 2): no Fusion Bottlenecks; goes to" in printed
-  assert "resuming after step" in printed
   summary = small.read_json(tmp_path / "runs/ablations.json")
   assert [row["row"] for row in summary["rows"]] == ["base", "no_fusion"]
   for row in summary["rows"]:

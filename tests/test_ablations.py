@@ -53,14 +53,14 @@ def weights() -> dict[str, np.ndarray]:
   return golden_weights("tiny_64_7")
 
 
-def put_in(cfg: ModelConfig, dtype) -> MmaDfer:
-  """A model with the authors' weights: those that it has a place for."""
+def put_in(cfg: ModelConfig) -> MmaDfer:
+  """A model with the authors' weights in float64: those that it has a place for."""
   graphdef, state = abstract_model(cfg)
   arrays = from_torch(weights(), names.name_table(cfg))
   leaves = []
   for path, variable in flat_params(state).items():
     array = arrays[path][:, : variable.shape[1]] if path.endswith("pos_embed") else arrays[path]
-    leaves.append(jnp.asarray(array.astype(dtype)))
+    leaves.append(jnp.asarray(array.astype(np.float64)))
     assert leaves[-1].shape == variable.shape, path
   return nnx.merge(graphdef, jax.tree.unflatten(jax.tree.structure(state), leaves))
 
@@ -69,10 +69,9 @@ def put_in(cfg: ModelConfig, dtype) -> MmaDfer:
 def test_logits_are_those_computed_by_hand(case):
   video, spectrogram, _ = golden_inputs("tiny_64_7")
   cfg = model_of(choose(tiny_config(), ROW_OF.get(case, case)))
-  for dtype, bar in ((np.float64, 1e-8), (np.float32, 2e-5)):
-    with jax.enable_x64(dtype == np.float64):
-      logits = put_in(cfg, dtype)(jnp.asarray(video, dtype), jnp.asarray(spectrogram, dtype)).logits
-    np.testing.assert_allclose(logits, NUMBERS[f"{case}/logits"], rtol=0, atol=bar)
+  with jax.enable_x64(True):
+    logits = put_in(cfg)(jnp.asarray(video, np.float64), jnp.asarray(spectrogram, np.float64)).logits
+  np.testing.assert_allclose(logits, NUMBERS[f"{case}/logits"], rtol=0, atol=1e-8)
 
 
 # What each row changes and how many parameters it trains at full size with 7 classes, as docs/ablations.md says.
@@ -104,13 +103,18 @@ def test_parameters_at_full_size(row):
     assert sum(trained(config, 11).values()) == LISTED[row][1] + OF_11_CLASSES[row]
 
 
-# Six layers, which every row fits, and pictures of four patches.
+# Rows that build or train something else; the others differ from these in numbers only.
+BUILDS = ("base", "static_prompts", "no_fusion", "fusion_last_1", "fusion_to_image", "no_exchange", "temporal_mean",
+          "image_only", "audio_only", "bare", "frozen_positions", "unfrozen", "last_1_block", "linear_probe_audio")  # fmt: skip
+
+
+# Two layers and pictures of four patches.
 def small_config() -> ConfigDict:
   c = tiny_config(num_frames=2, audio_shape=(32, 32))
   c.inputs.image_size = 32
-  c.model.prompts.layers_per_stage = 3
+  c.model.prompts.layers_per_stage = 1
   for stream in ("image", "audio"):
-    c.model[stream].update(depth=6, width=16, heads=2, mlp_dim=16)
+    c.model[stream].update(depth=2, width=16, heads=2, mlp_dim=16)
   return c
 
 
@@ -124,22 +128,17 @@ def fresh(row: str) -> dict[str, np.ndarray]:
 REDRAWN = {"bottleneck": "fusion/", "linear_probe": "classifier/", "frozen_positions": "pos_embed"}
 
 
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("row", [*BUILDS, "prompts_1", "bottleneck_32", "fusion_even", "temporal_depth_2"])
 def test_same_seed_same_other_weights(row):
   redrawn = next((part for name, part in REDRAWN.items() if row.startswith(name)), None)
   here, base = fresh(row), fresh("base")
   shared = [path for path in here.keys() & base.keys() if here[path].shape == base[path].shape]
   different = [path for path in shared if not np.array_equal(here[path], base[path])]
-  assert len(shared) > 70  # both encoders, or one
+  assert len(shared) > 24  # both encoders, or one
   assert all(redrawn and redrawn in path for path in different), different
   if row == "frozen_positions":
     assert len(different) == 2
     assert all(not here[path][:, -6:].any() for path in different)
-
-
-# Rows that build or train something else; the others differ from these in numbers only.
-BUILDS = ("base", "static_prompts", "no_fusion", "fusion_last_3", "fusion_to_image", "no_exchange", "temporal_mean",
-          "image_only", "audio_only", "bare", "frozen_positions", "unfrozen", "last_2_blocks", "linear_probe_audio")  # fmt: skip
 
 
 @pytest.mark.parametrize("row", BUILDS)
@@ -190,8 +189,8 @@ def test_freezing_means_the_same_where_everything_is_trained():
   assert set(trained(everything)) - paths("frozen_positions") == positions
   assert {path for path in paths("frozen_encoders") if "encoder" in path} == positions
   assert paths("linear_probe") == {"classifier/kernel", "classifier/bias"}
-  last = paths("last_2_blocks") - paths("frozen_encoders")
-  assert {"/".join(path.split("/")[1:3]) for path in last} == {"blocks/4", "blocks/5"}
+  last = paths("last_1_block") - paths("frozen_encoders")
+  assert {"/".join(path.split("/")[1:3]) for path in last} == {"blocks/1"}
   with pytest.raises(UserError, match="changes nothing"):
     with_row(everything, "unfrozen")
 

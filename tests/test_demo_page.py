@@ -11,11 +11,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from unittest import mock
 from urllib.parse import urlsplit
 
-from commands import run
+from commands import load, run
 from conftest import GOLDEN, ROOT
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ import pytest
 from mma_dfer_jax import convert_checkpoint, load_model
 from mma_dfer_jax.data import demo
 from mma_dfer_jax.engines.engine import Engine
+from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.prediction import predict_video
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -59,10 +61,6 @@ def clips(tmp_path_factory) -> Path:
   return folder
 
 
-def command(*flags: object) -> list[str]:
-  return [sys.executable, "-m", "mma_dfer_jax.demo_page", *map(str, flags)]
-
-
 def test_wrong_flags_are_messages():
   with socket.create_server(("127.0.0.1", 0)) as taken:  # named before a model is loaded
     port = taken.getsockname()[1]
@@ -77,15 +75,14 @@ def test_wrong_flags_are_messages():
       assert (found, message in err, "Traceback" in err) == (status, True, False), err
 
 
-@pytest.mark.slow
-def test_without_gradio_it_says_how_to_get_it(tmp_path):
-  (tmp_path / "gradio.py").write_text("raise ImportError('not here')\n")
-  env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
-  done = subprocess.run(command("--model=nowhere", "--port=0"), cwd=tmp_path, env=env, capture_output=True, text=True,
-                        timeout=100)  # fmt: skip
-  assert done.returncode == 1
-  assert "pip install 'mma_dfer_jax[demo-page]'" in done.stderr
-  assert "Traceback" not in done.stderr
+def test_without_gradio_it_says_how_to_get_it(tmp_path, monkeypatch):
+  monkeypatch.setattr(tempfile, "tempdir", None)
+  with (
+    mock.patch.dict(sys.modules, {"gradio": None}),
+    mock.patch.dict(os.environ),
+    pytest.raises(UserError, match=re.escape("pip install 'mma_dfer_jax[demo-page]'")),
+  ):
+    load("demo_page")._prepare_gradio(str(tmp_path))
 
 
 class Served:
@@ -97,7 +94,7 @@ class Served:
     self.log = folder.with_suffix(".log")
     with self.log.open("w") as log:
       self.process = subprocess.Popen(
-        command("--port=0", "--faces=none", *flags),
+        [sys.executable, "-m", "mma_dfer_jax.demo_page", "--port=0", "--faces=none", *map(str, flags)],
         cwd=ROOT, env={**os.environ, "TMPDIR": str(folder)}, stdout=log, stderr=subprocess.STDOUT,
       )  # fmt: skip
     self.address = eventually(self._address)
@@ -169,9 +166,8 @@ def asked(browser) -> set[str]:
 @pytest.mark.slow
 @pytest.mark.skipif(bool(MISSING), reason=f"there is no {', no '.join(MISSING)}")
 def test_the_page_in_a_browser(model, clips, tmp_path, browser):
-  served = Served(
-    tmp_path / "served", f"--model={model}", "--max_mb=1", "--max_seconds=20", "--window=1", "--hop=0.5"
-  )
+  flags = "--max_mb=1", "--max_seconds=20", "--window=1", "--hop=0.5"
+  served = Served(tmp_path / "served", f"--model={model}", *flags)
   try:
     browser.get(served.address)
     eventually(lambda: browser.title == "MMA-DFER")
@@ -186,9 +182,8 @@ def test_the_page_in_a_browser(model, clips, tmp_path, browser):
     assert said["probabilities"] == pytest.approx(expected.probabilities, abs=1e-6)
     assert [window["start"] for window in said["windows"]] == [0.0, 0.5]
     shown = [float(text.removesuffix(" %")) for text in texts(browser, "#answer .percent")]
-    assert shown == pytest.approx(
-      sorted((100 * p for p in expected.probabilities.values()), reverse=True), abs=0.06
-    )
+    percents = sorted((100 * p for p in expected.probabilities.values()), reverse=True)
+    assert shown == pytest.approx(percents, abs=0.06)
     pictures = "return [...document.querySelectorAll('#seen img')].map(i => [i.alt, i.naturalWidth])"
     sizes = browser.execute_script(pictures)
     assert [alt for alt, _ in sizes] == [*(f"frame {i}" for i in range(1, 17)), "spectrogram", "timeline"]
@@ -245,15 +240,17 @@ def request(port: int | None, *lines: str, body: str = "") -> str:
     return connection.recv(4096).decode("latin1")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_signals_remove_the_folder_and_end_the_process(tmp_path, number, status):
-  """Also while a request computes; the page in a browser above ends so too."""
+  """The page in a browser above ends so too."""
   (tmp_path / "page").mkdir()
-  code = "import os, sys; from mma_dfer_jax.demo_page import _end_on_signals; _end_on_signals(sys.argv[1]); "
-  code += f"os.kill(os.getpid(), {int(number)}); sys.exit(7)"
-  done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "page")], cwd=ROOT)
-  assert done.returncode == status
+  before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
+  with mock.patch("os._exit") as ended:
+    load("demo_page")._end_on_signals(str(tmp_path / "page"))
+    signal.raise_signal(number)
+  for one, handler in before.items():
+    signal.signal(one, handler)
+  ended.assert_called_once_with(status)
   assert not (tmp_path / "page").exists()
 
 

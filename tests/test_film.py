@@ -21,7 +21,7 @@ from mma_dfer_jax.data.records import read_record
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.inputs import Inputs
 
-SPEC = Inputs(image_size=64)
+SPEC = Inputs(image_size=48, audio_shape=(200, 32))  # room for 2 s of sound
 RATE = 16_000
 
 
@@ -55,7 +55,7 @@ def spotted(length, *, height=48, width=64, moving=True):
 
 def whole(path, finder=None):
   seen = film.survey(path, finder)
-  return seen, *film.samples(seen, film.whole(seen), SPEC, finder)
+  return seen, *film.samples(seen, film.windows(seen), SPEC, finder)
 
 
 def in_windows(path, window, hop, finder=None):
@@ -100,7 +100,7 @@ SOUNDLESS = ("a.gif", "a.h264")
 
 def write_kind(folder, name):
   sample_rate = KINDS[name].get("sample_rate", RATE)
-  sound = None if name in SOUNDLESS else hum(0.4 if name == "short.mp4" else 5.5, sample_rate)
+  sound = None if name in SOUNDLESS else hum(0.4 if name == "short.mp4" else 2.5, sample_rate)
   path = write_film(folder / name, spotted(1 if name == "one.mp4" else 40), sound, **KINDS[name])
   return turn(path) if name == "turned.mp4" else path
 
@@ -145,12 +145,17 @@ def test_no_sound_silence_and_too_little_sound(tmp_path):
     (np.zeros(RATE, np.int16), True, True),
     (np.full(RATE, 20, np.int16), True, True),
     (hum(1.0), True, False),
-    (np.concatenate([np.zeros(2 * RATE, np.int16), hum(1.0)]), True, False),  # heard when the picture is gone
+    (
+      np.concatenate([np.zeros(3 * RATE // 2, np.int16), hum(0.5)]),
+      True,
+      False,
+    ),  # heard when the picture is gone
   ]:
     sample = whole(write_film(tmp_path / "a.mkv", pictures, sound))[1]
     assert (sample.seconds_of_sound > 0, sample.silent) == (with_sound, silent)
-    heard = spectrogram(sound.astype(np.float32) / 32768, RATE) if with_sound else None
-    expected = missing_spectrogram(512, 128) if heard is None else heard
+    samples = np.zeros(0, np.float32) if sound is None else sound.astype(np.float32) / 32768
+    shape = SPEC.audio_shape
+    expected = spectrogram(samples, RATE, *shape) if with_sound else missing_spectrogram(*shape)
     np.testing.assert_allclose(sample.spectrogram, expected, rtol=0, atol=1e-6)
 
 
@@ -160,7 +165,7 @@ def test_without_a_face_the_middle_is_seen(tmp_path, finder):
   assert sample.with_face.tolist() == [False] * 30
   assert sample.faces_at_once == 0
   middle = resize(np.ascontiguousarray(pictures[0][:, 8:56]), 32)  # of the first that is taken, 0.94 of 1.875
-  np.testing.assert_array_equal(sample.video[0], resize(decode_frame(encode_frame(middle)), 64))
+  np.testing.assert_array_equal(sample.video[0], resize(decode_frame(encode_frame(middle)), 48))
 
 
 # Windows
@@ -261,8 +266,9 @@ def test_windows_without_sound_and_without_face_are_known(tmp_path, finder):
   assert [(bool(one.with_face.any()), one.seconds_of_sound, one.silent) for one in found] == [
     (True, 1, False), (True, 1, False), (False, 1, True), (False, 1, True), (False, 0, False), (False, 0, False)
   ]  # fmt: skip
-  np.testing.assert_array_equal(found[-1].spectrogram, missing_spectrogram(512, 128))
-  np.testing.assert_array_equal(found[2].spectrogram, spectrogram(np.zeros(RATE, np.float32), RATE))
+  np.testing.assert_array_equal(found[-1].spectrogram, missing_spectrogram(*SPEC.audio_shape))
+  silence = spectrogram(np.zeros(RATE, np.float32), RATE, *SPEC.audio_shape)
+  np.testing.assert_array_equal(found[2].spectrogram, silence)
 
 
 # Picture and sound in step
@@ -282,19 +288,19 @@ CLOCKS = {  # seconds of sound -> time stamp
 
 
 @pytest.mark.parametrize(("container", "how"), [
-  *(("mkv", how) for how in CLOCKS), ("mp4", "0.3 s late"), ("mp4", "1 % slow"), ("ts", "1 % fast"),
+  *(("mkv", how) for how in CLOCKS), ("mp4", "1 % slow"), ("ts", "1 % fast"),
   ("late_pictures.mkv", "0.3 s late"), ("cut.ts", "even"), ("vfr.mkv", "1 % slow"),
 ])  # fmt: skip
 def test_clicks_are_heard_when_flashes_are_seen(tmp_path, monkeypatch, container, how):
   """Within 20 ms, and what a clock is wrong within one packet of 64 ms."""
-  clock, times = CLOCKS[how], np.arange(300) / 25
+  clock, times = CLOCKS[how], np.arange(120) / 10
   if container == "vfr.mkv":
     steps = np.random.default_rng(1).choice([0.02, 0.04, 0.3], 400, p=[0.5, 0.45, 0.05])
     times = np.unique(np.round([*(np.cumsum(steps)[np.cumsum(steps) < 11.9]), 0.0, *FLASHES], 2))
   if container == "late_pictures.mkv":
-    times = times[10:]
+    times = times[4:]
   bright = np.isin(np.round(times, 2), FLASHES)
-  pictures = [np.full((48, 64, 3), 240 if on else 10, np.uint8) for on in bright]
+  pictures = [np.full((32, 32, 3), 240 if on else 10, np.uint8) for on in bright]
   nominal = np.arange(0, 14, 1 / RATE)
   stamps = np.array([clock(1024 * k / RATE) for k in range(len(nominal) // 1024 + 1)])  # of packets
   sound = np.zeros(len(nominal), np.int16)
@@ -304,7 +310,7 @@ def test_clicks_are_heard_when_flashes_are_seen(tmp_path, monkeypatch, container
     if inside < 1400:  # else in the gap
       sound[1024 * packet + inside :][:3] = 30_000
   sound = sound[: 1024 * np.searchsorted(stamps, 11.9)]
-  coded = {} if container.endswith("mkv") else LOSSY | {"options": {"g": "50"}}
+  coded = {} if container.endswith("mkv") else LOSSY | {"rate": 10, "options": {"g": "15"}}
   if container != "cut.ts":
     coded["times"] = times.tolist()
   path = write_film(tmp_path / f"a.{container}", pictures, sound, clock=clock, **coded)
@@ -361,10 +367,10 @@ def test_other_frames_than_before_are_refused(tmp_path):
   seen = film.survey(write_film(tmp_path / "a.mkv", noise(60)))
   longer = {"times": np.arange(70) / 25, "sizes": np.full((70, 2), (48, 64)), "seconds": 70 / 25}
   more = dataclasses.replace(seen, **longer)
-  with pytest.raises(media.MediaError, match="fewer frames"):
-    list(film.samples(more, film.whole(more), SPEC))
-  with pytest.raises(media.MediaError, match="another size"):
-    list(film.samples(dataclasses.replace(seen, sizes=seen.sizes + 1), film.whole(seen), SPEC))
+  with pytest.raises(media.MediaError, match="was changed"):
+    list(film.samples(more, film.windows(more), SPEC))
+  with pytest.raises(media.MediaError, match="was changed"):
+    list(film.samples(dataclasses.replace(seen, sizes=seen.sizes + 1), film.windows(seen), SPEC))
 
 
 @pytest.mark.parametrize(("jump", "direction"), [(-5.0, "-5 s at 1.96 s"), (1000.0, "1000 s at 1.96 s")])
@@ -385,7 +391,7 @@ def test_a_clock_that_jumps_makes_no_timeline(tmp_path, monkeypatch, jump, direc
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_film(tmp_path):
-  """6 s and 60 s at 96 kHz, whose sound alone is 11 MB; in windows of 4 and of 40 s."""
+  """6 s and 60 s at 96 kHz, whose sound alone is 11 MB; in windows of 40 s."""
   picture = noise(10)
   for name, seconds in (("short.mkv", 6), ("long.mkv", 60)):
     write_film(
@@ -397,9 +403,8 @@ def test_memory_does_not_grow_with_the_film(tmp_path):
     from mma_dfer_jax.data import film
     from mma_dfer_jax.inputs import Inputs
     for name in ("short.mkv", "long.mkv"):
-      for window, hop in ((4.0, 2.0), (40.0, 20.0)):
-        seen = film.survey(f"{sys.argv[1]}/{name}", hop=hop)
-        count = sum(1 for _ in film.samples(seen, film.windows(seen, window, hop), Inputs(image_size=32)))
+      seen = film.survey(f"{sys.argv[1]}/{name}", hop=20.0)
+      count = sum(1 for _ in film.samples(seen, film.windows(seen, 40.0, 20.0), Inputs(image_size=32)))
       print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
   """
   said = subprocess.check_output([sys.executable, "-c", code, tmp_path], cwd=ROOT, text=True)

@@ -1,10 +1,13 @@
 """All folds with one command, in real processes: killed, refused, resumed, evaluated again; and their report."""
 
 import json
+import os
 from pathlib import Path
 import signal
 import statistics
 import subprocess
+import sys
+import threading
 import time
 
 import commands
@@ -14,6 +17,7 @@ import pytest
 import small_runs as small
 
 from mma_dfer_jax.data.labels import COUNTS
+from mma_dfer_jax.training import series
 from mma_dfer_jax.training.predictions import Predictions, read_predictions
 from mma_dfer_jax.training.report import PUBLISHED, Fold, mean_and_deviation, write_folds
 from mma_dfer_jax.training.start import open_run
@@ -29,16 +33,6 @@ def data_dir(data_dir) -> Path:
 
 def folds_flags(data_dir: Path, runs: Path, folds: str = "1,2", **overrides) -> list[str]:
   return [f"--runs={runs}", "--folds", folds, *small.config_flags(data_dir, **SMALL | overrides)]
-
-
-@pytest.fixture(scope="module")
-def start(cache, data_dir):
-  """Starts `python -m mma_dfer_jax.folds` on the small clips; keyword arguments override the config."""
-
-  def popen(runs, **overrides) -> subprocess.Popen:
-    return small.spawn(small.command("folds", *folds_flags(data_dir, runs, **overrides)), cache)
-
-  return popen
 
 
 def run_here(name: str, *flags: object, status: int = 1) -> str:
@@ -62,10 +56,11 @@ def alive(pid: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, start, data_dir) -> tuple[Path, str]:
-  """Two folds, the second one killed, then stopped, then finished: (runs, what the last command printed)."""
+def finished(tmp_path_factory, cache, data_dir) -> tuple[Path, str]:
+  """Two folds, the second one killed, then finished: (runs, what the last command printed)."""
   runs = tmp_path_factory.mktemp("folds") / "runs"
-  process = start(runs, save_every_steps=1)
+  small.train_here(runs / "fold1", data_dir, **SMALL, **{"data.fold": 1})
+  process = small.spawn(small.command("folds", *folds_flags(data_dir, runs, save_every_steps=1)), cache)
   small.wait_for(lambda: (runs / "fold2/checkpoints/1").exists(), process)
   children = trainings_of(process)
   process.send_signal(signal.SIGKILL)
@@ -76,15 +71,40 @@ def finished(tmp_path_factory, start, data_dir) -> tuple[Path, str]:
     assert time.monotonic() < deadline
     time.sleep(0.01)
   assert not (runs / "folds.json").exists()
+  return runs, run_here("folds", *folds_flags(data_dir, runs), status=0)
 
-  process = start(runs, save_every_steps=1)
-  small.wait_for(lambda: (runs / "fold2/checkpoints/2").exists(), process)
-  process.send_signal(signal.SIGTERM)
-  printed = small.finish(process, status=0)
-  if "stopped in fold2 (2 of 2)" in printed:  # it may have been at its last step
-    assert "stopped by SIGTERM after step" in printed
-    assert not (runs / "folds.json").exists()
-  return runs, small.finish(start(runs))
+
+@pytest.mark.slow
+def test_a_stop_is_passed_on_and_so_is_a_failure(monkeypatch, tmp_path, capfd):
+  """To and from a program in place of Python, which waits for SIGTERM in the first run and fails in the second."""
+  python, started = tmp_path / "python", tmp_path / "started"
+  python.write_text(f"""#!/bin/bash
+[[ "$*" == *fold1* ]] || exit 3
+trap 'echo saved; exit 0' TERM
+touch {started}
+while true; do sleep 0.05; done""")
+  python.chmod(0o755)
+  monkeypatch.setattr(sys, "executable", str(python))
+
+  def stop() -> None:
+    while not started.exists():
+      time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+  thread = threading.Thread(target=stop)
+  jobs = [series.Job(name, tmp_path / name, {}, ["--config=dfew"]) for name in ("fold1", "fold2")]
+  try:
+    thread.start()
+    assert series.train_all(jobs, lambda *_: None) == 0
+    thread.join()
+    assert series.train_all(jobs, lambda workdir, run: workdir.name == "fold1") == 3
+  finally:
+    for number, handler in handlers.items():
+      signal.signal(number, handler)
+  out, err = capfd.readouterr()
+  assert "saved\nstopped in fold1 (1 of 2); to resume, run the same command" in out
+  assert "error: fold2 (2 of 2) ended with exit status 3" in err
 
 
 @pytest.mark.slow
@@ -128,17 +148,12 @@ def test_finished_folds_are_skipped(finished, data_dir):
 
 
 @pytest.mark.slow
-def test_what_is_wrong_is_said_before_anything_starts(start, data_dir, tmp_path):
-  """By this command with all folds in view, or by the first training, whose message and status are passed on."""
-  fails = start(tmp_path / "fails", **{"mesh.data": 3})
+def test_what_is_wrong_is_said_before_anything_starts(data_dir, tmp_path):
+  """With all folds in view."""
   wrong = folds_flags(data_dir, tmp_path / "runs", "1,2,5", num_epochs=0, batch_size=13)
   printed = run_here("folds", *wrong, "--config.data.fold=2")
   words = ("num_epochs=0", "no fold5", "give --folds=1,2", "with --folds", "without fold1 have 12 clips")
   assert [word for word in words if word not in printed] == []
-  printed = small.finish(fails, status=1)
-  assert "asks for 3 devices, but there are 4" in printed
-  assert "error: fold1 (1 of 2) ended with exit status 1" in printed
-  assert "fold2 (" not in printed
   assert not list(tmp_path.iterdir())
 
 

@@ -7,9 +7,11 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 from absl.testing import flagsaver
+from conftest import ROOT
 import jax
 import numpy as np
 import pytest
@@ -40,14 +42,10 @@ def pair(command: list[str], cache: Path) -> list[subprocess.Popen]:
 
 def under_slurm(command: list[str], cache: Path, others: tuple[str, ...]) -> list[subprocess.Popen]:
   """The same with what SLURM tells its processes, in place of flags: JAX makes the port from the job's number."""
-  variables = {"MMA_DFER_DISTRIBUTED": "1", "SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost",
-               "SLURM_NTASKS": "2", "SLURM_STEP_NUM_NODES": "1"}  # fmt: skip
-  return [
-    small.spawn(
-      [*command, *others * i], cache, devices=2, **variables, SLURM_PROCID=str(i), SLURM_LOCALID=str(i)
-    )
-    for i in (0, 1)
-  ]
+  job = {"MMA_DFER_DISTRIBUTED": "1", "SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost",
+         "SLURM_NTASKS": "2", "SLURM_STEP_NUM_NODES": "1"}  # fmt: skip
+  return [small.spawn([*command, *others * i], cache, devices=2, **job, SLURM_PROCID=str(i), SLURM_LOCALID=str(i))
+          for i in (0, 1)]  # fmt: skip
 
 
 def assert_same_run(workdir: Path, alone: Path) -> None:
@@ -74,33 +72,27 @@ def assert_same_answers(csv: Path, other: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_are_as_one(cache, data_dir, tmp_path):
-  """Two processes, after a SIGTERM to one of them a single one, then two again; and evaluation."""
-  workdir, alone = tmp_path / "run", tmp_path / "alone"
-  printed = small.train_here(alone, data_dir)
+def test_two_processes_are_as_one(cache, data_dir, tmp_path, tmp_path_factory):
+  """A single process, then two of them until one gets a SIGTERM, then a single one again; and evaluation by two."""
+  workdir, alone = tmp_path / "run", small.uninterrupted_run(tmp_path_factory, data_dir)
+  assert "stopped by a test after step 2" in small.train_here(workdir, data_dir, stop_after=3)
   both = pair(small.train_command(workdir, data_dir), cache)
-  small.wait_for(lambda: small.steps_logged(workdir) >= 3, both[0])
+  small.wait_for(lambda: small.steps_logged(workdir) >= 11, both[0])  # two epochs have been evaluated
   both[1].send_signal(signal.SIGTERM)
-  ends = {
-    int(re.search(r"stopped by .* after step (\d+)", small.finish(process)).group(1)) for process in both
-  }
-  assert len(ends) == 1
-  step = ends.pop()
-  assert (workdir / "checkpoints" / str(step)).is_dir()
-  assert 3 <= step < 10
-  stopped = small.train_here(workdir, data_dir, stop_after=6).splitlines()[-1]
-  later = int(re.search(r"stopped by a test after step (\d+)", stopped).group(1))
-  assert step < later < 15
-  first, second = (small.finish(process) for process in pair(small.train_command(workdir, data_dir), cache))
+  first, second = map(small.finish, both)
   assert "4 cpu device(s)" in first
-  assert f"resuming after step {later} of 15" in first
-  assert re.search(r"WAR .* on 7 clips", printed).group() in first
+  assert "resuming after step 2 of 15" in first
   assert not {"WAR", "%"} & set(second.split())  # no progress either
+  (step,) = {re.search(r"stopped by .* after step (\d+)", printed).group(1) for printed in (first, second)}
+  assert (workdir / "checkpoints" / step).is_dir()
+  printed = small.train_here(workdir, data_dir)
+  assert f"resuming after step {step} of 15" in printed
+  assert re.search(r"WAR .* on 7 clips", (alone.parent / "printed").read_text()).group() in printed
   assert_same_run(workdir, alone)
   assert_same_answers(workdir / "predictions.csv", alone / "predictions.csv")
 
   evaluate = small.command("evaluate", f"--workdir={workdir}", f"--data_dir={data_dir}", "--batch_size=4")
-  first, second = (small.finish(process) for process in pair(evaluate, cache))
+  first, second = map(small.finish, pair(evaluate, cache))
   assert "WAR" in first
   assert "WAR" not in second
   whole = small.read_json(workdir / "evaluation_test_step15.json")["without"]["none"]
@@ -110,21 +102,21 @@ def test_two_processes_are_as_one(cache, data_dir, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_ends_the_others(data_dir, cache, tmp_path):
+def test_a_process_that_dies_ends_the_others(cache, tmp_path):
   """The first of one pair, the second of another."""
   killed = []
   for victim in (0, 1):
-    workdir = tmp_path / str(victim)
-    processes = pair(small.train_command(workdir, data_dir, num_epochs=1000), cache)
-    small.wait_for(lambda: small.steps_logged(workdir) >= 2, processes[1 - victim])  # noqa: B023
+    mark = tmp_path / str(victim)
+    processes = pair([sys.executable, str(ROOT / "tests/host_process.py"), str(mark)], cache)
+    small.wait_for(mark.exists, processes[1 - victim])
     processes[victim].kill()
-    killed.append((processes, victim, time.monotonic()))
-  for processes, victim, when in killed:
-    out, err = processes[1 - victim].communicate(timeout=60)
+    killed.append((processes[victim], processes[1 - victim], time.monotonic()))
+  for dead, other, when in killed:
+    out, err = other.communicate(timeout=60)
     assert time.monotonic() - when < 60
-    assert processes[1 - victim].returncode != 0, out + err
+    assert other.returncode != 0, out + err
     assert "another" in err
-    processes[victim].communicate()
+    dead.communicate()
 
 
 @pytest.mark.slow

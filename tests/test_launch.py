@@ -14,10 +14,10 @@ TRAIN = ["train", "--config=configs/dfew.py", "--config.data.data_dir=data", "--
 
 
 def launch(*arguments: str, status: int = 0, **variables: str) -> str:
+  environment = os.environ | variables
   done = subprocess.run(
-    ["./launch.sh", *arguments], cwd=ROOT, env=os.environ | variables, capture_output=True, text=True,
-    check=False,
-  )  # fmt: skip
+    ["./launch.sh", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+  )
   assert done.returncode == status, done.stderr
   return done.stdout + done.stderr
 

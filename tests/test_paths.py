@@ -14,11 +14,11 @@ from mma_dfer_jax.paths import hint, user_path
 
 @pytest.mark.parametrize(
   ("given", "meant"),
-  [("~/dd", "/home/me/dd"), ("dd", "/here/dd"), ("../dd", "/dd"), ("./--dd", "/here/--dd"), ("/a/../b/", "/b"),
-   ("~", "/home/me"), ("a b", "/here/a b"), ("a~b", "/here/a~b"), ("C:", "/here/C:")],
+  [("~/dd", "/people/me/dd"), ("dd", "/here/dd"), ("../dd", "/dd"), ("./--dd", "/here/--dd"), ("/a/../b/", "/b"),
+   ("~", "/people/me"), ("a b", "/here/a b"), ("a~b", "/here/a~b"), ("C:", "/here/C:")],
 )  # fmt: skip
 def test_paths_are_absolute(monkeypatch, given, meant):
-  monkeypatch.setenv("HOME", "/home/me")
+  monkeypatch.setenv("HOME", "/people/me")
   monkeypatch.setattr(os, "getcwd", lambda: "/here")
   assert user_path(given) == meant
 

@@ -1,5 +1,6 @@
 """Training whole: it reports, survives kills to the same bits, and says what is wrong before it starts."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -21,18 +22,14 @@ from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.training.check import check_run
 from mma_dfer_jax.training.predictions import read_predictions
 from mma_dfer_jax.training.run import claim_workdir, describe_run, model_of, read_run
+from mma_dfer_jax.training.start import open_run
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, data_dir) -> Path:
-  """A run that nothing has disturbed."""
-
-  def make(folder: Path) -> None:
-    (folder / "printed").write_text(small.train_here(folder / "run", data_dir))
-
-  return small.shared(tmp_path_factory, "small_run", make) / "run"
+  return small.uninterrupted_run(tmp_path_factory, data_dir)
 
 
 def test_a_run_leaves_a_whole_report(uninterrupted):
@@ -69,9 +66,7 @@ def test_the_answer_to_each_clip_is_kept(uninterrupted, data_dir):
   predictions = read_predictions(uninterrupted / "predictions.csv")
   assert predictions.scores.confusion.tolist() == report["confusion_matrix"]
   assert list(predictions.classes) == report["classes"]
-  assert sorted(predictions.clips) == sorted(
-    f"test/{p.name}" for p in (data_dir / "clips/test").glob("*.mp4")
-  )
+  assert sorted(predictions.clips) == sorted(f"test/{p.name}" for p in (data_dir / "clips/test").glob("*"))
   for label, clip in zip(predictions.labels, predictions.clips, strict=True):
     assert predictions.classes[label] in clip
   np.testing.assert_allclose(predictions.probabilities.sum(axis=1), 1, atol=1e-6)
@@ -96,63 +91,62 @@ def test_a_finished_run_reports_again_without_training(uninterrupted, data_dir, 
   last = (uninterrupted.parent / "printed").read_text().splitlines()[-1]
   assert again.splitlines()[-1].startswith(last.split(";")[0])
   small.assert_same_bits(uninterrupted, tmp_path / "run")
+  best = small.read_json(tmp_path / "run/report.json")["best_epoch"]["step"]
+  assert open_run(tmp_path / "run", "best").about["source"]["step"] == best
 
 
 def test_interrupted_in_every_way_it_ends_with_the_same_bits(uninterrupted, data_dir, cache, tmp_path):
-  """kill -9 before the first checkpoint and inside a save, SIGTERM, a full disk; with fewer evaluations at first."""
+  """At the end of an epoch that is not evaluated, by kill -9 inside a save, by SIGTERM, by a full disk."""
   workdir = tmp_path / "run"
   checkpoints = workdir / "checkpoints"
+  how = {"save_every_steps": 2, "eval_every": 2}
 
-  def start(preexec_fn=None, **overrides):
-    call = small.train_command(workdir, data_dir, **{"save_every_steps": 2, "eval_every": 2, **overrides})
-    return small.spawn(call, cache, preexec_fn)
+  def start():
+    return small.spawn(small.train_command(workdir, data_dir, **how), cache)
 
-  moments = (
-    lambda: small.steps_logged(workdir) >= 2,
-    lambda: checkpoints.exists() and any("tmp" in entry.name for entry in os.scandir(checkpoints)),
-  )
-  for moment in moments:
-    process = start()
-    small.wait_for(moment, process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+  printed = small.train_here(workdir, data_dir, stop_after=6, eval_every=2)
+  assert "stopped by a test after step 5" in printed
+  process = start()
+  small.wait_for(lambda: any("tmp" in entry.name for entry in os.scandir(checkpoints)), process)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  assert process.returncode == -signal.SIGKILL
 
   process = start()
-  small.wait_for(lambda: small.steps_logged(workdir) >= 6, process)
+  small.wait_for(lambda: small.steps_logged(workdir) >= 8, process)
   process.send_signal(signal.SIGTERM)
   step = int(re.search(r"stopped by SIGTERM after step (\d+)", small.finish(process)).group(1))
-  assert step >= 6
+  assert step >= 8
   kept = sorted(path.name for path in checkpoints.iterdir())
   assert str(step) in kept
 
-  def no_more_than_4_kb():  # a disk that takes small files but no arrays
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-
   if step < 15:
-    printed = small.finish(start(no_more_than_4_kb), status=1)
-    assert re.search("error: the checkpoint of step .* cannot be saved", printed)
+    with a_disk_for_small_files(), pytest.raises(UserError, match=r"checkpoint of step .* cannot be saved"):
+      small.train_here(workdir, data_dir, **how)
     assert sorted(path.name for path in checkpoints.iterdir() if "tmp" not in path.name) == kept
 
-  small.finish(start(eval_every=3))
+  printed = small.train_here(workdir, data_dir, **how)
+  assert "epoch 3" in printed
+  assert "epoch 1" not in printed
   small.assert_same_bits(uninterrupted, workdir)
-  assert small.read_json(workdir / "report.json")["evaluated_epochs"] in ([2, 3], [3])
-  assert "epochs that were evaluated:" in (workdir / "report.md").read_text()
+  assert small.read_json(workdir / "report.json")["evaluated_epochs"] == [2, 3]
+  assert "among the 2 epochs that were evaluated: " in (workdir / "report.md").read_text()
   steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   assert steps == sorted(steps)  # lines of the killed runs that were not saved are gone
   assert not [path for path in checkpoints.iterdir() if "tmp" in path.name]
 
 
-def test_evaluating_less_often_changes_nothing_else(uninterrupted, data_dir, tmp_path):
-  """Stopped at the end of an epoch that is not evaluated, too."""
-  how = {"eval_every": 2, "num_epochs": 3}
-  assert "stopped by a test after step 5" in small.train_here(tmp_path, data_dir, stop_after=6, **how)
-  printed = small.train_here(tmp_path, data_dir, **how)
-  assert re.findall(r"^epoch \d", printed, re.MULTILINE) == ["epoch 2", "epoch 3"]
-  small.assert_same_bits(uninterrupted, tmp_path)
-  assert small.read_json(tmp_path / "report.json")["evaluated_epochs"] == [2, 3]
-  assert "among the 2 epochs that were evaluated: " in (tmp_path / "report.md").read_text()
+@contextlib.contextmanager
+def a_disk_for_small_files():
+  """Like a full disk: files of 4 kB are written, arrays are not."""
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_damaged_files_are_named(uninterrupted, tmp_path):
@@ -171,24 +165,14 @@ def test_damaged_files_are_named(uninterrupted, tmp_path):
     with pytest.raises(UserError, match=r"run\.json is damaged"):
       read_run(workdir)
   (workdir / "run.json").write_text(json.dumps(read_run(uninterrupted) | {"version": "0.1.0"}))
-  with pytest.raises(
-    UserError, match=r"written by mma_dfer_jax 0\.1\.0, whose runs this version does not read"
-  ):
+  with pytest.raises(UserError, match=r"by mma_dfer_jax 0\.1\.0, whose runs this version does not read"):
     read_run(workdir)
-
-
-def test_the_best_checkpoint_answers(uninterrupted):
-  best = load_model(uninterrupted, step="best")
-  assert best.about.step == small.read_json(uninterrupted / "report.json")["best_epoch"]["step"]
 
 
 def pretraining_file(path: Path, channels: int, patches: int, seed: int) -> dict[str, np.ndarray]:
   """An encoder of the small model's sizes as MAE names it, with a grid of its own and a decoder to be left out."""
-  rng, width, mlp = (
-    np.random.default_rng(seed),
-    small.SMALL["model.image.width"],
-    small.SMALL["model.image.mlp_dim"],
-  )
+  rng = np.random.default_rng(seed)
+  width, mlp = small.SMALL["model.image.width"], small.SMALL["model.image.mlp_dim"]
   shapes = {"cls_token": (1, 1, width), "pos_embed": (1, 1 + patches, width), "mask_token": (1, 1, 8),
             "patch_embed.proj.weight": (width, channels, 16, 16), "patch_embed.proj.bias": (width,),
             "norm.weight": (width,), "norm.bias": (width,), "decoder_blocks.0.norm1.weight": (8,)}  # fmt: skip

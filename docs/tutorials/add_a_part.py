@@ -110,7 +110,7 @@ run(
 )
 run("mma_dfer_jax.data.prepare", "--manifest=tutorial_part/clips/clips.csv", "--data_dir=tutorial_part/data")
 run(
-  "mma_dfer_jax.train", "--config=clips:head=two_layers,loss=brier", "--config.model.head.hidden=16",
+  "mma_dfer_jax.train", "--config=demo:head=two_layers,loss=brier", "--config.model.head.hidden=16",
   "--config.data.data_dir=tutorial_part/data", "--workdir=tutorial_part/run", "--config.num_epochs=1",
-  "--config.inputs.image_size=32", "--config.inputs.num_frames=4",
+  "--config.batch_size=4", "--config.inputs.image_size=32", "--config.inputs.num_frames=4",
 )  # fmt: skip

@@ -26,7 +26,7 @@ def run(command: str) -> None:
   subprocess.run([sys.executable, "-m", *f"mma_dfer_jax.{command}".split()], check=True)
 
 
-run(f"data.demo --out={HOME}/clips --clips_per_class_train=4 --clips_per_class_test=1")
+run(f"data.demo --out={HOME}/clips --clips_per_class_train=2 --clips_per_class_test=1")
 
 # %% [markdown]
 # ## A replica of the archive

@@ -20,7 +20,7 @@ def run(command: str) -> None:
   subprocess.run([sys.executable, "-m", *f"mma_dfer_jax.{command}".split()], check=True)
 
 
-run(f"data.demo --out={HOME}/videos --clips_per_class_train=4 --clips_per_class_test=2")
+run(f"data.demo --out={HOME}/videos --clips_per_class_train=2 --clips_per_class_test=1")
 
 # %% [markdown]
 # ## 1. The manifest
@@ -43,13 +43,14 @@ run(f"data.doctor --data_dir={HOME}/data --name=clips")
 
 # %% [markdown]
 # ## 3. Train
-# `configs/clips.py` is small enough for a CPU. Three epochs with small pictures show how it goes, and no more: leave out the
-# last three settings for a real run. Interrupted? Run the cell again, and it resumes.
+# `configs/clips.py` is small enough for a CPU. Three epochs with small pictures and two layers show how it goes, and no more:
+# leave out the last lines of settings for a real run. Interrupted? Run the cell again, and it resumes.
 
 # %%
 run(
   f"train --config=clips --config.data.data_dir={HOME}/data --workdir={HOME}/run"
   " --config.num_epochs=3 --config.inputs.image_size=32 --config.inputs.num_frames=4"
+  " --config.model.image.depth=2 --config.model.audio.depth=2 --config.model.prompts.layers_per_stage=1"
 )
 print((HOME / "run/report.md").read_text()[:600])
 

@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mma_dfer_jax.data.labels import COUNTS, SCORES
-from mma_dfer_jax.data.source import Counts, count, names, source_of
-
-EXAMPLES = 3  # that a message names
+from mma_dfer_jax.data.source import EXAMPLES, Counts, count, first_few, names, source_of
 
 
 @dataclass
@@ -42,15 +40,10 @@ def published_counts(name: str, classes: Sequence[str]) -> Counts:
   return published if all(set(row) == set(classes) for row in published.values()) else {}
 
 
-def examples(names: Sequence[str]) -> str:
-  more = [f"… {len(names) - EXAMPLES} more"] if len(names) > EXAMPLES else []
-  return "; ".join([*names[:EXAMPLES], *more])
-
-
 def report(found: list[str], text: str, names: Sequence[str]) -> None:
   """Adds one line for all equal findings: how many, and some examples. Adds nothing if there are no names."""
   if names:
-    found.append(f"{text} ({len(names)}): {examples(names)}")
+    found.append(f"{text} ({len(names)}): {first_few(names, EXAMPLES)}")
 
 
 def check_counts(result: Findings, classes: Sequence[str], name: str) -> None:
@@ -66,9 +59,8 @@ def check_counts(result: Findings, classes: Sequence[str], name: str) -> None:
   report(result.warnings, "classes without a clip in a split", lacking)
   folds = sorted(int(split[4:]) for split in counts if split.startswith("fold") and split[4:].isdecimal())
   if classes and len(folds) < 2 and not {"train", "test"} <= set(counts):
-    problems.append(
-      f"no run can use the splits {', '.join(counts)}: it needs train and test, or several folds"
-    )
+    splits = ", ".join(counts)
+    problems.append(f"no run can use the splits {splits}: it needs train and test, or several folds")
   if folds and folds != list(range(1, len(folds) + 1)):
     result.warnings.append(f"the folds are {', '.join(map(str, folds))}: is one missing?")
   published, fixed = result.published, name in SCORES
@@ -96,16 +88,15 @@ def counts_table(result: Findings) -> str:
     numbers = (sum(by.get(split, {}).get(name, 0) for split in of for name in names) for by in tables)
     return "/".join(map(str, numbers))
 
+  head = ["class (found/published)" if known else "class", *splits, "all"]
   rows = {name or "(no label)": [name] for name in classes} | {"all": classes}
-  cells = [
-    [row, *(cell(names, of) for of in [*([s] for s in splits), splits])] for row, names in rows.items()
-  ]
-  return table(["class (found/published)" if known else "class", *splits, "all"], cells)
+  columns = [*([split] for split in splits), splits]
+  return table([head, *([row, *(cell(names, of) for of in columns)] for row, names in rows.items())])
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """In Markdown, aligned so that it can be read as it is."""
-  first, *others = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+def table(rows: Sequence[Sequence[str]]) -> str:
+  """In Markdown, aligned so that it can be read as it is; the first row names the columns."""
+  first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
   rule = ["-" * first, *("-" * (width - 1) + ":" for width in others)]
-  lines = [[row[0].ljust(first), *map(str.rjust, row[1:], others)] for row in (header, rule, *rows)]
+  lines = [[row[0].ljust(first), *map(str.rjust, row[1:], others)] for row in (rows[0], rule, *rows[1:])]
   return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -41,7 +41,7 @@ MIN_FRAMES, MAX_FRAMES = 32, 40  # 1.6 to 2.0 seconds
 
 
 class Expression(NamedTuple):
-  """What a gesture moves in a face, as lengths in half face heights; and how the head goes with it."""
+  """What a gesture moves in a face, as lengths in half face heights; and how the head moves with it."""
 
   brow_lift: float  # both brows up
   brow_frown: float  # inner ends of the brows down and inward
@@ -85,15 +85,6 @@ STYLES = {
 _VOWELS = np.array([(800, 1250), (320, 2300), (340, 850), (480, 1900), (500, 950)], float)
 
 
-class Look(NamedTuple):
-  """What makes one face differ from another: nothing of it tells the class. Colours are RGB, 0 to 255."""
-
-  skin: np.ndarray
-  hair: np.ndarray
-  background: np.ndarray
-  fringe: float  # where the hair ends on the forehead, in half face heights above the middle of the face
-
-
 def _arc(num: int, rng: np.random.Generator) -> Float[np.ndarray, "T"]:
   """Onset, apex and offset over `num` steps: 0 at both ends and 1 around an apex at a random time."""
   apex, half_hold = rng.uniform(0.42, 0.58), rng.uniform(0.2, 0.28)
@@ -115,11 +106,23 @@ def _syllables(
 
 
 def draw_face(
-  look: Look, expression: Expression, centre: tuple[float, float], size: float, roll: float
+  colours: Float[np.ndarray, "3 3"],
+  fringe: float,
+  e: Expression,
+  centre: tuple[float, float],
+  size: float,
+  roll: float,
 ) -> UInt8[np.ndarray, "H W 3"]:
-  """Draws one face, 96 by 96 pixels RGB; `centre` (x, y) and `size`, half its height, in pixels, `roll` in radians."""
+  """Draws one face, 96 by 96 pixels RGB.
+
+  Args:
+    colours: of skin, hair and background, RGB, 0 to 255. They and the fringe tell faces apart, but not classes.
+    fringe: where the hair ends on the forehead, in half face heights above the middle of the face.
+    centre: (x, y) of the face, in pixels, as is `size`, half its height; `roll` is in radians.
+  """
+  skin, hair, background = colours
   canvas = np.empty((2 * SIZE, 2 * SIZE, 3), np.uint8)  # drawn at twice the size: thin lines stay smooth
-  canvas[:] = (look.background * np.linspace(1.1, 0.8, 2 * SIZE)[:, None, None]).clip(0, 255)
+  canvas[:] = (background * np.linspace(1.1, 0.8, 2 * SIZE)[:, None, None]).clip(0, 255)
   axes = size * np.array([(math.cos(roll), math.sin(roll)), (-math.sin(roll), math.cos(roll))])
   across = np.sin(np.linspace(-np.pi / 2, np.pi / 2, 25))  # closer together where curves are steep
   angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)
@@ -135,16 +138,15 @@ def draw_face(
   def band(x: np.ndarray, top: np.ndarray, bottom: np.ndarray, colour: np.ndarray) -> None:
     fill(np.concatenate([x, x[::-1]]), np.concatenate([top, bottom[::-1]]), colour)
 
-  lips = 0.6 * look.skin + 0.4 * np.array([170, 40, 50])
+  lips = 0.6 * skin + 0.4 * np.array([170, 40, 50])
   ink, white, mouth = np.array([(30, 20, 18), (250, 250, 250), (70, 15, 22)])
-  oval(0.0, 1.5, 0.95, 0.6, 0.5 * look.hair + 0.25 * look.background)  # shoulders
-  oval(0.0, -0.12, 0.86, 0.98, look.hair)
-  oval(0.0, 0.9, 0.3, 0.4, 0.85 * look.skin)  # neck
-  oval(0.0, 0.0, 0.76, 1.0, look.skin)
-  band(0.84 * across, -0.05 - 1.03 * np.sqrt(1 - across**2), -look.fringe * np.sqrt(1 - across**4), look.hair)
-  band(0.1 * across, 0.2 - 0.06 * across**2, 0.26 - 0.06 * across**2, 0.75 * look.skin)  # nose
+  oval(0.0, 1.5, 0.95, 0.6, 0.5 * hair + 0.25 * background)  # shoulders
+  oval(0.0, -0.12, 0.86, 0.98, hair)
+  oval(0.0, 0.9, 0.3, 0.4, 0.85 * skin)  # neck
+  oval(0.0, 0.0, 0.76, 1.0, skin)
+  band(0.84 * across, -0.05 - 1.03 * np.sqrt(1 - across**2), -fringe * np.sqrt(1 - across**4), hair)
+  band(0.1 * across, 0.2 - 0.06 * across**2, 0.26 - 0.06 * across**2, 0.75 * skin)  # nose
 
-  e = expression
   for side in (-1, 1):
     oval(side * 0.33, -0.1, 0.19, e.eye_open, white)
     oval(side * 0.33, -0.1, min(0.09, 1.2 * e.eye_open), min(0.09, e.eye_open), ink)
@@ -162,14 +164,11 @@ def draw_face(
 
 
 def clip_picture(gesture: str, rng: np.random.Generator, num_frames: int) -> UInt8[np.ndarray, "T H W 3"]:
-  """Draws a speaking face that goes from rest to a gesture and back, at 20 frames per second, RGB.
-
-  `rng` gives all but the gesture: who it is, the light, when and how strongly the gesture comes, the movements.
-  """
+  """Draws a speaking face that goes from rest to a gesture and back, at 20 frames per second; `rng` gives all the rest."""
   times = np.arange(num_frames) / FPS
   skin = np.array([125, 85, 65]) + rng.uniform(0.3, 0.9) * np.array([120, 125, 125])
   hair = rng.uniform(20, 120) * rng.uniform(0.6, 1, 3)
-  look = Look(skin, hair, background=rng.uniform(90, 150, 3), fringe=rng.uniform(0.68, 0.82))
+  colours, fringe = np.stack([skin, hair, rng.uniform(90, 150, 3)]), rng.uniform(0.68, 0.82)
   size = rng.uniform(38, 42)
   drift = np.sin(2 * np.pi * (rng.uniform(0.2, 0.6, (3, 1)) * times + rng.uniform(size=(3, 1))))
   x, y = SIZE / 2 + rng.uniform(-2, 2, (2, 1)) + rng.uniform(0, 1.5, (2, 1)) * drift[:2]
@@ -184,17 +183,14 @@ def clip_picture(gesture: str, rng: np.random.Generator, num_frames: int) -> UIn
   for t in range(num_frames):
     pose = Expression(*(a + strength[t] * (b - a) for a, b in zip(REST, GESTURES[gesture], strict=True)))
     pose = pose._replace(eye_open=pose.eye_open * lids[t], mouth_open=pose.mouth_open + speech[t])
-    frames.append(draw_face(look, pose, (x[t], y[t]), size * pose.lean, roll[t] + pose.tilt))
+    frames.append(draw_face(colours, fringe, pose, (x[t], y[t]), size * pose.lean, roll[t] + pose.tilt))
   clean = np.stack(frames).astype(np.float32)
   noise = rng.standard_normal(clean.shape, np.float32)  # of a sensor
   return (rng.uniform(0.85, 1.05) * clean + rng.uniform(1, 5) * noise).clip(0, 255).astype(np.uint8)
 
 
 def clip_voice(style: str, rng: np.random.Generator, seconds: float) -> Float[np.ndarray, "S"]:
-  """Some syllables, harmonics of a gliding pitch under the formants of vowels: mono, 16 kHz, float32 in [-1, 1].
-
-  `rng` gives all but the style: the speaker, the vowels, when the voice is loudest, the noise.
-  """
+  """Syllables, harmonics of a gliding pitch under the formants of vowels: mono, 16 kHz, in [-1, 1]; `rng` as above."""
   s = STYLES[style]
   times = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
   loudness, syllable = _syllables(times, s.rate * rng.uniform(0.9, 1.1), s.irregular, rng)
@@ -251,7 +247,6 @@ def write_clip(
 
 
 def _make_clip(path: Path, seed: int, split: int, index: int) -> None:
-  """Draws, voices and writes clip `index` of a split, which depends on nothing but the three numbers."""
   gesture, style = list(CLASSES.values())[index % len(CLASSES)]
   rng = np.random.default_rng([seed, split, index])
   num_frames = int(rng.integers(MIN_FRAMES, MAX_FRAMES + 1))
@@ -264,10 +259,7 @@ def _make_clip(path: Path, seed: int, split: int, index: int) -> None:
 def generate(out: Path | str, train_per_class: int, test_per_class: int, seed: int) -> Path:
   """Makes the clips that are missing, on all cores, and then the table of all clips; returns the table's path.
 
-  Another seed gives other clips, in files of other names.
-
-  Raises:
-    UserError: a number is too small, or the folder cannot be made.
+  A clip depends on its seed, split and index alone. Raises UserError if a number is too small or the folder cannot be made.
   """
   out, counts = Path(out), {"train": train_per_class, "test": test_per_class}
   problems = [f"--clips_per_class_{k}={n} must be at least 1" for k, n in counts.items() if n < 1]

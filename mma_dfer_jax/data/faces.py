@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import hashlib
 import http.client
 from itertools import product
+from operator import itemgetter
 import os
 from pathlib import Path
 import re
@@ -76,27 +77,10 @@ class Box(NamedTuple):
     return (self.right - self.left) * (self.bottom - self.top)
 
 
-class Track(NamedTuple):
-  """One face over time: the frames that it was detected in, ascending, and its box in each."""
-
-  at: list[int]
-  boxes: list[Box]
-
-  @property
-  def area(self) -> float:
-    """Summed over detections, so that a face counts for its size and for how long it is there."""
-    return sum(box.area for box in self.boxes)
-
-  def part(self, first: int, last: int) -> "Track":
-    """What lies in the frames first <= i <= last."""
-    kept = slice(bisect_left(self.at, first), bisect_right(self.at, last))
-    return Track(self.at[kept], self.boxes[kept])
-
-
+Track = list[tuple[int, Box]]  # one face over time: frames that it was detected in, ascending, and its boxes
 Detections = list[tuple[int, list[Box]]]  # frames that were looked at, and their faces
-Squares = tuple[
-  Float[np.ndarray, "N 3"], Bool[np.ndarray, "N"]
-]  # centre (x, y) and side; whether it is a face
+# Of each frame: centre (x, y) and side of a square; whether it is a face.
+Squares = tuple[Float[np.ndarray, "N 3"], Bool[np.ndarray, "N"]]
 
 
 class FaceTrack(NamedTuple):
@@ -132,39 +116,33 @@ class Detector:
       self._net = cv2.FaceDetectorYN.create("onnx", buffer, nothing, (64, 64), SCORE, OVERLAP)
       self._net.detect(np.zeros((64, 64, 3), np.uint8))  # other models fail only here
     except cv2.error as error:
-      raise UserError(
-        f"the face model {model} is damaged, or OpenCV {cv2.__version__} cannot read it as YuNet; {MODEL_ADDRESSES[0]} "
-        "is a file that it reads"
-      ) from error
+      raise UserError(f"the face model {model} is damaged, or OpenCV {cv2.__version__} cannot read it as YuNet; "
+                      f"{MODEL_ADDRESSES[0]} is a file that it reads") from error  # fmt: skip
     finally:
       logging.setLogLevel(level)
 
   def detect(self, frame: UInt8[np.ndarray, "H W 3"]) -> list[Box]:
     """Faces of a frame of any size, the largest first; the box of one that the frame cuts reaches beyond it."""
-    longer, boxes = max(frame.shape[:2]), []
+    height, width, _ = frame.shape
+    longer, boxes = max(height, width), list[Box]()
     for side in SIDES:
-      boxes = self._detect(frame, min(side, max(longer, LEAST_SIDE)) / longer)
+      scale = min(side, max(longer, LEAST_SIDE)) / longer
+      size = max(1, round(width * scale)), max(1, round(height * scale))
+      seen = cv2.resize(frame, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+      right, below = (max(0, SHORTEST_SIDE - length) for length in size)
+      seen = cv2.copyMakeBorder(seen, 0, below, 0, right, cv2.BORDER_CONSTANT)
+      self._net.setInputSize((seen.shape[1], seen.shape[0]))
+      rows = self._net.detect(cv2.cvtColor(seen, cv2.COLOR_RGB2BGR))[1]
+      x, y = width / size[0], height / size[1]
+      boxes = [Box(left * x, top * y, (left + w) * x, (top + h) * y, score)
+               for left, top, w, h, *_, score in ([] if rows is None else rows.tolist())]  # fmt: skip
       if boxes or longer <= side:
         break
     return sorted(boxes, key=lambda box: (-box.area, box))
 
-  def _detect(self, frame: np.ndarray, scale: float) -> list[Box]:
-    height, width, _ = frame.shape
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    seen = cv2.resize(frame, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    below, right = max(0, SHORTEST_SIDE - size[1]), max(0, SHORTEST_SIDE - size[0])
-    seen = cv2.copyMakeBorder(seen, 0, below, 0, right, cv2.BORDER_CONSTANT)
-    self._net.setInputSize((seen.shape[1], seen.shape[0]))
-    rows = self._net.detect(cv2.cvtColor(seen, cv2.COLOR_RGB2BGR))[1]
-    x, y = width / size[0], height / size[1]
-    return [Box(left * x, top * y, (left + w) * x, (top + h) * y, score)
-            for left, top, w, h, *_, score in ([] if rows is None else rows.tolist())]  # fmt: skip
-
 
 def face_model(path: Path | None) -> Path:
-  """The file of the face detector: the one given, else a copy kept on this machine, else downloaded once.
-
-  The copy is in $XDG_CACHE_HOME/mma_dfer_jax, or in ~/.cache without that variable.
+  """YuNet's file: the one given, else a copy in $XDG_CACHE_HOME/mma_dfer_jax (or ~/.cache), else downloaded once.
 
   Raises:
     UserError: if the given file is no YuNet model, or the public one cannot be downloaded or arrives with other bytes.
@@ -174,45 +152,31 @@ def face_model(path: Path | None) -> Path:
     return path
   base = os.environ.get("XDG_CACHE_HOME", "")
   kept = Path(base if os.path.isabs(base) else os.path.expanduser("~/.cache"), "mma_dfer_jax", MODEL_NAME)
-  try:
-    if not (kept.is_file() and sha256_of(kept) == MODEL_SHA256):
-      data = _download()
-      kept.parent.mkdir(parents=True, exist_ok=True)
-      with tempfile.TemporaryDirectory(dir=kept.parent) as folder:  # others see the file whole or not at all
-        partial = Path(folder, MODEL_NAME)
-        partial.write_bytes(data)
-        partial.replace(kept)
-  except (OSError, http.client.HTTPException) as error:  # all that goes wrong on a network is an OSError
-    raise UserError(
-      f"cannot download the face model ({error}); give it with --face_model=PATH, or download {MODEL_ADDRESSES[0]} "
-      f"and put it at {kept}"
-    ) from error
-  return kept
-
-
-def _download() -> bytes:
-  """The model from the first address that has it; raises what the last one did (OSError, HTTPException)."""
-  problem: Exception = OSError("no address")
+  if os.access(kept, os.R_OK) and kept.is_file() and sha256_of(kept) == MODEL_SHA256:
+    return kept
+  problem: Exception | None = None
   for address in MODEL_ADDRESSES:
     try:
       with urllib.request.urlopen(address, timeout=TIMEOUT) as answer:
         data = answer.read(MODEL_BYTES)
-      if hashlib.sha256(data).hexdigest() == MODEL_SHA256:
-        return data
-      problem = OSError(f"{address} has {len(data)} bytes with another sha256 than {MODEL_SHA256}")
-    except (OSError, http.client.HTTPException) as error:
+      if hashlib.sha256(data).hexdigest() != MODEL_SHA256:
+        raise OSError(f"{address} has {len(data)} bytes with another sha256 than {MODEL_SHA256}")
+      kept.parent.mkdir(parents=True, exist_ok=True)
+      with tempfile.TemporaryDirectory(dir=kept.parent) as folder:  # others see the file whole or not at all
+        Path(folder, MODEL_NAME).write_bytes(data)
+        return Path(folder, MODEL_NAME).replace(kept)
+    except (OSError, http.client.HTTPException) as error:  # all that goes wrong on a network is an OSError
       problem = error
-  raise problem
+  raise UserError(f"cannot download the face model ({problem}); give it with --face_model=PATH, or download "
+                  f"{MODEL_ADDRESSES[0]} and put it at {kept}") from problem  # fmt: skip
 
 
 class FaceFinder:
-  """Cuts the face out of clips; one per process, because it limits OpenCV to one thread.
+  """Cuts the face out of clips, as squares of `size` pixels; one per process, because it limits OpenCV to one thread.
 
-  Args:
-    model: as `face_model` gives it.
-    policy: "follow": the box follows the face that is largest over time and, while that is not there, the next largest.
-      "union": one box that holds all faces of all frames (the original's choice for MAFW).
-    size: side of the crops in pixels.
+  The policy "follow" follows the face that is largest over time and, while that is not there, the next largest; "union"
+  is one box that holds all faces of all frames (the original's choice for MAFW).
+
   Raises:
     UserError: if there is no such policy or size, or the file is no YuNet model.
   """
@@ -256,15 +220,10 @@ FACES = ("auto", "yunet", "none")
 
 
 def finder_of(recipe: Mapping[str, Any], model: Path | None, faces: str = "auto") -> FaceFinder | None:
-  """Cuts faces as in a model's training; None if that took frames as they were.
+  """Cuts faces as in the training of a model with this recipe; None if that took frames as they were.
 
-  Args:
-    recipe: of the model.
-    model: YuNet's file; None: see `face_model`.
-    faces: "auto": as the recipe says, following the largest face if others cut them out; "yunet": always; "none": never,
-      for videos already cropped to the face.
-  Raises:
-    UserError: if there is no such choice, or the detector is needed and missing.
+  `faces` is "auto": as the recipe says, following the largest face if others cut them out; "yunet": always; or "none":
+  never, for videos already cropped to the face. Raises UserError if it is something else, or YuNet is needed and missing.
   """
   if faces not in FACES:
     raise UserError(f"faces={faces}: choose one of {', '.join(FACES)}")
@@ -281,12 +240,8 @@ def detect_every(
 ) -> tuple[Detections, Int[np.ndarray, "N 2"]]:
   """Faces of every fourth frame, of the last, and of those that are due; and height and width of every frame.
 
-  Args:
-    frames: anything that has a shape (H, W, 3).
-    detect: finds the faces of one of them.
-    due: whether to look at the latest frame, too.
-  Raises:
-    ValueError: if there are no frames.
+  `frames` are anything that has a shape (H, W, 3); `due` says whether to look at the latest, too. Raises ValueError if
+  there are none.
   """
   detections: Detections = []
   sizes: list[tuple[int, int]] = []
@@ -310,10 +265,10 @@ def link(detections: Detections) -> list[Track]:
   """
   tracks: list[Track] = []
   for i, faces in detections:
-    recent = [(k, track) for k, track in enumerate(tracks) if i - track.at[-1] <= MAX_GAP]
+    recent = [(k, *track[-1]) for k, track in enumerate(tracks) if i - track[-1][0] <= MAX_GAP]
     pairs = []
-    for (k, track), (j, face) in product(recent, enumerate(faces)):
-      (x, y, side), (face_x, face_y, face_side) = track.boxes[-1].square, face.square
+    for (k, _, last), (j, face) in product(recent, enumerate(faces)):
+      (x, y, side), (face_x, face_y, face_side) = last.square, face.square
       smaller, larger = sorted((side, face_side))
       if larger <= GROWTH * smaller:
         pairs.append((float(np.hypot(x - face_x, y - face_y)) / larger, k, j))
@@ -323,10 +278,8 @@ def link(detections: Detections) -> list[Track]:
         taken[j] = k
     for j, face in enumerate(faces):
       if j not in taken:
-        tracks.append(Track([], []))
-      track = tracks[taken.get(j, -1)]
-      track.at.append(i)
-      track.boxes.append(face)
+        tracks.append([])
+      tracks[taken.get(j, -1)].append((i, face))
   return tracks
 
 
@@ -336,16 +289,22 @@ def choose(tracks: Sequence[Track]) -> list[Track]:
   After a cut the same person is a new track elsewhere in the picture. Only parts of two and more detections stand in, and
   only if their boxes are not much smaller, because a false alarm or somebody in the background is no stand-in.
   """
-  ranked = sorted(tracks, key=lambda track: -track.area)
-  chosen = ranked[:1]
+
+  def area(track: Track) -> float:
+    """Summed over detections, so that a face counts for its size and for how long it is there."""
+    return sum(box.area for _, box in track)
+
+  ranked = sorted(tracks, key=area, reverse=True)
+  chosen, when = ranked[:1], itemgetter(0)
   for track in ranked[1:]:
     parts = [track]
     for other in chosen:  # what of the track lies before and after it
-      ends = [(0, other.at[0] - 1), (other.at[-1] + 1, track.at[-1])]
-      parts = [piece for part in parts for end in ends if (piece := part.part(*end)).at]
-    least = LEAST_AREA * ranked[0].area / len(ranked[0].at)
-    chosen += [part for part in parts if len(part.at) >= 2 and part.area / len(part.at) >= least]
-  return sorted(chosen, key=lambda track: track.at)
+      before = [part[: bisect_left(part, other[0][0], key=when)] for part in parts]
+      after = [part[bisect_right(part, other[-1][0], key=when) :] for part in parts]
+      parts = list(filter(None, before + after))
+    least = LEAST_AREA * area(ranked[0]) / len(ranked[0])
+    chosen += [part for part in parts if len(part) >= 2 and area(part) / len(part) >= least]
+  return sorted(chosen, key=lambda track: track[0][0])
 
 
 def follow(tracks: Sequence[Track], num_frames: int) -> Squares:
@@ -355,9 +314,10 @@ def follow(tracks: Sequence[Track], num_frames: int) -> Squares:
   """
   squares, found = np.zeros((num_frames, 3)), np.zeros(num_frames, bool)
   for track in tracks:
-    frames = np.arange(track.at[0], track.at[-1] + 1)
-    known = np.array([box.square for box in track.boxes])
-    squares[frames] = smooth(np.stack([np.interp(frames, track.at, column) for column in known.T], axis=1))
+    at, boxes = zip(*track, strict=True)
+    frames = np.arange(at[0], at[-1] + 1)
+    known = np.array([box.square for box in boxes])
+    squares[frames] = smooth(np.stack([np.interp(frames, at, column) for column in known.T], axis=1))
     found[frames] = True
   i, known = np.arange(num_frames), np.flatnonzero(found)
   after = np.searchsorted(known, i).clip(max=len(known) - 1)

@@ -63,15 +63,14 @@ def _packed_triangles(sample_rate: int, padded: int, num_mel_bins: int) -> Any:
 def log_mel_fbank(
   waveform: Float[np.ndarray, "S"], sample_rate: int, *, num_mel_bins: int = 128, max_rows: int | None = None
 ) -> Float[np.ndarray, "F K"]:
-  """Log-mel energies as Kaldi computes them, one row per 10 ms.
+  """Log-mel energies as Kaldi computes them, one row per 10 ms: (F, K) float32, natural logarithm of energy.
+
+  The least is log(1.19e-7) = -15.94; F = 1 + (S - window) // hop, or 0 if the waveform is shorter than a window.
 
   Args:
     waveform: (S,) float32 or float64 in [-1, 1], one channel; its mean is removed first.
     sample_rate: Hz; window, hop and highest mel edge follow from it, nothing is resampled.
     max_rows: computes only so many rows, from the start.
-  Returns:
-    (F, K) float32, natural logarithm of energy, at least log(1.19e-7) = -15.94. F = 1 + (S - window) // hop, or 0 if
-    the waveform is shorter than a window.
   Raises:
     ValueError: if the sample rate is below 100 Hz, or the waveform is not 1-D, not floating point or not finite.
   Source: torchaudio.compliance.kaldi.fbank(htk_compat=True, use_energy=False, window_type="hanning", dither=0) as

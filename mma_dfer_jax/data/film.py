@@ -30,7 +30,6 @@ LOUDNESS_RATE = 20  # extremes of the sound that are kept of each second
 EPSILON = 1e-6  # seconds: times of frames are sums of fractions
 SHORTEST_WINDOW = 0.1  # seconds
 LONGEST_STEP_BACK = 1.0  # seconds by which a picture may be earlier than the one before
-CHANGED = "was changed while it was read"
 LEFTOVER = 0.025  # seconds at the end of a film that are no window of their own: many files round times
 
 
@@ -93,7 +92,7 @@ def survey(
   Args:
     finder: looks for faces in every fourth frame, as in training, and in the first and the last of every hop.
     hop: seconds from one window to the next; None if there will be one window.
-    progress: gets the time of each frame, in seconds.
+    progress: gets the time of each frame, in seconds; what it raises ends the reading.
   Raises:
     MediaError: if the file is no video, or damaged; with a hop also if its clock jumps.
   """
@@ -123,8 +122,7 @@ def survey(
 
   detect = finder.detector.detect if finder else None
   detections, sizes = detect_every(seen(), lambda picture: detect(picture.pixels()) if detect else [], due)
-  if not duration:
-    duration = float(np.median(np.diff(times))) if len(times) > 1 else 0.04
+  duration = duration or (float(np.median(np.diff(times))) if len(times) > 1 else 0.04)
   found = detections if finder else None
   return Film(os.fspath(path), np.array(times), times[-1] + duration, sizes, found, sound, stamp)
 
@@ -139,38 +137,36 @@ def _stamp(path: str | os.PathLike[str]) -> tuple[int, ...]:
 def _listen(path: str | os.PathLike[str]) -> Soundtrack | None:
   extremes: list[tuple[int, int]] = []
   rest = np.zeros(0, np.int16)
-  length = sample_rate = 0
+  length = rate = 0
+
+  def samples_before(twentieth: int) -> int:
+    return round(twentieth * rate / LOUDNESS_RATE)
+
   for piece in media.iterate_sound(path):
-    sample_rate = piece.sample_rate
+    rate = piece.sample_rate
     length += len(piece.waveform)
     rest = np.concatenate([rest, piece.waveform])
-    while True:  # for each twentieth of a second that is complete
-      begin, end = (round((len(extremes) + i) * sample_rate / LOUDNESS_RATE) for i in (0, 1))
-      if len(rest) < end - begin:
-        break
-      extremes.append((rest[: end - begin].min(), rest[: end - begin].max()))
-      rest = rest[end - begin :]
-  if length < media.SHORTEST_SOUND * sample_rate or not length:
+    while len(rest) >= (size := samples_before(len(extremes) + 1) - samples_before(len(extremes))):
+      extremes.append((rest[:size].min(), rest[:size].max()))
+      rest = rest[size:]
+  if not media.is_long_enough(length, rate):
     return None
   if len(rest):
     extremes.append((rest.min(), rest.max()))
-  return Soundtrack(sample_rate, length / sample_rate, np.array(extremes, np.int16))
+  return Soundtrack(rate, length / rate, np.array(extremes, np.int16))
 
 
-def whole(film: Film) -> list[Window]:
-  """The film as one window."""
-  return [Window(0.0, film.seconds, 0, len(film.times))]
-
-
-def windows(film: Film, window: float, hop: float) -> list[Window]:
+def windows(film: Film, window: float | None = None, hop: float | None = None) -> list[Window]:
   """Windows that begin every `hop` seconds; the last is the first that reaches the film's end, and may be shorter.
 
   Less than 25 ms at the end of a film belong to the window before. A window's frames are those that begin in it; if none
-  does, the one that is still shown.
+  does, the one that is still shown. Without `window` and `hop`, the whole film is one.
 
   Raises:
     UserError: see `check_windows`.
   """
+  if window is None or hop is None:
+    return [Window(0.0, film.seconds, 0, len(film.times))]
   check_windows(window, hop)
   found = []
   for k in range(math.ceil(film.seconds / hop)):
@@ -187,10 +183,8 @@ def windows(film: Film, window: float, hop: float) -> list[Window]:
 def check_windows(window: float, hop: float) -> None:
   """Raises UserError unless every moment of a film lies in a window of 0.1 s or more."""
   if not SHORTEST_WINDOW <= window < math.inf or not SHORTEST_WINDOW / 10 <= hop <= window:
-    raise UserError(
-      f"window={window:g} and hop={hop:g} seconds: choose a window of at least {SHORTEST_WINDOW} s and a hop between "
-      f"{SHORTEST_WINDOW / 10} s and the window, so that nothing is left out"
-    )
+    raise UserError(f"window={window:g} and hop={hop:g} seconds: choose a window of at least {SHORTEST_WINDOW} s and a hop "
+                    f"between {SHORTEST_WINDOW / 10} s and the window, so that nothing is left out")  # fmt: skip
 
 
 def samples(
@@ -198,39 +192,37 @@ def samples(
 ) -> Iterator[Sample]:
   """What the model is given of each window: what `prepare` and `make_example` would make of a clip cut out there.
 
-  Args:
-    film: as `survey` saw it, with the same finder.
-    wanted: windows in the order of time.
-  Raises:
-    MediaError: while iterating, if the file is another than it was.
+  `survey` saw the film with the same finder; the windows are in the order of time. Raises MediaError while iterating, if
+  the file is another than it was.
   """
   upcoming, opened = deque(wanted), deque[_OpenWindow]()
   sounds = _excerpts(film, wanted, inputs.audio_shape[0])
+  changed = media.MediaError(f"{film.path}: was changed while it was read")
   if _stamp(film.path) != film.stamp:
-    raise media.MediaError(f"{film.path}: {CHANGED}")
+    raise changed
   for number, picture in enumerate(media.iterate_pictures(film.path)):
     while upcoming and upcoming[0].first <= number:
       opened.append(_OpenWindow(film, upcoming.popleft(), inputs.num_frames, finder))
-    takers = [window for window in opened if number in window.chosen]
-    pixels = picture.pixels() if takers else np.zeros(0, np.uint8)
-    for window in takers:
-      window.take(number, pixels)
+    if takers := [window for window in opened if number in window.chosen]:
+      if picture.shape[:2] != tuple(film.sizes[number]):
+        raise changed
+      pixels = picture.pixels()
+      for window in takers:
+        window.take(number, pixels)
     while opened and opened[0].chosen[-1] <= number:
       yield opened.popleft().sample(*next(sounds), inputs)
-  if upcoming or opened:
-    raise media.MediaError(f"{film.path}: has fewer frames than before; it {CHANGED}")
-  if _stamp(film.path) != film.stamp:
-    raise media.MediaError(f"{film.path}: {CHANGED}")
+  if upcoming or opened or _stamp(film.path) != film.stamp:
+    raise changed
 
 
 class _OpenWindow:
   """A window some of whose frames are still to come."""
 
   def __init__(self, film: Film, window: Window, num_frames: int, finder: FaceFinder | None):
-    self.film, self.window, self.finder = film, window, finder
+    self.window, self.finder = window, finder
     chosen = sample_frames(window.last - window.first, train=False, num_segments=num_frames) + window.first
     self.chosen: list[int] = np.unique(chosen).tolist()
-    self.jpegs: dict[int, bytes] = {}
+    self.jpegs = [b""] * (window.last - window.first)
     self.track = self.faces_at_once = None
     if finder is not None and film.detections is not None:
       at, until = (bisect_left(film.detections, i, key=itemgetter(0)) for i in (window.first, window.last))
@@ -239,36 +231,33 @@ class _OpenWindow:
       self.faces_at_once = max((len(boxes) for _, boxes in detections), default=0)
 
   def take(self, number: int, pixels: np.ndarray) -> None:
-    if pixels.shape[:2] != tuple(self.film.sizes[number]):
-      raise media.MediaError(f"{self.film.path}: frame {number} has another size than before; it {CHANGED}")
     place = number - self.window.first
     if self.finder is not None and self.track is not None:
       (pixels,) = cut([pixels], self.track.boxes[place][None], self.finder.size)
     self.jpegs[place] = encode_frame(pixels)
 
-  def sample(self, sound: dict, heard: dict[str, Any], inputs: Inputs) -> Sample:
-    frames = [self.jpegs.get(i, b"") for i in range(self.window.last - self.window.first)]
-    example = make_example({"frames": frames, "label": 0, "clip_id": b"", **sound}, inputs)
+  def sample(self, sound: dict[str, Any], heard: dict[str, Any], inputs: Inputs) -> Sample:
+    example = make_example({"frames": self.jpegs, "label": 0, "clip_id": b"", **sound}, inputs)
     found = None if self.track is None else self.track.found
     return Sample(self.window, example["video"], example["spectrogram"], found, self.faces_at_once, **heard)
 
 
-def _excerpts(film: Film, wanted: Sequence[Window], num_rows: int) -> Iterator[tuple[dict, dict[str, Any]]]:
+def _excerpts(
+  film: Film, wanted: Sequence[Window], num_rows: int
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
   """Of each window, whose sound is read once: the sound's part of a record, cut to a spectrogram, and of its sample."""
-  nothing = {"waveform": np.zeros(0, np.int16), "sample_rate": 0, "has_audio": False}
-  rate = film.sound.sample_rate if film.sound else 0
-  row, hop = window_and_hop(rate) if rate else (0, 0)
-  room = row + hop * (num_rows - 1)  # samples of so many rows
-  heard = {"heard": room / rate if rate else 0.0, "seconds_of_sound": 0.0, "silent": False, "sample_rate": 0}
+  sound = film.sound or Soundtrack(0, 0.0, np.zeros((0, 2), np.int16))
+  rate, heard, room = sound.sample_rate, 0.0, 0
+  if rate:
+    row, hop = window_and_hop(rate)
+    room = row + hop * (num_rows - 1)  # samples of so many rows
+    heard = room / rate
   pieces = media.iterate_sound(film.path)
   kept, position = np.zeros(0, np.int16), 0  # what was read and may be needed, and its first sample's number
   for window in wanted:
-    if film.sound is None:
-      yield nothing, heard
-      continue
     # The sound of a whole clip may be longer than its pictures.
     alone = window.start == 0.0 and window.end == film.seconds
-    end = film.sound.seconds if alone else min(window.end, film.sound.seconds)
+    end = sound.seconds if alone else min(window.end, sound.seconds)
     start, stop = round(window.start * rate), round(end * rate)
     parts, reached = [kept[max(0, start - position) :]], position + len(kept)
     position = max(start, position)
@@ -277,9 +266,10 @@ def _excerpts(film: Film, wanted: Sequence[Window], num_rows: int) -> Iterator[t
       reached += len(piece.waveform)
     kept = np.concatenate(parts)
     waveform = kept[: max(0, min(stop, start + room) - position)].copy()
-    if not media.is_long_enough(waveform, rate):
-      yield nothing, heard
-      continue
-    silent = film.sound.peak(window.start, end) < media.SILENT
-    found = {"seconds_of_sound": (stop - start) / rate, "silent": silent, "sample_rate": rate}
-    yield {"waveform": waveform, "sample_rate": rate, "has_audio": True}, heard | found
+    enough = media.is_long_enough(len(waveform), rate)
+    silent = enough and sound.peak(window.start, end) < media.SILENT
+    sample_rate, seconds = (rate, (stop - start) / rate) if enough else (0, 0.0)
+    yield (
+      {"waveform": waveform, "sample_rate": sample_rate, "has_audio": enough},
+      {"heard": heard, "seconds_of_sound": seconds, "silent": silent, "sample_rate": sample_rate},
+    )

@@ -77,13 +77,10 @@ def encode_frame(pixels: UInt8[np.ndarray, "H W 3"]) -> bytes:
 
 
 def _is_ordinary_jpeg(data: bytes) -> bool:
-  """Whether these are the bytes of a JPEG with 1 or 3 colours of 8 bits, of a usual size, that ends in its end marker.
-
-  Goes from segment to segment, as PIL does, up to the frame header; PIL takes a tenth of the decoding time for it.
-  """
+  """Whether these are the bytes of a JPEG with 1 or 3 colours of 8 bits, of a usual size, that ends in its end marker."""
   if not (data.startswith(b"\xff\xd8") and data.endswith(b"\xff\xd9")):
     return False
-  at = 2
+  at = 2  # from segment to segment, as PIL does, up to the frame header; PIL takes a tenth of the decoding time for it
   while at + 10 < len(data) and data[at] == 0xFF:
     if data[at + 1] in (0xC0, 0xC1, 0xC2):  # header of a baseline, extended or progressive frame
       bits, height, width, colours = struct.unpack_from(">BHHB", data, at + 4)
@@ -93,37 +90,30 @@ def _is_ordinary_jpeg(data: bytes) -> bool:
 
 
 def resize(
-  frame: UInt8[np.ndarray, "h w 3"], size: int, out: UInt8[np.ndarray, "H W 3"] | None = None
-) -> UInt8[np.ndarray, "H W 3"]:
-  """A frame stretched to (size, size): the whole of the test transform. It does not keep the aspect ratio.
-
-  Args:
-    out: (size, size, 3) uint8 in C order, which the result is written to and which is returned; None for a new one.
-  Source: PIL bilinear, which averages when it makes smaller (OpenCV's does not).
-  """
-  return _resize(frame, size, size, out=out)
-
-
-def _resize(
-  frame: np.ndarray, width: int, height: int, *, flip: bool = False, out: np.ndarray | None = None
-) -> np.ndarray:
-  """PIL's bilinear resize, mirrored left and right if `flip`, perhaps written to `out`; the same bits as PIL.
+  frame: UInt8[np.ndarray, "h w 3"], size: int | tuple[int, int], out: UInt8[np.ndarray, "H W 3"] | None = None,
+  *, flip: bool = False,
+) -> UInt8[np.ndarray, "H W 3"]:  # fmt: skip
+  """PIL's bilinear resize, the same bits; it averages when it makes smaller, and does not keep the aspect ratio.
 
   As PIL: first along x, then along y, rounded to 8 bits after each. PIL itself makes frames lower, because Pillow 13 in
   some of these cases, unlike Pillow 11 and 12, takes y first; and does all where numba is missing: five times slower.
+
+  Args:
+    size: side of a square, or width and height.
+    out: uint8 in C order, which the result is written to and which is returned; None for a new one.
+    flip: whether to mirror left and right.
   """
+  width, height = size if isinstance(size, tuple) else (size, size)
   out = np.empty((height, width, 3), np.uint8) if out is None else out
   same = frame.shape[:2] == (height, width)
-  if not same and frame.shape[0] <= height and (compiled := _compiled()):
+  if not same and frame.shape[0] <= height and (mix := _compiled_mix()):
     # Both steps mix whole rows, which the compiler makes vector instructions of: for x the frame lies on its side.
     sideways = np.empty((width, frame.shape[0], 3), np.uint8)
     for pixels, weights, target in (
       (frame, pillow_weights(frame.shape[1], width, flip), sideways),
       (sideways, pillow_weights(frame.shape[0], height), out),
     ):
-      compiled[0](
-        cv2.transpose(pixels).reshape(pixels.shape[1], -1), *weights, target.reshape(len(target), -1)
-      )
+      mix(cv2.transpose(pixels).reshape(pixels.shape[1], -1), *weights, target.reshape(len(target), -1))
     return out
   if not same:
     frame = np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BILINEAR))
@@ -170,27 +160,17 @@ def _mix(rows, first, count, weights, out):
       out[i, x] = sums[x] >> WEIGHT_BITS
 
 
-def _scale(pixels, factor, out):
-  """out = pixels * factor, cut at 255 and truncated; all float32, as PIL."""
-  for i in range(len(pixels)):
-    out[i] = np.uint8(min(factor * np.float32(pixels[i]), np.float32(255)))
-
-
 @functools.cache
-def _compiled() -> tuple[Callable[..., None], Callable[..., None]] | None:
-  """_mix and _scale as machine code, made once per process in a fraction of a second; None without numba."""
+def _compiled_mix() -> Callable[..., None] | None:
+  """_mix as machine code, made once per process in a fraction of a second; None without numba."""
   try:
     import numba  # slow to import: only when pixels are resized
   except ImportError:  # numba raises it, too, if it does not know this numpy yet
     return None
-
   byte, index = numba.uint8, numba.int64
-  read_only = numba.types.Array(byte, 1, "C", readonly=True)  # such as PIL's pixels; takes others too
-  of_mix = numba.void(byte[:, ::1], index[::1], index[::1], numba.int32[:, ::1], byte[:, ::1])
-  of_scale = numba.void(read_only, numba.float32, byte[::1])
-  # Unwrapped: without the shape check of the tests.
-  return (numba.njit(of_mix, nogil=True)(inspect.unwrap(_mix)),
-          numba.njit(of_scale, nogil=True)(inspect.unwrap(_scale)))  # fmt: skip
+  read_only = numba.types.Array(byte, 2, "C", readonly=True)  # such as PIL's pixels; takes others too
+  signature = numba.void(read_only, index[::1], index[::1], numba.int32[:, ::1], byte[:, ::1])
+  return numba.njit(signature, nogil=True)(inspect.unwrap(_mix))  # without the shape check of the tests
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,30 +238,17 @@ def augment(
   Cutting before resizing is not the same as PIL's resize(box=...), which looks at pixels outside of the box. Brightness
   comes first in the original; cutting first gives the same pixels and is faster.
 
-  Source: original video_transform.py on PIL images.
+  Source: original video_transform.py on PIL images; its brightness is a product in float32, cut at 255 and truncated.
   """
-  if augmentation.shorter_side is None:
-    pixels = _brighten(_cut(frame, augmentation.box), augmentation.brightness_factor)
-  else:
-    scaled = _scaled(frame.shape[1], frame.shape[0], augmentation.shorter_side)
-    pixels = _cut(_resize(_brighten(frame, augmentation.brightness_factor), *scaled), augmentation.box)
-  return _resize(pixels, size, size, flip=augmentation.flip, out=out)
-
-
-def _brighten(frame: np.ndarray, factor: float) -> np.ndarray:
-  """PIL's ImageEnhance.Brightness: a product in float32, cut at 255, then truncated (not rounded)."""
-  compiled = _compiled()
-  if compiled is None:
-    table = np.minimum(np.float32(factor) * np.arange(256, dtype=np.float32), 255).astype(np.uint8)
-    return cv2.LUT(frame, table)
-  bright = np.empty(frame.shape, np.uint8)
-  compiled[1](np.ascontiguousarray(frame).reshape(-1), factor, bright.reshape(-1))
-  return bright
-
-
-def _cut(frame: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
-  """PIL's crop: black where the box leaves the frame."""
-  left, top, right, bottom = box
+  factor = np.float32(augmentation.brightness_factor)
+  table = np.minimum(factor * np.arange(256, dtype=np.float32), 255).astype(np.uint8)
+  if augmentation.shorter_side is not None:
+    frame = cv2.LUT(frame, table)
+    frame = resize(frame, _scaled(frame.shape[1], frame.shape[0], augmentation.shorter_side))
+  left, top, right, bottom = augmentation.box
   inside = frame[top:bottom, left:right]
   below, beside = bottom - top - inside.shape[0], right - left - inside.shape[1]
-  return np.pad(inside, ((0, below), (0, beside), (0, 0))) if below or beside else inside
+  pixels = np.pad(inside, ((0, below), (0, beside), (0, 0))) if below or beside else inside
+  if augmentation.shorter_side is None:
+    pixels = cv2.LUT(pixels, table)
+  return resize(pixels, size, out, flip=augmentation.flip)

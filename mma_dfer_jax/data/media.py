@@ -27,6 +27,7 @@ LOWEST_RATE = 100  # Hz, of a sound: else a row of the spectrogram would be shor
 SHORTEST_SOUND = 0.025  # seconds: one window of the spectrogram
 SYNC_TOLERANCE = 0.02  # seconds between picture and sound that stay as they are: two rows of log-mel
 LONGEST_JUMP = 600.0  # seconds without sound that may be true; more is a damaged time
+LARGEST_SOUND = 1 << 29  # bytes of one clip: an hour and a half at 48 kHz
 SILENT = 33  # of 32768, 60 dB below full scale: quieter than any room, louder than coded silence
 # Titles and tags need not be UTF-8. PyAV takes them as they come since 19; before, it needs this option.
 _BAD_TITLES: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
@@ -60,12 +61,13 @@ class Sound(NamedTuple):
 
 
 class Picture:
-  """One picture of a video, turned into pixels only when they are needed."""
+  """One picture of a video, turned into pixels only when they are needed: `shape` (height, width, 3) as it is shown.
+
+  `time` counts seconds since the first picture of the video; `duration` is 0 where the file says none.
+  """
 
   def __init__(self, frame: av.VideoFrame, time: float, converter: VideoReformatter):
-    self._frame, self._converter = frame, converter
-    self.time = time  # seconds since the first picture of the video
-    # Seconds for which it is shown, as far as the file says; else 0.
+    self._frame, self._converter, self.time = frame, converter, time
     self.duration = _seconds(frame.duration, frame) if frame.duration and frame.time_base else 0.0
     # How the pixels are turned and mirrored for showing, to the nearest quarter turn (telephones film sideways): a pixel
     # at column x, row y is shown at column a x + c y, row b x + d y.
@@ -75,7 +77,7 @@ class Picture:
     right, down = (c, b) if self._sideways else (a, d)
     self._order = (slice(None, None, -1 if down < 0 else 1), slice(None, None, -1 if right < 0 else 1))
     height, width = frame.height, frame.width
-    self.shape = (width, height, 3) if self._sideways else (height, width, 3)  # as shown
+    self.shape = (width, height, 3) if self._sideways else (height, width, 3)
 
   def pixels(self) -> UInt8[np.ndarray, "H W 3"]:
     """(H, W, 3) uint8 RGB."""
@@ -113,19 +115,26 @@ def iterate_frames(path: str | os.PathLike[str]) -> Iterator[UInt8[np.ndarray, "
 
 
 def read_sound(path: str | os.PathLike[str]) -> Sound | None:
-  """The pieces of `iterate_sound` as one, never mixed or resampled; None if the file has no sound."""
-  pieces = list(iterate_sound(path))
-  return pieces[0]._replace(waveform=np.concatenate([piece.waveform for piece in pieces])) if pieces else None
+  """The pieces of `iterate_sound` as one, never mixed or resampled; None if they are too short for a spectrogram."""
+  data, sample_rate = bytearray(), 0
+  for piece in iterate_sound(path):
+    data += piece.waveform.tobytes()
+    sample_rate = piece.sample_rate
+    if len(data) > LARGEST_SOUND:
+      seconds = len(data) / 2 / sample_rate
+      raise MediaError(
+        f"{path}: is too long: after {seconds:.0f} s its sound does not end; cut it into shorter clips"
+      )
+  waveform = np.frombuffer(data, np.int16)
+  return Sound(waveform, sample_rate) if is_long_enough(len(waveform), sample_rate) else None
 
 
 def iterate_sound(path: str | os.PathLike[str]) -> Iterator[Sound]:
   """First channel of the first sound stream of a file, piece by piece, in step with the pictures from first to last.
 
   Where the sound comes more than 20 ms later than the pictures, zeros fill the gap; where it comes earlier, that much is
-  cut; so is what the encoder added at the end, where the file tells the length.
+  cut; so is what the encoder added at the end, where the file tells the length. A file without sound gives no piece.
 
-  Yields:
-    pieces without gaps, the first sample at the time of the first picture; none if the file has no sound.
   Raises:
     MediaError: while iterating, if the file is missing, damaged or cut short, its sample rate changes, or its times jump
       by more than ten minutes.
@@ -177,9 +186,9 @@ def _first_picture(path: str | os.PathLike[str]) -> float | None:
     return next(_decoded(container, stream, path)).time
 
 
-def is_long_enough(waveform: np.ndarray, sample_rate: int) -> bool:
-  """Whether it holds at least one window of the spectrogram; else the clip counts as one without sound."""
-  return len(waveform) >= SHORTEST_SOUND * sample_rate > 0
+def is_long_enough(samples: int, sample_rate: int) -> bool:
+  """Whether they fill one window of the spectrogram; else the clip counts as one without sound."""
+  return samples >= SHORTEST_SOUND * sample_rate > 0
 
 
 def declared_seconds(path: str | os.PathLike[str]) -> float | None:

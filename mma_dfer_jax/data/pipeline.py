@@ -33,8 +33,8 @@ def make_example(
   Args:
     record: as a data set holds it.
     video: (T, H, W, 3) uint8 in C order, which the frames are written to; None for a new one.
-    rng: for training: draws a frame of each segment, and one augmentation for all of them, within `ranges`, or else the paper's. None: the
-      segments' middle frames, stretched to the model's size.
+    rng: for training: draws a frame of each segment, and one augmentation for all of them, within `ranges`, or else the
+      paper's. None: the segments' middle frames, stretched to the model's size.
   Raises:
     UserError: if the clip cannot be read; it is never skipped.
   """
@@ -124,40 +124,26 @@ class EvalOrder(TrainOrder):
     return position % (self.steps_per_epoch * self.batch_size)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Batches:
-  """All batches of an order. Frames are written in place: 2.4 MB for each clip are not copied together later."""
-
-  order: TrainOrder
-  inputs: Inputs
-  ranges: Augment | None
-  without: str
-
-  def __len__(self) -> int:
-    return len(self.order) // self.order.share
-
-  def __getitem__(self, step: int) -> Batch:
-    share = self.order.share
-    videos = np.empty((share, *self.inputs.video_shape), np.uint8)
-    examples = [self._example(*self.order[step * share + row], video) for row, video in enumerate(videos)]
-    rest = {key: np.stack([example[key] for example in examples]) for key in examples[0] if key != "video"}
-    return {"video": videos} | rest
-
-  def _example(self, position: int, record: Record | None, video: np.ndarray) -> Example:
+def make_batch(order: TrainOrder, inputs: Inputs, ranges: Augment | None, without: str, step: int) -> Batch:
+  """Batch `step` of an order. Frames are written in place: 2.4 MB for each clip are not copied together later."""
+  videos = np.zeros((order.share, *inputs.video_shape), np.uint8)
+  nothing = {"spectrogram": np.zeros(inputs.audio_shape, np.float32), "label": np.int32(0), "clip_id": b"",
+             "has_audio": np.bool_(False), "mask": np.bool_(False)}  # fmt: skip
+  examples: list[Example] = []
+  for row, video in enumerate(videos):
+    position, record = order[step * order.share + row]
     if record is None:
-      video[...] = 0
-      nothing = {"spectrogram": np.zeros(self.inputs.audio_shape, np.float32), "label": np.int32(0)}
-      return nothing | {"clip_id": b"", "has_audio": np.bool_(False), "mask": np.bool_(False)}
-    if self.ranges is not None:
-      rng = np.random.default_rng([self.order.seed, position])
-      return make_example(record, self.inputs, video, rng=rng, ranges=self.ranges)
-    example = make_example(record, self.inputs, video)
-    if self.without == "sound":
-      example["spectrogram"] = missing_spectrogram(*self.inputs.audio_shape)
-      example["has_audio"] = np.bool_(False)
-    elif self.without == "picture":
-      video[...] = 0
-    return example
+      examples.append(nothing)
+      continue
+    rng = np.random.default_rng([order.seed, position]) if ranges is not None else None
+    example = make_example(record, inputs, video, rng=rng, ranges=ranges)
+    if without == "sound":
+      example |= {"spectrogram": missing_spectrogram(*inputs.audio_shape), "has_audio": np.bool_(False)}
+    examples.append(example)
+  if without == "picture":
+    videos[...] = 0
+  rest = {key: np.stack([example[key] for example in examples]) for key in nothing}
+  return {"video": videos} | rest
 
 
 @contextlib.contextmanager
@@ -176,7 +162,8 @@ def load_batches(
   """
   import grain  # it imports JAX, which preparing data and asking for --help do without
 
-  batches = grain.MapDataset.source(_Batches(order, inputs, ranges, without))[start_step:]
+  make = functools.partial(make_batch, order, inputs, ranges, without)
+  batches = grain.MapDataset.range(start_step, len(order) // order.share).map(make)
   threads = grain.ReadOptions(num_threads=prefetch, prefetch_buffer_size=prefetch)
   stream = batches.to_iter_dataset(threads)
   if num_workers:

@@ -62,14 +62,12 @@ def read_clip(
 
   with media.one_clip(sound or place):
     found = media.read_sound(sound) if sound else None
-    if found and not media.is_long_enough(found.waveform, found.sample_rate):
-      found = None
   with media.one_clip(place):
     images, track = finder.crops(decoded) if finder else (decoded(), None)
     number = len(track.boxes) if track else len(pictures)
     if max_frames and not number:
       number = sum(1 for _ in media.iterate_pictures(place))
-    chosen = (
+    taken = (
       set(sample_frames(number, train=False, num_segments=max_frames)) if 0 < max_frames < number else None
     )
 
@@ -77,12 +75,12 @@ def read_clip(
     size = 0
     with media.one_clip(place):
       for i, one in enumerate(images if video or finder else pictures):
-        if chosen is None or i in chosen:
+        if taken is None or i in taken:
           yield (jpeg := encode_frame(one) if video or finder else _checked(one))
           size += len(jpeg)
           if size > LARGEST_CLIP:
-            raise media.MediaError(f"{place}: is too long: its first {i + 1:,} frames take more than {LARGEST_CLIP >> 30} "
-                                   f"GiB; {SHORTEN}")  # fmt: skip
+            what = f"its first {i + 1:,} frames take more than {LARGEST_CLIP >> 30} GiB"
+            raise media.MediaError(f"{place}: is too long: {what}; {SHORTEN}")
 
   return frames(), {
     "waveform": found.waveform if found else np.zeros(0, np.int16),

@@ -4,6 +4,7 @@ Files are read from memory, where the system keeps what it has just read: a slow
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+import functools
 import itertools
 import os
 import platform
@@ -14,7 +15,7 @@ from unittest import mock
 import cv2
 import numpy as np
 
-from mma_dfer_jax.data import pipeline
+from mma_dfer_jax.data import counts, pipeline
 from mma_dfer_jax.data.frames import decode_frame
 from mma_dfer_jax.data.pipeline import Record
 from mma_dfer_jax.inputs import Inputs
@@ -35,18 +36,11 @@ def quarters(values: Iterable[float]) -> dict[str, float]:
   return {"median": median, "lower": lower, "upper": upper}
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-  """Rows of words as columns, aligned to the right."""
-  widths = [max(map(len, column)) for column in itertools.zip_longest(*rows, fillvalue="")]
-  return "\n".join("  ".join(map(str.rjust, row, widths)) for row in rows)
-
-
 def measure(
   records: Sequence[Record], inputs: Inputs, *, num_workers: int, batch_size: int, repeats: int
 ) -> dict[str, Any]:
   """All that `benchmark --loading` reports, as JSON holds it."""
-  first = records[0]
-  how: dict[str, Any] = {"num_workers": num_workers, "batch_size": batch_size}
+  first, how = records[0], dict[str, Any](num_workers=num_workers, batch_size=batch_size)
   clips = {
     "number": len(records),
     "frames": len(first["frames"]),
@@ -55,38 +49,35 @@ def measure(
     "samples": len(first["waveform"]),
     "sample_rate": int(first["sample_rate"]),
   }
-  return {"machine": machine(), "clips": clips, **how} | {
-    "milliseconds": time_stages(records, inputs, repeats),
-    "clips_per_second": {
-      name: time_pipeline(records, inputs, training=name == "training", repeats=repeats, **how)
-      for name in ("training", "evaluation")
-    },
-  }
+  speeds = {name: time_pipeline(records, inputs, training=name == "training", repeats=repeats, **how)
+            for name in ("training", "evaluation")}  # fmt: skip
+  stages = time_stages(records, inputs, repeats)
+  return {"machine": machine(), "clips": clips, **how, "milliseconds": stages, "clips_per_second": speeds}
 
 
 def time_stages(records: Sequence[Record], inputs: Inputs, repeats: int) -> dict[str, dict[str, float]]:
   """Milliseconds that a clip takes on one core with the training transform: reading, each stage, and the whole of it."""
   times: list[dict[str, float]] = []
 
-  def timed(name: str, stage: Callable[..., Any]) -> Callable[..., Any]:
-    def call(*arguments: Any, **named: Any) -> Any:
-      start = time.perf_counter()
-      result = stage(*arguments, **named)
-      times[-1][name] += 1000 * (time.perf_counter() - start)
-      return result
+  def timed(name: str, stage: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    start = time.perf_counter()
+    result = stage(*arguments, **named)
+    times[-1][name] += 1000 * (time.perf_counter() - start)
+    return result
 
-    return call
+  def whole(i: int, rng: np.random.Generator) -> None:
+    pipeline.make_example(timed("read", records.__getitem__, i), inputs, rng=rng)
 
-  stages: dict[str, Any] = {what: timed(name, getattr(pipeline, what)) for what, name in STAGES.items()}
-  read = timed("read", lambda i: records[i])
-  whole = timed("whole", lambda i, rng: pipeline.make_example(read(i), inputs, rng=rng))
+  stages: dict[str, Any] = {
+    what: functools.partial(timed, name, getattr(pipeline, what)) for what, name in STAGES.items()
+  }
   threads = cv2.getNumThreads()
   cv2.setNumThreads(1)
   try:
     with mock.patch.multiple(pipeline, **stages):
       for turn, i in itertools.product(range(repeats + 1), range(len(records))):
         times.append(dict.fromkeys(["read", *STAGES.values(), "whole"], 0.0))
-        whole(i, np.random.default_rng([turn, i]))
+        timed("whole", whole, i, np.random.default_rng([turn, i]))
   finally:
     cv2.setNumThreads(threads)
   measured = times[len(records) :]  # the first turn is a rehearsal: files are opened, tables computed
@@ -107,10 +98,8 @@ def time_pipeline(
   warm_up = max(1, num_workers) * (PREFETCH + 1)
   kind = pipeline.TrainOrder if training else pipeline.EvalOrder
   order = kind(records, 1, batch_size, num_epochs=warm_up + repeats * steps)  # more than enough
-  how: dict[str, Any] = {"num_workers": num_workers, "prefetch": PREFETCH}
-  stream = pipeline.load_batches(order, inputs, pipeline.Augment() if training else None, **how)
-  speeds = []
-  with stream as batches:
+  ranges, speeds = pipeline.Augment() if training else None, []
+  with pipeline.load_batches(order, inputs, ranges, num_workers=num_workers, prefetch=PREFETCH) as batches:
     for timed_steps in [warm_up] + [steps] * repeats:
       start, clips = time.perf_counter(), 0
       for batch in itertools.islice(batches, timed_steps):
@@ -134,4 +123,4 @@ def table(report: Mapping[str, Any]) -> str:
   speeds = [[f"{report['num_workers']} workers, batches of {report['batch_size']}", "clips/s", "quarters"]]
   for name, one in report["clips_per_second"].items():
     speeds.append([f"{name} transform", f"{one['median']:.1f}", f"{one['lower']:.1f} to {one['upper']:.1f}"])
-  return "\n\n".join([head, aligned(stages), aligned(speeds)])
+  return "\n\n".join([head, counts.table(stages), counts.table(speeds)])

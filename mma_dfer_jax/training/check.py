@@ -69,10 +69,7 @@ def problems_of_values(config: ml_collections.ConfigDict) -> list[str]:
 
 
 def check_model_and_data(config: ml_collections.ConfigDict) -> tuple[ModelConfig | None, DataSet | None, list[Start], list[str]]:  # fmt: skip
-  """Model, data set and weights of a run, as far as they are found, and all that is wrong with them.
-
-  Its fold and its devices do not count.
-  """
+  """Model, data set and weights of a run, as far as they are found, and all that is wrong but for fold and devices."""
   problems = problems_of_values(config)
   problems += [f"loss: {error}" for error in first_error(lambda: parts.read("losses", config.loss.to_dict()))]
   starts: list[Start] = []
@@ -84,17 +81,13 @@ def check_model_and_data(config: ml_collections.ConfigDict) -> tuple[ModelConfig
       if config.data.classes and tuple(config.data.classes) != classes:
         problems.append(f"data.classes={tuple(config.data.classes)}, but the data set has {classes}")
       if number not in (0, len(classes)):
-        problems.append(
-          f"model.num_classes={number}, but the data set has {len(classes)} classes: {', '.join(classes)}"
-        )
+        names = ", ".join(classes)
+        problems.append(f"model.num_classes={number}, but the data set has {len(classes)} classes: {names}")
       model = model_config(config.to_dict(), classes)
+      why = f"config.tunable={tuple(config.tunable)} replaces the patterns of all parts; set one of the two"
       chosen = {name: getattr(model, name) for name in SLOTS if config.tunable}
-      problems += [
-        f"model.{name}.tunable={part.tunable} has no effect, for config.tunable={tuple(config.tunable)} replaces the "
-        "patterns of all parts; set one of the two"
-        for name, part in chosen.items()
-        if part.tunable != type(part)().tunable
-      ]
+      problems += [f"model.{name}.tunable={part.tunable} has no effect, for {why}"
+                   for name, part in chosen.items() if part.tunable != type(part)().tunable]  # fmt: skip
       tunable_patterns(model, config.tunable)
   except UserError as error:
     problems.append(str(error))
@@ -122,25 +115,22 @@ def open_starts(config: ml_collections.ConfigDict, model: ModelConfig, classes: 
 def check_run(config: ml_collections.ConfigDict, *, devices: bool = True) -> Checked:
   """Model, data set, splits and weights of a run; UserError with all problems, before anything long has started.
 
-  Args:
-    config: of the run.
-    devices: whether it runs on the devices of this process; False: the run checks its devices itself.
+  With `devices=False` the run, in a process of its own, checks its devices itself.
   """
   model, data_set, starts, problems = check_model_and_data(config)
   if devices:
-    problems += first_error(lambda: check_precision(config.precision))
-    problems += first_error(lambda: check_batch_size(config.batch_size))
-    problems += first_error(lambda: micro_batch_of(config))
-    problems += first_error(lambda: make_mesh(**config.mesh))
-  train, test = "", ""
-  try:
-    if data_set:
+    for check, value in ((check_precision, config.precision), (check_batch_size, config.batch_size),
+                         (micro_batch_of, config), (lambda mesh: make_mesh(**mesh), config.mesh)):  # fmt: skip
+      problems += first_error(lambda: check(value))  # noqa: B023 # called at once
+  train = test = ""
+  if data_set:
+    try:
       train, test = data_set.train_and_test(config.data.fold)
       clips = sum(data_set.splits[split] for split in train.split("+"))
       if clips < config.batch_size:
         problems.append(f"batch_size={config.batch_size}, but {train} has {clips} clips in all")
-  except UserError as error:
-    problems.append(str(error))
+    except UserError as error:
+      problems.append(str(error))
   if problems or not (model and data_set):
     raise listed("this run cannot start", problems)
   return Checked(model, data_set, train, test, tuple(starts))

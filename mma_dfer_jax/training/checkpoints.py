@@ -5,7 +5,7 @@ workdir/frozen/                  ❄ parameters, written once
 workdir/checkpoints/<step>/      tunable (🔥 parameters), optimizer (moments and step), meta (run.json + history)
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import contextlib
 from pathlib import Path
 import sys
@@ -51,12 +51,10 @@ class Checkpointer:
   def save(self, state: TrainState, meta: Mapping[str, Any], war: float | None) -> None:
     """Saves; the old checkpoints stay until the new one is whole. UserError if the disk does not take it."""
     ocp = _orbax()
-    items = ocp.args.Composite(
-      tunable=ocp.args.StandardSave(nnx.to_pure_dict(state.tunable)),
-      optimizer=ocp.args.StandardSave({"opt_state": state.opt_state, "step": state.step}),
-      meta=ocp.args.JsonSave(dict(meta)),
-    )
-    with self._explaining("saved", int(state.step)):
+    arrays = {"tunable": nnx.to_pure_dict(state.tunable), "optimizer": {"opt_state": state.opt_state, "step": state.step}}  # fmt: skip
+    items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
+    items = ocp.args.Composite(**items, meta=ocp.args.JsonSave(dict(meta)))
+    with self._explained("saved", int(state.step)):
       metrics = {"war": NO_WAR if war is None else war}
       self.manager.save(int(state.step), args=items, metrics=metrics, force=True)
 
@@ -70,25 +68,29 @@ class Checkpointer:
     args = _orbax().args
     items = {"tunable": nnx.to_pure_dict(tunable)} | ({"optimizer": optimizer} if optimizer else {})
     like = {name: args.StandardRestore(_targets(tree)) for name, tree in items.items()}
-    with self._explaining("read", step):
+    with self._explained("read", step):
       found = self.manager.restore(step, args=args.Composite(meta=args.JsonRestore(), **like))
     return from_pure(tunable, found.tunable), found.get("optimizer"), found.meta
 
-  @contextlib.contextmanager
-  def _explaining(self, doing: str, step: int):
-    """Orbax and TensorStore tell of a full disk or a damaged file in many ways, bare `Exception` among them."""
-    # Callbacks of TensorStore fail one by one once the first failure has closed their event loop; that one is enough.
-    hook, sys.unraisablehook = sys.unraisablehook, lambda error: None
-    try:
-      yield
-      sys.unraisablehook = hook
-    except Exception as error:
-      others = ", ".join(str(other) for other in self.manager.all_steps() if other != step)
-      left = f"the checkpoints of steps {others} are not touched" if others else "there is no other"
-      if doing == "read":
-        left += f"; remove the folder {self.folder / str(step)} to resume from an earlier one"
-      what = f"the checkpoint of step {step} in {self.folder} cannot be {doing} ({left})"
-      raise UserError(f"{what}: {short(error)}") from error
+  def _explained(self, doing: str, step: int) -> contextlib.AbstractContextManager[None]:
+    others = ", ".join(str(other) for other in self.manager.all_steps() if other != step)
+    left = f"the checkpoints of steps {others} are not touched" if others else "there is no other"
+    if doing == "read":
+      left += f"; remove the folder {self.folder / str(step)} to resume from an earlier one"
+    return _explained(f"the checkpoint of step {step} in {self.folder} cannot be {doing} ({left})")
+
+
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+  """Orbax and TensorStore tell of a full disk or a damaged file in many ways, bare `Exception` among them."""
+  # Callbacks of TensorStore fail one by one once the first failure has closed their event loop; that one is enough.
+  hook, sys.unraisablehook = sys.unraisablehook, lambda error: None
+  try:
+    yield
+    sys.unraisablehook = hook
+  except Exception as error:
+    text = " ".join(str(error).split())
+    raise UserError(f"{what}: {text if len(text) <= 600 else f'{text[:300]} … {text[-300:]}'}") from error
 
 
 def _orbax() -> Any:
@@ -103,11 +105,8 @@ def save_frozen(workdir: Path, frozen: nnx.State) -> None:
   folder = workdir.absolute() / "frozen"
   if folder.exists() or not jax.tree.leaves(frozen):
     return
-  try:
-    with _orbax().StandardCheckpointer() as checkpointer:
-      checkpointer.save(folder, nnx.to_pure_dict(frozen))
-  except (OSError, ValueError, RuntimeError) as error:
-    raise UserError(f"cannot save the frozen parameters in {folder}: {short(error)}") from error
+  with _explained(f"cannot save the frozen parameters in {folder}"), _orbax().StandardCheckpointer() as checkpointer:  # fmt: skip
+    checkpointer.save(folder, nnx.to_pure_dict(frozen))
 
 
 def load_frozen(workdir: Path, like: nnx.State) -> nnx.State:
@@ -115,28 +114,21 @@ def load_frozen(workdir: Path, like: nnx.State) -> nnx.State:
   if not jax.tree.leaves(like):
     return like
   folder = workdir.absolute() / "frozen"
-  try:
-    with _orbax().StandardCheckpointer() as checkpointer:
-      return from_pure(like, checkpointer.restore(folder, _targets(nnx.to_pure_dict(like))))
-  except Exception as error:  # Orbax raises it bare
-    raise UserError(f"cannot read the frozen parameters in {folder}: {short(error)}") from error
+  with _explained(f"cannot read the frozen parameters in {folder}"), _orbax().StandardCheckpointer() as checkpointer:  # fmt: skip
+    return from_pure(like, checkpointer.restore(folder, _targets(nnx.to_pure_dict(like))))
 
 
 def _targets(tree: Any) -> Any:
   """Shapes, dtypes and shardings that a restored tree must have; never those of the devices that wrote it."""
   first: Sharding = SingleDeviceSharding(jax.local_devices()[0])
-  return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or first), tree
-  )
+
+  def target(x: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or first)
+
+  return jax.tree.map(target, tree)
 
 
 def from_pure(like: nnx.State, values: Any) -> nnx.State:
   """A state of the structure of `like` with the given values; `like` may hold shapes only."""
   by_path = flatten_dict(values)
   return nnx.from_flat_state([(path, v.replace(by_path[path])) for path, v in nnx.to_flat_state(like)])
-
-
-def short(error: BaseException) -> str:
-  """The message of an error, on one line and not endless."""
-  text = " ".join(str(error).split())
-  return text if len(text) <= 600 else f"{text[:300]} … {text[-300:]}"

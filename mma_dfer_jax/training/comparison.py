@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mma_dfer_jax.errors import listed
+from mma_dfer_jax.errors import few, listed
 from mma_dfer_jax.training.predictions import Predictions, find_predictions
 from mma_dfer_jax.training.report import table
 
@@ -48,11 +48,7 @@ def compare(a: Path, b: Path) -> dict[str, Any]:
   gains = {name: result[name]["difference"] for name in SCORES}
   answers = {n: "yes" if d["low"] > 0 else "no" if d["high"] < 0 else UNKNOWN for n, d in gains.items()}
   answer = answers["war"] if answers["war"] == answers["uar"] else UNKNOWN
-  start = {
-    "yes": "Yes, B is better than A",
-    "no": "No, A is better than B",
-    UNKNOWN: f"Whether B is better than A {UNKNOWN}",
-  }
+  start = {"yes": "Yes, B is better than A", "no": "No, A is better than B", UNKNOWN: f"Whether B is better than A {UNKNOWN}"}  # fmt: skip
   words = [f"{name.upper()} {d['value']:+.2f} points (95 % interval {d['low']:+.2f} to {d['high']:+.2f})"
            for name, d in gains.items()]  # fmt: skip
   sentence = f"{start[answer]}: from A to B {' and '.join(words)}, on {result['clips']} clips."
@@ -67,15 +63,11 @@ def differences(a: Predictions, b: Predictions) -> list[str]:
   here, there = ({clip: p.classes[i] for clip, i in zip(p.clips, p.labels, strict=True)} for p in (a, b))
   for name, ours, theirs in (("A", here, there), ("B", there, here)):
     if only := sorted(ours.keys() - theirs.keys()):
-      found.append(f"{len(only)} of {len(ours)} clips are only in {name}: {_few(only)}")
+      found.append(f"{len(only)} of {len(ours)} clips are only in {name}: {few(only)}")
   if other := [clip for clip in here if here[clip] != there.get(clip, here[clip])]:
     examples = [f"{clip} is {here[clip]} in A and {there[clip]} in B" for clip in other]
-    found.append(f"{len(other)} labels differ: {_few(examples)}")
+    found.append(f"{len(other)} labels differ: {few(examples)}")
   return found
-
-
-def _few(names: list[str]) -> str:
-  return ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)
 
 
 def bootstrap(pairs: np.ndarray, classes: int) -> dict[str, Any]:

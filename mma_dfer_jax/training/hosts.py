@@ -32,12 +32,10 @@ from mma_dfer_jax import cli
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.training import sharding
 
-_COORDINATOR = flags.DEFINE_string(
-  "coordinator", None, "HOST:PORT of process 0, if JAX does not find it itself."
-)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, unless JAX finds it itself.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes; with --coordinator.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0; with --coordinator.")
-_JOIN_SECONDS = flags.DEFINE_integer("join_seconds", 300, "How long to wait for the others at the start.", lower_bound=1)  # fmt: skip
+_JOIN_SECONDS = flags.DEFINE_integer("join_seconds", 300, "How long to wait for the others.", lower_bound=1)
 
 HEARTBEAT_SECONDS = 20  # a process that is silent for so long is lost: the others end within a minute
 LIBRARIES = ("mma_dfer_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -90,9 +88,9 @@ def join() -> None:
 
 
 def _apart() -> str:
-  address = distributed.global_state.coordinator_address or _COORDINATOR.value
-  unknown = "JAX finds no TPU pod, SLURM or MPI here, so the other processes are unknown; give --coordinator=HOST:PORT"
-  return f"the processes did not come together at {address}" if address else unknown
+  if address := distributed.global_state.coordinator_address or _COORDINATOR.value:
+    return f"the processes did not come together at {address}"
+  return "JAX finds no TPU pod, SLURM or MPI here, so the other processes are unknown; give --coordinator=HOST:PORT"
 
 
 def _give_up() -> None:
@@ -121,7 +119,7 @@ def gathered(strings: Sequence[str]) -> list[list[str]]:
 
 def check_equal_on_all(what: str, here: Mapping[str, Any]) -> None:
   """Raises UserError, in all processes, with every value that is not that of process 0."""
-  first, *others = (json.loads(said) for said in everyone_says(json.dumps(here)))
+  first, *others = map(json.loads, everyone_says(json.dumps(here)))
   problems = [
     f"{what} {key}: {other.get(key)!r} in process {number}, {first.get(key)!r} in process 0"
     for number, other in enumerate(others, start=1)
@@ -199,14 +197,6 @@ class Stop:
   def stopped(self) -> bool:
     """Whether it has become true."""
     return bool(self.signal) if self.alone else self.agreed
-
-  @property
-  def reason(self) -> str:
-    return self.signal.received.name if self.signal.received else "a signal to one of the processes"
-
-  @property
-  def exit_status(self) -> int:
-    return self.signal.exit_status
 
 
 def exit_process(status: int) -> None:

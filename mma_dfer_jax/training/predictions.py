@@ -9,6 +9,7 @@ from pathlib import Path
 from jaxtyping import Float, Int
 import numpy as np
 
+from mma_dfer_jax.disk import new_file
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.training.scores import Scores
 
@@ -46,13 +47,11 @@ class Predictions:
 
   def write(self, path: Path) -> None:
     """Columns clip, label and one of each class, numbers with all digits; whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    rows = zip(self.clips, self.labels, self.probabilities.tolist(), strict=True)
+    with new_file(path, replace=True) as partial, partial.open("w", newline="", encoding="utf-8") as file:
       writer = csv.writer(file, lineterminator="\n")
       writer.writerow(["clip", "label", *self.classes])
-      for clip, label, row in zip(self.clips, self.labels, self.probabilities.tolist(), strict=True):
-        writer.writerow([clip, self.classes[label], *row])
-    partial.replace(path)
+      writer.writerows([clip, self.classes[label], *row] for clip, label, row in rows)
 
 
 def read_predictions(path: Path) -> Predictions:
@@ -61,9 +60,7 @@ def read_predictions(path: Path) -> Predictions:
     header, *rows = list(csv.reader(file)) or [[]]
   classes = tuple(header[2:])
   if header[:2] != ["clip", "label"] or len(set(classes)) < max(2, len(classes)):
-    raise UserError(
-      f"{path} is no predictions.csv: its first line must be clip,label and two or more class names"
-    )
+    raise UserError(f"{path} is no predictions.csv: its first line must be clip,label and two or more class names")  # fmt: skip
   clips: dict[str, tuple[int, list[float]]] = {}
   problems = [] if rows else ["there is no clip"]
   filled = ((*row, "", "")[: max(2, len(row))] for row in rows)

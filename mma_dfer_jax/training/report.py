@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from mma_dfer_jax.data.labels import COUNTS, LABEL_ORDERS, SCORES
-from mma_dfer_jax.disk import write_json
+from mma_dfer_jax.disk import new_file, write_json
+from mma_dfer_jax.errors import EXAMPLES
 from mma_dfer_jax.training.predictions import Predictions
 from mma_dfer_jax.training.scores import Scores
 
@@ -39,9 +40,8 @@ class MetricsLog:
         break
       if numbers["step"] <= step and numbers.get("epoch", 0) <= epoch:
         kept.append(f"{line}\n")
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(kept))
-    partial.replace(path)
+    with new_file(path, replace=True) as partial:
+      partial.write_text("".join(kept))
     self._file = path.open("a")
     import tensorboardX  # reports of commands that only evaluate do not need it
 
@@ -120,15 +120,12 @@ def write_folds(folder: Path, folds: Sequence[Fold], *, model: str, facts: Mappi
     folds: at least one, all of the same classes.
     model: which one of each fold counts, in words.
     facts: what else the report lists: recipe, config, version.
-  Returns:
-    The content of folds.json.
   """
   together = Predictions.joined([fold.predictions for fold in folds])
   total, results = together.scores, [scores_as_json(fold.predictions.scores) for fold in folds]
   best = [fold.best_epoch for fold in folds if fold.best_epoch]
   recalls = {name: [result["recall"][name] for result in results] for name in total.classes}
-  by_class = {name: mean_and_deviation([r for r in found if r is not None] or [None])
-              for name, found in recalls.items()}  # fmt: skip
+  by_class = {name: mean_and_deviation([r for r in of if r is not None] or [None]) for name, of in recalls.items()}  # fmt: skip
   summary = {
     "model": model,
     **{name: mean_and_deviation([result[name] for result in results]) for name in ("war", "uar", "uar_of_present_classes")},
@@ -144,10 +141,9 @@ def write_folds(folder: Path, folds: Sequence[Fold], *, model: str, facts: Mappi
     "classes": list(total.classes),
     **facts,
   }  # fmt: skip
-  columns = ("folder", "epoch", "step", "clips_without_sound", "best epoch")
-  known = [{**fold.about, "best epoch": (fold.best_epoch or {}).get("epoch")} for fold in folds]
-  models = [[fold.name, *("–" if about.get(name) is None else about[name] for name in columns)]
-            for fold, about in zip(folds, known, strict=True)]  # fmt: skip
+  columns = ("fold", "folder", "epoch", "step", "clips_without_sound", "best epoch")
+  known = [{"fold": fold.name, **fold.about, "best epoch": (fold.best_epoch or {}).get("epoch")} for fold in folds]  # fmt: skip
+  models = [["–" if about.get(name) is None else about[name] for name in columns] for about in known]
   shown = _folds_table(summary)
   folder.mkdir(parents=True, exist_ok=True)
   together.write(folder / "predictions.csv")
@@ -160,7 +156,7 @@ def write_folds(folder: Path, folds: Sequence[Fold], *, model: str, facts: Mappi
     recall_table(total, by_class),
     *_matrix_blocks(total, ", summed over the folds"),
     "## The models",
-    table(["fold", *(name.replace("_", " ") for name in columns)], models),
+    table([name.replace("_", " ") for name in columns], models),
   )  # fmt: skip
   print(f"\n{shown}\n\nwrote {folder}/folds.json, folds.md, confusion_matrix.png and predictions.csv")
   return summary
@@ -194,8 +190,8 @@ def _matrix_blocks(scores: Scores, what: str = "") -> list[str]:
 
 
 def _undefined(clips: str, present: str) -> str:
-  return (f"UAR is undefined, as in the original: a class was predicted that {clips} has. Over the classes that have "
-          f"clips it is {present}.")  # fmt: skip
+  why = f"a class was predicted that {clips} has"
+  return f"UAR is undefined, as in the original: {why}. Over the classes that have clips it is {present}."
 
 
 def scores_as_json(scores: Scores) -> dict[str, Any]:
@@ -221,8 +217,9 @@ def published_for(scores: Scores, folds: Sequence[str]) -> dict[str, Any] | None
   there = {one: sum(fold[one] for fold in named) for one in scores.classes}
   reasons = []
   if differing := [f"{one} {here[one]:,}, not {there[one]:,}" for one in there if here[one] != there[one]]:
-    reasons.append(f"the class counts differ, {scores.clips:,} clips here against {sum(there.values()):,} published "
-                   f"({'; '.join(differing[:3])}{'; …' * (len(differing) > 3)})")  # fmt: skip
+    some = "; ".join([*differing[:EXAMPLES], *["…"] * (len(differing) > EXAMPLES)])
+    clips = f"{scores.clips:,} clips here against {sum(there.values()):,} published"
+    reasons.append(f"the class counts differ, {clips} ({some})")
   if sorted(folds) != sorted(of_folds):
     reasons.append(f"the published score is the mean of {len(of_folds)} folds, here are {', '.join(folds)}")
   return {"data_set": name.upper(), "clips": sum(sum(fold.values()) for fold in of_folds.values()), **SCORES[name],
@@ -254,7 +251,6 @@ def mean_and_deviation(values: Sequence[float | None]) -> dict[str, float | None
 
 
 def plus_minus(result: Mapping[str, float | None]) -> str:
-  """A mean and its standard deviation."""
   mean, deviation = result["mean"], result["standard_deviation"]
   return percent(mean) if mean is None or deviation is None else f"{mean:.2f} ± {deviation:.2f} %"
 
@@ -284,7 +280,6 @@ def _folds_table(summary: Mapping[str, Any]) -> str:
 
 
 def _notes_on_folds(summary: Mapping[str, Any]) -> str:
-  """How to read the numbers of the table."""
   number, published = len(summary["folds"]), summary["published"]
   notes = [f"Mean and standard deviation (divided by n − 1 = {number - 1}) are over folds, each counting once."
            if number > 1 else "One fold has no standard deviation."]  # fmt: skip
@@ -331,9 +326,9 @@ def _draw_learning_curves(workdir: Path, history: Sequence[Mapping[str, Any]], s
     (right, [s.uar_present for s in scores], "test UAR", "--"),  # often on top of WAR
   ):
     axes.plot(of["epoch"], values, style, marker="o", markersize=3, label=label)
-  left.set(xlabel="epoch", ylabel=f"loss ({loss})")
-  right.set(xlabel="epoch", ylabel="%", ylim=(0, 102))
-  for axes in (left, right):
+  right.set(ylim=(0, 102))
+  for axes, quantity in ((left, f"loss ({loss})"), (right, "%")):
+    axes.set(xlabel="epoch", ylabel=quantity)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.legend()

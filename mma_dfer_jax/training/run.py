@@ -34,15 +34,12 @@ def get_config(workdir: str) -> ml_collections.ConfigDict:
 def describe_run(
   config: ml_collections.ConfigDict, model: ModelConfig, data_set: DataSet, starts: Sequence[Any]
 ) -> Run:
-  """What identifies a run, as JSON holds it: its recipe is that of the data set and what the model makes of its records.
-
-  The weights that it starts from are known by content.
-  """
+  """What identifies a run, as JSON holds it; the weights that it starts from are known by content."""
+  of_model = {name: getattr(model.inputs, name) for name in ("image_size", "num_frames", "audio_shape")}
   run = {
     "config": flat_config(config.to_dict()),
     "classes": data_set.classes,
-    "recipe": data_set.recipe
-    | {name: getattr(model.inputs, name) for name in ("image_size", "num_frames", "audio_shape")},
+    "recipe": data_set.recipe | of_model,
     "tunable": tunable_patterns(model, config.tunable),
     "starts": {start.name: start.sha256 for start in starts},
     "data_set": {name: getattr(data_set, name) for name in ("fingerprint", "splits", "sample_rates")},
@@ -52,17 +49,15 @@ def describe_run(
 
 
 def model_of(run: Run) -> ModelConfig:
-  """The model that a run trains."""
   return model_config(nested_config(run["config"]), run["classes"])
 
 
 def claim_workdir(workdir: Path, run: Run) -> None:
   """Writes run.json; UserError, naming every difference and touching nothing, if there is one of another run."""
-  file = workdir / "run.json"
-  if file.exists():
+  if (workdir / "run.json").exists():
     check_same_run(read_run(workdir), run, str(workdir))
   workdir.mkdir(parents=True, exist_ok=True)
-  write_json(file, run)
+  write_json(workdir / "run.json", run)
 
 
 def check_same_run(there: Run, now: Run, place: str) -> None:
@@ -102,13 +97,10 @@ def read_run(workdir: Path) -> Run:
   try:
     run = json.loads(path.read_text())
   except ValueError as error:
-    advice = "every checkpoint's meta/metadata holds a copy under `run`"
-    raise UserError(f"{path} is damaged: {error}; {advice}") from error
+    raise UserError(f"{path} is damaged: {error}; every checkpoint's meta/metadata has a copy under `run`") from error  # fmt: skip
   run = run if isinstance(run, dict) else {}
   if run.get("version") == "0.1.0":
-    raise UserError(
-      f"{workdir} was written by mma_dfer_jax 0.1.0, whose runs this version does not read: train again"
-    )
+    raise UserError(f"{workdir} was written by mma_dfer_jax 0.1.0, whose runs this version does not read: train again")  # fmt: skip
   if not run.keys() >= KEYS:
     raise UserError(f"{path} is damaged: it lacks some of {', '.join(sorted(KEYS))}")
   return run

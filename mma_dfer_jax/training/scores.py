@@ -14,10 +14,7 @@ def confusion_matrix(
 ) -> Int[Array, "C C"]:
   """Counts of clips, rows by true class, columns by predicted class; integers add up exactly on any mesh.
 
-  Args:
-    logits: (B, C); the first of equal largest ones is the prediction.
-    labels: (B,) int32 true classes.
-    mask: (B,) bool, False for clips that only fill up a batch.
+  The first of equal largest logits is the prediction; the mask is False for clips that only fill up a batch.
   """
   classes = logits.shape[-1]
   truth = jax.nn.one_hot(labels, classes, dtype=jnp.int32) * mask[:, None]

@@ -37,7 +37,6 @@ def train_all(
   """Trains what is not finished; returns the exit status if it was stopped or failed, None when all is done.
 
   Args:
-    jobs: in this order.
     finished: the result of a run, None while there is none.
     after_each: called after each run that was trained.
     trust_status: takes exit status 0 for a finished run, where only another host writes the report.
@@ -54,13 +53,12 @@ def train_all(
         claim_workdir(job.workdir, job.run)
       arguments = job.arguments or [f"--config={as_config.__file__}:{job.workdir}"]
       status = train([*arguments, f"--workdir={job.workdir}"], stop)
+    advice = "to resume, run the same command"
     if status and not stop:
-      print(
-        f"error: {title} ended with exit status {status}; to resume, run the same command", file=sys.stderr
-      )
+      print(f"error: {title} ended with exit status {status}; {advice}", file=sys.stderr)
       return status
     if stop or not (trust_status or finished(job.workdir, job.run)):
-      print(f"stopped in {title}; to resume, run the same command")
+      print(f"stopped in {title}; {advice}")
       return status or stop.exit_status
     after_each()
   return None
@@ -104,26 +102,24 @@ def problems_of_series(runs: str, field: str, numbers: flags.FlagHolder) -> list
 def train(arguments: Sequence[str], stop: cli.StopSignal) -> int:
   """Runs `python -m mma_dfer_jax.train` with these arguments; passes SIGTERM and Ctrl-C on; returns the exit status."""
   command = [sys.executable, "-m", "mma_dfer_jax.train", *arguments]
+  die_with_parent = None
+  if sys.platform.startswith(
+    "linux"
+  ):  # `kill -9` of this process ends it too: no two trainings share a workdir
+    prctl, death_signal = ctypes.CDLL(None).prctl, 1  # PR_SET_PDEATHSIG; looked up before the fork
+    die_with_parent = lambda: prctl(death_signal, signal.SIGKILL)  # noqa: E731
   # In a group of its own, Ctrl-C does not reach it twice, from the terminal and from here: a second one is harsh.
-  with subprocess.Popen(command, process_group=0, preexec_fn=die_with_parent()) as process:
+  with subprocess.Popen(command, process_group=0, preexec_fn=die_with_parent) as process:
     passed_on = False
     while process.poll() is None:
-      if stop and not passed_on and listens(process.pid):
+      if stop and not passed_on and _listens(process.pid):
         process.terminate()
         passed_on = True
       time.sleep(0.2)
   return process.returncode if process.returncode >= 0 else 128 - process.returncode
 
 
-def die_with_parent() -> Callable[[], None] | None:
-  """For a new process: `kill -9` of this one ends it too, so that no two trainings ever share a workdir."""
-  if not sys.platform.startswith("linux"):
-    return None
-  prctl, death_signal = ctypes.CDLL(None).prctl, 1  # PR_SET_PDEATHSIG; looked up before the fork
-  return lambda: prctl(death_signal, signal.SIGKILL)
-
-
-def listens(pid: int) -> bool:
+def _listens(pid: int) -> bool:
   """Whether a process handles SIGTERM: not yet while it starts, and no more once a scheduler has sent it one."""
   try:
     status = Path(f"/proc/{pid}/status").read_text()

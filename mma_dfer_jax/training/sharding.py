@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 import ctypes
 import functools
+import itertools
 from pathlib import Path
 import resource
 import sys
@@ -77,7 +78,6 @@ def compile_checked(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
 
 
 def out_of_memory(facts: str) -> str:
-  """The message for something too large for the memory of a device."""
   return (
     f"this does not fit into the memory of {jax.devices()[0].device_kind}: {facts}; make batch_size or image_size "
     "smaller, set remat=names, or remat=layers which keeps least, or spread it over more devices"
@@ -134,18 +134,12 @@ def fsdp_sharding(tree: Any, mesh: Mesh, min_size_mb: float) -> Any:
 
 def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
   """The global batch from this host's share of it; strings (clip ids) stay behind."""
-  arrays = {name: np.asarray(value) for name, value in batch.items()}
-  numbers = {name: array for name, array in arrays.items() if array.dtype.kind not in "OSU"}
-  return jax.tree.map(
-    functools.partial(jax.make_array_from_process_local_data, batch_sharding(mesh)), numbers
-  )
+  numbers = {name: np.asarray(v) for name, v in batch.items() if np.asarray(v).dtype.kind not in "OSU"}
+  return jax.tree.map(functools.partial(jax.make_array_from_process_local_data, batch_sharding(mesh)), numbers)  # fmt: skip
 
 
 def on_devices(batches: Iterator[Mapping[str, np.ndarray]], mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
   """Global batches, each sent off while the one before it is worked on, so that no step waits for its clips."""
-  ahead: list[dict[str, jax.Array]] = []
-  for batch in batches:
-    ahead.append(to_global(batch, mesh))
-    if len(ahead) > 1:
-      yield ahead.pop(0)
-  yield from ahead
+  sent = (to_global(batch, mesh) for batch in batches)
+  for batch, _following in itertools.pairwise(itertools.chain(sent, [{}])):
+    yield batch

@@ -5,13 +5,12 @@ import functools
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 from flax import nnx
 import numpy as np
 
 from mma_dfer_jax import parts
-from mma_dfer_jax.errors import UserError, listed
+from mma_dfer_jax.errors import UserError, few, listed
 from mma_dfer_jax.model import SLOTS, ModelConfig
 from mma_dfer_jax.parameters import abstract_model, flat_params, parameter_shapes, split_tunable
 from mma_dfer_jax.training.checkpoints import Checkpointer, load_frozen
@@ -74,36 +73,32 @@ def open_run(workdir: Path, step: int | str = "last") -> StoredModel:
     path: Tensor(shape, np.dtype("f4"), lambda path=path: arrays()[path])  # type: ignore[misc]
     for path, shape in parameter_shapes(model).items()
   }
-  return StoredModel(workdir, model, about, tensors, _sha256_of_run(workdir, run, found))
-
-
-def _sha256_of_run(workdir: Path, run: dict[str, Any], step: int) -> str:
-  """Of the run's description and its tunable parameters; the description determines the frozen ones."""
+  # Of the run's description, which determines the frozen parameters, and of the tunable ones.
   what = {key: value for key, value in run["config"].items() if key == "seed" or key.startswith("model.")}
   digest = hashlib.sha256(json.dumps([run["classes"], run["starts"], what], sort_keys=True).encode())
-  folder = workdir / "checkpoints" / str(step) / "tunable"
+  folder = workdir / "checkpoints" / str(found) / "tunable"
   for file in sorted(path for path in folder.rglob("*") if path.is_file()):
     digest.update(f"{file.relative_to(folder)}\0".encode())
     digest.update(file.read_bytes())
-  return digest.hexdigest()
+  return StoredModel(workdir, model, about, tensors, digest.hexdigest())
 
 
 def open_init(path: str | Path, model: ModelConfig, classes: Sequence[str]) -> Start:
   """Opens the weights of another model and fits them to this one; UserError if heads differ or nothing fits.
 
-  A part is taken if both models have the same one, and within it every tensor of the same shape. Position tables of
-  encoders are resized to another grid; their rows for prompts are taken only with the prompts themselves. A classifier
-  is taken if the class names are the same, and reordered by name.
+  A part is taken if both models have the same one, and within it every tensor of the same shape. Encoders' positions
+  are resized; their rows for prompts are taken with the prompts only. A classifier is reordered by the class names.
   """
-  stored, problems = open_stored(Path(path)), []
+  stored = open_stored(Path(path))
   # Shapes are the same for any number of heads, so they are compared unless the source had to assume them.
   assumed = {"temporal"} if "temporal.heads" in stored.about["assumed"] else set()
   assumed |= {"image", "audio"} if "heads" in stored.about["assumed"] else set()
-  for name in sorted(SLOTS.keys() - assumed):
-    there, here = getattr(stored.model, name), getattr(model, name)
-    if type(there) is type(here) and getattr(there, "heads", 0) != getattr(here, "heads", 0):
-      problems.append(f"model.{name}.heads={here.heads}, but it has {there.heads} heads")
-  if problems:
+  pairs = {n: (getattr(stored.model, n), getattr(model, n)) for n in sorted(SLOTS.keys() - assumed)}
+  if problems := [
+    f"model.{name}.heads={here.heads}, but it has {there.heads} heads"
+    for name, (there, here) in pairs.items()
+    if type(there) is type(here) and getattr(there, "heads", 0) != getattr(here, "heads", 0)
+  ]:
     raise listed(f"{path} cannot start this model", problems)
   slots = {place.split("/")[0]: name for name, slot in SLOTS.items() for place in slot.places}
   theirs = [path for path in stored.tensors if not path.startswith(UNUSED)]
@@ -145,7 +140,8 @@ def _fitted(
     else:
       fresh.append(f"{name} {tensor.shape}, not {shape}" if tensor else name)
   left = [path.partition("/")[2] for path in found if path not in wanted]
-  notes += [f"fresh: {_few(fresh)}"] * bool(fresh and taken) + [f"left out: {_few(left)}"] * bool(left)
+  notes += [f"fresh: {few(fresh, ' ')}"] * bool(fresh and taken)
+  notes += [f"left out: {few(left, ' ')}"] * bool(left)
   count = f"{len(taken)} of {len(wanted)} tensors" if taken or not wanted else "fresh"
   return taken, ", ".join([count, *notes])
 
@@ -183,7 +179,3 @@ def _positions(found: dict[str, Tensor], path: str, stream: str, *models: ModelC
   notes = [f"positions resized from {grid} to {target}"] * (grid != target)
   notes += [f"position rows of {there} prompts left out"] * bool(there and not keep)
   return notes + [f"position rows of {here} prompts fresh"] * bool(here and not keep)
-
-
-def _few(names: list[str]) -> str:
-  return " ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)

@@ -29,9 +29,7 @@ def abstract_batch(inputs: Inputs, batch_size: int, mesh: Mesh) -> dict[str, jax
   shapes = {"video": (inputs.video_shape, jnp.uint8), "spectrogram": (inputs.audio_shape, jnp.float32),
             "label": ((), jnp.int32), "has_audio": ((), jnp.bool_), "mask": ((), jnp.bool_)}  # fmt: skip
   sharding = batch_sharding(mesh)
-  return {
-    n: jax.ShapeDtypeStruct((batch_size, *s), dtype, sharding=sharding) for n, (s, dtype) in shapes.items()
-  }
+  return {n: jax.ShapeDtypeStruct((batch_size, *s), of, sharding=sharding) for n, (s, of) in shapes.items()}
 
 
 def model_inputs(batch: Batch, precision: str) -> tuple[jax.Array, jax.Array]:
