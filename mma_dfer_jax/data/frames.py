@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 import simplejpeg
 
-from mma_dfer_jax.data.ends import why_cut_short_data
+from mma_dfer_jax.data.ends import ending_of
 
 JPEG_QUALITY = 95  # of frames that are taken from videos
 CROP_ATTEMPTS = 10  # as torchvision's RandomResizedCrop and the original
@@ -60,8 +60,8 @@ def decode_frame(data: bytes) -> UInt8[np.ndarray, "H W 3"]:
   try:
     if data.startswith(b"\xff\xd8"):
       return _decode_jpeg(data)
-    if missing := why_cut_short_data(data):
-      raise ValueError(f"it is cut short or damaged: {missing}")
+    if fault := ending_of(data).fault:
+      raise ValueError(f"it {fault}")
     with Image.open(io.BytesIO(data)) as picture:
       return np.asarray(picture.convert("RGB"))
   # PIL calls broken PNG a SyntaxError; the text of UnidentifiedImageError is the address of an object.
