@@ -122,7 +122,7 @@ class Answers:
     rest = samples()
     while batch := list(itertools.islice(rest, self.batch_size)):
       try:
-        with media.at_clip(batch[0][0]):
+        with media.one_clip(batch[0][0]):
           predictions = [one for _, one in predict_samples(self.engine, batch, self.batch_size)]
       except UserError as error:
         for file, _ in batch:
@@ -144,7 +144,7 @@ class Answers:
         with _bars(file) as show:
           timeline = predict_timeline(self.engine, file, **how, faces=self.finder, batch_size=self.batch_size,
                                       progress=show)  # fmt: skip
-        with media.at_clip(file):
+        with media.one_clip(file):
           draw(timeline).savefig(picture := io.BytesIO(), format="png", dpi=100)
       except UserError as error:
         _say_error(file, error)

@@ -101,7 +101,7 @@ def predict_timeline(
   """
   film.check_windows(window, hop)
   finder = face_finder(engine, faces, face_model)
-  with media.at_clip(file):
+  with media.one_clip(file):
     declared = media.declared_seconds(file)
     seen = film.survey(file, finder, hop=hop, progress=lambda seconds: progress("look", seconds, declared))
     windows = film.windows(seen, window, hop)
@@ -126,7 +126,7 @@ def clip_sample(
 
   `progress` gets the seconds of each frame; what it raises ends the reading.
   """
-  with media.at_clip(file):
+  with media.one_clip(file):
     seen = film.survey(file, finder, progress=progress)
     (sample,) = film.samples(seen, film.windows(seen), inputs, finder)
   return str(file), sample

@@ -10,6 +10,7 @@ import signal
 import threading
 from typing import Any
 
+from mma_dfer_jax.cores import share_cores
 from mma_dfer_jax.data.source import names
 from mma_dfer_jax.errors import UserError, shown
 from mma_dfer_jax.paths import hint
@@ -88,7 +89,16 @@ def _what_is_there(data_dir: Path, name: str) -> str:
   return f"write one with\n  python -m mma_dfer_jax.data.prepare --dataset={known} --data_dir={data_dir} …"
 
 
-def follow_parent(*_: int) -> None:
+def start_worker(*numbers: int) -> None:
+  """Begins a process that decodes; the last number is how many there are beside each other."""
+  import cv2
+
+  follow_parent()
+  cv2.setNumThreads(1)  # the processes share the cores already
+  share_cores(numbers[-1])
+
+
+def follow_parent() -> None:
   """Lets a process that decodes ignore what a terminal sends to all, and end with its parent even when that is killed."""
   for number in (signal.SIGINT, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)
