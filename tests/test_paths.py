@@ -25,7 +25,7 @@ def test_paths_are_absolute(monkeypatch, given, meant):
 
 @pytest.mark.parametrize(
   ("given", "reason"),
-  [("", "is empty"), (" ", "is empty"), ("a\0b", "zero byte"), ("~nobody_of_this_name/dd", "home folder"),
+  [("", "is empty"), (" ", "is empty"), ("a\0b", "NUL"), ("~nobody_of_this_name/dd", "home folder"),
    ("https://a.org/b.zip", "address"), ("gs://bucket/run", "address"), ("--name=clips", "looks like a flag"),
    (r"C:\data\clips", "write /mnt/c/data/clips"), ('"dd"', "quotes"), ("dd ", "blank"), ("a/" + 256 * "b", "255")],
 )  # fmt: skip
