@@ -9,7 +9,7 @@ Reading needs no PyTorch and executes nothing that a file holds.
 """
 
 from collections.abc import Mapping, Sequence
-import functools
+import importlib.util
 from pathlib import Path
 import signal
 from typing import Any
@@ -31,16 +31,12 @@ from mma_dfer_jax.training.sharding import start_jax
 from mma_dfer_jax.training.start import open_stored
 from mma_dfer_jax.weights.files import StoredModel, held
 from mma_dfer_jax.weights.folder import write_folder
-from mma_dfer_jax.weights.mma_dfer import check_exports, export, open_checkpoint, recipe_of, with_classes
+from mma_dfer_jax.weights.mma_dfer import export, open_checkpoint, recipe_of, with_classes
 
-_MODEL = flags.DEFINE_string(
-  "model", None, "A .pth or .safetensors file, a model folder, or a run's workdir."
-)
+_MODEL = flags.DEFINE_string("model", None, "A .pth or .safetensors file, a model folder, or a workdir.")
 _CONFIG = cli.define_config("Instead of --model, sizes, seed and pretrained.{image,audio} of a run to start")
 _STEP = cli.shared_flag("step")
-_CLASSES = flags.DEFINE_string(
-  "classes", None, "Class names: dfew, mafw (the authors' order), mafw-official, or a,b,c."
-)
+_CLASSES = flags.DEFINE_string("classes", None, "dfew, mafw (the authors' order), mafw-official, or a,b,c.")
 _HEADS = flags.DEFINE_integer("heads", None, "Attention heads of the encoders, if unusual.", lower_bound=1)
 _OUT = flags.DEFINE_string("out", None, "Model folder to write.")
 _TO_TORCH = flags.DEFINE_string("to_torch", None, "A .pth file to write; needs PyTorch.")
@@ -53,11 +49,13 @@ _TOLERANCE = flags.DEFINE_float("tolerance", 1e-4, "Largest difference that --ve
 
 def check_flags() -> None:
   """Raises UserError with everything that is wrong with the flags."""
-  model = Path(_MODEL.value or "")
-  outputs = _OUT.value or _TO_TORCH.value or _TO_SAFETENSORS.value
+  model, files = Path(_MODEL.value or ""), [Path(f.value) for f in (_TO_TORCH, _TO_SAFETENSORS) if f.value]
   wrong = {
     "give either --model, or --config with the files to start from": (_MODEL.value is None) == (_CONFIG.value is None),
-    "say what to write: --out, --to_torch, --to_safetensors": not outputs,
+    "say what to write: --out, --to_torch, --to_safetensors": not (_OUT.value or files),
+    **{f"{file} exists already; choose another name or remove it": file.exists() for file in files},
+    "writing a .pth needs PyTorch (the CPU build is enough): pip install 'mma_dfer_jax[torch]'; --to_safetensors does not need it":
+      _TO_TORCH.value and importlib.util.find_spec("torch") is None,
     "--verify needs --out": _VERIFY.value and not _OUT.value,
     "--step is for the workdir of a run": _STEP.value != "last" and not (model / "run.json").is_file(),
     "--heads is for files of weights; folders and configs state their heads": _HEADS.value and not model.is_file(),
@@ -172,8 +170,6 @@ def main(argv: Sequence[str]) -> None:
   check_flags()
   signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: half-written files are removed
   start_jax()
-  to_torch, to_safetensors = (Path(f.value) if f.value else None for f in (_TO_TORCH, _TO_SAFETENSORS))
-  check_exports(to_torch, to_safetensors)
   if _MODEL.value is None:
     stored = start_of_training(_CONFIG.value)
   else:
@@ -181,17 +177,16 @@ def main(argv: Sequence[str]) -> None:
     stored = open_stored(path, _STEP.value) if path.is_dir() else open_checkpoint(path, _HEADS.value)
     stored = with_classes(stored, _CLASSES.value)
   if _OUT.value:
-    check = {}
-    if _VERIFY.value:
-      file = Path(_VERIFY.value)
-      check["check"] = functools.partial(
-        compare_logits, file=file, expected=read_verification(file, stored.model)
-      )
-    print(report_text(write_folder(Path(_OUT.value), stored, **check)))
+    file = Path(_VERIFY.value or "")
+    expected = read_verification(file, stored.model) if _VERIFY.value else None
+    about = write_folder(
+      Path(_OUT.value), stored, lambda out: compare_logits(out, file, expected) if expected else {}
+    )
+    print(report_text(about))
     print(f"wrote {_OUT.value}")
-  if to_torch or to_safetensors:
-    export(stored, to_torch, to_safetensors)
-    print(f"wrote {' and '.join(str(file) for file in (to_torch, to_safetensors) if file)}")
+  if _TO_TORCH.value or _TO_SAFETENSORS.value:
+    export(stored, *(Path(flag.value) if flag.value else None for flag in (_TO_TORCH, _TO_SAFETENSORS)))
+    print(f"wrote {' and '.join(filter(None, (_TO_TORCH.value, _TO_SAFETENSORS.value)))}")
 
 
 if __name__ == "__main__":

@@ -78,20 +78,6 @@ def check_flags() -> tuple[str, ...]:
   return platforms
 
 
-def export_model(engine: JaxEngine, platforms: Sequence[str]) -> export.Exported:
-  """The function (video (b, T, H, W, 3) uint8, spectrogram (b, F, K) float32) -> logits (b, C) float32 of any b."""
-  inputs = engine.about.inputs
-  (batch,) = export.symbolic_shape("b")
-  video = jax.ShapeDtypeStruct((batch, *inputs.video_shape), np.uint8)
-  spectrogram = jax.ShapeDtypeStruct((batch, *inputs.audio_shape), np.float32)
-
-  @jax.jit
-  def mma_dfer(video: UInt8[Array, "B T H W 3"], spectrogram: Float[Array, "B F K"]) -> Float32[Array, "B C"]:
-    return engine.logits(engine.tunable, engine.frozen, video, spectrogram)
-
-  return export.export(mma_dfer, platforms=platforms)(video, spectrogram)
-
-
 def largest_difference(
   artifact: Path, inputs: Sequence[tuple], expected: Sequence[np.ndarray], tolerance: float
 ) -> float:
@@ -174,12 +160,19 @@ def write_artifact(
   inputs = [(video[:clips], sound[:clips]) for clips in CHECKED_BATCHES]
   expected = [engine(*batch) for batch in inputs]
   print(f"exporting {elements:,} parameters in {said['precision']} for {', '.join(platforms)} …", flush=True)
-  exported = export_model(engine, platforms)
+  (any_number,) = export.symbolic_shape("b")
+  shapes = [jax.ShapeDtypeStruct((any_number, *array.shape[1:]), array.dtype) for array in (video, sound)]
+
+  @jax.jit
+  def mma_dfer(video: UInt8[Array, "B T H W 3"], spectrogram: Float[Array, "B F K"]) -> Float32[Array, "B C"]:
+    return engine.logits(engine.tunable, engine.frozen, video, spectrogram)
+
+  exported = export.export(mma_dfer, platforms=platforms)(*shapes)
   said["calling_convention_version"] = exported.calling_convention_version
   _free_constants()
   with new_file(out, replace=True) as artifact:
     artifact.write_bytes(exported.serialize())
-    del exported, engine, leaves
+    del exported, mma_dfer, engine, leaves
     _free_constants()
     print(
       f"reading it back and calling it with {' and '.join(map(str, CHECKED_BATCHES))} clips …", flush=True

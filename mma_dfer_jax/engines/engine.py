@@ -36,9 +36,8 @@ class About:
   precision: str  # of the computation, "float32" or "bfloat16"; logits are float32 in both
   fingerprint: str  # sha256 of its weights: the same fingerprint gives the same answers
   sample_rates: tuple[int, ...] = ()  # of the sounds in its training and test clips, Hz; empty if unknown
-  config: Mapping[str, Any] = dataclasses.field(
-    default_factory=dict
-  )  # flat fields of its run; empty if converted
+  # Flat fields of its run; empty if converted.
+  config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def step(self) -> int | None:

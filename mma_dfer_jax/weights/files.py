@@ -11,6 +11,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from flax import traverse_util
 import ml_dtypes
 import numpy as np
 import safetensors
@@ -25,14 +26,10 @@ from mma_dfer_jax.weights.torch_file import read_torch_file
 
 OURS = "mma_dfer_jax"  # the key under which our files say what shapes cannot: parts, heads, classes
 VERSION = importlib.metadata.version("mma_dfer_jax")
+PARAMETERS = "model.safetensors"  # the file of a model folder with its parameters
 MOST_BLOCKS = 32  # a ViT-H has so many; tracing a model takes seconds for a dozen, and minutes for a hundred
 MOST = 2**16  # of any other size in a file's description of a model
-_TYPES = {
-  "F64": np.dtype("f8"),
-  "F32": np.dtype("f4"),
-  "F16": np.dtype("f2"),
-  "BF16": np.dtype(ml_dtypes.bfloat16),
-}
+_TYPES = {"F64": np.dtype("f8"), "F32": np.dtype("f4"), "F16": np.dtype("f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}  # fmt: skip
 # Facts that only a run knows: which parameters it trained, its precision, the sample rates of its sounds.
 OF_A_RUN = {"tunable": list, "precision": str, "sample_rates": list}
 
@@ -55,7 +52,10 @@ class StoredModel:
   sha256: str  # of the file with the parameters, or of a run's own ones
 
   def verify(self) -> None:
-    """Raises UserError if the values have changed since they were written, as far as that can be known."""
+    """Raises UserError if the values of a model folder have changed since they were written."""
+    file = self.path / PARAMETERS
+    if file.is_file() and sha256_of(file) != self.sha256:
+      raise UserError(f"{file} is damaged: its sha256 is not the one in model.json; convert the source again")
 
   def read(self) -> dict[str, np.ndarray]:
     """All parameters by path, in the dtype of the source; UserError if they are damaged."""
@@ -65,11 +65,14 @@ class StoredModel:
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-  """Tensors of a file by the authors' names without `module.`, and what else the file says."""
+  """Tensors of a file by the authors' names, and what else the file says."""
 
   path: Path
   tensors: dict[str, Tensor]
-  about: dict[str, Any]  # `epoch` and `best_acc` or None, and `mma_dfer_jax`: our own notes
+  ours: dict[str, Any] = dataclasses.field(default_factory=dict)  # what this project wrote under `OURS`
+  training: dict[str, Any] = dataclasses.field(
+    default_factory=dict
+  )  # `epoch` and `best_acc`, if it says them
 
   @property
   def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -78,9 +81,6 @@ class Weights:
   @functools.cached_property
   def sha256(self) -> str:
     return sha256_of(self.path)
-
-  def verify(self) -> None:
-    """Nothing: the file has no checksum."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +102,8 @@ class Start:
 
   def read(self) -> dict[str, np.ndarray]:
     """Float32 parameters by path; UserError if they are damaged or not finite."""
-    self.source.verify()
+    if isinstance(self.source, StoredModel):
+      self.source.verify()
     arrays = {path: tensor.read().astype(np.float32) for path, tensor in self.taken.items()}
     refuse_not_finite(self.source.path, [path for path, array in arrays.items() if not is_finite(array)])
     return arrays
@@ -110,39 +111,43 @@ class Start:
 
 def open_weights(path: str | Path) -> Weights:
   """Opens a .pth or .safetensors file by its content, reads names and shapes; UserError if it is damaged."""
-  path = Path(path)
-  start = b""
+  path, start = Path(path), b""
   if path.is_file():  # else the reader of .pth files says what is wrong
     with open(path, "rb") as file:
       start = file.read(10)
   try:
     if start[6:9] == b"\0\0{":  # a .safetensors file, under any name: the length of its header, which is JSON
-      found, metadata = read_safetensors(path)
-      notes = json.loads(metadata.get(OURS, "{}"))
-      saved: Mapping[str, Any] = {**notes, OURS: notes} if isinstance(notes, dict) else {}
+      tensors, metadata = read_safetensors(path)
+      ours = saved = json.loads(metadata.get(OURS, "{}"))
     else:
-      found, saved = _open_torch(path)
-      json.dumps(saved.get(OURS))  # or it nests too deeply, or holds objects
+      tensors, saved = _open_torch(path)
+      ours = saved.get(OURS)
+      json.dumps(ours)  # or it nests too deeply, or holds objects
   except UserError:
     raise
   except (TypeError, ValueError, RecursionError) as error:
     raise UserError(f"{path} has damaged notes under {OURS}: {error}") from error
-  tensors: dict[str, Tensor] = {}
-  for name, tensor in found.items():
-    plain = name.removeprefix("module.")  # DataParallel's
-    if plain in tensors:
-      raise UserError(f"{path} holds {shown(plain)} twice, with and without the prefix module.")
-    tensors[plain] = tensor
-  epoch, accuracy, ours = (saved.get(key) for key in ("epoch", "best_acc", OURS))
+  training: dict[str, Any] = {}
+  of_file = saved if isinstance(saved, dict) else {}
+  epoch, accuracy = of_file.get("epoch"), of_file.get("best_acc")
+  if type(epoch) is int and 0 <= epoch < 2**53:  # a file may hold a number of any length
+    training["epoch"] = epoch
   if isinstance(accuracy, Tensor) and accuracy.shape == ():
     accuracy = float(accuracy.read())
-  known = type(epoch) is int and 0 <= epoch < 2**53  # a file may hold a number of any length
-  about = {
-    "epoch": epoch if known else None,
-    "best_acc": accuracy if isinstance(accuracy, float) and math.isfinite(accuracy) else None,
-    OURS: ours if isinstance(ours, dict) else {},
-  }
-  return Weights(path, tensors, about)
+  if isinstance(accuracy, float) and math.isfinite(accuracy):
+    training["best_acc"] = accuracy
+  return Weights(path, _unwrapped(path, tensors), ours if isinstance(ours, dict) else {}, training)
+
+
+def _unwrapped(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+  """Tensors by the names of the model itself, without the prefix of what wrapped it in training (DataParallel)."""
+  plain: dict[str, Tensor] = {}
+  for name, tensor in tensors.items():
+    inner = name.removeprefix("module.")
+    if inner in plain:
+      raise UserError(f"{path} holds {shown(inner)} twice, with and without the prefix module.")
+    plain[inner] = tensor
+  return plain
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -226,11 +231,9 @@ def model_in(fields: Any, title: str, tunable: Any = ()) -> ModelConfig:
   """The model that a file, possibly a stranger's, describes; UserError if it is none, or larger than any."""
   try:
     model = read_model(fields)
-    parts = {slot: part for slot, part in model.to_fields().items() if isinstance(part, dict)}
-    sizes = {f"{slot}.{key}": size for slot, part in parts.items() for key, size in part.items()}
     large = [
       f"{name}={n}"
-      for name, size in {"num_classes": model.num_classes, **sizes}.items()
+      for name, size in traverse_util.flatten_dict(model.to_fields(), sep=".").items()
       for n in (size if isinstance(size, tuple) else [size])
       if isinstance(n, int) and n > (MOST_BLOCKS if name.endswith(".depth") else MOST)
     ]
@@ -287,27 +290,17 @@ def write_safetensors(
 
 def write_torch(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
   """Writes a new checkpoint that the original loads: `state_dict`, `epoch`, and `about` besides; needs PyTorch."""
-  torch = import_torch()
-  state_dict = collections.OrderedDict()
-  for name, tensor in tensors.items():
+  import torch
+
+  def as_torch(tensor: Tensor):
     array = np.array(tensor.read())  # torch wants to own writable memory
-    half = array.dtype == _TYPES["BF16"]
-    state_dict[name] = torch.from_numpy(array.view(np.int16) if half else array)
-    state_dict[name] = state_dict[name].view(torch.bfloat16) if half else state_dict[name]
+    if array.dtype == _TYPES["BF16"]:
+      return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+  state_dict = collections.OrderedDict((name, as_torch(tensor)) for name, tensor in tensors.items())
   checkpoint = {"epoch": about.get("epoch") or 0, "state_dict": state_dict, OURS: dict(about)}
   if about.get("best_acc") is not None:
     checkpoint["best_acc"] = torch.tensor(about["best_acc"])
   with new_file(path) as partial:
     torch.save(checkpoint, partial)
-
-
-def import_torch():
-  """PyTorch, which only writing a .pth needs; UserError if it is not installed."""
-  try:
-    import torch
-  except ImportError as error:
-    raise UserError(
-      "writing a .pth needs PyTorch (the CPU build is enough): pip install 'mma_dfer_jax[torch]'; "
-      "--to_safetensors does not need it"
-    ) from error
-  return torch

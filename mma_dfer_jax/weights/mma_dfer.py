@@ -12,7 +12,7 @@ import numpy as np
 
 from mma_dfer_jax.data.faces import ARCHIVE_FACES
 from mma_dfer_jax.data.labels import LABEL_ORDERS, label_order
-from mma_dfer_jax.errors import UserError, listed
+from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.inputs import Inputs
 from mma_dfer_jax.model import ModelConfig, paper, read_model
 from mma_dfer_jax.weights import files
@@ -50,15 +50,14 @@ def open_checkpoint(path: Path, heads: int | None = None) -> StoredModel:
       f"{path} is not an MMA-DFER checkpoint; it looks like {what}{advice * ('encoder' in what)}"
     )
   model, assumed = find_model(weights, heads)
-  unused, ours, tensors = unused_shapes(model), weights.about[OURS], weights.tensors
+  unused, ours, tensors = unused_shapes(model), weights.ours, weights.tensors
   check_fit(f"{path} does not fit the model", weights.shapes, used_shapes(model), allowed=unused)
   classes, recipe, trained_as = (ours.get(key) for key in ("classes", "recipe", "trained_as"))
   names = classes if isinstance(classes, list) and all(isinstance(name, str) for name in classes) else []
   if classes is not None and len(names) != model.num_classes:
     raise UserError(f"{path} must name {model.num_classes} classes, as its model has, not {len(names)}")
   source = {"file": path.name, "bytes": path.stat().st_size, "sha256": weights.sha256}
-  source |= trained_as if isinstance(trained_as, dict) else {}
-  source |= {key: weights.about[key] for key in ("epoch", "best_acc") if weights.about[key] is not None}
+  source |= (trained_as if isinstance(trained_as, dict) else {}) | weights.training
   about = {key: ours[key] for key, kind in OF_A_RUN.items() if type(ours.get(key)) is kind} | {
     "assumed": assumed,
     "classes": None if classes is None else names,
@@ -95,7 +94,7 @@ def with_classes(stored: StoredModel, classes: str | None) -> StoredModel:
 
 def find_model(weights: Weights, heads: int | None) -> tuple[ModelConfig, dict[str, str]]:
   """The model that a file describes, or else its shapes show; and what had to be assumed, with reasons."""
-  ours = weights.about[OURS]
+  ours = weights.ours
   if "model" not in ours:
     return _from_shapes(weights, heads)
   model = files.model_in(ours["model"], str(weights.path), ours.get("tunable", ()))
@@ -184,21 +183,8 @@ def authors_tensors(stored: StoredModel) -> dict[str, Tensor]:
   return found | files.held(fresh) | kept
 
 
-def check_exports(to_torch: Path | None, to_safetensors: Path | None) -> None:
-  """Raises UserError with every reason why the files could not be written."""
-  problems = [f"{file} exists already" for file in (to_torch, to_safetensors) if file and file.exists()]
-  try:
-    if to_torch:
-      files.import_torch()
-  except UserError as error:
-    problems.append(str(error))
-  if problems:
-    raise listed("cannot write", problems)
-
-
 def export(stored: StoredModel, to_torch: Path | None, to_safetensors: Path | None) -> None:
   """Writes all of the authors' tensors under their names, and beside them the facts that shapes do not show."""
-  check_exports(to_torch, to_safetensors)
   stored.verify()
   tensors = {f"module.{name}": tensor for name, tensor in authors_tensors(stored).items()}
   source, kept = stored.about["source"], ("classes", "class_order", "recipe", *OF_A_RUN)
