@@ -20,7 +20,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import io
@@ -45,7 +44,7 @@ from mma_dfer_jax.data.data_set import open_data_set, start_worker
 from mma_dfer_jax.data.faces import POLICIES, FaceFinder, face_model, face_recipe
 from mma_dfer_jax.data.records import RECIPE, Clips, read_clip
 from mma_dfer_jax.data.source import ClipFiles, Layout, Note, Problem, count, in_lines, natural
-from mma_dfer_jax.disk import sha256_of
+from mma_dfer_jax.disk import alone_in, sha256_of
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.paths import define_path
 from mma_dfer_jax.progress import Progress
@@ -225,19 +224,10 @@ def _key(files: ClipFiles, decoding: Decoding) -> str:
 
 @contextlib.contextmanager
 def _alone_in(home: Path) -> Iterator[Path]:
-  """The folder for unfinished work. It keeps other processes out; the system lets them in again however this one ends."""
+  """The folder for unfinished work, which no other process enters until this one ends."""
   scratch = home / SCRATCH
   try:
-    scratch.mkdir(parents=True, exist_ok=True)
-    path = scratch / "lock"
-    with path.open("w") as lock:
-      try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        free = os.path.samestat(os.fstat(lock.fileno()), path.stat())  # else of one that has just ended
-      except (BlockingIOError, FileNotFoundError):
-        free = False
-      if not free:
-        raise UserError(f"{home}: another prepare is at work there; wait, or choose another --data_dir")
+    with alone_in(scratch, "prepare", "--data_dir"):
       yield scratch
   except (OSError, RuntimeError) as error:  # array_record, which is not Python, raises the latter
     where, why = getattr(error, "filename", None) or home, getattr(error, "strerror", None) or error
