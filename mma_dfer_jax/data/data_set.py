@@ -10,6 +10,7 @@ import signal
 import threading
 from typing import Any
 
+from mma_dfer_jax.cores import share_cores
 from mma_dfer_jax.errors import UserError
 
 
@@ -72,7 +73,16 @@ def open_data_set(data_dir: str | os.PathLike, name: str, *, labelled: bool = Tr
   return DataSet(path=path, splits=splits, **facts)
 
 
-def follow_parent(*_: int) -> None:
+def start_worker(*numbers: int) -> None:
+  """Begins a process that decodes; the last number is how many there are beside each other."""
+  import cv2
+
+  follow_parent()
+  cv2.setNumThreads(1)  # the processes share the cores already
+  share_cores(numbers[-1])
+
+
+def follow_parent() -> None:
   """Lets a process that decodes ignore Ctrl-C, which the parent handles, and end with the parent even when that is killed."""
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   parent = multiprocessing.parent_process()

@@ -15,7 +15,8 @@ from av.video.reformatter import VideoReformatter
 from jaxtyping import Int16, UInt8
 import numpy as np
 
-from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.cores import own_cores
+from mma_dfer_jax.errors import UserError, shown
 
 # Formats that write their length down, which shows whether a file was cut short. For others FFmpeg guesses.
 FORMATS_WITH_LENGTH = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "asf")
@@ -26,6 +27,7 @@ LOWEST_RATE = 100  # Hz, of a sound: else a row of the spectrogram would be shor
 SHORTEST_SOUND = 0.025  # seconds: one window of the spectrogram
 SYNC_TOLERANCE = 0.02  # seconds between picture and sound that stay as they are: two rows of log-mel
 LONGEST_JUMP = 600.0  # seconds without sound that may be true; more is a damaged time
+LARGEST_SOUND = 1 << 29  # bytes of one clip: an hour and a half at 48 kHz
 SILENT = 33  # of 32768, 60 dB below full scale: quieter than any room, louder than coded silence
 # Titles and tags need not be UTF-8. PyAV takes them as they come since 19; before, it needs this option.
 _BAD_TITLES: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
@@ -33,6 +35,22 @@ _BAD_TITLES: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version
 
 class MediaError(UserError):
   """A file from which pictures or sound cannot be taken completely."""
+
+
+@contextmanager
+def one_clip(path: str | os.PathLike[str]) -> Iterator[None]:
+  """Whatever a library raises within the block becomes a MediaError: it ends the work on one clip, and on no other."""
+  try:
+    yield
+  except UserError:
+    raise
+  except MemoryError as error:
+    raise MediaError(f"{path}: does not fit into the memory that this process may use") from error
+  except OSError as error:
+    raise MediaError(f"{error.filename or path}: {error.strerror or error}") from error
+  except Exception as error:
+    text = " ".join(str(error).split())
+    raise MediaError(f"{path}: cannot be decoded ({type(error).__name__}: {shown(text)})") from error
 
 
 class Sound(NamedTuple):
@@ -78,7 +96,7 @@ def iterate_pictures(path: str | os.PathLike[str]) -> Iterator[Picture]:
     stream = _video_stream(container)
     if stream is None:
       raise MediaError(f"{path}: holds no video stream")
-    stream.thread_type = "AUTO"
+    stream.thread_type, stream.codec_context.thread_count = "AUTO", own_cores()
     step = float(1 / (stream.average_rate or 25))
     start = time = None
     converter = VideoReformatter()  # one for all pictures: making one takes ten times longer than using it
@@ -98,9 +116,16 @@ def iterate_frames(path: str | os.PathLike[str]) -> Iterator[UInt8[np.ndarray, "
 
 def read_sound(path: str | os.PathLike[str]) -> Sound | None:
   """The pieces of `iterate_sound` as one, never mixed or resampled; None if they are too short for a spectrogram."""
-  pieces = list(iterate_sound(path))
-  waveform = np.concatenate([np.zeros(0, np.int16), *(piece.waveform for piece in pieces)])
-  sample_rate = pieces[0].sample_rate if pieces else 0
+  data, sample_rate = bytearray(), 0
+  for piece in iterate_sound(path):
+    data += piece.waveform.tobytes()
+    sample_rate = piece.sample_rate
+    if len(data) > LARGEST_SOUND:
+      seconds = len(data) / 2 / sample_rate
+      raise MediaError(
+        f"{path}: is too long: after {seconds:.0f} s its sound does not end; cut it into shorter clips"
+      )
+  waveform = np.frombuffer(data, np.int16)
   return Sound(waveform, sample_rate) if is_long_enough(len(waveform), sample_rate) else None
 
 
