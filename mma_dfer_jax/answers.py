@@ -16,7 +16,13 @@ from mma_dfer_jax.data.media import MediaError
 from mma_dfer_jax.disk import sha256_of, write_json
 from mma_dfer_jax.engines.engine import Engine
 from mma_dfer_jax.errors import UserError, listed
-from mma_dfer_jax.prediction import clip_sample, described, predict_samples, predict_timeline
+from mma_dfer_jax.prediction import (
+  clip_sample,
+  described,
+  predict_samples,
+  predict_timeline,
+  warnings_of_windows,
+)
 from mma_dfer_jax.progress import Progress, say, watched
 from mma_dfer_jax.timeline import draw, to_csv, to_srt
 
@@ -101,6 +107,8 @@ class Answers:
       "faces": described(self.finder), "face_model_sha256": detector if self.finder else None,
       "window": self.window, "hop": self.hop,
     }  # fmt: skip
+    if about.inputs.frame_choice != "number":
+      of_all["frame_choice"] = about.inputs.frame_choice
     asked = {}
     for file in files:
       stamp = []
@@ -144,6 +152,9 @@ class Answers:
       _write_text(path.with_suffix(".srt"), to_srt(timeline))
       draw(timeline).savefig(path.with_suffix(".png"), dpi=100)
       facts = {"clip": file, "seconds": timeline.seconds, **how, "windows": windows}
+      if warnings := list(warnings_of_windows(self.engine.about, timeline.window)):
+        facts["warnings"] = warnings
+        say("\n".join(f"{file}: warning: {warning}" for warning in warnings))
       answer = self._write(file, asked[file], facts)  # last, for a later command looks for it
       print(f"{file}: {len(windows)} windows in {path} and beside it, .csv .srt .png")
       yield file, answer

@@ -9,13 +9,18 @@ import math
 import struct
 
 import cv2
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+from mma_dfer_jax.data.pictures import as_meant
 
 JPEG_QUALITY = 95  # of frames that are taken from videos
 CROP_ATTEMPTS = 10  # as torchvision's RandomResizedCrop and the original
 LARGEST_PICTURE = 1 << 26  # pixels; PIL, which warns of files that fill the memory, decodes larger ones
+UNEVEN = (
+  2.0  # times as many frames a second in one quarter of a clip as in another: the rate is said to be uneven
+)
 WEIGHT_BITS = 22  # of Pillow's fixed-point weights (Resample.c: 32 bits less 8 of the pixel and 2 to spare)
 
 
@@ -46,23 +51,54 @@ def sample_frames(
   return np.minimum(segments, num_frames - 1)
 
 
+def sample_at_times(
+  times: Float[np.ndarray, "E"], *, rng: np.random.Generator | None = None, num_segments: int = 16
+) -> Int[np.ndarray, "T"]:
+  """Indices of the frames that are shown in the middles of equal segments of time, or in training anywhere in them.
+
+  `times` are the seconds at which frames begin, ascending, and at which the last one ends.
+  """
+  moments = np.arange(num_segments) + (0.5 if rng is None else rng.random(num_segments))
+  seconds = times[0] + moments * (times[-1] - times[0]) / num_segments
+  return np.clip(np.searchsorted(times[:-1], seconds, "right") - 1, 0, None)
+
+
+def uneven_rate(times: Float[np.ndarray, "E"]) -> tuple[float, float] | None:
+  """Frames a second in the densest and the rarest quarter of all frames, if they differ by more than a factor of two."""
+  if len(times) < 5:
+    return None
+  quarters = np.diff(np.interp(np.linspace(0, len(times) - 1, 5), np.arange(len(times)), times)).clip(1e-6)
+  most, least = ((len(times) - 1) / 4 / seconds for seconds in (quarters.min(), quarters.max()))
+  return (most, least) if most > UNEVEN * least else None
+
+
 def decode_frame(data: bytes) -> UInt8[np.ndarray, "H W 3"]:
-  """Pixels of an encoded picture, the same bits as PIL's convert("RGB"); an orientation in EXIF is ignored, as by PIL.
+  """The pixels of `decode_as_meant`."""
+  return decode_as_meant(data)[0]
+
+
+def decode_as_meant(data: bytes) -> tuple[UInt8[np.ndarray, "H W 3"], tuple[str, ...]]:
+  """Pixels of an encoded picture, the same bits as PIL's convert("RGB"), and what was done to bring them to 8-bit sRGB.
+
+  The latter concerns pictures of 16 bits, with transparent parts, a colour profile, or an orientation in EXIF.
 
   OpenCV decodes ordinary JPEG faster. What it treats differently is left to PIL: CMYK, 16-bit PNG, and JPEG that does
   not end in its end marker, which some versions fill up with grey instead of refusing it.
 
   Raises:
-    ValueError: if the bytes are no picture, or an incomplete one.
+    ValueError: if the bytes are no picture, an incomplete one, or one whose white nobody knows.
   """
   try:
-    if _is_ordinary_jpeg(data):
+    if form := _ordinary_jpeg(data):
       flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
       pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+      if pixels is not None and form == "plain":
+        return pixels, ()
       if pixels is not None:
-        return pixels
+        with Image.open(io.BytesIO(data)) as picture:
+          return as_meant(picture, pixels)
     with Image.open(io.BytesIO(data)) as picture:
-      return np.asarray(picture.convert("RGB"))
+      return as_meant(picture)
   # PIL calls broken PNG a SyntaxError; the text of UnidentifiedImageError is the address of an object.
   except (OSError, SyntaxError, Image.DecompressionBombError, cv2.error) as error:
     known = not isinstance(error, UnidentifiedImageError)
@@ -76,17 +112,24 @@ def encode_frame(pixels: UInt8[np.ndarray, "H W 3"]) -> bytes:
   return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
 
 
-def _is_ordinary_jpeg(data: bytes) -> bool:
-  """Whether these are the bytes of a JPEG with 1 or 3 colours of 8 bits, of a usual size, that ends in its end marker."""
+def _ordinary_jpeg(data: bytes) -> str:
+  """Of a JPEG with 1 or 3 colours of 8 bits, of a usual size, that ends in its end marker: "plain", or "tagged" if it has
+  EXIF or a colour profile; else "".
+  """
   if not (data.startswith(b"\xff\xd8") and data.endswith(b"\xff\xd9")):
-    return False
-  at = 2  # from segment to segment, as PIL does, up to the frame header; PIL takes a tenth of the decoding time for it
+    return ""
+  at, form = (
+    2,
+    "plain",
+  )  # from segment to segment, as PIL does, up to the frame header; PIL takes a tenth of the decoding time for it
   while at + 10 < len(data) and data[at] == 0xFF:
     if data[at + 1] in (0xC0, 0xC1, 0xC2):  # header of a baseline, extended or progressive frame
       bits, height, width, colours = struct.unpack_from(">BHHB", data, at + 4)
-      return bits == 8 and colours in (1, 3) and 0 < height * width <= LARGEST_PICTURE
+      return form if bits == 8 and colours in (1, 3) and 0 < height * width <= LARGEST_PICTURE else ""
+    if data[at + 4 : at + 8] in (b"Exif", b"ICC_", b"http"):  # the last of XMP
+      form = "tagged"
     at += 2 + int.from_bytes(data[at + 2 : at + 4])
-  return False
+  return ""
 
 
 def resize(

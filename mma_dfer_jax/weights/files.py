@@ -31,7 +31,7 @@ MOST_BLOCKS = 32  # a ViT-H has so many; tracing a model takes seconds for a doz
 MOST = 2**16  # of any other size in a file's description of a model
 _TYPES = {"F64": np.dtype("f8"), "F32": np.dtype("f4"), "F16": np.dtype("f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}  # fmt: skip
 # Facts that only a run knows: which parameters it trained, its precision, the sample rates of its sounds.
-OF_A_RUN = {"tunable": list, "precision": str, "sample_rates": list}
+OF_A_RUN = {"tunable": list, "precision": str, "sample_rates": list, "seconds_of_sound": float}
 
 
 def held(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
