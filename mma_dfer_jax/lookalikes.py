@@ -49,7 +49,5 @@ def escaped(name: str) -> str:
   """A name in quotes, and with every unusual character by its number where the eye could be mistaken."""
   plain = repr(name[:200])
   return (
-    plain
-    if re.fullmatch(r"[ -~]*", plain) or name[:200].isascii()
-    else f"{plain} (written {name[:200]!a})"
+    plain if re.fullmatch(r"[ -~]*", plain) or name[:200].isascii() else f"{plain} (written {name[:200]!a})"
   )

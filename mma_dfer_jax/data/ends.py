@@ -62,6 +62,8 @@ def why_cut_short_data(data: Data) -> str | None:
       check(data)
   except _CutShort as error:
     return str(error)
+  except zlib.error as error:
+    return f"its pixels are damaged ({error})"
   except (struct.error, IndexError):  # a header is longer than the file
     return "it ends within a header"
   return None
@@ -447,7 +449,12 @@ def _y4m(data: Data) -> None:
 
 
 def _png(data: Data) -> None:
-  at, frames, seen = 8, None, 0
+  width, height, bits, colours, _, _, interlaced = struct.unpack(">IIBBBBB", data[16:29])
+  channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colours, 1)
+  rows = height * (
+    1 + (width * bits * channels + 7) // 8
+  )  # bytes: each begins with one that names its filter
+  at, frames, seen, pixels, inflated = 8, None, 0, zlib.decompressobj(), 0
   while at + 12 <= len(data):
     size, kind = _integer(data, at, 4), data[at + 4 : at + 8]
     _must_reach(f"its chunk {_name(kind)}", at + 12 + size, data)
@@ -455,9 +462,13 @@ def _png(data: Data) -> None:
       raise _CutShort(f"its chunk {_name(kind)} is damaged")
     frames = _integer(data, at + 8, 4) if kind == b"acTL" else frames
     seen += kind == b"fcTL"
+    if kind == b"IDAT":
+      inflated += len(pixels.decompress(data[at + 8 : at + 8 + size]))
     if kind == b"IEND":
       if frames is not None and seen < frames:
         raise _CutShort(f"it has {seen} pictures of the {frames} that it announces")
+      if not pixels.eof or (inflated < rows and not interlaced):
+        raise _CutShort("its pixels end before the picture does")
       return
     at += 12 + size
   raise _CutShort("its chunk IEND, the last of every PNG, is missing")
