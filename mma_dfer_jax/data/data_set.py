@@ -12,6 +12,7 @@ from typing import Any
 
 from mma_dfer_jax.cores import share_cores
 from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.paths import hint
 
 TIMES = "frame_times"  # of a recipe, if records keep the times of their frames
 AS_MEANT = (
@@ -60,7 +61,7 @@ def open_data_set(data_dir: str | os.PathLike, name: str, *, labelled: bool = Tr
 
   versions = [path.parent for path in Path(data_dir, name).glob("*/dataset_info.json")]
   if not versions:
-    raise UserError(f"there is no data set {name!r} in {data_dir}; write it with\n"
+    raise UserError(f"there is no data set {name!r} in {data_dir}{_instead(Path(data_dir))}; write it with\n"
                     f"  python -m mma_dfer_jax.data.prepare --dataset={name} --data_dir={data_dir} …")  # fmt: skip
   path = max(versions)
   try:
@@ -77,6 +78,17 @@ def open_data_set(data_dir: str | os.PathLike, name: str, *, labelled: bool = Tr
                     "evaluate, prepare them from a manifest with the columns path,label,split")  # fmt: skip
   facts = {key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()}
   return DataSet(path=path, splits=splits, **facts)
+
+
+def _instead(given: Path) -> str:
+  """What is there instead of a data set, in words that follow the name of the folder."""
+  if not given.is_dir():
+    return f", which {hint(given, folder=True)}"
+  for inner in (given.absolute(), given.absolute().parent):  # of a data set, or of its version
+    if any(inner.glob("*/dataset_info.json")):
+      return f", which is part of one: give the folder {inner.parent} and the name {inner.name}"
+  there = sorted({path.parts[-3] for path in given.glob("*/*/dataset_info.json")})
+  return f", which holds {', '.join(there)}" if there else ""
 
 
 def start_worker(*numbers: int) -> None:

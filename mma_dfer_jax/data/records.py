@@ -90,9 +90,9 @@ def read_clip(
 
   def frames() -> Iterator[bytes]:
     size = 0
+    sources: Iterable[Any] = images if video or finder else pictures
     with media.one_clip(place):
-      of_clip: Iterable[Any] = images if video or finder else pictures
-      for i, one in enumerate(of_clip):
+      for i, one in enumerate(sources):
         if taken is None or i in taken:
           yield (jpeg := encode_frame(one) if video or finder else checked(one)[0])
           size += len(jpeg)
