@@ -15,6 +15,11 @@ from mma_dfer_jax.data.source import names
 from mma_dfer_jax.errors import UserError, shown
 from mma_dfer_jax.paths import hint
 
+TIMES = "frame_times"  # of a recipe, if records keep the times of their frames
+AS_MEANT = (
+  "pixels_as_meant"  # of a recipe: what some clips needed, as their pixels are stored otherwise than meant
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class DataSet:
@@ -30,6 +35,7 @@ class DataSet:
   class_order: str  # whose label order it is
   left_out: tuple[str, ...]  # what was wrong with clips that are not in it
   sample_rates: tuple[int, ...]  # of the sounds, Hz, ascending
+  seconds_of_sound: float = 0.0  # median of the clips with sound; 0 if there are none
 
   def records(self, split: str) -> Sequence[Mapping[str, Any]]:
     """Random access to the records of a split, or of several: "fold1+fold3"; frames stay JPEG bytes."""
