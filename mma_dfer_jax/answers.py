@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
-import importlib.metadata
 import io
 import itertools
 import json
@@ -12,12 +11,19 @@ from pathlib import Path
 import sys
 from typing import Any
 
+from mma_dfer_jax import __version__
 from mma_dfer_jax.data import film, media
 from mma_dfer_jax.data.faces import MODEL_SHA256, FaceFinder
 from mma_dfer_jax.disk import new_file, sha256_of, write_json
 from mma_dfer_jax.engines.engine import Engine
-from mma_dfer_jax.errors import UserError, listed
-from mma_dfer_jax.prediction import clip_sample, described, predict_samples, predict_timeline
+from mma_dfer_jax.errors import UserError, count, listed
+from mma_dfer_jax.prediction import (
+  clip_sample,
+  described,
+  predict_samples,
+  predict_timeline,
+  warnings_of_windows,
+)
 from mma_dfer_jax.progress import Progress, say, watched
 from mma_dfer_jax.timeline import draw, to_csv, to_srt
 
@@ -96,10 +102,12 @@ class Answers:
     detector = sha256_of(Path(self.face_model)) if self.finder and self.face_model else MODEL_SHA256
     of_all = {
       "model": os.path.abspath(self.model), "model_fingerprint": about.fingerprint, "origin": about.origin,
-      "precision": about.precision, "version": importlib.metadata.version("mma_dfer_jax"),
+      "precision": about.precision, "version": __version__,
       "faces": described(self.finder), "face_model_sha256": detector if self.finder else None,
       "window": self.window, "hop": self.hop,
     }  # fmt: skip
+    if about.inputs.frame_choice != "number":
+      of_all["frame_choice"] = about.inputs.frame_choice
     asked = {}
     for file in files:
       stamp = []
@@ -122,7 +130,7 @@ class Answers:
     rest = samples()
     while batch := list(itertools.islice(rest, self.batch_size)):
       try:
-        with media.at_clip(batch[0][0]):
+        with media.one_clip(batch[0][0]):
           predictions = [one for _, one in predict_samples(self.engine, batch, self.batch_size)]
       except UserError as error:
         for file, _ in batch:
@@ -144,7 +152,7 @@ class Answers:
         with _bars(file) as show:
           timeline = predict_timeline(self.engine, file, **how, faces=self.finder, batch_size=self.batch_size,
                                       progress=show)  # fmt: skip
-        with media.at_clip(file):
+        with media.one_clip(file):
           draw(timeline).savefig(picture := io.BytesIO(), format="png", dpi=100)
       except UserError as error:
         _say_error(file, error)
@@ -155,8 +163,11 @@ class Answers:
       with new_file(path.with_suffix(".png"), replace=True) as partial:
         partial.write_bytes(picture.getvalue())
       facts = {"clip": file, "seconds": timeline.seconds, **how, "windows": windows}
+      if warnings := list(warnings_of_windows(self.engine.about, timeline.window)):
+        facts["warnings"] = warnings
+        say("\n".join(f"{file}: warning: {warning}" for warning in warnings))
       answer = self._write(file, asked[file], facts)  # last, for a later command looks for it
-      say(f"{file}: {len(windows)} windows in {path} and beside it, .csv .srt .png")
+      say(f"{file}: {count(len(windows), 'window')} in {path} and beside it, .csv .srt .png")
       yield file, answer
 
   def _write(self, file: str, asked: Json, facts: Json) -> Json:

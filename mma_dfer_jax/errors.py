@@ -20,7 +20,7 @@ def print_traceback() -> None:
 
 def of_type(error: Exception) -> str:
   """An error that nobody expected, as "TypeError: its first words"."""
-  words = " ".join(shown(error).split())
+  words = shown(" ".join(str(error).split()))
   return f"{type(error).__name__}{words and ': '}{words}"
 
 
@@ -28,6 +28,10 @@ def shown(name: object) -> str:
   """A name from a file as a message can show it: no control characters, at most 200 characters."""
   text = str(name)
   return text[:200].encode("unicode_escape").decode() + "…" * (len(text) > 200)
+
+
+def count(number: int, one: str) -> str:
+  return f"{number} {one}{'' if number == 1 else 's'}"  # "1 clip", "2 clips"
 
 
 def few(names: Sequence[object], separator: str = ", ") -> str:

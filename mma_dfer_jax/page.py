@@ -102,7 +102,7 @@ class Page:
 
   def owns(self, path: str) -> bool:
     """Whether this is a file that was uploaded here and is not answered."""
-    return Path(path).resolve() in self.waiting and os.path.isfile(path)
+    return Path(path) in self.waiting and os.path.isfile(path)
 
   def received(self, path: str) -> str:
     """Gives an upload a place of its own: Gradio gives equal files one place, whoever sends them."""
@@ -139,13 +139,13 @@ class Page:
 
     `progress` is called with a share in [0, 1] or None, and with `desc`, what is being done.
     """
-    path = Path(upload).resolve()
+    path = Path(upload)
     with self.computing:
       if not self.owns(upload):  # `refusal` has checked it, but what follows deletes
         return _HTML.error("The video is no longer there; drop it once more."), ""
       self.computed = path
       try:
-        with media.at_clip(path.name):
+        with media.one_clip(path.name):
           return self._answer(path, progress)
       except UserError as error:
         return _HTML.error(str(error).replace(str(path), path.name)), ""
@@ -344,21 +344,23 @@ async def refusal(request: fastapi.Request, page: Page) -> str:
     return "This page can be used only from the machine it runs on."
   if request.method != "POST" or "multipart/form-data" in headers.get("content-type", ""):
     return ""
-  body, named = (
-    None,
-    list[str](),
-  )  # wherever in the JSON: "path" is where a file of Gradio's lies on this machine
+  body: Any = None
+  named: list[str] = []  # wherever in the JSON: "path" is where a file of Gradio's lies on this machine
+
+  def keep(found: dict[str, Any]) -> dict[str, Any]:
+    named.extend([str(found["path"])] if "path" in found else [])
+    return found
+
   try:
     if not int(headers.get("content-length", "")) <= MIB:  # longer than any that the page sends
       raise ValueError
     text = await request.body() or b"null"
-    hook = lambda found: named.extend([str(found["path"])] if "path" in found else []) or found  # noqa: E731
-    body = json.loads(text, object_hook=hook)
+    body = json.loads(text, object_hook=keep)
   except (ValueError, RecursionError):  # no JSON, or nested for ever
     named = [""]
   if not all(map(page.owns, named)):
     return "Only a video that was uploaded to this page can be answered."
   if request.url.path.endswith("/queue/join"):
     visitor = str(body.get("session_hash")) if isinstance(body, dict) else "unknown"
-    page.waiting.update({Path(path).resolve(): (visitor, time.monotonic()) for path in named})
+    page.waiting.update({Path(path): (visitor, time.monotonic()) for path in named})
   return ""
