@@ -14,8 +14,9 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import shuffle
 
 from mma_dfer_jax.data import media
+from mma_dfer_jax.data.data_set import TIMES
 from mma_dfer_jax.data.faces import FaceFinder
-from mma_dfer_jax.data.frames import JPEG_QUALITY, decode_frame, encode_frame
+from mma_dfer_jax.data.frames import JPEG_QUALITY, decode_as_meant, encode_frame, sample_frames
 from mma_dfer_jax.data.source import ClipFiles
 from mma_dfer_jax.progress import Progress
 
@@ -27,44 +28,107 @@ RECIPE = {
   "frame_size": "native: as decoded, not cropped",
   "frame_coding": f"jpeg, quality {JPEG_QUALITY}",
 }
+# Of frames as they are stored. A record is read whole by whoever takes one frame of it, and holds 2 GiB at most.
+LARGEST_CLIP = 1 << 30
+SHORTEN = "cut it into shorter clips, or take fewer frames of it with --max_frames=N"
 
 
-def read_record(
-  video: Path | None, sound: Path | None, *, pictures: Sequence[Path] = (), finder: FaceFinder | None = None
-) -> dict[str, Any]:
-  """A clip, decoded completely, as the record that training would see; raises MediaError if a file is damaged or no media.
+def read_record(video: Path | None, sound: Path | None, **how: Any) -> dict[str, Any]:
+  """A clip as `read_clip` decodes it, with all of its frames: the record that training would see."""
+  frames, others = read_clip(video, sound, **how)
+  return {"frames": list(frames), **others}
+
+
+def read_clip(
+  video: Path | None, sound: Path | None, *, pictures: Sequence[Path] = (), finder: FaceFinder | None = None,
+  max_frames: int = 0,
+) -> tuple[Iterator[bytes], dict[str, Any]]:  # fmt: skip
+  """The frames of a clip, decoded one by one while they are iterated over, and the other fields of its record.
 
   Args:
     video: a file with pictures; None: they are files of their own.
     sound: a file, perhaps the video; None: there is none.
     pictures: files in the order of frames; their bytes stay as they are unless faces are cut out.
+    max_frames: of a longer clip so many are taken, the middles of equal parts; 0: all.
   Returns:
-    frames: JPEG (or the files' own) bytes of every frame; waveform: (S,) int16, first channel, empty if there is less sound
+    JPEG (or the files' own) bytes of every frame; and waveform: (S,) int16, first channel, empty if there is less sound
     than one window; sample_rate in Hz, 0 then; has_audio; face_share of the frames with a face, NaN if none was looked for.
+    Filled while the frames are iterated over: changes, what was done to pixels that are meant otherwise than they are
+    stored; times, of a video, the seconds at which frames begin, and at which the last one ends.
+  Raises:
+    MediaError: here or while iterating, if a file is damaged, no media or too long, or a library raises anything.
   """
-  found = media.read_sound(sound) if sound else None
+  place = video or pictures[0].parent
+  changes, times = dict[str, None](), list[float]()
 
   def decoded() -> Iterator[np.ndarray]:
-    return media.iterate_frames(video) if video else (decode_frame(_checked(p)) for p in pictures)
+    times.clear()
+    for picture in media.iterate_pictures(video) if video else ():
+      yield picture.pixels()
+      changes.update(dict.fromkeys(picture.changes))
+      times[-1:] = [max([picture.time, *times[-2:-1]]), picture.time + picture.duration]
+    if times:
+      times[-1] = media.end_of_last(times[:-1], times[-1])
+    for path in () if video else pictures:
+      yield checked(path)[1]
 
-  images, track = finder.crops(decoded) if finder else (decoded(), None)
-  return {
-    "frames": list(map(encode_frame, images)) if video or finder else list(map(_checked, pictures)),
+  def checked(path: Path) -> tuple[bytes, np.ndarray]:
+    data, pixels, found = _checked(path)
+    changes.update(dict.fromkeys(found))
+    return data, pixels
+
+  with media.one_clip(sound or place):
+    found = media.read_sound(sound) if sound else None
+  with media.one_clip(place):
+    images, track = finder.crops(decoded) if finder else (decoded(), None)
+    number = len(track.boxes) if track else len(pictures)
+    if max_frames and not number:
+      number = sum(1 for _ in media.iterate_pictures(place))
+    taken = (
+      set(sample_frames(number, train=False, num_segments=max_frames)) if 0 < max_frames < number else None
+    )
+
+  source: Iterable[Any] = images if video or finder else pictures
+
+  def frames() -> Iterator[bytes]:
+    size = 0
+    with media.one_clip(place):
+      for i, one in enumerate(source):
+        if taken is None or i in taken:
+          yield (jpeg := encode_frame(one) if video or finder else checked(one)[0])
+          size += len(jpeg)
+          if size > LARGEST_CLIP:
+            what = f"its first {i + 1:,} frames take more than {LARGEST_CLIP >> 30} GiB"
+            raise media.MediaError(f"{place}: is too long: {what}; {SHORTEN}")
+    if taken is not None and times:
+      times[:-1] = [times[i] for i in sorted(taken)]
+
+  return frames(), {
     "waveform": found.waveform if found else np.zeros(0, np.int16),
     "sample_rate": found.sample_rate if found else 0,
     "has_audio": found is not None,
     "face_share": track.share if track else float("nan"),
+    "changes": changes,
+    "times": times,
   }
 
 
-def _checked(picture: Path) -> bytes:
-  """The bytes of a picture file that can be decoded."""
-  data = picture.read_bytes()
-  try:
-    decode_frame(data)
-  except ValueError as error:
-    raise media.MediaError(f"{picture}: {error}") from error
-  return data
+def _checked(picture: Path) -> tuple[bytes, np.ndarray, tuple[str, ...]]:
+  """The bytes of a picture file that can be decoded, its pixels, and what was done to them."""
+  with media.one_clip(picture):
+    data = picture.read_bytes()
+    try:
+      return data, *decode_as_meant(data)
+    except ValueError as error:
+      raise media.MediaError(f"{picture}: {error}") from error
+
+
+def _length_of_sound(decoded: Path) -> tuple[int, int]:
+  """Samples, and how many there are a second; the samples themselves are not read."""
+  with np.load(decoded) as arrays, arrays.zip.open("waveform.npy") as file:
+    np.lib.format.read_magic(file)
+    (samples,), _, _ = np.lib.format.read_array_header_1_0(file)
+    return samples, int(arrays["sample_rate"])
 
 
 class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -81,13 +145,16 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
   def __init__(self, *, clips: Sequence[ClipFiles], classes: Sequence[str], data_dir: Path, **facts: Any):
     self.clips, self.classes = clips, list(classes)
     counts = Counter((clip.split, clip.label) for clip in clips)
-    rates = [int(np.load(clip.decoded)["sample_rate"]) for clip in clips]
+    lengths = [_length_of_sound(clip.decoded) for clip in clips]
+    rates = [rate for _, rate in lengths]
+    seconds = [samples / rate for samples, rate in lengths if rate]
     silent = Counter(clip.split for clip, rate in zip(clips, rates, strict=True) if not rate)
     splits = dict.fromkeys(clip.split for clip in clips)
     self.facts: dict[str, Any] = facts | {
       "classes": self.classes,
       "clips": {split: {label: counts[split, label] for label in self.classes or [""]} for split in splits},
       "sample_rates": sorted(set(rates) - {0}),
+      "seconds_of_sound": round(float(np.median(seconds)), 3) if seconds else 0.0,
       "without_sound": {split: silent[split] for split in splits},
     }
     super().__init__(data_dir=data_dir, file_format="array_record")
@@ -108,6 +175,8 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
       "face_share": np.float32,  # of the frames; NaN: not looked for
       "label": tfds.features.ClassLabel(names=self.classes),
     }
+    if TIMES in self.facts["recipe"]:  # seconds at which frames begin, and at which the last one ends
+      features["times"] = tfds.features.Tensor(shape=(None,), dtype=np.float64)
     # As text: tfds would bring back lists of metadata as something else.
     metadata = tfds.core.MetadataDict(facts=json.dumps(self.facts))
     return _Info(builder=self, features=tfds.features.FeaturesDict(features), metadata=metadata)
@@ -120,18 +189,19 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
   def _generate_examples(self, clips: Iterable[ClipFiles]) -> Iterator[tuple[str, dict[str, Any]]]:
     for clip in clips:
       self.bar.update()
-      with np.load(clip.decoded) as decoded:
-        ends = np.cumsum(decoded["lengths"])
+      with np.load(clip.decoded) as decoded, clip.pictures.open("rb") as pictures:
         sample_rate = int(decoded["sample_rate"])
         record = {
           "clip_id": clip.clip_id,
-          "frames": [part.tobytes() for part in np.split(decoded["jpegs"], ends[:-1])],
+          "frames": [pictures.read(length) for length in decoded["lengths"].tolist()],
           "waveform": decoded["waveform"],
           "sample_rate": sample_rate,
           "has_audio": sample_rate > 0,
           "face_share": float(decoded["face_share"]),
           "label": clip.label if self.classes else -1,
         }
+        if TIMES in self.facts["recipe"]:
+          record["times"] = decoded["times"]
       yield clip.clip_id, record
 
   def write(self) -> Path:

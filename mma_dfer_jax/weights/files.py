@@ -5,7 +5,6 @@ from collections.abc import Collection, Mapping
 import dataclasses
 import functools
 import hashlib
-import importlib.metadata
 import json
 import math
 from pathlib import Path
@@ -27,7 +26,6 @@ from mma_dfer_jax.weights.sets import find_weights
 from mma_dfer_jax.weights.torch_file import read_torch_file
 
 OURS = "mma_dfer_jax"  # the key under which our files say what shapes cannot: parts, heads, classes
-VERSION = importlib.metadata.version("mma_dfer_jax")
 PARAMETERS = "model.safetensors"  # the file of a model folder with its parameters
 MOST_BLOCKS = 32  # a ViT-H has so many; tracing a model takes seconds for a dozen, and minutes for a hundred
 MOST = 2**16  # of any other size in a file's description of a model
@@ -39,7 +37,7 @@ _COUNTS = {
   "BOOL": np.dtype("?"),
 }  # of training tools
 # Facts that only a run knows: which parameters it trained, its precision, the sample rates of its sounds.
-OF_A_RUN = {"tunable": list, "precision": str, "sample_rates": list}
+OF_A_RUN = {"tunable": list, "precision": str, "sample_rates": list, "seconds_of_sound": float}
 
 
 def held(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import shutil
 from typing import Any
 
+from mma_dfer_jax import __version__
 from mma_dfer_jax.disk import free_bytes, write_json
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.parameters import Tunable, parameter_shapes, tunable_patterns
@@ -88,7 +89,7 @@ def write_folder(
     sha256 = files.write_safetensors(partial / PARAMETERS, stored.tensors, metadata, stored.path)
     kept = (*OF_A_RUN, "assumed", "classes", "class_order", "recipe", "source")
     about: dict[str, Any] = {"model": fields, **{k: stored.about[k] for k in kept if k in stored.about}}
-    about |= {"counts": counts(stored), "version": files.VERSION, "sha256": sha256}
+    about |= {"counts": counts(stored), "version": __version__, "sha256": sha256}
     write_json(partial / "model.json", about)
     write_json(partial / "model.json", about | check(partial))
     if out.exists():

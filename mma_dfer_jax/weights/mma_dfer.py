@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mma_dfer_jax import __version__
 from mma_dfer_jax.data.faces import ARCHIVE_FACES
 from mma_dfer_jax.data.labels import LABEL_ORDERS, label_order
 from mma_dfer_jax.errors import UserError
@@ -33,7 +34,7 @@ AUTHORS_RECIPE = {
 
 def recipe_of(inputs: Inputs) -> dict[str, Any]:
   """How the authors prepare data of these sizes."""
-  return AUTHORS_RECIPE | dataclasses.asdict(inputs) | {"audio_shape": list(inputs.audio_shape)}
+  return AUTHORS_RECIPE | inputs.to_fields() | {"audio_shape": list(inputs.audio_shape)}
 
 
 def open_checkpoint(path: Path, heads: int | None = None, wanted: str | None = None) -> StoredModel:
@@ -196,7 +197,7 @@ def export(stored: StoredModel, to_torch: Path | None, to_safetensors: Path | No
     **{key: source.get(key) for key in ("epoch", "best_acc")},
     "trained_as": {key: source[key] for key in ("run", "step") if key in source},
     "unused": "kept" if any(name.startswith(UNUSED) for name in stored.tensors) else "fresh",
-    "version": files.VERSION,
+    "version": __version__,
   }
   about = json.loads(json.dumps(about))  # plain lists and numbers, which any reader takes
   if to_torch:
