@@ -225,6 +225,10 @@ class Machine:
       if name == "torch.Size":
         return tuple(items)
       return self.filled([part for key, value in items for part in (key, value)], {})
+    if name == "torch.storage._load_from_bytes":
+      raise Problem(
+        "is a pickle of tensors, by pickle.dump or joblib; load it there, and save it with torch.save"
+      )
     if not is_class and not _INERT.fullmatch(name):
       raise Problem(f"asks to call {name}, {_NEEDLESS}{_ADVICE}")
     return StandIn(name)
