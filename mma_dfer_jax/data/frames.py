@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 import simplejpeg
 
-from mma_dfer_jax.data.ends import why_cut_short_data
+from mma_dfer_jax.data.ends import ending_of
 from mma_dfer_jax.data.pictures import as_meant
 
 JPEG_QUALITY = 95  # of frames that are taken from videos
@@ -99,8 +99,8 @@ def decode_as_meant(data: bytes) -> tuple[UInt8[np.ndarray, "H W 3"], tuple[str,
       before = data[: data.find(b"\xff\xda")]
       if pixels is not None and not any(tag in before for tag in TAGS):
         return pixels, ()
-    elif missing := why_cut_short_data(data):
-      raise ValueError(f"it is cut short or damaged: {missing}")
+    elif fault := ending_of(data).fault:
+      raise ValueError(f"it {fault}")
     with Image.open(io.BytesIO(data)) as picture:
       return as_meant(picture, pixels)
   # PIL calls broken PNG a SyntaxError; the text of UnidentifiedImageError is the address of an object.

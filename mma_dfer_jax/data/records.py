@@ -89,11 +89,12 @@ def read_clip(
       set(sample_frames(number, train=False, num_segments=max_frames)) if 0 < max_frames < number else None
     )
 
+  source: Iterable[Any] = images if video or finder else pictures
+
   def frames() -> Iterator[bytes]:
     size = 0
-    sources: Iterable[Any] = images if video or finder else pictures
     with media.one_clip(place):
-      for i, one in enumerate(sources):
+      for i, one in enumerate(source):
         if taken is None or i in taken:
           yield (jpeg := encode_frame(one) if video or finder else checked(one)[0])
           size += len(jpeg)
