@@ -199,7 +199,7 @@ def test_pixels_are_square(tmp_path, name, aspect, size):
 
 
 def test_pixels_that_no_screen_shows_are_refused(tmp_path):
-  path = film(tmp_path / "a.mkv", planes((0.5, 0.5, 0.5), 0.2, 0.1), "yuv444p", aspect=Fraction(5, 1))
+  path = film(tmp_path / "a.mkv", planes((0.5, 0.5, 0.5), 0.2, 0.1), "yuv444p", codec="libx264", aspect=Fraction(5, 1))
   with pytest.raises(MediaError, match=r"a\.mkv: its pixels are said to be 5:1, which no screen shows"):
     shown(path)
 
