@@ -3,19 +3,19 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
-import importlib.metadata
 import json
 import os
 from pathlib import Path
 import sys
 from typing import Any
 
+from mma_dfer_jax import __version__
 from mma_dfer_jax.data import film
 from mma_dfer_jax.data.faces import MODEL_SHA256, FaceFinder
 from mma_dfer_jax.data.media import MediaError
 from mma_dfer_jax.disk import sha256_of, write_json
 from mma_dfer_jax.engines.engine import Engine
-from mma_dfer_jax.errors import UserError, listed
+from mma_dfer_jax.errors import UserError, count, listed
 from mma_dfer_jax.prediction import clip_sample, described, predict_samples, predict_timeline
 from mma_dfer_jax.progress import Progress, say, watched
 from mma_dfer_jax.timeline import draw, to_csv, to_srt
@@ -97,7 +97,7 @@ class Answers:
     detector = sha256_of(Path(self.face_model)) if self.finder and self.face_model else MODEL_SHA256
     of_all = {
       "model": os.path.abspath(self.model), "model_fingerprint": about.fingerprint, "origin": about.origin,
-      "precision": about.precision, "version": importlib.metadata.version("mma_dfer_jax"),
+      "precision": about.precision, "version": __version__,
       "faces": described(self.finder), "face_model_sha256": detector if self.finder else None,
       "window": self.window, "hop": self.hop,
     }  # fmt: skip
@@ -145,7 +145,7 @@ class Answers:
       draw(timeline).savefig(path.with_suffix(".png"), dpi=100)
       facts = {"clip": file, "seconds": timeline.seconds, **how, "windows": windows}
       answer = self._write(file, asked[file], facts)  # last, for a later command looks for it
-      print(f"{file}: {len(windows)} windows in {path} and beside it, .csv .srt .png")
+      print(f"{file}: {count(len(windows), 'window')} in {path} and beside it, .csv .srt .png")
       yield file, answer
 
   def _write(self, file: str, asked: Json, facts: Json) -> Json:

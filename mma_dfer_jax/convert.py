@@ -31,13 +31,16 @@ from mma_dfer_jax.training.sharding import start_jax
 from mma_dfer_jax.training.start import open_stored
 from mma_dfer_jax.weights.files import StoredModel, held
 from mma_dfer_jax.weights.folder import write_folder
-from mma_dfer_jax.weights.mma_dfer import export, open_checkpoint, recipe_of, with_classes
+from mma_dfer_jax.weights.mma_dfer import export, recipe_of, with_classes
 
-_MODEL = flags.DEFINE_string("model", None, "A .pth or .safetensors file, a model folder, or a workdir.")
+_MODEL = flags.DEFINE_string(
+  "model", None, "A .pth or .safetensors file, its pieces' index, a folder, or a workdir."
+)
 _CONFIG = cli.define_config("Instead of --model, sizes, seed and pretrained.{image,audio} of a run to start")
 _STEP = cli.shared_flag("step")
 _CLASSES = flags.DEFINE_string("classes", None, "dfew, mafw (the authors' order), mafw-official, or a,b,c.")
 _HEADS = flags.DEFINE_integer("heads", None, "Attention heads of the encoders, if unusual.", lower_bound=1)
+_WEIGHTS = flags.DEFINE_string("weights", None, "Which weights of a file that holds several, as model_ema.")
 _OUT = flags.DEFINE_string("out", None, "Model folder to write.")
 _TO_TORCH = flags.DEFINE_string("to_torch", None, "A .pth file to write; needs PyTorch.")
 _TO_SAFETENSORS = flags.DEFINE_string("to_safetensors", None, "A .safetensors file to write.")
@@ -50,6 +53,7 @@ _TOLERANCE = flags.DEFINE_float("tolerance", 1e-4, "Largest difference that --ve
 def check_flags() -> None:
   """Raises UserError with everything that is wrong with the flags."""
   model, files = Path(_MODEL.value or ""), [Path(f.value) for f in (_TO_TORCH, _TO_SAFETENSORS) if f.value]
+  stated = _CONFIG.value is not None or any((model / f"{name}.json").is_file() for name in ("run", "model"))
   wrong = {
     "give either --model, or --config with the files to start from": (_MODEL.value is None) == (_CONFIG.value is None),
     "say what to write: --out, --to_torch, --to_safetensors": not (_OUT.value or files),
@@ -58,7 +62,8 @@ def check_flags() -> None:
       _TO_TORCH.value and importlib.util.find_spec("torch") is None,
     "--verify needs --out": _VERIFY.value and not _OUT.value,
     "--step is for the workdir of a run": _STEP.value != "last" and not (model / "run.json").is_file(),
-    "--heads is for files of weights; folders and configs state their heads": _HEADS.value and not model.is_file(),
+    "--heads is for files of weights; models of this program and configs state their heads": _HEADS.value and stated,
+    "--weights is for files of weights; models of this program hold one set": _WEIGHTS.value and stated,
   }  # fmt: skip
   if problems := [problem for problem, is_there in wrong.items() if is_there]:
     raise listed("the command line has problems", problems)
@@ -109,7 +114,9 @@ def report_text(about: Mapping[str, Any]) -> str:
                  f"{kept['tensors']} frozen, {kept['elements']:,} elements")  # fmt: skip
   lines += [f"assumed: {name} = {reason}" for name, reason in about["assumed"].items()]
   lines.append(f"classes: {', '.join(about['classes'])}; {about['class_order']}")
-  lines.append(f"source: {', '.join(f'{key} {value}' for key, value in about['source'].items())}")
+  lines.append(
+    f"source: {', '.join(f'{key} {value}' for key, value in about['source'].items() if key != 'notes')}"
+  )
   lines.append(f"read back from the disk as it was written: sha256 {about['sha256']}")
   if verified := about.get("verified"):
     lines.append(f"verified with {verified['file']}: {verified['clips']} clips, largest difference of a logit "
@@ -173,9 +180,9 @@ def main(argv: Sequence[str]) -> None:
   if _MODEL.value is None:
     stored = start_of_training(_CONFIG.value)
   else:
-    path = Path(_MODEL.value)
-    stored = open_stored(path, _STEP.value) if path.is_dir() else open_checkpoint(path, _HEADS.value)
+    stored = open_stored(Path(_MODEL.value), _STEP.value, _HEADS.value, _WEIGHTS.value)
     stored = with_classes(stored, _CLASSES.value)
+    print("".join(f"note: {note}\n" for note in stored.about["source"].get("notes", ())), end="")
   if _OUT.value:
     file = Path(_VERIFY.value or "")
     expected = read_verification(file, stored.model) if _VERIFY.value else None

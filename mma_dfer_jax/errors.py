@@ -15,6 +15,10 @@ def shown(name: object) -> str:
   return text[:200].encode("unicode_escape").decode() + "…" * (len(text) > 200)
 
 
+def count(number: int, one: str) -> str:
+  return f"{number} {one}{'' if number == 1 else 's'}"  # "1 clip", "2 clips"
+
+
 def few(names: Sequence[object], separator: str = ", ") -> str:
   """The first of many names, and how many more there are."""
   first = separator.join(map(str, names[:EXAMPLES]))

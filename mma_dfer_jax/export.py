@@ -24,7 +24,7 @@ from jax import export
 from jaxtyping import Array, Float, Float32, UInt8
 import numpy as np
 
-from mma_dfer_jax import cli
+from mma_dfer_jax import __version__, cli
 from mma_dfer_jax.data.fbank import ENERGY_MEAN, ENERGY_SCALE
 from mma_dfer_jax.disk import free_bytes, new_file, sha256_of
 from mma_dfer_jax.engines.engine import load_model
@@ -32,7 +32,6 @@ from mma_dfer_jax.engines.jax import MATMUL_PRECISION, JaxEngine
 from mma_dfer_jax.engines.stablehlo import FACTS, json_beside
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.training.sharding import start_jax
-from mma_dfer_jax.weights.files import VERSION
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 CHECKED_BATCHES = (1, 2)  # two, to see that the batch size is free
@@ -126,7 +125,7 @@ def describe(engine: JaxEngine, platforms: Sequence[str]) -> dict[str, Any]:
     "platforms": list(platforms),
     "matmul_precision": MATMUL_PRECISION,
     "model": engine.cfg.to_fields(),
-    "exported_by": {"mma_dfer_jax": VERSION, "jax": jax.__version__, "jaxlib": jax.lib.__version__},
+    "exported_by": {"mma_dfer_jax": __version__, "jax": jax.__version__, "jaxlib": jax.lib.__version__},
     "needs": ["jax", "flatbuffers"],
     "compatibility": COMPATIBILITY,
   }  # fmt: skip
@@ -189,7 +188,8 @@ def write_artifact(
 def main(argv: Sequence[str]) -> None:
   del argv
   started, platforms, out = time.monotonic(), check_flags(), Path(_OUT.value or "")
-  jax.config.update("jax_platforms", "cpu")  # the platforms of the file need not be here
+  # The platforms of the file need not be here; and traced on a GPU, attention would be cuDNN's for all of them.
+  jax.config.update("jax_platforms", "cpu")
   start_jax()
   # Weights are constants of what is compiled here: the cache would keep a copy of them for each batch size.
   jax.config.update("jax_enable_compilation_cache", False)

@@ -91,6 +91,13 @@ def test_nothing_is_wrong_with_good_clips(seen):
   assert not result.problems + result.warnings + result.notes + result.duplicates
   assert result.counts == {fold: dict.fromkeys(CLASSES, 1) for fold in ("fold1", "fold2")}
   assert result.splits["fold1"]["sample_rates"] == {"16000": 7}
+  unlabelled = replace(seen[0], classes=(), clips={fold: {"": 7} for fold in ("fold1", "fold2")})
+  records = [replace(one, label="") for one in seen[1]]
+  assert doctor.diagnose(unlabelled, "clips", records, []).verdict == "fit for pretraining only"
+  assert (
+    doctor.diagnose(unlabelled, "clips", records, ["fold1 record 9: broken"]).verdict
+    == "NOT FIT for pretraining: 1 problem"
+  )
 
 
 def test_odd_clips_are_named_and_no_others(found):

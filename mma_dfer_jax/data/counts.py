@@ -23,7 +23,7 @@ class Findings:
   @property
   def verdict(self) -> str:
     if self.problems:
-      return f"NOT FIT for {self.purpose}: {count(len(self.problems), 'problem')}"
+      return f"NOT FIT for {self.purpose.removesuffix(' only')}: {count(len(self.problems), 'problem')}"
     looks = f", but look at {count(len(self.warnings), 'warning')}" if self.warnings else ""
     return f"fit for {self.purpose}{looks}"
 

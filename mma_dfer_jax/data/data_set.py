@@ -10,7 +10,8 @@ import signal
 import threading
 from typing import Any
 
-from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.data.source import names
+from mma_dfer_jax.errors import UserError, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +54,9 @@ def open_data_set(data_dir: str | os.PathLike, name: str, *, labelled: bool = Tr
 
   versions = [path.parent for path in Path(data_dir, name).glob("*/dataset_info.json")]
   if not versions:
-    raise UserError(f"there is no data set {name!r} in {data_dir}; write it with\n"
-                    f"  python -m mma_dfer_jax.data.prepare --dataset={name} --data_dir={data_dir} …")  # fmt: skip
+    raise UserError(
+      f"there is no data set {shown(name)!r} in {data_dir}; {_what_is_there(Path(data_dir), name)}"
+    )
   path = max(versions)
   try:
     info = tfds.builder_from_directory(path).info
@@ -70,6 +72,18 @@ def open_data_set(data_dir: str | os.PathLike, name: str, *, labelled: bool = Tr
                     "evaluate, prepare them from a manifest with the columns path,label,split")  # fmt: skip
   facts = {key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()}
   return DataSet(path=path, splits=splits, **facts)
+
+
+def _what_is_there(data_dir: Path, name: str) -> str:
+  """What somebody can do who asked for a data set that is not in a folder."""
+  if there := sorted({path.parents[1].name for path in data_dir.glob("*/*/dataset_info.json")}):
+    first = f"--name={there[0]} (train: --config.data.name={there[0]}; evaluate: --data_name={there[0]})"
+    return f"there is {', '.join(there)}: add {first}"
+  if list(data_dir.glob("*/dataset_info.json")):  # data/dfew in place of data
+    folder = data_dir.absolute()
+    return f"this is the data set {folder.name} itself: give the folder above it, {folder.parent}"
+  known = name if name in names() else "clips"
+  return f"write one with\n  python -m mma_dfer_jax.data.prepare --dataset={known} --data_dir={data_dir} …"
 
 
 def follow_parent(*_: int) -> None:

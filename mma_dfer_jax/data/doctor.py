@@ -192,6 +192,7 @@ def diagnose(data_set: DataSet, name: str, seen: Sequence[RecordStats], bad: Seq
   splits = data_set.splits | data_set.clips
   by_class = {split: {label: found[split, label] for label in classes} for split in splits}
   result = Diagnosis(by_class, counts.published_counts(name, classes))
+  result.purpose = "training" if data_set.classes else "pretraining only"
   problems, warnings = result.problems, result.warnings
   result.lists |= {"unreadable": list(bad)} if bad else {}
   report(problems, "records that cannot be read", bad)

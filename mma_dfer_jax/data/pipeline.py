@@ -4,10 +4,12 @@ The clip and the augmentation at a position of the global order follow from (see
 the number of hosts nor that of workers changes a batch, and the step number is all that a resumed run needs.
 """
 
+import atexit
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
+import gc
 from typing import Any
 
 import numpy as np
@@ -167,6 +169,8 @@ def load_batches(
   threads = grain.ReadOptions(num_threads=prefetch, prefetch_buffer_size=prefetch)
   stream = batches.to_iter_dataset(threads)
   if num_workers:
+    atexit.unregister(free_shared_memory)
+    atexit.register(free_shared_memory)  # after those of multiprocessing, so that it runs before them
     options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=prefetch)
     stream = stream.mp_prefetch(options, follow_parent)
   iterator = iter(stream)
@@ -175,3 +179,15 @@ def load_batches(
   finally:
     if hasattr(iterator, "close"):
       iterator.close()  # else worker processes linger
+
+
+def free_shared_memory() -> None:
+  """Frees what batches of worker processes lay in. Grain does so in a thread, which the end of this process would cut short."""
+  with contextlib.suppress(ImportError, AttributeError):  # no public door; without it Python only warns
+    from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
+
+    gc.collect()  # JAX may hold the last batches
+    threads, SharedMemoryArray._del_thread_pool = SharedMemoryArray._del_thread_pool, None
+    if threads:
+      threads.close()
+      threads.join()

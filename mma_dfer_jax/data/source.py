@@ -24,7 +24,7 @@ import re
 from typing import Any, NamedTuple
 import unicodedata
 
-from mma_dfer_jax.errors import EXAMPLES, UserError, counted, listed
+from mma_dfer_jax.errors import EXAMPLES, UserError, count, counted, listed
 
 Counts = Mapping[str, Mapping[str, int]]  # clips by split and class
 FOLDS = range(1, 6)  # of the published data sets
@@ -132,18 +132,19 @@ def in_lines(problems: Iterable[Problem]) -> list[str]:
     if len(alike) <= EXAMPLES:
       lines += [str(problem) for problem, _ in alike]
     else:
-      shared = _in_common([what for _, what in alike])
+      unit = "clips" if of_clips else "lists, files or folders"
+      shared = _in_common([what for _, what in alike], unit)
       names = [str(Problem(one.where, "", (clip,))) for one, _ in alike for clip in one.clips or [""]]
-      lines += counted([(name, shared) for name in names], "clips" if of_clips else "lists, files or folders")
+      lines += counted([(name, shared) for name in names], unit)
   return sorted(lines, key=natural)
 
 
-def _in_common(texts: Sequence[str]) -> str:
+def _in_common(texts: Sequence[str], unit: str) -> str:
   """Texts of one kind as one: what differs becomes …, but of quoted words all are named, with their numbers."""
   columns = []
   for column in zip(*map(_VARYING.findall, texts), strict=True):
     words = [f"{word} ({number})" for word, number in Counter(column).most_common()]
-    named = first_few([words[0][:-1] + " times)", *words[1:]], 12) if column[0].startswith("'") else "…"
+    named = first_few([f"{words[0][:-1]} {unit})", *words[1:]], 12) if column[0].startswith("'") else "…"
     columns.append(named if len(words) > 1 else column[0])
   return "".join(itertools.chain(*itertools.zip_longest(_VARYING.split(texts[0]), columns, fillvalue="")))
 
@@ -212,10 +213,6 @@ def rate_warning(name: str, rates: Mapping[int, int]) -> str | None:
 def first_few(names: Iterable[object], most: int = 5) -> str:
   texts = [str(name) for name in names]
   return ", ".join(texts[:most]) + " …" * (len(texts) > most)
-
-
-def count(number: int, one: str) -> str:
-  return f"{number} {one}{'' if number == 1 else 's'}"  # "1 clip", "2 clips"
 
 
 def natural(name: str) -> tuple[list[tuple[int, int, str]], str]:

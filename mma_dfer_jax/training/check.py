@@ -11,7 +11,7 @@ import ml_collections
 from mma_dfer_jax import parts
 from mma_dfer_jax.config import model_config
 from mma_dfer_jax.data.data_set import DataSet, open_data_set
-from mma_dfer_jax.errors import UserError, listed
+from mma_dfer_jax.errors import UserError, count, listed
 from mma_dfer_jax.layers import REMAT
 from mma_dfer_jax.model import SLOTS, ModelConfig
 from mma_dfer_jax.parameters import PRECISIONS, tunable_patterns
@@ -127,13 +127,23 @@ def check_run(config: ml_collections.ConfigDict, *, devices: bool = True) -> Che
     try:
       train, test = data_set.train_and_test(config.data.fold)
       clips = sum(data_set.splits[split] for split in train.split("+"))
-      if clips < config.batch_size:
-        problems.append(f"batch_size={config.batch_size}, but {train} has {clips} clips in all")
+      problems += too_few_clips(
+        config.batch_size, clips, f"{train} has", jax.device_count() if devices else 1
+      )
     except UserError as error:
       problems.append(str(error))
   if problems or not (model and data_set):
     raise listed("this run cannot start", problems)
   return Checked(model, data_set, train, test, tuple(starts))
+
+
+def too_few_clips(batch_size: int, clips: int, whose: str, devices: int = 1) -> list[str]:
+  """What is wrong if a batch needs more clips than there are, and the largest batch that is possible."""
+  if clips >= batch_size:
+    return []
+  fitting, multiple = clips // devices * devices, f" (a multiple of the {devices} devices)" * (devices > 1)
+  advice = f"set --config.batch_size={fitting} or lower{multiple}" if fitting else "prepare more of them"
+  return [f"batch_size={batch_size}, but {whose} {count(clips, 'clip')} in all; {advice}"]
 
 
 def micro_batch_of(config: ml_collections.ConfigDict) -> int:

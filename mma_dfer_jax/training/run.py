@@ -4,13 +4,13 @@ It is a config file as well, of the run in a folder: `--config=mma_dfer_jax/trai
 """
 
 from collections.abc import Mapping, Sequence
-import importlib.metadata
 import json
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
+from mma_dfer_jax import __version__
 from mma_dfer_jax.config import MAY_CHANGE, flat_config, model_config, nested_config
 from mma_dfer_jax.data.data_set import DataSet
 from mma_dfer_jax.disk import write_json
@@ -18,7 +18,6 @@ from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.model import ModelConfig
 from mma_dfer_jax.parameters import tunable_patterns
 
-VERSION = importlib.metadata.version("mma_dfer_jax")
 Run = dict[str, Any]  # the content of run.json
 KEYS = {"config", "classes", "recipe", "tunable", "starts", "data_set", "version"}
 ADVICE = "choose another folder, or give the values that it was made with"
@@ -43,7 +42,7 @@ def describe_run(
     "tunable": tunable_patterns(model, config.tunable),
     "starts": {start.name: start.sha256 for start in starts},
     "data_set": {name: getattr(data_set, name) for name in ("fingerprint", "splits", "sample_rates")},
-    "version": VERSION,
+    "version": __version__,
   }
   return json.loads(json.dumps(run))
 

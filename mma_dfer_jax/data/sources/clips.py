@@ -111,7 +111,9 @@ def _unlabelled(place: Path, options: Options) -> Layout:
     else:
       clips.append(ClipFiles(name, name, "", "train", video=path, sound=path))
   if not clips and not problems:
-    raise UserError(f"--manifest={place}: there is no video; other files: {len(others)}\n{LAYOUT}")
+    raise UserError(
+      f"--manifest={place}: there is no video; found: {source.first_few(others) or 'no file'}\n{LAYOUT}"
+    )
   notes = [Note("clips without labels, for pretraining only: train and evaluate need a manifest with labels")]
   notes += [Note("no videos by extension, not used", tuple(others))] if others else []
   if hint := _like_classes(home, [Path(clip.clip_id).parts for clip in clips]):
