@@ -20,12 +20,13 @@ from flax import nnx
 import numpy as np
 
 from mma_dfer_jax import cli
-from mma_dfer_jax.config import model_config
+from mma_dfer_jax.config import model_config, resolve_paths
 from mma_dfer_jax.data.labels import label_order
 from mma_dfer_jax.engines.engine import load_model
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.model import MmaDfer, ModelConfig
 from mma_dfer_jax.parameters import flat_params, put_over
+from mma_dfer_jax.paths import define_path
 from mma_dfer_jax.training.check import open_starts
 from mma_dfer_jax.training.sharding import start_jax
 from mma_dfer_jax.training.start import open_stored
@@ -33,20 +34,16 @@ from mma_dfer_jax.weights.files import StoredModel, held
 from mma_dfer_jax.weights.folder import write_folder
 from mma_dfer_jax.weights.mma_dfer import export, recipe_of, with_classes
 
-_MODEL = flags.DEFINE_string(
-  "model", None, "A .pth or .safetensors file, its pieces' index, a folder, or a workdir."
-)
+_MODEL = define_path("model", None, "A .pth or .safetensors file, its pieces' index, a folder, or a workdir.")
 _CONFIG = cli.define_config("Instead of --model, sizes, seed and pretrained.{image,audio} of a run to start")
 _STEP = cli.shared_flag("step")
 _CLASSES = flags.DEFINE_string("classes", None, "dfew, mafw (the authors' order), mafw-official, or a,b,c.")
 _HEADS = flags.DEFINE_integer("heads", None, "Attention heads of the encoders, if unusual.", lower_bound=1)
 _WEIGHTS = flags.DEFINE_string("weights", None, "Which weights of a file that holds several, as model_ema.")
-_OUT = flags.DEFINE_string("out", None, "Model folder to write.")
-_TO_TORCH = flags.DEFINE_string("to_torch", None, "A .pth file to write; needs PyTorch.")
-_TO_SAFETENSORS = flags.DEFINE_string("to_safetensors", None, "A .safetensors file to write.")
-_VERIFY = flags.DEFINE_string(
-  "verify", None, "A .npz: video, spectrogram, and the logits that they must give."
-)
+_OUT = define_path("out", None, "Model folder to write.")
+_TO_TORCH = define_path("to_torch", None, "A .pth file to write; needs PyTorch.")
+_TO_SAFETENSORS = define_path("to_safetensors", None, "A .safetensors file to write.")
+_VERIFY = define_path("verify", None, "A .npz: video, spectrogram, and the logits that they must give.")
 _TOLERANCE = flags.DEFINE_float("tolerance", 1e-4, "Largest difference that --verify accepts.", lower_bound=0)
 
 
@@ -71,7 +68,7 @@ def check_flags() -> None:
 
 def start_of_training(config) -> StoredModel:
   """The start of a run: the weights that its config names, checked together; everything else is fresh."""
-  order, origin, problems = tuple(config.data.classes), "as the config says", []
+  order, origin, problems = tuple(config.data.classes), "as the config says", resolve_paths(config)
   if _CLASSES.value:
     given = label_order(_CLASSES.value)
     if order and order != given.classes:
@@ -175,7 +172,8 @@ def compare_logits(folder: Path, file: Path, expected: Mapping[str, np.ndarray])
 def main(argv: Sequence[str]) -> None:
   del argv
   check_flags()
-  signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: half-written files are removed
+  for number in (signal.SIGTERM, signal.SIGHUP):  # like Ctrl-C: half-written files are removed
+    signal.signal(number, signal.default_int_handler)
   start_jax()
   if _MODEL.value is None:
     stored = start_of_training(_CONFIG.value)

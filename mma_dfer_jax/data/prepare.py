@@ -16,7 +16,7 @@ Run the same command again; it picks up where it stopped.
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 import contextlib
 import dataclasses
@@ -31,17 +31,19 @@ import os
 from pathlib import Path
 import shutil
 from typing import Any
+import zipfile
 
 from absl import flags
 import numpy as np
 from PIL import Image
 
 from mma_dfer_jax import cli
+from mma_dfer_jax.cores import usable_cores
 from mma_dfer_jax.data import media, source
 from mma_dfer_jax.data.counts import Findings, check_counts, published_counts
-from mma_dfer_jax.data.data_set import follow_parent, open_data_set
+from mma_dfer_jax.data.data_set import open_data_set, start_worker
 from mma_dfer_jax.data.faces import POLICIES, FaceFinder, face_model, face_recipe
-from mma_dfer_jax.data.records import RECIPE, Clips, read_record
+from mma_dfer_jax.data.records import RECIPE, Clips, read_clip
 from mma_dfer_jax.data.source import ClipFiles, Layout, Note, Problem, count, in_lines, natural
 from mma_dfer_jax.disk import sha256_of
 from mma_dfer_jax.errors import UserError, listed
@@ -61,8 +63,10 @@ _FACE_SIZE = flags.DEFINE_integer("face_size", 224, "Side of the cut faces in pi
 _ALLOW_BAD = flags.DEFINE_integer("allow_bad", 0, "Leave out at most so many bad clips and list them, instead of failing. "
                                   "A missing or broken list always stops it.", lower_bound=0)  # fmt: skip
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the data set that is there.")
-_CORES = len(os.sched_getaffinity(0))  # that this process may use
-_NUM_WORKERS = flags.DEFINE_integer("num_workers", _CORES, "Processes that decode; 1: this one.", 1)
+_NUM_WORKERS = flags.DEFINE_integer("num_workers", usable_cores(), "Processes that decode; 1: this one.", 1)
+_MAX_FRAMES = flags.DEFINE_integer(
+  "max_frames", 0, "Of longer clips, take so many frames, evenly spread; 0: all.", 0
+)
 flags.register_multi_flags_validator(["data_dir", "check"], lambda given: given["check"] or given["data_dir"],
                                      "give --data_dir=FOLDER to write to, or --check.")  # fmt: skip
 
@@ -102,14 +106,17 @@ class Decoding:
   face_model: str = ""  # YuNet's file; empty: faces are not looked for
   face_policy: str = "follow"  # or union
   face_size: int = 224  # side of the cut faces in pixels
+  max_frames: int = 0  # so many of longer clips, evenly spread; 0: all
 
   @functools.cached_property
   def recipe(self) -> dict[str, str]:
-    sound = {"missing_sound": "constant spectrogram" if self.allow_missing_sound else "refused"}
-    if not self.face_model:
-      return sound
-    faces = face_recipe(self.face_policy, self.face_size, sha256_of(Path(self.face_model)))
-    return sound | faces | {"frame_coding": RECIPE["frame_coding"]}
+    recipe = {"missing_sound": "constant spectrogram" if self.allow_missing_sound else "refused"}
+    if self.face_model:
+      faces = face_recipe(self.face_policy, self.face_size, sha256_of(Path(self.face_model)))
+      recipe |= faces | {"frame_coding": RECIPE["frame_coding"]}
+    if self.max_frames:
+      recipe["frame_count"] = f"at most {self.max_frames}, evenly spread over the clip"
+    return recipe
 
 
 @functools.lru_cache(maxsize=1)  # one for each process
@@ -118,53 +125,89 @@ def _finder(of: Decoding) -> FaceFinder | None:
 
 
 def decode_clip(files: ClipFiles, decoding: Decoding) -> str | None:
-  """Decodes a clip completely and keeps its record in a file; returns what is wrong, or None."""
-  video = None if files.frames else files.video
+  """Decodes a clip completely and keeps its record in two files; returns what is wrong with the clip, or None."""
+  finder, video = _finder(decoding), None if files.frames else files.video
+  lengths, sizes = [], set()
   try:
-    record = read_record(video, files.sound, pictures=files.frames, finder=_finder(decoding))
-  except FileNotFoundError as error:
-    return f"{error.filename}: there is no such file"
-  except media.MediaError as error:
+    frames, record = read_clip(
+      video, files.sound, pictures=files.frames, finder=finder, max_frames=decoding.max_frames
+    )
+    if files.sound and not record["has_audio"] and not decoding.allow_missing_sound:
+      shortest = f"{1000 * media.SHORTEST_SOUND:.0f} ms"
+      return f"{files.sound}: no audio stream, or less than {shortest} in it (--allow_missing_sound takes such clips)"
+    with files.pictures.open("wb") as file:  # one by one: a clip may be long
+      for frame in frames:
+        file.write(frame)
+        lengths.append(len(frame))
+        if files.frames:  # those of a video are of one size
+          with media.one_clip(files.frames[0].parent):
+            sizes.add(Image.open(io.BytesIO(frame)).size)
+  except UserError as error:
+    files.pictures.unlink(missing_ok=True)
     return str(error)
-  except Exception as error:  # whatever a library raises at one clip; the others are decoded
-    return f"{video or files.frames[0].parent}: cannot be decoded ({type(error).__name__}: {error})"
-  if files.sound and not record["has_audio"] and not decoding.allow_missing_sound:
-    shortest = f"{1000 * media.SHORTEST_SOUND:.0f} ms"
-    return f"{files.sound}: no audio stream, or less than {shortest} in it (--allow_missing_sound takes such clips)"
-  # From the headers of picture files; those of a video are of one size.
-  sizes = {Image.open(io.BytesIO(data)).size for data in record["frames"] if files.frames}
   partial = files.decoded.with_suffix(f".{os.getpid()}.partial")
   with partial.open("wb") as file:
-    sound_and_share = {key: record[key] for key in ("waveform", "sample_rate", "face_share")}
-    np.savez(file, jpegs=np.frombuffer(b"".join(record["frames"]), np.uint8), sizes=sorted(sizes),
-             lengths=[len(jpeg) for jpeg in record["frames"]], **sound_and_share)  # fmt: skip
+    kept = {key: record[key] for key in ("waveform", "sample_rate", "face_share")}
+    np.savez(file, lengths=lengths, sizes=sorted(sizes), **kept)
   partial.replace(files.decoded)  # a killed run keeps no half clip
   return None
 
 
 def decode_all(files: Sequence[ClipFiles], scratch: Path, decoding: Decoding, num_workers: int,
                ) -> tuple[list[ClipFiles], list[Problem]]:  # fmt: skip
-  """Decodes every clip that is not decoded yet, by several processes; returns the clips, and what is wrong with others."""
+  """Decodes every clip that is not decoded yet, by several processes; returns the clips, and what is wrong with others.
+
+  A clip that ends the process that decodes it, as faults in libraries do, is one of the others.
+  """
   scratch.mkdir(parents=True, exist_ok=True)
-  for partial in scratch.glob("*.partial"):
-    partial.unlink()
+  for left in scratch.iterdir():
+    if not left.with_suffix(".npz").exists() or left.suffix == ".partial":
+      left.unlink()
   clips = [dataclasses.replace(one, decoded=scratch / f"{_key(one, decoding)}.npz") for one in files]
-  todo = [clip for clip in clips if not clip.decoded.exists()]
+  todo = [
+    clip for clip in clips if not zipfile.is_zipfile(clip.decoded)
+  ]  # a machine that loses power leaves less
   if done := len(clips) - len(todo):
     print(f"{done} of {len(clips)} clips are decoded already")
-  workers, spawn = min(num_workers, len(todo)), multiprocessing.get_context("spawn")
-  pool = ProcessPoolExecutor(workers, spawn, follow_parent) if workers > 1 else ThreadPoolExecutor(1)
   problems: dict[str, Problem] = {}
-  try:
-    with Progress("decode", len(clips), done=done) as bar, pool:
-      for clip, wrong in zip(todo, pool.map(decode_clip, todo, itertools.repeat(decoding)), strict=True):
-        if wrong:
-          what = wrong.removeprefix(f"{clip.video}: ") if str(clip.video).endswith(clip.clip_id) else wrong
-          problems[clip.clip_id] = Problem(clip.where, what, (clip.clip_id,))
-        bar.update()
-  except BrokenProcessPool as error:
-    raise UserError("a process that decodes was ended from outside, most often for lack of memory; run the command "
-                    "again with a smaller --num_workers; finished clips are kept") from error  # fmt: skip
+  with Progress("decode", len(clips), done=done) as bar:
+
+    def decode(some: Sequence[ClipFiles], workers: int) -> list[ClipFiles]:
+      """Returns those whose process was ended, and those that waited for one."""
+      left = {clip.clip_id: clip for clip in some}
+      pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker, (workers,))
+      try:
+        futures = {pool.submit(decode_clip, clip, decoding): clip for clip in some}
+        for future in as_completed(futures):
+          note(futures[future], future.result())
+          del left[futures[future].clip_id]
+      except BrokenProcessPool:
+        pass
+      finally:
+        pool.shutdown(cancel_futures=True)
+      return list(left.values())
+
+    def note(clip: ClipFiles, wrong: str | None) -> None:
+      if wrong:
+        what = wrong.removeprefix(f"{clip.video}: ") if str(clip.video).endswith(clip.clip_id) else wrong
+        problems[clip.clip_id] = Problem(clip.where, what, (clip.clip_id,))
+      bar.update()
+
+    while todo:
+      if min(num_workers, len(todo)) == 1:
+        for clip in todo:
+          note(clip, decode_clip(clip, decoding))
+        break
+      workers = min(num_workers, len(todo))
+      todo = decode(todo, workers)
+      # Those that were being decoded are among the first; each alone in a process shows which one ends it.
+      alone, todo = todo[: workers + 1], todo[workers + 1 :]
+      ended = [clip for clip in alone if decode([clip], 1)]
+      if len(ended) > 1 and len(ended) == len(alone):
+        raise UserError("the system ends the processes that decode, most often for lack of memory; run the command again "
+                        "with a smaller --num_workers; finished clips are kept")  # fmt: skip
+      for clip in ended:
+        note(clip, "ended the process that decoded it: a fault in a library, or too little memory")
   return [clip for clip in clips if clip.clip_id not in problems], list(problems.values())
 
 
@@ -172,8 +215,11 @@ def _key(files: ClipFiles, decoding: Decoding) -> str:
   """Names the decoded form of a clip by all that it depends on."""
   versions = []
   for file in (*files.frames, files.video, files.sound):
-    stat = file.stat() if file and file.exists() else None
-    versions.append((str(file), stat.st_size if stat else -1, stat.st_mtime_ns if stat else -1))
+    size = modified = -1
+    with contextlib.suppress(OSError, ValueError):  # decoding it says what is wrong
+      if file:
+        size, modified = (stat := file.stat()).st_size, stat.st_mtime_ns
+    versions.append((str(file), size, modified))
   return hashlib.sha256(json.dumps([versions, decoding.recipe, RECIPE]).encode()).hexdigest()[:32]
 
 

@@ -177,7 +177,12 @@ class ClipFiles:
   frames: tuple[Path, ...] = ()  # picture files in the order of their use; empty: they come from `video`
   video: Path | None = None
   sound: Path | None = None  # a sound file, or the video; None: there is none for this clip
-  decoded: Path = Path()  # .npz: jpegs, lengths, sizes, waveform, sample_rate, face_share
+  decoded: Path = Path()  # .npz: lengths and sizes of frames, waveform, sample_rate, face_share
+
+  @property
+  def pictures(self) -> Path:
+    """Beside `decoded`, and complete if that is there: the bytes of all frames."""
+    return self.decoded.with_suffix(".frames")
 
 
 @dataclasses.dataclass(frozen=True)
