@@ -82,9 +82,12 @@ def _what_is_there(data_dir: Path, name: str) -> str:
   if there := sorted({path.parents[1].name for path in data_dir.glob("*/*/dataset_info.json")}):
     first = f"--name={there[0]} (train: --config.data.name={there[0]}; evaluate: --data_name={there[0]})"
     return f"there is {', '.join(there)}: add {first}"
-  if list(data_dir.glob("*/dataset_info.json")):  # data/dfew in place of data
-    folder = data_dir.absolute()
-    return f"this is the data set {folder.name} itself: give the folder above it, {folder.parent}"
+  for folder in (
+    data_dir.absolute(),
+    data_dir.absolute().parent,
+  ):  # data/dfew or data/dfew/1.0.0 in place of data
+    if any(folder.glob("*/dataset_info.json")):
+      return f"this is the data set {folder.name} itself: give the folder above it, {folder.parent}"
   known = name if name in names() else "clips"
   return f"write one with\n  python -m mma_dfer_jax.data.prepare --dataset={known} --data_dir={data_dir} …"
 

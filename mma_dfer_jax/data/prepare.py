@@ -20,7 +20,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import io
@@ -45,20 +44,19 @@ from mma_dfer_jax.data.data_set import open_data_set, start_worker
 from mma_dfer_jax.data.faces import POLICIES, FaceFinder, face_model, face_recipe
 from mma_dfer_jax.data.records import RECIPE, Clips, read_clip
 from mma_dfer_jax.data.source import ClipFiles, Layout, Note, Problem, count, in_lines, natural
-from mma_dfer_jax.disk import sha256_of
+from mma_dfer_jax.disk import alone_in, sha256_of
 from mma_dfer_jax.errors import UserError, listed
+from mma_dfer_jax.paths import define_path
 from mma_dfer_jax.progress import Progress
 
 _DATASET = flags.DEFINE_enum("dataset", "clips", source.names(), "Data set; clips, folders: any videos.")
-flags.DEFINE_string("manifest", None, "clips: a csv; without labels: a folder or glob.")
-flags.DEFINE_string(
-  "raw", None, "The folder of the data set as it was unpacked; folders: that of the classes."
-)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder to write the data set to.")
+define_path("manifest", None, "clips: a csv; without labels: a folder or glob.")
+define_path("raw", None, "The folder of the data set as it was unpacked; folders: that of the classes.")
+_DATA_DIR = define_path("data_dir", None, "Folder to write the data set to.")
 _CHECK = flags.DEFINE_bool("check", False, "Only look at names and lists: decode nothing, write nothing.")
 _FACE_POLICY = flags.DEFINE_enum("face_policy", "follow", list(POLICIES),
                                  "follow: the largest face over time; union: all faces, as the original.")  # fmt: skip
-_FACE_MODEL = flags.DEFINE_string("face_model", None, "YuNet's .onnx file; it is fetched once if not given.")
+_FACE_MODEL = define_path("face_model", None, "YuNet's .onnx file; it is fetched once if not given.")
 _FACE_SIZE = flags.DEFINE_integer("face_size", 224, "Side of the cut faces in pixels.", lower_bound=16)
 _ALLOW_BAD = flags.DEFINE_integer("allow_bad", 0, "Leave out at most so many bad clips and list them, instead of failing. "
                                   "A missing or broken list always stops it.", lower_bound=0)  # fmt: skip
@@ -86,7 +84,9 @@ def _define_options() -> list[str]:
     words = f"{', '.join(choices)}: " * (len(choices) < len(of)) + one.metadata["help"]
     if len(set(choices.values())) > 1:
       words += "".join(f" {name}: {', '.join(values)}." for name, values in choices.items())
-    if values := list(dict.fromkeys(itertools.chain(*choices.values()))):
+    if one.metadata["path"]:
+      define_path(flag, one.default, words)
+    elif values := list(dict.fromkeys(itertools.chain(*choices.values()))):
       flags.DEFINE_enum(flag, one.default, values, words)
     else:
       kinds.get(type(one.default), flags.DEFINE_string)(flag, one.default, words)
@@ -225,19 +225,10 @@ def _key(files: ClipFiles, decoding: Decoding) -> str:
 
 @contextlib.contextmanager
 def _alone_in(home: Path) -> Iterator[Path]:
-  """The folder for unfinished work. It keeps other processes out; the system lets them in again however this one ends."""
+  """The folder for unfinished work, which no other process enters until this one ends."""
   scratch = home / SCRATCH
   try:
-    scratch.mkdir(parents=True, exist_ok=True)
-    path = scratch / "lock"
-    with path.open("w") as lock:
-      try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        free = os.path.samestat(os.fstat(lock.fileno()), path.stat())  # else of one that has just ended
-      except (BlockingIOError, FileNotFoundError):
-        free = False
-      if not free:
-        raise UserError(f"{home}: another prepare is at work there; wait, or choose another --data_dir")
+    with alone_in(scratch, "prepare", "--data_dir"):
       yield scratch
   except (OSError, RuntimeError) as error:  # array_record, which is not Python, raises the latter
     where, why = getattr(error, "filename", None) or home, getattr(error, "strerror", None) or error
@@ -311,7 +302,7 @@ def _write(builder: Clips, name: str, notes: list[Note], scratch: Path, target: 
   notes += more
   new = builder.write()
   if text := "".join("\n  ".join([note.what, *note.names]) + "\n" for note in notes):
-    (new / NOTES).write_text(text, encoding="utf-8")
+    (new / NOTES).write_text(text, encoding="utf-8", errors="backslashreplace")
   if target.exists():
     shutil.rmtree(scratch / "replaced", ignore_errors=True)
     target.rename(scratch / "replaced")
@@ -399,8 +390,8 @@ def main(argv: Sequence[str]) -> int:
     raise listed("the data set cannot be prepared", problems, advice)
   values = {flag: flags.FLAGS[flag].value for flag in takes[1:] if flags.FLAGS[flag].present}
   options = of.Options(**{flag: tuple(v) if isinstance(v, list) else v for flag, v in values.items()})
-  layout = of.read(Path(place).expanduser(), options)
-  given_model = Path(_FACE_MODEL.value).expanduser() if _FACE_MODEL.value else None
+  layout = source.with_legible_names(of.read(Path(place), options))
+  given_model = Path(_FACE_MODEL.value) if _FACE_MODEL.value else None
   if _CHECK.value:
     wrong = []
     if options.faces == "yunet" and given_model:  # without one it would be downloaded
@@ -413,7 +404,8 @@ def main(argv: Sequence[str]) -> int:
   if options.faces == "yunet":
     model = face_model(given_model)
     decoding = Decoding(options.allow_missing_sound, str(model), _FACE_POLICY.value, _FACE_SIZE.value)
-  prepare(layout, name, Path(_DATA_DIR.value or "").expanduser(), decoding, place, allow_bad=_ALLOW_BAD.value,
+  decoding = dataclasses.replace(decoding, max_frames=_MAX_FRAMES.value)
+  prepare(layout, name, Path(_DATA_DIR.value), decoding, place, allow_bad=_ALLOW_BAD.value,
           overwrite=_OVERWRITE.value, num_workers=_NUM_WORKERS.value)  # fmt: skip
   return 0
 

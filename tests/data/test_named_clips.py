@@ -203,11 +203,23 @@ def test_folds_of_a_manifest(tmp_path):
   bad(read_clips(manifest(tmp_path, "path,label,Fold\na.mp4,x,1\nb.mp4,x,2\nc.mp4,x,4\n")), holes, left=3)
 
 
-@pytest.mark.parametrize("pair", [("very sad", "Very  sad"), ("über", "u\u0308ber")])
+ALIKE = {
+  ("very sad", "Very  sad"): "'very sad' and 'Very  sad' differ in case or spaces only",
+  ("sad", "s\u00adad"): r"'sad' and 's\xadad' look alike",
+  (
+    "fear",
+    "\uff46\uff45\uff41\uff52",
+  ): r"'fear' and 'ｆｅａｒ' (written '\uff46\uff45\uff41\uff52') look alike",
+  ("über", "u\u0308ber"): "'über' (written '\\xfcber') and 'u\u0308ber' (written 'u\\u0308ber') look alike",
+  ("joy", "j\u043ey"): r"'joy' and 'jоy' (written 'j\u043ey') look alike",
+  ("a b", "a\xa0b"): r"'a b' and 'a\xa0b' differ in case or spaces only",
+}
+
+
+@pytest.mark.parametrize("pair", ALIKE)
 def test_labels_that_look_alike(tmp_path, pair):
   path = manifest(tmp_path, "path,label,split\na.mp4,{},train\nb.mp4,{},test\n".format(*pair))
-  text = f"{pair[0]!r} and {pair[1]!r} differ in case or spaces only: write one of them"
-  layout = bad(read_clips(path), text, left=2)
+  layout = bad(read_clips(path), f"{ALIKE[pair]}: write one of them", left=2)
   assert layout.problems[0].clips == ()
 
 
@@ -230,7 +242,7 @@ def test_a_folder_or_a_glob_gives_clips_without_labels(tmp_path):
   for place, names in (("**/*.mp4", ["a 1.mp4", "deep/er/b.mp4"]), ("*/*/*.mp4", ["deep/er/b.mp4"]),
                        ("*.[mM][pP]4", ["a 1.mp4", "c.MP4"])):  # fmt: skip
     assert [clip.clip_id for clip in read_clips(tmp_path / place).clips] == names
-  (tmp_path / "x.csv").write_bytes(b"PK\x03\x04\0\0\0\xff")
+  (tmp_path / "x.csv").write_bytes(b"RIFF\0\0\0\xff")
   for place, words in (("*.avi", "there is no video"), ("none.csv", "cannot be read"), ("c.MP4", "one video by its name"),
                        ("x.csv", "is no text file")):  # fmt: skip
     with refused(words):
