@@ -40,8 +40,9 @@ from mma_dfer_jax import cli
 from mma_dfer_jax.cores import usable_cores
 from mma_dfer_jax.data import media, source
 from mma_dfer_jax.data.counts import Findings, check_counts, published_counts
-from mma_dfer_jax.data.data_set import open_data_set, start_worker
+from mma_dfer_jax.data.data_set import AS_MEANT, TIMES, open_data_set, start_worker
 from mma_dfer_jax.data.faces import POLICIES, FaceFinder, face_model, face_recipe
+from mma_dfer_jax.data.frames import uneven_rate
 from mma_dfer_jax.data.records import RECIPE, Clips, read_clip
 from mma_dfer_jax.data.source import ClipFiles, Layout, Note, Problem, count, in_lines, natural
 from mma_dfer_jax.disk import alone_in, sha256_of
@@ -64,6 +65,9 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the data set that is
 _NUM_WORKERS = flags.DEFINE_integer("num_workers", usable_cores(), "Processes that decode; 1: this one.", 1)
 _MAX_FRAMES = flags.DEFINE_integer(
   "max_frames", 0, "Of longer clips, take so many frames, evenly spread; 0: all.", 0
+)
+_KEEP_TIMES = flags.DEFINE_bool(
+  "keep_times", False, "Keep the times of frames, for config.inputs.frame_choice=time."
 )
 flags.register_multi_flags_validator(["data_dir", "check"], lambda given: given["check"] or given["data_dir"],
                                      "give --data_dir=FOLDER to write to, or --check.")  # fmt: skip
@@ -94,6 +98,8 @@ def _define_options() -> list[str]:
 
 
 _OPTIONS = _define_options()
+UNEVEN = ("the frame rate is uneven: one quarter of the frames takes more than twice as long as another, and frames are "
+          "chosen by number; --keep_times lets a run choose them by time")  # fmt: skip
 NOTES = "notes.txt"  # in the data set: all notes with all names
 SCRATCH = ".unfinished"  # beside the data set: decoded clips, and the data set while it is written
 
@@ -107,6 +113,7 @@ class Decoding:
   face_policy: str = "follow"  # or union
   face_size: int = 224  # side of the cut faces in pixels
   max_frames: int = 0  # so many of longer clips, evenly spread; 0: all
+  keep_times: bool = False  # of frames
 
   @functools.cached_property
   def recipe(self) -> dict[str, str]:
@@ -116,6 +123,8 @@ class Decoding:
       recipe |= faces | {"frame_coding": RECIPE["frame_coding"]}
     if self.max_frames:
       recipe["frame_count"] = f"at most {self.max_frames}, evenly spread over the clip"
+    if self.keep_times:
+      recipe[TIMES] = "kept, as the video is played"
     return recipe
 
 
@@ -148,6 +157,7 @@ def decode_clip(files: ClipFiles, decoding: Decoding) -> str | None:
   partial = files.decoded.with_suffix(f".{os.getpid()}.partial")
   with partial.open("wb") as file:
     kept = {key: record[key] for key in ("waveform", "sample_rate", "face_share")}
+    kept |= {key: list(record[key]) for key in ("changes", "times")}
     np.savez(file, lengths=lengths, sizes=sorted(sizes), **kept)
   partial.replace(files.decoded)  # a killed run keeps no half clip
   return None
@@ -271,6 +281,7 @@ def prepare(
     clips, bad_files = decode_all(layout.clips, scratch / "decoded", decoding, num_workers)
     lines = _check_left_out(layout, clips, [*layout.problems, *bad_files], origin, allow_bad)
     shutil.rmtree(scratch / name, ignore_errors=True)  # what a killed run was writing
+    recipe |= _looked_at(clips, notes)
     builder = Clips.named(name)(clips=clips, classes=layout.classes, class_order=layout.class_order, recipe=recipe,
                                 left_out=lines, fingerprint=fingerprint, data_dir=scratch)  # fmt: skip
     _write(builder, name, notes, scratch, target)
@@ -282,6 +293,31 @@ def prepare(
     print(f"without sound: {_described(made.without_sound)}")
   print(f"classes, in label order: {', '.join(made.classes)}; {made.class_order}")
   print("recipe:", *(f"{key}: {value}" for key, value in made.recipe.items()), sep="\n  ")
+
+
+def _looked_at(clips: Iterable[ClipFiles], notes: list[Note]) -> dict[str, str]:
+  """Notes and prints what decoding showed of clips; returns what of that belongs to the recipe."""
+  changed: dict[str, list[str]] = defaultdict(list)
+  uneven = []
+  for clip in clips:
+    with np.load(clip.decoded) as decoded:
+      for change in decoded["changes"].tolist():
+        changed[change].append(clip.clip_id)
+      if uneven_rate(decoded["times"]):
+        uneven.append(clip.clip_id)
+  found = [Note(change, tuple(names)) for change, names in sorted(changed.items())]
+  found += [Note(UNEVEN, tuple(uneven), warning=True)] if uneven else []
+  _print_notes(found)
+  notes += found
+  return (
+    {
+      AS_MEANT: "; ".join(
+        f"{change}: {count(len(names), 'clip')}" for change, names in sorted(changed.items())
+      )
+    }
+    if changed
+    else {}
+  )
 
 
 def _write(builder: Clips, name: str, notes: list[Note], scratch: Path, target: Path) -> None:
@@ -383,7 +419,7 @@ def main(argv: Sequence[str]) -> int:
   problems = [f"--{flag} is not for --dataset={name}" for flag in given if flag not in takes]
   if "raw" in given and of.FLAG == "manifest":
     others = [other for other in source.names() if source.said_by(other, "FLAG") == "raw"]
-    problems.append(f"--raw is for {', '.join(others)}; for one folder for each class, add --dataset=folders")
+    problems[0] += f", but for {', '.join(others)}; for one folder for each class, add --dataset=folders"
   problems += [] if place else [f"--{of.FLAG} is needed"]
   if problems:
     advice = f"--dataset={name} takes {', '.join(f'--{flag}' for flag in takes)}\n{of.LAYOUT}"
@@ -404,7 +440,9 @@ def main(argv: Sequence[str]) -> int:
   if options.faces == "yunet":
     model = face_model(given_model)
     decoding = Decoding(options.allow_missing_sound, str(model), _FACE_POLICY.value, _FACE_SIZE.value)
-  decoding = dataclasses.replace(decoding, max_frames=_MAX_FRAMES.value)
+  if _KEEP_TIMES.value and any(clip.frames for clip in layout.clips):
+    raise UserError("--keep_times is for videos; pictures in folders have no times")
+  decoding = dataclasses.replace(decoding, max_frames=_MAX_FRAMES.value, keep_times=_KEEP_TIMES.value)
   prepare(layout, name, Path(_DATA_DIR.value), decoding, place, allow_bad=_ALLOW_BAD.value,
           overwrite=_OVERWRITE.value, num_workers=_NUM_WORKERS.value)  # fmt: skip
   return 0

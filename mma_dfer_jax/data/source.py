@@ -118,8 +118,8 @@ class Problem(NamedTuple):
 
   def __str__(self) -> str:
     if len(self.clips) > 1:
-      number = count(len(self.clips), "clip")
-      return _printable(f"{self.where}: {number} {self.what}: {first_few(self.clips)}".removeprefix(": "))
+      text = f"{self.where}: {count(len(self.clips), 'clip')} {self.what}: {first_few(self.clips)}"
+      return _printable(text.removeprefix(": "))
     return _printable(": ".join(filter(None, dict.fromkeys((self.where, *self.clips, self.what)))))
 
 

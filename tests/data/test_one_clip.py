@@ -137,7 +137,7 @@ def test_a_table_as_spreadsheets_write_it(clips, tmp_path):
   out = prepare(
     "--check", "--manifest", manifest(clips, ["a.mp4,s\u00adad,train"]), "--classes=sad,joy", status=1
   )
-  assert r"label 's\xadad' is not one of the classes 'sad'" in out
+  assert r"label 's\xadad' looks like the class 'sad': write that" in out
 
 
 def test_speakers_that_look_alike_stay_together(tmp_path):
@@ -184,8 +184,8 @@ def test_flags_that_are_no_paths(flag):
 def test_a_folder_that_holds_other_data_sets(clips, tmp_path):
   prepare("--manifest", manifest(clips, ["a.mp4,x,train"]), f"--data_dir={tmp_path}/d")
   for place, name, said in (
-    ("none", "clips", "which is not there"), ("d", "dfew", "there is clips: add --name"), ("d/clips", "clips", "the data set clips itself: give the folder"),
-    ("d/clips/1.0.0", "clips", f"give the folder above it, {tmp_path}/d"),
+    ("none", "clips", "which is not there"), ("d", "dfew", "there is clips: add --name=clips"), ("d/clips", "clips", "part of one: give"),
+    ("d/clips/1.0.0", "clips", f"give the folder {tmp_path}/d and the name clips"),
   ):  # fmt: skip
     with refused(said):
       open_data_set(tmp_path / place, name)
