@@ -352,10 +352,14 @@ def _check_left_out(layout: Layout, clips: Sequence[ClipFiles], problems: list[P
   if len(bad) > allow_bad:
     left = {clip.label for clip in clips}
     lost = (layout.doubtful | {clip.label for clip in layout.clips}) - left
-    none_left = f"no clip of {', '.join(sorted(lost, key=natural))} would be left"
+    none_left = f"leave no clip of {', '.join(sorted(lost, key=natural))}"
     advice = f"fix them, or add --allow_bad={len(bad)} to leave out these clips" if clips and not gone else ""
     if advice and lost:
-      advice = f"fix them; else {none_left}" if lost & layout.doubtful else f"{advice}; {none_left}"
+      advice = (
+        f"fix them: --allow_bad would {none_left}"
+        if lost & layout.doubtful
+        else f"{advice}; that would {none_left}"
+      )
     raise listed(f"{len(bad)} of {count(total, 'clip')} of {origin} cannot be used, no data set was written",
                  in_lines(problems), advice)  # fmt: skip
   if gone or not clips:
@@ -385,7 +389,8 @@ def check(layout: Layout, name: str, *problems: str) -> int:
   )
   for note in layout.notes:
     (result.warnings if note.warning else result.notes).append(str(note))
-  if silent := tuple(clip.clip_id for clip in layout.clips if clip.sound is None):
+  silent = tuple(clip.clip_id for clip in layout.clips if clip.sound is None)
+  if silent and all(problem.clips for problem in layout.problems):  # else that is one of the problems
     result.warnings.append(str(Note("clips without a file with sound", silent)))
   check_counts(result, layout.classes, name, layout.doubtful)
   result.print_lines()
@@ -408,9 +413,7 @@ def main(argv: Sequence[str]) -> int:
   problems = [f"--{flag} is not for --dataset={name}" for flag in given if flag not in takes]
   if "raw" in given and of.FLAG == "manifest":
     others = [other for other in source.names() if source.said_by(other, "FLAG") == "raw"]
-    problems.append(
-      f"--raw is for {', '.join(f'--dataset={other}' for other in others)}; one folder for each class is folders"
-    )
+    problems[0] += f", but for {', '.join(others)}; for one folder for each class, add --dataset=folders"
   problems += [] if place else [f"--{of.FLAG} is needed"]
   if problems:
     advice = f"--dataset={name} takes {', '.join(f'--{flag}' for flag in takes)}\n{of.LAYOUT}"
