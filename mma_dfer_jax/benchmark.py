@@ -43,6 +43,7 @@ from mma_dfer_jax.layers import REMAT
 from mma_dfer_jax.losses.cross_entropy import cross_entropy
 from mma_dfer_jax.model import MmaDfer, ModelConfig, paper
 from mma_dfer_jax.parameters import PRECISIONS, cast, tunable_patterns
+from mma_dfer_jax.paths import define_path
 from mma_dfer_jax.progress import watched
 from mma_dfer_jax.training import sharding
 from mma_dfer_jax.training.state import create_train_state, make_optimizer
@@ -68,10 +69,10 @@ _LOADING = flags.DEFINE_bool("loading", False, "Measure the input pipeline inste
 _CLIPS = flags.DEFINE_integer(
   "clips", 64, "With --loading: the largest number of clips to load.", lower_bound=1
 )
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Train on a data set in this folder too, or load it.")
+_DATA_DIR = define_path("data_dir", None, "Train on a data set in this folder too, or load it.")
 _NAME = flags.DEFINE_string("name", "clips", "Name of that data set.")
 _NUM_WORKERS = flags.DEFINE_integer("num_workers", 2, "Processes that decode; 0: threads.", lower_bound=0)
-_OUT = flags.DEFINE_string("out", None, "Write the numbers to this JSON file too.")
+_OUT = define_path("out", None, "Write the numbers to this JSON file too.")
 _CHILD = flags.DEFINE_string("variant", None, "For processes that this command starts: a variant as JSON.")
 
 OF_MODEL = (_STEPS, _IMAGE_SIZE, _DEPTH, _MICRO_BATCH, _PRECISION, _REMAT, _MESH, _PEAK)

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
+_processes = 1  # that share the cores with this one
 
 
 def usable_cores(groups: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int:
@@ -12,6 +13,17 @@ def usable_cores(groups: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) 
   affinity = getattr(os, "sched_getaffinity", None)
   cores = len(affinity(0)) if affinity else os.cpu_count() or 1
   return max(1, min([cores, *map(math.ceil, _quotas(groups, own))]))
+
+
+def share_cores(processes: int) -> None:
+  """Says how many processes work beside each other, this one included, as `own_cores` asks."""
+  global _processes
+  _processes = max(1, processes)
+
+
+def own_cores() -> int:
+  """How many threads this process may keep busy, at least 1."""
+  return max(1, usable_cores() // _processes)
 
 
 def _quotas(groups: Path, own: Path) -> list[float]:

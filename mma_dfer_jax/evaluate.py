@@ -33,7 +33,7 @@ from mma_dfer_jax.engines.engine import About, Engine, describe, load_model
 from mma_dfer_jax.engines.jax import JaxEngine
 from mma_dfer_jax.errors import UserError, count, listed
 from mma_dfer_jax.losses.cross_entropy import cross_entropy
-from mma_dfer_jax.paths import hint
+from mma_dfer_jax.paths import define_path, define_paths, hint, user_path
 from mma_dfer_jax.training import hosts, report
 from mma_dfer_jax.training.comparison import as_table, compare
 from mma_dfer_jax.training.evaluation import evaluate_split, jit_eval
@@ -41,12 +41,12 @@ from mma_dfer_jax.training.sharding import check_batch_size, make_mesh, replicat
 from mma_dfer_jax.training.steps import Batch, sums
 
 _WORKDIR = cli.shared_flag("model", name="workdir")
-_WORKDIRS = flags.DEFINE_list("workdirs", None, "Several of them, one for each fold: a,b,c; goes with --out.")
-_COMPARE = flags.DEFINE_list("compare", None, "Is B better than A? A B or A,B: workdirs, folds folders, evaluations or predictions.csv.")  # fmt: skip
+_WORKDIRS = define_paths("workdirs", None, "Several of them, one for each fold: a,b,c; goes with --out.")
+_COMPARE = define_paths("compare", None, "Is B better than A? A B or A,B: workdirs, folds folders, evaluations or predictions.csv.")  # fmt: skip
 _SPLITS = flags.DEFINE_list("splits", None, "With --workdirs: the split of each; if not given, its own.")
-_OUT = flags.DEFINE_string("out", None, "With --workdirs and --compare: folder for the report.")
+_OUT = define_path("out", None, "With --workdirs and --compare: folder for the report.")
 _STEP = cli.shared_flag("step")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data set is now; if not given, as in training.")
+_DATA_DIR = define_path("data_dir", None, "Where the data set is now; if not given, as in training.")
 _DATA_NAME = flags.DEFINE_string("data_name", None, "Folder below data_dir; if not given, as in training, or clips.")  # fmt: skip
 _SPLIT = flags.DEFINE_string("split", None, "Split to evaluate; if not given, the run's test split.")
 _WITHOUT = flags.DEFINE_list("without", ["none"], "Modality removed: none, sound, picture (comma-separated).")
@@ -264,7 +264,7 @@ def check_flags() -> None:
 def main(argv: Sequence[str]) -> None:
   check_flags()
   if _COMPARE.value is not None:
-    return compare_two([*filter(None, _COMPARE.value), *argv[1:]])
+    return compare_two([*filter(None, _COMPARE.value), *map(user_path, argv[1:])])
   hosts.join()
   signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX has taken it, for runs that save; here it ends at once
   start_jax()

@@ -31,6 +31,7 @@ from mma_dfer_jax.engines.engine import load_model
 from mma_dfer_jax.engines.jax import MATMUL_PRECISION, JaxEngine
 from mma_dfer_jax.engines.stablehlo import FACTS, json_beside
 from mma_dfer_jax.errors import UserError, listed
+from mma_dfer_jax.paths import define_path
 from mma_dfer_jax.training.sharding import start_jax
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -50,7 +51,7 @@ COMPATIBILITY = {
 _MODEL = cli.shared_flag("model", help="Workdir of a run, or a folder that `convert` wrote.")
 _STEP = cli.shared_flag("step")
 _PRECISION = cli.shared_flag("precision")
-_OUT = flags.DEFINE_string("out", None, "File to write; a file of the same name and .json describes it.")
+_OUT = define_path("out", None, "File to write; a file of the same name and .json describes it.")
 _PLATFORMS = flags.DEFINE_list("platforms", list(PLATFORMS), "Where it will run: some of cpu, cuda, tpu.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing file.")
 

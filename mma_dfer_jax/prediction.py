@@ -100,20 +100,22 @@ def predict_timeline(
     UserError: if window or hop are impossible, or the face detector is needed and not there.
   """
   film.check_windows(window, hop)
-  finder, declared = face_finder(engine, faces, face_model), media.declared_seconds(file)
-  seen = film.survey(file, finder, hop=hop, progress=lambda seconds: progress("look", seconds, declared))
-  windows = film.windows(seen, window, hop)
-  number = min(THUMBNAILS, len(windows))
-  pictured = {(2 * i + 1) * len(windows) // (2 * number) for i in range(number)}
-  predictions, thumbnails = [], []
-  samples = ((str(file), sample) for sample in film.samples(seen, windows, engine.about.inputs, finder))
-  for i, (sample, prediction) in enumerate(predict_samples(engine, samples, batch_size)):
-    predictions.append(prediction)
-    if i in pictured:
-      middle = (prediction.start + prediction.end) / 2
-      thumbnails.append((middle, sample.video[len(sample.video) // 2].copy()))
-    progress("predict", i + 1, len(windows))
-  return Timeline(str(file), seen.seconds, window, hop, tuple(predictions), seen.sound, tuple(thumbnails))
+  finder = face_finder(engine, faces, face_model)
+  with media.one_clip(file):
+    declared = media.declared_seconds(file)
+    seen = film.survey(file, finder, hop=hop, progress=lambda seconds: progress("look", seconds, declared))
+    windows = film.windows(seen, window, hop)
+    number = min(THUMBNAILS, len(windows))
+    pictured = {(2 * i + 1) * len(windows) // (2 * number) for i in range(number)}
+    predictions, thumbnails = [], []
+    samples = ((str(file), sample) for sample in film.samples(seen, windows, engine.about.inputs, finder))
+    for i, (sample, prediction) in enumerate(predict_samples(engine, samples, batch_size)):
+      predictions.append(prediction)
+      if i in pictured:
+        middle = (prediction.start + prediction.end) / 2
+        thumbnails.append((middle, sample.video[len(sample.video) // 2].copy()))
+      progress("predict", i + 1, len(windows))
+    return Timeline(str(file), seen.seconds, window, hop, tuple(predictions), seen.sound, tuple(thumbnails))
 
 
 def clip_sample(
@@ -124,8 +126,9 @@ def clip_sample(
 
   `progress` gets the seconds of each frame; what it raises ends the reading.
   """
-  seen = film.survey(file, finder, progress=progress)
-  (sample,) = film.samples(seen, film.windows(seen), inputs, finder)
+  with media.one_clip(file):
+    seen = film.survey(file, finder, progress=progress)
+    (sample,) = film.samples(seen, film.windows(seen), inputs, finder)
   return str(file), sample
 
 

@@ -10,8 +10,10 @@ import signal
 import threading
 from typing import Any
 
+from mma_dfer_jax.cores import share_cores
 from mma_dfer_jax.data.source import names
 from mma_dfer_jax.errors import UserError, shown
+from mma_dfer_jax.paths import hint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +56,9 @@ def open_data_set(data_dir: str | os.PathLike, name: str, *, labelled: bool = Tr
 
   versions = [path.parent for path in Path(data_dir, name).glob("*/dataset_info.json")]
   if not versions:
+    where = data_dir if os.path.isdir(data_dir) else f"{data_dir}, which {hint(data_dir, folder=True)}"
     raise UserError(
-      f"there is no data set {shown(name)!r} in {data_dir}; {_what_is_there(Path(data_dir), name)}"
+      f"there is no data set {shown(name)!r} in {where}; {_what_is_there(Path(data_dir), name)}"
     )
   path = max(versions)
   try:
@@ -86,9 +89,19 @@ def _what_is_there(data_dir: Path, name: str) -> str:
   return f"write one with\n  python -m mma_dfer_jax.data.prepare --dataset={known} --data_dir={data_dir} …"
 
 
-def follow_parent(*_: int) -> None:
-  """Lets a process that decodes ignore Ctrl-C, which the parent handles, and end with the parent even when that is killed."""
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
+def start_worker(*numbers: int) -> None:
+  """Begins a process that decodes; the last number is how many there are beside each other."""
+  import cv2
+
+  follow_parent()
+  cv2.setNumThreads(1)  # the processes share the cores already
+  share_cores(numbers[-1])
+
+
+def follow_parent() -> None:
+  """Lets a process that decodes ignore what a terminal sends to all, and end with its parent even when that is killed."""
+  for number in (signal.SIGINT, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)
   parent = multiprocessing.parent_process()
   assert parent is not None
 

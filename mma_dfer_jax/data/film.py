@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Float32, Int, Int16, UInt8
 import numpy as np
 
 from mma_dfer_jax.data import media
+from mma_dfer_jax.data.channels import SILENT
 from mma_dfer_jax.data.faces import Detections, FaceFinder, cut, detect_every
 from mma_dfer_jax.data.fbank import window_and_hop
 from mma_dfer_jax.data.frames import encode_frame, sample_frames
@@ -267,7 +268,7 @@ def _excerpts(
     kept = np.concatenate(parts)
     waveform = kept[: max(0, min(stop, start + room) - position)].copy()
     enough = media.is_long_enough(len(waveform), rate)
-    silent = enough and sound.peak(window.start, end) < media.SILENT
+    silent = enough and sound.peak(window.start, end) < SILENT
     sample_rate, seconds = (rate, (stop - start) / rate) if enough else (0, 0.0)
     yield (
       {"waveform": waveform, "sample_rate": sample_rate, "has_audio": enough},

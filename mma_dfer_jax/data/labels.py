@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from mma_dfer_jax.data.source import Counts, LabelOrder, names, source_of
+from mma_dfer_jax.data.source import Counts, LabelOrder, names, said_by
 from mma_dfer_jax.errors import UserError
 
 
 def _all(what: str) -> dict[str, Any]:
-  return {name: getattr(source_of(name), what) for name in names() if hasattr(source_of(name), what)}
+  return {name: found for name in names() if (found := said_by(name, what))}
 
 
 LABEL_ORDERS: dict[str, LabelOrder] = {

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mma_dfer_jax.data.data_set import follow_parent
+from mma_dfer_jax.data.data_set import start_worker
 from mma_dfer_jax.data.fbank import missing_spectrogram, spectrogram
 from mma_dfer_jax.data.frames import Augment, augment, decode_frame, draw_augmentation, resize, sample_frames
 from mma_dfer_jax.errors import UserError
@@ -172,7 +172,7 @@ def load_batches(
     atexit.unregister(free_shared_memory)
     atexit.register(free_shared_memory)  # after those of multiprocessing, so that it runs before them
     options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=prefetch)
-    stream = stream.mp_prefetch(options, follow_parent)
+    stream = stream.mp_prefetch(options, start_worker)
   iterator = iter(stream)
   try:
     yield iterator

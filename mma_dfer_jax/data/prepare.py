@@ -16,7 +16,7 @@ Run the same command again; it picks up where it stopped.
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 import contextlib
 import dataclasses
@@ -31,17 +31,19 @@ import os
 from pathlib import Path
 import shutil
 from typing import Any
+import zipfile
 
 from absl import flags
 import numpy as np
 from PIL import Image
 
 from mma_dfer_jax import cli
+from mma_dfer_jax.cores import usable_cores
 from mma_dfer_jax.data import media, source
 from mma_dfer_jax.data.counts import Findings, check_counts, published_counts
-from mma_dfer_jax.data.data_set import follow_parent, open_data_set
+from mma_dfer_jax.data.data_set import open_data_set, start_worker
 from mma_dfer_jax.data.faces import POLICIES, FaceFinder, face_model, face_recipe
-from mma_dfer_jax.data.records import RECIPE, Clips, read_record
+from mma_dfer_jax.data.records import RECIPE, Clips, read_clip
 from mma_dfer_jax.data.source import ClipFiles, Layout, Note, Problem, count, in_lines, natural
 from mma_dfer_jax.disk import sha256_of
 from mma_dfer_jax.errors import UserError, listed
@@ -49,7 +51,9 @@ from mma_dfer_jax.progress import Progress
 
 _DATASET = flags.DEFINE_enum("dataset", "clips", source.names(), "Data set; clips, folders: any videos.")
 flags.DEFINE_string("manifest", None, "clips: a csv; without labels: a folder or glob.")
-flags.DEFINE_string("raw", None, "All other data sets: their folder, as it was unpacked.")
+flags.DEFINE_string(
+  "raw", None, "The folder of the data set as it was unpacked; folders: that of the classes."
+)
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder to write the data set to.")
 _CHECK = flags.DEFINE_bool("check", False, "Only look at names and lists: decode nothing, write nothing.")
 _FACE_POLICY = flags.DEFINE_enum("face_policy", "follow", list(POLICIES),
@@ -59,14 +63,16 @@ _FACE_SIZE = flags.DEFINE_integer("face_size", 224, "Side of the cut faces in pi
 _ALLOW_BAD = flags.DEFINE_integer("allow_bad", 0, "Leave out at most so many bad clips and list them, instead of failing. "
                                   "A missing or broken list always stops it.", lower_bound=0)  # fmt: skip
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the data set that is there.")
-_CORES = len(os.sched_getaffinity(0))  # that this process may use
-_NUM_WORKERS = flags.DEFINE_integer("num_workers", _CORES, "Processes that decode; 1: this one.", 1)
+_NUM_WORKERS = flags.DEFINE_integer("num_workers", usable_cores(), "Processes that decode; 1: this one.", 1)
+_MAX_FRAMES = flags.DEFINE_integer(
+  "max_frames", 0, "Of longer clips, take so many frames, evenly spread; 0: all.", 0
+)
 flags.register_multi_flags_validator(["data_dir", "check"], lambda given: given["check"] or given["data_dir"],
                                      "give --data_dir=FOLDER to write to, or --check.")  # fmt: skip
 
 
 def _fields(name: str) -> dict[str, dataclasses.Field]:
-  return {field.name: field for field in dataclasses.fields(source.source_of(name).Options)}
+  return getattr(source.said_by(name, "Options"), "__dataclass_fields__", {})
 
 
 def _define_options() -> list[str]:
@@ -100,14 +106,17 @@ class Decoding:
   face_model: str = ""  # YuNet's file; empty: faces are not looked for
   face_policy: str = "follow"  # or union
   face_size: int = 224  # side of the cut faces in pixels
+  max_frames: int = 0  # so many of longer clips, evenly spread; 0: all
 
   @functools.cached_property
   def recipe(self) -> dict[str, str]:
-    sound = {"missing_sound": "constant spectrogram" if self.allow_missing_sound else "refused"}
-    if not self.face_model:
-      return sound
-    faces = face_recipe(self.face_policy, self.face_size, sha256_of(Path(self.face_model)))
-    return sound | faces | {"frame_coding": RECIPE["frame_coding"]}
+    recipe = {"missing_sound": "constant spectrogram" if self.allow_missing_sound else "refused"}
+    if self.face_model:
+      faces = face_recipe(self.face_policy, self.face_size, sha256_of(Path(self.face_model)))
+      recipe |= faces | {"frame_coding": RECIPE["frame_coding"]}
+    if self.max_frames:
+      recipe["frame_count"] = f"at most {self.max_frames}, evenly spread over the clip"
+    return recipe
 
 
 @functools.lru_cache(maxsize=1)  # one for each process
@@ -116,52 +125,89 @@ def _finder(of: Decoding) -> FaceFinder | None:
 
 
 def decode_clip(files: ClipFiles, decoding: Decoding) -> str | None:
-  """Decodes a clip completely and keeps its record in a file; returns what is wrong, or None."""
-  video = None if files.frames else files.video
+  """Decodes a clip completely and keeps its record in two files; returns what is wrong with the clip, or None."""
+  finder, video = _finder(decoding), None if files.frames else files.video
+  lengths, sizes = [], set()
   try:
-    record = read_record(video, files.sound, pictures=files.frames, finder=_finder(decoding))
-  except FileNotFoundError as error:
-    return f"{error.filename}: there is no such file"
-  except media.MediaError as error:
+    frames, record = read_clip(
+      video, files.sound, pictures=files.frames, finder=finder, max_frames=decoding.max_frames
+    )
+    if files.sound and not record["has_audio"] and not decoding.allow_missing_sound:
+      shortest = f"{1000 * media.SHORTEST_SOUND:.0f} ms"
+      return f"{files.sound}: no audio stream, or less than {shortest} in it (--allow_missing_sound takes such clips)"
+    with files.pictures.open("wb") as file:  # one by one: a clip may be long
+      for frame in frames:
+        file.write(frame)
+        lengths.append(len(frame))
+        if files.frames:  # those of a video are of one size
+          with media.one_clip(files.frames[0].parent):
+            sizes.add(Image.open(io.BytesIO(frame)).size)
+  except UserError as error:
+    files.pictures.unlink(missing_ok=True)
     return str(error)
-  except Exception as error:  # whatever a library raises at one clip; the others are decoded
-    return f"{video or files.frames[0].parent}: cannot be decoded ({type(error).__name__}: {error})"
-  if files.sound and not record["has_audio"] and not decoding.allow_missing_sound:
-    shortest = f"{1000 * media.SHORTEST_SOUND:.0f} ms"
-    return f"{files.sound}: no audio stream, or less than {shortest} in it (--allow_missing_sound takes such clips)"
-  # From the headers of picture files; those of a video are of one size.
-  sizes = {Image.open(io.BytesIO(data)).size for data in record["frames"] if files.frames}
   partial = files.decoded.with_suffix(f".{os.getpid()}.partial")
   with partial.open("wb") as file:
-    sound_and_share = {key: record[key] for key in ("waveform", "sample_rate", "face_share")}
-    np.savez(file, jpegs=np.frombuffer(b"".join(record["frames"]), np.uint8), sizes=sorted(sizes),
-             lengths=[len(jpeg) for jpeg in record["frames"]], **sound_and_share)  # fmt: skip
+    kept = {key: record[key] for key in ("waveform", "sample_rate", "face_share")}
+    np.savez(file, lengths=lengths, sizes=sorted(sizes), **kept)
   partial.replace(files.decoded)  # a killed run keeps no half clip
   return None
 
 
 def decode_all(files: Sequence[ClipFiles], scratch: Path, decoding: Decoding, num_workers: int,
                ) -> tuple[list[ClipFiles], list[Problem]]:  # fmt: skip
-  """Decodes every clip that is not decoded yet, by several processes; returns the clips, and what is wrong with others."""
+  """Decodes every clip that is not decoded yet, by several processes; returns the clips, and what is wrong with others.
+
+  A clip that ends the process that decodes it, as faults in libraries do, is one of the others.
+  """
   scratch.mkdir(parents=True, exist_ok=True)
-  for partial in scratch.glob("*.partial"):
-    partial.unlink()
+  for left in scratch.iterdir():
+    if not left.with_suffix(".npz").exists() or left.suffix == ".partial":
+      left.unlink()
   clips = [dataclasses.replace(one, decoded=scratch / f"{_key(one, decoding)}.npz") for one in files]
-  todo = [clip for clip in clips if not clip.decoded.exists()]
+  todo = [
+    clip for clip in clips if not zipfile.is_zipfile(clip.decoded)
+  ]  # a machine that loses power leaves less
   if done := len(clips) - len(todo):
     print(f"{done} of {len(clips)} clips are decoded already")
-  workers, spawn = min(num_workers, len(todo)), multiprocessing.get_context("spawn")
-  pool = ProcessPoolExecutor(workers, spawn, follow_parent) if workers > 1 else ThreadPoolExecutor(1)
   problems: dict[str, Problem] = {}
-  try:
-    with Progress("decode", len(clips), done=done) as bar, pool:
-      for clip, wrong in zip(todo, pool.map(decode_clip, todo, itertools.repeat(decoding)), strict=True):
-        if wrong:
-          problems[clip.clip_id] = Problem(clip.where, wrong, (clip.clip_id,))
-        bar.update()
-  except BrokenProcessPool as error:
-    raise UserError("a process that decodes was ended from outside, most often for lack of memory; run the command "
-                    "again with a smaller --num_workers; finished clips are kept") from error  # fmt: skip
+  with Progress("decode", len(clips), done=done) as bar:
+
+    def decode(some: Sequence[ClipFiles], workers: int) -> list[ClipFiles]:
+      """Returns those whose process was ended, and those that waited for one."""
+      left = {clip.clip_id: clip for clip in some}
+      pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker, (workers,))
+      try:
+        futures = {pool.submit(decode_clip, clip, decoding): clip for clip in some}
+        for future in as_completed(futures):
+          note(futures[future], future.result())
+          del left[futures[future].clip_id]
+      except BrokenProcessPool:
+        pass
+      finally:
+        pool.shutdown(cancel_futures=True)
+      return list(left.values())
+
+    def note(clip: ClipFiles, wrong: str | None) -> None:
+      if wrong:
+        what = wrong.removeprefix(f"{clip.video}: ") if str(clip.video).endswith(clip.clip_id) else wrong
+        problems[clip.clip_id] = Problem(clip.where, what, (clip.clip_id,))
+      bar.update()
+
+    while todo:
+      if min(num_workers, len(todo)) == 1:
+        for clip in todo:
+          note(clip, decode_clip(clip, decoding))
+        break
+      workers = min(num_workers, len(todo))
+      todo = decode(todo, workers)
+      # Those that were being decoded are among the first; each alone in a process shows which one ends it.
+      alone, todo = todo[: workers + 1], todo[workers + 1 :]
+      ended = [clip for clip in alone if decode([clip], 1)]
+      if len(ended) > 1 and len(ended) == len(alone):
+        raise UserError("the system ends the processes that decode, most often for lack of memory; run the command again "
+                        "with a smaller --num_workers; finished clips are kept")  # fmt: skip
+      for clip in ended:
+        note(clip, "ended the process that decoded it: a fault in a library, or too little memory")
   return [clip for clip in clips if clip.clip_id not in problems], list(problems.values())
 
 
@@ -169,8 +215,11 @@ def _key(files: ClipFiles, decoding: Decoding) -> str:
   """Names the decoded form of a clip by all that it depends on."""
   versions = []
   for file in (*files.frames, files.video, files.sound):
-    stat = file.stat() if file and file.exists() else None
-    versions.append((str(file), stat.st_size if stat else -1, stat.st_mtime_ns if stat else -1))
+    size = modified = -1
+    with contextlib.suppress(OSError, ValueError):  # decoding it says what is wrong
+      if file:
+        size, modified = (stat := file.stat()).st_size, stat.st_mtime_ns
+    versions.append((str(file), size, modified))
   return hashlib.sha256(json.dumps([versions, decoding.recipe, RECIPE]).encode()).hexdigest()[:32]
 
 
@@ -205,7 +254,7 @@ def prepare(
   It refuses with every problem if more clips are bad than allowed or something is wrong with the whole; and if data_dir
   holds another data set, cannot be written, or another process writes it.
   """
-  named, notes = {clip.label for clip in layout.clips}, list(layout.notes)
+  named, notes = layout.doubtful | {clip.label for clip in layout.clips}, list(layout.notes)
   if unused := tuple(label for label in layout.classes if label not in named):
     hint = ": --classes=… names those to take" if "classes" in _fields(name) else ""
     notes.append(Note(f"classes without a clip{hint}", unused))
@@ -246,11 +295,17 @@ def prepare(
 
 def _write(builder: Clips, name: str, notes: list[Note], scratch: Path, target: Path) -> None:
   """Writes the data set, with what more there is to note of it, and puts it in its place when it is complete."""
-  uneven = tuple(clip.clip_id for clip in builder.clips if len(np.load(clip.decoded)["sizes"]) > 1)
+  uneven: list[str] = []
+  rates: Counter[int] = Counter()
+  for clip in builder.clips:
+    with np.load(clip.decoded) as arrays:
+      uneven += [clip.clip_id] * (len(arrays["sizes"]) > 1)
+      rates[int(arrays["sample_rate"])] += 1
   what = "clips with frames of different sizes: in training the first one's crop is cut from all, as in the original"
-  more = [Note(what, uneven)] if uneven else []
-  warning = source.rate_warning(name, builder.facts["sample_rates"])
-  if warning and all(note.what != warning for note in notes):
+  more = [Note(what, tuple(uneven))] if uneven else []
+  del rates[0]  # no sound
+  warning = source.rate_warning(name, rates)
+  if warning and not any("16000 Hz" in note.what for note in notes):
     more.append(Note(warning, warning=True))
   _print_notes(more)
   notes += more
@@ -274,7 +329,12 @@ def _check_left_out(layout: Layout, clips: Sequence[ClipFiles], problems: list[P
   total = len(bad.keys() | {clip.clip_id for clip in layout.clips})
   gone = sorted((layout.splits | {clip.split for clip in layout.clips}) - {clip.split for clip in clips})
   if len(bad) > allow_bad:
+    left = {clip.label for clip in clips}
+    lost = (layout.doubtful | {clip.label for clip in layout.clips}) - left
+    none_left = f"no clip of {', '.join(sorted(lost, key=natural))} would be left"
     advice = f"fix them, or add --allow_bad={len(bad)} to leave out these clips" if clips and not gone else ""
+    if advice and lost:
+      advice = f"fix them; else {none_left}" if lost & layout.doubtful else f"{advice}; {none_left}"
     raise listed(f"{len(bad)} of {count(total, 'clip')} of {origin} cannot be used, no data set was written",
                  in_lines(problems), advice)  # fmt: skip
   if gone or not clips:
@@ -294,19 +354,22 @@ def _described(splits: Mapping[str, int]) -> str:
   return ", ".join(f"{split} {count(clips, 'clip')}" for split, clips in splits.items())
 
 
-def check(layout: Layout, name: str) -> int:
+def check(layout: Layout, name: str, *problems: str) -> int:
   """Prints what names and lists show, the verdict last; returns the exit status, 1 if there are problems."""
   found, classes = Counter((clip.split, clip.label) for clip in layout.clips), layout.classes or ("",)
   splits = sorted(layout.splits | {split for split, _ in found})
   counts = {split: {label: found[split, label] for label in classes} for split in splits}
-  result = Findings(counts, published_counts(name, classes), in_lines(layout.problems), purpose="preparation")
+  result = Findings(
+    counts, published_counts(name, classes), [*problems, *in_lines(layout.problems)], purpose="preparation"
+  )
   for note in layout.notes:
     (result.warnings if note.warning else result.notes).append(str(note))
   if silent := tuple(clip.clip_id for clip in layout.clips if clip.sound is None):
     result.warnings.append(str(Note("clips without a file with sound", silent)))
-  check_counts(result, layout.classes, name)
+  check_counts(result, layout.classes, name, layout.doubtful)
   result.print_lines()
-  print(f"{result.verdict} (no clip was decoded, nothing was written)")
+  print(f"{result.verdict} (no clip was decoded, nothing was written: only prepare finds damaged files, and only doctor finds "
+        "black, silent or equal clips)")  # fmt: skip
   return 1 if result.problems else 0
 
 
@@ -314,9 +377,19 @@ def main(argv: Sequence[str]) -> int:
   del argv
   name = _DATASET.value
   of = source.source_of(name)
+  for other in source.names():
+    try:
+      source.source_of(other)
+    except UserError as error:
+      print(f"WARNING: {error}")
   takes, place = [of.FLAG, *_fields(name)], str(flags.FLAGS[of.FLAG].value or "")
   given = [flag for flag in ("raw", "manifest", *_OPTIONS) if flags.FLAGS[flag].present]
   problems = [f"--{flag} is not for --dataset={name}" for flag in given if flag not in takes]
+  if "raw" in given and of.FLAG == "manifest":
+    others = [other for other in source.names() if source.said_by(other, "FLAG") == "raw"]
+    problems.append(
+      f"--raw is for {', '.join(f'--dataset={other}' for other in others)}; one folder for each class is folders"
+    )
   problems += [] if place else [f"--{of.FLAG} is needed"]
   if problems:
     advice = f"--dataset={name} takes {', '.join(f'--{flag}' for flag in takes)}\n{of.LAYOUT}"
@@ -324,11 +397,18 @@ def main(argv: Sequence[str]) -> int:
   values = {flag: flags.FLAGS[flag].value for flag in takes[1:] if flags.FLAGS[flag].present}
   options = of.Options(**{flag: tuple(v) if isinstance(v, list) else v for flag, v in values.items()})
   layout = of.read(Path(place).expanduser(), options)
+  given_model = Path(_FACE_MODEL.value).expanduser() if _FACE_MODEL.value else None
   if _CHECK.value:
-    return check(layout, name)
+    wrong = []
+    if options.faces == "yunet" and given_model:  # without one it would be downloaded
+      try:
+        face_model(given_model)
+      except UserError as error:
+        wrong.append(str(error))
+    return check(layout, name, *wrong)
   decoding = Decoding(options.allow_missing_sound)
   if options.faces == "yunet":
-    model = face_model(Path(_FACE_MODEL.value).expanduser() if _FACE_MODEL.value else None)
+    model = face_model(given_model)
     decoding = Decoding(options.allow_missing_sound, str(model), _FACE_POLICY.value, _FACE_SIZE.value)
   prepare(layout, name, Path(_DATA_DIR.value or "").expanduser(), decoding, place, allow_bad=_ALLOW_BAD.value,
           overwrite=_OVERWRITE.value, num_workers=_NUM_WORKERS.value)  # fmt: skip

@@ -1,7 +1,7 @@
 """A clip on disk: what a record holds, and how tfds writes it without TensorFlow."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterable, Iterator, Mapping, Sequence
 import json
 import os
 from pathlib import Path
@@ -15,7 +15,7 @@ from tensorflow_datasets.core import shuffle
 
 from mma_dfer_jax.data import media
 from mma_dfer_jax.data.faces import FaceFinder
-from mma_dfer_jax.data.frames import JPEG_QUALITY, decode_frame, encode_frame
+from mma_dfer_jax.data.frames import JPEG_QUALITY, decode_frame, encode_frame, sample_frames
 from mma_dfer_jax.data.source import ClipFiles
 from mma_dfer_jax.progress import Progress
 
@@ -27,29 +27,64 @@ RECIPE = {
   "frame_size": "native: as decoded, not cropped",
   "frame_coding": f"jpeg, quality {JPEG_QUALITY}",
 }
+# Of frames as they are stored. A record is read whole by whoever takes one frame of it, and holds 2 GiB at most.
+LARGEST_CLIP = 1 << 30
+SHORTEN = "cut it into shorter clips, or take fewer frames of it with --max_frames=N"
 
 
-def read_record(
-  video: Path | None, sound: Path | None, *, pictures: Sequence[Path] = (), finder: FaceFinder | None = None
-) -> dict[str, Any]:
-  """A clip, decoded completely, as the record that training would see; raises MediaError if a file is damaged or no media.
+def read_record(video: Path | None, sound: Path | None, **how: Any) -> dict[str, Any]:
+  """A clip as `read_clip` decodes it, with all of its frames: the record that training would see."""
+  frames, others = read_clip(video, sound, **how)
+  return {"frames": list(frames), **others}
+
+
+def read_clip(
+  video: Path | None, sound: Path | None, *, pictures: Sequence[Path] = (), finder: FaceFinder | None = None,
+  max_frames: int = 0,
+) -> tuple[Iterator[bytes], dict[str, Any]]:  # fmt: skip
+  """The frames of a clip, decoded one by one while they are iterated over, and the other fields of its record.
 
   Args:
     video: a file with pictures; None: they are files of their own.
     sound: a file, perhaps the video; None: there is none.
     pictures: files in the order of frames; their bytes stay as they are unless faces are cut out.
+    max_frames: of a longer clip so many are taken, the middles of equal parts; 0: all.
   Returns:
-    frames: JPEG (or the files' own) bytes of every frame; waveform: (S,) int16, first channel, empty if there is less sound
+    JPEG (or the files' own) bytes of every frame; and waveform: (S,) int16, first channel, empty if there is less sound
     than one window; sample_rate in Hz, 0 then; has_audio; face_share of the frames with a face, NaN if none was looked for.
+  Raises:
+    MediaError: here or while iterating, if a file is damaged, no media or too long, or a library raises anything.
   """
-  found = media.read_sound(sound) if sound else None
+  place = video or pictures[0].parent
 
   def decoded() -> Iterator[np.ndarray]:
-    return media.iterate_frames(video) if video else (decode_frame(_checked(p)) for p in pictures)
+    return media.iterate_frames(video) if video else map(decode_frame, map(_checked, pictures))
 
-  images, track = finder.crops(decoded) if finder else (decoded(), None)
-  return {
-    "frames": list(map(encode_frame, images)) if video or finder else list(map(_checked, pictures)),
+  with media.one_clip(sound or place):
+    found = media.read_sound(sound) if sound else None
+  with media.one_clip(place):
+    images, track = finder.crops(decoded) if finder else (decoded(), None)
+    number = len(track.boxes) if track else len(pictures)
+    if max_frames and not number:
+      number = sum(1 for _ in media.iterate_pictures(place))
+    taken = (
+      set(sample_frames(number, train=False, num_segments=max_frames)) if 0 < max_frames < number else None
+    )
+
+  source: Iterable[Any] = images if video or finder else pictures
+
+  def frames() -> Iterator[bytes]:
+    size = 0
+    with media.one_clip(place):
+      for i, one in enumerate(source):
+        if taken is None or i in taken:
+          yield (jpeg := encode_frame(one) if video or finder else _checked(one))
+          size += len(jpeg)
+          if size > LARGEST_CLIP:
+            what = f"its first {i + 1:,} frames take more than {LARGEST_CLIP >> 30} GiB"
+            raise media.MediaError(f"{place}: is too long: {what}; {SHORTEN}")
+
+  return frames(), {
     "waveform": found.waveform if found else np.zeros(0, np.int16),
     "sample_rate": found.sample_rate if found else 0,
     "has_audio": found is not None,
@@ -59,12 +94,13 @@ def read_record(
 
 def _checked(picture: Path) -> bytes:
   """The bytes of a picture file that can be decoded."""
-  data = picture.read_bytes()
-  try:
-    decode_frame(data)
-  except ValueError as error:
-    raise media.MediaError(f"{picture}: {error}") from error
-  return data
+  with media.one_clip(picture):
+    data = picture.read_bytes()
+    try:
+      decode_frame(data)
+    except ValueError as error:
+      raise media.MediaError(f"{picture}: {error}") from error
+    return data
 
 
 class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -120,12 +156,11 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
   def _generate_examples(self, clips: Iterable[ClipFiles]) -> Iterator[tuple[str, dict[str, Any]]]:
     for clip in clips:
       self.bar.update()
-      with np.load(clip.decoded) as decoded:
-        ends = np.cumsum(decoded["lengths"])
+      with np.load(clip.decoded) as decoded, clip.pictures.open("rb") as pictures:
         sample_rate = int(decoded["sample_rate"])
         record = {
           "clip_id": clip.clip_id,
-          "frames": [part.tobytes() for part in np.split(decoded["jpegs"], ends[:-1])],
+          "frames": [pictures.read(length) for length in decoded["lengths"].tolist()],
           "waveform": decoded["waveform"],
           "sample_rate": sample_rate,
           "has_audio": sample_rate > 0,

@@ -21,6 +21,7 @@ import numpy as np
 
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.inputs import Inputs
+from mma_dfer_jax.paths import hint
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,6 +110,8 @@ def _engine_of(path: Path) -> Any:
       return module
     known.append(module.OPENS)
   what = "is no model that can be opened" if path.exists() else "does not exist"
+  if "unpack" in (packed := hint(path, folder=True)):
+    what = packed
   advice = "an authors' checkpoint must be converted first: python -m mma_dfer_jax.convert"
   raise listed(f"{path} {what}; a model is", known, advice * path.is_file())
 

@@ -9,7 +9,7 @@ import jax
 import ml_collections
 
 from mma_dfer_jax import parts
-from mma_dfer_jax.config import model_config
+from mma_dfer_jax.config import model_config, resolve_paths
 from mma_dfer_jax.data.data_set import DataSet, open_data_set
 from mma_dfer_jax.errors import UserError, count, listed
 from mma_dfer_jax.layers import REMAT
@@ -71,6 +71,7 @@ def problems_of_values(config: ml_collections.ConfigDict) -> list[str]:
 def check_model_and_data(config: ml_collections.ConfigDict) -> tuple[ModelConfig | None, DataSet | None, list[Start], list[str]]:  # fmt: skip
   """Model, data set and weights of a run, as far as they are found, and all that is wrong but for fold and devices."""
   problems = problems_of_values(config)
+  problems += resolve_paths(config)
   problems += [f"loss: {error}" for error in first_error(lambda: parts.read("losses", config.loss.to_dict()))]
   starts: list[Start] = []
   model, data_set = None, None

@@ -176,12 +176,12 @@ def check_shared_folder(folder: Path) -> None:
 class Stop:
   """Becomes true when a signal asks to stop: in all processes after the same question, whichever of them got it.
 
-  To be made after `join`: among several processes JAX takes SIGTERM, and this class only Ctrl-C.
+  To be made after `join`: among several processes JAX takes SIGTERM, and this class the others.
   """
 
   def __init__(self):
     self.alone = jax.process_count() == 1
-    self.signal = cli.StopSignal(signal.SIGINT, *[signal.SIGTERM] * self.alone)
+    self.signal = cli.StopSignal(signal.SIGINT, signal.SIGHUP, *[signal.SIGTERM] * self.alone)
     self.agreed = False
     self._questions = 0
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from mma_dfer_jax.data.labels import COUNTS, LABEL_ORDERS, SCORES
 from mma_dfer_jax.disk import new_file, write_json
-from mma_dfer_jax.errors import EXAMPLES, count
+from mma_dfer_jax.errors import EXAMPLES, UserError, count
 from mma_dfer_jax.training.predictions import Predictions
 from mma_dfer_jax.training.scores import Scores
 
@@ -48,11 +48,16 @@ class MetricsLog:
     self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
   def write(self, step: int, metrics: Mapping[str, float | int]) -> None:
-    self._file.write(json.dumps({"step": step} | {k: _number(float(v)) for k, v in metrics.items()}) + "\n")
-    self._file.flush()
-    for name, value in metrics.items():
-      self._board.add_scalar(name, value, step)
-    self._board.flush()
+    try:
+      self._file.write(json.dumps({"step": step} | {k: _number(float(v)) for k, v in metrics.items()}) + "\n")
+      self._file.flush()
+      for name, value in metrics.items():
+        self._board.add_scalar(name, value, step)
+      self._board.flush()
+    except OSError as error:  # a full disk, which names no file
+      raise UserError(
+        f"cannot write {self._file.name}, or tensorboard/ beside it: {error.strerror}"
+      ) from error
 
   def close(self) -> None:
     self._file.close()
@@ -175,7 +180,14 @@ def _write(folder: Path, name: str, report: Any, scores: Scores, title: str, abo
 
 def write_markdown(path: Path, *blocks: str) -> None:
   """Paragraphs, tables and headings with an empty line between each two; empty ones are skipped."""
-  path.write_text("\n\n".join(block for block in blocks if block) + "\n")
+  with new_file(path, replace=True) as partial:
+    partial.write_text("\n\n".join(block for block in blocks if block) + "\n")
+
+
+def save_figure(figure: Any, path: Path) -> None:
+  """Writes a .png whole or not at all."""
+  with new_file(path, replace=True) as partial:
+    figure.savefig(partial, format="png", dpi=110)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -319,7 +331,7 @@ def draw_confusion_matrix(scores: Scores, path: Path, title: str = "") -> None:
   axes.set(xlabel="predicted", ylabel="true",
            title=f"{title}WAR {percent(scores.war)}   UAR {percent(scores.uar)}   {count(scores.clips, 'clip')}")  # fmt: skip
   figure.colorbar(image, label="% of the true class", shrink=0.8)
-  figure.savefig(path, dpi=110)
+  save_figure(figure, path)
 
 
 def _draw_learning_curves(workdir: Path, history: Sequence[Mapping[str, Any]], scores: Sequence[Scores], loss: str) -> None:  # fmt: skip
@@ -340,7 +352,7 @@ def _draw_learning_curves(workdir: Path, history: Sequence[Mapping[str, Any]], s
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.legend()
-  figure.savefig(workdir / "learning_curves.png", dpi=110)
+  save_figure(figure, workdir / "learning_curves.png")
 
 
 def empty_figure(width: float, height: float) -> Any:

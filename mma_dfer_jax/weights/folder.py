@@ -123,7 +123,12 @@ def counts(stored: StoredModel) -> dict[str, dict[str, int]]:
 
 
 def convert_checkpoint(
-  model: str | Path, out: str | Path, *, classes: str | None = None, heads: int | None = None
+  model: str | Path,
+  out: str | Path,
+  *,
+  classes: str | None = None,
+  heads: int | None = None,
+  weights: str | None = None,
 ) -> dict[str, Any]:
   """Turns an MMA-DFER checkpoint (.pth, .safetensors) into a model folder; returns its model.json.
 
@@ -132,7 +137,8 @@ def convert_checkpoint(
     out: folder to write; it must not exist.
     classes: dfew, mafw, mafw-official, or names "a,b,c"; not needed if the file names them.
     heads: attention heads of the encoders, if unusual: they are not in the shapes.
+    weights: which weights of a file that holds several, as "model_ema".
   Raises:
     UserError: if the file is no such checkpoint, damaged or not to be trusted; nothing is written then.
   """
-  return write_folder(Path(out), with_classes(open_checkpoint(Path(model), heads), classes))
+  return write_folder(Path(out), with_classes(open_checkpoint(Path(model), heads, weights), classes))
