@@ -1,7 +1,7 @@
 """A clip on disk: what a record holds, and how tfds writes it without TensorFlow."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import json
 import os
 from pathlib import Path
