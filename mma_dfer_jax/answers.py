@@ -17,7 +17,13 @@ from mma_dfer_jax.data.faces import MODEL_SHA256, FaceFinder
 from mma_dfer_jax.disk import new_file, sha256_of, write_json
 from mma_dfer_jax.engines.engine import Engine
 from mma_dfer_jax.errors import UserError, count, listed
-from mma_dfer_jax.prediction import clip_sample, described, predict_samples, predict_timeline
+from mma_dfer_jax.prediction import (
+  clip_sample,
+  described,
+  predict_samples,
+  predict_timeline,
+  warnings_of_windows,
+)
 from mma_dfer_jax.progress import Progress, say, watched
 from mma_dfer_jax.timeline import draw, to_csv, to_srt
 
@@ -100,6 +106,8 @@ class Answers:
       "faces": described(self.finder), "face_model_sha256": detector if self.finder else None,
       "window": self.window, "hop": self.hop,
     }  # fmt: skip
+    if about.inputs.frame_choice != "number":
+      of_all["frame_choice"] = about.inputs.frame_choice
     asked = {}
     for file in files:
       stamp = []
@@ -155,6 +163,9 @@ class Answers:
       with new_file(path.with_suffix(".png"), replace=True) as partial:
         partial.write_bytes(picture.getvalue())
       facts = {"clip": file, "seconds": timeline.seconds, **how, "windows": windows}
+      if warnings := list(warnings_of_windows(self.engine.about, timeline.window)):
+        facts["warnings"] = warnings
+        say("\n".join(f"{file}: warning: {warning}" for warning in warnings))
       answer = self._write(file, asked[file], facts)  # last, for a later command looks for it
       say(f"{file}: {count(len(windows), 'window')} in {path} and beside it, .csv .srt .png")
       yield file, answer

@@ -34,6 +34,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 from mma_dfer_jax import cli
+from mma_dfer_jax.cores import usable_cores
 from mma_dfer_jax.data import counts, speed
 from mma_dfer_jax.data.data_set import open_data_set
 from mma_dfer_jax.data.pipeline import Record
@@ -71,7 +72,9 @@ _CLIPS = flags.DEFINE_integer(
 )
 _DATA_DIR = define_path("data_dir", None, "Train on a data set in this folder too, or load it.")
 _NAME = flags.DEFINE_string("name", "clips", "Name of that data set.")
-_NUM_WORKERS = flags.DEFINE_integer("num_workers", 2, "Processes that decode; 0: threads.", lower_bound=0)
+_NUM_WORKERS = flags.DEFINE_integer(
+  "num_workers", min(2, usable_cores()), "Processes that decode; 0: threads.", lower_bound=0
+)
 _OUT = define_path("out", None, "Write the numbers to this JSON file too.")
 _CHILD = flags.DEFINE_string("variant", None, "For processes that this command starts: a variant as JSON.")
 

@@ -27,7 +27,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 from mma_dfer_jax import __version__, cli, parts
-from mma_dfer_jax.data.data_set import DataSet, open_data_set
+from mma_dfer_jax.data.data_set import AS_MEANT, DataSet, open_data_set
 from mma_dfer_jax.disk import write_json
 from mma_dfer_jax.engines.engine import About, Engine, describe, load_model
 from mma_dfer_jax.engines.jax import JaxEngine
@@ -91,7 +91,7 @@ def evaluation_of(path: Path, split: str) -> Evaluation:
     lines = [f"{key}: the model was trained on {there!r}, these data have {here!r}" for key, there, here in different]  # fmt: skip
     title = "this data set was prepared differently from the model's training data"
     raise listed(title, lines, "prepare it with the same recipe")
-  if missing := sorted(data_set.recipe.keys() - about.recipe.keys()):
+  if missing := sorted(data_set.recipe.keys() - about.recipe.keys() - {AS_MEANT}):
     print(f"note: the checkpoint does not record how its data was prepared ({', '.join(missing)}); prepare yours as its "
           "authors did")  # fmt: skip
   split = split or data_set.train_and_test(trained["data.fold"])[1]
@@ -107,8 +107,9 @@ def evaluation_of(path: Path, split: str) -> Evaluation:
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-  """Of what both know: a converted checkpoint does not know all of its recipe."""
-  return [(key, one[key], other[key]) for key in sorted(one) if key in other and one[key] != other[key]]
+  """Of what both know: a converted checkpoint does not know all of its recipe. What clips needed depends on the clips."""
+  common = sorted(one.keys() & other.keys() - {AS_MEANT})
+  return [(key, one[key], other[key]) for key in common if one[key] != other[key]]
 
 
 def evaluations_of_folds() -> list[Evaluation]:

@@ -10,7 +10,6 @@ flatbuffers, and nothing of this project.
 from collections.abc import Sequence
 import contextlib
 import ctypes
-import dataclasses
 import gc
 import importlib.util
 import json
@@ -116,9 +115,10 @@ def describe(engine: JaxEngine, platforms: Sequence[str]) -> dict[str, Any]:
   sound = f"clips, rows of 10 ms, mel bins: Kaldi log-mel energies x as (x + {ENERGY_MEAN}) / {ENERGY_SCALE}"
   logits = "one for each class, in the order of `classes`; their softmax is the distribution"
   run = {"run": engine.path.resolve().name} if about.config else {}
-  return {name: getattr(about, name) for name in FACTS} | {
+  known = {"seconds_of_sound": about.seconds_of_sound} if about.seconds_of_sound else {}
+  return {name: getattr(about, name) for name in FACTS} | known | {
     "origin": {**run, **about.origin},
-    "inputs": dataclasses.asdict(inputs),
+    "inputs": inputs.to_fields(),
     "arguments": [array("video", inputs.video_shape, "uint8", video),
                   array("spectrogram", inputs.audio_shape, "float32", sound)],
     "output": array("logits", (len(about.classes),), "float32", logits),

@@ -6,12 +6,15 @@ To resume, run the same command. SIGTERM, or a terminal that is closed, saves an
 """
 
 from collections.abc import Sequence
+import contextlib
 from pathlib import Path
 
 from absl import flags
+import jax
 
 from mma_dfer_jax import cli
 from mma_dfer_jax.config import OF_A_HOST, flat_config
+from mma_dfer_jax.disk import alone_in
 from mma_dfer_jax.paths import define_path
 from mma_dfer_jax.training import hosts
 from mma_dfer_jax.training.check import check_run
@@ -34,7 +37,11 @@ def main(argv: Sequence[str]) -> int:
     checked = check_run(config)
   run = describe_run(config, checked.model, checked.data_set, checked.starts)
   hosts.check_equal_on_all("run", {k: v for k, v in flat_config(run).items() if k not in OF_A_HOST})
-  return fit(config, checked, run, workdir, stop=stop)
+  with contextlib.ExitStack() as alone:
+    with hosts.fail_together():
+      if jax.process_index() == 0:
+        alone.enter_context(alone_in(workdir, "training", "--workdir"))
+    return fit(config, checked, run, workdir, stop=stop)
 
 
 if __name__ == "__main__":

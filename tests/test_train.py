@@ -17,6 +17,7 @@ import small_runs as small
 from torch_files import write_torch_file
 
 from mma_dfer_jax.config import choose
+from mma_dfer_jax.disk import alone_in
 from mma_dfer_jax.engines.engine import load_model
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.training.check import check_run
@@ -277,6 +278,14 @@ def test_the_command_refuses_before_anything_starts(data_dir, tmp_path, workdir,
   )
   assert (status, words in err) == (1, True), err
   assert not list(tmp_path.iterdir())
+
+
+def test_a_second_training_in_one_workdir_is_refused(data_dir, tmp_path):
+  call = small.train_command(tmp_path / "run", data_dir)[3:]
+  with alone_in(tmp_path / "run", "training", "--workdir"):
+    status, _, err = commands.run("train", *call[:1], f"--config={ROOT}/configs/demo.py", *call[2:])
+    assert (status, "another training is at work there (process" in err) == (1, True), err
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]
 
 
 def test_another_runs_workdir_is_refused(uninterrupted, data_dir):

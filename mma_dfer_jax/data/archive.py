@@ -9,6 +9,7 @@ from pathlib import Path
 from mma_dfer_jax.data import source
 from mma_dfer_jax.data.source import ClipFiles, LabelOrder, Layout, Note, Problem, as_clip_id, first_few
 from mma_dfer_jax.errors import UserError, listed
+from mma_dfer_jax.paths import hint
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp")
 VIDEOS = (".mp4", ".avi", ".flv", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".3gp", ".ts",
@@ -37,7 +38,8 @@ class Archive:
   def __init__(self, raw: Path, leaves: Iterable[str], layout: str, options: Options):
     self.raw = Path(os.path.abspath(raw))
     if not self.raw.is_dir():
-      raise UserError(f"--raw={raw}: {'is no folder' if self.raw.exists() else 'there is no such folder'}")
+      words = hint(self.raw, folder=True).replace("is not there", "there is no such folder", 1)
+      raise UserError(f"--raw={raw}: {words}")
     self.real, self.layout, self.options = os.path.realpath(self.raw), layout, options
     self.problems: list[Problem] = []
     self._notes: dict[tuple[str, bool], list[str]] = defaultdict(list)

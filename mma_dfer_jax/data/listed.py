@@ -16,6 +16,8 @@ from mma_dfer_jax.data import archive, source
 from mma_dfer_jax.data.archive import PICTURES, SOUNDS, VIDEOS, Archive, scan
 from mma_dfer_jax.data.source import FOLDS, ClipFiles, LabelOrder, Layout, as_clip_id, first_few, option
 from mma_dfer_jax.errors import UserError, listed
+from mma_dfer_jax.lookalikes import escaped, looks, tidy
+from mma_dfer_jax.paths import hint
 
 FORMS = {
   "csv": "csv files with the columns video_name,label",
@@ -33,15 +35,33 @@ _WORDS = ("happy happiness joy", "sad sadness", "neutral neutrality", "angry ang
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(archive.Options):
-  lists: str | None = option(None, "Folder with the lists of the folds, if they are not in --raw.")
+  lists: str | None = option(None, "Folder with the lists of the folds, if they are not in --raw.", path=True)
   recipe: str = option("default", "reference: frames as the original orders them.", "default", "reference")
   frames: str = option("all", "Which pictures to take.")
+
+
+LARGEST_LIST = 1 << 28  # bytes
+_SPREADSHEET = "is a spreadsheet, not a csv; save it as CSV (UTF-8)"
+_PACKED = "is a packed file; unpack it first"
+_UTF16 = "must be saved as UTF-8; it is UTF-16"
+_OTHER_FILES = (  # beginnings of files
+  dict.fromkeys([b"PK\3\4", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!"], _PACKED)
+  | {b"\xd0\xcf\x11\xe0": _SPREADSHEET, b"\xff\xfe": _UTF16, b"\xfe\xff": _UTF16}
+)
 
 
 def read_text(path: Path) -> str:
   """Raises ValueError if it cannot be read or is not UTF-8."""
   try:
-    return path.read_bytes().decode("utf-8-sig")
+    if path.stat().st_size > LARGEST_LIST:
+      raise ValueError(f"has {path.stat().st_size:,} bytes: a list of clips is shorter")
+    data = path.read_bytes()
+    if kind := next((kind for start, kind in _OTHER_FILES.items() if data.startswith(start)), ""):
+      spreadsheet = any(
+        part in data for part in (b"xl/workbook", b"opendocument.spreadsheet", b"Index/Document.iwa")
+      )
+      raise ValueError(_SPREADSHEET if spreadsheet else kind)
+    return data.decode("utf-8-sig")
   except OSError as error:
     raise ValueError(f"cannot be read ({error.strerror})") from error
   except UnicodeDecodeError as error:
@@ -58,28 +78,33 @@ def read_table(
   Returns: its columns; its rows, as number of the last line, values, and the same by column; what is odd about its form.
   """
   text, wanted = read_text(path), " or ".join(columns)
-  first = next((line for line in text.splitlines() if line.strip()), "")
+  first = next((line for line in text.splitlines() if tidy(line)), "")
   if not first:
     raise ValueError(f"is empty; it must begin with the line {wanted}")
   known = set(",".join(columns).split(","))
   for delimiter in ",;\t":
-    header = [name.strip().lower() for name in next(csv.reader([first], delimiter=delimiter))]
+    header = list(map(looks, next(csv.reader([first[:100_000]], delimiter=delimiter))))
     used = sorted(name for name in header if name in known)
     if any(used == sorted(one.split(",")) for one in columns):
       break
   else:
-    raise ValueError(f"must begin with the line {wanted} (comma, semicolon or tab); it begins with {first!r}")
+    raise ValueError(
+      f"must begin with the line {wanted} (comma, semicolon or tab); it begins with {escaped(first)}"
+    )
   reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
   try:
-    lines = [(reader.line_num, row) for row in reader if any(map(str.strip, row))][1:]
+    lines = [(reader.line_num, [tidy(value) for value in row]) for row in reader]
+    lines = [(number, row) for number, row in lines if any(row)][1:]
   except csv.Error as error:
     raise ValueError(f"cannot be read in line {reader.line_num}: {error}") from error
   notes = [f"columns are separated by {delimiter!r}, not by a comma"] * (delimiter != ",")
   if extra := sorted(set(header) - known - {""}):
     notes.append(f"columns that are not used: {', '.join(extra)}")
   empty = dict.fromkeys(header, "")
-  rows = [(n, row, empty | dict(zip(header, map(str.strip, row), strict=False))) for n, row in lines]
-  return header, rows, notes
+  for _, row in lines:
+    while len(row) > len(header) and not row[-1]:
+      row.pop()  # spreadsheets write commas for empty columns
+  return header, [(n, row, empty | dict(zip(header, row, strict=False))) for n, row in lines], notes
 
 
 class Row(NamedTuple):
@@ -116,11 +141,14 @@ class ListedArchive(Archive):
 
     A list that is missing or cannot be read is a problem of the whole; one of its lines is a problem of a clip.
     """
-    folder = Path(self.options.lists).expanduser() if self.options.lists else own
+    folder = Path(self.options.lists) if self.options.lists else own
     if not folder:
       raise self.unrecognised("there are no lists of folds")
     if not folder.is_dir():
-      raise UserError(f"--lists={folder}: is no folder; give that of the lists of all folds\n{self.layout}")
+      words = hint(folder, folder=True)
+      raise UserError(
+        f"--lists={folder}: {words}; give the folder with the lists of all folds\n{self.layout}"
+      )
     files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in (".csv", ".txt")
              and not path.name.startswith(".") and "__MACOSX" not in path.parts]  # fmt: skip
     others = {"dfew", "mafw", "ferv39k"} - {self.name}
@@ -152,7 +180,7 @@ class ListedArchive(Archive):
     for key, path in found.items():
       try:
         if path.suffix.lower() != ".csv":
-          numbered = enumerate(map(str.strip, read_text(path).splitlines()), 1)
+          numbered = enumerate(map(tidy, read_text(path).splitlines()), 1)
           texts[key] = [(number, line) for number, line in numbered if line]
         elif "csv" not in self.first:
           raise ValueError(f"is a csv; accepted are {accepted}")
@@ -213,7 +241,7 @@ class ListedArchive(Archive):
     """
     for kind, first in self.first.items():
       rows, last = [row for row in self.rows if row.kind == kind], first + len(classes) - 1
-      numbers = {int(row.written) for row in rows if re.fullmatch("-?[0-9]+", row.written)}
+      numbers = {int(row.written) for row in rows if re.fullmatch("-?[0-9]{1,99}", row.written)}
       if (last + 1 in numbers and first not in numbers) or (first - 1 in numbers and last not in numbers):
         step = "add 1 to" if first > min(numbers) else "subtract 1 from"
         raise UserError(f"{rows[0].path.parent}: labels go from {min(numbers)} to {max(numbers)}, but here {first} is "
@@ -221,13 +249,13 @@ class ListedArchive(Archive):
 
     @functools.cache
     def label_of(word: str, first: int) -> str | None:
-      if re.fullmatch("[0-9]+", word):
+      if re.fullmatch("[0-9]{1,99}", word):
         return classes[int(word) - first] if first <= int(word) < first + len(classes) else None
       alike = {other for words in _WORDS if word in words.split() for other in words.split()}
       fitting = [name for name in classes if name.lower() == word] or list(alike.intersection(classes))
       return fitting[0] if len(fitting) == 1 else None
 
-    self.rows = [row._replace(label=label_of(row.written.lower(), self.first[row.kind])) for row in self.rows]
+    self.rows = [row._replace(label=label_of(looks(row.written), self.first[row.kind])) for row in self.rows]
 
   def _places(self, classes: Sequence[str]) -> dict[str, Row]:
     """The clips of the five test lists, each in one fold and with one label, in the order of the lists."""
@@ -239,7 +267,9 @@ class ListedArchive(Archive):
     for row in (row for row in self.rows if row.part == "test"):
       before = places.get(row.clip_id)
       if row.label is None:
-        self.problem(row.where, f"unknown label {row.written!r}; write {allowed[row.kind]}", row.clip_id)
+        self.problem(
+          row.where, f"unknown label {escaped(row.written)}; write {allowed[row.kind]}", row.clip_id
+        )
         self.doubtful.update(classes)
       elif before:
         labels = f", with the label {before.label} there and {row.label} here" * (row.label != before.label)

@@ -16,7 +16,15 @@ import numpy as np
 
 from mma_dfer_jax.data.data_set import start_worker
 from mma_dfer_jax.data.fbank import missing_spectrogram, spectrogram
-from mma_dfer_jax.data.frames import Augment, augment, decode_frame, draw_augmentation, resize, sample_frames
+from mma_dfer_jax.data.frames import (
+  Augment,
+  augment,
+  decode_frame,
+  draw_augmentation,
+  resize,
+  sample_at_times,
+  sample_frames,
+)
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.inputs import Inputs
 
@@ -43,7 +51,14 @@ def make_example(
   video = np.empty(inputs.video_shape, np.uint8) if video is None else video
   size, frames, augmentation = inputs.image_size, record["frames"], None
   try:
-    chosen = sample_frames(len(frames), train=rng is not None, rng=rng, num_segments=inputs.num_frames)
+    if inputs.frame_choice == "time":
+      if "times" not in record:
+        raise UserError(
+          f"frame_choice=time needs data that keep the times of frames: {AGAIN} and --keep_times"
+        )
+      chosen = sample_at_times(record["times"], rng=rng, num_segments=inputs.num_frames)
+    else:
+      chosen = sample_frames(len(frames), train=rng is not None, rng=rng, num_segments=inputs.num_frames)
     for place, i in enumerate(chosen.tolist()):
       if place and i == chosen[place - 1]:  # a short clip repeats its last frame
         video[place] = video[place - 1]
@@ -61,6 +76,8 @@ def make_example(
       sound = spectrogram(waveform, int(record["sample_rate"]), *inputs.audio_shape)
     else:
       sound = missing_spectrogram(*inputs.audio_shape)
+  except UserError:
+    raise
   except ValueError as error:
     name = record["clip_id"].decode()
     raise UserError(f"clip {name} cannot be read: {error}; {AGAIN}") from error

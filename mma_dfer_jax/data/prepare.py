@@ -20,7 +20,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import io
@@ -41,24 +40,24 @@ from mma_dfer_jax import cli
 from mma_dfer_jax.cores import usable_cores
 from mma_dfer_jax.data import media, source
 from mma_dfer_jax.data.counts import Findings, check_counts, published_counts
-from mma_dfer_jax.data.data_set import open_data_set, start_worker
+from mma_dfer_jax.data.data_set import AS_MEANT, TIMES, open_data_set, start_worker
 from mma_dfer_jax.data.faces import POLICIES, FaceFinder, face_model, face_recipe
+from mma_dfer_jax.data.frames import uneven_rate
 from mma_dfer_jax.data.records import RECIPE, Clips, read_clip
 from mma_dfer_jax.data.source import ClipFiles, Layout, Note, Problem, count, in_lines, natural
-from mma_dfer_jax.disk import sha256_of
+from mma_dfer_jax.disk import alone_in, sha256_of
 from mma_dfer_jax.errors import UserError, listed
+from mma_dfer_jax.paths import define_path
 from mma_dfer_jax.progress import Progress
 
 _DATASET = flags.DEFINE_enum("dataset", "clips", source.names(), "Data set; clips, folders: any videos.")
-flags.DEFINE_string("manifest", None, "clips: a csv; without labels: a folder or glob.")
-flags.DEFINE_string(
-  "raw", None, "The folder of the data set as it was unpacked; folders: that of the classes."
-)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder to write the data set to.")
+define_path("manifest", None, "clips: a csv; without labels: a folder or glob.")
+define_path("raw", None, "The folder of the data set as it was unpacked; folders: that of the classes.")
+_DATA_DIR = define_path("data_dir", None, "Folder to write the data set to.")
 _CHECK = flags.DEFINE_bool("check", False, "Only look at names and lists: decode nothing, write nothing.")
 _FACE_POLICY = flags.DEFINE_enum("face_policy", "follow", list(POLICIES),
                                  "follow: the largest face over time; union: all faces, as the original.")  # fmt: skip
-_FACE_MODEL = flags.DEFINE_string("face_model", None, "YuNet's .onnx file; it is fetched once if not given.")
+_FACE_MODEL = define_path("face_model", None, "YuNet's .onnx file; it is fetched once if not given.")
 _FACE_SIZE = flags.DEFINE_integer("face_size", 224, "Side of the cut faces in pixels.", lower_bound=16)
 _ALLOW_BAD = flags.DEFINE_integer("allow_bad", 0, "Leave out at most so many bad clips and list them, instead of failing. "
                                   "A missing or broken list always stops it.", lower_bound=0)  # fmt: skip
@@ -66,6 +65,9 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the data set that is
 _NUM_WORKERS = flags.DEFINE_integer("num_workers", usable_cores(), "Processes that decode; 1: this one.", 1)
 _MAX_FRAMES = flags.DEFINE_integer(
   "max_frames", 0, "Of longer clips, take so many frames, evenly spread; 0: all.", 0
+)
+_KEEP_TIMES = flags.DEFINE_bool(
+  "keep_times", False, "Keep the times of frames, for config.inputs.frame_choice=time."
 )
 flags.register_multi_flags_validator(["data_dir", "check"], lambda given: given["check"] or given["data_dir"],
                                      "give --data_dir=FOLDER to write to, or --check.")  # fmt: skip
@@ -86,7 +88,9 @@ def _define_options() -> list[str]:
     words = f"{', '.join(choices)}: " * (len(choices) < len(of)) + one.metadata["help"]
     if len(set(choices.values())) > 1:
       words += "".join(f" {name}: {', '.join(values)}." for name, values in choices.items())
-    if values := list(dict.fromkeys(itertools.chain(*choices.values()))):
+    if one.metadata["path"]:
+      define_path(flag, one.default, words)
+    elif values := list(dict.fromkeys(itertools.chain(*choices.values()))):
       flags.DEFINE_enum(flag, one.default, values, words)
     else:
       kinds.get(type(one.default), flags.DEFINE_string)(flag, one.default, words)
@@ -94,6 +98,8 @@ def _define_options() -> list[str]:
 
 
 _OPTIONS = _define_options()
+UNEVEN = ("the frame rate is uneven: one quarter of the frames takes more than twice as long as another, and frames are "
+          "chosen by number; --keep_times lets a run choose them by time")  # fmt: skip
 NOTES = "notes.txt"  # in the data set: all notes with all names
 SCRATCH = ".unfinished"  # beside the data set: decoded clips, and the data set while it is written
 
@@ -107,6 +113,7 @@ class Decoding:
   face_policy: str = "follow"  # or union
   face_size: int = 224  # side of the cut faces in pixels
   max_frames: int = 0  # so many of longer clips, evenly spread; 0: all
+  keep_times: bool = False  # of frames
 
   @functools.cached_property
   def recipe(self) -> dict[str, str]:
@@ -116,6 +123,8 @@ class Decoding:
       recipe |= faces | {"frame_coding": RECIPE["frame_coding"]}
     if self.max_frames:
       recipe["frame_count"] = f"at most {self.max_frames}, evenly spread over the clip"
+    if self.keep_times:
+      recipe[TIMES] = "kept, as the video is played"
     return recipe
 
 
@@ -148,6 +157,7 @@ def decode_clip(files: ClipFiles, decoding: Decoding) -> str | None:
   partial = files.decoded.with_suffix(f".{os.getpid()}.partial")
   with partial.open("wb") as file:
     kept = {key: record[key] for key in ("waveform", "sample_rate", "face_share")}
+    kept |= {key: list(record[key]) for key in ("changes", "times")}
     np.savez(file, lengths=lengths, sizes=sorted(sizes), **kept)
   partial.replace(files.decoded)  # a killed run keeps no half clip
   return None
@@ -225,19 +235,10 @@ def _key(files: ClipFiles, decoding: Decoding) -> str:
 
 @contextlib.contextmanager
 def _alone_in(home: Path) -> Iterator[Path]:
-  """The folder for unfinished work. It keeps other processes out; the system lets them in again however this one ends."""
+  """The folder for unfinished work, which no other process enters until this one ends."""
   scratch = home / SCRATCH
   try:
-    scratch.mkdir(parents=True, exist_ok=True)
-    path = scratch / "lock"
-    with path.open("w") as lock:
-      try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        free = os.path.samestat(os.fstat(lock.fileno()), path.stat())  # else of one that has just ended
-      except (BlockingIOError, FileNotFoundError):
-        free = False
-      if not free:
-        raise UserError(f"{home}: another prepare is at work there; wait, or choose another --data_dir")
+    with alone_in(scratch, "prepare", "--data_dir"):
       yield scratch
   except (OSError, RuntimeError) as error:  # array_record, which is not Python, raises the latter
     where, why = getattr(error, "filename", None) or home, getattr(error, "strerror", None) or error
@@ -280,6 +281,7 @@ def prepare(
     clips, bad_files = decode_all(layout.clips, scratch / "decoded", decoding, num_workers)
     lines = _check_left_out(layout, clips, [*layout.problems, *bad_files], origin, allow_bad)
     shutil.rmtree(scratch / name, ignore_errors=True)  # what a killed run was writing
+    recipe |= _looked_at(clips, notes)
     builder = Clips.named(name)(clips=clips, classes=layout.classes, class_order=layout.class_order, recipe=recipe,
                                 left_out=lines, fingerprint=fingerprint, data_dir=scratch)  # fmt: skip
     _write(builder, name, notes, scratch, target)
@@ -291,6 +293,31 @@ def prepare(
     print(f"without sound: {_described(made.without_sound)}")
   print(f"classes, in label order: {', '.join(made.classes)}; {made.class_order}")
   print("recipe:", *(f"{key}: {value}" for key, value in made.recipe.items()), sep="\n  ")
+
+
+def _looked_at(clips: Iterable[ClipFiles], notes: list[Note]) -> dict[str, str]:
+  """Notes and prints what decoding showed of clips; returns what of that belongs to the recipe."""
+  changed: dict[str, list[str]] = defaultdict(list)
+  uneven = []
+  for clip in clips:
+    with np.load(clip.decoded) as decoded:
+      for change in decoded["changes"].tolist():
+        changed[change].append(clip.clip_id)
+      if uneven_rate(decoded["times"]):
+        uneven.append(clip.clip_id)
+  found = [Note(change, tuple(names)) for change, names in sorted(changed.items())]
+  found += [Note(UNEVEN, tuple(uneven), warning=True)] if uneven else []
+  _print_notes(found)
+  notes += found
+  return (
+    {
+      AS_MEANT: "; ".join(
+        f"{change}: {count(len(names), 'clip')}" for change, names in sorted(changed.items())
+      )
+    }
+    if changed
+    else {}
+  )
 
 
 def _write(builder: Clips, name: str, notes: list[Note], scratch: Path, target: Path) -> None:
@@ -311,7 +338,7 @@ def _write(builder: Clips, name: str, notes: list[Note], scratch: Path, target: 
   notes += more
   new = builder.write()
   if text := "".join("\n  ".join([note.what, *note.names]) + "\n" for note in notes):
-    (new / NOTES).write_text(text, encoding="utf-8")
+    (new / NOTES).write_text(text, encoding="utf-8", errors="backslashreplace")
   if target.exists():
     shutil.rmtree(scratch / "replaced", ignore_errors=True)
     target.rename(scratch / "replaced")
@@ -396,8 +423,8 @@ def main(argv: Sequence[str]) -> int:
     raise listed("the data set cannot be prepared", problems, advice)
   values = {flag: flags.FLAGS[flag].value for flag in takes[1:] if flags.FLAGS[flag].present}
   options = of.Options(**{flag: tuple(v) if isinstance(v, list) else v for flag, v in values.items()})
-  layout = of.read(Path(place).expanduser(), options)
-  given_model = Path(_FACE_MODEL.value).expanduser() if _FACE_MODEL.value else None
+  layout = source.with_legible_names(of.read(Path(place), options))
+  given_model = Path(_FACE_MODEL.value) if _FACE_MODEL.value else None
   if _CHECK.value:
     wrong = []
     if options.faces == "yunet" and given_model:  # without one it would be downloaded
@@ -410,7 +437,10 @@ def main(argv: Sequence[str]) -> int:
   if options.faces == "yunet":
     model = face_model(given_model)
     decoding = Decoding(options.allow_missing_sound, str(model), _FACE_POLICY.value, _FACE_SIZE.value)
-  prepare(layout, name, Path(_DATA_DIR.value or "").expanduser(), decoding, place, allow_bad=_ALLOW_BAD.value,
+  if _KEEP_TIMES.value and any(clip.frames for clip in layout.clips):
+    raise UserError("--keep_times is for videos; pictures in folders have no times")
+  decoding = dataclasses.replace(decoding, max_frames=_MAX_FRAMES.value, keep_times=_KEEP_TIMES.value)
+  prepare(layout, name, Path(_DATA_DIR.value), decoding, place, allow_bad=_ALLOW_BAD.value,
           overwrite=_OVERWRITE.value, num_workers=_NUM_WORKERS.value)  # fmt: skip
   return 0
 

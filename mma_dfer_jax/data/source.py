@@ -22,9 +22,9 @@ import os
 from pathlib import Path
 import re
 from typing import Any, NamedTuple
-import unicodedata
 
 from mma_dfer_jax.errors import EXAMPLES, UserError, count, counted, listed
+from mma_dfer_jax.lookalikes import alike, escaped, tidy
 
 Counts = Mapping[str, Mapping[str, int]]  # clips by split and class
 FOLDS = range(1, 6)  # of the published data sets
@@ -71,9 +71,9 @@ def folds_of(classes: Sequence[str], *rows: Sequence[int]) -> Counts:
   return {f"fold{k}": dict(zip(classes, row, strict=True)) for k, row in enumerate(rows, 1)}
 
 
-def option(default: Any, help: str, *choices: str) -> Any:
-  """A field of Options: its default, its help as a flag, and the values that it may have."""
-  return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+def option(default: Any, help: str, *choices: str, path: bool = False) -> Any:
+  """A field of Options: its default, its help as a flag, and the values that it may have, or whether it is a path."""
+  return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "path": path})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,9 @@ class Options:
       value, choices = getattr(self, field.name), field.metadata["choices"]
       if choices and value not in (field.default, *choices):
         problems.append(f"--{field.name}={value}: choose one of {', '.join(choices)}")
-    classes: Sequence[str] = getattr(self, "classes", ())
+    classes: Sequence[str] = [tidy(name) for name in getattr(self, "classes", ())]
+    if classes:
+      object.__setattr__(self, "classes", tuple(classes))
     if len(set(classes)) < len(classes) or not all(classes):
       problems.append(f"--classes={','.join(classes)}: every class needs a name of its own")
     problems += [f"--classes: {wrong}" for wrong in near_duplicates(classes)]
@@ -98,12 +100,13 @@ class Options:
 
 
 def near_duplicates(classes: Iterable[str]) -> list[str]:
-  """What is wrong with class names that differ only in case or spaces: most often one is meant."""
-  groups: dict[str, list[str]] = {}
-  for name in classes:
-    groups.setdefault(" ".join(unicodedata.normalize("NFC", name).casefold().split()), []).append(name)
-  pairs = [" and ".join(map(repr, group)) for group in groups.values() if len(set(group)) > 1]
-  return [f"the class names {pair} differ in case or spaces only: write one of them" for pair in pairs]
+  """What is wrong with class names that a person cannot tell apart: most often one is meant."""
+  found = []
+  for group in alike(classes):
+    in_letters = len({" ".join(name.casefold().split()) for name in group}) > 1
+    how = "look alike" if in_letters else "differ in case or spaces only"
+    found.append(f"the class names {' and '.join(map(escaped, group))} {how}: write one of them")
+  return found
 
 
 class Problem(NamedTuple):
@@ -115,8 +118,9 @@ class Problem(NamedTuple):
 
   def __str__(self) -> str:
     if len(self.clips) > 1:
-      return f"{self.where}: {count(len(self.clips), 'clip')} {self.what}: {first_few(self.clips)}"
-    return ": ".join(filter(None, dict.fromkeys((self.where, *self.clips, self.what)))).replace("\0", "\\0")
+      text = f"{self.where}: {count(len(self.clips), 'clip')} {self.what}: {first_few(self.clips)}"
+      return _printable(text.removeprefix(": "))
+    return _printable(": ".join(filter(None, dict.fromkeys((self.where, *self.clips, self.what)))))
 
 
 def in_lines(problems: Iterable[Problem]) -> list[str]:
@@ -128,12 +132,12 @@ def in_lines(problems: Iterable[Problem]) -> list[str]:
       what = re.sub(rf"(?<![\w'…]){re.escape(os.path.basename(clip))}(?![\w'…])", "…", what)
     kinds[bool(problem.clips), _VARYING.sub("…", what)].append((problem, what))
   lines = []
-  for (of_clips, _), alike in kinds.items():
-    if len(alike) <= EXAMPLES:
-      lines += [str(problem) for problem, _ in alike]
+  for (of_clips, _), same in kinds.items():
+    if len(same) <= EXAMPLES:
+      lines += [str(problem) for problem, _ in same]
     else:
-      shared = _in_common([what for _, what in alike])
-      names = [str(Problem(one.where, "", (clip,))) for one, _ in alike for clip in one.clips or [""]]
+      shared = _in_common([what for _, what in same])
+      names = [str(Problem(one.where, "", (clip,))) for one, _ in same for clip in one.clips or [""]]
       lines += counted([(name, shared) for name in names], "clips" if of_clips else "lists, files or folders")
   return sorted(lines, key=natural)
 
@@ -162,7 +166,7 @@ class Note(NamedTuple):
 
   def __str__(self) -> str:
     number = f" ({len(self.names)})" if len(self.names) > 1 else ""
-    return self.what + (f"{number}: {first_few(self.names)}" if self.names else "")
+    return _printable(self.what + (f"{number}: {first_few(self.names)}" if self.names else ""))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +202,29 @@ class Layout:
   doubtful: frozenset[str] = frozenset()  # classes that clips with problems have, or may have
 
 
+def with_legible_names(layout: Layout) -> Layout:
+  """Refuses clips whose names or labels are no text, and clips that people could not tell apart by their names."""
+  problems = [
+    Problem(clip.where, f"the name {escaped(name)} is not UTF-8; rename it", (clip.clip_id,))
+    for clip in layout.clips for name in (clip.clip_id, clip.label) if not _is_text(name)
+  ]  # fmt: skip
+  for group in alike((clip.clip_id for clip in layout.clips), case=True):
+    problems.append(
+      Problem("", f"look alike: {' and '.join(map(escaped, group))}; rename one of them", tuple(group))
+    )
+  bad = {clip for problem in problems for clip in problem.clips}
+  notes = [Note(f"clips whose names differ in case only: {' and '.join(group)}")
+           for group in alike(clip.clip_id for clip in layout.clips) if not bad & set(group)]  # fmt: skip
+  clips = [clip for clip in layout.clips if clip.clip_id not in bad]
+  return dataclasses.replace(
+    layout, clips=clips, problems=layout.problems + problems, notes=layout.notes + notes
+  )
+
+
+def _is_text(name: str) -> bool:
+  return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
 def rate_warning(name: str, rates: Mapping[int, int]) -> str | None:
   """What to say if more than a few sounds are at 16 kHz though the data set's published scores are from other rates.
 
@@ -221,10 +248,15 @@ def first_few(names: Iterable[object], most: int = 5) -> str:
 
 def natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
   """Sorts names as people do: 2 before 10."""
-  parts = re.split("([0-9]+)", name)  # text and digits take turns
-  return [(0, int(part), "") if i % 2 else (1, 0, part) for i, part in enumerate(parts) if part], name
+  parts = re.split("([0-9]+)", name)  # text and digits take turns; Python refuses to read thousands of digits
+  return [(0, int(part[:4000]), "") if i % 2 else (1, 0, part) for i, part in enumerate(parts) if part], name
 
 
 def as_clip_id(name: str) -> str:
   """A clip's name with or without leading zeros -> the same id."""
-  return f"{int(name):05d}" if re.fullmatch("[0-9]+", name) else name
+  return f"{int(name):05d}" if re.fullmatch("[0-9]{1,200}", name) else name
+
+
+def _printable(text: str) -> str:
+  """A line without control characters and other bytes that no terminal should get; names of files may hold any."""
+  return "".join(c if c.isprintable() or c == " " else c.encode("unicode_escape").decode() for c in text)

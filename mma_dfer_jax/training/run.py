@@ -34,14 +34,14 @@ def describe_run(
   config: ml_collections.ConfigDict, model: ModelConfig, data_set: DataSet, starts: Sequence[Any]
 ) -> Run:
   """What identifies a run, as JSON holds it; the weights that it starts from are known by content."""
-  of_model = {name: getattr(model.inputs, name) for name in ("image_size", "num_frames", "audio_shape")}
   run = {
     "config": flat_config(config.to_dict()),
     "classes": data_set.classes,
-    "recipe": data_set.recipe | of_model,
+    "recipe": data_set.recipe | model.inputs.to_fields(),
     "tunable": tunable_patterns(model, config.tunable),
     "starts": {start.name: start.sha256 for start in starts},
-    "data_set": {name: getattr(data_set, name) for name in ("fingerprint", "splits", "sample_rates")},
+    "data_set": {name: getattr(data_set, name) for name in ("fingerprint", "splits", "sample_rates")}
+    | ({"seconds_of_sound": data_set.seconds_of_sound} if data_set.seconds_of_sound else {}),
     "version": __version__,
   }
   return json.loads(json.dumps(run))

@@ -65,6 +65,11 @@ def open_run(workdir: Path, step: int | str = "last") -> StoredModel:
     "tunable": run["tunable"],
     "precision": run["config"]["precision"],
     "sample_rates": run["data_set"]["sample_rates"],
+    **(
+      {"seconds_of_sound": run["data_set"]["seconds_of_sound"]}
+      if "seconds_of_sound" in run["data_set"]
+      else {}
+    ),
     "source": {"run": workdir.resolve().name, "step": found, "version": run["version"]},
   }
   tensors = {

@@ -37,7 +37,7 @@ _COUNTS = {
   "BOOL": np.dtype("?"),
 }  # of training tools
 # Facts that only a run knows: which parameters it trained, its precision, the sample rates of its sounds.
-OF_A_RUN = {"tunable": list, "precision": str, "sample_rates": list}
+OF_A_RUN = {"tunable": list, "precision": str, "sample_rates": list, "seconds_of_sound": float}
 
 
 def held(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:

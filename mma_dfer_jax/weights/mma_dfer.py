@@ -34,7 +34,7 @@ AUTHORS_RECIPE = {
 
 def recipe_of(inputs: Inputs) -> dict[str, Any]:
   """How the authors prepare data of these sizes."""
-  return AUTHORS_RECIPE | dataclasses.asdict(inputs) | {"audio_shape": list(inputs.audio_shape)}
+  return AUTHORS_RECIPE | inputs.to_fields() | {"audio_shape": list(inputs.audio_shape)}
 
 
 def open_checkpoint(path: Path, heads: int | None = None, wanted: str | None = None) -> StoredModel:

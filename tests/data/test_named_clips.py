@@ -203,11 +203,23 @@ def test_folds_of_a_manifest(tmp_path):
   bad(read_clips(manifest(tmp_path, "path,label,Fold\na.mp4,x,1\nb.mp4,x,2\nc.mp4,x,4\n")), holes, left=3)
 
 
-@pytest.mark.parametrize("pair", [("very sad", "Very  sad"), ("über", "u\u0308ber")])
+ALIKE = {
+  ("very sad", "Very  sad"): "'very sad' and 'Very  sad' differ in case or spaces only",
+  ("sad", "s\u00adad"): r"'sad' and 's\xadad' look alike",
+  (
+    "fear",
+    "\uff46\uff45\uff41\uff52",
+  ): r"'fear' and 'ｆｅａｒ' (written '\uff46\uff45\uff41\uff52') look alike",
+  ("über", "u\u0308ber"): "'über' (written '\\xfcber') and 'u\u0308ber' (written 'u\\u0308ber') look alike",
+  ("joy", "j\u043ey"): r"'joy' and 'jоy' (written 'j\u043ey') look alike",
+  ("a b", "a\xa0b"): r"'a b' and 'a\xa0b' differ in case or spaces only",
+}
+
+
+@pytest.mark.parametrize("pair", ALIKE)
 def test_labels_that_look_alike(tmp_path, pair):
   path = manifest(tmp_path, "path,label,split\na.mp4,{},train\nb.mp4,{},test\n".format(*pair))
-  text = f"{pair[0]!r} and {pair[1]!r} differ in case or spaces only: write one of them"
-  layout = bad(read_clips(path), text, left=2)
+  layout = bad(read_clips(path), f"{ALIKE[pair]}: write one of them", left=2)
   assert layout.problems[0].clips == ()
 
 

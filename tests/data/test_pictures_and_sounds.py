@@ -171,7 +171,7 @@ def test_what_is_no_data_set_is_described(tmp_path):
   with refused("there is no such folder"):
     read_dfew(tmp_path / "DFEW")
   write_text(tmp_path / "file")
-  with refused("is no folder"):
+  with refused("is a file, not a folder"):
     read_mafw(tmp_path / "file")
   for name in ("a.zip", "b/c.txt"):
     write_text(tmp_path / "wrong" / name)

@@ -10,7 +10,9 @@ import re
 from mma_dfer_jax.data import listed, source
 from mma_dfer_jax.data.archive import VIDEOS
 from mma_dfer_jax.data.source import ClipFiles, Layout, Note, Problem, natural
-from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.errors import UserError, shown
+from mma_dfer_jax.lookalikes import escaped, looks, tidy
+from mma_dfer_jax.paths import hint, user_path
 
 FLAG = "manifest"
 LAYOUT = """accepted as --manifest: a csv with the columns path,label,split (train or test) or path,label,fold (1, 2, …); or,
@@ -37,7 +39,7 @@ def read(manifest: Path, options: Options) -> Layout:
   if not lines:
     raise UserError(f"{manifest}: holds no rows, only {','.join(header)}")
   folds, classes = "fold" in header, options.classes
-  known = re.compile("fold[1-9][0-9]*" if folds else "train|test")
+  known = re.compile("fold[1-9][0-9]{0,5}" if folds else "train|test")
   others: dict[str, list[str]] = defaultdict(list)  # clips of classes that --classes does not name
   doubtful: set[str] = set()
   clips: list[ClipFiles] = []
@@ -45,25 +47,31 @@ def read(manifest: Path, options: Options) -> Layout:
   splits: set[str] = set()
   seen: dict[str, int] = {}
   for line, values, row in lines:
-    path, label = row["path"], row["label"]
-    split = f"fold{row['fold'].removeprefix('fold')}" if folds else row["split"]
-    can_be = path and "\0" not in path
-    file = Path(os.path.abspath(manifest.parent / path)) if can_be else manifest
-    # The same clip in training and in the test would make the score a lie.
-    first = seen.setdefault(os.path.realpath(file), line) if can_be else line
+    path, label = row["path"], tidy(row["label"])
+    split = f"fold{looks(row['fold']).removeprefix('fold')}" if folds else looks(row["split"])
+    no_path, first, file = "", line, manifest
+    try:
+      file = Path(user_path(path, manifest.parent)) if path else manifest
+      # The same clip in training and in the test would make the score a lie.
+      first = seen.setdefault(os.path.realpath(file), line) if path else line
+      missing = first == line and not os.path.exists(file) and hint(file, folder=False)
+      no_path = missing.replace("is not there", f"No such file in {file.parent}", 1) if missing else ""
+    except UserError as error:
+      no_path = f"the path {error}"
+    similar = [name for name in classes if name != label and looks(name) == looks(label)]
     wrong = {
       f"{len(values) - len(header)} values too many (quote values that hold commas)": len(values) > len(header),
       "no path": not path,
-      "the path holds a NUL, which no file name can": path and not can_be,
       "no label": not label,
-      f"fold {row.get('fold')!r} is not a number from 1 on": folds and not known.fullmatch(split),
-      f"no run uses the split {split!r}: write train or test, or a column fold with 1, 2, …":
+      f"label {escaped(label)} looks like the class {', '.join(map(escaped, similar))}: write that": similar,
+      f"fold {escaped(row.get('fold', ''))} is not a number from 1 on": folds and not known.fullmatch(split),
+      f"no run uses the split {escaped(row.get('split', ''))}: write train or test, or a column fold with 1, 2, …":
         not folds and not known.fullmatch(split),
       f"is in line {first} already": first != line,
-      f"No such file in {file.parent}": first == line and not file.exists(),
+      no_path: True,
     }  # fmt: skip
-    if what := "; ".join(text for text, holds in wrong.items() if holds):
-      problems.append(Problem("", what, (f"line {line}: {path}" if path else f"line {line}",)))
+    if what := "; ".join(text for text, holds in wrong.items() if text and holds):
+      problems.append(Problem("", what, (f"line {line}: {shown(path)}" if path else f"line {line}",)))
       doubtful |= {label} & set(classes or [label]) if label else set(classes)
     elif classes and label not in classes:
       others[label].append(path)

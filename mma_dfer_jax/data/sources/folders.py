@@ -9,6 +9,7 @@ import re
 from mma_dfer_jax.data.archive import VIDEOS, Archive, ClassOptions
 from mma_dfer_jax.data.source import ClipFiles, LabelOrder, Layout, natural, near_duplicates, option
 from mma_dfer_jax.errors import UserError, listed
+from mma_dfer_jax.lookalikes import looks, tidy
 
 FLAG = "raw"
 LAYOUT = """accepted for folders: CLASS/clip.mp4 with --test_share=0.2, which splits the clips into training and test; or a
@@ -27,7 +28,7 @@ def read(raw: Path, options: Options) -> Layout:
   """The folders' names as classes, sorted, and their videos; --test_share must split what the folders do not split."""
   archive = Archive(raw, (), LAYOUT, options)
   top, files = archive.entries(archive.raw)
-  share, splits = options.test_share, [name for name in top if name.lower() in ("train", "test")]
+  share, splits = options.test_share, [name for name in top if looks(name) in ("train", "test")]
   if splits and (len(splits) < 2 or len(top) > 2):
     raise listed(f"--raw={raw}: train and test are splits only if these two folders are there and no others",
                  [f"found: {', '.join(f'{name}/' for name in top)}"], LAYOUT)  # fmt: skip
@@ -43,9 +44,9 @@ def read(raw: Path, options: Options) -> Layout:
   classes: dict[str, None] = {}
   for split in splits or [""]:
     for name in archive.entries(archive.raw / split)[0]:
-      if not options.classes or name in options.classes:
+      if not options.classes or tidy(name) in options.classes:
         classes.setdefault(name)
-        clips += _clips_of(archive.raw / split / name, name, split.lower(), archive)
+        clips += _clips_of(archive.raw / split / name, tidy(name), looks(split), archive)
       else:
         archive.note("folders left out, as --classes does not name them", name)
   if not clips:
@@ -59,7 +60,7 @@ def read(raw: Path, options: Options) -> Layout:
     archive.note(f"split: {rule}")
     test = _drawn(clips, options)
     clips = [dataclasses.replace(clip, split="test" if clip.clip_id in test else "train") for clip in clips]
-  order = LabelOrder(tuple(sorted(classes, key=natural)), "names of the folders, sorted")
+  order = LabelOrder(tuple(sorted(set(map(tidy, classes)), key=natural)), "names of the folders, sorted")
   recipe = {"folds": rule, "sound": "that of the videos"}
   return archive.found_by_class(clips, order, options.classes, recipe, ["train", "test"])
 
@@ -82,13 +83,21 @@ def _clips_of(folder: Path, label: str, split: str, archive: Archive) -> list[Cl
 def _drawn(clips: list[ClipFiles], options: Options) -> set[str]:
   """The clips of the test split: the same for the same names, on whatever machine and in whatever order."""
   groups: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))  # split; kept together
+  speakers: dict[str, str] = {}
   for clip in clips:
-    speaker = re.split("[_ -]", Path(clip.clip_id).stem)[0].lower()
+    stem = Path(clip.clip_id).stem
+    key = looks(re.split("[_ -]", looks(stem))[0])
+    speaker = speakers.setdefault(
+      key, re.split("[_ -]", stem)[0].lower()
+    )  # the first of those that look the same
     group, member = (clip.label, clip.clip_id) if options.split_by == "clip" else ("", speaker)
     groups[group][member].append(clip.clip_id)
   test: set[str] = set()
   for members in groups.values():
-    digests = {hashlib.sha256(f"{options.split_seed}/{name}".encode()).hexdigest(): name for name in members}
+    digests = {
+      hashlib.sha256(f"{options.split_seed}/{name}".encode(errors="surrogateescape")).hexdigest(): name
+      for name in members
+    }
     order = [digests[digest] for digest in sorted(digests)]
     if len(order) < 2:
       why = f"{order[0]} is the only clip of its class; add clips, or use --split_by=speaker"
