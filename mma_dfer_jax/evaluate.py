@@ -252,8 +252,6 @@ def check_flags() -> None:
               for name, forms in _GOES_WITH.items() if flags.FLAGS[name].present and form not in forms]  # fmt: skip
   if not _WITHOUT.value or set(_WITHOUT.value) - MODALITIES.keys():
     problems.append(f"--without={','.join(_WITHOUT.value)}: give none, sound or picture, comma-separated")
-  if _WORKDIR.value == "":
-    problems.append("--workdir is empty: give the workdir of a run, a model folder or an exported file")
   out = Path(_OUT.value or "").absolute()
   there = next(folder for folder in (out, *out.parents) if folder.exists())
   if not there.is_dir():

@@ -213,8 +213,7 @@ def test_other_clips_labels_or_classes_are_refused(tmp_path):
      ["--without goes with --workdir, not with --workdirs", "--split goes", "/file is a file, not a folder"]),
     (["--workdir=A", "--out=o", "--splits=a"],
      ["--out goes with --workdirs and --compare, not with --workdir", "--splits goes with --workdirs,"]),
-    (["--compare", "A", "B", "--out=file/o"], ["--out=file/o: ", "/file is a file, not a folder"]),
-    (["--workdir="], ["--workdir is empty"]),
+    (["--compare", "A", "B", "--out=file/o"], ["/file/o: ", "/file is a file, not a folder"]),
     (["--compare", "A", "B"], ["A does not exist. Give a workdir, a folds folder, an evaluation"]),
   ],
 )  # fmt: skip
