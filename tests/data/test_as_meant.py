@@ -199,7 +199,9 @@ def test_pixels_are_square(tmp_path, name, aspect, size):
 
 
 def test_pixels_that_no_screen_shows_are_refused(tmp_path):
-  path = film(tmp_path / "a.mkv", planes((0.5, 0.5, 0.5), 0.2, 0.1), "yuv444p", codec="libx264", aspect=Fraction(5, 1))
+  path = film(
+    tmp_path / "a.mkv", planes((0.5, 0.5, 0.5), 0.2, 0.1), "yuv444p", codec="libx264", aspect=Fraction(5, 1)
+  )
   with pytest.raises(MediaError, match=r"a\.mkv: its pixels are said to be 5:1, which no screen shows"):
     shown(path)
 
@@ -230,7 +232,10 @@ def test_light_that_nobody_knows_is_refused(tmp_path, facts, words):
 
 def test_transparent_parts_of_videos_are_black(tmp_path):
   colours = np.full((32, 48, 4), (200, 100, 50, 255), np.uint8)
-  for opaque, expected, said in ((255, (200, 100, 50), []), (0, (0, 0, 0), ["transparent parts are shown on black"])):
+  for opaque, expected, said in (
+    (255, (200, 100, 50), []),
+    (0, (0, 0, 0), ["transparent parts are shown on black"]),
+  ):
     colours[:8, ..., 3] = opaque
     path = tmp_path / f"{opaque}.mov"
     with av.open(str(path), "w") as container:
