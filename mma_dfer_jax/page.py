@@ -110,7 +110,8 @@ class Page:
       return _HTML.error("The video is no longer there; drop it once more."), ""
     with self.computing:
       try:
-        return self._answer(path, progress)
+        with media.one_clip(path.name):
+          return self._answer(path, progress)
       except UserError as error:
         return _HTML.error(str(error).replace(str(path), path.name)), ""
       finally:

@@ -1,5 +1,7 @@
 """Paths as people give them, in flags and config fields: expanded and absolute once, refused if they cannot be paths."""
 
+from collections.abc import Sequence
+import glob
 import os
 import re
 from typing import Any
@@ -81,6 +83,16 @@ def _names_in(folder: str) -> list[str]:
     return []
 
 
+def user_files(given: Sequence[str]) -> list[str]:
+  """Files as they stand behind a command: `~` expanded, and patterns that no shell has expanded; else as they are."""
+  files: list[str] = []
+  for text in given:
+    name = text if os.path.lexists(text) else os.path.expanduser(text)
+    pattern = glob.has_magic(name) and not os.path.lexists(name)
+    files += (sorted(glob.glob(name, recursive=True)) if pattern else []) or [name]
+  return files
+
+
 class PathParser(flags.ArgumentParser):
   """Reads a path flag."""
 
@@ -91,6 +103,18 @@ class PathParser(flags.ArgumentParser):
     return "path"
 
 
+class PathListParser(flags.ListParser):
+  """Reads a flag of several paths, comma-separated."""
+
+  def parse(self, argument: Any) -> list[str]:
+    return [user_path(path) for path in super().parse(argument)]
+
+
 def define_path(name: str, default: str | None, help: str, **how: Any) -> flags.FlagHolder[Any]:
   """Defines a flag whose value is a path, absolute as soon as it is read."""
   return flags.DEFINE(PathParser(), name, default, help, serializer=flags.ArgumentSerializer(), **how)
+
+
+def define_paths(name: str, default: str | None, help: str) -> flags.FlagHolder[Any]:
+  """Defines a flag of several paths."""
+  return flags.DEFINE(PathListParser(), name, default, help, serializer=flags.CsvListSerializer(","))

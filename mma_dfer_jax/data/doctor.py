@@ -23,11 +23,11 @@ import numpy as np
 
 from mma_dfer_jax.cores import usable_cores
 from mma_dfer_jax.data import counts
+from mma_dfer_jax.data.channels import SILENT
 from mma_dfer_jax.data.counts import report
 from mma_dfer_jax.data.data_set import DataSet, open_data_set
 from mma_dfer_jax.data.fbank import ENERGY_FLOOR, LOWEST_FREQUENCY, normalised, spectrogram, window_and_hop
 from mma_dfer_jax.data.frames import decode_frame, sample_frames
-from mma_dfer_jax.data.media import SILENT
 from mma_dfer_jax.data.pipeline import Record, make_example
 from mma_dfer_jax.data.source import first_few, rate_warning
 from mma_dfer_jax.disk import write_json
@@ -192,6 +192,7 @@ def diagnose(data_set: DataSet, name: str, seen: Sequence[RecordStats], bad: Seq
   splits = data_set.splits | data_set.clips
   by_class = {split: {label: found[split, label] for label in classes} for split in splits}
   result = Diagnosis(by_class, counts.published_counts(name, classes))
+  result.purpose = "training" if data_set.classes else "pretraining only"
   problems, warnings = result.problems, result.warnings
   result.lists |= {"unreadable": list(bad)} if bad else {}
   report(problems, "records that cannot be read", bad)

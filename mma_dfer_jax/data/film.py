@@ -6,7 +6,7 @@ loudness, `samples` the frames of the windows that are open. Neither holds more 
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
 import dataclasses
 import itertools
@@ -19,9 +19,10 @@ from jaxtyping import Bool, Float, Float32, Int, Int16, UInt8
 import numpy as np
 
 from mma_dfer_jax.data import media
+from mma_dfer_jax.data.channels import SILENT
 from mma_dfer_jax.data.faces import Detections, FaceFinder, cut, detect_every
 from mma_dfer_jax.data.fbank import window_and_hop
-from mma_dfer_jax.data.frames import encode_frame, sample_frames
+from mma_dfer_jax.data.frames import encode_frame, sample_at_times, sample_frames, uneven_rate
 from mma_dfer_jax.data.pipeline import make_example
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.inputs import Inputs
@@ -81,6 +82,10 @@ class Sample:
   heard: float  # seconds of sound that the spectrogram has room for
   silent: bool  # there is sound, but all of it is 60 dB below full scale
   sample_rate: int  # of the sound, Hz; 0 if there is none
+  size: tuple[int, int]  # width and height of the first frame, before a face was cut out
+  changes: tuple[str, ...]  # what was done to pixels that are meant otherwise than they are stored
+  waveform: Int16[np.ndarray, "S"]  # that the spectrogram was made of
+  rates: tuple[float, float] | None  # frames a second in the densest and rarest quarter, if uneven
 
 
 def survey(
@@ -122,9 +127,9 @@ def survey(
 
   detect = finder.detector.detect if finder else None
   detections, sizes = detect_every(seen(), lambda picture: detect(picture.pixels()) if detect else [], due)
-  duration = duration or (float(np.median(np.diff(times))) if len(times) > 1 else 0.04)
+  end = media.end_of_last(times, times[-1] + duration)
   found = detections if finder else None
-  return Film(os.fspath(path), np.array(times), times[-1] + duration, sizes, found, sound, stamp)
+  return Film(os.fspath(path), np.array(times), end, sizes, found, sound, stamp)
 
 
 def _stamp(path: str | os.PathLike[str]) -> tuple[int, ...]:
@@ -202,13 +207,13 @@ def samples(
     raise changed
   for number, picture in enumerate(media.iterate_pictures(film.path)):
     while upcoming and upcoming[0].first <= number:
-      opened.append(_OpenWindow(film, upcoming.popleft(), inputs.num_frames, finder))
+      opened.append(_OpenWindow(film, upcoming.popleft(), inputs, finder))
     if takers := [window for window in opened if number in window.chosen]:
       if picture.shape[:2] != tuple(film.sizes[number]):
         raise changed
       pixels = picture.pixels()
       for window in takers:
-        window.take(number, pixels)
+        window.take(number, pixels, picture.changes)
     while opened and opened[0].chosen[-1] <= number:
       yield opened.popleft().sample(*next(sounds), inputs)
   if upcoming or opened or _stamp(film.path) != film.stamp:
@@ -218,11 +223,19 @@ def samples(
 class _OpenWindow:
   """A window some of whose frames are still to come."""
 
-  def __init__(self, film: Film, window: Window, num_frames: int, finder: FaceFinder | None):
+  def __init__(self, film: Film, window: Window, inputs: Inputs, finder: FaceFinder | None):
     self.window, self.finder = window, finder
-    chosen = sample_frames(window.last - window.first, train=False, num_segments=num_frames) + window.first
+    times = np.append(film.times[window.first : window.last], window.end)
+    self.rates = uneven_rate(times)
+    chosen = window.first + (
+      sample_at_times(times, num_segments=inputs.num_frames)
+      if inputs.frame_choice == "time"
+      else sample_frames(window.last - window.first, train=False, num_segments=inputs.num_frames)
+    )
     self.chosen: list[int] = np.unique(chosen).tolist()
     self.jpegs = [b""] * (window.last - window.first)
+    self.times, self.changes = times, dict[str, None]()
+    self.height, self.width = film.sizes[window.first].tolist()
     self.track = self.faces_at_once = None
     if finder is not None and film.detections is not None:
       at, until = (bisect_left(film.detections, i, key=itemgetter(0)) for i in (window.first, window.last))
@@ -230,16 +243,22 @@ class _OpenWindow:
       self.track = finder.track(detections, film.sizes[window.first : window.last])
       self.faces_at_once = max((len(boxes) for _, boxes in detections), default=0)
 
-  def take(self, number: int, pixels: np.ndarray) -> None:
+  def take(self, number: int, pixels: np.ndarray, changes: Iterable[str]) -> None:
     place = number - self.window.first
+    self.changes.update(dict.fromkeys(changes))
     if self.finder is not None and self.track is not None:
       (pixels,) = cut([pixels], self.track.boxes[place][None], self.finder.size)
     self.jpegs[place] = encode_frame(pixels)
 
   def sample(self, sound: dict[str, Any], heard: dict[str, Any], inputs: Inputs) -> Sample:
-    example = make_example({"frames": self.jpegs, "label": 0, "clip_id": b"", **sound}, inputs)
+    record = {"frames": self.jpegs, "times": self.times, "label": 0, "clip_id": b"", **sound}
+    example = make_example(record, inputs)
     found = None if self.track is None else self.track.found
-    return Sample(self.window, example["video"], example["spectrogram"], found, self.faces_at_once, **heard)
+    of_pictures = {"size": (self.width, self.height), "changes": tuple(self.changes), "rates": self.rates,
+                   "waveform": sound["waveform"]}  # fmt: skip
+    return Sample(
+      self.window, example["video"], example["spectrogram"], found, self.faces_at_once, **of_pictures, **heard
+    )
 
 
 def _excerpts(
@@ -267,7 +286,7 @@ def _excerpts(
     kept = np.concatenate(parts)
     waveform = kept[: max(0, min(stop, start + room) - position)].copy()
     enough = media.is_long_enough(len(waveform), rate)
-    silent = enough and sound.peak(window.start, end) < media.SILENT
+    silent = enough and sound.peak(window.start, end) < SILENT
     sample_rate, seconds = (rate, (stop - start) / rate) if enough else (0, 0.0)
     yield (
       {"waveform": waveform, "sample_rate": sample_rate, "has_audio": enough},

@@ -6,16 +6,27 @@ import functools
 import inspect
 import io
 import math
-import struct
+import re
 
 import cv2
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+import simplejpeg
+
+from mma_dfer_jax.data.ends import ending_of
+from mma_dfer_jax.data.pictures import as_meant
 
 JPEG_QUALITY = 95  # of frames that are taken from videos
 CROP_ATTEMPTS = 10  # as torchvision's RandomResizedCrop and the original
-LARGEST_PICTURE = 1 << 26  # pixels; PIL, which warns of files that fill the memory, decodes larger ones
+LARGEST_PICTURE = 1 << 26  # pixels of a JPEG: small files may claim a size that fills the memory
+# Of a JPEG that is not progressive. Some cameras leave its last three bytes, which say nothing there, unset.
+SCAN_HEADER = re.compile(rb"(\xff\xda\x00(?:\x08\x01..|\x0c\x03.{6}))...", re.DOTALL)
+UNEVEN = (
+  2.0  # times as many frames a second in one quarter of a clip as in another: the rate is said to be uneven
+)
+# What may say, in front of the pixels of a JPEG, how they are meant.
+TAGS = (b"Exif\0", b"ICC_PROFILE\0", b"http://ns.adobe.com/xap")
 WEIGHT_BITS = 22  # of Pillow's fixed-point weights (Resample.c: 32 bits less 8 of the pixel and 2 to spare)
 
 
@@ -46,47 +57,81 @@ def sample_frames(
   return np.minimum(segments, num_frames - 1)
 
 
-def decode_frame(data: bytes) -> UInt8[np.ndarray, "H W 3"]:
-  """Pixels of an encoded picture, the same bits as PIL's convert("RGB"); an orientation in EXIF is ignored, as by PIL.
+def sample_at_times(
+  times: Float[np.ndarray, "E"], *, rng: np.random.Generator | None = None, num_segments: int = 16
+) -> Int[np.ndarray, "T"]:
+  """Indices of the frames that are shown in the middles of equal segments of time, or in training anywhere in them.
 
-  OpenCV decodes ordinary JPEG faster. What it treats differently is left to PIL: CMYK, 16-bit PNG, and JPEG that does
-  not end in its end marker, which some versions fill up with grey instead of refusing it.
+  `times` are the seconds at which frames begin, ascending, and at which the last one ends.
+  """
+  moments = np.arange(num_segments) + (0.5 if rng is None else rng.random(num_segments))
+  seconds = times[0] + moments * (times[-1] - times[0]) / num_segments
+  return np.clip(np.searchsorted(times[:-1], seconds, "right") - 1, 0, None)
+
+
+def uneven_rate(times: Float[np.ndarray, "E"]) -> tuple[float, float] | None:
+  """Frames a second in the densest and the rarest quarter of all frames, if they differ by more than a factor of two."""
+  if len(times) < 5:
+    return None
+  quarters = np.diff(np.interp(np.linspace(0, len(times) - 1, 5), np.arange(len(times)), times)).clip(1e-6)
+  most, least = ((len(times) - 1) / 4 / seconds for seconds in (quarters.min(), quarters.max()))
+  return (most, least) if most > UNEVEN * least else None
+
+
+def decode_frame(data: bytes) -> UInt8[np.ndarray, "H W 3"]:
+  """The pixels of `decode_as_meant`."""
+  return decode_as_meant(data)[0]
+
+
+def decode_as_meant(data: bytes) -> tuple[UInt8[np.ndarray, "H W 3"], tuple[str, ...]]:
+  """Pixels of an encoded picture, the same bits as PIL's convert("RGB"), and what was done to bring them to 8-bit sRGB.
+
+  The latter concerns pictures of 16 bits, with transparent parts, a colour profile, or an orientation in EXIF.
 
   Raises:
-    ValueError: if the bytes are no picture, or an incomplete one.
+    ValueError: if the bytes are no picture, a damaged or incomplete one (PIL and OpenCV fill up a JPEG with grey), or one
+      whose white nobody knows.
   """
   try:
-    if _is_ordinary_jpeg(data):
-      flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-      pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-      if pixels is not None:
-        return pixels
+    pixels = None
+    if data.startswith(b"\xff\xd8"):
+      pixels = _decode_jpeg(data)
+      before = data[: data.find(b"\xff\xda")]
+      if pixels is not None and not any(tag in before for tag in TAGS):
+        return pixels, ()
+    elif fault := ending_of(data).fault:
+      raise ValueError(f"it {fault}")
     with Image.open(io.BytesIO(data)) as picture:
-      return np.asarray(picture.convert("RGB"))
+      return as_meant(picture, pixels)
   # PIL calls broken PNG a SyntaxError; the text of UnidentifiedImageError is the address of an object.
-  except (OSError, SyntaxError, Image.DecompressionBombError, cv2.error) as error:
+  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
     known = not isinstance(error, UnidentifiedImageError)
     what = error if known else "no picture, or of a kind that PIL does not read" if data else "empty"
     raise ValueError(f"{len(data)} bytes cannot be decoded as a picture: {what}") from error
+
+
+def _decode_jpeg(data: bytes) -> UInt8[np.ndarray, "H W 3"] | None:
+  """Decodes strictly: what libjpeg only warns of is an error here. The same bits as PIL, and faster; None of inks, which
+  PIL turns into RGB.
+  """
+  height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+  if height * width > LARGEST_PICTURE:
+    raise ValueError(f"it has {height * width:,} pixels, more than {LARGEST_PICTURE:,}")
+  if colours in ("CMYK", "YCCK"):
+    simplejpeg.decode_jpeg(data, "CMYK")
+    return None
+  try:
+    return simplejpeg.decode_jpeg(data)
+  except ValueError as error:
+    if "Invalid SOS parameters" not in str(error):
+      raise
+  return simplejpeg.decode_jpeg(SCAN_HEADER.sub(rb"\1" + b"\x00\x3f\x00", data))
 
 
 def encode_frame(pixels: UInt8[np.ndarray, "H W 3"]) -> bytes:
   """A frame as the JPEG that data sets keep of it."""
   bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
   return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
-
-
-def _is_ordinary_jpeg(data: bytes) -> bool:
-  """Whether these are the bytes of a JPEG with 1 or 3 colours of 8 bits, of a usual size, that ends in its end marker."""
-  if not (data.startswith(b"\xff\xd8") and data.endswith(b"\xff\xd9")):
-    return False
-  at = 2  # from segment to segment, as PIL does, up to the frame header; PIL takes a tenth of the decoding time for it
-  while at + 10 < len(data) and data[at] == 0xFF:
-    if data[at + 1] in (0xC0, 0xC1, 0xC2):  # header of a baseline, extended or progressive frame
-      bits, height, width, colours = struct.unpack_from(">BHHB", data, at + 4)
-      return bits == 8 and colours in (1, 3) and 0 < height * width <= LARGEST_PICTURE
-    at += 2 + int.from_bytes(data[at + 2 : at + 4])
-  return False
 
 
 def resize(

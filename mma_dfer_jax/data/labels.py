@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from mma_dfer_jax.data.source import Counts, LabelOrder, names, near_duplicates, source_of
+from mma_dfer_jax.data.source import Counts, LabelOrder, names, near_duplicates, said_by
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.lookalikes import tidy
 
 
 def _all(what: str) -> dict[str, Any]:
-  return {name: getattr(source_of(name), what) for name in names() if hasattr(source_of(name), what)}
+  return {name: found for name in names() if (found := said_by(name, what))}
 
 
 LABEL_ORDERS: dict[str, LabelOrder] = {

@@ -65,7 +65,9 @@ def read_text(path: Path) -> str:
   except OSError as error:
     raise ValueError(f"cannot be read ({error.strerror})") from error
   except UnicodeDecodeError as error:
-    raise ValueError("must be saved as UTF-8") from error
+    data = error.object[:1000]
+    no_text = b"\0" in data and not data.startswith((b"\xff\xfe", b"\xfe\xff"))  # which UTF-16 begins with
+    raise ValueError("is no text file" if no_text else "must be saved as UTF-8") from error
 
 
 def read_table(
@@ -241,8 +243,9 @@ class ListedArchive(Archive):
       rows, last = [row for row in self.rows if row.kind == kind], first + len(classes) - 1
       numbers = {int(row.written) for row in rows if re.fullmatch("-?[0-9]{1,99}", row.written)}
       if (last + 1 in numbers and first not in numbers) or (first - 1 in numbers and last not in numbers):
-        raise UserError(f"{rows[0].path.parent}: labels go from {min(numbers)} to {max(numbers)}; these lists must count "
-                        f"{', '.join(classes)} from {first} to {last}")  # fmt: skip
+        step = "add 1 to" if first > min(numbers) else "subtract 1 from"
+        raise UserError(f"{rows[0].path.parent}: labels go from {min(numbers)} to {max(numbers)}, but here {first} is "
+                        f"{classes[0]} and {last} is {classes[-1]}; {step} every label")  # fmt: skip
 
     @functools.cache
     def label_of(word: str, first: int) -> str | None:
@@ -254,13 +257,20 @@ class ListedArchive(Archive):
 
     self.rows = [row._replace(label=label_of(looks(row.written), self.first[row.kind])) for row in self.rows]
 
-  def _places(self) -> dict[str, Row]:
+  def _places(self, classes: Sequence[str]) -> dict[str, Row]:
     """The clips of the five test lists, each in one fold and with one label, in the order of the lists."""
     places: dict[str, Row] = {}
+    allowed = {
+      kind: f"{', '.join(classes)} or {first}…{first + len(classes) - 1}"
+      for kind, first in self.first.items()
+    }
     for row in (row for row in self.rows if row.part == "test"):
       before = places.get(row.clip_id)
       if row.label is None:
-        self.problem(row.where, f"{escaped(row.written)} is not the label of a class", row.clip_id)
+        self.problem(
+          row.where, f"unknown label {escaped(row.written)}; write {allowed[row.kind]}", row.clip_id
+        )
+        self.doubtful.update(classes)
       elif before:
         labels = f", with the label {before.label} there and {row.label} here" * (row.label != before.label)
         self.problem(row.where, f"is in {before.where} already{labels}", row.clip_id)
@@ -387,10 +397,14 @@ class ListedArchive(Archive):
       return f"videos of {videos.name}" if videos else "none"
     files = [clip.sound for clip in clips if clip.sound]
     kinds = sorted({path.suffix.lower().removeprefix(".") for path in files}) or ["wav"]
-    if others := ", ".join(kind for kind in kinds if kind != "wav"):
-      self.note(f"{self.show(wavs)} holds {others} files: they are read, as no wav is there", warning=True)
-    some = [path for path in files[:: len(files) // 100 + 1] if path.suffix.lower() == ".wav"]
-    if text := source.rate_warning(self.name, set(map(_wav_rate, some)) - {0}):
+    if others := [path for path in files if path.suffix.lower() != ".wav"]:
+      read = " or ".join(kind for kind in kinds if kind != "wav")
+      self.note(f"{self.show(wavs)}: {len(others)} of {source.count(len(files), 'clip')} have no wav; their {read} is read",
+                warning=True)  # fmt: skip
+    with ThreadPoolExecutor(8) as pool:  # a network disk answers several at once
+      rates = Counter(pool.map(_wav_rate, (path for path in files if path.suffix.lower() == ".wav")))
+    rates.pop(0, None)
+    if text := source.rate_warning(self.name, rates):
       self.note(text, warning=True)
     return f"{' and '.join(kinds)} files of {wavs.name}"
 
@@ -405,18 +419,25 @@ class ListedArchive(Archive):
     of = {known[row.folder.lower()] for row in self.rows if row.folder.lower() in known}
     if kind in known.values() and of - {kind}:  # the lists' numbers of frames would be wrong
       lists = self.rows[0].path.parent
-      raise UserError(f"{lists}: the lists are of --frames={', '.join(of)}, but --frames={kind} was chosen")
+      raise UserError(
+        f"{lists}: the lists are of --frames={', '.join(of)}, but --frames={kind} was chosen; choose one for both"
+      )
     (videos_in,) = self.by_frames["video"]
     videos, wavs = self.find(videos_in), None if own_sound else self.find(self.sounds)
     if kind in ("scenes", "video") and self.options.faces != "yunet":
       self.note(f"{self.show(pictures or videos or self.raw)}: whole scenes, taken as they are; the published results are "
                 "from cropped faces, which --faces=yunet makes", warning=True)  # fmt: skip
+    if kind in self.by_frames and kind not in ("scenes", "video") and self.options.faces == "yunet":
+      whole = " or ".join(f"--frames={choice}" for choice in ("scenes", "video") if choice in self.by_frames)
+      self.note(f"{self.show(pictures or self.raw)}: these are cropped faces already, and --faces=yunet cuts faces out of the "
+                f"crops: leave it out, or take whole scenes with {whole}", warning=True)  # fmt: skip
     silent = f"there is no sound: no folder {self.sounds} or {videos_in}"
     if not (wavs or videos) and self.options.allow_missing_sound:
       self.note(silent)
     elif not (wavs or videos):
-      self.problem(str(self.raw), f"{silent} (--allow_missing_sound takes all clips without)")
-    places = self._places()
+      self.problem(str(self.raw), f"{silent}; there are {self._other_folders()}; --allow_missing_sound takes all clips "
+                                  "without sound")  # fmt: skip
+    places = self._places(order.classes)
     clips = self._clips(places, pictures, videos, wavs)
     sound = self._describe_sounds(clips, wavs, videos)
     self._compare(places)  # last: it says nothing more of clips that are a problem already
@@ -429,7 +450,19 @@ class ListedArchive(Archive):
     } | ({} if kind == "scenes" else ARCHIVE_FACES)  # fmt: skip
     folds = f"test set k of the lists, {' and '.join(sorted(FORMS[form] for form in forms))}"
     recipe = {**recipe, "sound": sound, **facts, "folds": folds}
+    bad = self.bad_clips
+    self.doubtful.update(str(row.label) for row in places.values() if row.clip_id in bad)
     return self.found(clips, order, recipe, [f"fold{k}" for k in FOLDS])
+
+  def _other_folders(self) -> str:
+    """The folders of the archive; first those with sounds, and how they should be named."""
+    sounds, others = [], []
+    for path in dict.fromkeys(path for paths in self.folders.values() for path in paths if path != self.raw):
+      if number := sum(name.lower().endswith(SOUNDS) for name in scan(path)[1]):
+        sounds.append(f"{self.show(path)} with {source.count(number, 'sound')} (name it {self.sounds})")
+      else:
+        others.append(self.show(path))
+    return first_few([*sorted(sounds), *sorted(others, key=source.natural)], 12)
 
 
 def _fold_and_part(path: Path) -> tuple[int, str] | None:

@@ -1,36 +1,59 @@
-"""Video files: their pictures in display order and the first channel of their sound, read with PyAV alone."""
+"""Video files: their pictures in display order and one channel of their sound, read with PyAV alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+import functools
+import io
 import math
 import os
 import re
 import stat
-import struct
+import time
 from typing import Any, NamedTuple
 
 import av
 from av.container import InputContainer
+from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import VideoReformatter
 from jaxtyping import Int16, UInt8
 import numpy as np
 
 from mma_dfer_jax.cores import own_cores
-from mma_dfer_jax.errors import UserError, shown
+from mma_dfer_jax.data.channels import Heard, take
+from mma_dfer_jax.data.ends import Ending, ending
+from mma_dfer_jax.data.pixels import Picture
+from mma_dfer_jax.errors import UserError, of_type, print_traceback
 
 # Formats that write their length down, which shows whether a file was cut short. For others FFmpeg guesses.
 FORMATS_WITH_LENGTH = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "asf")
 FORMATS_WITH_ONE_LENGTH = ("matroska,webm", "flv")  # of the whole file; FFmpeg may say it of a shorter stream
 # Not opened: these only name other files or addresses; FFmpeg would even wait for a "live" playlist without an end.
 PLAYLISTS = {"concat", "dash", "hls", "imf", "rtsp", "sdp", "webm_dash_manifest"}
+FORMATS_WITHOUT_ASPECT = ("mpegts", "mpeg")  # of pixels: the pictures say it, each for itself
 LOWEST_RATE = 100  # Hz, of a sound: else a row of the spectrogram would be shorter than one sample
 SHORTEST_SOUND = 0.025  # seconds: one window of the spectrogram
 SYNC_TOLERANCE = 0.02  # seconds between picture and sound that stay as they are: two rows of log-mel
 LONGEST_JUMP = 600.0  # seconds without sound that may be true; more is a damaged time
 LARGEST_SOUND = 1 << 29  # bytes of one clip: an hour and a half at 48 kHz
-SILENT = 33  # of 32768, 60 dB below full scale: quieter than any room, louder than coded silence
+# Files of these formats may be joined end to end, after which times begin anew. Seconds that say so, as of FFmpeg itself.
+JOINABLE = ("mpegts", "mpeg", "ogg")
+JOINT_BACK, JOINT_AHEAD = 0.5, 10.0
+SETTLED = 1.0  # seconds after which a change of a file shows in its time
+# What to do about a file, by what is wrong with it.
+AGAIN = "copy or download it again"
+CONVERT = "convert it, for instance with `ffmpeg -i FILE new.mp4`"
 # Titles and tags need not be UTF-8. PyAV takes them as they come since 19; before, it needs this option.
 _BAD_TITLES: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+
+
+def _unnamed(cls, value):
+  kind = object.__new__(cls)
+  kind._name_, kind._value_ = f"UNNAMED_{value}", value
+  return kind
+
+
+# FFmpeg knows kinds of data beside a picture (the EXIF of cameras) that PyAV has no names for, and PyAV shows none then.
+SideData._missing_ = classmethod(_unnamed)  # type: ignore[assignment]
 
 
 class MediaError(UserError):
@@ -49,40 +72,15 @@ def one_clip(path: str | os.PathLike[str]) -> Iterator[None]:
   except OSError as error:
     raise MediaError(f"{error.filename or path}: {error.strerror or error}") from error
   except Exception as error:
-    text = " ".join(str(error).split())
-    raise MediaError(f"{path}: cannot be decoded ({type(error).__name__}: {shown(text)})") from error
+    print_traceback()
+    raise MediaError(f"{path}: cannot be decoded ({of_type(error)})") from error
 
 
 class Sound(NamedTuple):
-  """The first channel of a sound, at its own sample rate (Hz)."""
+  """One channel of a sound, at its own sample rate (Hz)."""
 
   waveform: Int16[np.ndarray, "S"]
   sample_rate: int
-
-
-class Picture:
-  """One picture of a video, turned into pixels only when they are needed: `shape` (height, width, 3) as it is shown.
-
-  `time` counts seconds since the first picture of the video; `duration` is 0 where the file says none.
-  """
-
-  def __init__(self, frame: av.VideoFrame, time: float, converter: VideoReformatter):
-    self._frame, self._converter, self.time = frame, converter, time
-    self.duration = _seconds(frame.duration, frame) if frame.duration and frame.time_base else 0.0
-    # How the pixels are turned and mirrored for showing, to the nearest quarter turn (telephones film sideways): a pixel
-    # at column x, row y is shown at column a x + c y, row b x + d y.
-    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
-    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix)) if matrix is not None else (1, 0, 0, 0, 1)
-    self._sideways = abs(a) + abs(d) < abs(b) + abs(c)
-    right, down = (c, b) if self._sideways else (a, d)
-    self._order = (slice(None, None, -1 if down < 0 else 1), slice(None, None, -1 if right < 0 else 1))
-    height, width = frame.height, frame.width
-    self.shape = (width, height, 3) if self._sideways else (height, width, 3)
-
-  def pixels(self) -> UInt8[np.ndarray, "H W 3"]:
-    """(H, W, 3) uint8 RGB."""
-    pixels = self._converter.reformat(self._frame, format="rgb24").to_ndarray()
-    return np.ascontiguousarray((pixels.transpose(1, 0, 2) if self._sideways else pixels)[self._order])
 
 
 def iterate_pictures(path: str | os.PathLike[str]) -> Iterator[Picture]:
@@ -92,20 +90,26 @@ def iterate_pictures(path: str | os.PathLike[str]) -> Iterator[Picture]:
     MediaError: while iterating, if the file or a picture in it is missing, or it is damaged or cut short. The last is
       known only after the last picture.
   """
-  with _opened(path) as container:
-    stream = _video_stream(container)
+  with _opened(path) as (container, found):
+    stream, _ = _chosen(container, "video", path)
     if stream is None:
       raise MediaError(f"{path}: holds no video stream")
     stream.thread_type, stream.codec_context.thread_count = "AUTO", own_cores()
     step = float(1 / (stream.average_rate or 25))
     start = time = None
-    converter = VideoReformatter()  # one for all pictures: making one takes ten times longer than using it
-    for frame in _decoded(container, stream, path):
+    codec, converters = stream.codec_context, (VideoReformatter(), VideoReformatter())
+    changing = container.format.name in FORMATS_WITHOUT_ASPECT
+    for frame in _decoded(container, stream, path, found):
       # An AVI only tells the order of decoding, a bare stream nothing: what FFmpeg makes of it is not always ascending.
       ticks = frame.dts if container.format.name == "avi" else frame.pts
       time = _seconds(ticks, frame) if ticks is not None else 0.0 if time is None else time + step
       start = time if start is None else start
-      yield Picture(frame, time - start, converter)
+      aspect = codec.sample_aspect_ratio if changing else stream.sample_aspect_ratio
+      try:
+        picture = Picture(frame, time - start, codec=codec, aspect=aspect, converters=converters)
+      except ValueError as error:
+        raise MediaError(f"{path}: {error}") from error
+      yield picture
 
 
 def iterate_frames(path: str | os.PathLike[str]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
@@ -114,10 +118,18 @@ def iterate_frames(path: str | os.PathLike[str]) -> Iterator[UInt8[np.ndarray, "
     yield picture.pixels()
 
 
-def read_sound(path: str | os.PathLike[str]) -> Sound | None:
-  """The pieces of `iterate_sound` as one, never mixed or resampled; None if they are too short for a spectrogram."""
+def end_of_last(times: Sequence[float], end: float) -> float:
+  """When the last of frames at these seconds ends: as the file says, or else after the usual time."""
+  usual = float(np.median(np.diff(times))) if len(times) > 1 else 0.04
+  return end if end > times[-1] else times[-1] + usual
+
+
+def read_sound(
+  path: str | os.PathLike[str], channel: str = "first", heard: Heard | None = None
+) -> Sound | None:
+  """The pieces of `iterate_sound` as one, never resampled; None if they are too short for a spectrogram."""
   data, sample_rate = bytearray(), 0
-  for piece in iterate_sound(path):
+  for piece in iterate_sound(path, channel, heard):
     data += piece.waveform.tobytes()
     sample_rate = piece.sample_rate
     if len(data) > LARGEST_SOUND:
@@ -129,24 +141,35 @@ def read_sound(path: str | os.PathLike[str]) -> Sound | None:
   return Sound(waveform, sample_rate) if is_long_enough(len(waveform), sample_rate) else None
 
 
-def iterate_sound(path: str | os.PathLike[str]) -> Iterator[Sound]:
-  """First channel of the first sound stream of a file, piece by piece, in step with the pictures from first to last.
+def iterate_sound(
+  path: str | os.PathLike[str], channel: str = "first", heard: Heard | None = None
+) -> Iterator[Sound]:
+  """One channel of a file's sound, piece by piece, in step with the pictures from first to last.
 
   Where the sound comes more than 20 ms later than the pictures, zeros fill the gap; where it comes earlier, that much is
   cut; so is what the encoder added at the end, where the file tells the length. A file without sound gives no piece.
 
+  Args:
+    channel: "first", "loudest", "centre" (of a surround sound; of others the first), or "mix", the mean of all.
+    heard: notes what all channels are like.
   Raises:
     MediaError: while iterating, if the file is missing, damaged or cut short, its sample rate changes, or its times jump
       by more than ten minutes.
   """
-  with _opened(path) as container:
-    if not container.streams.audio:
+  heard, loudest = heard or Heard(channel), 0
+  if channel == "loudest":
+    for _ in iterate_sound(path, "first", all_channels := Heard()):
+      pass
+    loudest = all_channels.loudest
+  with _opened(path) as (container, found):
+    stream, _ = _chosen(container, "audio", path)
+    if stream is None:
       return
-    stream, start = container.streams.audio[0], _first_picture(path)
+    start = _first_picture(path)
     sample_rate = position = 0  # position: samples that were given
     end = math.inf  # seconds
     cutting = False  # what must be cut may be longer than one frame
-    for frame in _decoded(container, stream, path):
+    for frame in _decoded(container, stream, path, found):
       if not sample_rate:
         sample_rate = frame.sample_rate
         if sample_rate < LOWEST_RATE:
@@ -156,14 +179,18 @@ def iterate_sound(path: str | os.PathLike[str]) -> Iterator[Sound]:
         start = frame.time or 0.0 if start is None else start
       if frame.sample_rate != sample_rate:
         raise MediaError(f"{path}: its sample rate changes from {sample_rate} to {frame.sample_rate} Hz")
-      step = 1 if frame.format.is_planar else frame.layout.nb_channels  # else channels take turns in one row
-      samples = _as_int16(frame.to_ndarray()[0, ::step], path)
+      number, raw = frame.layout.nb_channels, frame.to_ndarray()
+      pcm = _as_int16(raw if frame.format.is_planar else raw.reshape(-1, number).T, path)
+      known = [one.name for one in frame.layout.channels]
+      names = known if len(known) == number else [str(k + 1) for k in range(number)]
+      samples = take(pcm, names, channel, loudest)
+      heard.add(names, pcm, samples)
       if frame.time is not None and end < frame.time + len(samples) / sample_rate:
         samples = samples[: max(0, round((end - frame.time) * sample_rate))]
       late = 0.0 if frame.time is None or not len(samples) else frame.time - start - position / sample_rate
       if late > LONGEST_JUMP:
         at = position / sample_rate
-        raise MediaError(f"{path}: is damaged: its sound jumps by {late:.0f} s at {at:.2f} s")
+        raise MediaError(f"{path}: is damaged: its sound jumps by {late:.0f} s at {at:.2f} s; {AGAIN}")
       if abs(late) > SYNC_TOLERANCE or cutting:
         shift = round(late * sample_rate)
         samples = np.pad(samples, (shift, 0)) if shift > 0 else samples[-shift:]
@@ -172,18 +199,25 @@ def iterate_sound(path: str | os.PathLike[str]) -> Iterator[Sound]:
       yield Sound(samples, sample_rate)
 
 
+def tracks_taken(path: str | os.PathLike[str]) -> tuple[str, ...]:
+  """Which tracks are used and why, of a file that has several of a kind; raises MediaError as the others."""
+  with _opened(path) as (container, _):
+    notes = [_chosen(container, kind, path)[1] for kind in ("video", "audio")]
+  return tuple(filter(None, notes))
+
+
 def _first_picture(path: str | os.PathLike[str]) -> float | None:
   """When the first picture is shown, in seconds on the file's own clock; None without pictures or clock.
 
   A recording may begin within a group of pictures: what comes before the first whole one is never shown.
   """
-  with _opened(path) as container:
-    stream = _video_stream(container)
+  with _opened(path) as (container, found):
+    stream, _ = _chosen(container, "video", path)
     if stream is None:
       return None
     if container.format.name == "avi":  # see iterate_pictures
       return _seconds(stream.start_time, stream)
-    return next(_decoded(container, stream, path)).time
+    return next(_decoded(container, stream, path, found)).time
 
 
 def is_long_enough(samples: int, sample_rate: int) -> bool:
@@ -193,70 +227,157 @@ def is_long_enough(samples: int, sample_rate: int) -> bool:
 
 def declared_seconds(path: str | os.PathLike[str]) -> float | None:
   """The length that a file declares, for a progress bar; None if it declares none. Raises MediaError as the others."""
-  with _opened(path) as container:
+  with _opened(path) as (container, _):
     return container.duration / av.time_base if container.duration else None
 
 
 @contextmanager
-def _opened(path: str | os.PathLike[str]) -> Iterator[InputContainer]:
-  """The file opened; whatever FFmpeg objects to within the block becomes a MediaError."""
-  name = os.path.abspath(path)
+def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, Ending]]:
+  """The file opened, and what its format says of it; whatever FFmpeg objects to within the block becomes a MediaError."""
+  name, found = os.path.abspath(path), Ending()
   try:
     status = os.stat(name)
+    if stat.S_ISREG(status.st_mode):
+      settled = time.time() - status.st_mtime > SETTLED
+      found = _ending(name, status.st_size, status.st_mtime_ns) if settled else ending(name)
   except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
     address = re.match("[a-z][a-z0-9+.-]+:/", os.fspath(path), re.IGNORECASE)
     reason = "is an address, not a file; download it first" if address else getattr(error, "strerror", error)
     raise MediaError(f"{path}: {reason}") from error
   for wrong, reason in (
-    (stat.S_ISDIR(status.st_mode), "is a folder, not a video file"),
+    (stat.S_ISDIR(status.st_mode), "is a folder, not a video file: give the files in it"),
     (not stat.S_ISREG(status.st_mode), "is a device or a pipe, not a regular file"),  # it might never end
     (status.st_size == 0, "is empty"),
   ):
     if wrong:
       raise MediaError(f"{path}: {reason}")
-  doing = "is not a video or sound file that can be read"
+  if found.fault:
+    raise MediaError(f"{path}: {found.fault}; {AGAIN}")
+  opened = False
   try:
     # "file:" so that a name with a colon is no protocol; the whitelists keep a file from leading to other places.
     # (As container_options: with plain options PyAV before 18 crashes on Flash files.)
     options = {"protocol_whitelist": "file", "format_whitelist": ",".join(av.formats_available - PLAYLISTS)}
-    with av.open(f"file:{name}", container_options=options, **_BAD_TITLES) as container:
-      doing = "is damaged or cut short"
-      yield container
+    source = _Repaired(name, found.repairs) if found.repairs else f"file:{name}"
+    with av.open(source, container_options=options, **_BAD_TITLES) as container:
+      opened = True
+      _check_tracks(container, found, path)
+      yield container, found
   except av.error.FFmpegError as error:
-    raise MediaError(f"{path}: {doing} ({error.strerror})") from error
+    kinds = av.error.DecoderNotFoundError, av.error.DemuxerNotFoundError, av.error.PatchWelcomeError
+    if isinstance(error, kinds) or not (opened or found.known):
+      what = f"it is no video or sound of a kind that this program reads ({error.strerror})"
+      raise MediaError(f"{path}: is not supported: {what}; {CONVERT}") from error
+    raise MediaError(
+      f"{path}: is damaged: FFmpeg cannot {'decode' if opened else 'open'} it ({error.strerror}); {AGAIN}"
+    ) from error
 
 
-def _video_stream(container: InputContainer) -> av.VideoStream | None:
-  """The first video stream that is not a cover picture."""
-  cover = av.stream.Disposition.attached_pic
-  return next((stream for stream in container.streams.video if not stream.disposition & cover), None)
+_ending = functools.lru_cache(maxsize=256)(lambda name, *stamp: ending(name))
 
 
-def _decoded(container: InputContainer, stream: av.stream.Stream, path: Any) -> Iterator[Any]:
+class _Repaired(io.FileIO):
+  """A file with other bytes at some places."""
+
+  def __init__(self, name: str, repairs: dict[int, bytes]):
+    super().__init__(name)
+    self._repairs = repairs
+
+  def read(self, size: int | None = -1) -> bytes:
+    start, data = self.tell(), bytearray(super().read(-1 if size is None else size))
+    for place, right in self._repairs.items():
+      for at, byte in enumerate(right, place - start):
+        if 0 <= at < len(data):
+          data[at] = byte
+    return bytes(data)
+
+
+def _chosen(container: InputContainer, kind: str, path: Any) -> tuple[Any, str | None]:
+  """The track of a kind that is used, None if there is none, and why it is that one, None if it is the only one.
+
+  Of several it is the one that the file marks as the default, or else the first. A cover picture is no track.
+  """
+  cover, default = av.stream.Disposition.attached_pic, av.stream.Disposition.default
+  tracks = [stream for stream in container.streams if stream.type == kind and not stream.disposition & cover]
+  readable = [stream for stream in tracks if stream.codec_context is not None]
+  if tracks and not readable:
+    raise MediaError(f"{path}: is not supported: FFmpeg has no decoder for its {kind}; {CONVERT}")
+  marked = [stream for stream in readable if stream.disposition & default]
+  chosen = next(iter(marked or readable), None)
+  if chosen is None or len(tracks) == 1:
+    return chosen, None
+  why = "the file marks it as the default" if 0 < len(marked) < len(readable) else "it is the first"
+  unread = f"; for {len(tracks) - len(readable)} of them FFmpeg has no decoder" * (
+    len(readable) < len(tracks)
+  )
+  number = tracks.index(chosen) + 1
+  return chosen, f"of {len(tracks)} {kind} tracks number {number} was taken: {why}{unread}"
+
+
+def _packets(container: InputContainer) -> Iterator[Any]:
+  """All packets, on one clock: where files were joined end to end, it begins anew, and here it runs on.
+
+  Each stream comes to the joint by itself; the first says for all what is added to the times after it.
+  """
+  joinable = container.format.name in JOINABLE
+  added, joints, ends = [0.0], dict[int, int](), dict[int, float]()  # seconds
+  for packet in container.demux():
+    if joinable and packet.dts is not None:
+      index, time = packet.stream.index, _seconds(packet.dts, packet)
+      end, joint = ends.get(index), joints.get(index, 0)
+      if end is not None and not -JOINT_BACK <= time + added[joint] - end <= JOINT_AHEAD:
+        joint = joints[index] = joint + 1
+        added[joint:] = added[joint:] or [end - time]
+      shift = round(added[joint] / packet.time_base)
+      packet.dts += shift
+      packet.pts = packet.pts + shift if packet.pts is not None else None
+      ends[index] = _seconds(packet.dts + (packet.duration or 0), packet)
+    yield packet
+
+
+def _decoded(container: InputContainer, stream: av.stream.Stream, path: Any, found: Ending) -> Iterator[Any]:
   """All frames of a stream; then makes sure that there was something and that the file did not end early."""
   lengths: dict[int | None, int] = {}  # of packets, to know when the last frame ends
   reached = of_any = 0.0  # seconds, of this stream and of the longest
-  decoded = False
-  for packet in container.demux():
+  pictures = samples = 0
+  complete = found.known and container.format.name == "mpegts"  # FFmpeg takes a joint for a lack of packets
+  for packet in _packets(container):
     if packet.pts is not None:
       of_any = max(of_any, _seconds(packet.pts + (packet.duration or 0), packet))
     if packet.stream.index != stream.index:
       continue
-    if packet.is_corrupt:
-      raise MediaError(f"{path}: is damaged or cut short after {reached:.2f} s")
+    if packet.is_corrupt and not complete:
+      raise MediaError(
+        f"{path}: is damaged: after {reached:.2f} s of its {stream.type} a part is missing; {AGAIN}"
+      )
     lengths[packet.pts] = packet.duration or 0
     frames: list[Any] = packet.decode()
     for frame in frames:
       if frame.is_corrupt:
-        raise MediaError(f"{path}: is damaged after {reached:.2f} s")
+        raise MediaError(f"{path}: is damaged after {reached:.2f} s of its {stream.type}; {AGAIN}")
       if frame.pts is not None:
         reached = max(reached, _seconds(frame.pts + lengths.pop(frame.pts, 0), frame))
-      decoded = True
+      pictures += 1
+      samples += frame.samples if stream.type == "audio" else 0
       yield frame
   if container.format.name in FORMATS_WITH_LENGTH:
     _check_length(container, stream, reached, of_any, path)
-  if not decoded and stream.type == "video":
+  for what, there, announced in (("pictures", pictures, found.pictures), ("samples", samples, found.samples)):
+    if announced is not None and there < announced and (stream.type == "audio") == (what == "samples"):
+      raise MediaError(
+        f"{path}: is cut short: it has {there:,} of the {announced:,} {what} that it announces; {AGAIN}"
+      )
+  if not pictures and stream.type == "video":
     raise MediaError(f"{path}: holds no picture that can be decoded")
+
+
+def _check_tracks(container: InputContainer, found: Ending, path: Any) -> None:
+  """Makes sure that FFmpeg leaves out no track that the file describes."""
+  for kind in ("video", "audio"):
+    there, number = sum(stream.type == kind for stream in container.streams), found.tracks[kind]
+    if there < number:
+      what = f"it describes {number} {kind} tracks, of which FFmpeg understands {there}"
+      raise MediaError(f"{path}: is damaged: {what}; {AGAIN}")
 
 
 def _check_length(container: InputContainer, stream: Any, reached: float, of_any: float, path: Any) -> None:
@@ -275,7 +396,7 @@ def _check_length(container: InputContainer, stream: Any, reached: float, of_any
     declared, reached = (container.duration or 0) / av.time_base, of_any
   if reached < declared - max(0.05 * declared, 2 / float(rate) if rate else 0.1):
     ends = f"its {stream.type} ends at {reached:.2f} s of {declared:.2f} s"
-    raise MediaError(f"{path}: is damaged or cut short: {ends}")
+    raise MediaError(f"{path}: is cut short: {ends}; {AGAIN}")
 
 
 def _seconds(time: int | None, source: Any) -> float:

@@ -40,8 +40,9 @@ from mma_dfer_jax import cli
 from mma_dfer_jax.cores import usable_cores
 from mma_dfer_jax.data import media, source
 from mma_dfer_jax.data.counts import Findings, check_counts, published_counts
-from mma_dfer_jax.data.data_set import open_data_set, start_worker
+from mma_dfer_jax.data.data_set import AS_MEANT, TIMES, open_data_set, start_worker
 from mma_dfer_jax.data.faces import POLICIES, FaceFinder, face_model, face_recipe
+from mma_dfer_jax.data.frames import uneven_rate
 from mma_dfer_jax.data.records import RECIPE, Clips, read_clip
 from mma_dfer_jax.data.source import ClipFiles, Layout, Note, Problem, count, in_lines, natural
 from mma_dfer_jax.disk import alone_in, sha256_of
@@ -51,7 +52,7 @@ from mma_dfer_jax.progress import Progress
 
 _DATASET = flags.DEFINE_enum("dataset", "clips", source.names(), "Data set; clips, folders: any videos.")
 define_path("manifest", None, "clips: a csv; without labels: a folder or glob.")
-define_path("raw", None, "All other data sets: their folder, as it was unpacked.")
+define_path("raw", None, "The folder of the data set as it was unpacked; folders: that of the classes.")
 _DATA_DIR = define_path("data_dir", None, "Folder to write the data set to.")
 _CHECK = flags.DEFINE_bool("check", False, "Only look at names and lists: decode nothing, write nothing.")
 _FACE_POLICY = flags.DEFINE_enum("face_policy", "follow", list(POLICIES),
@@ -65,12 +66,15 @@ _NUM_WORKERS = flags.DEFINE_integer("num_workers", usable_cores(), "Processes th
 _MAX_FRAMES = flags.DEFINE_integer(
   "max_frames", 0, "Of longer clips, take so many frames, evenly spread; 0: all.", 0
 )
+_KEEP_TIMES = flags.DEFINE_bool(
+  "keep_times", False, "Keep the times of frames, for config.inputs.frame_choice=time."
+)
 flags.register_multi_flags_validator(["data_dir", "check"], lambda given: given["check"] or given["data_dir"],
                                      "give --data_dir=FOLDER to write to, or --check.")  # fmt: skip
 
 
 def _fields(name: str) -> dict[str, dataclasses.Field]:
-  return {field.name: field for field in dataclasses.fields(source.source_of(name).Options)}
+  return getattr(source.said_by(name, "Options"), "__dataclass_fields__", {})
 
 
 def _define_options() -> list[str]:
@@ -94,6 +98,8 @@ def _define_options() -> list[str]:
 
 
 _OPTIONS = _define_options()
+UNEVEN = ("the frame rate is uneven: one quarter of the frames takes more than twice as long as another, and frames are "
+          "chosen by number; --keep_times lets a run choose them by time")  # fmt: skip
 NOTES = "notes.txt"  # in the data set: all notes with all names
 SCRATCH = ".unfinished"  # beside the data set: decoded clips, and the data set while it is written
 
@@ -107,6 +113,7 @@ class Decoding:
   face_policy: str = "follow"  # or union
   face_size: int = 224  # side of the cut faces in pixels
   max_frames: int = 0  # so many of longer clips, evenly spread; 0: all
+  keep_times: bool = False  # of frames
 
   @functools.cached_property
   def recipe(self) -> dict[str, str]:
@@ -116,6 +123,8 @@ class Decoding:
       recipe |= faces | {"frame_coding": RECIPE["frame_coding"]}
     if self.max_frames:
       recipe["frame_count"] = f"at most {self.max_frames}, evenly spread over the clip"
+    if self.keep_times:
+      recipe[TIMES] = "kept, as the video is played"
     return recipe
 
 
@@ -148,6 +157,7 @@ def decode_clip(files: ClipFiles, decoding: Decoding) -> str | None:
   partial = files.decoded.with_suffix(f".{os.getpid()}.partial")
   with partial.open("wb") as file:
     kept = {key: record[key] for key in ("waveform", "sample_rate", "face_share")}
+    kept |= {key: list(record[key]) for key in ("changes", "times")}
     np.savez(file, lengths=lengths, sizes=sorted(sizes), **kept)
   partial.replace(files.decoded)  # a killed run keeps no half clip
   return None
@@ -189,7 +199,8 @@ def decode_all(files: Sequence[ClipFiles], scratch: Path, decoding: Decoding, nu
 
     def note(clip: ClipFiles, wrong: str | None) -> None:
       if wrong:
-        problems[clip.clip_id] = Problem(clip.where, wrong, (clip.clip_id,))
+        what = wrong.removeprefix(f"{clip.video}: ") if str(clip.video).endswith(clip.clip_id) else wrong
+        problems[clip.clip_id] = Problem(clip.where, what, (clip.clip_id,))
       bar.update()
 
     while todo:
@@ -244,7 +255,7 @@ def prepare(
   It refuses with every problem if more clips are bad than allowed or something is wrong with the whole; and if data_dir
   holds another data set, cannot be written, or another process writes it.
   """
-  named, notes = {clip.label for clip in layout.clips}, list(layout.notes)
+  named, notes = layout.doubtful | {clip.label for clip in layout.clips}, list(layout.notes)
   if unused := tuple(label for label in layout.classes if label not in named):
     hint = ": --classes=… names those to take" if "classes" in _fields(name) else ""
     notes.append(Note(f"classes without a clip{hint}", unused))
@@ -270,6 +281,7 @@ def prepare(
     clips, bad_files = decode_all(layout.clips, scratch / "decoded", decoding, num_workers)
     lines = _check_left_out(layout, clips, [*layout.problems, *bad_files], origin, allow_bad)
     shutil.rmtree(scratch / name, ignore_errors=True)  # what a killed run was writing
+    recipe |= _looked_at(clips, notes)
     builder = Clips.named(name)(clips=clips, classes=layout.classes, class_order=layout.class_order, recipe=recipe,
                                 left_out=lines, fingerprint=fingerprint, data_dir=scratch)  # fmt: skip
     _write(builder, name, notes, scratch, target)
@@ -283,13 +295,44 @@ def prepare(
   print("recipe:", *(f"{key}: {value}" for key, value in made.recipe.items()), sep="\n  ")
 
 
+def _looked_at(clips: Iterable[ClipFiles], notes: list[Note]) -> dict[str, str]:
+  """Notes and prints what decoding showed of clips; returns what of that belongs to the recipe."""
+  changed: dict[str, list[str]] = defaultdict(list)
+  uneven = []
+  for clip in clips:
+    with np.load(clip.decoded) as decoded:
+      for change in decoded["changes"].tolist():
+        changed[change].append(clip.clip_id)
+      if uneven_rate(decoded["times"]):
+        uneven.append(clip.clip_id)
+  found = [Note(change, tuple(names)) for change, names in sorted(changed.items())]
+  found += [Note(UNEVEN, tuple(uneven), warning=True)] if uneven else []
+  _print_notes(found)
+  notes += found
+  return (
+    {
+      AS_MEANT: "; ".join(
+        f"{change}: {count(len(names), 'clip')}" for change, names in sorted(changed.items())
+      )
+    }
+    if changed
+    else {}
+  )
+
+
 def _write(builder: Clips, name: str, notes: list[Note], scratch: Path, target: Path) -> None:
   """Writes the data set, with what more there is to note of it, and puts it in its place when it is complete."""
-  uneven = tuple(clip.clip_id for clip in builder.clips if len(np.load(clip.decoded)["sizes"]) > 1)
+  uneven: list[str] = []
+  rates: Counter[int] = Counter()
+  for clip in builder.clips:
+    with np.load(clip.decoded) as arrays:
+      uneven += [clip.clip_id] * (len(arrays["sizes"]) > 1)
+      rates[int(arrays["sample_rate"])] += 1
   what = "clips with frames of different sizes: in training the first one's crop is cut from all, as in the original"
-  more = [Note(what, uneven)] if uneven else []
-  warning = source.rate_warning(name, builder.facts["sample_rates"])
-  if warning and all(note.what != warning for note in notes):
+  more = [Note(what, tuple(uneven))] if uneven else []
+  del rates[0]  # no sound
+  warning = source.rate_warning(name, rates)
+  if warning and not any("16000 Hz" in note.what for note in notes):
     more.append(Note(warning, warning=True))
   _print_notes(more)
   notes += more
@@ -313,7 +356,12 @@ def _check_left_out(layout: Layout, clips: Sequence[ClipFiles], problems: list[P
   total = len(bad.keys() | {clip.clip_id for clip in layout.clips})
   gone = sorted((layout.splits | {clip.split for clip in layout.clips}) - {clip.split for clip in clips})
   if len(bad) > allow_bad:
+    left = {clip.label for clip in clips}
+    lost = (layout.doubtful | {clip.label for clip in layout.clips}) - left
+    none_left = f"no clip of {', '.join(sorted(lost, key=natural))} would be left"
     advice = f"fix them, or add --allow_bad={len(bad)} to leave out these clips" if clips and not gone else ""
+    if advice and lost:
+      advice = f"fix them; else {none_left}" if lost & layout.doubtful else f"{advice}; {none_left}"
     raise listed(f"{len(bad)} of {count(total, 'clip')} of {origin} cannot be used, no data set was written",
                  in_lines(problems), advice)  # fmt: skip
   if gone or not clips:
@@ -333,19 +381,22 @@ def _described(splits: Mapping[str, int]) -> str:
   return ", ".join(f"{split} {count(clips, 'clip')}" for split, clips in splits.items())
 
 
-def check(layout: Layout, name: str) -> int:
+def check(layout: Layout, name: str, *problems: str) -> int:
   """Prints what names and lists show, the verdict last; returns the exit status, 1 if there are problems."""
   found, classes = Counter((clip.split, clip.label) for clip in layout.clips), layout.classes or ("",)
   splits = sorted(layout.splits | {split for split, _ in found})
   counts = {split: {label: found[split, label] for label in classes} for split in splits}
-  result = Findings(counts, published_counts(name, classes), in_lines(layout.problems), purpose="preparation")
+  result = Findings(
+    counts, published_counts(name, classes), [*problems, *in_lines(layout.problems)], purpose="preparation"
+  )
   for note in layout.notes:
     (result.warnings if note.warning else result.notes).append(str(note))
   if silent := tuple(clip.clip_id for clip in layout.clips if clip.sound is None):
     result.warnings.append(str(Note("clips without a file with sound", silent)))
-  check_counts(result, layout.classes, name)
+  check_counts(result, layout.classes, name, layout.doubtful)
   result.print_lines()
-  print(f"{result.verdict} (no clip was decoded, nothing was written)")
+  print(f"{result.verdict} (no clip was decoded, nothing was written: only prepare finds damaged files, and only doctor finds "
+        "black, silent or equal clips)")  # fmt: skip
   return 1 if result.problems else 0
 
 
@@ -353,9 +404,19 @@ def main(argv: Sequence[str]) -> int:
   del argv
   name = _DATASET.value
   of = source.source_of(name)
+  for other in source.names():
+    try:
+      source.source_of(other)
+    except UserError as error:
+      print(f"WARNING: {error}")
   takes, place = [of.FLAG, *_fields(name)], str(flags.FLAGS[of.FLAG].value or "")
   given = [flag for flag in ("raw", "manifest", *_OPTIONS) if flags.FLAGS[flag].present]
   problems = [f"--{flag} is not for --dataset={name}" for flag in given if flag not in takes]
+  if "raw" in given and of.FLAG == "manifest":
+    others = [other for other in source.names() if source.said_by(other, "FLAG") == "raw"]
+    problems.append(
+      f"--raw is for {', '.join(f'--dataset={other}' for other in others)}; one folder for each class is folders"
+    )
   problems += [] if place else [f"--{of.FLAG} is needed"]
   if problems:
     advice = f"--dataset={name} takes {', '.join(f'--{flag}' for flag in takes)}\n{of.LAYOUT}"
@@ -363,13 +424,22 @@ def main(argv: Sequence[str]) -> int:
   values = {flag: flags.FLAGS[flag].value for flag in takes[1:] if flags.FLAGS[flag].present}
   options = of.Options(**{flag: tuple(v) if isinstance(v, list) else v for flag, v in values.items()})
   layout = source.with_legible_names(of.read(Path(place), options))
+  given_model = Path(_FACE_MODEL.value) if _FACE_MODEL.value else None
   if _CHECK.value:
-    return check(layout, name)
+    wrong = []
+    if options.faces == "yunet" and given_model:  # without one it would be downloaded
+      try:
+        face_model(given_model)
+      except UserError as error:
+        wrong.append(str(error))
+    return check(layout, name, *wrong)
   decoding = Decoding(options.allow_missing_sound)
   if options.faces == "yunet":
-    model = face_model(Path(_FACE_MODEL.value) if _FACE_MODEL.value else None)
+    model = face_model(given_model)
     decoding = Decoding(options.allow_missing_sound, str(model), _FACE_POLICY.value, _FACE_SIZE.value)
-  decoding = dataclasses.replace(decoding, max_frames=_MAX_FRAMES.value)
+  if _KEEP_TIMES.value and any(clip.frames for clip in layout.clips):
+    raise UserError("--keep_times is for videos; pictures in folders have no times")
+  decoding = dataclasses.replace(decoding, max_frames=_MAX_FRAMES.value, keep_times=_KEEP_TIMES.value)
   prepare(layout, name, Path(_DATA_DIR.value), decoding, place, allow_bad=_ALLOW_BAD.value,
           overwrite=_OVERWRITE.value, num_workers=_NUM_WORKERS.value)  # fmt: skip
   return 0

@@ -13,22 +13,25 @@ registered anywhere. Such a file holds
   SCORES   the paper's means over the folds, in percent: such a data set has lists that everybody shares
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import importlib
+import itertools
 import os
 from pathlib import Path
 import re
 from typing import Any, NamedTuple
 
-from mma_dfer_jax.errors import listed
+from mma_dfer_jax.errors import EXAMPLES, UserError, count, counted, listed
 from mma_dfer_jax.lookalikes import alike, escaped, tidy
 
 Counts = Mapping[str, Mapping[str, int]]  # clips by split and class
 FOLDS = range(1, 6)  # of the published data sets
-CLASSES = "Which classes to take, in label order; all, sorted, if not given."
-EXAMPLES, NAMED = 3, 20  # of one kind of problem: so many are printed in full; so many, the others by name
+CLASSES = "Takes only these classes, in this label order. Without it: all classes, in the order that the data set prints."
+LINKS = "Takes what symbolic links lead to, even outside of the given folder."
+_VARYING = re.compile(r"'[^']*'|[^\s:;,()']*[\d/…][^\s:;,()']*")  # of a problem: quoted words, paths, numbers
+_CONTENTS = ("FLAG", "LAYOUT", "Options", "read")  # that no data set can do without
 
 
 class LabelOrder(NamedTuple):
@@ -44,8 +47,23 @@ def names() -> list[str]:
 
 
 def source_of(name: str) -> Any:
-  """The file of a data set, as this module's docstring describes it."""
-  return importlib.import_module(f"{__package__}.sources.{name}")
+  """The file of a data set, as this module's docstring describes it; UserError with what is wrong with the file."""
+  try:
+    of = importlib.import_module(f"{__package__}.sources.{name}")
+    if missing := [what for what in _CONTENTS if not hasattr(of, what)]:
+      raise AttributeError(f"it has no {', '.join(missing)}")
+  except Exception as error:  # whatever a broken file raises
+    where = f"mma_dfer_jax/data/sources/{name}.py"
+    raise UserError(f"{where} is broken, fix or remove it: {type(error).__name__}: {error}") from error
+  return of
+
+
+def said_by(name: str, what: str) -> Any:
+  """What a data set's file has under this name; None if it has no such thing, is broken, or is not there."""
+  try:
+    return getattr(source_of(name), what, None)
+  except UserError:
+    return None
 
 
 def folds_of(classes: Sequence[str], *rows: Sequence[int]) -> Counts:
@@ -100,32 +118,43 @@ class Problem(NamedTuple):
 
   def __str__(self) -> str:
     if len(self.clips) > 1:
-      return _printable(
-        f"{self.where}: {count(len(self.clips), 'clip')} {self.what}: {first_few(self.clips)}".removeprefix(
-          ": "
-        )
-      )
-    return _printable(": ".join(filter(None, (self.where, *self.clips, self.what))))
+      text = f"{self.where}: {count(len(self.clips), 'clip')} {self.what}: {first_few(self.clips)}"
+      return _printable(text.removeprefix(": "))
+    return _printable(": ".join(filter(None, dict.fromkeys((self.where, *self.clips, self.what)))))
 
 
 def in_lines(problems: Iterable[Problem]) -> list[str]:
-  """A line for each problem, in natural order; more than three of a kind share one, with their number and examples."""
-  kinds: dict[tuple[bool, str], list[Problem]] = defaultdict(list)
+  """A line for each problem, in natural order; more than three of a kind share one, with their number and three examples."""
+  kinds: dict[tuple[bool, str], list[tuple[Problem, str]]] = defaultdict(list)
   for problem in sorted(dict.fromkeys(problems), key=lambda problem: natural(str(problem))):
     what = problem.what
     for clip in problem.clips:
-      what = what.replace(os.path.basename(clip), "…")
-    # The same for problems that differ only in names, paths and numbers.
-    kind = re.sub(r"'[^']*'|[^\s:;,()']*[\d/…][^\s:;,()']*", "…", what)
-    kinds[bool(problem.clips), kind].append(problem)
-  lines = [str(one) for same in kinds.values() if len(same) <= EXAMPLES for one in same]
-  for same in (same for same in kinds.values() if len(same) > EXAMPLES):
-    clips = {clip for problem in same for clip in problem.clips}
-    number = count(len(clips), "clip") if clips else f"{len(same)} lists, files or folders"
-    others = [name for problem in same[EXAMPLES:] for name in problem.clips or [problem.where]]
-    rest = f"; and {', '.join(others)}" if len(same) <= NAMED else " …"
-    lines.append(f"{number} with the same kind of problem: {'; '.join(map(str, same[:EXAMPLES]))}{rest}")
+      what = re.sub(rf"(?<![\w'…]){re.escape(os.path.basename(clip))}(?![\w'…])", "…", what)
+    kinds[bool(problem.clips), _VARYING.sub("…", what)].append((problem, what))
+  lines = []
+  for (of_clips, _), same in kinds.items():
+    if len(same) <= EXAMPLES:
+      lines += [str(problem) for problem, _ in same]
+    else:
+      shared = _in_common([what for _, what in same])
+      names = [str(Problem(one.where, "", (clip,))) for one, _ in same for clip in one.clips or [""]]
+      lines += counted([(name, shared) for name in names], "clips" if of_clips else "lists, files or folders")
   return sorted(lines, key=natural)
+
+
+def _in_common(texts: Sequence[str]) -> str:
+  """Texts of one kind as one: what differs becomes …, but of quoted words all are named, with their numbers."""
+  columns = []
+  for column in zip(*map(_VARYING.findall, texts), strict=True):
+    words = [f"{word} ({number})" for word, number in Counter(column).most_common()]
+    named = first_few([words[0][:-1] + " times)", *words[1:]], 12) if column[0].startswith("'") else "…"
+    columns.append(named if len(words) > 1 else column[0])
+  return "".join(itertools.chain(*itertools.zip_longest(_VARYING.split(texts[0]), columns, fillvalue="")))
+
+
+def left_out(label: str) -> str:
+  """What to say of clips whose class --classes does not name."""
+  return f"clips of the class {label} left out, as --classes does not name it"
 
 
 class Note(NamedTuple):
@@ -170,6 +199,7 @@ class Layout:
   recipe: dict[str, str]  # what was chosen, to be stored with the data set
   notes: list[Note]
   splits: frozenset[str] = frozenset()  # that are named, if perhaps without a good clip
+  doubtful: frozenset[str] = frozenset()  # classes that clips with problems have, or may have
 
 
 def with_legible_names(layout: Layout) -> Layout:
@@ -195,22 +225,25 @@ def _is_text(name: str) -> bool:
   return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
-def rate_warning(name: str, rates: Iterable[int]) -> str | None:
-  """What to say if all sounds (Hz) of a data set are at 16 kHz though its published scores are from other rates."""
-  if name not in names() or not hasattr(source_of(name), "SCORES") or set(rates) != {16_000}:
+def rate_warning(name: str, rates: Mapping[int, int]) -> str | None:
+  """What to say if more than a few sounds are at 16 kHz though the data set's published scores are from other rates.
+
+  Args:
+    rates: number of sounds by sample rate in Hz.
+  """
+  converted, total = rates.get(16_000, 0), sum(rates.values())
+  if (
+    not said_by(name, "SCORES") or not converted or (converted < total and converted <= max(2, total // 100))
+  ):
     return None
-  return ("all sounds have 16000 Hz: common recipes convert them, which costs about 2.6 UAR, as the original reads every file "
-          "at its own rate (mostly 44100 or 48000 Hz); extract the wavs from the videos without a sample rate (no "
-          "`-ar 16000`) and prepare again with --overwrite")  # fmt: skip
+  return (f"{converted} of {total} sounds have 16000 Hz: common recipes convert them, which costs about 2.6 UAR, as the "
+          "original reads every file at its own rate (mostly 44100 or 48000 Hz); extract the wavs from the videos without a "
+          "sample rate (no `-ar 16000`) and prepare again with --overwrite")  # fmt: skip
 
 
 def first_few(names: Iterable[object], most: int = 5) -> str:
   texts = [str(name) for name in names]
   return ", ".join(texts[:most]) + " …" * (len(texts) > most)
-
-
-def count(number: int, one: str) -> str:
-  return f"{number} {one}{'' if number == 1 else 's'}"  # "1 clip", "2 clips"
 
 
 def natural(name: str) -> tuple[list[tuple[int, int, str]], str]:

@@ -113,7 +113,7 @@ def table(report: Mapping[str, Any]) -> str:
   """A report for people."""
   clips, (height, width) = report["clips"], report["clips"]["frame_size"]
   head = (
-    f"{clips['number']} clips; the first has {clips['frames']} frames of {width}x{height} in {clips['jpeg_kb']:.1f} kB "
+    f"{counts.count(clips['number'], 'clip')}; the first has {clips['frames']} frames of {width}x{height} in {clips['jpeg_kb']:.1f} kB "
     f"and {clips['samples']} samples at {clips['sample_rate']} Hz; {report['machine']['cores']} cores"
   )
   stages = [["one core", "ms per clip", "quarters", "clips/s"]]

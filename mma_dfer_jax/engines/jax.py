@@ -81,6 +81,7 @@ def describe(path: Path, step: int | str, precision: str | None) -> About:
     precision=precision,
     fingerprint=stored.sha256,
     sample_rates=tuple(said.get("sample_rates", ())),
+    seconds_of_sound=said.get("seconds_of_sound", 0.0),
     config=read_run(path)["config"] if is_run else {},
   )
 

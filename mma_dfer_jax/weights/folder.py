@@ -11,6 +11,7 @@ from pathlib import Path
 import shutil
 from typing import Any
 
+from mma_dfer_jax import __version__
 from mma_dfer_jax.disk import free_bytes, write_json
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.parameters import Tunable, parameter_shapes, tunable_patterns
@@ -88,7 +89,7 @@ def write_folder(
     sha256 = files.write_safetensors(partial / PARAMETERS, stored.tensors, metadata, stored.path)
     kept = (*OF_A_RUN, "assumed", "classes", "class_order", "recipe", "source")
     about: dict[str, Any] = {"model": fields, **{k: stored.about[k] for k in kept if k in stored.about}}
-    about |= {"counts": counts(stored), "version": files.VERSION, "sha256": sha256}
+    about |= {"counts": counts(stored), "version": __version__, "sha256": sha256}
     write_json(partial / "model.json", about)
     write_json(partial / "model.json", about | check(partial))
     if out.exists():
@@ -122,7 +123,12 @@ def counts(stored: StoredModel) -> dict[str, dict[str, int]]:
 
 
 def convert_checkpoint(
-  model: str | Path, out: str | Path, *, classes: str | None = None, heads: int | None = None
+  model: str | Path,
+  out: str | Path,
+  *,
+  classes: str | None = None,
+  heads: int | None = None,
+  weights: str | None = None,
 ) -> dict[str, Any]:
   """Turns an MMA-DFER checkpoint (.pth, .safetensors) into a model folder; returns its model.json.
 
@@ -131,7 +137,8 @@ def convert_checkpoint(
     out: folder to write; it must not exist.
     classes: dfew, mafw, mafw-official, or names "a,b,c"; not needed if the file names them.
     heads: attention heads of the encoders, if unusual: they are not in the shapes.
+    weights: which weights of a file that holds several, as "model_ema".
   Raises:
     UserError: if the file is no such checkpoint, damaged or not to be trusted; nothing is written then.
   """
-  return write_folder(Path(out), with_classes(open_checkpoint(Path(model), heads), classes))
+  return write_folder(Path(out), with_classes(open_checkpoint(Path(model), heads, weights), classes))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mma_dfer_jax import __version__
 from mma_dfer_jax.data.faces import ARCHIVE_FACES
 from mma_dfer_jax.data.labels import LABEL_ORDERS, label_order
 from mma_dfer_jax.errors import UserError
@@ -33,17 +34,17 @@ AUTHORS_RECIPE = {
 
 def recipe_of(inputs: Inputs) -> dict[str, Any]:
   """How the authors prepare data of these sizes."""
-  return AUTHORS_RECIPE | dataclasses.asdict(inputs) | {"audio_shape": list(inputs.audio_shape)}
+  return AUTHORS_RECIPE | inputs.to_fields() | {"audio_shape": list(inputs.audio_shape)}
 
 
-def open_checkpoint(path: Path, heads: int | None = None) -> StoredModel:
-  """An MMA-DFER checkpoint, .pth or .safetensors; `about["classes"]` is None if the file does not name its classes.
+def open_checkpoint(path: Path, heads: int | None = None, wanted: str | None = None) -> StoredModel:
+  """An MMA-DFER checkpoint, as `open_weights` takes it; `about["classes"]` is None if it does not name its classes.
 
   Raises:
     CheckpointMismatchError: with everything missing, unexpected and of the wrong shape.
     UserError: if it is something else, and what it looks like.
   """
-  weights = files.open_weights(path)
+  weights = files.open_weights(path, wanted)
   if (what := files.looks_like(weights.shapes)) != "an MMA-DFER checkpoint":
     advice = "; give the two pretraining files as --config.pretrained.image and --config.pretrained.audio"
     raise UserError(
@@ -56,8 +57,10 @@ def open_checkpoint(path: Path, heads: int | None = None) -> StoredModel:
   names = classes if isinstance(classes, list) and all(isinstance(name, str) for name in classes) else []
   if classes is not None and len(names) != model.num_classes:
     raise UserError(f"{path} must name {model.num_classes} classes, as its model has, not {len(names)}")
-  source = {"file": path.name, "bytes": path.stat().st_size, "sha256": weights.sha256}
+  size = sum(file.stat().st_size for file in weights.files)
+  source = {"file": path.name, "bytes": size, "sha256": weights.sha256}
   source |= (trained_as if isinstance(trained_as, dict) else {}) | weights.training
+  source |= {"notes": list(weights.notes)} if weights.notes else {}
   about = {key: ours[key] for key, kind in OF_A_RUN.items() if type(ours.get(key)) is kind} | {
     "assumed": assumed,
     "classes": None if classes is None else names,
@@ -194,7 +197,7 @@ def export(stored: StoredModel, to_torch: Path | None, to_safetensors: Path | No
     **{key: source.get(key) for key in ("epoch", "best_acc")},
     "trained_as": {key: source[key] for key in ("run", "step") if key in source},
     "unused": "kept" if any(name.startswith(UNUSED) for name in stored.tensors) else "fresh",
-    "version": files.VERSION,
+    "version": __version__,
   }
   about = json.loads(json.dumps(about))  # plain lists and numbers, which any reader takes
   if to_torch:

@@ -139,9 +139,6 @@ def ours(cfg: ModelConfig, rows: Iterable[Row], theirs: Mapping[str, Tensor]) ->
   """Our parameters of these rows, by path, made of the authors' tensors when they are read."""
   found = {}
   for row in rows:
-    dtypes = {theirs[name].dtype for name in row.torch_names}
-    if len(dtypes) > 1:
-      raise UserError(f"{' and '.join(row.torch_names)} must be of one type, not {dtypes}")
     read = functools.partial(lambda row: row.to_jax({n: theirs[n].read() for n in row.torch_names}), row)
-    found[row.path] = Tensor(parameter_shapes(cfg)[row.path], dtypes.pop(), read)
+    found[row.path] = Tensor(parameter_shapes(cfg)[row.path], theirs[row.torch_names[0]].dtype, read)
   return found

@@ -49,4 +49,4 @@ def open_pretrained(stream: str, path: str | Path, cfg: ModelConfig) -> Start:
   taken[table] = taken[table].changed(shape, lambda array: resize_positions(array.astype("f4"), grid, target))
   resized = "positions as they are" if grid == target else f"positions resized from {grid} to {target}"
   facts = f"{len(rows)} tensors taken, {resized}, {len(left_out)} of its decoder left out"
-  return Start(stream, weights, (what, facts), taken)
+  return Start(stream, weights, (what, facts, *weights.notes), taken)

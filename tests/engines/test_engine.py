@@ -285,6 +285,17 @@ def test_what_a_user_can_fix_is_said_and_nothing_is_written(folder, tmp_path):
   assert there.read_bytes() == b"precious"
 
 
+def test_a_model_is_exported_on_the_cpu(tmp_path):
+  """On a machine with a GPU too: what is traced there may call what other platforms lack."""
+  platforms = jax.config.values["jax_platforms"]
+  try:
+    jax.config.update("jax_platforms", "cuda,cpu")
+    status, _, errors = run_export(f"--model={tmp_path / 'nowhere'}", f"--out={tmp_path / 'new.jax'}")
+    assert (status, jax.config.values["jax_platforms"]) == (1, "cpu"), errors
+  finally:
+    jax.config.update("jax_platforms", platforms)
+
+
 @pytest.mark.slow
 def test_a_wrong_export_and_a_full_disk_leave_what_was_there(
   folder, exported, engines, tmp_path, monkeypatch

@@ -1,5 +1,6 @@
 """The real command on real files, against what the original wrote and computed."""
 
+import json
 from pathlib import Path
 import re
 import sys
@@ -10,10 +11,12 @@ import make_weights
 from model_folders import authors_state, with_layers
 import numpy as np
 import pytest
+import safetensors.numpy
 from torch_files import write_checkpoint, write_torch_file
 
 from mma_dfer_jax.config import default_config
 from mma_dfer_jax.engines.engine import load_model
+from mma_dfer_jax.training.start import open_init
 from mma_dfer_jax.weights.files import StoredModel, open_weights
 from mma_dfer_jax.weights.folder import open_folder, write_folder
 from mma_dfer_jax.weights.mma_dfer import open_checkpoint, with_classes
@@ -113,6 +116,50 @@ def test_a_folder_of_a_run_comes_back_from_safetensors_as_it_was(checkpoint, tmp
   assert after.about["counts"] == before.about["counts"]
   assert {key: after.about[key] for key in run} == run
   assert (after.about["source"]["run"], after.about["source"]["step"]) == ("clips", 7)
+
+
+def test_wrapped_split_and_mixed_weights_are_read_and_said(tmp_path):
+  state = authors_state(CFG)
+  mixed = {
+    f"_orig_mod.module.{n}": t.astype(np.float16 if i % 2 else np.float32)
+    for i, (n, t) in enumerate(state.items())
+  }
+  other = {f"module.{name}": tensor + 1 for name, tensor in state.items()}
+  write_torch_file(tmp_path / "x.pth", {"student": mixed, "teacher": other, "epoch": 3})
+  flags = [f"--model={tmp_path}/x.pth", "--classes=dfew"]
+  printed = convert(*flags, f"--out={tmp_path}/no", status=1)
+  assert "student (123 tensors), teacher (123 tensors); choose one with --weights" in printed.replace(
+    str(len(state)), "123"
+  )
+  printed = convert(*flags, "--weights=student", f"--out={tmp_path}/model")
+  notes = open_folder(tmp_path / "model").about["source"]["notes"]
+  assert len(notes) == 4
+  assert all(f"note: {note}\n" in printed for note in notes)
+  assert "note: removed from the beginnings of names: _orig_mod.module.\n" in printed
+  index: dict[str, str] = {}
+  for i, name in enumerate(state):
+    index[name] = f"model-0000{i % 2 + 1}-of-00002.safetensors"
+  (tmp_path / "pieces").mkdir()
+  for file in set(index.values()):
+    held = {
+      name: state[name].astype(np.float16).astype(np.float32) for name, of in index.items() if of == file
+    }
+    safetensors.numpy.save_file(held, tmp_path / "pieces" / file)
+  (tmp_path / "pieces/model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+  convert(f"--model={tmp_path}/pieces", "--classes=dfew", "--heads=4", f"--out={tmp_path}/again")
+  first, second = (open_folder(tmp_path / name) for name in ("model", "again"))
+  np.testing.assert_allclose(
+    first.read()["fusion/0/image_down/kernel"], second.read()["fusion/0/image_down/kernel"], atol=1e-3
+  )
+  assert {array.dtype for array in first.read().values()} == {np.dtype(np.float32)}
+  assert second.about["source"]["notes"] == [
+    "read from model-00001-of-00002.safetensors, model-00002-of-00002.safetensors"
+  ]
+  assert "--weights is for files" in convert(
+    f"--model={tmp_path}/model", "--weights=x", f"--out={tmp_path}/no", status=1
+  )
+  start = open_init(tmp_path / "pieces", CFG, first.about["classes"])
+  assert start.facts[-1].startswith("read from model-00001")
 
 
 @pytest.mark.slow

@@ -107,6 +107,11 @@ def test_archives_that_torch_would_not_write(tmp_path, recwarn):
     "not of torch.save; it holds model.pth": lambda entries: [("model.pth", b"x")],
     "not of torch.save; it holds archive/.format_version": lambda entries: entries[1:],
     "TorchScript": lambda entries: [*entries, ("archive/constants.pkl", b"")],
+    "an archive of numpy": lambda entries: [("video.npy", b"x")],
+    "a Keras model": lambda entries: [("config.json", b"{}"), ("model.weights.h5", b"x")],
+    "torch.export": lambda entries: [("archive/models/model.json", b"{}")],
+    "torch.package": lambda entries: [("m/.data/extern_modules", b"")],
+    "without its folder": lambda entries: [(name.partition("/")[2], data) for name, data in entries],
     "damaged zip archive": lambda entries: [],
   }
   for said, change in cases.items():

@@ -21,7 +21,6 @@ from mma_dfer_jax.weights.folder import convert_checkpoint, open_folder
 from mma_dfer_jax.weights.mma_dfer import export, find_model, open_checkpoint, with_classes
 from mma_dfer_jax.weights.names import name_table, unused_shapes, used_shapes
 
-QKV = "temporal_net.temporal_transformer.layers.0.0.fn.fn"
 DFEW = ("happy", "sad", "neutral", "angry", "surprise", "disgust", "fear")
 
 
@@ -164,7 +163,7 @@ def broken_files(state: dict[str, np.ndarray], whole: bytes) -> dict[str, tuple[
     "shape.pth": ({"state_dict": state | {"vision_proj.bias": np.zeros(31, "f4")}}, r"wrong shape \(1\): vision_proj\.bias"),
     "nothing.pth": ({"epoch": 3}, "holds no state dict"),
     "list.pth": ([1, 2], "not a state dict"),
-    "twice.pth": ({"state_dict": {"a": np.zeros(1, "f4"), "module.a": np.zeros(1, "f4")}}, "twice, with and without the prefix"),
+    "twice.pth": ({"state_dict": {"a": np.zeros(1, "f4"), "module.a": np.zeros(1, "f4")}}, "holds a twice, as a and module.a"),
     "number.pth": ({"epoch": 10**5000, "state_dict": missing}, r"missing \(2\)"),
     "deep.pth": ({"state_dict": state | {"image_encoder.blocks.99999.norm1.weight": np.zeros(48, "f4")}}, "no such model has more"),
     "escape.pth": ({"state_dict": state | {"\x1b[2Jgone": np.zeros(1, "f4")}}, r"unexpected \(1\): \\x1b\[2Jgone"),
@@ -176,7 +175,6 @@ def broken_files(state: dict[str, np.ndarray], whole: bytes) -> dict[str, tuple[
     "numbers.pth": ({"state_dict": state, "mma_dfer_jax": ours | {"classes": [1] * 7}}, "must name 7 classes"),
     "nest.pth": ({"state_dict": state, "mma_dfer_jax": ours | {"tunable": [[[]]], "trained_as": []}}, "no regular expression"),
     "classes.pth": ({"state_dict": state, "mma_dfer_jax": ours | {"classes": ["a"]}}, "must name 7 classes, as its model has, not 1"),
-    "mixed.pth": ({"state_dict": state | {f"{QKV}.to_q.weight": state[f"{QKV}.to_q.weight"].astype("f2")}}, "must be of one type"),
     "block.pth": ({"state_dict": {n: t for n, t in state.items() if "image_encoder.blocks.1." not in n}}, r"missing \(12\)"),
   }  # fmt: skip
 

@@ -115,6 +115,13 @@ def test_heads_are_compared_and_a_decoder_may_be_missing(states, tmp_path):
     open_state("image", state, tmp_path / "8.pth", mma_dfer_jax=ours)
 
 
+def test_a_compiled_encoder_in_its_wrappers_is_read_and_said(states, tmp_path):
+  wrapped = {f"model._orig_mod.{name}": tensor for name, tensor in shallow(states["image"]).items()}
+  start = open_state("image", wrapped, tmp_path / "x.pth")
+  assert "removed from the beginnings of names: model._orig_mod." in start.describe()
+  assert start.taken.keys() == open_state("image", shallow(states["image"]), tmp_path / "y.pth").taken.keys()
+
+
 def test_ablated_models_take_them_too(states, tmp_path):
   cfg = with_layers(2, fusion={"name": "none"}, prompts={"name": "none"}, audio={"name": "none"})
   model = MmaDfer(cfg, rngs=nnx.Rngs(0))

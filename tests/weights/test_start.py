@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from torch_files import write_checkpoint
 
+from mma_dfer_jax import __version__
 from mma_dfer_jax.config import default_config, flat_config
 from mma_dfer_jax.disk import write_json
 from mma_dfer_jax.errors import UserError
@@ -17,7 +18,6 @@ from mma_dfer_jax.model import MmaDfer
 from mma_dfer_jax.parameters import parameter_shapes, put_over, split_tunable, tunable_patterns
 from mma_dfer_jax.training.check import open_starts
 from mma_dfer_jax.training.checkpoints import Checkpointer, save_frozen
-from mma_dfer_jax.training.run import VERSION
 from mma_dfer_jax.training.start import open_init, open_stored
 from mma_dfer_jax.training.state import TrainState
 from mma_dfer_jax.weights.folder import convert_checkpoint
@@ -64,7 +64,7 @@ def save_step(workdir: Path, model: MmaDfer, step: int) -> None:
       config.model[name].update(part)
   patterns = tunable_patterns(CFG)
   run = {"config": flat_config(config.to_dict()), "classes": list(CLASSES), "recipe": {}, "tunable": list(patterns),
-         "starts": {}, "data_set": {"sample_rates": [16000]}, "version": VERSION}  # fmt: skip
+         "starts": {}, "data_set": {"sample_rates": [16000]}, "version": __version__}  # fmt: skip
   workdir.mkdir(exist_ok=True)
   write_json(workdir / "run.json", run)
   _, tunable, frozen = split_tunable(model, patterns)

@@ -35,8 +35,9 @@ def read(raw: Path, options: Options) -> Layout:
   if splits and share:
     raise UserError(f"--raw={raw}: the folders train and test are the split already; remove --test_share")
   if not splits and not 0 < share < 1:
-    raise UserError(f"--raw={raw}: has no folders train and test. Split the clips with --test_share=0.2, or another number "
-                    f"between 0 and 1 (it is {share:g}), and with --split_by=speaker if names begin with the speaker")  # fmt: skip
+    given = f" (--test_share={share:g} is not between 0 and 1)" * bool(share)
+    raise UserError(f"--raw={raw}: has no folders train and test; add --test_share=0.2, which splits the clips{given}. If "
+                    "names begin with the speaker, add --split_by=speaker too")  # fmt: skip
   if files:
     archive.note("files beside the folders, not used", *files)
   clips: list[ClipFiles] = []
@@ -74,6 +75,7 @@ def _clips_of(folder: Path, label: str, split: str, archive: Archive) -> list[Cl
     archive.note("no videos by extension, not used", *others)
   if len(others) == len(paths):
     archive.problem(folder, "holds no videos; remove it, or name the classes to take: --classes=a,b,c")
+    archive.doubtful.add(label)
   videos = {name: path for name, path in paths.items() if name not in others}
   return [ClipFiles(name, name, label, split, video=path, sound=path) for name, path in videos.items()]
 
@@ -98,8 +100,10 @@ def _drawn(clips: list[ClipFiles], options: Options) -> set[str]:
     }
     order = [digests[digest] for digest in sorted(digests)]
     if len(order) < 2:
-      raise UserError(f"--split_by={options.split_by}: {order[0]} is alone and cannot be in training and in the test; "
-                      "add clips, or split in another way")  # fmt: skip
+      why = f"{order[0]} is the only clip of its class; add clips, or use --split_by=speaker"
+      if options.split_by == "speaker":
+        why = f"all clips begin with {order[0]}, so there is one speaker; use --split_by=clip"
+      raise UserError(f"--split_by={options.split_by}: {why}")
     number = min(max(round(options.test_share * len(order)), 1), len(order) - 1)
     test |= {clip for name in order[:number] for clip in members[name]}
   return test

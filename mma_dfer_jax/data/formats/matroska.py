@@ -1,0 +1,82 @@
+"""Matroska and WebM: elements in elements. Source: RFC 9559."""
+
+from collections import Counter
+from collections.abc import Iterator
+import zlib
+
+from mma_dfer_jax.data.formats.base import CutShort, Damaged, Data, Ending, integer, must_reach
+
+SEGMENT, SEEK_HEAD, CLUSTER, TRACKS = 0x18538067, 0x114D9B74, 0x1F43B675, 0x1654AE6B
+PARTS = {SEEK_HEAD, CLUSTER, TRACKS, 0x1549A966, 0x1C53BB6B, 0x1254C367, 0x1043A770, 0x1941A469}
+
+
+def _vint(data: Data, at: int, *, keep_mark: bool) -> tuple[int | None, int]:
+  """A number of variable length, None if unknown, and where it ends."""
+  length = 9 - data[at].bit_length()
+  if length > 8:
+    raise Damaged(f"at byte {at:,}")
+  value = integer(data, at, length)
+  if keep_mark:
+    return value, at + length
+  value &= (1 << 7 * length) - 1
+  return None if value == (1 << 7 * length) - 1 else value, at + length
+
+
+def matroska(data: Data, found: Ending) -> None:
+  at, end = 0, len(data)
+  kinds: set[int | None] = set()
+  segment = places = None
+  while at < end:
+    kind, body = _vint(data, at, keep_mark=True)
+    size, body = _vint(data, body, keep_mark=False)
+    if kind == SEGMENT:
+      segment, at = body, body
+      end = end if size is None else body + size
+      must_reach("its segment", end, data)
+      continue
+    if kind == SEEK_HEAD and size is not None:
+      places = body, body + size
+    known = segment is None or kind in PARTS | {0xEC, 0xBF}
+    if not known and (size is None or CLUSTER not in kinds):
+      raise Damaged(f"at byte {at:,}")
+    kinds.add(kind)
+    if size is None and kind == CLUSTER:  # of unknown length: what follows lies in it, or is the next part
+      at = body
+      continue
+    must_reach("its last cluster" if CLUSTER in kinds else "its header", body + (size or 0), data)
+    if kind == CLUSTER and _is_wrong(data[body : body + (size or 0)]):
+      raise Damaged(f"between byte {at:,} and {body + (size or 0):,}")
+    if kind == TRACKS and size is not None:
+      found.tracks += _tracks(data, body, body + size)
+    at = body + (size or 0)
+  if segment is None or TRACKS not in kinds:
+    raise CutShort("the description of its tracks is missing")
+  for place in _places(data, *places) if places else ():
+    must_reach("what its index points to", segment + place + 4, data)
+
+
+def _is_wrong(content: bytes) -> bool:
+  """Whether it begins with a check sum, and the rest has another."""
+  return content[:2] == b"\xbf\x84" and zlib.crc32(content[6:]) != int.from_bytes(content[2:6], "little")
+
+
+def _elements(data: Data, at: int, end: int) -> Iterator[tuple[int | None, int, int]]:
+  """(kind, first byte of the content, end) of each element."""
+  while at < end:
+    kind, body = _vint(data, at, keep_mark=True)
+    size, body = _vint(data, body, keep_mark=False)
+    at = body + (size or 0)
+    yield kind, body, at
+
+
+def _tracks(data: Data, start: int, end: int) -> Counter[str]:
+  entries = [(s, e) for kind, s, e in _elements(data, start, end) if kind == 0xAE]
+  kinds = [data[s] for entry in entries for kind, s, _ in _elements(data, *entry) if kind == 0x83]
+  return Counter({"video": kinds.count(1), "audio": kinds.count(2)})
+
+
+def _places(data: Data, at: int, end: int) -> Iterator[int]:
+  """The positions that a SeekHead names, in bytes since the begin of the segment."""
+  for kind, start, stop in _elements(data, at, end):
+    if kind == 0x4DBB:
+      yield from (integer(data, s, e - s) for one, s, e in _elements(data, start, stop) if one == 0x53AC)
