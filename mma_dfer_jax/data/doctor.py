@@ -25,7 +25,7 @@ from mma_dfer_jax.cores import usable_cores
 from mma_dfer_jax.data import counts
 from mma_dfer_jax.data.channels import SILENT
 from mma_dfer_jax.data.counts import report
-from mma_dfer_jax.data.data_set import DataSet, open_data_set
+from mma_dfer_jax.data.data_set import UNEVEN, DataSet, open_data_set
 from mma_dfer_jax.data.fbank import ENERGY_FLOOR, LOWEST_FREQUENCY, normalised, spectrogram, window_and_hop
 from mma_dfer_jax.data.frames import decode_frame, sample_frames
 from mma_dfer_jax.data.pipeline import Record, make_example
@@ -215,6 +215,9 @@ def diagnose(data_set: DataSet, name: str, seen: Sequence[RecordStats], bad: Seq
     mixed = [f"{rate} Hz in {clips}" for rate, clips in rates.most_common()]
     report(warnings, "sample rates, each with its own scale of the spectrogram", mixed)
   warnings += filter(None, [rate_warning(name, rates)])
+  for what, names in data_set.notes():
+    if names:
+      report(warnings if what.startswith(UNEVEN) else result.notes, what, names)
   result.splits = {split: _numbers([one for one in seen if one.split == split]) for split in splits}
   report(result.notes, "clips that prepare --allow_bad left out", data_set.left_out)
   return result

@@ -40,7 +40,7 @@ from mma_dfer_jax import cli
 from mma_dfer_jax.cores import usable_cores
 from mma_dfer_jax.data import media, source
 from mma_dfer_jax.data.counts import Findings, check_counts, published_counts
-from mma_dfer_jax.data.data_set import AS_MEANT, TIMES, open_data_set, start_worker
+from mma_dfer_jax.data.data_set import AS_MEANT, NOTES, TIMES, UNEVEN, open_data_set, start_worker
 from mma_dfer_jax.data.faces import POLICIES, FaceFinder, face_model, face_recipe
 from mma_dfer_jax.data.frames import uneven_rate
 from mma_dfer_jax.data.records import RECIPE, Clips, read_clip
@@ -98,9 +98,9 @@ def _define_options() -> list[str]:
 
 
 _OPTIONS = _define_options()
-UNEVEN = ("the frame rate is uneven: one quarter of the frames takes more than twice as long as another, and frames are "
-          "chosen by number; --keep_times lets a run choose them by time")  # fmt: skip
-NOTES = "notes.txt"  # in the data set: all notes with all names
+BY_NUMBER = (f"{UNEVEN} (one quarter of the frames takes more than twice as long as another), and by default a run chooses "
+             "frames by number; config.inputs.frame_choice=time, for data prepared with --keep_times, chooses them by "
+             "time")  # fmt: skip
 SCRATCH = ".unfinished"  # beside the data set: decoded clips, and the data set while it is written
 
 
@@ -157,7 +157,7 @@ def decode_clip(files: ClipFiles, decoding: Decoding) -> str | None:
   partial = files.decoded.with_suffix(f".{os.getpid()}.partial")
   with partial.open("wb") as file:
     kept = {key: record[key] for key in ("waveform", "sample_rate", "face_share")}
-    kept |= {key: list(record[key]) for key in ("changes", "times")}
+    kept |= {key: list(record[key]) for key in ("changes", "times")} | {"turned": record["turned"]}
     np.savez(file, lengths=lengths, sizes=sorted(sizes), **kept)
   partial.replace(files.decoded)  # a killed run keeps no half clip
   return None
@@ -297,27 +297,21 @@ def prepare(
 
 def _looked_at(clips: Iterable[ClipFiles], notes: list[Note]) -> dict[str, str]:
   """Notes and prints what decoding showed of clips; returns what of that belongs to the recipe."""
-  changed: dict[str, list[str]] = defaultdict(list)
-  uneven = []
+  changed, odd = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
   for clip in clips:
     with np.load(clip.decoded) as decoded:
       for change in decoded["changes"].tolist():
         changed[change].append(clip.clip_id)
       if uneven_rate(decoded["times"]):
-        uneven.append(clip.clip_id)
+        odd[BY_NUMBER].append(clip.clip_id)
+      if turned := str(decoded["turned"]):
+        odd[turned].append(clip.clip_id)
   found = [Note(change, tuple(names)) for change, names in sorted(changed.items())]
-  found += [Note(UNEVEN, tuple(uneven), warning=True)] if uneven else []
+  found += [Note(what, tuple(names), warning=True) for what, names in sorted(odd.items())]
   _print_notes(found)
   notes += found
-  return (
-    {
-      AS_MEANT: "; ".join(
-        f"{change}: {count(len(names), 'clip')}" for change, names in sorted(changed.items())
-      )
-    }
-    if changed
-    else {}
-  )
+  words = [f"{change}: {count(len(names), 'clip')}" for change, names in sorted(changed.items())]
+  return {AS_MEANT: "; ".join(words)} if changed else {}
 
 
 def _write(builder: Clips, name: str, notes: list[Note], scratch: Path, target: Path) -> None:

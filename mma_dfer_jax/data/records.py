@@ -57,6 +57,7 @@ def read_clip(
   Returns:
     JPEG (or the files' own) bytes of every frame; and waveform: (S,) int16, first channel, empty if there is less sound
     than one window; sample_rate in Hz, 0 then; has_audio; face_share of the frames with a face, NaN if none was looked for.
+    turned: what faces show of a wrong orientation, in words, for notes.
     Filled while the frames are iterated over: changes, what was done to pixels that are meant otherwise than they are
     stored; times, of a video, the seconds at which frames begin, and at which the last one ends.
   Raises:
@@ -108,6 +109,7 @@ def read_clip(
     "face_share": track.share if track else float("nan"),
     "changes": changes,
     "times": times,
+    "turned": track.turned if track else "",
   }
 
 
