@@ -135,7 +135,7 @@ def _checked(picture: Path) -> tuple[bytes, np.ndarray, tuple[str, ...]]:
       raise media.MediaError(f"{picture}: {error}") from error
 
 
-def _length_of_sound(decoded: Path) -> tuple[int, int]:
+def length_of_sound(decoded: Path) -> tuple[int, int]:
   """Samples, and how many there are a second; the samples themselves are not read."""
   with np.load(decoded) as arrays, arrays.zip.open("waveform.npy") as file:
     np.lib.format.read_magic(file)
@@ -157,7 +157,7 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
   def __init__(self, *, clips: Sequence[ClipFiles], classes: Sequence[str], data_dir: Path, **facts: Any):
     self.clips, self.classes = clips, list(classes)
     counts = Counter((clip.split, clip.label) for clip in clips)
-    lengths = [_length_of_sound(clip.decoded) for clip in clips]
+    lengths = [length_of_sound(clip.decoded) for clip in clips]
     rates = [rate for _, rate in lengths]
     seconds = [samples / rate for samples, rate in lengths if rate]
     silent = Counter(clip.split for clip, rate in zip(clips, rates, strict=True) if not rate)
