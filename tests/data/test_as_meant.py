@@ -70,7 +70,8 @@ def test_transparent_parts():
   palette = Image.fromarray(COLOURS).quantize(16)
   hidden = np.asarray(palette) == 3
   pixels, changes = decode_as_meant(coded(palette, transparency=3))
-  assert hidden.any() and not pixels[hidden].any()
+  assert hidden.any()
+  assert not pixels[hidden].any()
   np.testing.assert_array_equal(pixels[~hidden], np.asarray(palette.convert("RGB"))[~hidden])
   assert changes == ("transparent parts are shown on black",)
   assert decode_as_meant(coded(palette))[1] == ()
