@@ -40,10 +40,10 @@ from mma_dfer_jax import cli
 from mma_dfer_jax.cores import usable_cores
 from mma_dfer_jax.data import media, source
 from mma_dfer_jax.data.counts import Findings, check_counts, published_counts
-from mma_dfer_jax.data.data_set import AS_MEANT, NOTES, TIMES, UNEVEN, open_data_set, start_worker
+from mma_dfer_jax.data.data_set import AS_MEANT, NOTES, TIMES, UNEQUAL, UNEVEN, open_data_set, start_worker
 from mma_dfer_jax.data.faces import POLICIES, FaceFinder, face_model, face_recipe
 from mma_dfer_jax.data.frames import uneven_rate
-from mma_dfer_jax.data.records import RECIPE, Clips, read_clip
+from mma_dfer_jax.data.records import RECIPE, Clips, length_of_sound, read_clip
 from mma_dfer_jax.data.source import ClipFiles, Layout, Note, Problem, count, in_lines, natural
 from mma_dfer_jax.disk import alone_in, sha256_of
 from mma_dfer_jax.errors import UserError, listed
@@ -101,6 +101,7 @@ _OPTIONS = _define_options()
 BY_NUMBER = (f"{UNEVEN} (one quarter of the frames takes more than twice as long as another), and by default a run chooses "
              "frames by number; config.inputs.frame_choice=time, for data prepared with --keep_times, chooses them by "
              "time")  # fmt: skip
+LEAST_DIFFERENCE = 0.5  # seconds between picture and sound that are worth a note
 SCRATCH = ".unfinished"  # beside the data set: decoded clips, and the data set while it is written
 
 
@@ -306,6 +307,11 @@ def _looked_at(clips: Iterable[ClipFiles], notes: list[Note]) -> dict[str, str]:
         odd[BY_NUMBER].append(clip.clip_id)
       if turned := str(decoded["turned"]):
         odd[turned].append(clip.clip_id)
+      samples, rate = length_of_sound(clip.decoded)
+      if rate and len(times := decoded["times"]):
+        shorter, longer = sorted((samples / rate, float(times[-1])))
+        if longer > 2 * shorter + LEAST_DIFFERENCE:
+          odd[f"{UNEQUAL}: one is more than twice as long as the other"].append(clip.clip_id)
   found = [Note(change, tuple(names)) for change, names in sorted(changed.items())]
   found += [Note(what, tuple(names), warning=True) for what, names in sorted(odd.items())]
   _print_notes(found)
