@@ -6,6 +6,7 @@ import functools
 import io
 import math
 import os
+from pathlib import Path
 import re
 import stat
 import struct
@@ -21,6 +22,7 @@ import numpy as np
 from mma_dfer_jax.cores import own_cores
 from mma_dfer_jax.data.channels import Heard, take
 from mma_dfer_jax.data.ends import Ending, ending
+from mma_dfer_jax.data.frames import is_cut_jpeg
 from mma_dfer_jax.errors import UserError, shown
 
 # Formats that write their length down, which shows whether a file was cut short. For others FFmpeg guesses.
@@ -252,7 +254,9 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, Endi
     # "file:" so that a name with a colon is no protocol; the whitelists keep a file from leading to other places.
     # (As container_options: with plain options PyAV before 18 crashes on Flash files.)
     options = {"protocol_whitelist": "file", "format_whitelist": ",".join(av.formats_available - PLAYLISTS)}
-    source = _Repaired(name, found.repairs) if found.repairs else f"file:{name}"
+    source: Any = _Repaired(name, found.repairs) if found.repairs else f"file:{name}"
+    if found.parts:
+      source = io.BytesIO(b"".join(Path(name).read_bytes()[start:end] for start, end in found.parts))
     with av.open(source, container_options=options, **_BAD_TITLES) as container:
       opened = True
       _check_tracks(container, found, path)
@@ -344,6 +348,8 @@ def _decoded(container: InputContainer, stream: av.stream.Stream, path: Any, fou
       raise MediaError(
         f"{path}: is damaged: after {reached:.2f} s of its {stream.type} a part is missing; {AGAIN}"
       )
+    if packet.size and stream.codec_context.name == "mjpeg" and is_cut_jpeg(bytes(packet)):
+      raise MediaError(f"{path}: is damaged: its picture at {reached:.2f} s ends early; {AGAIN}")
     lengths[packet.pts] = packet.duration or 0
     frames: list[Any] = packet.decode()
     for frame in frames:
@@ -356,17 +362,19 @@ def _decoded(container: InputContainer, stream: av.stream.Stream, path: Any, fou
       yield frame
   if container.format.name in FORMATS_WITH_LENGTH:
     _check_length(container, stream, reached, of_any, path)
-  for what, there, announced in (("pictures", pictures, found.pictures), ("samples", samples, found.samples)):
-    if announced is not None and there < announced and (stream.type == "audio") == (what == "samples"):
-      raise MediaError(
-        f"{path}: is cut short: it has {there:,} of the {announced:,} {what} that it announces; {AGAIN}"
-      )
+  number, announced = (samples, found.samples) if stream.type == "audio" else (pictures, found.pictures)
+  if announced is not None and number != announced:
+    what = "samples of sound" if stream.type == "audio" else "pictures"
+    fault = "cut short" if number < announced else "damaged"
+    raise MediaError(f"{path}: is {fault}: it announces {announced:,} {what} and has {number:,}; {AGAIN}")
   if not pictures and stream.type == "video":
     raise MediaError(f"{path}: holds no picture that can be decoded")
 
 
 def _check_tracks(container: InputContainer, found: Ending, path: Any) -> None:
-  """Makes sure that FFmpeg leaves out no track that the file describes."""
+  """Makes sure that FFmpeg leaves out no track and no picture that the file describes."""
+  if found.pictures and container.format.name.startswith("webp"):
+    raise MediaError(f"{path}: is not supported: FFmpeg does not read animated WebP; {CONVERT}")
   for kind in ("video", "audio"):
     there, number = sum(stream.type == kind for stream in container.streams), found.tracks[kind]
     if there < number:
