@@ -169,7 +169,9 @@ def transport(data: Data, found: Ending) -> None:
   if (bad := (sync != 0x47) | (high & 0x80 > 0)).any():
     raise Damaged(f"at byte {int(bad.argmax()) * size:,}")
   programmes = (high.astype(np.int32) & 31) << 8 | low
-  lists = np.cumsum(programmes == 0)  # that came so far
+  lists = np.cumsum(
+    programmes == 0
+  )  # that came so far; a joint has another table just before its list, or none
   adapted, begins = flags & 0x20 > 0, high & 0x40 > 0
   room = np.where(adapted, 183 - extra.astype(np.int32), 184)
   gaps, joints = [], Counter[int]()  # joints: how many programmes miss something around a list
@@ -182,11 +184,11 @@ def transport(data: Data, found: Ending) -> None:
     for k in np.flatnonzero((steps > 1) & ~meant[1:]):
       before, after = int(which[k]), int(which[k + 1])
       gaps.append((before, after))
-      joints.update(range(int(lists[before]) + 1, int(lists[after]) + 1))
+      joints.update(range(int(lists[before]) + 1, int(lists[after]) + 2))
     _check_parts(data, which[np.append(True, steps > 0)], begins, room, size)  # others were sent twice
   for before, after in gaps:
     if not begins[after] or not any(
-      joints[k] > 1 for k in range(int(lists[before]) + 1, int(lists[after]) + 1)
+      joints[k] > 1 for k in range(int(lists[before]) + 1, int(lists[after]) + 2)
     ):
       raise Damaged(f"packets are missing before byte {after * size:,}")
 
