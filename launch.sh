@@ -1,8 +1,12 @@
 #!/usr/bin/env bash
 # One door to everything: ./launch.sh demo | test | prepare … | doctor … | train … | folds … | ablate … | evaluate … |
 # predict … | page … | convert … | export … | benchmark … | tpu … | slurm …
+# Paths are those of the folder that it is called from.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
+home="$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")"
+python="$home/.venv/bin/python"
+# The package of this checkout, and nothing that happens to lie in the caller's folder (random.py, …).
+export PYTHONPATH="$home${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
 
 # Read by glibc before Python starts (docs/performance.md): huge pages spare page faults on the large buffers of a step,
 # and one arena instead of one for each thread keeps less of what the compiler has freed.
@@ -12,8 +16,9 @@ memory_of_steps=$memory:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1717
 case "${1:-}" in train | evaluate | folds | ablate | benchmark) memory=$memory_of_steps ;; esac
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-$memory}"
 
+trap '' PIPE # whoever reads may leave: the work is finished all the same
 usage() {
-  cat <<'TEXT'
+  cat 2>/dev/null <<'TEXT' || true
 ./launch.sh demo            generate clips, prepare, train, evaluate, predict one clip (minutes on two CPU cores)
 ./launch.sh test [--quick] [args]   format, lint, types, tests (--quick: none that starts a process); args go to pytest
 ./launch.sh install [gpu|tpu]   make .venv, nothing else; with what JAX needs for such devices
@@ -38,23 +43,27 @@ TEXT
 
 # A marker with the hash of what was installed from tells whether .venv is up to date: a second start takes no time.
 install() {
-  local python="${PYTHON:-python3}" wanted marker=.venv/installed-from
-  wanted="$(cat pyproject.toml setup.py requirements.lock | sha256sum) $("$python" -c 'import sys; print(sys.version_info[:2])')"
-  if [[ -x .venv/bin/python && -f $marker && "$(cat $marker)" == "$wanted" ]]; then return; fi
-  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-    { echo "error: $("$python" --version) is too old; give PYTHON=python3.11 or newer" >&2; exit 1; }
-  echo "installing into .venv (once, a minute or two) …" >&2
-  "$python" -m venv .venv || {
-    echo "error: $python cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; exit 1; }
-  .venv/bin/python -m pip install -qq --disable-pip-version-check -c requirements.lock -e '.[test]'
+  local given="${PYTHON:-python3}" wanted marker="$home/.venv/installed-from"
+  wanted="$(cd "$home"; cat pyproject.toml setup.py requirements.lock | sha256sum) $("$given" -c 'import sys; print(sys.version_info[:2])')"
+  if [[ -x $python && -f $marker && "$(cat "$marker")" == "$wanted" ]]; then return; fi
+  "$given" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    { echo "error: $("$given" --version) is too old; give PYTHON=python3.11 or newer" >&2; exit 1; }
+  echo "installing into $home/.venv (once, a minute or two) …" >&2
+  "$given" -m venv "$home/.venv" || {
+    echo "error: $given cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; exit 1; }
+  pip_install test
   echo "$wanted" > "$marker"
+}
+
+pip_install() { # EXTRA
+  "$python" -m pip install -qq --disable-pip-version-check -c "$home/requirements.lock" -e "$home[$1]"
 }
 
 # What JAX needs for GPUs or TPUs, beside what is there.
 install_for() {
   case "${1:-}" in
     "") ;;
-    gpu | tpu) .venv/bin/python -m pip install -qq --disable-pip-version-check -c requirements.lock -e ".[$1]" ;;
+    gpu | tpu) pip_install "$1" ;;
     *) echo "error: ./launch.sh install takes nothing, gpu or tpu, not $1" >&2; exit 2 ;;
   esac
 }
@@ -78,12 +87,14 @@ tpu() {
   is_distributed "$1"
   command="mkdir -p mma_dfer_jax && tar -xzf mma_dfer_jax.tar.gz -C mma_dfer_jax && cd mma_dfer_jax && "
   command+="./launch.sh install tpu && MMA_DFER_DISTRIBUTED=1 ./launch.sh$(printf ' %q' "$@")"
-  do_or_show git archive --format=tar.gz --output="$archive" HEAD
+  (cd "$home"; do_or_show git archive --format=tar.gz --output="$archive" HEAD)
   do_or_show gcloud compute tpus tpu-vm scp "$archive" "$name:" --zone="$zone" --worker=all
   do_or_show gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="$command"
 }
 
-slurm_script() { # NODES GPUS COMMAND …
+slurm_script() { # NODES GPUS COMMAND …; it runs in the folder that it was sent from
+  local launch; launch="$(printf '%q' "$home/launch.sh")"
+  if [[ . -ef $home ]]; then launch=./launch.sh; fi
   cat <<SCRIPT
 #!/bin/bash
 #SBATCH --job-name=mma_dfer
@@ -96,7 +107,7 @@ slurm_script() { # NODES GPUS COMMAND …
 # One process for each GPU, as JAX expects under SLURM. Two minutes before the time is up SIGTERM makes them save;
 # the same script resumes from there.
 export MMA_DFER_DISTRIBUTED=1
-srun ./launch.sh$(printf ' %q' "${@:3}")
+srun $launch$(printf ' %q' "${@:3}")
 SCRIPT
 }
 
@@ -110,8 +121,21 @@ slurm() {
   slurm_script "$@" | sbatch
 }
 
-run() { .venv/bin/python -m "$@"; }
-become() { exec .venv/bin/python -m "$@"; } # signals reach the command itself, not a shell that waits for it
+run() { "$python" -m "$@"; }
+become() { exec "$python" -m "$@"; } # signals reach the command itself, not a shell that waits for it
+
+# configs/NAME.py is that of the checkout where the caller's folder has none.
+config_of() { if [[ $1 == configs/* && ! -e ${1%%:*} && -e $home/${1%%:*} ]]; then echo "$home/$1"; else echo "$1"; fi; }
+with_configs() { # of all arguments, in `arguments`
+  arguments=()
+  local argument before=
+  for argument in "$@"; do
+    if [[ $argument == --config=* ]]; then argument="--config=$(config_of "${argument#*=}")"; fi
+    if [[ $before == --config ]]; then argument="$(config_of "$argument")"; fi
+    before=$argument
+    arguments+=("$argument")
+  done
+}
 
 many_runs() { # folds or ablate, CONFIG RUNS …
   if (($# < 3)) || [[ $2 == -* || $3 == -* ]]; then
@@ -119,26 +143,26 @@ many_runs() { # folds or ablate, CONFIG RUNS …
     exit 2
   fi
   install
-  become "mma_dfer_jax.$1" --config="$2" --runs="$3" "${@:4}"
+  become "mma_dfer_jax.$1" --config="$(config_of "$2")" --runs="$3" "${@:4}"
 }
 
 page() {
-  .venv/bin/python -c "import gradio" 2>/dev/null ||
-    .venv/bin/python -m pip install -qq --disable-pip-version-check -c requirements.lock -e '.[demo-page]'
+  "$python" -c "import gradio" 2>/dev/null || pip_install demo-page
   become mma_dfer_jax.demo_page "$@"
 }
 
 demo() {
-  local started=$SECONDS home=runs/demo
-  run mma_dfer_jax.data.demo --out=$home/clips
-  run mma_dfer_jax.data.prepare --dataset=clips --manifest=$home/clips/clips.csv --data_dir=$home/data
-  GLIBC_TUNABLES=$memory_of_steps run mma_dfer_jax.train --config=configs/demo.py --workdir=$home/run
-  run mma_dfer_jax.evaluate --workdir=$home/run --without=none,sound,picture
-  run mma_dfer_jax.predict --model=$home/run --out=$home/answers $home/clips/test/surprise_s0_0000.mp4
-  echo "done in $((SECONDS - started)) s: $home/run/report.md, and pictures beside it; rm -r $home to start anew"
+  local started=$SECONDS out=runs/demo # below the caller's folder, as configs/demo.py says
+  run mma_dfer_jax.data.demo --out=$out/clips
+  run mma_dfer_jax.data.prepare --dataset=clips --manifest=$out/clips/clips.csv --data_dir=$out/data
+  GLIBC_TUNABLES=$memory_of_steps run mma_dfer_jax.train --config="$home/configs/demo.py" --workdir=$out/run
+  run mma_dfer_jax.evaluate --workdir=$out/run --without=none,sound,picture
+  run mma_dfer_jax.predict --model=$out/run --out=$out/answers $out/clips/test/surprise_s0_0000.mp4
+  echo "done in $((SECONDS - started)) s: $out/run/report.md, and pictures beside it; rm -r $out to start anew" 2>/dev/null || true
 }
 
 tests() {
+  cd "$home"
   run ruff format --check .
   run ruff check .
   run mypy
@@ -157,7 +181,8 @@ case "$command" in
   folds | ablate) many_runs "$command" "$@" ;;
   tpu) tpu "$@" ;;
   slurm) slurm "$@" ;;
-  train | evaluate | predict | convert | export | benchmark) install; become "mma_dfer_jax.$command" "$@" ;;
+  train | evaluate | predict | convert | export | benchmark)
+    install; with_configs "$@"; become "mma_dfer_jax.$command" ${arguments[@]+"${arguments[@]}"} ;;
   help | -h | --help) usage ;;
-  *) usage >&2; exit 2 ;;
+  *) echo "error: there is no command '$command'; there are:" >&2; usage >&2; exit 2 ;;
 esac

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
   from mma_dfer_jax.training.scores import confusion_matrix as confusion_matrix
   from mma_dfer_jax.weights.folder import convert_checkpoint as convert_checkpoint
 
+__version__ = "0.2.0"  # pyproject.toml takes it from here
+
 _HOMES = {
   "MmaDfer": "model", "ModelConfig": "model", "default_config": "config", "load_model": "engines.engine",
   "predict_video": "prediction", "Prediction": "prediction", "convert_checkpoint": "weights.folder",

@@ -20,16 +20,24 @@ from ml_collections import ConfigDict
 
 from mma_dfer_jax import cli
 from mma_dfer_jax.ablations import ROWS
-from mma_dfer_jax.config import flat_config, with_row
+from mma_dfer_jax.config import flat_config, resolve_paths, with_row
 from mma_dfer_jax.disk import write_json
 from mma_dfer_jax.errors import UserError, listed
+from mma_dfer_jax.paths import define_path
 from mma_dfer_jax.training import series
 from mma_dfer_jax.training.check import check_run
-from mma_dfer_jax.training.report import empty_figure, mean_and_deviation, plus_minus, table, write_markdown
+from mma_dfer_jax.training.report import (
+  empty_figure,
+  mean_and_deviation,
+  plus_minus,
+  save_figure,
+  table,
+  write_markdown,
+)
 from mma_dfer_jax.training.run import Run, check_same_runs, describe_run
 
 _CONFIG = cli.define_config()
-_RUNS = flags.DEFINE_string("runs", None, "Folder of the runs and of the table.", required=True)
+_RUNS = define_path("runs", None, "Folder of the runs and of the table.", required=True)
 _ROWS = flags.DEFINE_list("rows", [], "Rows, in the order of the table; empty: all that the config can have.")
 _SEEDS = flags.DEFINE_list("seeds", ["1", "2", "3"], "Which seeds, each a run of every row.")
 flags.mark_flag_as_required("config")
@@ -44,7 +52,7 @@ of all seeds, of the device where it keeps statistics, else of the whole process
 def plan(config: ConfigDict) -> tuple[dict[str, Run], dict[str, str]]:
   """The runs by folder ("base/seed1"), seed by seed; and why rows that nobody asked for by name cannot be trained."""
   rows, seeds = _ROWS.value, _SEEDS.value
-  problems = series.problems_of_series(_RUNS.value, "seed", _SEEDS)
+  problems = series.problems_of_series("seed", _SEEDS) + resolve_paths(config)
   if unknown := [row for row in rows if row not in ROWS]:
     problems.append(f"--rows={','.join(unknown)}: there are no such rows; choose from {', '.join(ROWS)}")
   if len(set(rows)) < len(rows):
@@ -135,7 +143,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
   words.set_ylim(axes.get_ylim())
   words.set_yticks(range(len(rows)), [plus_minus(row["war"]) for row in rows])
   words.tick_params(length=0)
-  figure.savefig(path, dpi=110)
+  save_figure(figure, path)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -3,20 +3,27 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
-import importlib.metadata
+import io
+import itertools
 import json
 import os
 from pathlib import Path
 import sys
 from typing import Any
 
-from mma_dfer_jax.data import film
+from mma_dfer_jax import __version__
+from mma_dfer_jax.data import film, media
 from mma_dfer_jax.data.faces import MODEL_SHA256, FaceFinder
-from mma_dfer_jax.data.media import MediaError
-from mma_dfer_jax.disk import sha256_of, write_json
+from mma_dfer_jax.disk import new_file, sha256_of, write_json
 from mma_dfer_jax.engines.engine import Engine
-from mma_dfer_jax.errors import UserError, listed
-from mma_dfer_jax.prediction import clip_sample, described, predict_samples, predict_timeline
+from mma_dfer_jax.errors import UserError, count, listed
+from mma_dfer_jax.prediction import (
+  clip_sample,
+  described,
+  predict_samples,
+  predict_timeline,
+  warnings_of_windows,
+)
 from mma_dfer_jax.progress import Progress, say, watched
 from mma_dfer_jax.timeline import draw, to_csv, to_srt
 
@@ -59,6 +66,7 @@ class Answers:
   window: float | None  # seconds; None: videos are answered as a whole
   hop: float | None
   batch_size: int
+  channel: str = "first"  # of the sound
 
   def answer(self, files: Sequence[str]) -> int:
     """Answers videos and writes the table of all; 1 if some cannot be read, which are reported, else 0."""
@@ -81,9 +89,7 @@ class Answers:
     answers.update(self._films(waiting) if self.window else self._clips(waiting))
     ordered = [answers[file] for file in files if file in answers]
     table = [one for answer in ordered for one in answer.get("windows", [answer])]
-    partial = self.out / f"{TABLE}.partial"
-    _write_text(partial, to_csv(table))
-    partial.replace(self.out / TABLE)
+    _write_text(self.out / TABLE, to_csv(table))
     if failed := len(files) - len(answers):
       print(f"{failed} of {len(files)} clips could not be read", file=sys.stderr)
     return 1 if failed else 0
@@ -97,10 +103,14 @@ class Answers:
     detector = sha256_of(Path(self.face_model)) if self.finder and self.face_model else MODEL_SHA256
     of_all = {
       "model": os.path.abspath(self.model), "model_fingerprint": about.fingerprint, "origin": about.origin,
-      "precision": about.precision, "version": importlib.metadata.version("mma_dfer_jax"),
+      "precision": about.precision, "version": __version__,
       "faces": described(self.finder), "face_model_sha256": detector if self.finder else None,
       "window": self.window, "hop": self.hop,
     }  # fmt: skip
+    if about.inputs.frame_choice != "number":
+      of_all["frame_choice"] = about.inputs.frame_choice
+    if self.channel != "first":
+      of_all["sound_channel"] = self.channel
     asked = {}
     for file in files:
       stamp = []
@@ -116,17 +126,26 @@ class Answers:
     def samples():
       for file in watched(asked, "predict", len(asked), show=len(asked) > 1):
         try:
-          yield clip_sample(self.engine.about.inputs, file, self.finder)
-        except MediaError as error:
-          say(f"error: {error}", sys.stderr)
+          yield clip_sample(self.engine.about.inputs, file, self.finder, channel=self.channel)
+        except UserError as error:
+          _say_error(file, error)
 
-    for _, prediction in predict_samples(self.engine, samples(), self.batch_size):
-      facts = dataclasses.asdict(prediction) | {"seconds": prediction.seconds}
-      yield prediction.clip, self._write(prediction.clip, asked[prediction.clip], facts)
-      ranked = sorted(prediction.probabilities.items(), key=lambda item: -item[1])[:3]
-      say(f"{prediction.clip}: {', '.join(f'{label} {100 * p:.1f} %' for label, p in ranked)}")
-      for warning in prediction.warnings:
-        say(f"  warning: {warning}")
+    rest = samples()
+    while batch := list(itertools.islice(rest, self.batch_size)):
+      try:
+        with media.one_clip(batch[0][0]):
+          predictions = [one for _, one in predict_samples(self.engine, batch, self.batch_size)]
+      except UserError as error:
+        for file, _ in batch:
+          _say_error(file, error)
+        continue
+      for prediction in predictions:
+        facts = dataclasses.asdict(prediction) | {"seconds": prediction.seconds}
+        yield prediction.clip, self._write(prediction.clip, asked[prediction.clip], facts)
+        ranked = sorted(prediction.probabilities.items(), key=lambda item: -item[1])[:3]
+        say(f"{prediction.clip}: {', '.join(f'{label} {100 * p:.1f} %' for label, p in ranked)}")
+        for warning in prediction.warnings:
+          say(f"  warning: {warning}")
 
   def _films(self, asked: Mapping[str, Json]) -> Iterator[tuple[str, Json]]:
     """(file, answer) of each video that can be read, over time."""
@@ -134,18 +153,24 @@ class Answers:
     for file, path in ((file, self._path(file)) for file in asked):
       try:
         with _bars(file) as show:
-          timeline = predict_timeline(self.engine, file, **how, faces=self.finder, batch_size=self.batch_size,
-                                      progress=show)  # fmt: skip
-      except MediaError as error:
-        say(f"error: {error}", sys.stderr)
+          timeline = predict_timeline(self.engine, file, **how, faces=self.finder, channel=self.channel,
+                                      batch_size=self.batch_size, progress=show)  # fmt: skip
+        with media.one_clip(file):
+          draw(timeline).savefig(picture := io.BytesIO(), format="png", dpi=100)
+      except UserError as error:
+        _say_error(file, error)
         continue
       windows = [dataclasses.asdict(one) | {"seconds": one.seconds} for one in timeline.predictions]
       _write_text(path.with_suffix(".csv"), to_csv(windows))
       _write_text(path.with_suffix(".srt"), to_srt(timeline))
-      draw(timeline).savefig(path.with_suffix(".png"), dpi=100)
+      with new_file(path.with_suffix(".png"), replace=True) as partial:
+        partial.write_bytes(picture.getvalue())
       facts = {"clip": file, "seconds": timeline.seconds, **how, "windows": windows}
+      if warnings := [*timeline.warnings, *warnings_of_windows(self.engine.about, timeline.window)]:
+        facts["warnings"] = warnings
+        say("\n".join(f"{file}: warning: {warning}" for warning in warnings))
       answer = self._write(file, asked[file], facts)  # last, for a later command looks for it
-      print(f"{file}: {len(windows)} windows in {path} and beside it, .csv .srt .png")
+      say(f"{file}: {count(len(windows), 'window')} in {path} and beside it, .csv .srt .png")
       yield file, answer
 
   def _write(self, file: str, asked: Json, facts: Json) -> Json:
@@ -183,4 +208,10 @@ def _read(path: Path) -> Json | None:
 
 
 def _write_text(path: Path, text: str) -> None:
-  path.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files may be no text
+  with new_file(path, replace=True) as partial:
+    partial.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files may be no text
+
+
+def _say_error(file: str, error: UserError) -> None:
+  words = str(error)
+  say(f"error: {words if words.startswith(file) else f'{file}: {words}'}", sys.stderr)

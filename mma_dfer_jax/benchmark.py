@@ -34,6 +34,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 from mma_dfer_jax import cli
+from mma_dfer_jax.cores import usable_cores
 from mma_dfer_jax.data import counts, speed
 from mma_dfer_jax.data.data_set import open_data_set
 from mma_dfer_jax.data.pipeline import Record
@@ -43,6 +44,7 @@ from mma_dfer_jax.layers import REMAT
 from mma_dfer_jax.losses.cross_entropy import cross_entropy
 from mma_dfer_jax.model import MmaDfer, ModelConfig, paper
 from mma_dfer_jax.parameters import PRECISIONS, cast, tunable_patterns
+from mma_dfer_jax.paths import define_path
 from mma_dfer_jax.progress import watched
 from mma_dfer_jax.training import sharding
 from mma_dfer_jax.training.state import create_train_state, make_optimizer
@@ -51,19 +53,29 @@ from mma_dfer_jax.training.steps import eval_step, in_float32, model_inputs, tra
 _STEPS = flags.DEFINE_list("steps", ["eval", "train"], "eval, train or both.")
 _IMAGE_SIZE = flags.DEFINE_list("image_size", ["224"], "Side of the frames, pixels.")
 _DEPTH = flags.DEFINE_integer("depth", 12, "Layers; fewer for a quick look.", lower_bound=1)
-_BATCH_SIZE = flags.DEFINE_list("batch_size", ["1"], "Clips per step, over all devices; of --loading 8.")
-_MICRO_BATCH = flags.DEFINE_list("micro_batch", ["0"], "Of training: clips computed at once; 0: all.")
-_PRECISION = flags.DEFINE_list("precision", ["float32"], f"Of the computation: {', '.join(PRECISIONS)}.")
-_REMAT = flags.DEFINE_list("remat", ["names"], f"Of training: {', '.join(REMAT)}.")
+_BATCH_SIZE = flags.DEFINE_list(
+  "batch_size", ["1"], "Clips per step, over all devices; with --loading the default is 8."
+)
+_MICRO_BATCH = flags.DEFINE_list("micro_batch", ["0"], "Clips that a training step computes at once; 0: all.")
+_PRECISION = flags.DEFINE_list(
+  "precision", ["float32"], f"Precision of the computation: {', '.join(PRECISIONS)}."
+)
+_REMAT = flags.DEFINE_list(
+  "remat", ["names"], f"What a training step computes again instead of keeping: {', '.join(REMAT)}."
+)
 _MESH = flags.DEFINE_list("mesh", ["-1x1"], "Devices along data x fsdp; -1: all that remain.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed steps or passes of each.", lower_bound=1)
 _PEAK = flags.DEFINE_float("peak_tflops", None, "Peak of all devices in this precision, for the share.")
 _LOADING = flags.DEFINE_bool("loading", False, "Measure the input pipeline instead of the model.")
-_CLIPS = flags.DEFINE_integer("clips", 64, "Of --loading: how many clips at most.", lower_bound=1)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Train on a data set in this folder too, or load it.")
+_CLIPS = flags.DEFINE_integer(
+  "clips", 64, "With --loading: the largest number of clips to load.", lower_bound=1
+)
+_DATA_DIR = define_path("data_dir", None, "Train on a data set in this folder too, or load it.")
 _NAME = flags.DEFINE_string("name", "clips", "Name of that data set.")
-_NUM_WORKERS = flags.DEFINE_integer("num_workers", 2, "Processes that decode; 0: threads.", lower_bound=0)
-_OUT = flags.DEFINE_string("out", None, "Write the numbers to this JSON file too.")
+_NUM_WORKERS = flags.DEFINE_integer(
+  "num_workers", min(2, usable_cores()), "Processes that decode; 0: threads.", lower_bound=0
+)
+_OUT = define_path("out", None, "Write the numbers to this JSON file too.")
 _CHILD = flags.DEFINE_string("variant", None, "For processes that this command starts: a variant as JSON.")
 
 OF_MODEL = (_STEPS, _IMAGE_SIZE, _DEPTH, _MICRO_BATCH, _PRECISION, _REMAT, _MESH, _PEAK)

@@ -1,6 +1,7 @@
 """How every command starts and ends: flags checked as a whole, --help, errors that a user can fix, a polite stop."""
 
 from collections.abc import Callable, Iterator, Sequence
+import difflib
 import errno
 import logging as python_logging
 import os
@@ -14,15 +15,24 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-from mma_dfer_jax.errors import UserError, listed
+from mma_dfer_jax.errors import UserError, listed, of_type, print_traceback
 from mma_dfer_jax.help import config_text, shipped_configs
+from mma_dfer_jax.paths import define_path
+from mma_dfer_jax.streams import make_lasting
 
 flags.disclaim_key_flags()  # flags defined here belong to the command that asks for them, so that --help lists them
 
-# Full disk, no permission, a file where a folder should be: nothing that a traceback would explain better.
-_FIXABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST,
-            errno.ENOTDIR, errno.EISDIR}  # fmt: skip
+_OF_DISKS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 _HELP = {"-h", "-?", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--helpfull"}
+# What absl and Python say of values, and what people should read.
+_PLAIN = {
+  r"invalid literal for int\(\) with base \d+: (.*)": r"\1 is not a whole number",
+  r"could not convert string to float: (.*)": r"\1 is not a number",
+  r"\('Non-boolean argument to boolean flag', (.*)\)": r"\1 is neither true nor false",
+  r"value should be one of <(.*)>": r"choose one of \1",
+  r"^Unknown command line flag '(.*?)'\.?": r"there is no flag --\1.",
+  r"^Missing value for flag ": "give a value for ",
+}
 # Flags that several commands take: default and help.
 _SHARED = {
   "model": (None, "Workdir of a run, a folder that `convert` wrote, or a file that `export` wrote."),
@@ -39,7 +49,7 @@ def shared_flag(key: str, **changes: Any) -> flags.FlagHolder[Any]:
   how = {"name": key, "default": default, "help": words} | changes
   if key == "faces":
     return flags.DEFINE_enum(enum_values=["auto", "yunet", "none"], **how)
-  return flags.DEFINE_string(**how)
+  return define_path(**how) if key in ("model", "face_model") else flags.DEFINE_string(**how)
 
 
 def run(
@@ -49,12 +59,14 @@ def run(
   describe_error: Callable[[Exception], str | None] = lambda error: None,
   exit_process: Callable[[int], None] = lambda status: None,
 ) -> None:
-  """Runs a command: what a user can fix ends as a message and exit status 1, wrong flags as exit status 2.
+  """Runs a command: errors end as a message and exit status 1, wrong flags as exit status 2.
+
+  Where an error that nobody expected came from is shown on request. Standard streams may break: the work goes on.
 
   Args:
     main: gets the command line without flags; returns the exit status, None for 0.
     takes_files: whether anything but flags may stand on the command line.
-    describe_error: what a user should read of an error that is none of ours; None: its traceback.
+    describe_error: what a user should read of an error that is none of ours; None: its type and its words.
     exit_process: called with the exit status before the command ends.
   """
 
@@ -67,21 +79,31 @@ def run(
     except KeyboardInterrupt:
       words, status = "stopped by Ctrl-C", 130
     except Exception as error:
-      words, status = describe_error(error), 1
-      if isinstance(error, UserError):
-        words = str(error)
-      elif isinstance(error, FileNotFoundError):
-        words = f"no such file or folder: {error.filename or error}"
-      elif isinstance(error, OSError) and error.errno in _FIXABLE:
-        words = f"{error.filename or 'a file'} cannot be written or read: {error.strerror}"
-      if words is None:
-        traceback.print_exc()
+      print_traceback()
+      words, status = _words(error) or describe_error(error) or _unexpected(error), 1
     if words is not None:
       print(f"error: {words}", file=sys.stderr, flush=True)
     exit_process(status)
     return status
 
+  make_lasting()
+  flags.DEFINE_bool("traceback", False, "Show where an error came from, for whoever looks for its cause.")
   app.run(guarded, flags_parser=_parse)
+
+
+def _words(error: Exception) -> str | None:
+  """What a user should read of an error that can be expected."""
+  if isinstance(error, UserError):
+    return str(error)
+  if isinstance(error, FileNotFoundError):
+    return f"no such file or folder: {error.filename or error}"
+  if isinstance(error, OSError) and (error.filename or error.errno in _OF_DISKS):
+    return f"{error.filename or 'a file'} cannot be written or read: {error.strerror}"
+  return None
+
+
+def _unexpected(error: Exception) -> str:
+  return f"internal error ({of_type(error)}); run again with --traceback to see where"
 
 
 def define_config(purpose: str = "What to run") -> flags.FlagHolder:
@@ -97,13 +119,17 @@ class _ConfigParser(ConfigFileFlagParser):
 
   def parse(self, path):
     name, *choices = path.split(":", 1)
-    shipped = shipped_configs()
+    name, shipped = os.path.expanduser(name), shipped_configs()
     if not os.path.isfile(name) and name not in shipped:
       raise UserError(f"neither a file nor a config that comes with the program ({', '.join(shipped)})")
     try:
       return super().parse(":".join([name if os.path.isfile(name) else str(shipped[name]), *choices]))
     except UserError as error:  # ml_collections puts a traceback into its words
       raise (error.__context__ if isinstance(error.__context__, UserError) else error) from None
+    except Exception as error:  # of the code in the file
+      place = traceback.extract_tb(error.__traceback__)[-1]
+      at = "" if isinstance(error, SyntaxError) else f", at {place.filename}, line {place.lineno}"
+      raise UserError(f"cannot be read ({of_type(error)}{at})") from error
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -111,21 +137,42 @@ def _parse(argv: list[str]) -> list[str]:
   logging.set_verbosity(logging.FATAL)
   for chatty in ("concurrent.futures", "asyncio"):
     python_logging.getLogger(chatty).setLevel("CRITICAL")
+  if any(re.fullmatch("--?traceback(=(1|t|true))?", argument, re.IGNORECASE) for argument in argv):
+    os.environ["MMA_DFER_TRACEBACK"] = "1"  # for the processes that this one starts, too
   asks_for_help = not _HELP.isdisjoint(argv)
   arguments = argv
   try:
     arguments = flags.FLAGS([argument for argument in argv if argument not in _HELP])
-  except (flags.Error, UserError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+  except Exception as error:
     # --help needs no required flag; but the fields of a config can be shown only if it is right.
     wrong_config = "config" in flags.FLAGS and _given_config(argv) and flags.FLAGS["config"].value is None
     if not asks_for_help or wrong_config:
       problems, title = list(_config_problems(argv)), "these fields of the config cannot be set"
-      print(f"error: {listed(title, problems) if problems else error}", file=sys.stderr, flush=True)
+      words = listed(title, problems) if problems else plain(error)
+      print_traceback()
+      print(f"error: {words}", file=sys.stderr, flush=True)
       sys.exit(2)
   if asks_for_help:
-    print(_help(any("helpfull" in argument for argument in argv)))  # at once, so that `| head` breaks nothing
+    print(_help(any("helpfull" in argument for argument in argv)))
     sys.exit(0)
   return arguments
+
+
+def plain(error: Exception) -> str:
+  """What absl and Python say of flags, in words for people."""
+  required: list[str] = []
+  lines: list[str] = []
+  for line in str(error).splitlines():
+    if found := re.fullmatch(r"flag --\w+=None: Flag --(\w+) must have a value other than None\.", line):
+      required.append(f"--{found[1]}")
+    elif found := re.fullmatch(r"flags (.*): (?:Exactly|At most) one of \((.*)\) must have a value other than None\.", line):  # fmt: skip
+      names, several = found[2].split(", "), found[1].count("=None") <= found[2].count(",")
+      lines.append(f"give {'only ' * several}one of {', '.join(f'--{name}' for name in names)}")
+    else:
+      for pattern, says in _PLAIN.items():
+        line = re.sub(pattern, says, line)
+      lines.append(line)
+  return "\n".join([f"give {' and '.join(required)}"] * bool(required) + lines)
 
 
 def _help(everything: bool) -> str:
@@ -161,7 +208,9 @@ def _config_problems(argv: list[str]) -> Iterator[str]:
     for part in key.split("."):
       there = list(node) if isinstance(node, ConfigDict) else []
       if part not in there:
-        yield f"{key}: there is no {part!r} here; there is {', '.join(there) or 'no further key'}"
+        meant = difflib.get_close_matches(part, there, 1)
+        maybe = f"did you mean {''.join(meant)}? " * bool(meant)
+        yield f"{key}: {maybe}there is no {part!r} here; there is {', '.join(there) or 'no further key'}"
         break
       node = node[part]
     else:
@@ -176,29 +225,33 @@ def _config_problems(argv: list[str]) -> Iterator[str]:
 
 
 class StopSignal:
-  """Becomes true when SIGTERM or Ctrl-C asks to stop; a second one stops at once."""
+  """Becomes true when SIGTERM, Ctrl-C or a closed terminal asks to stop; a second SIGTERM or Ctrl-C stops at once."""
 
   def __init__(self, *numbers: signal.Signals):
     self.received: signal.Signals | None = None
     self._passed_on = False
-    for number in numbers or (signal.SIGTERM, signal.SIGINT):
-      signal.signal(number, self._receive)
+    for number in numbers or (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+      if (
+        number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+      ):  # else `nohup` was asked to go on
+        signal.signal(number, self._receive)
 
   def _receive(self, number, frame):
     del frame
     self.received = signal.Signals(number)
-    signal.signal(number, signal.SIG_DFL)
+    # A terminal may send it twice, by its shell and by itself.
+    signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else signal.SIG_DFL)
 
   def __bool__(self) -> bool:
     return self.received is not None
 
   def pass_on_interrupt(self) -> None:
-    """Turns Ctrl-C into SIGTERM, for whoever has taken over that signal from here."""
-    if self.received == signal.SIGINT and not self._passed_on:
+    """Turns Ctrl-C and SIGHUP into SIGTERM, for whoever has taken over that signal from here."""
+    if self.received in (signal.SIGINT, signal.SIGHUP) and not self._passed_on:
       self._passed_on = True
       os.kill(os.getpid(), signal.SIGTERM)
 
   @property
   def exit_status(self) -> int:
-    """0 after SIGTERM (a scheduler took the machine back, all is saved), 130 after Ctrl-C, as shells do."""
+    """0 after SIGTERM and SIGHUP (the machine was taken back, all is saved), 130 after Ctrl-C, as shells do."""
     return 130 if self.received == signal.SIGINT else 0

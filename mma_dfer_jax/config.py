@@ -12,6 +12,7 @@ from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.inputs import Inputs
 from mma_dfer_jax.model import SLOTS, ModelConfig, read_model
 from mma_dfer_jax.parts import part, successor
+from mma_dfer_jax.paths import user_path
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -108,14 +109,30 @@ def model_config(config: Mapping[str, Any], classes: Sequence[str]) -> ModelConf
   return read_model(model | {"num_classes": model["num_classes"] or len(classes)})
 
 
+PATHS = ("pretrained.image", "pretrained.audio", "init_from", "data.data_dir")  # fields that are paths
+
+
+def resolve_paths(config: ml_collections.ConfigDict) -> list[str]:
+  """Makes the paths of a config absolute, so that they are found from any folder; what cannot be one is told and emptied."""
+  problems = []
+  for field in PATHS:
+    *group, name = field.split(".")
+    owner = config[group[0]] if group else config
+    try:
+      owner[name] = owner[name] and user_path(owner[name])
+    except UserError as error:
+      problems.append(f"{field}: {error}")
+      owner[name] = ""
+  return problems
+
+
 # What may differ when a run is resumed: how it runs, not what it computes (pretraining files are known by content).
 MAY_CHANGE = (
-  "remat", "micro_batch", "pretrained.image", "pretrained.audio", "init_from", "data.data_dir", "data.num_workers", "data.prefetch", "mesh.data",
-  "mesh.fsdp", "fsdp_min_size_mb", "log_every_steps", "save_every_steps", "eval_every", "keep_checkpoints",
+  "remat", "micro_batch", *PATHS, "data.num_workers", "data.prefetch", "mesh.data", "mesh.fsdp", "fsdp_min_size_mb",
+  "log_every_steps", "save_every_steps", "eval_every", "keep_checkpoints",
 )  # fmt: skip
 # What may differ between the hosts of one run, in run.json: where their files are, and who reads them.
-OF_A_HOST = ("config.pretrained.image", "config.pretrained.audio", "config.init_from", "config.data.data_dir", "config.data.num_workers",
-             "config.data.prefetch")  # fmt: skip
+OF_A_HOST = tuple(f"config.{field}" for field in (*PATHS, "data.num_workers", "data.prefetch"))
 
 
 def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:

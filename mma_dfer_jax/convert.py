@@ -9,7 +9,7 @@ Reading needs no PyTorch and executes nothing that a file holds.
 """
 
 from collections.abc import Mapping, Sequence
-import functools
+import importlib.util
 from pathlib import Path
 import signal
 from typing import Any
@@ -20,47 +20,47 @@ from flax import nnx
 import numpy as np
 
 from mma_dfer_jax import cli
-from mma_dfer_jax.config import model_config
+from mma_dfer_jax.config import model_config, resolve_paths
 from mma_dfer_jax.data.labels import label_order
 from mma_dfer_jax.engines.engine import load_model
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.model import MmaDfer, ModelConfig
 from mma_dfer_jax.parameters import flat_params, put_over
+from mma_dfer_jax.paths import define_path
 from mma_dfer_jax.training.check import open_starts
 from mma_dfer_jax.training.sharding import start_jax
 from mma_dfer_jax.training.start import open_stored
 from mma_dfer_jax.weights.files import StoredModel, held
 from mma_dfer_jax.weights.folder import write_folder
-from mma_dfer_jax.weights.mma_dfer import check_exports, export, open_checkpoint, recipe_of, with_classes
+from mma_dfer_jax.weights.mma_dfer import export, recipe_of, with_classes
 
-_MODEL = flags.DEFINE_string(
-  "model", None, "A .pth or .safetensors file, a model folder, or a run's workdir."
-)
+_MODEL = define_path("model", None, "A .pth or .safetensors file, its pieces' index, a folder, or a workdir.")
 _CONFIG = cli.define_config("Instead of --model, sizes, seed and pretrained.{image,audio} of a run to start")
 _STEP = cli.shared_flag("step")
-_CLASSES = flags.DEFINE_string(
-  "classes", None, "Class names: dfew, mafw (the authors' order), mafw-official, or a,b,c."
-)
+_CLASSES = flags.DEFINE_string("classes", None, "dfew, mafw (the authors' order), mafw-official, or a,b,c.")
 _HEADS = flags.DEFINE_integer("heads", None, "Attention heads of the encoders, if unusual.", lower_bound=1)
-_OUT = flags.DEFINE_string("out", None, "Model folder to write.")
-_TO_TORCH = flags.DEFINE_string("to_torch", None, "A .pth file to write; needs PyTorch.")
-_TO_SAFETENSORS = flags.DEFINE_string("to_safetensors", None, "A .safetensors file to write.")
-_VERIFY = flags.DEFINE_string(
-  "verify", None, "A .npz: video, spectrogram, and the logits that they must give."
-)
+_WEIGHTS = flags.DEFINE_string("weights", None, "Which weights of a file that holds several, as model_ema.")
+_OUT = define_path("out", None, "Model folder to write.")
+_TO_TORCH = define_path("to_torch", None, "A .pth file to write; needs PyTorch.")
+_TO_SAFETENSORS = define_path("to_safetensors", None, "A .safetensors file to write.")
+_VERIFY = define_path("verify", None, "A .npz: video, spectrogram, and the logits that they must give.")
 _TOLERANCE = flags.DEFINE_float("tolerance", 1e-4, "Largest difference that --verify accepts.", lower_bound=0)
 
 
 def check_flags() -> None:
   """Raises UserError with everything that is wrong with the flags."""
-  model = Path(_MODEL.value or "")
-  outputs = _OUT.value or _TO_TORCH.value or _TO_SAFETENSORS.value
+  model, files = Path(_MODEL.value or ""), [Path(f.value) for f in (_TO_TORCH, _TO_SAFETENSORS) if f.value]
+  stated = _CONFIG.value is not None or any((model / f"{name}.json").is_file() for name in ("run", "model"))
   wrong = {
     "give either --model, or --config with the files to start from": (_MODEL.value is None) == (_CONFIG.value is None),
-    "say what to write: --out, --to_torch, --to_safetensors": not outputs,
+    "say what to write: --out, --to_torch, --to_safetensors": not (_OUT.value or files),
+    **{f"{file} exists already; choose another name or remove it": file.exists() for file in files},
+    "writing a .pth needs PyTorch (the CPU build is enough): pip install 'mma_dfer_jax[torch]'; --to_safetensors does not need it":
+      _TO_TORCH.value and importlib.util.find_spec("torch") is None,
     "--verify needs --out": _VERIFY.value and not _OUT.value,
     "--step is for the workdir of a run": _STEP.value != "last" and not (model / "run.json").is_file(),
-    "--heads is for files of weights; folders and configs state their heads": _HEADS.value and not model.is_file(),
+    "--heads is for files of weights; models of this program and configs state their heads": _HEADS.value and stated,
+    "--weights is for files of weights; models of this program hold one set": _WEIGHTS.value and stated,
   }  # fmt: skip
   if problems := [problem for problem, is_there in wrong.items() if is_there]:
     raise listed("the command line has problems", problems)
@@ -68,7 +68,7 @@ def check_flags() -> None:
 
 def start_of_training(config) -> StoredModel:
   """The start of a run: the weights that its config names, checked together; everything else is fresh."""
-  order, origin, problems = tuple(config.data.classes), "as the config says", []
+  order, origin, problems = tuple(config.data.classes), "as the config says", resolve_paths(config)
   if _CLASSES.value:
     given = label_order(_CLASSES.value)
     if order and order != given.classes:
@@ -111,7 +111,9 @@ def report_text(about: Mapping[str, Any]) -> str:
                  f"{kept['tensors']} frozen, {kept['elements']:,} elements")  # fmt: skip
   lines += [f"assumed: {name} = {reason}" for name, reason in about["assumed"].items()]
   lines.append(f"classes: {', '.join(about['classes'])}; {about['class_order']}")
-  lines.append(f"source: {', '.join(f'{key} {value}' for key, value in about['source'].items())}")
+  lines.append(
+    f"source: {', '.join(f'{key} {value}' for key, value in about['source'].items() if key != 'notes')}"
+  )
   lines.append(f"read back from the disk as it was written: sha256 {about['sha256']}")
   if verified := about.get("verified"):
     lines.append(f"verified with {verified['file']}: {verified['clips']} clips, largest difference of a logit "
@@ -170,28 +172,26 @@ def compare_logits(folder: Path, file: Path, expected: Mapping[str, np.ndarray])
 def main(argv: Sequence[str]) -> None:
   del argv
   check_flags()
-  signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: half-written files are removed
+  for number in (signal.SIGTERM, signal.SIGHUP):  # like Ctrl-C: half-written files are removed
+    signal.signal(number, signal.default_int_handler)
   start_jax()
-  to_torch, to_safetensors = (Path(f.value) if f.value else None for f in (_TO_TORCH, _TO_SAFETENSORS))
-  check_exports(to_torch, to_safetensors)
   if _MODEL.value is None:
     stored = start_of_training(_CONFIG.value)
   else:
-    path = Path(_MODEL.value)
-    stored = open_stored(path, _STEP.value) if path.is_dir() else open_checkpoint(path, _HEADS.value)
+    stored = open_stored(Path(_MODEL.value), _STEP.value, _HEADS.value, _WEIGHTS.value)
     stored = with_classes(stored, _CLASSES.value)
+    print("".join(f"note: {note}\n" for note in stored.about["source"].get("notes", ())), end="")
   if _OUT.value:
-    check = {}
-    if _VERIFY.value:
-      file = Path(_VERIFY.value)
-      check["check"] = functools.partial(
-        compare_logits, file=file, expected=read_verification(file, stored.model)
-      )
-    print(report_text(write_folder(Path(_OUT.value), stored, **check)))
+    file = Path(_VERIFY.value or "")
+    expected = read_verification(file, stored.model) if _VERIFY.value else None
+    about = write_folder(
+      Path(_OUT.value), stored, lambda out: compare_logits(out, file, expected) if expected else {}
+    )
+    print(report_text(about))
     print(f"wrote {_OUT.value}")
-  if to_torch or to_safetensors:
-    export(stored, to_torch, to_safetensors)
-    print(f"wrote {' and '.join(str(file) for file in (to_torch, to_safetensors) if file)}")
+  if _TO_TORCH.value or _TO_SAFETENSORS.value:
+    export(stored, *(Path(flag.value) if flag.value else None for flag in (_TO_TORCH, _TO_SAFETENSORS)))
+    print(f"wrote {' and '.join(filter(None, (_TO_TORCH.value, _TO_SAFETENSORS.value)))}")
 
 
 if __name__ == "__main__":

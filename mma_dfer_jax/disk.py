@@ -2,13 +2,18 @@
 
 from collections.abc import Iterator
 import contextlib
+import fcntl
 import hashlib
 import json
+import os
 from pathlib import Path
 import shutil
+import socket
+import time
 from typing import Any
 
 from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.progress import say
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -37,6 +42,48 @@ def new_file(path: Path, *, replace: bool = False) -> Iterator[Path]:
     raise UserError(f"cannot write {path}: {reason}") from error
   finally:
     partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path, who: str, flag: str) -> Iterator[None]:
+  """Keeps other processes out of a folder within the block; the system lets them in again however this process ends.
+
+  Args:
+    who, flag: for the message of those that are kept out: what works there, and which flag names another folder.
+  Raises:
+    UserError: if another process is there; nothing was written then.
+  """
+  path = folder / "lock"
+  while True:
+    folder.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as lock:
+      try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError as error:
+        lock.seek(0)
+        holder = lock.read(300).strip() or "which has just begun"
+        raise UserError(
+          f"{folder}: another {who} is at work there ({holder}); wait for it, or choose another {flag}"
+        ) from error
+      except OSError as error:
+        say(f"{folder}: this disk keeps no locks ({error.strerror}); start no second {who} there")
+      try:
+        if not os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+          continue  # of one that has ended in this moment, and has removed it
+      except FileNotFoundError:
+        continue
+      lock.truncate(0)
+      lock.write(
+        f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+      )
+      lock.flush()
+      try:
+        yield
+      finally:
+        with contextlib.suppress(OSError):
+          if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+            path.unlink()
+      return
 
 
 def free_bytes(path: Path) -> int:

@@ -1,6 +1,9 @@
 """Errors that a user can fix: they end a command as a message and exit status 1, never as a traceback."""
 
 from collections.abc import Iterable, Sequence
+import os
+import sys
+import traceback
 
 EXAMPLES = 3  # names that a line about many clips shows
 
@@ -9,10 +12,26 @@ class UserError(ValueError):
   """Something given to the program does not fit: says what was given, what is allowed, what to do."""
 
 
+def print_traceback() -> None:
+  """Shows where the error that is being handled came from, if the user has asked for it (`--traceback`)."""
+  if os.environ.get("MMA_DFER_TRACEBACK") == "1":
+    traceback.print_exc(file=sys.stderr)
+
+
+def of_type(error: Exception) -> str:
+  """An error that nobody expected, as "TypeError: its first words"."""
+  words = " ".join(shown(error).split())
+  return f"{type(error).__name__}{words and ': '}{words}"
+
+
 def shown(name: object) -> str:
   """A name from a file as a message can show it: no control characters, at most 200 characters."""
   text = str(name)
   return text[:200].encode("unicode_escape").decode() + "…" * (len(text) > 200)
+
+
+def count(number: int, one: str) -> str:
+  return f"{number} {one}{'' if number == 1 else 's'}"  # "1 clip", "2 clips"
 
 
 def few(names: Sequence[object], separator: str = ", ") -> str:

@@ -26,33 +26,41 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from mma_dfer_jax import cli, parts
-from mma_dfer_jax.data.data_set import DataSet, open_data_set
+from mma_dfer_jax import __version__, cli, parts
+from mma_dfer_jax.data.data_set import AS_MEANT, DataSet, open_data_set
 from mma_dfer_jax.disk import write_json
 from mma_dfer_jax.engines.engine import About, Engine, describe, load_model
 from mma_dfer_jax.engines.jax import JaxEngine
-from mma_dfer_jax.errors import UserError, listed
+from mma_dfer_jax.errors import UserError, count, listed
 from mma_dfer_jax.losses.cross_entropy import cross_entropy
+from mma_dfer_jax.paths import define_path, define_paths, hint, user_path
 from mma_dfer_jax.training import hosts, report
 from mma_dfer_jax.training.comparison import as_table, compare
 from mma_dfer_jax.training.evaluation import evaluate_split, jit_eval
-from mma_dfer_jax.training.run import VERSION
 from mma_dfer_jax.training.sharding import check_batch_size, make_mesh, replicated, start_jax
 from mma_dfer_jax.training.steps import Batch, sums
 
 _WORKDIR = cli.shared_flag("model", name="workdir")
-_WORKDIRS = flags.DEFINE_list("workdirs", None, "Several of them, one for each fold: a,b,c; goes with --out.")
-_COMPARE = flags.DEFINE_list("compare", None, "Is B better than A: two workdirs, reports or predictions.csv; A B or A,B.")  # fmt: skip
+_WORKDIRS = define_paths("workdirs", None, "Several of them, one for each fold: a,b,c; goes with --out.")
+_COMPARE = define_paths("compare", None, "Is B better than A? A B or A,B: workdirs, folds folders, evaluations or predictions.csv.")  # fmt: skip
 _SPLITS = flags.DEFINE_list("splits", None, "With --workdirs: the split of each; if not given, its own.")
-_OUT = flags.DEFINE_string("out", None, "With --workdirs and --compare: folder for the report.")
+_OUT = define_path("out", None, "With --workdirs and --compare: folder for the report.")
 _STEP = cli.shared_flag("step")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data set is now; if not given, as in training.")
+_DATA_DIR = define_path("data_dir", None, "Where the data set is now; if not given, as in training.")
 _DATA_NAME = flags.DEFINE_string("data_name", None, "Folder below data_dir; if not given, as in training, or clips.")  # fmt: skip
 _SPLIT = flags.DEFINE_string("split", None, "Split to evaluate; if not given, the run's test split.")
 _WITHOUT = flags.DEFINE_list("without", ["none"], "Modality removed: none, sound, picture (comma-separated).")
 _PRECISION = cli.shared_flag("precision")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 0, "Clips at a time; 0: as in training.", lower_bound=0)
 flags.mark_flags_as_mutual_exclusive(["workdir", "workdirs", "compare"], required=True)
+# Which forms of the command each flag goes with.
+_MODELS = ("workdir", "workdirs")
+_GOES_WITH = {
+  **{name: _MODELS for name in ("step", "data_dir", "data_name", "precision", "batch_size", *hosts.FLAGS)},
+  "split": ("workdir",), "without": ("workdir",), "splits": ("workdirs",), "out": ("workdirs", "compare"),
+}  # fmt: skip
+
+MODALITIES = {"none": "picture and sound", "sound": "picture only", "picture": "sound only"}  # by --without
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +80,8 @@ def evaluation_of(path: Path, split: str) -> Evaluation:
   trained = {"data.data_dir": None, "data.name": "clips", "data.fold": None, "batch_size": 8} | dict(about.config)  # fmt: skip
   data_dir = _DATA_DIR.value or trained["data.data_dir"]
   if not about.config and not (data_dir and split):
-    raise UserError(f"{path} does not say its data set: give --data_dir and --split (--splits for several)")
+    advice = "give --data_dir and --split (--splits for several)"
+    raise UserError(f"{path} does not record its data set: {advice}")
   data_set = open_data_set(data_dir, _DATA_NAME.value or trained["data.name"])
   if data_set.classes != about.classes:
     raise UserError(f"the model tells apart {', '.join(about.classes)}; the data have {', '.join(data_set.classes)}")  # fmt: skip
@@ -80,8 +89,9 @@ def evaluation_of(path: Path, split: str) -> Evaluation:
     lines = [f"{key}: the model was trained on {there!r}, these data have {here!r}" for key, there, here in different]  # fmt: skip
     title = "this data set was prepared differently from the model's training data"
     raise listed(title, lines, "prepare it with the same recipe")
-  if missing := sorted(data_set.recipe.keys() - about.recipe.keys()):
-    print(f"note: the model does not say its {', '.join(missing)}; prepare the data as its authors did")
+  if missing := sorted(data_set.recipe.keys() - about.recipe.keys() - {AS_MEANT}):
+    print(f"note: the checkpoint does not record how its data was prepared ({', '.join(missing)}); prepare yours as its "
+          "authors did")  # fmt: skip
   split = split or data_set.train_and_test(trained["data.fold"])[1]
   if wrong := set(split.split("+")) - set(data_set.splits):
     raise UserError(f"there is no split {', '.join(sorted(wrong))}; there are {', '.join(data_set.splits)}")
@@ -95,8 +105,9 @@ def evaluation_of(path: Path, split: str) -> Evaluation:
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-  """Of what both know: a converted checkpoint does not know all of its recipe."""
-  return [(key, one[key], other[key]) for key in sorted(one) if key in other and one[key] != other[key]]
+  """Of what both know: a converted checkpoint does not know all of its recipe. What clips needed depends on the clips."""
+  common = sorted(one.keys() & other.keys() - {AS_MEANT})
+  return [(key, one[key], other[key]) for key in common if one[key] != other[key]]
 
 
 def evaluations_of_folds() -> list[Evaluation]:
@@ -106,9 +117,7 @@ def evaluations_of_folds() -> list[Evaluation]:
     f"--workdirs={','.join(map(str, paths))}: give different folders, comma-separated":
     paths and len({path.resolve() for path in paths}) == len(paths),
     "give --out, the folder for the report on all": _OUT.value,
-    "give --splits, one for each folder, instead of --split": not _SPLIT.value,
     f"{len(paths)} folders, but {len(_SPLITS.value or [])} --splits": len(_SPLITS.value or paths) == len(paths),
-    "--without is for a single --workdir": _WITHOUT.value == ["none"],
   }  # fmt: skip
   problems = [words for words, holds in rules.items() if not holds]
   evaluations: list[Evaluation] = []
@@ -168,19 +177,20 @@ def evaluate(evaluation: Evaluation) -> report.Fold:
   for without in _WITHOUT.value:
     found = evaluate_split(
       eval_fn, evaluation.data_set.records(split), about.inputs, about.classes, mesh=mesh,
-      batch_size=evaluation.batch_size, without="" if without == "none" else without, title=f"without {without}",
+      batch_size=evaluation.batch_size, without="" if without == "none" else without, title=MODALITIES[without],
     )  # fmt: skip
     assert found is not None  # nothing stops it
     result, predictions = found
     scores, no_sound = predictions.scores, {"clips_without_sound": result["clips_without_sound"]}
     evaluations[without] = {**report.scores_as_json(scores), **no_sound, "cross_entropy": result["test_loss"]}
-    of_fold = {"folder": str(path), "step": about.step, **no_sound, "model": about.origin}
+    of_fold = {"folder": str(path), "step": about.step, **no_sound, "model": about.origin, "data_set": facts["data_set"]}  # fmt: skip
     folds.append(report.Fold(split, predictions, of_fold))
     if chief:
       report.draw_confusion_matrix(scores, Path(f"{files}_without_{without}.png"))
       predictions.write(Path(f"{files}_without_{without}_predictions.csv"))
-      shown = f"WAR {report.percent(scores.war)}, UAR {report.percent(scores.uar)}, {scores.clips} clips"
-      print(f"\n{split}, without {without}, in {about.precision}: {shown}\n{report.recall_table(scores)}")
+      war, uar = report.percent(scores.war), report.percent(scores.uar)
+      shown = f"WAR {war}, UAR {uar}, {count(scores.clips, 'clip')}"
+      print(f"\n{split}, {MODALITIES[without]}, {about.precision}: {shown}\n{report.recall_table(scores)}")
   if chief:
     write_json(Path(f"{files}.json"), {**facts, "without": evaluations})
     print(f"\nwrote {files}.json")
@@ -212,7 +222,7 @@ def report_folds(abouts: Sequence[About], folds: Sequence[report.Fold]) -> None:
   steps = ", ".join("converted" if about.step is None else f"step {about.step}" for about in abouts)
   precision, flatters = abouts[0].precision, f"; chosen {report.FLATTERS}" * (_STEP.value == "best")
   recipe = {key: value for about in abouts for key, value in about.recipe.items()}
-  facts = {"recipe": recipe, "precision": precision, "version": VERSION}
+  facts = {"recipe": recipe, "precision": precision, "version": __version__}
   report.write_folds(out, folds, model=f"of these models: {steps}, in {precision}{flatters}", facts=facts)
   for fold in folds:
     fold.predictions.write(out / f"{fold.name}_predictions.csv")
@@ -233,13 +243,23 @@ def compare_two(paths: Sequence[str]) -> None:
     print(f"\nwrote {out}/comparison.json and comparison.md")
 
 
+def check_flags() -> None:
+  """Raises UserError with all flags that do nothing in this form of the command, and those that cannot be."""
+  form = next(name for name in ("workdir", "workdirs", "compare") if flags.FLAGS[name].value is not None)
+  problems = [f"--{name} goes with {' and '.join(f'--{one}' for one in forms)}, not with --{form}"
+              for name, forms in _GOES_WITH.items() if flags.FLAGS[name].present and form not in forms]  # fmt: skip
+  if not _WITHOUT.value or set(_WITHOUT.value) - MODALITIES.keys():
+    problems.append(f"--without={','.join(_WITHOUT.value)}: give none, sound or picture, comma-separated")
+  if _OUT.value and Path(_OUT.value).exists() and not Path(_OUT.value).is_dir():
+    problems.append(f"--out={_OUT.value} {hint(_OUT.value, folder=True)}")
+  if problems:
+    raise listed("the command line has problems", problems)
+
+
 def main(argv: Sequence[str]) -> None:
+  check_flags()
   if _COMPARE.value is not None:
-    return compare_two([*filter(None, _COMPARE.value), *argv[1:]])
-  if not _WITHOUT.value or set(_WITHOUT.value) - {"none", "sound", "picture"}:
-    raise UserError(f"--without={','.join(_WITHOUT.value)}: give none, sound or picture, comma-separated")
-  if _WORKDIR.value and (_OUT.value or _SPLITS.value):
-    raise UserError("--out and --splits go with --workdirs")
+    return compare_two([*filter(None, _COMPARE.value), *map(user_path, argv[1:])])
   hosts.join()
   signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX has taken it, for runs that save; here it ends at once
   start_jax()

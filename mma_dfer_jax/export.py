@@ -10,7 +10,6 @@ flatbuffers, and nothing of this project.
 from collections.abc import Sequence
 import contextlib
 import ctypes
-import dataclasses
 import gc
 import importlib.util
 import json
@@ -24,15 +23,15 @@ from jax import export
 from jaxtyping import Array, Float, Float32, UInt8
 import numpy as np
 
-from mma_dfer_jax import cli
+from mma_dfer_jax import __version__, cli
 from mma_dfer_jax.data.fbank import ENERGY_MEAN, ENERGY_SCALE
 from mma_dfer_jax.disk import free_bytes, new_file, sha256_of
 from mma_dfer_jax.engines.engine import load_model
 from mma_dfer_jax.engines.jax import MATMUL_PRECISION, JaxEngine
 from mma_dfer_jax.engines.stablehlo import FACTS, json_beside
 from mma_dfer_jax.errors import UserError, listed
+from mma_dfer_jax.paths import define_path
 from mma_dfer_jax.training.sharding import start_jax
-from mma_dfer_jax.weights.files import VERSION
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 CHECKED_BATCHES = (1, 2)  # two, to see that the batch size is free
@@ -51,7 +50,7 @@ COMPATIBILITY = {
 _MODEL = cli.shared_flag("model", help="Workdir of a run, or a folder that `convert` wrote.")
 _STEP = cli.shared_flag("step")
 _PRECISION = cli.shared_flag("precision")
-_OUT = flags.DEFINE_string("out", None, "File to write; a file of the same name and .json describes it.")
+_OUT = define_path("out", None, "File to write; a file of the same name and .json describes it.")
 _PLATFORMS = flags.DEFINE_list("platforms", list(PLATFORMS), "Where it will run: some of cpu, cuda, tpu.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing file.")
 
@@ -76,20 +75,6 @@ def check_flags() -> tuple[str, ...]:
   if found := [problem for problem, is_there in problems.items() if is_there]:
     raise listed("the command line has problems", found)
   return platforms
-
-
-def export_model(engine: JaxEngine, platforms: Sequence[str]) -> export.Exported:
-  """The function (video (b, T, H, W, 3) uint8, spectrogram (b, F, K) float32) -> logits (b, C) float32 of any b."""
-  inputs = engine.about.inputs
-  (batch,) = export.symbolic_shape("b")
-  video = jax.ShapeDtypeStruct((batch, *inputs.video_shape), np.uint8)
-  spectrogram = jax.ShapeDtypeStruct((batch, *inputs.audio_shape), np.float32)
-
-  @jax.jit
-  def mma_dfer(video: UInt8[Array, "B T H W 3"], spectrogram: Float[Array, "B F K"]) -> Float32[Array, "B C"]:
-    return engine.logits(engine.tunable, engine.frozen, video, spectrogram)
-
-  return export.export(mma_dfer, platforms=platforms)(video, spectrogram)
 
 
 def largest_difference(
@@ -130,9 +115,10 @@ def describe(engine: JaxEngine, platforms: Sequence[str]) -> dict[str, Any]:
   sound = f"clips, rows of 10 ms, mel bins: Kaldi log-mel energies x as (x + {ENERGY_MEAN}) / {ENERGY_SCALE}"
   logits = "one for each class, in the order of `classes`; their softmax is the distribution"
   run = {"run": engine.path.resolve().name} if about.config else {}
-  return {name: getattr(about, name) for name in FACTS} | {
+  known = {"seconds_of_sound": about.seconds_of_sound} if about.seconds_of_sound else {}
+  return {name: getattr(about, name) for name in FACTS} | known | {
     "origin": {**run, **about.origin},
-    "inputs": dataclasses.asdict(inputs),
+    "inputs": inputs.to_fields(),
     "arguments": [array("video", inputs.video_shape, "uint8", video),
                   array("spectrogram", inputs.audio_shape, "float32", sound)],
     "output": array("logits", (len(about.classes),), "float32", logits),
@@ -140,7 +126,7 @@ def describe(engine: JaxEngine, platforms: Sequence[str]) -> dict[str, Any]:
     "platforms": list(platforms),
     "matmul_precision": MATMUL_PRECISION,
     "model": engine.cfg.to_fields(),
-    "exported_by": {"mma_dfer_jax": VERSION, "jax": jax.__version__, "jaxlib": jax.lib.__version__},
+    "exported_by": {"mma_dfer_jax": __version__, "jax": jax.__version__, "jaxlib": jax.lib.__version__},
     "needs": ["jax", "flatbuffers"],
     "compatibility": COMPATIBILITY,
   }  # fmt: skip
@@ -174,12 +160,19 @@ def write_artifact(
   inputs = [(video[:clips], sound[:clips]) for clips in CHECKED_BATCHES]
   expected = [engine(*batch) for batch in inputs]
   print(f"exporting {elements:,} parameters in {said['precision']} for {', '.join(platforms)} …", flush=True)
-  exported = export_model(engine, platforms)
+  (any_number,) = export.symbolic_shape("b")
+  shapes = [jax.ShapeDtypeStruct((any_number, *array.shape[1:]), array.dtype) for array in (video, sound)]
+
+  @jax.jit
+  def mma_dfer(video: UInt8[Array, "B T H W 3"], spectrogram: Float[Array, "B F K"]) -> Float32[Array, "B C"]:
+    return engine.logits(engine.tunable, engine.frozen, video, spectrogram)
+
+  exported = export.export(mma_dfer, platforms=platforms)(*shapes)
   said["calling_convention_version"] = exported.calling_convention_version
   _free_constants()
   with new_file(out, replace=True) as artifact:
     artifact.write_bytes(exported.serialize())
-    del exported, engine, leaves
+    del exported, mma_dfer, engine, leaves
     _free_constants()
     print(
       f"reading it back and calling it with {' and '.join(map(str, CHECKED_BATCHES))} clips …", flush=True
@@ -196,7 +189,8 @@ def write_artifact(
 def main(argv: Sequence[str]) -> None:
   del argv
   started, platforms, out = time.monotonic(), check_flags(), Path(_OUT.value or "")
-  jax.config.update("jax_platforms", "cpu")  # the platforms of the file need not be here
+  # The platforms of the file need not be here; and traced on a GPU, attention would be cuDNN's for all of them.
+  jax.config.update("jax_platforms", "cpu")
   start_jax()
   # Weights are constants of what is compiled here: the cache would keep a copy of them for each batch size.
   jax.config.update("jax_enable_compilation_cache", False)

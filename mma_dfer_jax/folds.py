@@ -16,14 +16,15 @@ import jax
 
 from mma_dfer_jax import cli
 from mma_dfer_jax.errors import UserError, listed
+from mma_dfer_jax.paths import define_path
 from mma_dfer_jax.training import hosts, series
-from mma_dfer_jax.training.check import check_model_and_data
+from mma_dfer_jax.training.check import check_model_and_data, too_few_clips
 from mma_dfer_jax.training.predictions import read_predictions
 from mma_dfer_jax.training.report import Fold, write_folds
 from mma_dfer_jax.training.run import Run, check_same_runs, describe_run
 
 _CONFIG = cli.define_config()
-_RUNS = flags.DEFINE_string("runs", None, "Folder of the runs and of their report.", required=True)
+_RUNS = define_path("runs", None, "Folder of the runs and of their report.", required=True)
 _FOLDS = flags.DEFINE_list("folds", ["1", "2", "3", "4", "5"], "Which folds.")
 flags.mark_flag_as_required("config")
 
@@ -34,11 +35,11 @@ def checked(config, runs: Path, names: Sequence[str]) -> dict[str, Run]:
   Only a run can check its devices: the first fold reports such problems as it starts.
   """
   model, data_set, starts, problems = check_model_and_data(config)
-  problems += series.problems_of_series(str(runs), "data.fold", _FOLDS)
+  problems += series.problems_of_series("data.fold", _FOLDS)
   folds = {split: clips for split, clips in data_set.splits.items() if split.startswith("fold")} if data_set else {}  # fmt: skip
   left = {split: sum(folds.values()) - folds[split] for split in folds if split in names}
-  problems += [f"batch_size={config.batch_size}, but the folds without {split} have {clips} clips in all"
-               for split, clips in left.items() if clips < config.batch_size]  # fmt: skip
+  for split, clips in left.items():
+    problems += too_few_clips(config.batch_size, clips, f"the folds without {split} have")
   if data_set and (missing := ", ".join(name for name in names if name not in folds)):
     known = ",".join(split.removeprefix("fold") for split in folds)
     advice = f"give --folds={known}" if folds else "prepare it from a manifest with the column fold"

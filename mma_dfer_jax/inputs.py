@@ -1,13 +1,16 @@
 """What a clip becomes before any model sees it: the one thing on which data and model agree. Imports no JAX."""
 
 import dataclasses
+from typing import Any
 
 from mma_dfer_jax.errors import listed
+
+FRAME_CHOICES = ("number", "time")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inputs:
-  """Sizes of the two arrays of a clip; the defaults are the paper's.
+  """Sizes of the two arrays of a clip, and which frames it takes; the defaults are the paper's.
 
   Pixels cross as uint8; the encoder divides by 255 and normalises them as it was pretrained (`layers.normalised`).
 
@@ -18,6 +21,7 @@ class Inputs:
   image_size: int = 224  # pixels; frames are square
   num_frames: int = 16  # per clip
   audio_shape: tuple[int, int] = (512, 128)  # spectrogram rows of 10 ms, and mel bins
+  frame_choice: str = "number"  # one frame of equally many, as the original; "time": of equally long segments
 
   def __post_init__(self):
     object.__setattr__(self, "audio_shape", tuple(self.audio_shape))
@@ -27,8 +31,15 @@ class Inputs:
     sizes |= {f"audio_shape[{i}]": n for i, n in enumerate(self.audio_shape)}
     wrong = {name: value for name, value in sizes.items() if type(value) is not int or value < 1}
     problems += [f"{name}={value!r} must be a positive whole number" for name, value in wrong.items()]
+    if self.frame_choice not in FRAME_CHOICES:
+      problems.append(f"frame_choice={self.frame_choice!r}: choose {' or '.join(FRAME_CHOICES)}")
     if problems:
-      raise listed("inputs: these sizes cannot be", problems)
+      raise listed("inputs: these values cannot be", problems)
+
+  def to_fields(self) -> dict[str, Any]:
+    """As files keep them: how frames are chosen only if that is not as in the original."""
+    fields = dataclasses.asdict(self)
+    return {key: value for key, value in fields.items() if (key, value) != ("frame_choice", "number")}
 
   @property
   def video_shape(self) -> tuple[int, int, int, int]:

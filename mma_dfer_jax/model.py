@@ -86,7 +86,7 @@ class ModelConfig:
   def to_fields(self) -> dict[str, Any]:
     """Fields for model.json; `read_model` reads them back."""
     of_parts = {name: parts.fields_of(getattr(self, name)) for name in SLOTS}
-    return {"num_classes": self.num_classes, "inputs": dataclasses.asdict(self.inputs), **of_parts}
+    return {"num_classes": self.num_classes, "inputs": self.inputs.to_fields(), **of_parts}
 
 
 def read_model(fields: Mapping[str, Any]) -> ModelConfig:

@@ -114,9 +114,21 @@ class Apart(nnx.Module):
     return image, audio
 
 
+class _Stream(nnx.RngStream):
+  """Draws as Flax's; its `count[...] += 1` words an error for each tracer, most of the time that tracing a model takes."""
+
+  def __call__(self):
+    key = jax.random.fold_in(self.key[...], self.count[...])
+    self.count.set_value(self.count[...] + 1)
+    return key
+
+
 def own(rngs: nnx.Rngs, name: str) -> nnx.Rngs:
   """The random stream of one part ("fusion/3"): adding or removing a part changes no draw of the others."""
-  return nnx.Rngs(params=jax.random.fold_in(rngs.params.key[...], zlib.crc32(name.encode())))
+  apart = nnx.Rngs()
+  key = jax.random.fold_in(rngs.params.key[...], zlib.crc32(name.encode()))
+  apart.params = _Stream(key, tag="params")  # type: ignore[attr-defined] # streams are attributes of any name
+  return apart
 
 
 def names(kind: str) -> list[str]:

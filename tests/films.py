@@ -116,10 +116,11 @@ def write_data_set(data_dir: Path, records: Sequence[Mapping[str, Any]], classes
     file.parent.mkdir(parents=True, exist_ok=True)
     frames = record["frames"]
     np.savez(
-      file, jpegs=np.frombuffer(b"".join(frames), np.uint8), lengths=[len(frame) for frame in frames],
+      file, lengths=[len(frame) for frame in frames],
       waveform=record["waveform"], sample_rate=record["sample_rate"], face_share=record.get("face_share", np.nan),
     )  # fmt: skip
     clips.append(ClipFiles(record["clip_id"], "", record["label"], record["split"], decoded=file))
+    clips[-1].pictures.write_bytes(b"".join(frames))
   facts = {"class_order": "as given", "recipe": {}, "left_out": (), "fingerprint": "f"}
   Clips(clips=clips, classes=classes, data_dir=data_dir, **facts).write()
   return data_dir

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from types import SimpleNamespace
 from unittest import mock
 
@@ -9,6 +10,8 @@ from commands import load, run
 import pytest
 
 from mma_dfer_jax.data import speed
+from mma_dfer_jax.data.data_set import open_data_set
+from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.inputs import Inputs
 from mma_dfer_jax.model import paper
 
@@ -120,6 +123,19 @@ def test_loading_of_a_data_set(generated, clips, batch_size):
 
 
 def test_a_data_set_that_is_not_there_is_an_error(tmp_path):
-  status, _, err = run("benchmark", f"--data_dir={tmp_path}", "--loading")
-  assert status == 1
-  assert "there is no data set 'clips'" in err
+  """With what is there instead, if anything, or how to write it: by a name that `prepare` takes."""
+  for name, words in (
+    ("clips", "prepare --dataset=clips"),
+    ("mine", "prepare --dataset=clips"),
+    ("mafw", "prepare --dataset=mafw"),
+  ):
+    status, _, err = run("benchmark", f"--data_dir={tmp_path}", f"--name={name}", "--loading")
+    assert (status, f"there is no data set '{name}' in" in err, words in err) == (1, True, True), err
+  (tmp_path / "dfew/1.0.0").mkdir(parents=True)
+  (tmp_path / "dfew/1.0.0/dataset_info.json").touch()
+  for data_dir, words in (
+    (tmp_path, "there is dfew: add --name=dfew (train: --config.data.name=dfew;"),
+    (tmp_path / "dfew", f"this is the data set dfew itself: give the folder above it, {tmp_path}"),
+  ):
+    with pytest.raises(UserError, match=re.escape(words)):
+      open_data_set(data_dir, "clips")

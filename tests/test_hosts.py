@@ -77,7 +77,7 @@ def test_two_processes_are_as_one(cache, data_dir, tmp_path, tmp_path_factory):
   workdir, alone = tmp_path / "run", small.uninterrupted_run(tmp_path_factory, data_dir)
   assert "stopped by a test after step 2" in small.train_here(workdir, data_dir, stop_after=3)
   both = pair(small.train_command(workdir, data_dir), cache)
-  small.wait_for(lambda: small.steps_logged(workdir) >= 11, both[0])  # two epochs have been evaluated
+  small.wait_for(lambda: small.steps_logged(workdir) >= 5, both[0])  # an epoch has been evaluated
   both[1].send_signal(signal.SIGTERM)
   first, second = map(small.finish, both)
   assert "4 cpu device(s)" in first

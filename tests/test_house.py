@@ -12,6 +12,7 @@ import sys
 from conftest import ROOT
 import pytest
 
+import mma_dfer_jax
 from mma_dfer_jax import parts
 from mma_dfer_jax.config import default_config, flat_config, model_config, nested_config
 from mma_dfer_jax.training.check import problems_of_values
@@ -26,8 +27,8 @@ COMMANDS = {
   if "\ncli.run(" in path.read_text().replace("  ", "")
 }
 # From the ground up: a module imports only from lower floors, or from its own folder. `data` stands beside, on the ground.
-FLOORS = [{"errors", "help", "progress", "cores", "streams", "lookalikes"}, {"disk", "paths", "inputs", "layers", "cli"}, {"parts"}, set(parts.KINDS) | {"model"}, {"parameters", "ablations"},
-          {"config"}, {"weights"}, {"training"}, {"engines"}, {"prediction"}, {"timeline"}, {"answers", "page"}]  # fmt: skip
+FLOORS = [{"errors", "help", "progress", "streams", "cores", "lookalikes"}, {"disk", "inputs", "layers", "paths"}, {"parts", "cli"},
+          set(parts.KINDS) | {"model"}, {"parameters", "ablations"}, {"config"}, {"weights"}, {"training"}, {"engines"}, {"prediction"}, {"timeline"}, {"answers", "page"}]  # fmt: skip
 FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
@@ -74,8 +75,8 @@ def test_imports_point_downward(module):
       "disk",
       "inputs",
       "cli",
-      "cores",
       "paths",
+      "cores",
       "lookalikes",
     }
     return
@@ -155,12 +156,17 @@ def test_the_law():
 
 
 def test_public_names_come_when_asked_for():
-  import mma_dfer_jax
-
   for name in mma_dfer_jax.__all__:
     assert callable(getattr(mma_dfer_jax, name))
   with pytest.raises(AttributeError, match="no public name 'load_modle'"):
     mma_dfer_jax.load_modle  # noqa: B018
+
+
+def test_the_version_stands_in_one_place():
+  """A plain checkout, which pip knows nothing of, has one too."""
+  assert f"\nversion: {mma_dfer_jax.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+  asks = r"""metadata\.version\(["']mma|distribution\(["']mma"""
+  assert [name for name, path in MODULES.items() if re.search(asks, read(path))] == []
 
 
 @pytest.mark.slow

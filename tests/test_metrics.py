@@ -1,5 +1,8 @@
 """WAR and UAR as the original computes them, the confusion matrix of the devices, answers kept, two models compared."""
 
+import json
+
+import commands
 from conftest import golden_json
 import jax.numpy as jnp
 import numpy as np
@@ -73,16 +76,34 @@ def test_answers_are_written_and_read_with_all_digits(tmp_path):
   [
     ("", "is no predictions.csv"),
     ("clip,label,a,a\n", "is no predictions.csv"),
-    ("clip,label,a,b\n", "there is no clip"),
-    ("clip,label,a,b\nx,a,1,0\nx,a,1,0\ny,c,1,0\nz,a,1\nw,a,nan,0\nv\n\n", r"(?s)6 lines.*line 3: x.*line 4: y,c.*line 5.*line 6.*line 7: v"),
+    ("clip,label,a,b\n", "has no clips"),
+    ("clip,label,a,b\nx,a,1,0\nx,a,1,0\ny,c,1,0\nz,a,1\nw,a,nan,0\nv\n\nu,a,1.5,-0.5\nt,b,0.5,0.25\ns,a,0.334,0.67\n",
+     r"(?s)8 lines of 10:.*line 3: the clip 'x' stands on line 2 already.*line 4: 'c' is not one of.*line 5: 1 of 2 probabilities"
+     r".*2 lines: the probabilities must be numbers from 0 to 1, as in line 6, line 9\n.*2 lines: '' is.*line 10: .* sum to 0.75"),
   ],
 )  # fmt: skip
 def test_damaged_answers_are_refused(tmp_path, lines, words):
   (tmp_path / "p.csv").write_text(lines)
   with pytest.raises(UserError, match=words):
     read_predictions(tmp_path / "p.csv")
-  with pytest.raises(UserError, match=r"there is no .*nowhere; evaluate the model"):
-    find_predictions(tmp_path / "nowhere")
+
+
+def test_what_holds_no_answers_is_refused_with_what_does(tmp_path):
+  """A path that is not there, a report, a text, an empty folder, damaged folds."""
+  (tmp_path / "report.json").write_text("{}")
+  (tmp_path / "report.md").write_text("# MMA-DFER\n")
+  (tmp_path / "empty").mkdir()
+  wanted = "Give a workdir, a folds folder, an evaluation .* or a predictions.csv"
+  for name, words in (
+    ("nowhere", "nowhere does not exist"), ("report.json", "report.json holds no answers to clips"),
+    ("report.md", "report.md is no predictions.csv"), ("empty", "empty holds no answers to clips"),
+  ):  # fmt: skip
+    with pytest.raises(UserError, match=f"{words}.*{wanted}"):
+      find_predictions(tmp_path / name)
+  for damage in ("{", "{}", '{"folds": 3}'):
+    (tmp_path / "empty/folds.json").write_text(damage)
+    with pytest.raises(UserError, match=r"folds\.json is damaged"):
+      find_predictions(tmp_path / "empty")
 
 
 @pytest.mark.parametrize(
@@ -108,7 +129,38 @@ def test_is_b_better_than_a(tmp_path, a, b, answer, begin):
   difference = result["war"]["difference"]
   assert difference["value"] == pytest.approx(100 * (np.mean(b) - np.mean(a)))
   assert difference["low"] <= difference["value"] <= difference["high"]
+  above = "above" if np.mean(b) >= np.mean(a) else "below"
+  assert f": B is {abs(difference['value']):.2f} points WAR {above} A (95 % interval " in result["sentence"]
   assert "| all clips | 120 | WAR |" in as_table(result)
+
+
+def test_the_same_answers_and_other_data_are_said(tmp_path):
+  """Of one run twice, by another order of the classes too; and of runs on data sets that were prepared differently."""
+  before = predictions_of([1, 0, 1, 1])
+  for name, fingerprint in (("a", "abc" * 9), ("b", "def" * 9)):
+    (tmp_path / name).mkdir()
+    before.write(tmp_path / name / "predictions.csv")
+    (tmp_path / name / "run.json").write_text(json.dumps({"data_set": {"fingerprint": fingerprint}}))
+  (tmp_path / "evaluation_test.json").write_text(json.dumps({"data_set": "abc" * 9}))
+  order = [2, 0, 1]
+  turned = Predictions(("c", "a", "b"), before.clips, (before.labels + 1) % 3, before.probabilities[:, order])
+  turned.write(tmp_path / "evaluation_test_without_none_predictions.csv")
+  same, data = (
+    "A and B gave identical answers; did you mean two runs? ",
+    "of equal names from different data sets",
+  )
+  a, evaluation = tmp_path / "a", tmp_path / "evaluation_test.json"
+  for one, other, differ in (
+    (a, a, False),
+    (a, evaluation, False),
+    (a, tmp_path / "b", True),
+    (evaluation, tmp_path / "b", True),
+  ):
+    result = compare(one, other)
+    assert result["sentence"].startswith(same)
+    assert (data in result["note"]) == differ
+  predictions_of([1, 1, 1, 1]).write(tmp_path / "b/predictions.csv")
+  assert same not in compare(a, tmp_path / "b")["sentence"]
 
 
 def test_intervals_are_those_of_clips_drawn_one_by_one():
@@ -135,9 +187,33 @@ def test_other_clips_labels_or_classes_are_refused(tmp_path):
   others = {
     "classes: a, b, c in A, a, b, d in B": predictions_of([1] * 6, classes=("a", "b", "d")),
     "2 of 6 clips are only in A: clip, 0, clip, 1": predictions_of([1] * 6, first=2),
+    "1 label differs: clip, 5 is c in A and a in B": predictions_of([1] * 6, labels=[0, 1, 2, 0, 1, 0]),
+    "1 of 6 clips is only in A: clip, 0": predictions_of([1] * 6, first=1),
     "2 labels differ: clip, 0 is a in A and b in B": predictions_of([1] * 6, labels=[1, 0, 2, 0, 1, 2]),
   }
   for words, other in others.items():
     other.write(tmp_path / "b.csv")
     with pytest.raises(UserError, match=words):
       compare(tmp_path / "a.csv", tmp_path / "b.csv")
+
+
+@pytest.mark.parametrize(
+  ("arguments", "words"),
+  [
+    (["--compare=A,B", "--without=sound", "--split=test", "--data_dir=d", "--step=3", "--batch_size=4"],
+     ["--without goes with --workdir, not with --compare", "--split goes", "--data_dir goes with --workdir and --workdirs,",
+      "--step goes", "--batch_size goes"]),
+    (["--workdirs=A,B", "--without=none", "--split=test", "--out=file"],
+     ["--without goes with --workdir, not with --workdirs", "--split goes", "--out=file is a file, not a folder"]),
+    (["--workdir=A", "--out=o", "--splits=a"],
+     ["--out goes with --workdirs and --compare, not with --workdir", "--splits goes with --workdirs,"]),
+    (["--compare", "A", "B", "--out=file"], ["--out=file is a file, not a folder"]),
+    (["--compare", "A", "B"], ["A does not exist. Give a workdir, a folds folder, an evaluation"]),
+  ],
+)  # fmt: skip
+def test_flags_that_do_nothing_are_refused(tmp_path, arguments, words):
+  """By each form of the command, all at once, before anything is read."""
+  (tmp_path / "file").touch()
+  status, out, err = commands.run("evaluate", *arguments, at=tmp_path)
+  assert (status, out) == (1, "")
+  assert [word for word in words if word not in err] == [], err

@@ -1,11 +1,13 @@
 """The model by itself: sizes, where each part acts, what trains and what stays."""
 
-import conftest
+from pathlib import Path
+
 from conftest import TINY, tiny
 from flax import nnx
 import jax
 import jax.numpy as jnp
 from jax.test_util import check_grads
+from model_folders import with_layers
 import numpy as np
 import pytest
 
@@ -14,9 +16,11 @@ from mma_dfer_jax.adapters import prompts
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.model import MmaDfer, ModelConfig, paper
 from mma_dfer_jax.parameters import Tunable, abstract_model, count, flat_params, tunable_patterns
-from mma_dfer_jax.weights.names import unused_shapes
+from mma_dfer_jax.weights.files import Weights, held
+from mma_dfer_jax.weights.mma_dfer import find_model
+from mma_dfer_jax.weights.names import unused_shapes, used_shapes
 
-SMALL = conftest.small()
+SMALL = with_layers(2, audio_shape=(64, 32))
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +40,11 @@ HEADS, NORM2 = (1000 + 12) * (768 + 1), 4 * 512
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("cfg", "total"), [(paper(), 179_312_147), (paper(11, image_size=160), 179_240_471)])
-def test_number_of_elements_is_the_originals(cfg, total):
+def test_sizes_of_the_paper_and_from_the_shapes_of_its_files(cfg, total):
   assert count(abstract_model(cfg)[1]) == total - HEADS - NORM2
   assert sum(np.prod(shape) for shape in unused_shapes(cfg).values()) == HEADS + NORM2
+  zeros = {name: np.broadcast_to(np.float32(0), shape) for name, shape in used_shapes(cfg).items()}
+  assert find_model(Weights(Path("x.pth"), held(zeros)), None)[0] == cfg
 
 
 @pytest.mark.slow
@@ -58,7 +64,7 @@ def test_patterns_that_match_nothing_are_all_named():
   assert "no regular expression" in str(error.value)
   assert "'temporal' matches no" in str(error.value)  # a pattern must match the whole path
   with pytest.raises(UserError, match=r"model.image.tunable 'pos_embd' matches no parameter"):
-    tunable_patterns(conftest.small(image={"tunable": ("pos_embd",)}))
+    tunable_patterns(with_layers(2, image={"tunable": ("pos_embd",)}))
 
 
 def test_wrong_sizes_are_all_named():
@@ -112,7 +118,7 @@ def test_drop_path_is_drawn_anew_in_every_step(small):
 
 def test_closed_gates_leave_the_encoders_alone_and_sound_goes_to_the_frames_of_its_own_clip():
   encoders = (getattr(MmaDfer(SMALL, rngs=nnx.Rngs(0)), f"{stream}_encoder") for stream in ("image", "audio"))
-  fusion = SMALL.fusion.build(*encoders, 0, 4, rngs=nnx.Rngs(0))
+  fusion = SMALL.fusion.build(*encoders, 0, 2, rngs=nnx.Rngs(0))
   image, audio = jnp.ones((32, 11, 48)), jnp.ones((2, 15, 48))
   closed = fusion(image, audio)
   fusion.image_gate[...] = jnp.ones((1,))
@@ -132,12 +138,18 @@ def test_updates_reach_their_prompts_only():
     assert changed.tolist() == {0: [17, 18, 19], 6: [20, 21, 22]}.get(layer, [])
 
 
-def test_fresh_parameters_start_as_pytorchs():
-  net = MmaDfer(tiny(image={"width": 192}, audio={"width": 192}), rngs=nnx.Rngs(0))
-  kernel = np.asarray(net.fusion[3].image_down.kernel[...])
+@pytest.fixture(scope="module")
+def fresh() -> MmaDfer:
+  changes = {stream: {"width": 192} for stream in ("image", "audio")}
+  return MmaDfer(with_layers(2, image_size=64, audio_shape=(512, 128), **changes), rngs=nnx.Rngs(0))
+
+
+def test_fresh_parameters_start_as_pytorchs(fresh):
+  net = fresh
+  kernel = np.asarray(net.fusion[1].image_down.kernel[...])
   assert np.abs(kernel).max() <= 192**-0.5
   assert np.std(kernel) == pytest.approx(192**-0.5 / 3**0.5, rel=0.05)
-  assert np.abs(np.asarray(net.fusion[3].image_up.bias[...])).max() > 0.5 * 16**-0.5  # biases are drawn, too
+  assert np.abs(np.asarray(net.fusion[1].image_up.bias[...])).max() > 0.5 * 16**-0.5  # biases are drawn, too
   assert not np.asarray(net.fusion[0].audio_gate[...]).any()
   assert np.std(np.asarray(net.image_prompts.prompt_tokens[...])) == pytest.approx(192**-0.5, rel=0.1)
   rows = np.asarray(net.image_encoder.pos_embed[...])[0]
@@ -145,9 +157,9 @@ def test_fresh_parameters_start_as_pytorchs():
   assert np.std(np.asarray(net.temporal.pos_embed[...])) == pytest.approx(1, rel=0.2)
 
 
-def test_fresh_encoders_start_as_maes():
-  net = MmaDfer(tiny(image={"width": 192}, audio={"width": 192}), rngs=nnx.Rngs(0))
-  block, embed = net.image_encoder.blocks[2], net.image_encoder.patch_embed
+def test_fresh_encoders_start_as_maes(fresh):
+  net = fresh
+  block, embed = net.image_encoder.blocks[1], net.image_encoder.patch_embed
   assert np.abs(block.mlp.fc1.kernel[...]).max() == pytest.approx((6 / (192 + 192)) ** 0.5, rel=0.01)
   assert not np.asarray(block.attn.qkv.bias[...]).any()
   table = np.asarray(net.image_encoder.pos_embed[...])[0, :17]
@@ -162,8 +174,7 @@ def test_fresh_encoders_start_as_maes():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("remat", ["names", "layers"])
-def test_what_is_kept_for_the_backward_pass_changes_no_number(small, remat):
+def test_what_is_kept_for_the_backward_pass_changes_no_number(small):
   video, sound = inputs(SMALL)
   graphdef, params = nnx.split(small)
 
@@ -172,11 +183,13 @@ def test_what_is_kept_for_the_backward_pass_changes_no_number(small, remat):
     dropped = model.draw_drop_path(nnx.Rngs(drop_path=3), len(video))
     return (model(video, sound, dropped=dropped, remat=remat).logits ** 2).sum()
 
-  value, gradient = jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, "none")
-  again, of_remat = jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, remat)
-  assert float(again) == pytest.approx(float(value), rel=1e-6)
+  run = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+  value, gradient = run(params, "none")
   largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(gradient))
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * largest), gradient, of_remat)
+  for remat in ("names", "layers"):
+    again, of_remat = run(params, remat)
+    assert float(again) == pytest.approx(float(value), rel=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * largest), gradient, of_remat)
 
 
 def test_gelu_and_attention_have_the_gradients_of_their_formulas(float64):

@@ -1,25 +1,36 @@
 """Equal to the original: logits, every probed tensor, gradients, updates, drop path (numbers in tests/golden)."""
 
 import functools
+import signal
+import subprocess
+import sys
+import time
 
-from conftest import CONFIGS, GOLDEN, TINY, golden_inputs, golden_json, golden_weights, slice_of, tiny
+import commands
+from conftest import CONFIGS, GOLDEN, ROOT, TINY, golden_inputs, golden_json, golden_weights, slice_of
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import make_weights
+from model_folders import with_layers
 import numpy as np
 import optax
 import pytest
-from torch_files import from_torch
+from torch_files import from_torch, write_checkpoint
 
 from mma_dfer_jax import layers, model
 from mma_dfer_jax.adapters.prompts import ProgressivePrompts
 from mma_dfer_jax.encoders.mae import MaeEncoder
+from mma_dfer_jax.engines.engine import load_model
 from mma_dfer_jax.losses.cross_entropy import cross_entropy
-from mma_dfer_jax.parameters import Tunable, abstract_model, flat_params, tunable_patterns
+from mma_dfer_jax.parameters import Tunable, abstract_model, flat_params, split_tunable, tunable_patterns
 from mma_dfer_jax.temporal.transformer import MultimodalTemporalTransformer
 from mma_dfer_jax.training.state import TrainState, by_epoch, cosine_rates, make_optimizer
 from mma_dfer_jax.training.steps import train_step
 from mma_dfer_jax.weights import names
+from mma_dfer_jax.weights.files import open_weights
+from mma_dfer_jax.weights.folder import open_folder
+from mma_dfer_jax.weights.mma_dfer import export
 
 PAPER_TUNABLE = tunable_patterns(TINY)
 
@@ -72,13 +83,13 @@ def record(mp: pytest.MonkeyPatch, net: model.MmaDfer) -> dict[str, np.ndarray]:
   return seen
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("case", ["tiny_64_7", "full_224_7"])
-def test_logits_and_every_probe(case, monkeypatch):
-  net = build(case)
+def check_every_probe(monkeypatch: pytest.MonkeyPatch, net: model.MmaDfer, case: str) -> None:
   video, sound, _ = golden_inputs(case)
-  seen = record(monkeypatch, net)
-  with jax.disable_jit():  # a compiled layer would be seen with copies of its modules
+  with (
+    monkeypatch.context() as patched,
+    jax.disable_jit(),
+  ):  # a compiled layer would be seen with copies of its modules
+    seen = record(patched, net)
     logits = np.asarray(net(jnp.asarray(video), jnp.asarray(sound)).logits)
   for stream in ("image", "audio"):  # the original's last probe is already the normalised class token
     seen[f"{stream}.block11.post"] = seen[f"{stream}.norm"][:, 0]
@@ -94,6 +105,38 @@ def test_logits_and_every_probe(case, monkeypatch):
     error = np.abs(slice_of(seen[probe], 32) - want[f"slice/{probe}"]).max() / stats[probe]["std"]
     assert error < 1e-5, (probe, error)
     assert np.isclose(np.std(seen[probe]), stats[probe]["std"], rtol=1e-5), probe
+
+
+@pytest.mark.slow
+def test_logits_and_every_probe(monkeypatch):
+  check_every_probe(monkeypatch, build("tiny_64_7"), "tiny_64_7")
+
+
+@pytest.mark.slow
+def test_full_size_from_file_to_logits_and_back(tmp_path, monkeypatch):
+  """179 M parameters: written as torch would, interrupted, converted, compared at every probe, and with all digests."""
+  case, file, folder = "full_224_7", tmp_path / "full.pth", tmp_path / "model"
+  write_checkpoint(file, golden_weights(case))
+  flags = [f"--model={file}", "--classes=dfew", f"--out={folder}"]
+  command = [sys.executable, "-m", "mma_dfer_jax.convert", *flags]
+  stopped = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+  while not (writing := [*tmp_path.glob(".model.partial/*")]) or not writing[0].stat().st_size:
+    assert stopped.poll() is None, stopped.communicate()
+    time.sleep(0.01)
+  stopped.send_signal(signal.SIGTERM)
+  assert "stopped" in stopped.communicate(timeout=60)[0]
+  assert stopped.returncode == 130
+  assert [path.name for path in tmp_path.iterdir()] == ["full.pth"]
+  status, printed, errors = commands.run("convert", *flags, at=ROOT)
+  assert status == 0, errors
+  assert "198 trained, 7,632,415 elements, and 302 frozen, 171,679,732 elements" in printed
+  file.unlink()
+  engine = load_model(folder)
+  check_every_probe(monkeypatch, nnx.merge(engine.graphdef, engine.tunable, engine.frozen), case)
+  export(open_folder(folder), None, tmp_path / "back.safetensors")
+  tensors = open_weights(tmp_path / "back.safetensors").tensors
+  found = {name: make_weights.digest(tensor.read()) for name, tensor in tensors.items()}
+  assert found == golden_json(f"weights_digest_{case}")
 
 
 @pytest.mark.slow
@@ -131,9 +174,16 @@ def as_original(tree) -> dict[str, np.ndarray]:
   return {name: tensor for row in rows for name, tensor in row.to_torch(ours[row.path]).items()}
 
 
+@functools.cache
+def first_step(dtype):
+  """Optimizer and state before the first update, the compiled loss with its gradient, and the first gradient."""
+  graphdef, tx, state = tiny_state(dtype)
+  compiled = jax.jit(jax.value_and_grad(tiny_loss(graphdef, state.frozen), has_aux=True))
+  return tx, state, compiled, compiled(state.tunable)[1]
+
+
 def check_gradients(dtype, suffix: str, rel: float, atol: float) -> None:
-  graphdef, _, state = tiny_state(dtype)
-  grads, _ = jax.jit(jax.grad(tiny_loss(graphdef, state.frozen), has_aux=True))(state.tunable)
+  grads = first_step(dtype)[-1]
   ours, want = as_original(grads), golden("train_tiny_64_7")
   norms = golden_json("train_tiny_64_7")[f"grad_norms{suffix and '_float64'}"]
   norms = {name: norm for name, norm in norms.items() if norm is not None}
@@ -162,15 +212,14 @@ def test_first_gradient_of_every_tunable_parameter():
 @pytest.mark.slow
 def test_three_updates():
   """Losses of four steps, parameters after one and three; frozen bits stay, and nothing is kept for them."""
-  graphdef, tx, state = tiny_state()
+  tx, state, compiled, _ = first_step(np.float32)
   frozen = jax.tree.map(np.array, state.frozen)
   want, facts = golden("train_tiny_64_7"), golden_json("train_tiny_64_7")
 
-  loss_of = jax.jit(tiny_loss(graphdef, state.frozen))
-  gradient = jax.jit(jax.grad(tiny_loss(graphdef, state.frozen), has_aux=True))
   losses = []
   for step in range(4):
-    losses.append(float(loss_of(state.tunable)[0]))
+    (loss, _), grads = compiled(state.tunable)
+    losses.append(float(loss))
     if step in (1, 3):
       ours = as_original(state.tunable)
       live = set(facts["trainable"]) - set(facts["trainable_but_unused"])
@@ -179,7 +228,6 @@ def test_three_updates():
         np.testing.assert_allclose(
           slice_of(ours[name], 8), want[f"param_after{step}/{name}"], atol=2e-6, rtol=0, err_msg=name
         )
-    grads, _ = gradient(state.tunable)
     updates, opt_state = tx.update(grads, state.opt_state, state.tunable)
     state = state._replace(tunable=optax.apply_updates(state.tunable, updates), opt_state=opt_state)
   np.testing.assert_allclose(losses, facts["losses_float32"], atol=2e-6)
@@ -191,29 +239,29 @@ def test_three_updates():
 @pytest.mark.slow
 def test_train_step_is_that_update():
   """The step of `mma_dfer_jax.train`, fed with pixels, makes the update that the parts above make by hand."""
-  _, tx, state = tiny_state()
-  video, sound, labels = golden_inputs("tiny_64_7")
-  pixels = np.round(video * 255).astype(np.uint8)
-  graphdef_quiet = nnx.split(nnx.merge(*abstract_model(QUIET)), Tunable(PAPER_TUNABLE), ...)[0]
+  quiet = with_layers(2, image={"drop_path": 0.0}, audio={"drop_path": 0.0})
+  graphdef, tunable, frozen = split_tunable(model.MmaDfer(quiet, rngs=nnx.Rngs(0)), tunable_patterns(quiet))
+  tx = make_optimizer(lambda step: 1e-4, weight_decay=1e-2)
+  state = TrainState(jnp.zeros((), jnp.int32), tunable, frozen, tx.init(tunable))
+  rng = np.random.default_rng(0)
+  pixels = jnp.asarray(rng.integers(0, 256, (2, *quiet.inputs.video_shape), np.uint8))
+  sound = jnp.asarray(rng.standard_normal((2, *quiet.inputs.audio_shape), np.float32))
+  labels = jnp.asarray([3, 1])
 
   def loss(tunable):
-    net = nnx.merge(graphdef_quiet, tunable, state.frozen)
-    logits = net(jnp.asarray(pixels, jnp.float32) / 255, jnp.asarray(sound)).logits
+    logits = nnx.merge(graphdef, tunable, frozen)(pixels.astype(jnp.float32) / 255, sound).logits
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-  value, grads = jax.jit(jax.value_and_grad(loss))(state.tunable)
-  updates, _ = tx.update(grads, state.opt_state, state.tunable)
-  want = optax.apply_updates(state.tunable, updates)
-  batch = {"video": jnp.asarray(pixels), "spectrogram": jnp.asarray(sound), "label": jnp.asarray(labels)}
-  step = functools.partial(train_step, graphdef=graphdef_quiet, tx=tx, loss_fn=loss_of_step, draw_fn=draw)
+  value, grads = jax.jit(jax.value_and_grad(loss))(tunable)
+  updates, _ = tx.update(grads, state.opt_state, tunable)
+  want = optax.apply_updates(tunable, updates)
+  batch = {"video": pixels, "spectrogram": sound, "label": labels}
+  step = functools.partial(train_step, graphdef=graphdef, tx=tx, loss_fn=loss_of_step, draw_fn=draw)
   new, metrics = jax.jit(step)(state, batch, jax.random.key(0))
   assert float(metrics["loss"]) == pytest.approx(float(value), abs=1e-6)
   assert int(new.step) == 1
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), want, new.tunable)
-  assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), state.frozen, new.frozen))
-
-
-QUIET = tiny(image={"drop_path": 0.0}, audio={"drop_path": 0.0})
+  assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), frozen, new.frozen))
 
 
 def loss_of_step(net, batch, dropped, remat):

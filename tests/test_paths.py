@@ -2,12 +2,14 @@
 
 import os
 from pathlib import Path
+import signal
 import subprocess
 import sys
 
 import pytest
 
 from mma_dfer_jax import cores
+from mma_dfer_jax.disk import alone_in
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.paths import hint, user_path
 
@@ -25,7 +27,7 @@ def test_paths_are_absolute(monkeypatch, given, meant):
 
 @pytest.mark.parametrize(
   ("given", "reason"),
-  [("", "is empty"), (" ", "is empty"), ("a\0b", "zero byte"), ("~nobody_of_this_name/dd", "home folder"),
+  [("", "is empty"), (" ", "is empty"), ("a\0b", "NUL"), ("~nobody_of_this_name/dd", "home folder"),
    ("https://a.org/b.zip", "address"), ("gs://bucket/run", "address"), ("--name=clips", "looks like a flag"),
    (r"C:\data\clips", "write /mnt/c/data/clips"), ('"dd"', "quotes"), ("dd ", "blank"), ("a/" + 256 * "b", "255")],
 )  # fmt: skip
@@ -89,3 +91,48 @@ def test_cores_that_this_process_may_use(tmp_path, monkeypatch, files, limit):
   own = Path(tmp_path / "own")
   own.write_text("0::/a/b\n")
   assert cores.usable_cores(tmp_path, own) == limit
+
+
+def test_one_process_at_a_time(tmp_path):
+  """Of several that start in the same moment one gets the folder; whoever is killed leaves it to the next."""
+  go, results = tmp_path / "go", []
+  for _ in range(3):
+    read, write = os.pipe()
+    children = []
+    for _ in range(6):
+      if not (child := os.fork()):
+        try:
+          while not go.exists():
+            pass
+          with alone_in(tmp_path / "run", "training", "--workdir"):
+            os.write(write, b"in ")
+            signal.pause()
+        except UserError as error:
+          os.write(
+            write, b"kept-out " if "another training is at work there" in str(error) else str(error).encode()
+          )
+        finally:
+          os._exit(0)
+      children.append(child)
+    go.touch()
+    said = ""
+    while len(said.split()) < 6:
+      said += os.read(read, 1000).decode()
+    assert sorted(said.split()) == ["in", *["kept-out"] * 5]
+    holder = (tmp_path / "run/lock").read_text()
+    with (
+      pytest.raises(
+        UserError, match=r"process [0-9]+ on .* since .*; wait for it, or choose another --workdir"
+      ),
+      alone_in(tmp_path / "run", "training", "--workdir"),
+    ):
+      pass
+    results.append(holder)
+    for child in children:
+      os.kill(child, signal.SIGKILL)
+      os.waitpid(child, 0)
+    go.unlink()
+  assert len(set(results)) == 3
+  with alone_in(tmp_path / "run", "training", "--workdir"):
+    pass
+  assert not list((tmp_path / "run").iterdir())

@@ -366,6 +366,23 @@ def test_workers(records, written, tmp_path):
   assert not [name for name in used if Path("/dev/shm", name).exists()]
 
 
+def test_shared_memory_of_batches_is_freed_at_the_end():
+  """Else Python warns of leaked objects when a run with workers ends."""
+  from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
+
+  SharedMemoryArray.enable_async_del(1)
+  arrays = [SharedMemoryArray((2**20,), np.uint8) for _ in range(30)]
+  names = [array.shm.name for array in arrays]
+  for array in arrays:
+    array.unlink_on_del()
+  kept = arrays.pop()
+  del arrays, array
+  pipeline.free_shared_memory()
+  assert [name for name in names if Path("/dev/shm", name).exists()] == [kept.shm.name]
+  del kept
+  assert not Path("/dev/shm", names[-1]).exists()
+
+
 def descendants(pid):
   children = [c for task in Path(f"/proc/{pid}/task").glob("*/children") for c in task.read_text().split()]
   return [int(child) for child in children]

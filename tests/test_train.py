@@ -17,6 +17,7 @@ import small_runs as small
 from torch_files import write_torch_file
 
 from mma_dfer_jax.config import choose
+from mma_dfer_jax.disk import alone_in
 from mma_dfer_jax.engines.engine import load_model
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.training.check import check_run
@@ -104,6 +105,8 @@ def test_interrupted_in_every_way_it_ends_with_the_same_bits(uninterrupted, data
   def start():
     return small.spawn(small.train_command(workdir, data_dir, **how), cache)
 
+  printed = small.train_here(workdir, data_dir, stop_after=1, eval_every=2)
+  assert "stopped by a test before the first step; run the same command to start again" in printed
   printed = small.train_here(workdir, data_dir, stop_after=6, eval_every=2)
   assert "stopped by a test after step 5" in printed
   process = start()
@@ -130,7 +133,7 @@ def test_interrupted_in_every_way_it_ends_with_the_same_bits(uninterrupted, data
   assert "epoch 1" not in printed
   small.assert_same_bits(uninterrupted, workdir)
   assert small.read_json(workdir / "report.json")["evaluated_epochs"] == [2, 3]
-  assert "among the 2 epochs that were evaluated: " in (workdir / "report.md").read_text()
+  assert "among the 2 evaluated epochs: " in (workdir / "report.md").read_text()
   steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   assert steps == sorted(steps)  # lines of the killed runs that were not saved are gone
   assert not [path for path in checkpoints.iterdir() if "tmp" in path.name]
@@ -240,7 +243,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(data_dir, tmp_path):
   [
     ({"batch_size": 0, "data.fold": 3, "model.num_classes": 5, "model.image.width": 15, "eval_every": 0},
      ["batch_size=0", "data.fold=3", "train, test", "model.num_classes=5", "7 classes", "width=15", "eval_every=0"]),
-    ({"batch_size": 40}, ["batch_size=40", "21 clips"]),
+    ({"batch_size": 40}, ["batch_size=40, but train has 21 clips in all; set --config.batch_size=20 or lower (a multiple of the 4 devices)"]),
     ({"data.classes": ("a", "b")}, ["data.classes", "angry"]),
     ({"data.data_dir": "/nowhere"}, ["no data set 'clips'", "mma_dfer_jax.data.prepare"]),
     ({"tunable": ("clasifier/.*",)}, ["clasifier", "matches no parameter"]),
@@ -277,6 +280,14 @@ def test_the_command_refuses_before_anything_starts(data_dir, tmp_path, workdir,
   assert not list(tmp_path.iterdir())
 
 
+def test_a_second_training_in_one_workdir_is_refused(data_dir, tmp_path):
+  call = small.train_command(tmp_path / "run", data_dir)[3:]
+  with alone_in(tmp_path / "run", "training", "--workdir"):
+    status, _, err = commands.run("train", *call[:1], f"--config={ROOT}/configs/demo.py", *call[2:])
+    assert (status, "another training is at work there (process" in err) == (1, True), err
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]
+
+
 def test_another_runs_workdir_is_refused(uninterrupted, data_dir):
   before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*") if path.is_file()}
   with pytest.raises(UserError) as error:
@@ -306,7 +317,9 @@ def test_evaluate(uninterrupted, data_dir, tmp_path):
     assert found == status, out + err
     return out + err
 
-  assert "without sound" in evaluate("--without=none,sound")
+  printed = evaluate("--without=none,sound")
+  assert "test, picture and sound, float32: WAR" in printed
+  assert "test, picture only, float32: WAR" in printed
   for words, flag in {
     "give none, sound or picture": "--without=smell",
     "no split fold9": "--split=fold9",
@@ -314,7 +327,7 @@ def test_evaluate(uninterrupted, data_dir, tmp_path):
     "missing_sound: the model was trained on 'refused', these data have 'constant'": f"--data_dir={other}",
   }.items():
     assert words in evaluate(flag, status=1)
-  assert "without picture" in evaluate("--without=picture")
+  assert "sound only" in evaluate("--without=picture")
   result = small.read_json(run / "evaluation_test_step15.json")["without"]
   assert result["none"]["confusion_matrix"] == small.read_json(run / "report.json")["confusion_matrix"]
   assert result["sound"]["clips_without_sound"] == 7

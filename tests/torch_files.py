@@ -1,4 +1,4 @@
-"""Writes what torch.save would write, without torch: files of weights for tests."""
+"""Writes what torch.save would write, without torch, and reads it: files of weights for tests."""
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -12,7 +12,12 @@ import zlib
 
 import ml_dtypes
 import numpy as np
+import pytest
 
+from mma_dfer_jax.weights.pickles import StandIn, Tensor, TorchFileError
+from mma_dfer_jax.weights.torch_file import read_torch_file
+
+FORMATS = ["zip", "legacy"]
 STORAGES = {
   np.dtype(np.float64): "Double", np.dtype(np.float32): "Float", np.dtype(np.float16): "Half",
   np.dtype(ml_dtypes.bfloat16): "BFloat16", np.dtype(np.int64): "Long", np.dtype(np.int32): "Int",
@@ -245,3 +250,46 @@ def write_checkpoint(path: Any, tensors: dict[str, np.ndarray], **others: Any) -
 def from_torch(tensors: Mapping[str, np.ndarray], rows: Iterable[Any]) -> dict[str, np.ndarray]:
   """Our parameters, by path, of a state dict with the authors' names."""
   return {row.path: row.to_jax(tensors) for row in rows}
+
+
+def contents(value: Any) -> list:
+  """Everything that a file holds, as a flat list of things that can be compared."""
+  found, todo = [], [value]
+  while todo:
+    value = todo.pop()
+    if isinstance(value, Tensor):
+      found.append((value.shape, str(value.dtype), value.read().tobytes()))
+    elif isinstance(value, StandIn):
+      found.append(value.name)
+    elif isinstance(value, dict):
+      found += [dict, *(key for key in value)]
+      todo += value.values()
+    elif isinstance(value, list | tuple):
+      found.append((type(value), len(value)))
+      todo += value
+    else:
+      found.append(value)
+  return found
+
+
+def refusal(path: Any) -> str:
+  """The message with which a file is refused; it names the file."""
+  with pytest.raises(TorchFileError) as caught:
+    read_torch_file(path)
+  message = str(caught.value)
+  assert message.startswith(f"{path}: ")
+  assert message.isprintable()
+  return message.removeprefix(f"{path}: ")
+
+
+def text(string: str) -> bytes:
+  return pickle.BINUNICODE + struct.pack("<I", len(string.encode())) + string.encode()
+
+
+def tensor_program(kind: str, elements: int, offset, size, stride, key: str = "0") -> bytes:
+  """A pickle of {"some.weight": tensor} with any numbers."""
+  storage = b"(" + text("storage") + f"ctorch\n{kind}Storage\n".encode() + text(key) + text("cpu")
+  storage += pickle.dumps(elements, 2)[2:-1] + b"tQ"
+  numbers = b"".join(pickle.dumps(number, 2)[2:-1] for number in (offset, size, stride))
+  rebuilt = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + numbers + b"\x89}tR"
+  return b"\x80\x02}" + text("some.weight") + rebuilt + b"s."

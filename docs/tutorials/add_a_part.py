@@ -2,7 +2,7 @@
 # # Add a part
 #
 # A part is one file in the folder of its kind. Here: a classifier of two layers, and a loss. Run this in a checkout of the
-# project. The cells write two files into `mma_dfer_jax/`; `git status` shows them afterwards.
+# project. The cells write two files into `mma_dfer_jax/` and a folder `tutorial_part/`; `git status` shows them afterwards.
 
 # %%
 from pathlib import Path
@@ -91,8 +91,8 @@ def brier(outputs: parts.Outputs, batch: Mapping[str, Array]) -> Float[Array, "B
 
 # %% [markdown]
 # ## 3. The contract tests find both files by themselves
-# They build the part without memory, compare shapes, look which parameters get gradients, compute in bfloat16, export, and read the
-# config back.
+# They build the part without memory, compare shapes, check which parameters get gradients, compute in bfloat16, export, and
+# read the config back.
 
 # %%
 run("pytest", "tests/parts", "-k", "two_layers or brier")

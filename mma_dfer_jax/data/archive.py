@@ -9,6 +9,7 @@ from pathlib import Path
 from mma_dfer_jax.data import source
 from mma_dfer_jax.data.source import ClipFiles, LabelOrder, Layout, Note, Problem, as_clip_id, first_few
 from mma_dfer_jax.errors import UserError, listed
+from mma_dfer_jax.paths import hint
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp")
 VIDEOS = (".mp4", ".avi", ".flv", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".3gp", ".ts",
@@ -23,7 +24,7 @@ Index = Mapping[str, Sequence[Path]]  # paths by clip id
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(source.Options):
-  follow_links: bool = source.option(False, "Take what symbolic links that lead out of --raw lead to.")
+  follow_links: bool = source.option(False, source.LINKS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,10 +38,12 @@ class Archive:
   def __init__(self, raw: Path, leaves: Iterable[str], layout: str, options: Options):
     self.raw = Path(os.path.abspath(raw))
     if not self.raw.is_dir():
-      raise UserError(f"--raw={raw}: {'is no folder' if self.raw.exists() else 'there is no such folder'}")
+      words = hint(self.raw, folder=True).replace("is not there", "there is no such folder", 1)
+      raise UserError(f"--raw={raw}: {words}")
     self.real, self.layout, self.options = os.path.realpath(self.raw), layout, options
     self.problems: list[Problem] = []
     self._notes: dict[tuple[str, bool], list[str]] = defaultdict(list)
+    self.doubtful: set[str] = set()  # classes that clips with problems have, or may have
     self.folders = defaultdict(list, {self.raw.name.lower(): [self.raw]})  # by name in lower case
     todo, seen = [(self.raw, 0)], {self.real}
     for folder, depth in todo:  # grows while it is walked through: breadth first
@@ -73,7 +76,8 @@ class Archive:
     notes = [Note(what, tuple(dict.fromkeys(names)), warns) for (what, warns), names in self._notes.items()]
     bad, recipe = self.bad_clips, recipe | {"label_order": order.origin}
     good = [clip for clip in clips if clip.clip_id not in bad]
-    return Layout(*order, good, list(dict.fromkeys(self.problems)), recipe, notes, frozenset(splits))
+    problems, doubtful = list(dict.fromkeys(self.problems)), frozenset(self.doubtful)
+    return Layout(*order, good, problems, recipe, notes, frozenset(splits), doubtful)
 
   def found_by_class(self, clips: Sequence[ClipFiles], known: LabelOrder, classes: tuple[str, ...],
                      recipe: dict[str, str], splits: Iterable[str] = ()) -> Layout:  # fmt: skip
@@ -83,7 +87,7 @@ class Archive:
     order = LabelOrder(classes, "as given") if classes else known
     for clip in clips:
       if clip.label not in order.classes:
-        self.note(f"clips of the class {clip.label} left out, as --classes does not name it", clip.clip_id)
+        self.note(source.left_out(clip.label), clip.clip_id)
     taken = [clip for clip in clips if clip.label in order.classes]
     there = {clip.split for clip in taken}
     if "train" not in there and (empty := [str(k) for k in source.FOLDS if f"fold{k}" not in there]):

@@ -1,11 +1,12 @@
 """Clips by split and class: what a run cannot use, what differs from the published numbers, and the table of them."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 
 from mma_dfer_jax.data.labels import COUNTS, SCORES
-from mma_dfer_jax.data.source import EXAMPLES, Counts, count, first_few, names, source_of
+from mma_dfer_jax.data.source import Counts, count, first_few, names, said_by
+from mma_dfer_jax.errors import EXAMPLES
 
 
 @dataclass
@@ -22,13 +23,14 @@ class Findings:
   @property
   def verdict(self) -> str:
     if self.problems:
-      return f"NOT FIT for {self.purpose}: {count(len(self.problems), 'problem')}"
+      return f"NOT FIT for {self.purpose.removesuffix(' only')}: {count(len(self.problems), 'problem')}"
     looks = f", but look at {count(len(self.warnings), 'warning')}" if self.warnings else ""
     return f"fit for {self.purpose}{looks}"
 
   def print_lines(self) -> None:
     """Prints the table and all findings."""
-    print(counts_table(self))
+    if any(any(row.values()) for row in self.counts.values()):
+      print(counts_table(self))
     for title in ("problems", "warnings", "notes"):
       if lines := getattr(self, title):
         print(f"{title}:", *lines, sep="\n  - ")
@@ -46,33 +48,52 @@ def report(found: list[str], text: str, names: Sequence[str]) -> None:
     found.append(f"{text} ({len(names)}): {first_few(names, EXAMPLES)}")
 
 
-def check_counts(result: Findings, classes: Sequence[str], name: str) -> None:
-  """Adds what is wrong with the counts; the name of the data set decides what they are compared with."""
+def check_counts(
+  result: Findings, classes: Sequence[str], name: str, doubtful: Set[str] = frozenset()
+) -> None:
+  """Adds what is wrong with the counts; the name of the data set decides what they are compared with.
+
+  Args:
+    doubtful: classes of which clips are problems already, so that no others are made of their numbers.
+  """
   counts, problems = result.counts, result.problems
   filled = [split for split, row in counts.items() if any(row.values())]
   there = [label for label in classes if any(counts[split][label] for split in filled)]
-  report(problems, "empty splits", [split for split in counts if split not in filled])
-  may_choose = name not in names() or "classes" in source_of(name).Options.__dataclass_fields__
+  if not problems:  # else those are why a split is empty
+    report(problems, "empty splits", [split for split in counts if split not in filled])
+  may_choose = name not in names() or "classes" in getattr(
+    said_by(name, "Options"), "__dataclass_fields__", ()
+  )
   advice = f"; --classes={','.join(there)} prepares the others" if may_choose and there else ""
-  report(problems, f"classes without a clip{advice}", [label for label in classes if label not in there])
-  lacking = [f"{label} in {split}" for label in there for split in filled if not counts[split][label]]
+  report(
+    problems,
+    f"classes without a clip{advice}",
+    [label for label in classes if label not in {*doubtful, *there}],
+  )
+  lacking = [
+    f"{label} in {split}"
+    for label in there
+    for split in filled
+    if not counts[split][label] and label not in doubtful
+  ]
   report(result.warnings, "classes without a clip in a split", lacking)
   folds = sorted(int(split[4:]) for split in counts if split.startswith("fold") and split[4:].isdecimal())
-  if classes and len(folds) < 2 and not {"train", "test"} <= set(counts):
-    splits = ", ".join(counts)
-    problems.append(f"no run can use the splits {splits}: it needs train and test, or several folds")
+  if classes and counts and len(folds) < 2 and not {"train", "test"} <= set(counts):
+    there_is = f"only {', '.join(counts)} {'are' if len(counts) > 1 else 'is'} there"
+    problems.append(f"training needs the splits train and test, or several folds; {there_is}")
   if folds and folds != list(range(1, len(folds) + 1)):
     result.warnings.append(f"the folds are {', '.join(map(str, folds))}: is one missing?")
   published, fixed = result.published, name in SCORES
   report(problems, f"missing folds of {name}", sorted(set(published) - set(counts)) if fixed else [])
   if published and not set(published) & set(counts):
-    result.notes.append(f"the published splits are others: {', '.join(published)}")
+    of = f"{', '.join(published)}; this data has {', '.join(counts)}"
+    result.notes.append(f"numbers of clips are published for {of}: they cannot be compared")
     return
   differing = []
   for split in dict.fromkeys([*published, *counts]) if published else ():
     found, should = Counter(counts.get(split, {})), Counter(published.get(split, {}))
     differing += [f"{split} {label} {found[label]} (published {should[label]})"
-                  for label in should or found if found[label] != should[label]]  # fmt: skip
+                  for label in should or found if found[label] != should[label] and label not in doubtful]  # fmt: skip
   report(result.warnings if fixed else result.notes, "numbers of clips not as published", differing)
 
 

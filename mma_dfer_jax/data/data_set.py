@@ -11,7 +11,14 @@ import threading
 from typing import Any
 
 from mma_dfer_jax.cores import share_cores
-from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.data.source import names
+from mma_dfer_jax.errors import UserError, shown
+from mma_dfer_jax.paths import hint
+
+TIMES = "frame_times"  # of a recipe, if records keep the times of their frames
+AS_MEANT = (
+  "pixels_as_meant"  # of a recipe: what some clips needed, as their pixels are stored otherwise than meant
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +35,7 @@ class DataSet:
   class_order: str  # whose label order it is
   left_out: tuple[str, ...]  # what was wrong with clips that are not in it
   sample_rates: tuple[int, ...]  # of the sounds, Hz, ascending
+  seconds_of_sound: float = 0.0  # median of the clips with sound; 0 if there are none
 
   def records(self, split: str) -> Sequence[Mapping[str, Any]]:
     """Random access to the records of a split, or of several: "fold1+fold3"; frames stay JPEG bytes."""
@@ -54,8 +62,7 @@ def open_data_set(data_dir: str | os.PathLike, name: str, *, labelled: bool = Tr
 
   versions = [path.parent for path in Path(data_dir, name).glob("*/dataset_info.json")]
   if not versions:
-    raise UserError(f"there is no data set {name!r} in {data_dir}; write it with\n"
-                    f"  python -m mma_dfer_jax.data.prepare --dataset={name} --data_dir={data_dir} …")  # fmt: skip
+    raise UserError(f"there is no data set {shown(name)!r} in {data_dir}{_instead(Path(data_dir), name)}")
   path = max(versions)
   try:
     info = tfds.builder_from_directory(path).info
@@ -73,6 +80,20 @@ def open_data_set(data_dir: str | os.PathLike, name: str, *, labelled: bool = Tr
   return DataSet(path=path, splits=splits, **facts)
 
 
+def _instead(given: Path, name: str) -> str:
+  """What is there instead of a data set, and what to do, in words that follow the name of the folder."""
+  if not given.is_dir():
+    return f", which {hint(given, folder=True)}"
+  for inner in (given.absolute(), given.absolute().parent):  # of a data set, or of its version
+    if any(inner.glob("*/dataset_info.json")):
+      return f", which is part of one: give the folder {inner.parent} and the name {inner.name}"
+  if there := sorted({path.parts[-3] for path in given.glob("*/*/dataset_info.json")}):
+    first = f"--name={there[0]} (train: --config.data.name={there[0]}; evaluate: --data_name={there[0]})"
+    return f"; there is {', '.join(there)}: add {first}"
+  known = name if name in names() else "clips"
+  return f"; write one with\n  python -m mma_dfer_jax.data.prepare --dataset={known} --data_dir={given} …"
+
+
 def start_worker(*numbers: int) -> None:
   """Begins a process that decodes; the last number is how many there are beside each other."""
   import cv2
@@ -83,8 +104,9 @@ def start_worker(*numbers: int) -> None:
 
 
 def follow_parent() -> None:
-  """Lets a process that decodes ignore Ctrl-C, which the parent handles, and end with the parent even when that is killed."""
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  """Lets a process that decodes ignore what a terminal sends to all, and end with its parent even when that is killed."""
+  for number in (signal.SIGINT, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)
   parent = multiprocessing.parent_process()
   assert parent is not None
 

@@ -11,7 +11,6 @@ from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
 import math
 import multiprocessing
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +19,7 @@ import cv2
 from jaxtyping import Float, Int, UInt8
 import numpy as np
 
+from mma_dfer_jax.cores import usable_cores
 from mma_dfer_jax.disk import new_file
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.progress import watched
@@ -281,7 +281,7 @@ def generate(out: Path | str, train_per_class: int, test_per_class: int, seed: i
   if jobs:
     # Spawned, not forked: whoever calls may have threads of its own, such as those of JAX.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(len(jobs), os.cpu_count() or 1), context) as pool:
+    with ProcessPoolExecutor(min(len(jobs), usable_cores()), context) as pool:
       list(watched(pool.map(_make_clip, *zip(*jobs, strict=True), chunksize=4), "make clips", len(jobs)))
   with new_file(out / "clips.csv", replace=True) as partial:
     partial.write_text("\n".join(rows) + "\n", encoding="utf-8")
@@ -292,8 +292,9 @@ if __name__ == "__main__":  # the processes that this command starts import it, 
   from absl import flags
 
   from mma_dfer_jax import cli
+  from mma_dfer_jax.paths import define_path
 
-  _OUT = flags.DEFINE_string("out", None, "Folder for the clips.", required=True)
+  _OUT = define_path("out", None, "Folder for the clips.", required=True)
   _TRAIN = flags.DEFINE_integer("clips_per_class_train", 60, "Training clips per class.")
   _TEST = flags.DEFINE_integer("clips_per_class_test", 20, "Test clips per class.")
   _SEED = flags.DEFINE_integer("seed", 0, "Another seed gives other clips.")

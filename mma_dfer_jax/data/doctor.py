@@ -15,13 +15,13 @@ import functools
 import hashlib
 from itertools import pairwise, product, zip_longest
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
+from mma_dfer_jax.cores import usable_cores
 from mma_dfer_jax.data import counts
 from mma_dfer_jax.data.channels import SILENT
 from mma_dfer_jax.data.counts import report
@@ -192,6 +192,7 @@ def diagnose(data_set: DataSet, name: str, seen: Sequence[RecordStats], bad: Seq
   splits = data_set.splits | data_set.clips
   by_class = {split: {label: found[split, label] for label in classes} for split in splits}
   result = Diagnosis(by_class, counts.published_counts(name, classes))
+  result.purpose = "training" if data_set.classes else "pretraining only"
   problems, warnings = result.problems, result.warnings
   result.lists |= {"unreadable": list(bad)} if bad else {}
   report(problems, "records that cannot be read", bad)
@@ -376,11 +377,12 @@ if __name__ == "__main__":  # tests import it, too, and need none of this
   from absl import flags
 
   from mma_dfer_jax import cli
+  from mma_dfer_jax.paths import define_path
 
-  _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of a prepared data set.", required=True)
+  _DATA_DIR = define_path("data_dir", None, "Folder of a prepared data set.", required=True)
   _NAME = flags.DEFINE_string("name", "clips", "Name of that data set.")
-  _OUT = flags.DEFINE_string("out", None, "Folder for the report; if not given, DATA_DIR/NAME/doctor.")
-  _NUM_WORKERS = flags.DEFINE_integer("num_workers", os.cpu_count() or 1, "Threads that read records; 0 means one.", lower_bound=0)  # fmt: skip
+  _OUT = define_path("out", None, "Folder for the report; if not given, DATA_DIR/NAME/doctor.")
+  _NUM_WORKERS = flags.DEFINE_integer("num_workers", usable_cores(), "Threads that read records; 0 means one.", lower_bound=0)  # fmt: skip
 
   def main(argv: Sequence[str]) -> int:
     del argv

@@ -6,7 +6,7 @@ loudness, `samples` the frames of the windows that are open. Neither holds more 
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
 import dataclasses
 import itertools
@@ -19,10 +19,10 @@ from jaxtyping import Bool, Float, Float32, Int, Int16, UInt8
 import numpy as np
 
 from mma_dfer_jax.data import media
-from mma_dfer_jax.data.channels import SILENT
+from mma_dfer_jax.data.channels import SILENT, Heard
 from mma_dfer_jax.data.faces import Detections, FaceFinder, cut, detect_every
 from mma_dfer_jax.data.fbank import window_and_hop
-from mma_dfer_jax.data.frames import encode_frame, sample_frames
+from mma_dfer_jax.data.frames import encode_frame, sample_at_times, sample_frames, uneven_rate
 from mma_dfer_jax.data.pipeline import make_example
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.inputs import Inputs
@@ -40,6 +40,8 @@ class Soundtrack(NamedTuple):
   sample_rate: int  # Hz
   seconds: float
   extremes: Int16[np.ndarray, "E 2"]  # lowest and highest sample of every 1/20 s
+  channel: str = "first"  # that was heard, one of CHANNELS
+  notes: tuple[str, ...] = ()  # about its channels
 
   def peak(self, start: float, end: float) -> int:
     """Largest sample, of 32768, between two times in seconds; 0 where there is none."""
@@ -58,6 +60,12 @@ class Film:
   detections: Detections | None  # None: no detector looked for faces
   sound: Soundtrack | None  # None: the file has none, or less than one window of the spectrogram
   stamp: tuple[int, ...]  # which file it was, to notice another in its place
+  tracks: tuple[str, ...] = ()  # which were taken, if there are several of a kind
+
+  @property
+  def notes(self) -> tuple[str, ...]:
+    """About tracks, and channels of the sound."""
+    return self.tracks + (self.sound.notes if self.sound else ())
 
 
 class Window(NamedTuple):
@@ -82,23 +90,31 @@ class Sample:
   heard: float  # seconds of sound that the spectrogram has room for
   silent: bool  # there is sound, but all of it is 60 dB below full scale
   sample_rate: int  # of the sound, Hz; 0 if there is none
+  size: tuple[int, int]  # width and height of the first frame, before a face was cut out
+  changes: tuple[str, ...]  # what was done to pixels that are meant otherwise than they are stored
+  waveform: Int16[np.ndarray, "S"]  # that the spectrogram was made of
+  rates: tuple[float, float] | None  # frames a second in the densest and rarest quarter, if uneven
+  notes: tuple[str, ...]  # of a whole film, as there
 
 
 def survey(
   path: str | os.PathLike[str], finder: FaceFinder | None = None, *, hop: float | None = None,
-  progress: Callable[[float], object] = lambda seconds: None,
+  channel: str = "first", progress: Callable[[float], object] = lambda seconds: None,
 ) -> Film:  # fmt: skip
   """Reads a video to its end, so that whatever is wrong with it is known before a model runs.
 
   Args:
     finder: looks for faces in every fourth frame, as in training, and in the first and the last of every hop.
     hop: seconds from one window to the next; None if there will be one window.
+    channel: of the sound, one of CHANNELS.
     progress: gets the time of each frame, in seconds; what it raises ends the reading.
   Raises:
     MediaError: if the file is no video, or damaged; with a hop also if its clock jumps.
   """
   stamp = _stamp(path)
-  sound = _listen(path)  # takes a hundredth of the time that the pictures take, so that damage is found soon
+  sound = _listen(
+    path, channel
+  )  # takes a hundredth of the time that the pictures take, so that damage is found soon
   times: list[float] = []
   duration = upcoming = 0.0
 
@@ -123,9 +139,9 @@ def survey(
 
   detect = finder.detector.detect if finder else None
   detections, sizes = detect_every(seen(), lambda picture: detect(picture.pixels()) if detect else [], due)
-  duration = duration or (float(np.median(np.diff(times))) if len(times) > 1 else 0.04)
+  end = media.end_of_last(times, times[-1] + duration)
   found = detections if finder else None
-  return Film(os.fspath(path), np.array(times), times[-1] + duration, sizes, found, sound, stamp)
+  return Film(os.fspath(path), np.array(times), end, sizes, found, sound, stamp, media.tracks_taken(path))
 
 
 def _stamp(path: str | os.PathLike[str]) -> tuple[int, ...]:
@@ -135,7 +151,8 @@ def _stamp(path: str | os.PathLike[str]) -> tuple[int, ...]:
   return ()
 
 
-def _listen(path: str | os.PathLike[str]) -> Soundtrack | None:
+def _listen(path: str | os.PathLike[str], channel: str) -> Soundtrack | None:
+  heard = Heard(channel)
   extremes: list[tuple[int, int]] = []
   rest = np.zeros(0, np.int16)
   length = rate = 0
@@ -143,7 +160,7 @@ def _listen(path: str | os.PathLike[str]) -> Soundtrack | None:
   def samples_before(twentieth: int) -> int:
     return round(twentieth * rate / LOUDNESS_RATE)
 
-  for piece in media.iterate_sound(path):
+  for piece in media.iterate_sound(path, channel, heard):
     rate = piece.sample_rate
     length += len(piece.waveform)
     rest = np.concatenate([rest, piece.waveform])
@@ -154,7 +171,7 @@ def _listen(path: str | os.PathLike[str]) -> Soundtrack | None:
     return None
   if len(rest):
     extremes.append((rest.min(), rest.max()))
-  return Soundtrack(rate, length / rate, np.array(extremes, np.int16))
+  return Soundtrack(rate, length / rate, np.array(extremes, np.int16), channel, heard.notes())
 
 
 def windows(film: Film, window: float | None = None, hop: float | None = None) -> list[Window]:
@@ -203,13 +220,13 @@ def samples(
     raise changed
   for number, picture in enumerate(media.iterate_pictures(film.path)):
     while upcoming and upcoming[0].first <= number:
-      opened.append(_OpenWindow(film, upcoming.popleft(), inputs.num_frames, finder))
+      opened.append(_OpenWindow(film, upcoming.popleft(), inputs, finder))
     if takers := [window for window in opened if number in window.chosen]:
       if picture.shape[:2] != tuple(film.sizes[number]):
         raise changed
       pixels = picture.pixels()
       for window in takers:
-        window.take(number, pixels)
+        window.take(number, pixels, picture.changes)
     while opened and opened[0].chosen[-1] <= number:
       yield opened.popleft().sample(*next(sounds), inputs)
   if upcoming or opened or _stamp(film.path) != film.stamp:
@@ -219,11 +236,19 @@ def samples(
 class _OpenWindow:
   """A window some of whose frames are still to come."""
 
-  def __init__(self, film: Film, window: Window, num_frames: int, finder: FaceFinder | None):
+  def __init__(self, film: Film, window: Window, inputs: Inputs, finder: FaceFinder | None):
     self.window, self.finder = window, finder
-    chosen = sample_frames(window.last - window.first, train=False, num_segments=num_frames) + window.first
+    times = np.append(film.times[window.first : window.last], window.end)
+    self.rates = uneven_rate(times)
+    chosen = window.first + (
+      sample_at_times(times, num_segments=inputs.num_frames)
+      if inputs.frame_choice == "time"
+      else sample_frames(window.last - window.first, train=False, num_segments=inputs.num_frames)
+    )
     self.chosen: list[int] = np.unique(chosen).tolist()
     self.jpegs = [b""] * (window.last - window.first)
+    self.times, self.changes = times, dict[str, None]()
+    self.height, self.width = film.sizes[window.first].tolist()
     self.track = self.faces_at_once = None
     if finder is not None and film.detections is not None:
       at, until = (bisect_left(film.detections, i, key=itemgetter(0)) for i in (window.first, window.last))
@@ -231,16 +256,22 @@ class _OpenWindow:
       self.track = finder.track(detections, film.sizes[window.first : window.last])
       self.faces_at_once = max((len(boxes) for _, boxes in detections), default=0)
 
-  def take(self, number: int, pixels: np.ndarray) -> None:
+  def take(self, number: int, pixels: np.ndarray, changes: Iterable[str]) -> None:
     place = number - self.window.first
+    self.changes.update(dict.fromkeys(changes))
     if self.finder is not None and self.track is not None:
       (pixels,) = cut([pixels], self.track.boxes[place][None], self.finder.size)
     self.jpegs[place] = encode_frame(pixels)
 
   def sample(self, sound: dict[str, Any], heard: dict[str, Any], inputs: Inputs) -> Sample:
-    example = make_example({"frames": self.jpegs, "label": 0, "clip_id": b"", **sound}, inputs)
+    record = {"frames": self.jpegs, "times": self.times, "label": 0, "clip_id": b"", **sound}
+    example = make_example(record, inputs)
     found = None if self.track is None else self.track.found
-    return Sample(self.window, example["video"], example["spectrogram"], found, self.faces_at_once, **heard)
+    of_pictures = {"size": (self.width, self.height), "changes": tuple(self.changes), "rates": self.rates,
+                   "waveform": sound["waveform"]}  # fmt: skip
+    return Sample(
+      self.window, example["video"], example["spectrogram"], found, self.faces_at_once, **of_pictures, **heard
+    )
 
 
 def _excerpts(
@@ -253,7 +284,7 @@ def _excerpts(
     row, hop = window_and_hop(rate)
     room = row + hop * (num_rows - 1)  # samples of so many rows
     heard = room / rate
-  pieces = media.iterate_sound(film.path)
+  pieces = media.iterate_sound(film.path, sound.channel)
   kept, position = np.zeros(0, np.int16), 0  # what was read and may be needed, and its first sample's number
   for window in wanted:
     # The sound of a whole clip may be longer than its pictures.
@@ -272,5 +303,11 @@ def _excerpts(
     sample_rate, seconds = (rate, (stop - start) / rate) if enough else (0, 0.0)
     yield (
       {"waveform": waveform, "sample_rate": sample_rate, "has_audio": enough},
-      {"heard": heard, "seconds_of_sound": seconds, "silent": silent, "sample_rate": sample_rate},
+      {
+        "heard": heard,
+        "seconds_of_sound": seconds,
+        "silent": silent,
+        "sample_rate": sample_rate,
+        "notes": film.notes if alone else (),
+      },
     )

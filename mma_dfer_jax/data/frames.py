@@ -9,18 +9,24 @@ import math
 import re
 
 import cv2
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 import simplejpeg
 
 from mma_dfer_jax.data.ends import ending_of
+from mma_dfer_jax.data.pictures import as_meant
 
 JPEG_QUALITY = 95  # of frames that are taken from videos
 CROP_ATTEMPTS = 10  # as torchvision's RandomResizedCrop and the original
 LARGEST_PICTURE = 1 << 26  # pixels of a JPEG: small files may claim a size that fills the memory
 # Of a JPEG that is not progressive. Some cameras leave its last three bytes, which say nothing there, unset.
 SCAN_HEADER = re.compile(rb"(\xff\xda\x00(?:\x08\x01..|\x0c\x03.{6}))...", re.DOTALL)
+UNEVEN = (
+  2.0  # times as many frames a second in one quarter of a clip as in another: the rate is said to be uneven
+)
+# What may say, in front of the pixels of a JPEG, how they are meant.
+TAGS = (b"Exif\0", b"ICC_PROFILE\0", b"http://ns.adobe.com/xap")
 WEIGHT_BITS = 22  # of Pillow's fixed-point weights (Resample.c: 32 bits less 8 of the pixel and 2 to spare)
 
 
@@ -51,19 +57,52 @@ def sample_frames(
   return np.minimum(segments, num_frames - 1)
 
 
+def sample_at_times(
+  times: Float[np.ndarray, "E"], *, rng: np.random.Generator | None = None, num_segments: int = 16
+) -> Int[np.ndarray, "T"]:
+  """Indices of the frames that are shown in the middles of equal segments of time, or in training anywhere in them.
+
+  `times` are the seconds at which frames begin, ascending, and at which the last one ends.
+  """
+  moments = np.arange(num_segments) + (0.5 if rng is None else rng.random(num_segments))
+  seconds = times[0] + moments * (times[-1] - times[0]) / num_segments
+  return np.clip(np.searchsorted(times[:-1], seconds, "right") - 1, 0, None)
+
+
+def uneven_rate(times: Float[np.ndarray, "E"]) -> tuple[float, float] | None:
+  """Frames a second in the densest and the rarest quarter of all frames, if they differ by more than a factor of two."""
+  if len(times) < 5:
+    return None
+  quarters = np.diff(np.interp(np.linspace(0, len(times) - 1, 5), np.arange(len(times)), times)).clip(1e-6)
+  most, least = ((len(times) - 1) / 4 / seconds for seconds in (quarters.min(), quarters.max()))
+  return (most, least) if most > UNEVEN * least else None
+
+
 def decode_frame(data: bytes) -> UInt8[np.ndarray, "H W 3"]:
-  """Pixels of an encoded picture, the same bits as PIL's convert("RGB"); an orientation in EXIF is ignored, as by PIL.
+  """The pixels of `decode_as_meant`."""
+  return decode_as_meant(data)[0]
+
+
+def decode_as_meant(data: bytes) -> tuple[UInt8[np.ndarray, "H W 3"], tuple[str, ...]]:
+  """Pixels of an encoded picture, the same bits as PIL's convert("RGB"), and what was done to bring them to 8-bit sRGB.
+
+  The latter concerns pictures of 16 bits, with transparent parts, a colour profile, or an orientation in EXIF.
 
   Raises:
-    ValueError: if the bytes are no picture, or a damaged or incomplete one: PIL and OpenCV fill up a JPEG with grey.
+    ValueError: if the bytes are no picture, a damaged or incomplete one (PIL and OpenCV fill up a JPEG with grey), or one
+      whose white nobody knows.
   """
   try:
+    pixels = None
     if data.startswith(b"\xff\xd8"):
-      return _decode_jpeg(data)
-    if fault := ending_of(data).fault:
+      pixels = _decode_jpeg(data)
+      before = data[: data.find(b"\xff\xda")]
+      if pixels is not None and not any(tag in before for tag in TAGS):
+        return pixels, ()
+    elif fault := ending_of(data).fault:
       raise ValueError(f"it {fault}")
     with Image.open(io.BytesIO(data)) as picture:
-      return np.asarray(picture.convert("RGB"))
+      return as_meant(picture, pixels)
   # PIL calls broken PNG a SyntaxError; the text of UnidentifiedImageError is the address of an object.
   except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
     known = not isinstance(error, UnidentifiedImageError)
@@ -71,15 +110,16 @@ def decode_frame(data: bytes) -> UInt8[np.ndarray, "H W 3"]:
     raise ValueError(f"{len(data)} bytes cannot be decoded as a picture: {what}") from error
 
 
-def _decode_jpeg(data: bytes) -> UInt8[np.ndarray, "H W 3"]:
-  """Decodes strictly: what libjpeg only warns of is an error here. The same bits as PIL, and faster."""
+def _decode_jpeg(data: bytes) -> UInt8[np.ndarray, "H W 3"] | None:
+  """Decodes strictly: what libjpeg only warns of is an error here. The same bits as PIL, and faster; None of inks, which
+  PIL turns into RGB.
+  """
   height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
   if height * width > LARGEST_PICTURE:
     raise ValueError(f"it has {height * width:,} pixels, more than {LARGEST_PICTURE:,}")
   if colours in ("CMYK", "YCCK"):
     simplejpeg.decode_jpeg(data, "CMYK")
-    with Image.open(io.BytesIO(data)) as picture:  # turns them into RGB by a formula of its own
-      return np.asarray(picture.convert("RGB"))
+    return None
   try:
     return simplejpeg.decode_jpeg(data)
   except ValueError as error:

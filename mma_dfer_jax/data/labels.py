@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from mma_dfer_jax.data.source import Counts, LabelOrder, names, source_of
-from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.data.source import Counts, LabelOrder, names, near_duplicates, said_by
+from mma_dfer_jax.errors import UserError, listed
+from mma_dfer_jax.lookalikes import tidy
 
 
 def _all(what: str) -> dict[str, Any]:
-  return {name: getattr(source_of(name), what) for name in names() if hasattr(source_of(name), what)}
+  return {name: found for name in names() if (found := said_by(name, what))}
 
 
 LABEL_ORDERS: dict[str, LabelOrder] = {
@@ -21,9 +22,11 @@ def label_order(text: str) -> LabelOrder:
   """The order that `--classes` names: dfew, mafw, mafw-official, or different names themselves, "a,b,c"."""
   if text in LABEL_ORDERS:
     return LABEL_ORDERS[text]
-  given = tuple(name.strip() for name in text.split(","))
+  given = tuple(map(tidy, text.split(",")))
   if len(given) < 2 or not all(given) or len(set(given)) < len(given):
     raise UserError(
       f"--classes={text}: give {', '.join(LABEL_ORDERS)}, or at least two different names, comma-separated"
     )
+  if wrong := near_duplicates(given):
+    raise listed(f"--classes={text} cannot be used", wrong)
   return LabelOrder(given, "as given by --classes")

@@ -16,6 +16,8 @@ from mma_dfer_jax.data import archive, source
 from mma_dfer_jax.data.archive import PICTURES, SOUNDS, VIDEOS, Archive, scan
 from mma_dfer_jax.data.source import FOLDS, ClipFiles, LabelOrder, Layout, as_clip_id, first_few, option
 from mma_dfer_jax.errors import UserError, listed
+from mma_dfer_jax.lookalikes import escaped, looks, tidy
+from mma_dfer_jax.paths import hint
 
 FORMS = {
   "csv": "csv files with the columns video_name,label",
@@ -33,19 +35,39 @@ _WORDS = ("happy happiness joy", "sad sadness", "neutral neutrality", "angry ang
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(archive.Options):
-  lists: str | None = option(None, "Folder with the lists of the folds, if they are not in --raw.")
+  lists: str | None = option(None, "Folder with the lists of the folds, if they are not in --raw.", path=True)
   recipe: str = option("default", "reference: frames as the original orders them.", "default", "reference")
   frames: str = option("all", "Which pictures to take.")
+
+
+LARGEST_LIST = 1 << 28  # bytes
+_SPREADSHEET = "is a spreadsheet, not a csv; save it as CSV (UTF-8)"
+_PACKED = "is a packed file; unpack it first"
+_UTF16 = "must be saved as UTF-8; it is UTF-16"
+_OTHER_FILES = (  # beginnings of files
+  dict.fromkeys([b"PK\3\4", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!"], _PACKED)
+  | {b"\xd0\xcf\x11\xe0": _SPREADSHEET, b"\xff\xfe": _UTF16, b"\xfe\xff": _UTF16}
+)
 
 
 def read_text(path: Path) -> str:
   """Raises ValueError if it cannot be read or is not UTF-8."""
   try:
-    return path.read_bytes().decode("utf-8-sig")
+    if path.stat().st_size > LARGEST_LIST:
+      raise ValueError(f"has {path.stat().st_size:,} bytes: a list of clips is shorter")
+    data = path.read_bytes()
+    if kind := next((kind for start, kind in _OTHER_FILES.items() if data.startswith(start)), ""):
+      spreadsheet = any(
+        part in data for part in (b"xl/workbook", b"opendocument.spreadsheet", b"Index/Document.iwa")
+      )
+      raise ValueError(_SPREADSHEET if spreadsheet else kind)
+    return data.decode("utf-8-sig")
   except OSError as error:
     raise ValueError(f"cannot be read ({error.strerror})") from error
   except UnicodeDecodeError as error:
-    raise ValueError("must be saved as UTF-8") from error
+    data = error.object[:1000]
+    no_text = b"\0" in data and not data.startswith((b"\xff\xfe", b"\xfe\xff"))  # which UTF-16 begins with
+    raise ValueError("is no text file" if no_text else "must be saved as UTF-8") from error
 
 
 def read_table(
@@ -56,28 +78,33 @@ def read_table(
   Returns: its columns; its rows, as number of the last line, values, and the same by column; what is odd about its form.
   """
   text, wanted = read_text(path), " or ".join(columns)
-  first = next((line for line in text.splitlines() if line.strip()), "")
+  first = next((line for line in text.splitlines() if tidy(line)), "")
   if not first:
     raise ValueError(f"is empty; it must begin with the line {wanted}")
   known = set(",".join(columns).split(","))
   for delimiter in ",;\t":
-    header = [name.strip().lower() for name in next(csv.reader([first], delimiter=delimiter))]
+    header = list(map(looks, next(csv.reader([first[:100_000]], delimiter=delimiter))))
     used = sorted(name for name in header if name in known)
     if any(used == sorted(one.split(",")) for one in columns):
       break
   else:
-    raise ValueError(f"must begin with the line {wanted} (comma, semicolon or tab); it begins with {first!r}")
+    raise ValueError(
+      f"must begin with the line {wanted} (comma, semicolon or tab); it begins with {escaped(first)}"
+    )
   reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
   try:
-    lines = [(reader.line_num, row) for row in reader if any(map(str.strip, row))][1:]
+    lines = [(reader.line_num, [tidy(value) for value in row]) for row in reader]
+    lines = [(number, row) for number, row in lines if any(row)][1:]
   except csv.Error as error:
     raise ValueError(f"cannot be read in line {reader.line_num}: {error}") from error
   notes = [f"columns are separated by {delimiter!r}, not by a comma"] * (delimiter != ",")
   if extra := sorted(set(header) - known - {""}):
     notes.append(f"columns that are not used: {', '.join(extra)}")
   empty = dict.fromkeys(header, "")
-  rows = [(n, row, empty | dict(zip(header, map(str.strip, row), strict=False))) for n, row in lines]
-  return header, rows, notes
+  for _, row in lines:
+    while len(row) > len(header) and not row[-1]:
+      row.pop()  # spreadsheets write commas for empty columns
+  return header, [(n, row, empty | dict(zip(header, row, strict=False))) for n, row in lines], notes
 
 
 class Row(NamedTuple):
@@ -114,11 +141,14 @@ class ListedArchive(Archive):
 
     A list that is missing or cannot be read is a problem of the whole; one of its lines is a problem of a clip.
     """
-    folder = Path(self.options.lists).expanduser() if self.options.lists else own
+    folder = Path(self.options.lists) if self.options.lists else own
     if not folder:
       raise self.unrecognised("there are no lists of folds")
     if not folder.is_dir():
-      raise UserError(f"--lists={folder}: is no folder; give that of the lists of all folds\n{self.layout}")
+      words = hint(folder, folder=True)
+      raise UserError(
+        f"--lists={folder}: {words}; give the folder with the lists of all folds\n{self.layout}"
+      )
     files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in (".csv", ".txt")
              and not path.name.startswith(".") and "__MACOSX" not in path.parts]  # fmt: skip
     others = {"dfew", "mafw", "ferv39k"} - {self.name}
@@ -150,7 +180,7 @@ class ListedArchive(Archive):
     for key, path in found.items():
       try:
         if path.suffix.lower() != ".csv":
-          numbered = enumerate(map(str.strip, read_text(path).splitlines()), 1)
+          numbered = enumerate(map(tidy, read_text(path).splitlines()), 1)
           texts[key] = [(number, line) for number, line in numbered if line]
         elif "csv" not in self.first:
           raise ValueError(f"is a csv; accepted are {accepted}")
@@ -211,28 +241,36 @@ class ListedArchive(Archive):
     """
     for kind, first in self.first.items():
       rows, last = [row for row in self.rows if row.kind == kind], first + len(classes) - 1
-      numbers = {int(row.written) for row in rows if re.fullmatch("-?[0-9]+", row.written)}
+      numbers = {int(row.written) for row in rows if re.fullmatch("-?[0-9]{1,99}", row.written)}
       if (last + 1 in numbers and first not in numbers) or (first - 1 in numbers and last not in numbers):
-        raise UserError(f"{rows[0].path.parent}: labels go from {min(numbers)} to {max(numbers)}; these lists must count "
-                        f"{', '.join(classes)} from {first} to {last}")  # fmt: skip
+        step = "add 1 to" if first > min(numbers) else "subtract 1 from"
+        raise UserError(f"{rows[0].path.parent}: labels go from {min(numbers)} to {max(numbers)}, but here {first} is "
+                        f"{classes[0]} and {last} is {classes[-1]}; {step} every label")  # fmt: skip
 
     @functools.cache
     def label_of(word: str, first: int) -> str | None:
-      if re.fullmatch("[0-9]+", word):
+      if re.fullmatch("[0-9]{1,99}", word):
         return classes[int(word) - first] if first <= int(word) < first + len(classes) else None
       alike = {other for words in _WORDS if word in words.split() for other in words.split()}
       fitting = [name for name in classes if name.lower() == word] or list(alike.intersection(classes))
       return fitting[0] if len(fitting) == 1 else None
 
-    self.rows = [row._replace(label=label_of(row.written.lower(), self.first[row.kind])) for row in self.rows]
+    self.rows = [row._replace(label=label_of(looks(row.written), self.first[row.kind])) for row in self.rows]
 
-  def _places(self) -> dict[str, Row]:
+  def _places(self, classes: Sequence[str]) -> dict[str, Row]:
     """The clips of the five test lists, each in one fold and with one label, in the order of the lists."""
     places: dict[str, Row] = {}
+    allowed = {
+      kind: f"{', '.join(classes)} or {first}…{first + len(classes) - 1}"
+      for kind, first in self.first.items()
+    }
     for row in (row for row in self.rows if row.part == "test"):
       before = places.get(row.clip_id)
       if row.label is None:
-        self.problem(row.where, f"{row.written!r} is not the label of a class", row.clip_id)
+        self.problem(
+          row.where, f"unknown label {escaped(row.written)}; write {allowed[row.kind]}", row.clip_id
+        )
+        self.doubtful.update(classes)
       elif before:
         labels = f", with the label {before.label} there and {row.label} here" * (row.label != before.label)
         self.problem(row.where, f"is in {before.where} already{labels}", row.clip_id)
@@ -359,10 +397,14 @@ class ListedArchive(Archive):
       return f"videos of {videos.name}" if videos else "none"
     files = [clip.sound for clip in clips if clip.sound]
     kinds = sorted({path.suffix.lower().removeprefix(".") for path in files}) or ["wav"]
-    if others := ", ".join(kind for kind in kinds if kind != "wav"):
-      self.note(f"{self.show(wavs)} holds {others} files: they are read, as no wav is there", warning=True)
-    some = [path for path in files[:: len(files) // 100 + 1] if path.suffix.lower() == ".wav"]
-    if text := source.rate_warning(self.name, set(map(_wav_rate, some)) - {0}):
+    if others := [path for path in files if path.suffix.lower() != ".wav"]:
+      read = " or ".join(kind for kind in kinds if kind != "wav")
+      self.note(f"{self.show(wavs)}: {len(others)} of {source.count(len(files), 'clip')} have no wav; their {read} is read",
+                warning=True)  # fmt: skip
+    with ThreadPoolExecutor(8) as pool:  # a network disk answers several at once
+      rates = Counter(pool.map(_wav_rate, (path for path in files if path.suffix.lower() == ".wav")))
+    rates.pop(0, None)
+    if text := source.rate_warning(self.name, rates):
       self.note(text, warning=True)
     return f"{' and '.join(kinds)} files of {wavs.name}"
 
@@ -377,18 +419,25 @@ class ListedArchive(Archive):
     of = {known[row.folder.lower()] for row in self.rows if row.folder.lower() in known}
     if kind in known.values() and of - {kind}:  # the lists' numbers of frames would be wrong
       lists = self.rows[0].path.parent
-      raise UserError(f"{lists}: the lists are of --frames={', '.join(of)}, but --frames={kind} was chosen")
+      raise UserError(
+        f"{lists}: the lists are of --frames={', '.join(of)}, but --frames={kind} was chosen; choose one for both"
+      )
     (videos_in,) = self.by_frames["video"]
     videos, wavs = self.find(videos_in), None if own_sound else self.find(self.sounds)
     if kind in ("scenes", "video") and self.options.faces != "yunet":
       self.note(f"{self.show(pictures or videos or self.raw)}: whole scenes, taken as they are; the published results are "
                 "from cropped faces, which --faces=yunet makes", warning=True)  # fmt: skip
+    if kind in self.by_frames and kind not in ("scenes", "video") and self.options.faces == "yunet":
+      whole = " or ".join(f"--frames={choice}" for choice in ("scenes", "video") if choice in self.by_frames)
+      self.note(f"{self.show(pictures or self.raw)}: these are cropped faces already, and --faces=yunet cuts faces out of the "
+                f"crops: leave it out, or take whole scenes with {whole}", warning=True)  # fmt: skip
     silent = f"there is no sound: no folder {self.sounds} or {videos_in}"
     if not (wavs or videos) and self.options.allow_missing_sound:
       self.note(silent)
     elif not (wavs or videos):
-      self.problem(str(self.raw), f"{silent} (--allow_missing_sound takes all clips without)")
-    places = self._places()
+      self.problem(str(self.raw), f"{silent}; there are {self._other_folders()}; --allow_missing_sound takes all clips "
+                                  "without sound")  # fmt: skip
+    places = self._places(order.classes)
     clips = self._clips(places, pictures, videos, wavs)
     sound = self._describe_sounds(clips, wavs, videos)
     self._compare(places)  # last: it says nothing more of clips that are a problem already
@@ -401,7 +450,19 @@ class ListedArchive(Archive):
     } | ({} if kind == "scenes" else ARCHIVE_FACES)  # fmt: skip
     folds = f"test set k of the lists, {' and '.join(sorted(FORMS[form] for form in forms))}"
     recipe = {**recipe, "sound": sound, **facts, "folds": folds}
+    bad = self.bad_clips
+    self.doubtful.update(str(row.label) for row in places.values() if row.clip_id in bad)
     return self.found(clips, order, recipe, [f"fold{k}" for k in FOLDS])
+
+  def _other_folders(self) -> str:
+    """The folders of the archive; first those with sounds, and how they should be named."""
+    sounds, others = [], []
+    for path in dict.fromkeys(path for paths in self.folders.values() for path in paths if path != self.raw):
+      if number := sum(name.lower().endswith(SOUNDS) for name in scan(path)[1]):
+        sounds.append(f"{self.show(path)} with {source.count(number, 'sound')} (name it {self.sounds})")
+      else:
+        others.append(self.show(path))
+    return first_few([*sorted(sounds), *sorted(others, key=source.natural)], 12)
 
 
 def _fold_and_part(path: Path) -> tuple[int, str] | None:

@@ -1,6 +1,6 @@
 """Video files: their pictures in display order and one channel of their sound, read with PyAV alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 import functools
 import io
@@ -9,12 +9,12 @@ import os
 from pathlib import Path
 import re
 import stat
-import struct
 import time
 from typing import Any, NamedTuple
 
 import av
 from av.container import InputContainer
+from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import VideoReformatter
 from jaxtyping import Int16, UInt8
 import numpy as np
@@ -23,13 +23,15 @@ from mma_dfer_jax.cores import own_cores
 from mma_dfer_jax.data.channels import Heard, take
 from mma_dfer_jax.data.ends import Ending, ending
 from mma_dfer_jax.data.frames import is_cut_jpeg
-from mma_dfer_jax.errors import UserError, shown
+from mma_dfer_jax.data.pixels import Picture
+from mma_dfer_jax.errors import UserError, of_type, print_traceback
 
 # Formats that write their length down, which shows whether a file was cut short. For others FFmpeg guesses.
 FORMATS_WITH_LENGTH = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "asf")
 FORMATS_WITH_ONE_LENGTH = ("matroska,webm", "flv")  # of the whole file; FFmpeg may say it of a shorter stream
 # Not opened: these only name other files or addresses; FFmpeg would even wait for a "live" playlist without an end.
 PLAYLISTS = {"concat", "dash", "hls", "imf", "rtsp", "sdp", "webm_dash_manifest"}
+FORMATS_WITHOUT_ASPECT = ("mpegts", "mpeg")  # of pixels: the pictures say it, each for itself
 LOWEST_RATE = 100  # Hz, of a sound: else a row of the spectrogram would be shorter than one sample
 SHORTEST_SOUND = 0.025  # seconds: one window of the spectrogram
 SYNC_TOLERANCE = 0.02  # seconds between picture and sound that stay as they are: two rows of log-mel
@@ -44,6 +46,16 @@ AGAIN = "copy or download it again"
 CONVERT = "convert it, for instance with `ffmpeg -i FILE new.mp4`"
 # Titles and tags need not be UTF-8. PyAV takes them as they come since 19; before, it needs this option.
 _BAD_TITLES: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+
+
+def _unnamed(cls, value):
+  kind = object.__new__(cls)
+  kind._name_, kind._value_ = f"UNNAMED_{value}", value
+  return kind
+
+
+# FFmpeg knows kinds of data beside a picture (the EXIF of cameras) that PyAV has no names for, and PyAV shows none then.
+SideData._missing_ = classmethod(_unnamed)  # type: ignore[assignment]
 
 
 class MediaError(UserError):
@@ -62,8 +74,8 @@ def one_clip(path: str | os.PathLike[str]) -> Iterator[None]:
   except OSError as error:
     raise MediaError(f"{error.filename or path}: {error.strerror or error}") from error
   except Exception as error:
-    text = " ".join(str(error).split())
-    raise MediaError(f"{path}: cannot be decoded ({type(error).__name__}: {shown(text)})") from error
+    print_traceback()
+    raise MediaError(f"{path}: cannot be decoded ({of_type(error)})") from error
 
 
 class Sound(NamedTuple):
@@ -71,31 +83,6 @@ class Sound(NamedTuple):
 
   waveform: Int16[np.ndarray, "S"]
   sample_rate: int
-
-
-class Picture:
-  """One picture of a video, turned into pixels only when they are needed: `shape` (height, width, 3) as it is shown.
-
-  `time` counts seconds since the first picture of the video; `duration` is 0 where the file says none.
-  """
-
-  def __init__(self, frame: av.VideoFrame, time: float, converter: VideoReformatter):
-    self._frame, self._converter, self.time = frame, converter, time
-    self.duration = _seconds(frame.duration, frame) if frame.duration and frame.time_base else 0.0
-    # How the pixels are turned and mirrored for showing, to the nearest quarter turn (telephones film sideways): a pixel
-    # at column x, row y is shown at column a x + c y, row b x + d y.
-    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
-    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix)) if matrix is not None else (1, 0, 0, 0, 1)
-    self._sideways = abs(a) + abs(d) < abs(b) + abs(c)
-    right, down = (c, b) if self._sideways else (a, d)
-    self._order = (slice(None, None, -1 if down < 0 else 1), slice(None, None, -1 if right < 0 else 1))
-    height, width = frame.height, frame.width
-    self.shape = (width, height, 3) if self._sideways else (height, width, 3)
-
-  def pixels(self) -> UInt8[np.ndarray, "H W 3"]:
-    """(H, W, 3) uint8 RGB."""
-    pixels = self._converter.reformat(self._frame, format="rgb24").to_ndarray()
-    return np.ascontiguousarray((pixels.transpose(1, 0, 2) if self._sideways else pixels)[self._order])
 
 
 def iterate_pictures(path: str | os.PathLike[str]) -> Iterator[Picture]:
@@ -112,13 +99,19 @@ def iterate_pictures(path: str | os.PathLike[str]) -> Iterator[Picture]:
     stream.thread_type, stream.codec_context.thread_count = "AUTO", own_cores()
     step = float(1 / (stream.average_rate or 25))
     start = time = None
-    converter = VideoReformatter()  # one for all pictures: making one takes ten times longer than using it
+    codec, converters = stream.codec_context, (VideoReformatter(), VideoReformatter())
+    changing = container.format.name in FORMATS_WITHOUT_ASPECT
     for frame in _decoded(container, stream, path, found):
       # An AVI only tells the order of decoding, a bare stream nothing: what FFmpeg makes of it is not always ascending.
       ticks = frame.dts if container.format.name == "avi" else frame.pts
       time = _seconds(ticks, frame) if ticks is not None else 0.0 if time is None else time + step
       start = time if start is None else start
-      yield Picture(frame, time - start, converter)
+      aspect = codec.sample_aspect_ratio if changing else stream.sample_aspect_ratio
+      try:
+        picture = Picture(frame, time - start, codec=codec, aspect=aspect, converters=converters)
+      except ValueError as error:
+        raise MediaError(f"{path}: {error}") from error
+      yield picture
 
 
 def iterate_frames(path: str | os.PathLike[str]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
@@ -127,13 +120,26 @@ def iterate_frames(path: str | os.PathLike[str]) -> Iterator[UInt8[np.ndarray, "
     yield picture.pixels()
 
 
+def end_of_last(times: Sequence[float], end: float) -> float:
+  """When the last of frames at these seconds ends: as the file says, or else after the usual time."""
+  usual = float(np.median(np.diff(times))) if len(times) > 1 else 0.04
+  return end if end > times[-1] else times[-1] + usual
+
+
 def read_sound(
   path: str | os.PathLike[str], channel: str = "first", heard: Heard | None = None
 ) -> Sound | None:
   """The pieces of `iterate_sound` as one, never resampled; None if they are too short for a spectrogram."""
-  pieces = list(iterate_sound(path, channel, heard))
-  waveform = np.concatenate([np.zeros(0, np.int16), *(piece.waveform for piece in pieces)])
-  sample_rate = pieces[0].sample_rate if pieces else 0
+  data, sample_rate = bytearray(), 0
+  for piece in iterate_sound(path, channel, heard):
+    data += piece.waveform.tobytes()
+    sample_rate = piece.sample_rate
+    if len(data) > LARGEST_SOUND:
+      seconds = len(data) / 2 / sample_rate
+      raise MediaError(
+        f"{path}: is too long: after {seconds:.0f} s its sound does not end; cut it into shorter clips"
+      )
+  waveform = np.frombuffer(data, np.int16)
   return Sound(waveform, sample_rate) if is_long_enough(len(waveform), sample_rate) else None
 
 
@@ -241,7 +247,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, Endi
     reason = "is an address, not a file; download it first" if address else getattr(error, "strerror", error)
     raise MediaError(f"{path}: {reason}") from error
   for wrong, reason in (
-    (stat.S_ISDIR(status.st_mode), "is a folder, not a video file"),
+    (stat.S_ISDIR(status.st_mode), "is a folder, not a video file: give the files in it"),
     (not stat.S_ISREG(status.st_mode), "is a device or a pipe, not a regular file"),  # it might never end
     (status.st_size == 0, "is empty"),
   ):

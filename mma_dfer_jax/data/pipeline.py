@@ -4,17 +4,27 @@ The clip and the augmentation at a position of the global order follow from (see
 the number of hosts nor that of workers changes a batch, and the step number is all that a resumed run needs.
 """
 
+import atexit
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
+import gc
 from typing import Any
 
 import numpy as np
 
 from mma_dfer_jax.data.data_set import start_worker
 from mma_dfer_jax.data.fbank import missing_spectrogram, spectrogram
-from mma_dfer_jax.data.frames import Augment, augment, decode_frame, draw_augmentation, resize, sample_frames
+from mma_dfer_jax.data.frames import (
+  Augment,
+  augment,
+  decode_frame,
+  draw_augmentation,
+  resize,
+  sample_at_times,
+  sample_frames,
+)
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.inputs import Inputs
 
@@ -41,7 +51,14 @@ def make_example(
   video = np.empty(inputs.video_shape, np.uint8) if video is None else video
   size, frames, augmentation = inputs.image_size, record["frames"], None
   try:
-    chosen = sample_frames(len(frames), train=rng is not None, rng=rng, num_segments=inputs.num_frames)
+    if inputs.frame_choice == "time":
+      if "times" not in record:
+        raise UserError(
+          f"frame_choice=time needs data that keep the times of frames: {AGAIN} and --keep_times"
+        )
+      chosen = sample_at_times(record["times"], rng=rng, num_segments=inputs.num_frames)
+    else:
+      chosen = sample_frames(len(frames), train=rng is not None, rng=rng, num_segments=inputs.num_frames)
     for place, i in enumerate(chosen.tolist()):
       if place and i == chosen[place - 1]:  # a short clip repeats its last frame
         video[place] = video[place - 1]
@@ -59,6 +76,8 @@ def make_example(
       sound = spectrogram(waveform, int(record["sample_rate"]), *inputs.audio_shape)
     else:
       sound = missing_spectrogram(*inputs.audio_shape)
+  except UserError:
+    raise
   except ValueError as error:
     name = record["clip_id"].decode()
     raise UserError(f"clip {name} cannot be read: {error}; {AGAIN}") from error
@@ -167,6 +186,8 @@ def load_batches(
   threads = grain.ReadOptions(num_threads=prefetch, prefetch_buffer_size=prefetch)
   stream = batches.to_iter_dataset(threads)
   if num_workers:
+    atexit.unregister(free_shared_memory)
+    atexit.register(free_shared_memory)  # after those of multiprocessing, so that it runs before them
     options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=prefetch)
     stream = stream.mp_prefetch(options, start_worker)
   iterator = iter(stream)
@@ -175,3 +196,15 @@ def load_batches(
   finally:
     if hasattr(iterator, "close"):
       iterator.close()  # else worker processes linger
+
+
+def free_shared_memory() -> None:
+  """Frees what batches of worker processes lay in. Grain does so in a thread, which the end of this process would cut short."""
+  with contextlib.suppress(ImportError, AttributeError):  # no public door; without it Python only warns
+    from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
+
+    gc.collect()  # JAX may hold the last batches
+    threads, SharedMemoryArray._del_thread_pool = SharedMemoryArray._del_thread_pool, None
+    if threads:
+      threads.close()
+      threads.join()

@@ -20,7 +20,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import io
@@ -40,37 +39,44 @@ from PIL import Image
 from mma_dfer_jax import cli
 from mma_dfer_jax.cores import usable_cores
 from mma_dfer_jax.data import media, source
+from mma_dfer_jax.data.channels import CHANNELS
 from mma_dfer_jax.data.counts import Findings, check_counts, published_counts
-from mma_dfer_jax.data.data_set import open_data_set, start_worker
+from mma_dfer_jax.data.data_set import AS_MEANT, TIMES, open_data_set, start_worker
 from mma_dfer_jax.data.faces import POLICIES, FaceFinder, face_model, face_recipe
+from mma_dfer_jax.data.frames import uneven_rate
 from mma_dfer_jax.data.records import RECIPE, Clips, read_clip
 from mma_dfer_jax.data.source import ClipFiles, Layout, Note, Problem, count, in_lines, natural
-from mma_dfer_jax.disk import sha256_of
+from mma_dfer_jax.disk import alone_in, sha256_of
 from mma_dfer_jax.errors import UserError, listed
+from mma_dfer_jax.paths import define_path
 from mma_dfer_jax.progress import Progress
 
 _DATASET = flags.DEFINE_enum("dataset", "clips", source.names(), "Data set; clips, folders: any videos.")
-flags.DEFINE_string("manifest", None, "clips: a csv; without labels: a folder or glob.")
-flags.DEFINE_string("raw", None, "All other data sets: their folder, as it was unpacked.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder to write the data set to.")
+define_path("manifest", None, "clips: a csv; without labels: a folder or glob.")
+define_path("raw", None, "The folder of the data set as it was unpacked; folders: that of the classes.")
+_DATA_DIR = define_path("data_dir", None, "Folder to write the data set to.")
 _CHECK = flags.DEFINE_bool("check", False, "Only look at names and lists: decode nothing, write nothing.")
 _FACE_POLICY = flags.DEFINE_enum("face_policy", "follow", list(POLICIES),
                                  "follow: the largest face over time; union: all faces, as the original.")  # fmt: skip
-_FACE_MODEL = flags.DEFINE_string("face_model", None, "YuNet's .onnx file; it is fetched once if not given.")
+_FACE_MODEL = define_path("face_model", None, "YuNet's .onnx file; it is fetched once if not given.")
 _FACE_SIZE = flags.DEFINE_integer("face_size", 224, "Side of the cut faces in pixels.", lower_bound=16)
 _ALLOW_BAD = flags.DEFINE_integer("allow_bad", 0, "Leave out at most so many bad clips and list them, instead of failing. "
                                   "A missing or broken list always stops it.", lower_bound=0)  # fmt: skip
+_CHANNEL = flags.DEFINE_enum("channel", "first", CHANNELS, "Which channel of the sound to take.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the data set that is there.")
 _NUM_WORKERS = flags.DEFINE_integer("num_workers", usable_cores(), "Processes that decode; 1: this one.", 1)
 _MAX_FRAMES = flags.DEFINE_integer(
   "max_frames", 0, "Of longer clips, take so many frames, evenly spread; 0: all.", 0
+)
+_KEEP_TIMES = flags.DEFINE_bool(
+  "keep_times", False, "Keep the times of frames, for config.inputs.frame_choice=time."
 )
 flags.register_multi_flags_validator(["data_dir", "check"], lambda given: given["check"] or given["data_dir"],
                                      "give --data_dir=FOLDER to write to, or --check.")  # fmt: skip
 
 
 def _fields(name: str) -> dict[str, dataclasses.Field]:
-  return {field.name: field for field in dataclasses.fields(source.source_of(name).Options)}
+  return getattr(source.said_by(name, "Options"), "__dataclass_fields__", {})
 
 
 def _define_options() -> list[str]:
@@ -84,7 +90,9 @@ def _define_options() -> list[str]:
     words = f"{', '.join(choices)}: " * (len(choices) < len(of)) + one.metadata["help"]
     if len(set(choices.values())) > 1:
       words += "".join(f" {name}: {', '.join(values)}." for name, values in choices.items())
-    if values := list(dict.fromkeys(itertools.chain(*choices.values()))):
+    if one.metadata["path"]:
+      define_path(flag, one.default, words)
+    elif values := list(dict.fromkeys(itertools.chain(*choices.values()))):
       flags.DEFINE_enum(flag, one.default, values, words)
     else:
       kinds.get(type(one.default), flags.DEFINE_string)(flag, one.default, words)
@@ -92,6 +100,8 @@ def _define_options() -> list[str]:
 
 
 _OPTIONS = _define_options()
+UNEVEN = ("the frame rate is uneven: one quarter of the frames takes more than twice as long as another, and frames are "
+          "chosen by number; --keep_times lets a run choose them by time")  # fmt: skip
 NOTES = "notes.txt"  # in the data set: all notes with all names
 SCRATCH = ".unfinished"  # beside the data set: decoded clips, and the data set while it is written
 
@@ -105,6 +115,8 @@ class Decoding:
   face_policy: str = "follow"  # or union
   face_size: int = 224  # side of the cut faces in pixels
   max_frames: int = 0  # so many of longer clips, evenly spread; 0: all
+  keep_times: bool = False  # of frames
+  channel: str = "first"  # of the sound
 
   @functools.cached_property
   def recipe(self) -> dict[str, str]:
@@ -114,6 +126,10 @@ class Decoding:
       recipe |= faces | {"frame_coding": RECIPE["frame_coding"]}
     if self.max_frames:
       recipe["frame_count"] = f"at most {self.max_frames}, evenly spread over the clip"
+    if self.keep_times:
+      recipe[TIMES] = "kept, as the video is played"
+    if self.channel != "first":
+      recipe["sound_channel"] = self.channel
     return recipe
 
 
@@ -128,7 +144,12 @@ def decode_clip(files: ClipFiles, decoding: Decoding) -> str | None:
   lengths, sizes = [], set()
   try:
     frames, record = read_clip(
-      video, files.sound, pictures=files.frames, finder=finder, max_frames=decoding.max_frames
+      video,
+      files.sound,
+      pictures=files.frames,
+      finder=finder,
+      max_frames=decoding.max_frames,
+      channel=decoding.channel,
     )
     if files.sound and not record["has_audio"] and not decoding.allow_missing_sound:
       shortest = f"{1000 * media.SHORTEST_SOUND:.0f} ms"
@@ -146,6 +167,7 @@ def decode_clip(files: ClipFiles, decoding: Decoding) -> str | None:
   partial = files.decoded.with_suffix(f".{os.getpid()}.partial")
   with partial.open("wb") as file:
     kept = {key: record[key] for key in ("waveform", "sample_rate", "face_share")}
+    kept |= {key: list(record[key]) for key in ("changes", "times", "notes")}
     np.savez(file, lengths=lengths, sizes=sorted(sizes), **kept)
   partial.replace(files.decoded)  # a killed run keeps no half clip
   return None
@@ -187,7 +209,8 @@ def decode_all(files: Sequence[ClipFiles], scratch: Path, decoding: Decoding, nu
 
     def note(clip: ClipFiles, wrong: str | None) -> None:
       if wrong:
-        problems[clip.clip_id] = Problem(clip.where, wrong, (clip.clip_id,))
+        what = wrong.removeprefix(f"{clip.video}: ") if str(clip.video).endswith(clip.clip_id) else wrong
+        problems[clip.clip_id] = Problem(clip.where, what, (clip.clip_id,))
       bar.update()
 
     while todo:
@@ -222,19 +245,10 @@ def _key(files: ClipFiles, decoding: Decoding) -> str:
 
 @contextlib.contextmanager
 def _alone_in(home: Path) -> Iterator[Path]:
-  """The folder for unfinished work. It keeps other processes out; the system lets them in again however this one ends."""
+  """The folder for unfinished work, which no other process enters until this one ends."""
   scratch = home / SCRATCH
   try:
-    scratch.mkdir(parents=True, exist_ok=True)
-    path = scratch / "lock"
-    with path.open("w") as lock:
-      try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        free = os.path.samestat(os.fstat(lock.fileno()), path.stat())  # else of one that has just ended
-      except (BlockingIOError, FileNotFoundError):
-        free = False
-      if not free:
-        raise UserError(f"{home}: another prepare is at work there; wait, or choose another --data_dir")
+    with alone_in(scratch, "prepare", "--data_dir"):
       yield scratch
   except (OSError, RuntimeError) as error:  # array_record, which is not Python, raises the latter
     where, why = getattr(error, "filename", None) or home, getattr(error, "strerror", None) or error
@@ -251,7 +265,7 @@ def prepare(
   It refuses with every problem if more clips are bad than allowed or something is wrong with the whole; and if data_dir
   holds another data set, cannot be written, or another process writes it.
   """
-  named, notes = {clip.label for clip in layout.clips}, list(layout.notes)
+  named, notes = layout.doubtful | {clip.label for clip in layout.clips}, list(layout.notes)
   if unused := tuple(label for label in layout.classes if label not in named):
     hint = ": --classes=… names those to take" if "classes" in _fields(name) else ""
     notes.append(Note(f"classes without a clip{hint}", unused))
@@ -277,6 +291,7 @@ def prepare(
     clips, bad_files = decode_all(layout.clips, scratch / "decoded", decoding, num_workers)
     lines = _check_left_out(layout, clips, [*layout.problems, *bad_files], origin, allow_bad)
     shutil.rmtree(scratch / name, ignore_errors=True)  # what a killed run was writing
+    recipe |= _looked_at(clips, notes)
     builder = Clips.named(name)(clips=clips, classes=layout.classes, class_order=layout.class_order, recipe=recipe,
                                 left_out=lines, fingerprint=fingerprint, data_dir=scratch)  # fmt: skip
     _write(builder, name, notes, scratch, target)
@@ -290,19 +305,54 @@ def prepare(
   print("recipe:", *(f"{key}: {value}" for key, value in made.recipe.items()), sep="\n  ")
 
 
+def _looked_at(clips: Iterable[ClipFiles], notes: list[Note]) -> dict[str, str]:
+  """Notes and prints what decoding showed of clips; returns what of that belongs to the recipe."""
+  changed: dict[str, list[str]] = defaultdict(list)
+  uneven = []
+  for clip in clips:
+    with np.load(clip.decoded) as decoded:
+      for change in decoded["changes"].tolist():
+        changed[change].append(clip.clip_id)
+      if uneven_rate(decoded["times"]):
+        uneven.append(clip.clip_id)
+  found = [Note(change, tuple(names)) for change, names in sorted(changed.items())]
+  found += [Note(UNEVEN, tuple(uneven), warning=True)] if uneven else []
+  _print_notes(found)
+  notes += found
+  return (
+    {
+      AS_MEANT: "; ".join(
+        f"{change}: {count(len(names), 'clip')}" for change, names in sorted(changed.items())
+      )
+    }
+    if changed
+    else {}
+  )
+
+
 def _write(builder: Clips, name: str, notes: list[Note], scratch: Path, target: Path) -> None:
   """Writes the data set, with what more there is to note of it, and puts it in its place when it is complete."""
-  uneven = tuple(clip.clip_id for clip in builder.clips if len(np.load(clip.decoded)["sizes"]) > 1)
+  uneven: list[str] = []
+  rates: Counter[int] = Counter()
+  said: dict[str, list[str]] = defaultdict(list)  # clips by what is to be said of their tracks and channels
+  for clip in builder.clips:
+    with np.load(clip.decoded) as arrays:
+      uneven += [clip.clip_id] * (len(arrays["sizes"]) > 1)
+      rates[int(arrays["sample_rate"])] += 1
+      for text in arrays["notes"].tolist():
+        said[text].append(clip.clip_id)
   what = "clips with frames of different sizes: in training the first one's crop is cut from all, as in the original"
-  more = [Note(what, uneven)] if uneven else []
-  warning = source.rate_warning(name, builder.facts["sample_rates"])
-  if warning and all(note.what != warning for note in notes):
+  more = [Note(what, tuple(uneven))] if uneven else []
+  more += [Note(text, tuple(names), warning=True) for text, names in said.items()]
+  del rates[0]  # no sound
+  warning = source.rate_warning(name, rates)
+  if warning and not any("16000 Hz" in note.what for note in notes):
     more.append(Note(warning, warning=True))
   _print_notes(more)
   notes += more
   new = builder.write()
   if text := "".join("\n  ".join([note.what, *note.names]) + "\n" for note in notes):
-    (new / NOTES).write_text(text, encoding="utf-8")
+    (new / NOTES).write_text(text, encoding="utf-8", errors="backslashreplace")
   if target.exists():
     shutil.rmtree(scratch / "replaced", ignore_errors=True)
     target.rename(scratch / "replaced")
@@ -320,7 +370,12 @@ def _check_left_out(layout: Layout, clips: Sequence[ClipFiles], problems: list[P
   total = len(bad.keys() | {clip.clip_id for clip in layout.clips})
   gone = sorted((layout.splits | {clip.split for clip in layout.clips}) - {clip.split for clip in clips})
   if len(bad) > allow_bad:
+    left = {clip.label for clip in clips}
+    lost = (layout.doubtful | {clip.label for clip in layout.clips}) - left
+    none_left = f"no clip of {', '.join(sorted(lost, key=natural))} would be left"
     advice = f"fix them, or add --allow_bad={len(bad)} to leave out these clips" if clips and not gone else ""
+    if advice and lost:
+      advice = f"fix them; else {none_left}" if lost & layout.doubtful else f"{advice}; {none_left}"
     raise listed(f"{len(bad)} of {count(total, 'clip')} of {origin} cannot be used, no data set was written",
                  in_lines(problems), advice)  # fmt: skip
   if gone or not clips:
@@ -340,19 +395,22 @@ def _described(splits: Mapping[str, int]) -> str:
   return ", ".join(f"{split} {count(clips, 'clip')}" for split, clips in splits.items())
 
 
-def check(layout: Layout, name: str) -> int:
+def check(layout: Layout, name: str, *problems: str) -> int:
   """Prints what names and lists show, the verdict last; returns the exit status, 1 if there are problems."""
   found, classes = Counter((clip.split, clip.label) for clip in layout.clips), layout.classes or ("",)
   splits = sorted(layout.splits | {split for split, _ in found})
   counts = {split: {label: found[split, label] for label in classes} for split in splits}
-  result = Findings(counts, published_counts(name, classes), in_lines(layout.problems), purpose="preparation")
+  result = Findings(
+    counts, published_counts(name, classes), [*problems, *in_lines(layout.problems)], purpose="preparation"
+  )
   for note in layout.notes:
     (result.warnings if note.warning else result.notes).append(str(note))
   if silent := tuple(clip.clip_id for clip in layout.clips if clip.sound is None):
     result.warnings.append(str(Note("clips without a file with sound", silent)))
-  check_counts(result, layout.classes, name)
+  check_counts(result, layout.classes, name, layout.doubtful)
   result.print_lines()
-  print(f"{result.verdict} (no clip was decoded, nothing was written)")
+  print(f"{result.verdict} (no clip was decoded, nothing was written: only prepare finds damaged files, and only doctor finds "
+        "black, silent or equal clips)")  # fmt: skip
   return 1 if result.problems else 0
 
 
@@ -360,23 +418,45 @@ def main(argv: Sequence[str]) -> int:
   del argv
   name = _DATASET.value
   of = source.source_of(name)
+  for other in source.names():
+    try:
+      source.source_of(other)
+    except UserError as error:
+      print(f"WARNING: {error}")
   takes, place = [of.FLAG, *_fields(name)], str(flags.FLAGS[of.FLAG].value or "")
   given = [flag for flag in ("raw", "manifest", *_OPTIONS) if flags.FLAGS[flag].present]
   problems = [f"--{flag} is not for --dataset={name}" for flag in given if flag not in takes]
+  if "raw" in given and of.FLAG == "manifest":
+    others = [other for other in source.names() if source.said_by(other, "FLAG") == "raw"]
+    problems.append(
+      f"--raw is for {', '.join(f'--dataset={other}' for other in others)}; one folder for each class is folders"
+    )
   problems += [] if place else [f"--{of.FLAG} is needed"]
   if problems:
     advice = f"--dataset={name} takes {', '.join(f'--{flag}' for flag in takes)}\n{of.LAYOUT}"
     raise listed("the data set cannot be prepared", problems, advice)
   values = {flag: flags.FLAGS[flag].value for flag in takes[1:] if flags.FLAGS[flag].present}
   options = of.Options(**{flag: tuple(v) if isinstance(v, list) else v for flag, v in values.items()})
-  layout = of.read(Path(place).expanduser(), options)
+  layout = source.with_legible_names(of.read(Path(place), options))
+  given_model = Path(_FACE_MODEL.value) if _FACE_MODEL.value else None
   if _CHECK.value:
-    return check(layout, name)
+    wrong = []
+    if options.faces == "yunet" and given_model:  # without one it would be downloaded
+      try:
+        face_model(given_model)
+      except UserError as error:
+        wrong.append(str(error))
+    return check(layout, name, *wrong)
   decoding = Decoding(options.allow_missing_sound)
   if options.faces == "yunet":
-    model = face_model(Path(_FACE_MODEL.value).expanduser() if _FACE_MODEL.value else None)
+    model = face_model(given_model)
     decoding = Decoding(options.allow_missing_sound, str(model), _FACE_POLICY.value, _FACE_SIZE.value)
-  prepare(layout, name, Path(_DATA_DIR.value or "").expanduser(), decoding, place, allow_bad=_ALLOW_BAD.value,
+  if _KEEP_TIMES.value and any(clip.frames for clip in layout.clips):
+    raise UserError("--keep_times is for videos; pictures in folders have no times")
+  decoding = dataclasses.replace(
+    decoding, max_frames=_MAX_FRAMES.value, keep_times=_KEEP_TIMES.value, channel=_CHANNEL.value
+  )
+  prepare(layout, name, Path(_DATA_DIR.value), decoding, place, allow_bad=_ALLOW_BAD.value,
           overwrite=_OVERWRITE.value, num_workers=_NUM_WORKERS.value)  # fmt: skip
   return 0
 

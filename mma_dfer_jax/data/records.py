@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+import itertools
 import json
 import os
 from pathlib import Path
@@ -14,8 +15,10 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import shuffle
 
 from mma_dfer_jax.data import media
+from mma_dfer_jax.data.channels import Heard
+from mma_dfer_jax.data.data_set import TIMES
 from mma_dfer_jax.data.faces import FaceFinder
-from mma_dfer_jax.data.frames import JPEG_QUALITY, decode_frame, encode_frame, sample_frames
+from mma_dfer_jax.data.frames import JPEG_QUALITY, decode_as_meant, encode_frame, sample_frames
 from mma_dfer_jax.data.source import ClipFiles
 from mma_dfer_jax.progress import Progress
 
@@ -40,7 +43,7 @@ def read_record(video: Path | None, sound: Path | None, **how: Any) -> dict[str,
 
 def read_clip(
   video: Path | None, sound: Path | None, *, pictures: Sequence[Path] = (), finder: FaceFinder | None = None,
-  max_frames: int = 0,
+  max_frames: int = 0, channel: str = "first",
 ) -> tuple[Iterator[bytes], dict[str, Any]]:  # fmt: skip
   """The frames of a clip, decoded one by one while they are iterated over, and the other fields of its record.
 
@@ -49,19 +52,38 @@ def read_clip(
     sound: a file, perhaps the video; None: there is none.
     pictures: files in the order of frames; their bytes stay as they are unless faces are cut out.
     max_frames: of a longer clip so many are taken, the middles of equal parts; 0: all.
+    channel: of the sound, one of CHANNELS.
   Returns:
-    JPEG (or the files' own) bytes of every frame; and waveform: (S,) int16, first channel, empty if there is less sound
-    than one window; sample_rate in Hz, 0 then; has_audio; face_share of the frames with a face, NaN if none was looked for.
+    JPEG (or the files' own) bytes of every frame; and waveform: (S,) int16, one channel, empty if there is less sound
+    than one window; sample_rate in Hz, 0 then; has_audio; face_share of the frames with a face, NaN if none was looked for; notes, on tracks and channels.
+    Filled while the frames are iterated over: changes, what was done to pixels that are meant otherwise than they are
+    stored; times, of a video, the seconds at which frames begin, and at which the last one ends.
   Raises:
     MediaError: here or while iterating, if a file is damaged, no media or too long, or a library raises anything.
   """
   place = video or pictures[0].parent
+  changes, times = dict[str, None](), list[float]()
 
   def decoded() -> Iterator[np.ndarray]:
-    return media.iterate_frames(video) if video else map(decode_frame, map(_checked, pictures))
+    times.clear()
+    for picture in media.iterate_pictures(video) if video else ():
+      yield picture.pixels()
+      changes.update(dict.fromkeys(picture.changes))
+      times[-1:] = [max([picture.time, *times[-2:-1]]), picture.time + picture.duration]
+    if times:
+      times[-1] = media.end_of_last(times[:-1], times[-1])
+    for path in () if video else pictures:
+      yield checked(path)[1]
+
+  def checked(path: Path) -> tuple[bytes, np.ndarray]:
+    data, pixels, found = _checked(path)
+    changes.update(dict.fromkeys(found))
+    return data, pixels
 
   with media.one_clip(sound or place):
-    found = media.read_sound(sound) if sound else None
+    heard = Heard(channel)
+    found = media.read_sound(sound, channel, heard) if sound else None
+    tracks = [media.tracks_taken(file) for file in {video, sound} - {None}]
   with media.one_clip(place):
     images, track = finder.crops(decoded) if finder else (decoded(), None)
     number = len(track.boxes) if track else len(pictures)
@@ -71,34 +93,48 @@ def read_clip(
       set(sample_frames(number, train=False, num_segments=max_frames)) if 0 < max_frames < number else None
     )
 
+  source: Iterable[Any] = images if video or finder else pictures
+
   def frames() -> Iterator[bytes]:
     size = 0
     with media.one_clip(place):
-      for i, one in enumerate(images if video or finder else pictures):
+      for i, one in enumerate(source):
         if taken is None or i in taken:
-          yield (jpeg := encode_frame(one) if video or finder else _checked(one))
+          yield (jpeg := encode_frame(one) if video or finder else checked(one)[0])
           size += len(jpeg)
           if size > LARGEST_CLIP:
             what = f"its first {i + 1:,} frames take more than {LARGEST_CLIP >> 30} GiB"
             raise media.MediaError(f"{place}: is too long: {what}; {SHORTEN}")
+    if taken is not None and times:
+      times[:-1] = [times[i] for i in sorted(taken)]
 
   return frames(), {
     "waveform": found.waveform if found else np.zeros(0, np.int16),
     "sample_rate": found.sample_rate if found else 0,
     "has_audio": found is not None,
     "face_share": track.share if track else float("nan"),
+    "changes": changes,
+    "times": times,
+    "notes": [*itertools.chain(*tracks), *(heard.notes() if found else ())],
   }
 
 
-def _checked(picture: Path) -> bytes:
-  """The bytes of a picture file that can be decoded."""
+def _checked(picture: Path) -> tuple[bytes, np.ndarray, tuple[str, ...]]:
+  """The bytes of a picture file that can be decoded, its pixels, and what was done to them."""
   with media.one_clip(picture):
     data = picture.read_bytes()
     try:
-      decode_frame(data)
+      return data, *decode_as_meant(data)
     except ValueError as error:
       raise media.MediaError(f"{picture}: {error}") from error
-    return data
+
+
+def _length_of_sound(decoded: Path) -> tuple[int, int]:
+  """Samples, and how many there are a second; the samples themselves are not read."""
+  with np.load(decoded) as arrays, arrays.zip.open("waveform.npy") as file:
+    np.lib.format.read_magic(file)
+    (samples,), _, _ = np.lib.format.read_array_header_1_0(file)
+    return samples, int(arrays["sample_rate"])
 
 
 class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -115,13 +151,16 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
   def __init__(self, *, clips: Sequence[ClipFiles], classes: Sequence[str], data_dir: Path, **facts: Any):
     self.clips, self.classes = clips, list(classes)
     counts = Counter((clip.split, clip.label) for clip in clips)
-    rates = [int(np.load(clip.decoded)["sample_rate"]) for clip in clips]
+    lengths = [_length_of_sound(clip.decoded) for clip in clips]
+    rates = [rate for _, rate in lengths]
+    seconds = [samples / rate for samples, rate in lengths if rate]
     silent = Counter(clip.split for clip, rate in zip(clips, rates, strict=True) if not rate)
     splits = dict.fromkeys(clip.split for clip in clips)
     self.facts: dict[str, Any] = facts | {
       "classes": self.classes,
       "clips": {split: {label: counts[split, label] for label in self.classes or [""]} for split in splits},
       "sample_rates": sorted(set(rates) - {0}),
+      "seconds_of_sound": round(float(np.median(seconds)), 3) if seconds else 0.0,
       "without_sound": {split: silent[split] for split in splits},
     }
     super().__init__(data_dir=data_dir, file_format="array_record")
@@ -142,6 +181,8 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
       "face_share": np.float32,  # of the frames; NaN: not looked for
       "label": tfds.features.ClassLabel(names=self.classes),
     }
+    if TIMES in self.facts["recipe"]:  # seconds at which frames begin, and at which the last one ends
+      features["times"] = tfds.features.Tensor(shape=(None,), dtype=np.float64)
     # As text: tfds would bring back lists of metadata as something else.
     metadata = tfds.core.MetadataDict(facts=json.dumps(self.facts))
     return _Info(builder=self, features=tfds.features.FeaturesDict(features), metadata=metadata)
@@ -165,6 +206,8 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
           "face_share": float(decoded["face_share"]),
           "label": clip.label if self.classes else -1,
         }
+        if TIMES in self.facts["recipe"]:
+          record["times"] = decoded["times"]
       yield clip.clip_id, record
 
   def write(self) -> Path:

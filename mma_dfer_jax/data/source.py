@@ -13,22 +13,25 @@ registered anywhere. Such a file holds
   SCORES   the paper's means over the folds, in percent: such a data set has lists that everybody shares
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import importlib
+import itertools
 import os
 from pathlib import Path
 import re
 from typing import Any, NamedTuple
-import unicodedata
 
-from mma_dfer_jax.errors import listed
+from mma_dfer_jax.errors import EXAMPLES, UserError, count, counted, listed
+from mma_dfer_jax.lookalikes import alike, escaped, tidy
 
 Counts = Mapping[str, Mapping[str, int]]  # clips by split and class
 FOLDS = range(1, 6)  # of the published data sets
-CLASSES = "Which classes to take, in label order; all, sorted, if not given."
-EXAMPLES, NAMED = 3, 20  # of one kind of problem: so many are printed in full; so many, the others by name
+CLASSES = "Takes only these classes, in this label order. Without it: all classes, in the order that the data set prints."
+LINKS = "Takes what symbolic links lead to, even outside of the given folder."
+_VARYING = re.compile(r"'[^']*'|[^\s:;,()']*[\d/…][^\s:;,()']*")  # of a problem: quoted words, paths, numbers
+_CONTENTS = ("FLAG", "LAYOUT", "Options", "read")  # that no data set can do without
 
 
 class LabelOrder(NamedTuple):
@@ -44,8 +47,23 @@ def names() -> list[str]:
 
 
 def source_of(name: str) -> Any:
-  """The file of a data set, as this module's docstring describes it."""
-  return importlib.import_module(f"{__package__}.sources.{name}")
+  """The file of a data set, as this module's docstring describes it; UserError with what is wrong with the file."""
+  try:
+    of = importlib.import_module(f"{__package__}.sources.{name}")
+    if missing := [what for what in _CONTENTS if not hasattr(of, what)]:
+      raise AttributeError(f"it has no {', '.join(missing)}")
+  except Exception as error:  # whatever a broken file raises
+    where = f"mma_dfer_jax/data/sources/{name}.py"
+    raise UserError(f"{where} is broken, fix or remove it: {type(error).__name__}: {error}") from error
+  return of
+
+
+def said_by(name: str, what: str) -> Any:
+  """What a data set's file has under this name; None if it has no such thing, is broken, or is not there."""
+  try:
+    return getattr(source_of(name), what, None)
+  except UserError:
+    return None
 
 
 def folds_of(classes: Sequence[str], *rows: Sequence[int]) -> Counts:
@@ -53,9 +71,9 @@ def folds_of(classes: Sequence[str], *rows: Sequence[int]) -> Counts:
   return {f"fold{k}": dict(zip(classes, row, strict=True)) for k, row in enumerate(rows, 1)}
 
 
-def option(default: Any, help: str, *choices: str) -> Any:
-  """A field of Options: its default, its help as a flag, and the values that it may have."""
-  return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+def option(default: Any, help: str, *choices: str, path: bool = False) -> Any:
+  """A field of Options: its default, its help as a flag, and the values that it may have, or whether it is a path."""
+  return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "path": path})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,7 +89,9 @@ class Options:
       value, choices = getattr(self, field.name), field.metadata["choices"]
       if choices and value not in (field.default, *choices):
         problems.append(f"--{field.name}={value}: choose one of {', '.join(choices)}")
-    classes: Sequence[str] = getattr(self, "classes", ())
+    classes: Sequence[str] = [tidy(name) for name in getattr(self, "classes", ())]
+    if classes:
+      object.__setattr__(self, "classes", tuple(classes))
     if len(set(classes)) < len(classes) or not all(classes):
       problems.append(f"--classes={','.join(classes)}: every class needs a name of its own")
     problems += [f"--classes: {wrong}" for wrong in near_duplicates(classes)]
@@ -80,12 +100,13 @@ class Options:
 
 
 def near_duplicates(classes: Iterable[str]) -> list[str]:
-  """What is wrong with class names that differ only in case or spaces: most often one is meant."""
-  groups: dict[str, list[str]] = {}
-  for name in classes:
-    groups.setdefault(" ".join(unicodedata.normalize("NFC", name).casefold().split()), []).append(name)
-  pairs = [" and ".join(map(repr, group)) for group in groups.values() if len(set(group)) > 1]
-  return [f"the class names {pair} differ in case or spaces only: write one of them" for pair in pairs]
+  """What is wrong with class names that a person cannot tell apart: most often one is meant."""
+  found = []
+  for group in alike(classes):
+    in_letters = len({" ".join(name.casefold().split()) for name in group}) > 1
+    how = "look alike" if in_letters else "differ in case or spaces only"
+    found.append(f"the class names {' and '.join(map(escaped, group))} {how}: write one of them")
+  return found
 
 
 class Problem(NamedTuple):
@@ -97,28 +118,43 @@ class Problem(NamedTuple):
 
   def __str__(self) -> str:
     if len(self.clips) > 1:
-      return f"{self.where}: {count(len(self.clips), 'clip')} {self.what}: {first_few(self.clips)}"
-    return ": ".join(filter(None, (self.where, *self.clips, self.what))).replace("\0", "\\0")
+      text = f"{self.where}: {count(len(self.clips), 'clip')} {self.what}: {first_few(self.clips)}"
+      return _printable(text.removeprefix(": "))
+    return _printable(": ".join(filter(None, dict.fromkeys((self.where, *self.clips, self.what)))))
 
 
 def in_lines(problems: Iterable[Problem]) -> list[str]:
-  """A line for each problem, in natural order; more than three of a kind share one, with their number and examples."""
-  kinds: dict[tuple[bool, str], list[Problem]] = defaultdict(list)
+  """A line for each problem, in natural order; more than three of a kind share one, with their number and three examples."""
+  kinds: dict[tuple[bool, str], list[tuple[Problem, str]]] = defaultdict(list)
   for problem in sorted(dict.fromkeys(problems), key=lambda problem: natural(str(problem))):
     what = problem.what
     for clip in problem.clips:
-      what = what.replace(os.path.basename(clip), "…")
-    # The same for problems that differ only in names, paths and numbers.
-    kind = re.sub(r"'[^']*'|[^\s:;,()']*[\d/…][^\s:;,()']*", "…", what)
-    kinds[bool(problem.clips), kind].append(problem)
-  lines = [str(one) for alike in kinds.values() if len(alike) <= EXAMPLES for one in alike]
-  for alike in (alike for alike in kinds.values() if len(alike) > EXAMPLES):
-    clips = {clip for problem in alike for clip in problem.clips}
-    number = count(len(clips), "clip") if clips else f"{len(alike)} lists, files or folders"
-    others = [name for problem in alike[EXAMPLES:] for name in problem.clips or [problem.where]]
-    rest = f"; and {', '.join(others)}" if len(alike) <= NAMED else " …"
-    lines.append(f"{number} with the same kind of problem: {'; '.join(map(str, alike[:EXAMPLES]))}{rest}")
+      what = re.sub(rf"(?<![\w'…]){re.escape(os.path.basename(clip))}(?![\w'…])", "…", what)
+    kinds[bool(problem.clips), _VARYING.sub("…", what)].append((problem, what))
+  lines = []
+  for (of_clips, _), same in kinds.items():
+    if len(same) <= EXAMPLES:
+      lines += [str(problem) for problem, _ in same]
+    else:
+      shared = _in_common([what for _, what in same])
+      names = [str(Problem(one.where, "", (clip,))) for one, _ in same for clip in one.clips or [""]]
+      lines += counted([(name, shared) for name in names], "clips" if of_clips else "lists, files or folders")
   return sorted(lines, key=natural)
+
+
+def _in_common(texts: Sequence[str]) -> str:
+  """Texts of one kind as one: what differs becomes …, but of quoted words all are named, with their numbers."""
+  columns = []
+  for column in zip(*map(_VARYING.findall, texts), strict=True):
+    words = [f"{word} ({number})" for word, number in Counter(column).most_common()]
+    named = first_few([words[0][:-1] + " times)", *words[1:]], 12) if column[0].startswith("'") else "…"
+    columns.append(named if len(words) > 1 else column[0])
+  return "".join(itertools.chain(*itertools.zip_longest(_VARYING.split(texts[0]), columns, fillvalue="")))
+
+
+def left_out(label: str) -> str:
+  """What to say of clips whose class --classes does not name."""
+  return f"clips of the class {label} left out, as --classes does not name it"
 
 
 class Note(NamedTuple):
@@ -130,7 +166,7 @@ class Note(NamedTuple):
 
   def __str__(self) -> str:
     number = f" ({len(self.names)})" if len(self.names) > 1 else ""
-    return self.what + (f"{number}: {first_few(self.names)}" if self.names else "")
+    return _printable(self.what + (f"{number}: {first_few(self.names)}" if self.names else ""))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,15 +199,46 @@ class Layout:
   recipe: dict[str, str]  # what was chosen, to be stored with the data set
   notes: list[Note]
   splits: frozenset[str] = frozenset()  # that are named, if perhaps without a good clip
+  doubtful: frozenset[str] = frozenset()  # classes that clips with problems have, or may have
 
 
-def rate_warning(name: str, rates: Iterable[int]) -> str | None:
-  """What to say if all sounds (Hz) of a data set are at 16 kHz though its published scores are from other rates."""
-  if name not in names() or not hasattr(source_of(name), "SCORES") or set(rates) != {16_000}:
+def with_legible_names(layout: Layout) -> Layout:
+  """Refuses clips whose names or labels are no text, and clips that people could not tell apart by their names."""
+  problems = [
+    Problem(clip.where, f"the name {escaped(name)} is not UTF-8; rename it", (clip.clip_id,))
+    for clip in layout.clips for name in (clip.clip_id, clip.label) if not _is_text(name)
+  ]  # fmt: skip
+  for group in alike((clip.clip_id for clip in layout.clips), case=True):
+    problems.append(
+      Problem("", f"look alike: {' and '.join(map(escaped, group))}; rename one of them", tuple(group))
+    )
+  bad = {clip for problem in problems for clip in problem.clips}
+  notes = [Note(f"clips whose names differ in case only: {' and '.join(group)}")
+           for group in alike(clip.clip_id for clip in layout.clips) if not bad & set(group)]  # fmt: skip
+  clips = [clip for clip in layout.clips if clip.clip_id not in bad]
+  return dataclasses.replace(
+    layout, clips=clips, problems=layout.problems + problems, notes=layout.notes + notes
+  )
+
+
+def _is_text(name: str) -> bool:
+  return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def rate_warning(name: str, rates: Mapping[int, int]) -> str | None:
+  """What to say if more than a few sounds are at 16 kHz though the data set's published scores are from other rates.
+
+  Args:
+    rates: number of sounds by sample rate in Hz.
+  """
+  converted, total = rates.get(16_000, 0), sum(rates.values())
+  if (
+    not said_by(name, "SCORES") or not converted or (converted < total and converted <= max(2, total // 100))
+  ):
     return None
-  return ("all sounds have 16000 Hz: common recipes convert them, which costs about 2.6 UAR, as the original reads every file "
-          "at its own rate (mostly 44100 or 48000 Hz); extract the wavs from the videos without a sample rate (no "
-          "`-ar 16000`) and prepare again with --overwrite")  # fmt: skip
+  return (f"{converted} of {total} sounds have 16000 Hz: common recipes convert them, which costs about 2.6 UAR, as the "
+          "original reads every file at its own rate (mostly 44100 or 48000 Hz); extract the wavs from the videos without a "
+          "sample rate (no `-ar 16000`) and prepare again with --overwrite")  # fmt: skip
 
 
 def first_few(names: Iterable[object], most: int = 5) -> str:
@@ -179,16 +246,17 @@ def first_few(names: Iterable[object], most: int = 5) -> str:
   return ", ".join(texts[:most]) + " …" * (len(texts) > most)
 
 
-def count(number: int, one: str) -> str:
-  return f"{number} {one}{'' if number == 1 else 's'}"  # "1 clip", "2 clips"
-
-
 def natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
   """Sorts names as people do: 2 before 10."""
-  parts = re.split("([0-9]+)", name)  # text and digits take turns
-  return [(0, int(part), "") if i % 2 else (1, 0, part) for i, part in enumerate(parts) if part], name
+  parts = re.split("([0-9]+)", name)  # text and digits take turns; Python refuses to read thousands of digits
+  return [(0, int(part[:4000]), "") if i % 2 else (1, 0, part) for i, part in enumerate(parts) if part], name
 
 
 def as_clip_id(name: str) -> str:
   """A clip's name with or without leading zeros -> the same id."""
-  return f"{int(name):05d}" if re.fullmatch("[0-9]+", name) else name
+  return f"{int(name):05d}" if re.fullmatch("[0-9]{1,200}", name) else name
+
+
+def _printable(text: str) -> str:
+  """A line without control characters and other bytes that no terminal should get; names of files may hold any."""
+  return "".join(c if c.isprintable() or c == " " else c.encode("unicode_escape").decode() for c in text)

@@ -6,7 +6,6 @@ Files are read from memory, where the system keeps what it has just read: a slow
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import functools
 import itertools
-import os
 import platform
 import time
 from typing import Any
@@ -15,6 +14,7 @@ from unittest import mock
 import cv2
 import numpy as np
 
+from mma_dfer_jax.cores import usable_cores
 from mma_dfer_jax.data import counts, pipeline
 from mma_dfer_jax.data.frames import decode_frame
 from mma_dfer_jax.data.pipeline import Record
@@ -27,7 +27,7 @@ STAGES = {"decode_frame": "decode", "augment": "transform", "spectrogram": "fban
 
 def machine() -> dict[str, Any]:
   """What the numbers were measured on."""
-  return {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+  return {"processor": platform.processor() or platform.machine(), "cores": usable_cores()}
 
 
 def quarters(values: Iterable[float]) -> dict[str, float]:
@@ -113,7 +113,7 @@ def table(report: Mapping[str, Any]) -> str:
   """A report for people."""
   clips, (height, width) = report["clips"], report["clips"]["frame_size"]
   head = (
-    f"{clips['number']} clips; the first has {clips['frames']} frames of {width}x{height} in {clips['jpeg_kb']:.1f} kB "
+    f"{counts.count(clips['number'], 'clip')}; the first has {clips['frames']} frames of {width}x{height} in {clips['jpeg_kb']:.1f} kB "
     f"and {clips['samples']} samples at {clips['sample_rate']} Hz; {report['machine']['cores']} cores"
   )
   stages = [["one core", "ms per clip", "quarters", "clips/s"]]

@@ -21,6 +21,7 @@ import numpy as np
 
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.inputs import Inputs
+from mma_dfer_jax.paths import hint
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,9 +37,9 @@ class About:
   precision: str  # of the computation, "float32" or "bfloat16"; logits are float32 in both
   fingerprint: str  # sha256 of its weights: the same fingerprint gives the same answers
   sample_rates: tuple[int, ...] = ()  # of the sounds in its training and test clips, Hz; empty if unknown
-  config: Mapping[str, Any] = dataclasses.field(
-    default_factory=dict
-  )  # flat fields of its run; empty if converted
+  seconds_of_sound: float = 0.0  # median of these clips; 0 if unknown
+  # Flat fields of its run; empty if converted.
+  config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def step(self) -> int | None:
@@ -67,6 +68,11 @@ class Engine:
     video, spectrogram = np.asarray(video), np.asarray(spectrogram)
     check_inputs(self.about.inputs, video, spectrogram)
     return np.asarray(self.answer(video, spectrogram))
+
+  def choosing_frames(self, by: str) -> "Engine":
+    """The same model, given frames chosen by "number" or "time", however it was trained."""
+    about = dataclasses.replace(self.about, inputs=dataclasses.replace(self.about.inputs, frame_choice=by))
+    return dataclasses.replace(self, about=about)
 
   answer: ClassVar[Callable[..., Any]]  # (self, video, spectrogram) -> logits, of inputs that fit
   parameters: ClassVar[Callable[[Any], str]]  # how many there are, or where, in words
@@ -110,6 +116,8 @@ def _engine_of(path: Path) -> Any:
       return module
     known.append(module.OPENS)
   what = "is no model that can be opened" if path.exists() else "does not exist"
+  if "unpack" in (packed := hint(path, folder=True)):
+    what = packed
   advice = "an authors' checkpoint must be converted first: python -m mma_dfer_jax.convert"
   raise listed(f"{path} {what}; a model is", known, advice * path.is_file())
 

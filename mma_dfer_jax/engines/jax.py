@@ -1,6 +1,8 @@
 """Answers with a run or a model folder, by JAX: the same program as in training."""
 
+from collections.abc import Callable
 import dataclasses
+import functools
 from pathlib import Path
 
 from flax import nnx
@@ -31,9 +33,6 @@ class JaxEngine(Engine):
   tunable: nnx.State
   frozen: nnx.State
 
-  def __post_init__(self):
-    object.__setattr__(self, "_logits", jax.jit(self.logits))  # compiled once for each shape
-
   def logits(
     self, tunable: nnx.State, frozen: nnx.State, video: Array, spectrogram: Float[Array, "B F K"]
   ) -> Float32[Array, "B C"]:
@@ -42,8 +41,12 @@ class JaxEngine(Engine):
       model = nnx.merge(self.graphdef, tunable, frozen)
       return in_float32(model(video, spectrogram.astype(PRECISIONS[self.about.precision]))).logits
 
+  @functools.cached_property
+  def _compiled(self) -> Callable[..., Array]:
+    return jax.jit(self.logits)  # once for each shape
+
   def answer(self, video: np.ndarray, spectrogram: np.ndarray) -> Array:
-    return self._logits(self.tunable, self.frozen, video, spectrogram)  # type: ignore[attr-defined]
+    return self._compiled(self.tunable, self.frozen, video, spectrogram)
 
   def parameters(self) -> str:
     tunable, frozen = count(self.tunable), count(self.frozen)
@@ -78,6 +81,7 @@ def describe(path: Path, step: int | str, precision: str | None) -> About:
     precision=precision,
     fingerprint=stored.sha256,
     sample_rates=tuple(said.get("sample_rates", ())),
+    seconds_of_sound=said.get("seconds_of_sound", 0.0),
     config=read_run(path)["config"] if is_run else {},
   )
 

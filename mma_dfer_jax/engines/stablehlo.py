@@ -49,6 +49,7 @@ def describe(path: Path, step: int | str, precision: str | None) -> About:
     said = json.loads(json_beside(path).read_text())
     facts: dict[str, Any] = {name: kind(said[name]) for name, kind in FACTS.items()}
     sizes = said["inputs"] | {"audio_shape": tuple(said["inputs"]["audio_shape"])}
+    facts["seconds_of_sound"] = said.get("seconds_of_sound", 0.0)
     about = About(inputs=Inputs(**sizes), fingerprint=said["sha256"], **facts)
   except (ValueError, KeyError, TypeError) as error:
     raise UserError(f"{json_beside(path)} is damaged ({error!r}); export the model again") from error

@@ -9,9 +9,9 @@ import jax
 import ml_collections
 
 from mma_dfer_jax import parts
-from mma_dfer_jax.config import model_config
-from mma_dfer_jax.data.data_set import DataSet, open_data_set
-from mma_dfer_jax.errors import UserError, listed
+from mma_dfer_jax.config import model_config, resolve_paths
+from mma_dfer_jax.data.data_set import TIMES, DataSet, open_data_set
+from mma_dfer_jax.errors import UserError, count, listed
 from mma_dfer_jax.layers import REMAT
 from mma_dfer_jax.model import SLOTS, ModelConfig
 from mma_dfer_jax.parameters import PRECISIONS, tunable_patterns
@@ -71,6 +71,7 @@ def problems_of_values(config: ml_collections.ConfigDict) -> list[str]:
 def check_model_and_data(config: ml_collections.ConfigDict) -> tuple[ModelConfig | None, DataSet | None, list[Start], list[str]]:  # fmt: skip
   """Model, data set and weights of a run, as far as they are found, and all that is wrong but for fold and devices."""
   problems = problems_of_values(config)
+  problems += resolve_paths(config)
   problems += [f"loss: {error}" for error in first_error(lambda: parts.read("losses", config.loss.to_dict()))]
   starts: list[Start] = []
   model, data_set = None, None
@@ -89,6 +90,9 @@ def check_model_and_data(config: ml_collections.ConfigDict) -> tuple[ModelConfig
       problems += [f"model.{name}.tunable={part.tunable} has no effect, for {why}"
                    for name, part in chosen.items() if part.tunable != type(part)().tunable]  # fmt: skip
       tunable_patterns(model, config.tunable)
+      if model.inputs.frame_choice == "time" and TIMES not in data_set.recipe:
+        problems.append("inputs.frame_choice=time, but the data set does not keep the times of its frames: prepare it "
+                        "again with --keep_times --overwrite")  # fmt: skip
   except UserError as error:
     problems.append(str(error))
   if model and data_set:
@@ -127,13 +131,23 @@ def check_run(config: ml_collections.ConfigDict, *, devices: bool = True) -> Che
     try:
       train, test = data_set.train_and_test(config.data.fold)
       clips = sum(data_set.splits[split] for split in train.split("+"))
-      if clips < config.batch_size:
-        problems.append(f"batch_size={config.batch_size}, but {train} has {clips} clips in all")
+      problems += too_few_clips(
+        config.batch_size, clips, f"{train} has", jax.device_count() if devices else 1
+      )
     except UserError as error:
       problems.append(str(error))
   if problems or not (model and data_set):
     raise listed("this run cannot start", problems)
   return Checked(model, data_set, train, test, tuple(starts))
+
+
+def too_few_clips(batch_size: int, clips: int, whose: str, devices: int = 1) -> list[str]:
+  """What is wrong if a batch needs more clips than there are, and the largest batch that is possible."""
+  if clips >= batch_size:
+    return []
+  fitting, multiple = clips // devices * devices, f" (a multiple of the {devices} devices)" * (devices > 1)
+  advice = f"set --config.batch_size={fitting} or lower{multiple}" if fitting else "prepare more of them"
+  return [f"batch_size={batch_size}, but {whose} {count(clips, 'clip')} in all; {advice}"]
 
 
 def micro_batch_of(config: ml_collections.ConfigDict) -> int:

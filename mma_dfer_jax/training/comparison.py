@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mma_dfer_jax.errors import few, listed
+from mma_dfer_jax.errors import count, few, listed
 from mma_dfer_jax.training.predictions import Predictions, find_predictions
 from mma_dfer_jax.training.report import table
 
@@ -30,16 +30,22 @@ def compare(a: Path, b: Path) -> dict[str, Any]:
   first, second = find_predictions(a), find_predictions(b)
   if first.keys() != second.keys() and "" in (*first, *second):  # folds beside one file of all of them
     first, second = {"": Predictions.joined([*first.values()])}, {"": Predictions.joined([*second.values()])}
+  known = [{one.data_set for one in of.values()} for of in (first, second)]
+  other_data = known[0] != known[1] and None not in known[0] | known[1]
+  prints = " and ".join(", ".join(sorted(str(one)[:12] for one in of)) for of in known)
   problems = [f"folds: {', '.join(first)} in A, {', '.join(second)} in B"] * (first.keys() != second.keys())
   pairs: dict[str, np.ndarray] = {}
+  identical = True
   for fold in (name for name in first if name in second):
     here, there = first[fold], second[fold]
     wrong = differences(here, there)
     problems += [f"{fold}: {problem}" if fold else problem for problem in wrong]
     if not wrong:
-      right = dict(zip(there.clips, there.answers == there.labels, strict=True))
-      columns = here.labels, here.answers == here.labels, [right[clip] for clip in here.clips]
-      pairs[fold] = np.stack(columns, axis=1).astype(int)
+      row_of = {clip: row for row, clip in enumerate(there.clips)}
+      rows, columns = [row_of[clip] for clip in here.clips], [*map(there.classes.index, here.classes)]
+      right = here.answers == here.labels, (there.answers == there.labels)[rows]
+      pairs[fold] = np.stack([here.labels, *right], axis=1).astype(int)
+      identical &= np.allclose(here.probabilities, there.probabilities[rows][:, columns], rtol=0, atol=1e-6)
   if problems:
     raise listed(f"A={a} and B={b} cannot be compared", problems, "evaluate both on the same clips")
   classes = len(next(iter(first.values())).classes)
@@ -49,11 +55,13 @@ def compare(a: Path, b: Path) -> dict[str, Any]:
   answers = {n: "yes" if d["low"] > 0 else "no" if d["high"] < 0 else UNKNOWN for n, d in gains.items()}
   answer = answers["war"] if answers["war"] == answers["uar"] else UNKNOWN
   start = {"yes": "Yes, B is better than A", "no": "No, A is better than B", UNKNOWN: f"Whether B is better than A {UNKNOWN}"}  # fmt: skip
-  words = [f"{name.upper()} {d['value']:+.2f} points (95 % interval {d['low']:+.2f} to {d['high']:+.2f})"
-           for name, d in gains.items()]  # fmt: skip
-  sentence = f"{start[answer]}: from A to B {' and '.join(words)}, on {result['clips']} clips."
-  return {"a": str(a), "b": str(b), "answer": answer, "answers": answers, "sentence": sentence, **result,
-          "folds": by_fold, "resamples": RESAMPLES, "seed": SEED, "note": NOTE}  # fmt: skip
+  words = [f"{abs(d['value']):.2f} points {name.upper()} {'below' if d['value'] < 0 else 'above'} A "
+           f"(95 % interval {d['low']:+.2f} to {d['high']:+.2f})" for name, d in gains.items()]  # fmt: skip
+  sentence = f"{start[answer]}: B is {' and '.join(words)}, on {count(result['clips'], 'clip')}."
+  same = "A and B gave identical answers; did you mean two runs? "
+  data = f" A and B answered clips of equal names from different data sets (fingerprints {prints}): their pictures or sounds may differ."
+  return {"a": str(a), "b": str(b), "answer": answer, "answers": answers, "sentence": same * bool(identical) + sentence,
+          **result, "folds": by_fold, "resamples": RESAMPLES, "seed": SEED, "note": NOTE + data * other_data}  # fmt: skip
 
 
 def differences(a: Predictions, b: Predictions) -> list[str]:
@@ -63,10 +71,11 @@ def differences(a: Predictions, b: Predictions) -> list[str]:
   here, there = ({clip: p.classes[i] for clip, i in zip(p.clips, p.labels, strict=True)} for p in (a, b))
   for name, ours, theirs in (("A", here, there), ("B", there, here)):
     if only := sorted(ours.keys() - theirs.keys()):
-      found.append(f"{len(only)} of {len(ours)} clips are only in {name}: {few(only)}")
+      verb = "is" if len(only) == 1 else "are"
+      found.append(f"{len(only)} of {count(len(ours), 'clip')} {verb} only in {name}: {few(only)}")
   if other := [clip for clip in here if here[clip] != there.get(clip, here[clip])]:
     examples = [f"{clip} is {here[clip]} in A and {there[clip]} in B" for clip in other]
-    found.append(f"{len(other)} labels differ: {few(examples)}")
+    found.append(f"{count(len(other), 'label')} differ{'s' * (len(other) == 1)}: {few(examples)}")
   return found
 
 

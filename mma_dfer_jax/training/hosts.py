@@ -28,7 +28,7 @@ import jax
 from jax._src import distributed  # the store has no public door; Orbax goes through this one too
 from jax.experimental import multihost_utils
 
-from mma_dfer_jax import cli
+from mma_dfer_jax import __version__, cli
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.training import sharding
 
@@ -36,9 +36,10 @@ _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0,
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes; with --coordinator.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0; with --coordinator.")
 _JOIN_SECONDS = flags.DEFINE_integer("join_seconds", 300, "How long to wait for the others.", lower_bound=1)
+FLAGS = ("coordinator", "num_processes", "process_id", "join_seconds")
 
 HEARTBEAT_SECONDS = 20  # a process that is silent for so long is lost: the others end within a minute
-LIBRARIES = ("mma_dfer_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 STRINGS_AT_ONCE = 5_000  # a value in the store must stay below 4 MB
 LOST = ("Gloo", "NCCL", "coordination", "Connection closed", "Connection reset", "DEADLINE_EXCEEDED", "UNAVAILABLE")  # fmt: skip
 _rounds = itertools.count()  # of questions to all; equal in all processes, for all ask the same ones
@@ -84,7 +85,8 @@ def join() -> None:
     alarm.cancel()
     signal.signal(signal.SIGINT, interrupt)
   faulthandler.disable()  # JAX ends a process that has lost the others by abort(): its own words are enough
-  check_equal_on_all("library", {name: importlib.metadata.version(name) for name in LIBRARIES})
+  versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+  check_equal_on_all("library", {"mma_dfer_jax": __version__} | versions)
 
 
 def _apart() -> str:
@@ -174,12 +176,12 @@ def check_shared_folder(folder: Path) -> None:
 class Stop:
   """Becomes true when a signal asks to stop: in all processes after the same question, whichever of them got it.
 
-  To be made after `join`: among several processes JAX takes SIGTERM, and this class only Ctrl-C.
+  To be made after `join`: among several processes JAX takes SIGTERM, and this class the others.
   """
 
   def __init__(self):
     self.alone = jax.process_count() == 1
-    self.signal = cli.StopSignal(signal.SIGINT, *[signal.SIGTERM] * self.alone)
+    self.signal = cli.StopSignal(signal.SIGINT, signal.SIGHUP, *[signal.SIGTERM] * self.alone)
     self.agreed = False
     self._questions = 0
 

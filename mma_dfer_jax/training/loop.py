@@ -12,7 +12,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from mma_dfer_jax import parts
+from mma_dfer_jax import errors, parts
 from mma_dfer_jax.data.pipeline import Augment, TrainOrder, load_batches
 from mma_dfer_jax.disk import free_bytes
 from mma_dfer_jax.errors import UserError
@@ -48,7 +48,10 @@ def fit(config: ConfigDict, checked: Checked, run: Run, workdir: Path, *, stop: 
     here.log.close()
   if stopped and stop.stopped:
     reason = stop.signal.received.name if stop.signal.received else "a signal to one of the processes"
-    print(f"stopped by {reason} after step {here.saved_step}; to resume, run the same command")
+    when = "before the first step; run the same command to start again"
+    if here.saved_step is not None:
+      when = f"after step {here.saved_step}; to resume, run the same command"
+    print(f"stopped by {reason} {when}")
     return stop.signal.exit_status
   if here.chief:
     print(here.report())
@@ -113,7 +116,7 @@ class _Run:
     keep, free = self.config.keep_checkpoints, free_bytes(self.workdir)
     needed = 4 * count((state.tunable, state.opt_state)) * (keep + 2) + 4 * count(state.frozen)
     if free < needed:
-      raise UserError(f"{self.workdir} needs {needed / 2**20:.0f} MiB for {keep} checkpoints, the best one, one being "
+      raise UserError(f"{self.workdir} needs {needed / 2**20:.0f} MiB for {errors.count(keep, 'checkpoint')}, the best one, one being "
                       f"written, and the frozen weights, but {free / 2**20:.0f} MiB are free")  # fmt: skip
 
   def _fresh_model(self) -> MmaDfer:
@@ -229,8 +232,8 @@ class _Run:
     """Lines for people at the start."""
     c, started = self.checked, {start.name for start in self.checked.starts}
     return [
-      f"train on {c.train_split}: {len(self.order.records)} clips, {self.order.steps_per_epoch} steps an epoch; "
-      f"test on {c.test_split}: {c.data_set.splits[c.test_split]} clips",
+      f"train on {c.train_split}: {errors.count(len(self.order.records), 'clip')}, {errors.count(self.order.steps_per_epoch, 'step')} an epoch; "
+      f"test on {c.test_split}: {errors.count(c.data_set.splits[c.test_split], 'clip')}",
       *(start.describe() for start in c.starts),
       *(f"{stream} encoder: random weights, nothing pretrained (config.pretrained.{stream} is empty)"
         for stream in ("image", "audio") if getattr(c.model, stream).depth and not {stream, "init_from"} & started),
@@ -254,7 +257,8 @@ class _Run:
       "splits": f"train {c.train_split}, test {c.test_split}",
     }
     found = write_report(self.workdir, run=self.run, history=self.history, facts=facts, split=c.test_split)
-    shown = f"WAR {percent(found['war'])}, UAR {percent(found['uar'])} on {found['clips']} clips"
+    clips = errors.count(found["clips"], "clip")
+    shown = f"WAR {percent(found['war'])}, UAR {percent(found['uar'])} on {clips}"
     return f"{shown}; {self.workdir}/report.md"
 
 

@@ -5,13 +5,17 @@ import csv
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Float, Int
 import numpy as np
 
 from mma_dfer_jax.disk import new_file
-from mma_dfer_jax.errors import UserError, listed
+from mma_dfer_jax.errors import UserError, count, counted, listed, shown
 from mma_dfer_jax.training.scores import Scores
+
+WANTED = "Give a workdir, a folds folder, an evaluation (evaluation_….json) or a predictions.csv"
+ROUNDED = 0.02  # how far from 1 a sum of rounded probabilities may be
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +26,7 @@ class Predictions:
   clips: tuple[str, ...]  # names
   labels: Int[np.ndarray, "N"]  # indices of classes
   probabilities: Float[np.ndarray, "N C"]
+  data_set: str | None = None  # fingerprint of the data set that the clips are from; None: not known
 
   @classmethod
   def of_logits(cls, classes, clips, labels, logits: Float[np.ndarray, "N C"]) -> "Predictions":
@@ -32,8 +37,11 @@ class Predictions:
   @classmethod
   def joined(cls, several: Sequence["Predictions"]) -> "Predictions":
     """Those of several folds."""
-    arrays = [np.concatenate([getattr(p, n) for p in several]) for n in ("labels", "probabilities")]
-    return cls(several[0].classes, sum((p.clips for p in several), ()), *arrays)
+    labels = np.concatenate([p.labels for p in several])
+    probabilities = np.concatenate([p.probabilities for p in several])
+    data_sets = {p.data_set for p in several}
+    data_set = data_sets.pop() if len(data_sets) == 1 else None
+    return cls(several[0].classes, sum((p.clips for p in several), ()), labels, probabilities, data_set)
 
   @property
   def answers(self) -> Int[np.ndarray, "N"]:
@@ -56,28 +64,42 @@ class Predictions:
 
 def read_predictions(path: Path) -> Predictions:
   """Reads a predictions.csv; UserError with everything that is wrong with it."""
-  with path.open(newline="", encoding="utf-8", errors="replace") as file:
-    header, *rows = list(csv.reader(file)) or [[]]
-  classes = tuple(header[2:])
-  if header[:2] != ["clip", "label"] or len(set(classes)) < max(2, len(classes)):
-    raise UserError(f"{path} is no predictions.csv: its first line must be clip,label and two or more class names")  # fmt: skip
-  clips: dict[str, tuple[int, list[float]]] = {}
-  problems = [] if rows else ["there is no clip"]
-  filled = ((*row, "", "")[: max(2, len(row))] for row in rows)
-  for line, (clip, label, *numbers) in enumerate(filled, start=2):
+  try:
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+      reader = csv.reader(file)
+      header = next(reader, [])
+      classes = tuple(header[2:])
+      if header[:2] != ["clip", "label"] or len(set(classes)) < max(2, len(classes)):
+        rule = "its first line must be clip,label and two or more class names"
+        raise UserError(f"{path} is no predictions.csv: {rule}. {WANTED}")
+      rows = list(reader)
+  except csv.Error as error:
+    raise UserError(f"{path} is no predictions.csv: {error}. {WANTED}") from error
+  if not rows:
+    raise UserError(f"{path} has no clips: there is no line after the first")
+  lines: dict[str, int] = {}
+  labels, probabilities, problems = [], [], []
+  for line, row in enumerate(rows, start=2):
+    clip, label, *numbers = *row, *[""] * (2 - len(row))
     try:
-      values = [float(number) for number in numbers]
+      values = np.array([float(number) for number in numbers])
     except ValueError:
-      values = []
-    if clip in clips or label not in classes or len(values) != len(classes) or not np.isfinite(values).all():
-      problems.append(f"line {line}: {','.join([clip, label, *numbers])[:80]}")
-    else:
-      clips[clip] = classes.index(label), values
+      values = np.array([np.nan])
+    reasons = {
+      f"{shown(label)!r} is not one of the classes": label not in classes,
+      f"{len(numbers)} of {len(classes)} probabilities": len(numbers) != len(classes),
+      "the probabilities must be numbers from 0 to 1": not ((values >= 0) & (values <= 1)).all(),
+      f"the probabilities sum to {values.sum():.4g}, not 1": abs(values.sum() - 1) > ROUNDED,
+      f"the clip {shown(clip)!r} stands on line {lines.get(clip)} already": clip in lines,
+    }  # fmt: skip
+    problems += [(f"line {line}", reason) for reason, holds in reasons.items() if holds][:1]
+    lines.setdefault(clip, line)
+    labels.append(label)
+    probabilities.append(values)
   if problems:
-    rule = f"a clip that is nowhere else, one of the classes as its label, and {len(classes)} finite numbers"
-    raise listed(f"{path} is damaged: {len(problems)} lines lack {rule}", problems[:10])
-  labels, probabilities = zip(*clips.values(), strict=True)
-  return Predictions(classes, tuple(clips), np.array(labels), np.array(probabilities))
+    title = f"{path} is damaged in {count(len(problems), 'line')} of {len(rows)}"
+    raise listed(title, counted(problems, "lines")[:10])
+  return Predictions(classes, tuple(lines), np.array([*map(classes.index, labels)]), np.array(probabilities))
 
 
 def find_predictions(path: Path) -> dict[str, Predictions]:
@@ -85,10 +107,17 @@ def find_predictions(path: Path) -> dict[str, Predictions]:
 
   The path is a workdir, a folder with folds.json, a file or folder that `evaluate` wrote, or a predictions.csv.
   """
+  if not path.exists():
+    raise UserError(f"{path} does not exist. {WANTED}")
+  data_sets: dict[str, str | None] = {}
   if (path / "folds.json").is_file():
-    names = [fold["fold"] for fold in json.loads((path / "folds.json").read_text())["folds"]]
-    places = {name: (path / f"{name}_predictions.csv", path / name / "predictions.csv") for name in names}
+    try:
+      folds = {fold["fold"]: fold for fold in json.loads((path / "folds.json").read_text())["folds"]}
+    except (ValueError, KeyError, TypeError) as error:
+      raise UserError(f"{path}/folds.json is damaged; run the command that wrote it again") from error
+    places = {name: (path / f"{name}_predictions.csv", path / name / "predictions.csv") for name in folds}
     files = {name: next((file for file in of if file.is_file()), of[-1]) for name, of in places.items()}
+    data_sets = {name: fold.get("data_set") for name, fold in folds.items()}
   elif (path / "predictions.csv").is_file():
     files = {"": path / "predictions.csv"}
   elif path.is_dir() or path.suffix == ".json":
@@ -97,9 +126,29 @@ def find_predictions(path: Path) -> dict[str, Predictions]:
     whole = [file for file in found if "_without_none_" in file.name] or found
     if len(whole) > 1:
       raise UserError(f"{path} holds several predictions; give one of {', '.join(map(str, whole))}")
-    files = {"": whole[0] if whole else path / "predictions.csv"}
+    if not whole:
+      raise UserError(f"{path} holds no answers to clips. {WANTED}")
+    files = {"": whole[0]}
   else:
     files = {"": path}
   if missing := [str(file) for file in files.values() if not file.is_file()]:
     raise UserError(f"there is no {', '.join(missing)}; evaluate the model, then its predictions are there")
-  return {fold: read_predictions(file) for fold, file in files.items()}
+  found_in = {fold: data_sets.get(fold) or _data_set_of(file) for fold, file in files.items()}
+  return {
+    fold: dataclasses.replace(read_predictions(file), data_set=found_in[fold]) for fold, file in files.items()
+  }
+
+
+def _data_set_of(file: Path) -> str | None:
+  """The fingerprint of the data set whose clips are answered, as the run or the evaluation beside the file names it."""
+  evaluation, without, _ = file.name.partition("_without_")
+  found = _read_json(file.with_name(f"{evaluation}.json" if without else "run.json")).get("data_set")
+  return found.get("fingerprint") if isinstance(found, dict) else found
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+  try:
+    found = json.loads(path.read_text())
+  except (OSError, ValueError):
+    return {}
+  return found if isinstance(found, dict) else {}

@@ -14,7 +14,7 @@ import numpy as np
 
 from mma_dfer_jax.data.labels import COUNTS, LABEL_ORDERS, SCORES
 from mma_dfer_jax.disk import new_file, write_json
-from mma_dfer_jax.errors import EXAMPLES
+from mma_dfer_jax.errors import EXAMPLES, UserError, count
 from mma_dfer_jax.training.predictions import Predictions
 from mma_dfer_jax.training.scores import Scores
 
@@ -48,11 +48,16 @@ class MetricsLog:
     self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
   def write(self, step: int, metrics: Mapping[str, float | int]) -> None:
-    self._file.write(json.dumps({"step": step} | {k: _number(float(v)) for k, v in metrics.items()}) + "\n")
-    self._file.flush()
-    for name, value in metrics.items():
-      self._board.add_scalar(name, value, step)
-    self._board.flush()
+    try:
+      self._file.write(json.dumps({"step": step} | {k: _number(float(v)) for k, v in metrics.items()}) + "\n")
+      self._file.flush()
+      for name, value in metrics.items():
+        self._board.add_scalar(name, value, step)
+      self._board.flush()
+    except OSError as error:  # a full disk, which names no file
+      raise UserError(
+        f"cannot write {self._file.name}, or tensorboard/ beside it: {error.strerror}"
+      ) from error
 
   def close(self) -> None:
     self._file.close()
@@ -91,18 +96,19 @@ def write_report(workdir: Path, *, run: Mapping[str, Any], history: Sequence[Map
     **{key: run[key] for key in ("recipe", "config", "version")},
   }  # fmt: skip
   published = _published_rows(report["published"])
-  among = "" if len(history) == newest["epoch"] else f" among the {len(history)} epochs that were evaluated"
+  among = f" among the {count(len(history), 'evaluated epoch')}" * (len(history) < newest["epoch"])
   listed = ("clips", "clips_without_sound", "train_clips", "train_clips_without_sound", "clips_seen", "step", "tunable_parameters",
             "frozen_parameters", "peak_memory_gib", "started_from", "data_set", "splits", "version")  # fmt: skip
   _draw_learning_curves(workdir, history, every, run["config"]["loss.name"])
   _write(
     workdir, "report", report, last, "report of a run", "",
-    f"**WAR {percent(last.war)}, UAR {percent(last.uar)}** on {last.clips} test clips, after the last epoch "
+    f"**WAR {percent(last.war)}, UAR {percent(last.uar)}** on {count(last.clips, 'test clip')}, after the last epoch "
     f"({report['epoch']}).",
     "" if report["uar"] is not None else _undefined("no test clip", percent(last.uar_present)),
     f"Best epoch, chosen by looking at the test clips{among}: {chosen['epoch']} with WAR {percent(highest.war)}, "
     f"UAR {percent(highest.uar)}.",
     table(["", "clips>", "WAR>", "UAR>"], [(split, last.clips, percent(last.war), percent(last.uar)), *published]) * bool(published),
+    _published_note(report["published"]),
     recall_table(last),
     *_matrix_blocks(last),
     "## Learning curves",
@@ -148,7 +154,7 @@ def write_folds(folder: Path, folds: Sequence[Fold], *, model: str, facts: Mappi
   folder.mkdir(parents=True, exist_ok=True)
   together.write(folder / "predictions.csv")
   _write(
-    folder, "folds", summary, total, ", ".join(fold.name for fold in folds), f"sum of {len(folds)} folds:  ",
+    folder, "folds", summary, total, ", ".join(fold.name for fold in folds), f"sum of {count(len(folds), 'fold')}:  ",
     f"**WAR {plus_minus(summary['war'])}, UAR {plus_minus(summary['uar'])}**, {model}.",
     shown,
     _notes_on_folds(summary),
@@ -174,7 +180,14 @@ def _write(folder: Path, name: str, report: Any, scores: Scores, title: str, abo
 
 def write_markdown(path: Path, *blocks: str) -> None:
   """Paragraphs, tables and headings with an empty line between each two; empty ones are skipped."""
-  path.write_text("\n\n".join(block for block in blocks if block) + "\n")
+  with new_file(path, replace=True) as partial:
+    partial.write_text("\n\n".join(block for block in blocks if block) + "\n")
+
+
+def save_figure(figure: Any, path: Path) -> None:
+  """Writes a .png whole or not at all."""
+  with new_file(path, replace=True) as partial:
+    figure.savefig(partial, format="png", dpi=110)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -221,7 +234,9 @@ def published_for(scores: Scores, folds: Sequence[str]) -> dict[str, Any] | None
     clips = f"{scores.clips:,} clips here against {sum(there.values()):,} published"
     reasons.append(f"the class counts differ, {clips} ({some})")
   if sorted(folds) != sorted(of_folds):
-    reasons.append(f"the published score is the mean of {len(of_folds)} folds, here are {', '.join(folds)}")
+    reasons.append(
+      f"the published score is the mean of {len(of_folds)} folds, this run has {', '.join(folds)} only"
+    )
   return {"data_set": name.upper(), "clips": sum(sum(fold.values()) for fold in of_folds.values()), **SCORES[name],
           "not_comparable": ", and ".join(reasons) or None}  # fmt: skip
 
@@ -229,9 +244,18 @@ def published_for(scores: Scores, folds: Sequence[str]) -> dict[str, Any] | None
 def _published_rows(published: Mapping[str, Any] | None) -> list[Sequence[str]]:
   if not published:
     return []
+  name, below = f"published, {published['data_set']}", " (not comparable, see below)"
+  shown = name + below * bool(published["not_comparable"])
+  return [(shown, "", percent(published["war"]), percent(published["uar"]))]
+
+
+def _published_note(published: Mapping[str, Any] | None) -> str:
+  if not published:
+    return ""
   reason = published["not_comparable"]
-  name = f"published, {published['data_set']}" + (f": not comparable, {reason}" if reason else "")
-  return [(name, "", percent(published["war"]), percent(published["uar"]))]
+  comparable = f"not comparable: {reason}" if reason else "the clips of each class are as many as these"
+  means = f"Published are the paper's means over the five folds of {published['data_set']} (arXiv 2404.09010)"
+  return f"{means}; {comparable}."
 
 
 def percent(value: float | None) -> str:
@@ -280,17 +304,13 @@ def _folds_table(summary: Mapping[str, Any]) -> str:
 
 
 def _notes_on_folds(summary: Mapping[str, Any]) -> str:
-  number, published = len(summary["folds"]), summary["published"]
+  number = len(summary["folds"])
   notes = [f"Mean and standard deviation (divided by n − 1 = {number - 1}) are over folds, each counting once."
            if number > 1 else "One fold has no standard deviation."]  # fmt: skip
   if undefined := ", ".join(fold["fold"] for fold in summary["folds"] if fold["uar"] is None):
     words = _undefined("none of its test clips", plus_minus(summary["uar_of_present_classes"]))
     notes.append(f"{undefined}: {words} The mean is undefined too.")
-  if published:
-    reason = published["not_comparable"]
-    comparable = f"not comparable: {reason}" if reason else "the clips of each class are as many as these"
-    notes.append(f"Published are the paper's means over the five folds of {published['data_set']} (arXiv 2404.09010); "
-                 f"{comparable}.")  # fmt: skip
+  notes += filter(None, [_published_note(summary["published"])])
   if summary["best_epoch"]:
     notes.append("A best epoch is chosen by looking at the test clips, so it flatters; it is no result.")
   return "\n".join(f"- {note}" for note in notes)
@@ -309,9 +329,9 @@ def draw_confusion_matrix(scores: Scores, path: Path, title: str = "") -> None:
   axes.set_xticks(range(n), scores.classes, rotation=45, ha="right")
   axes.set_yticks(range(n), scores.classes)
   axes.set(xlabel="predicted", ylabel="true",
-           title=f"{title}WAR {percent(scores.war)}   UAR {percent(scores.uar)}   {scores.clips} clips")  # fmt: skip
+           title=f"{title}WAR {percent(scores.war)}   UAR {percent(scores.uar)}   {count(scores.clips, 'clip')}")  # fmt: skip
   figure.colorbar(image, label="% of the true class", shrink=0.8)
-  figure.savefig(path, dpi=110)
+  save_figure(figure, path)
 
 
 def _draw_learning_curves(workdir: Path, history: Sequence[Mapping[str, Any]], scores: Sequence[Scores], loss: str) -> None:  # fmt: skip
@@ -332,7 +352,7 @@ def _draw_learning_curves(workdir: Path, history: Sequence[Mapping[str, Any]], s
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.legend()
-  figure.savefig(workdir / "learning_curves.png", dpi=110)
+  save_figure(figure, workdir / "learning_curves.png")
 
 
 def empty_figure(width: float, height: float) -> Any:

@@ -4,13 +4,13 @@ It is a config file as well, of the run in a folder: `--config=mma_dfer_jax/trai
 """
 
 from collections.abc import Mapping, Sequence
-import importlib.metadata
 import json
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
+from mma_dfer_jax import __version__
 from mma_dfer_jax.config import MAY_CHANGE, flat_config, model_config, nested_config
 from mma_dfer_jax.data.data_set import DataSet
 from mma_dfer_jax.disk import write_json
@@ -18,7 +18,6 @@ from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.model import ModelConfig
 from mma_dfer_jax.parameters import tunable_patterns
 
-VERSION = importlib.metadata.version("mma_dfer_jax")
 Run = dict[str, Any]  # the content of run.json
 KEYS = {"config", "classes", "recipe", "tunable", "starts", "data_set", "version"}
 ADVICE = "choose another folder, or give the values that it was made with"
@@ -35,15 +34,15 @@ def describe_run(
   config: ml_collections.ConfigDict, model: ModelConfig, data_set: DataSet, starts: Sequence[Any]
 ) -> Run:
   """What identifies a run, as JSON holds it; the weights that it starts from are known by content."""
-  of_model = {name: getattr(model.inputs, name) for name in ("image_size", "num_frames", "audio_shape")}
   run = {
     "config": flat_config(config.to_dict()),
     "classes": data_set.classes,
-    "recipe": data_set.recipe | of_model,
+    "recipe": data_set.recipe | model.inputs.to_fields(),
     "tunable": tunable_patterns(model, config.tunable),
     "starts": {start.name: start.sha256 for start in starts},
-    "data_set": {name: getattr(data_set, name) for name in ("fingerprint", "splits", "sample_rates")},
-    "version": VERSION,
+    "data_set": {name: getattr(data_set, name) for name in ("fingerprint", "splits", "sample_rates")}
+    | ({"seconds_of_sound": data_set.seconds_of_sound} if data_set.seconds_of_sound else {}),
+    "version": __version__,
   }
   return json.loads(json.dumps(run))
 

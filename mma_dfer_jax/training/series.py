@@ -87,11 +87,9 @@ def flags_without(*names: str) -> list[str]:
   return kept
 
 
-def problems_of_series(runs: str, field: str, numbers: flags.FlagHolder) -> list[str]:
-  """What is wrong with --runs, and with the numbers of which each run gets one as a field of its config ("data.fold")."""
+def problems_of_series(field: str, numbers: flags.FlagHolder) -> list[str]:
+  """What is wrong with the numbers of which each run gets one as a field of its config ("data.fold")."""
   problems, given = [], numbers.value
-  if ":/" in runs:
-    problems.append(f"--runs={runs} is an address; give a folder (mount the bucket)")
   if not given or not all(re.fullmatch(r"0|[1-9]\d{0,8}", n) for n in given) or len(set(given)) < len(given):
     problems.append(f"--{numbers.name}={','.join(given)}: give different whole numbers, comma-separated")
   if any(re.match(rf"--?config\.{re.escape(field)}(=|$)", argument) for argument in flags_without()):

@@ -24,15 +24,13 @@ from mma_dfer_jax.weights.positions import resize_positions
 OF_TRAINING = {"name", "tunable", "drop_path", "prompt_positions"}
 
 
-def open_stored(path: Path, step: int | str = "last") -> StoredModel:
-  """Opens a run (at step "last", "best", or a saved number), a model folder, an authors' .pth or .safetensors."""
-  if not path.is_dir():
-    return open_checkpoint(path)
+def open_stored(
+  path: Path, step: int | str = "last", heads: int | None = None, wanted: str | None = None
+) -> StoredModel:
+  """Opens a run (at step "last", "best", or a saved number), a model folder, or what `open_checkpoint` takes."""
   if (path / "run.json").is_file():
     return open_run(path, step)
-  if (path / "model.json").is_file():
-    return open_folder(path)
-  raise UserError(f"{path} is neither the workdir of a run (no run.json) nor a model folder (no model.json)")
+  return open_folder(path) if (path / "model.json").is_file() else open_checkpoint(path, heads, wanted)
 
 
 def open_run(workdir: Path, step: int | str = "last") -> StoredModel:
@@ -67,6 +65,11 @@ def open_run(workdir: Path, step: int | str = "last") -> StoredModel:
     "tunable": run["tunable"],
     "precision": run["config"]["precision"],
     "sample_rates": run["data_set"]["sample_rates"],
+    **(
+      {"seconds_of_sound": run["data_set"]["seconds_of_sound"]}
+      if "seconds_of_sound" in run["data_set"]
+      else {}
+    ),
     "source": {"run": workdir.resolve().name, "step": found, "version": run["version"]},
   }
   tensors = {
@@ -110,7 +113,7 @@ def open_init(path: str | Path, model: ModelConfig, classes: Sequence[str]) -> S
     lines.append(f"{place}: {line}")
   if not taken:
     raise UserError(f"{path}: nothing of it fits this model; {'; '.join(lines)}")
-  return Start("init_from", stored, tuple(lines), taken)
+  return Start("init_from", stored, (*lines, *stored.about["source"].get("notes", ())), taken)
 
 
 def _fitted(

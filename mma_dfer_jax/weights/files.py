@@ -5,36 +5,39 @@ from collections.abc import Collection, Mapping
 import dataclasses
 import functools
 import hashlib
-import importlib.metadata
 import json
 import math
 from pathlib import Path
 from typing import Any
 
+from flax import traverse_util
 import ml_dtypes
 import numpy as np
 import safetensors
 
 from mma_dfer_jax.disk import new_file, sha256_of
-from mma_dfer_jax.errors import UserError, listed, shown
+from mma_dfer_jax.errors import UserError, few, listed, shown
 from mma_dfer_jax.model import ModelConfig, read_model
 from mma_dfer_jax.parameters import parameter_shapes, tunable_patterns
 from mma_dfer_jax.progress import Progress
 from mma_dfer_jax.weights.pickles import Tensor
+from mma_dfer_jax.weights.places import files_of
+from mma_dfer_jax.weights.sets import find_weights
 from mma_dfer_jax.weights.torch_file import read_torch_file
 
 OURS = "mma_dfer_jax"  # the key under which our files say what shapes cannot: parts, heads, classes
-VERSION = importlib.metadata.version("mma_dfer_jax")
+PARAMETERS = "model.safetensors"  # the file of a model folder with its parameters
 MOST_BLOCKS = 32  # a ViT-H has so many; tracing a model takes seconds for a dozen, and minutes for a hundred
 MOST = 2**16  # of any other size in a file's description of a model
-_TYPES = {
-  "F64": np.dtype("f8"),
-  "F32": np.dtype("f4"),
-  "F16": np.dtype("f2"),
-  "BF16": np.dtype(ml_dtypes.bfloat16),
-}
+_TYPES = {"F64": np.dtype("f8"), "F32": np.dtype("f4"), "F16": np.dtype("f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}  # fmt: skip
+_COUNTS = {
+  "I64": np.dtype("i8"),
+  "I32": np.dtype("i4"),
+  "U8": np.dtype("u1"),
+  "BOOL": np.dtype("?"),
+}  # of training tools
 # Facts that only a run knows: which parameters it trained, its precision, the sample rates of its sounds.
-OF_A_RUN = {"tunable": list, "precision": str, "sample_rates": list}
+OF_A_RUN = {"tunable": list, "precision": str, "sample_rates": list, "seconds_of_sound": float}
 
 
 def held(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
@@ -55,7 +58,10 @@ class StoredModel:
   sha256: str  # of the file with the parameters, or of a run's own ones
 
   def verify(self) -> None:
-    """Raises UserError if the values have changed since they were written, as far as that can be known."""
+    """Raises UserError if the values of a model folder have changed since they were written."""
+    file = self.path / PARAMETERS
+    if file.is_file() and sha256_of(file) != self.sha256:
+      raise UserError(f"{file} is damaged: its sha256 is not the one in model.json; convert the source again")
 
   def read(self) -> dict[str, np.ndarray]:
     """All parameters by path, in the dtype of the source; UserError if they are damaged."""
@@ -65,11 +71,15 @@ class StoredModel:
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-  """Tensors of a file by the authors' names without `module.`, and what else the file says."""
+  """Tensors of a file by the authors' names, and what else the file says."""
 
   path: Path
   tensors: dict[str, Tensor]
-  about: dict[str, Any]  # `epoch` and `best_acc` or None, and `mma_dfer_jax`: our own notes
+  ours: dict[str, Any] = dataclasses.field(default_factory=dict)  # what this project wrote under `OURS`
+  # `epoch` and `best_acc`, if it says them
+  training: dict[str, Any] = dataclasses.field(default_factory=dict)
+  files: tuple[Path, ...] = ()  # with the tensors; `path` may be a folder or an index
+  notes: tuple[str, ...] = ()  # what was removed from names, left out, or changed; empty for ordinary files
 
   @property
   def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -77,10 +87,9 @@ class Weights:
 
   @functools.cached_property
   def sha256(self) -> str:
-    return sha256_of(self.path)
-
-  def verify(self) -> None:
-    """Nothing: the file has no checksum."""
+    """Of the file; of several files, of their sha256 one after the other."""
+    digests = [sha256_of(file) for file in self.files]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,50 +111,77 @@ class Start:
 
   def read(self) -> dict[str, np.ndarray]:
     """Float32 parameters by path; UserError if they are damaged or not finite."""
-    self.source.verify()
+    if isinstance(self.source, StoredModel):
+      self.source.verify()
     arrays = {path: tensor.read().astype(np.float32) for path, tensor in self.taken.items()}
     refuse_not_finite(self.source.path, [path for path, array in arrays.items() if not is_finite(array)])
     return arrays
 
 
-def open_weights(path: str | Path) -> Weights:
-  """Opens a .pth or .safetensors file by its content, reads names and shapes; UserError if it is damaged."""
+def open_weights(path: str | Path, wanted: str | None = None) -> Weights:
+  """Opens weights by their content, a file or the pieces of one; reads names and shapes. UserError if they are damaged.
+
+  Args:
+    path: a .pth or .safetensors file, an index of pieces, or a folder of Hugging Face or DeepSpeed.
+    wanted: the name of one of several sets of weights in it.
+  """
   path = Path(path)
+  files, where = files_of(path)
+  saved: dict[str, Any] = {}
+  for file in files:
+    held_here, ours = _open_file(file)
+    if lost := [shown(name) for name, of in where.items() if of == file.name and name not in held_here]:
+      raise UserError(f"{file} lacks {len(lost)} tensors that {path} says it holds: {few(lost)}")
+    if twice := [shown(name) for name in held_here if name in saved]:
+      raise UserError(f"{path} holds tensors in several files: {few(twice)}")
+    saved |= held_here
+  tensors, notes = find_weights(path, saved, wanted)
+  # Shared and expanded tensors may take more memory than the file has bytes, but not much in any real file.
+  claimed, size = sum(max(t.nbytes, t.span) for t in tensors.values()), sum(f.stat().st_size for f in files)
+  if claimed > 2 * size + 2**26:
+    raise UserError(
+      f"{path} is no real checkpoint: its tensors claim {claimed:,} bytes, the file has {size:,}"
+    )
+  _check_types(path, {n: str(t.dtype) for n, t in tensors.items()}, [str(t) for t in _TYPES.values()])
+  training: dict[str, Any] = {}
+  epoch, accuracy = saved.get("epoch"), saved.get("best_acc")
+  if type(epoch) is int and 0 <= epoch < 2**53:  # a file may hold a number of any length
+    training["epoch"] = epoch
+  if isinstance(accuracy, Tensor) and accuracy.shape == ():
+    accuracy = float(accuracy.read())
+  if isinstance(accuracy, float) and math.isfinite(accuracy):
+    training["best_acc"] = accuracy
+  notes = [
+    f"read from {', '.join(file.name for file in files[:3])}{', …' * (len(files) > 3)}"
+  ] * path.is_dir() + notes
+  return Weights(path, tensors, ours if isinstance(ours, dict) else {}, training, files, tuple(notes))
+
+
+def _open_file(path: Path) -> tuple[dict[str, Any], Any]:
+  """What one file holds, and what this project wrote into it."""
   start = b""
   if path.is_file():  # else the reader of .pth files says what is wrong
     with open(path, "rb") as file:
       start = file.read(10)
   try:
     if start[6:9] == b"\0\0{":  # a .safetensors file, under any name: the length of its header, which is JSON
-      found, metadata = read_safetensors(path)
-      notes = json.loads(metadata.get(OURS, "{}"))
-      saved: Mapping[str, Any] = {**notes, OURS: notes} if isinstance(notes, dict) else {}
-    else:
-      found, saved = _open_torch(path)
-      json.dumps(saved.get(OURS))  # or it nests too deeply, or holds objects
+      tensors, metadata = read_safetensors(path, _TYPES | _COUNTS)
+      return dict(tensors), json.loads(metadata.get(OURS, "{}"))
+    saved = read_torch_file(path)
+    if not isinstance(saved, dict):
+      kind = "a tensor" if isinstance(saved, Tensor) else getattr(saved, "name", f"a {type(saved).__name__}")
+      raise UserError(f"{path} holds {kind}, not a state dict; save model.state_dict() instead")
+    json.dumps(ours := saved.get(OURS))  # or it nests too deeply, or holds objects
+    return saved, ours
   except UserError:
     raise
   except (TypeError, ValueError, RecursionError) as error:
     raise UserError(f"{path} has damaged notes under {OURS}: {error}") from error
-  tensors: dict[str, Tensor] = {}
-  for name, tensor in found.items():
-    plain = name.removeprefix("module.")  # DataParallel's
-    if plain in tensors:
-      raise UserError(f"{path} holds {shown(plain)} twice, with and without the prefix module.")
-    tensors[plain] = tensor
-  epoch, accuracy, ours = (saved.get(key) for key in ("epoch", "best_acc", OURS))
-  if isinstance(accuracy, Tensor) and accuracy.shape == ():
-    accuracy = float(accuracy.read())
-  known = type(epoch) is int and 0 <= epoch < 2**53  # a file may hold a number of any length
-  about = {
-    "epoch": epoch if known else None,
-    "best_acc": accuracy if isinstance(accuracy, float) and math.isfinite(accuracy) else None,
-    OURS: ours if isinstance(ours, dict) else {},
-  }
-  return Weights(path, tensors, about)
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_safetensors(
+  path: Path, types: Mapping[str, np.dtype] = _TYPES
+) -> tuple[dict[str, Tensor], dict[str, str]]:
   """Tensors of a .safetensors file, mapped into memory when read, and metadata; UserError if it is damaged."""
   try:
     with safetensors.safe_open(path, framework="numpy") as checked:  # all sizes and places in the file agree
@@ -156,7 +192,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
   except (safetensors.SafetensorError, ValueError, OSError) as error:
     raise UserError(f"{path} is no whole .safetensors file: {error}") from error
   header.pop("__metadata__", None)
-  _check_types(path, {name: entry["dtype"] for name, entry in header.items()}, _TYPES)
+  _check_types(path, {name: entry["dtype"] for name, entry in header.items()}, types)
 
   def mapped(dtype: np.dtype, shape: tuple[int, ...], offset: int) -> np.ndarray:
     try:
@@ -167,34 +203,9 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
   tensors = {}
   for name, entry in header.items():
-    dtype, shape, offset = _TYPES[entry["dtype"]], tuple(entry["shape"]), start + entry["data_offsets"][0]
+    dtype, shape, offset = types[entry["dtype"]], tuple(entry["shape"]), start + entry["data_offsets"][0]
     tensors[name] = Tensor(shape, dtype, functools.partial(mapped, dtype, shape, offset))
   return tensors, metadata
-
-
-def _open_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-  saved = read_torch_file(path)
-  if not isinstance(saved, dict):
-    kind = "a tensor" if isinstance(saved, Tensor) else getattr(saved, "name", f"a {type(saved).__name__}")
-    raise UserError(f"{path} holds {kind}, not a state dict; save model.state_dict() instead")
-  # The state dict's place in MMA-DFER's checkpoints, in MAE's and AudioMAE's, or the whole file.
-  places: list[dict] = [saved[key] for key in ("state_dict", "model") if isinstance(saved.get(key), dict)]
-  state = next((p for p in [*places, saved] if any(isinstance(v, Tensor) for v in p.values())), None)
-  if state is None:
-    keys = ", ".join(map(shown, list(saved)[:10])) or "nothing"
-    raise UserError(
-      f"{path} holds no state dict, neither under state_dict nor model nor at the top; it has {keys}"
-    )
-  if others := [shown(n) for n, v in state.items() if not (isinstance(n, str) and isinstance(v, Tensor))]:
-    raise UserError(f"{path}: its state dict holds things that are no tensors: {', '.join(others)}")
-  # Shared and expanded tensors may take more memory than the file has bytes, but not much in any real file.
-  claimed, size = sum(max(t.nbytes, t.span) for t in state.values()), path.stat().st_size
-  if claimed > 2 * size + 2**26:
-    raise UserError(
-      f"{path} is no real checkpoint: its tensors claim {claimed:,} bytes, the file has {size:,}"
-    )
-  _check_types(path, {name: str(t.dtype) for name, t in state.items()}, [str(t) for t in _TYPES.values()])
-  return state, saved
 
 
 def _check_types(path: Path, types: Mapping[str, str], allowed: Collection[str]) -> None:
@@ -208,6 +219,10 @@ def looks_like(shapes: Mapping[str, tuple[int, ...]]) -> str:
   if any(name.startswith(("image_encoder.", "audio_model.", "temporal_net.")) for name in shapes):
     return "an MMA-DFER checkpoint"
   patch, head = shapes.get("patch_embed.proj.weight", ()), shapes.get("head.weight", ())
+  if any(name.endswith("embeddings.patch_embeddings.projection.weight") for name in shapes):
+    return (
+      "a vision transformer of Hugging Face's transformers, whose names differ; take the authors' own file"
+    )
   if len(patch) != 4 or not any(name.startswith("blocks.") for name in shapes):
     return f"no vision transformer at all (its tensors are {', '.join(map(shown, list(shapes)[:3]))}, …)"
   subject, published, tuned = {
@@ -226,11 +241,9 @@ def model_in(fields: Any, title: str, tunable: Any = ()) -> ModelConfig:
   """The model that a file, possibly a stranger's, describes; UserError if it is none, or larger than any."""
   try:
     model = read_model(fields)
-    parts = {slot: part for slot, part in model.to_fields().items() if isinstance(part, dict)}
-    sizes = {f"{slot}.{key}": size for slot, part in parts.items() for key, size in part.items()}
     large = [
       f"{name}={n}"
-      for name, size in {"num_classes": model.num_classes, **sizes}.items()
+      for name, size in traverse_util.flatten_dict(model.to_fields(), sep=".").items()
       for n in (size if isinstance(size, tuple) else [size])
       if isinstance(n, int) and n > (MOST_BLOCKS if name.endswith(".depth") else MOST)
     ]
@@ -287,27 +300,17 @@ def write_safetensors(
 
 def write_torch(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
   """Writes a new checkpoint that the original loads: `state_dict`, `epoch`, and `about` besides; needs PyTorch."""
-  torch = import_torch()
-  state_dict = collections.OrderedDict()
-  for name, tensor in tensors.items():
+  import torch
+
+  def as_torch(tensor: Tensor):
     array = np.array(tensor.read())  # torch wants to own writable memory
-    half = array.dtype == _TYPES["BF16"]
-    state_dict[name] = torch.from_numpy(array.view(np.int16) if half else array)
-    state_dict[name] = state_dict[name].view(torch.bfloat16) if half else state_dict[name]
+    if array.dtype == _TYPES["BF16"]:
+      return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+  state_dict = collections.OrderedDict((name, as_torch(tensor)) for name, tensor in tensors.items())
   checkpoint = {"epoch": about.get("epoch") or 0, "state_dict": state_dict, OURS: dict(about)}
   if about.get("best_acc") is not None:
     checkpoint["best_acc"] = torch.tensor(about["best_acc"])
   with new_file(path) as partial:
     torch.save(checkpoint, partial)
-
-
-def import_torch():
-  """PyTorch, which only writing a .pth needs; UserError if it is not installed."""
-  try:
-    import torch
-  except ImportError as error:
-    raise UserError(
-      "writing a .pth needs PyTorch (the CPU build is enough): pip install 'mma_dfer_jax[torch]'; "
-      "--to_safetensors does not need it"
-    ) from error
-  return torch

@@ -5,18 +5,18 @@ folder/model.safetensors   parameters by path in the dtype of the source; `unuse
 """
 
 from collections.abc import Callable
-import dataclasses
 import json
 import math
 from pathlib import Path
 import shutil
 from typing import Any
 
-from mma_dfer_jax.disk import free_bytes, sha256_of, write_json
+from mma_dfer_jax import __version__
+from mma_dfer_jax.disk import free_bytes, write_json
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.parameters import Tunable, parameter_shapes, tunable_patterns
 from mma_dfer_jax.weights import files
-from mma_dfer_jax.weights.files import OF_A_RUN, StoredModel, model_in, read_safetensors
+from mma_dfer_jax.weights.files import OF_A_RUN, PARAMETERS, StoredModel, model_in, read_safetensors
 from mma_dfer_jax.weights.mma_dfer import UNUSED, open_checkpoint, with_classes
 from mma_dfer_jax.weights.names import check_fit, name_table, unused_shapes
 
@@ -25,19 +25,9 @@ FIELDS = {"model": dict, "assumed": dict, "classes": list, "class_order": str, "
 AGAIN = "convert the source again"
 
 
-@dataclasses.dataclass(frozen=True)
-class ModelFolder(StoredModel):
-  """A model folder whose names and shapes fit; `about` is the content of model.json, see `FIELDS`."""
-
-  def verify(self) -> None:
-    file = self.path / "model.safetensors"
-    if sha256_of(file) != self.sha256:
-      raise UserError(f"{file} is damaged: its sha256 is not the one in model.json; {AGAIN}")
-
-
-def open_folder(folder: Path) -> ModelFolder:
+def open_folder(folder: Path) -> StoredModel:
   """Opens a model folder, executes nothing; UserError names all that is missing, unexpected, of wrong shape."""
-  path, weights = folder / "model.json", folder / "model.safetensors"
+  path, weights = folder / "model.json", folder / PARAMETERS
   if not path.is_file():
     raise UserError(f"{folder} is no model folder: it has no model.json")
   if (folder / "params").exists():
@@ -70,7 +60,7 @@ def open_folder(folder: Path) -> ModelFolder:
   # Heads, means and the like are in no shape, so the file, whose sha256 is known, says them too.
   if metadata.get("model") != json.dumps(about["model"]):
     raise UserError(f"{path} is damaged: it describes another model than model.safetensors; {AGAIN}")
-  return ModelFolder(folder, model, about, tensors, about["sha256"])
+  return StoredModel(folder, model, about, tensors, about["sha256"])
 
 
 def write_folder(
@@ -96,10 +86,10 @@ def write_folder(
     stored.verify()
     fields = stored.model.to_fields()
     metadata = {"format": "mma_dfer_jax", "model": json.dumps(fields)}
-    sha256 = files.write_safetensors(partial / "model.safetensors", stored.tensors, metadata, stored.path)
+    sha256 = files.write_safetensors(partial / PARAMETERS, stored.tensors, metadata, stored.path)
     kept = (*OF_A_RUN, "assumed", "classes", "class_order", "recipe", "source")
     about: dict[str, Any] = {"model": fields, **{k: stored.about[k] for k in kept if k in stored.about}}
-    about |= {"counts": counts(stored), "version": files.VERSION, "sha256": sha256}
+    about |= {"counts": counts(stored), "version": __version__, "sha256": sha256}
     write_json(partial / "model.json", about)
     write_json(partial / "model.json", about | check(partial))
     if out.exists():
@@ -133,7 +123,12 @@ def counts(stored: StoredModel) -> dict[str, dict[str, int]]:
 
 
 def convert_checkpoint(
-  model: str | Path, out: str | Path, *, classes: str | None = None, heads: int | None = None
+  model: str | Path,
+  out: str | Path,
+  *,
+  classes: str | None = None,
+  heads: int | None = None,
+  weights: str | None = None,
 ) -> dict[str, Any]:
   """Turns an MMA-DFER checkpoint (.pth, .safetensors) into a model folder; returns its model.json.
 
@@ -142,7 +137,8 @@ def convert_checkpoint(
     out: folder to write; it must not exist.
     classes: dfew, mafw, mafw-official, or names "a,b,c"; not needed if the file names them.
     heads: attention heads of the encoders, if unusual: they are not in the shapes.
+    weights: which weights of a file that holds several, as "model_ema".
   Raises:
     UserError: if the file is no such checkpoint, damaged or not to be trusted; nothing is written then.
   """
-  return write_folder(Path(out), with_classes(open_checkpoint(Path(model), heads), classes))
+  return write_folder(Path(out), with_classes(open_checkpoint(Path(model), heads, weights), classes))

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from mma_dfer_jax import __version__
 from mma_dfer_jax.data.faces import ARCHIVE_FACES
 from mma_dfer_jax.data.labels import LABEL_ORDERS, label_order
-from mma_dfer_jax.errors import UserError, listed
+from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.inputs import Inputs
 from mma_dfer_jax.model import ModelConfig, paper, read_model
 from mma_dfer_jax.weights import files
@@ -33,32 +34,33 @@ AUTHORS_RECIPE = {
 
 def recipe_of(inputs: Inputs) -> dict[str, Any]:
   """How the authors prepare data of these sizes."""
-  return AUTHORS_RECIPE | dataclasses.asdict(inputs) | {"audio_shape": list(inputs.audio_shape)}
+  return AUTHORS_RECIPE | inputs.to_fields() | {"audio_shape": list(inputs.audio_shape)}
 
 
-def open_checkpoint(path: Path, heads: int | None = None) -> StoredModel:
-  """An MMA-DFER checkpoint, .pth or .safetensors; `about["classes"]` is None if the file does not name its classes.
+def open_checkpoint(path: Path, heads: int | None = None, wanted: str | None = None) -> StoredModel:
+  """An MMA-DFER checkpoint, as `open_weights` takes it; `about["classes"]` is None if it does not name its classes.
 
   Raises:
     CheckpointMismatchError: with everything missing, unexpected and of the wrong shape.
     UserError: if it is something else, and what it looks like.
   """
-  weights = files.open_weights(path)
+  weights = files.open_weights(path, wanted)
   if (what := files.looks_like(weights.shapes)) != "an MMA-DFER checkpoint":
     advice = "; give the two pretraining files as --config.pretrained.image and --config.pretrained.audio"
     raise UserError(
       f"{path} is not an MMA-DFER checkpoint; it looks like {what}{advice * ('encoder' in what)}"
     )
   model, assumed = find_model(weights, heads)
-  unused, ours, tensors = unused_shapes(model), weights.about[OURS], weights.tensors
+  unused, ours, tensors = unused_shapes(model), weights.ours, weights.tensors
   check_fit(f"{path} does not fit the model", weights.shapes, used_shapes(model), allowed=unused)
   classes, recipe, trained_as = (ours.get(key) for key in ("classes", "recipe", "trained_as"))
   names = classes if isinstance(classes, list) and all(isinstance(name, str) for name in classes) else []
   if classes is not None and len(names) != model.num_classes:
     raise UserError(f"{path} must name {model.num_classes} classes, as its model has, not {len(names)}")
-  source = {"file": path.name, "bytes": path.stat().st_size, "sha256": weights.sha256}
-  source |= trained_as if isinstance(trained_as, dict) else {}
-  source |= {key: weights.about[key] for key in ("epoch", "best_acc") if weights.about[key] is not None}
+  size = sum(file.stat().st_size for file in weights.files)
+  source = {"file": path.name, "bytes": size, "sha256": weights.sha256}
+  source |= (trained_as if isinstance(trained_as, dict) else {}) | weights.training
+  source |= {"notes": list(weights.notes)} if weights.notes else {}
   about = {key: ours[key] for key, kind in OF_A_RUN.items() if type(ours.get(key)) is kind} | {
     "assumed": assumed,
     "classes": None if classes is None else names,
@@ -95,7 +97,7 @@ def with_classes(stored: StoredModel, classes: str | None) -> StoredModel:
 
 def find_model(weights: Weights, heads: int | None) -> tuple[ModelConfig, dict[str, str]]:
   """The model that a file describes, or else its shapes show; and what had to be assumed, with reasons."""
-  ours = weights.about[OURS]
+  ours = weights.ours
   if "model" not in ours:
     return _from_shapes(weights, heads)
   model = files.model_in(ours["model"], str(weights.path), ours.get("tunable", ()))
@@ -184,21 +186,8 @@ def authors_tensors(stored: StoredModel) -> dict[str, Tensor]:
   return found | files.held(fresh) | kept
 
 
-def check_exports(to_torch: Path | None, to_safetensors: Path | None) -> None:
-  """Raises UserError with every reason why the files could not be written."""
-  problems = [f"{file} exists already" for file in (to_torch, to_safetensors) if file and file.exists()]
-  try:
-    if to_torch:
-      files.import_torch()
-  except UserError as error:
-    problems.append(str(error))
-  if problems:
-    raise listed("cannot write", problems)
-
-
 def export(stored: StoredModel, to_torch: Path | None, to_safetensors: Path | None) -> None:
   """Writes all of the authors' tensors under their names, and beside them the facts that shapes do not show."""
-  check_exports(to_torch, to_safetensors)
   stored.verify()
   tensors = {f"module.{name}": tensor for name, tensor in authors_tensors(stored).items()}
   source, kept = stored.about["source"], ("classes", "class_order", "recipe", *OF_A_RUN)
@@ -208,7 +197,7 @@ def export(stored: StoredModel, to_torch: Path | None, to_safetensors: Path | No
     **{key: source.get(key) for key in ("epoch", "best_acc")},
     "trained_as": {key: source[key] for key in ("run", "step") if key in source},
     "unused": "kept" if any(name.startswith(UNUSED) for name in stored.tensors) else "fresh",
-    "version": files.VERSION,
+    "version": __version__,
   }
   about = json.loads(json.dumps(about))  # plain lists and numbers, which any reader takes
   if to_torch:

@@ -41,13 +41,6 @@ OWNERS = {"image_encoder": "image_encoder.", "audio_encoder": "audio_model.", "i
 class CheckpointMismatchError(UserError):
   """A checkpoint of another model; names all tensors that are missing, unexpected or of another shape."""
 
-  def __init__(self, title: str, missing: list[str], unexpected: list[str], wrong_shape: list[str]):
-    self.missing, self.unexpected, self.wrong_shape = missing, unexpected, wrong_shape
-    lines = [f"{title}:"]
-    for what, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape", wrong_shape)):
-      lines.append(f"  {what} ({len(names)}): {', '.join(map(shown, names)) or 'none'}")
-    super().__init__("\n".join(lines))
-
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -88,7 +81,7 @@ def _row_of(path: str, shape: tuple[int, ...], place: str, table: Iterable[tuple
   below = re.sub(f"^{place}/", "", path)
   module, _, leaf = below.rpartition("/")
   for ours, theirs, layout in table:
-    whole = ours.count("/") == below.count("/") and layout in ("keep", "stack")
+    whole = layout in ("keep", "stack")  # the row is of one parameter, not of a module
     if not re.fullmatch(re.escape(ours).replace(r"\{\}", r"\d+"), below if whole else module):
       continue
     numbers = range(shape[0]) if layout == "stack" else [re.findall(r"(?<=/)\d+(?=/|$)", path)]
@@ -129,22 +122,23 @@ def check_fit(
   allowed: Collection[str] = (),
 ) -> None:
   """Raises CheckpointMismatchError, which begins with `title`, unless the shapes are the wanted or allowed ones."""
-  missing = sorted(wanted.keys() - found.keys())
-  unexpected = sorted(found.keys() - wanted.keys() - set(allowed))
   wrong = [
     f"{n} {found[n]}, not {shape}" for n, shape in wanted.items() if found.get(n, shape) != tuple(shape)
   ]
-  if missing or unexpected or wrong:
-    raise CheckpointMismatchError(title, missing, unexpected, wrong)
+  problems = {
+    "missing": sorted(wanted.keys() - found.keys()),
+    "unexpected": sorted(found.keys() - wanted.keys() - set(allowed)),
+    "wrong shape": wrong,
+  }
+  if any(problems.values()):
+    lines = [f"  {what} ({len(n)}): {', '.join(map(shown, n)) or 'none'}" for what, n in problems.items()]
+    raise CheckpointMismatchError("\n".join([f"{title}:", *lines]))
 
 
 def ours(cfg: ModelConfig, rows: Iterable[Row], theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
   """Our parameters of these rows, by path, made of the authors' tensors when they are read."""
   found = {}
   for row in rows:
-    dtypes = {theirs[name].dtype for name in row.torch_names}
-    if len(dtypes) > 1:
-      raise UserError(f"{' and '.join(row.torch_names)} must be of one type, not {dtypes}")
     read = functools.partial(lambda row: row.to_jax({n: theirs[n].read() for n in row.torch_names}), row)
-    found[row.path] = Tensor(parameter_shapes(cfg)[row.path], dtypes.pop(), read)
+    found[row.path] = Tensor(parameter_shapes(cfg)[row.path], theirs[row.torch_names[0]].dtype, read)
   return found

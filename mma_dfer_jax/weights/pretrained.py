@@ -6,7 +6,7 @@ import re
 
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.model import ModelConfig
-from mma_dfer_jax.weights.files import OURS, Start, looks_like, open_weights
+from mma_dfer_jax.weights.files import Start, looks_like, open_weights
 from mma_dfer_jax.weights.names import OWNERS, check_fit, name_table, ours, used_shapes
 from mma_dfer_jax.weights.positions import resize_positions
 
@@ -38,7 +38,7 @@ def open_pretrained(stream: str, path: str | Path, cfg: ModelConfig) -> Start:
   title = f"{path} is not {expected} pretraining file for this model ({size}); it looks like {what}"
   check_fit(title, weights.shapes, wanted, allowed=left_out)
   try:  # a file of ours says its heads, but a stranger may have written it
-    heads = weights.about[OURS]["model"][stream]["heads"]
+    heads = weights.ours["model"][stream]["heads"]
   except (KeyError, TypeError):
     heads = encoder.heads
   if type(heads) is int and heads != encoder.heads:
@@ -49,4 +49,4 @@ def open_pretrained(stream: str, path: str | Path, cfg: ModelConfig) -> Start:
   taken[table] = taken[table].changed(shape, lambda array: resize_positions(array.astype("f4"), grid, target))
   resized = "positions as they are" if grid == target else f"positions resized from {grid} to {target}"
   facts = f"{len(rows)} tensors taken, {resized}, {len(left_out)} of its decoder left out"
-  return Start(stream, weights, (what, facts), taken)
+  return Start(stream, weights, (what, facts, *weights.notes), taken)

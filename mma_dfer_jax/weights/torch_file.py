@@ -90,6 +90,9 @@ def _folder(names: list[str]) -> str:
     raise Problem("is a TorchScript program (torch.jit.save); save the model's state_dict() with torch.save")
   folder = next((name[:-8] for name in names if re.fullmatch(r"[^/\\]+/data\.pkl", name)), None)
   if folder is None:
+    for pattern, kind in _OTHER_ARCHIVES.items():
+      if any(re.fullmatch(pattern, name) for name in names):
+        raise Problem(f"is {kind}")
     some = ", ".join(shown(name) for name in names[:3])
     raise Problem(f"is a zip archive, but not of torch.save; it holds {some}, …. Unpack it")
   for name in names:  # zipfile cuts them at a zero byte, so that one entry would pass for another
@@ -151,18 +154,34 @@ def _what_it_is(head: bytes, pickled: bool) -> str:
       return kind
   if pickled or head[:1] == b"\x80":
     return "a pickle, but not a whole one of torch.save (joblib and pickle.dump write such files)"
-  return "not a file of torch.save" if re.search(rb"[\0-\x08\x0e-\x1a]", head[:1024]) else "a text file"
+  if re.search(rb"[\0-\x08\x0e-\x1a]", head[:1024]):
+    return "not a file of torch.save"
+  return f"a text file, which begins with {shown(head[:60].decode(errors='replace').strip())!r}"
 
 
 _OTHER_FILES = {
   rb"\Z": "empty",
-  rb"\s*<(!doctype html|html|head|\?xml)": "an HTML page, the usual result of a failed download (Google Drive shows "
+  rb"(\xef\xbb\xbf)?\s*<(!doctype|!--|html|head|\?xml|error)": "an HTML page, the usual result of a failed download (Google Drive shows "
   "one before a large file); open it in a browser and download the file itself",
   rb"version https://git-lfs": "only a pointer to a file in git LFS; fetch it with git lfs pull",
   rb".{6}\0\0\s*\{": "a safetensors file; name it .safetensors",
   rb".{257}ustar|sys_info\0": "a tar archive; unpack it, or if torch before 0.1.10 wrote it, let a newer torch save it",
-  rb"\x1f\x8b|\xfd7zXZ\0|7z\xbc\xaf|BZh\d|\x28\xb5\x2f\xfd|Rar!": "a compressed archive; unpack it",
+  rb"\x1f\x8b|\xfd7zXZ\0|7z\xbc\xaf|BZh\d|\x28\xb5\x2f\xfd|\x04\x22\x4d\x18|Rar!": "a compressed archive; unpack it",
   rb"\x93NUMPY": "an array of numpy (.npy), not a checkpoint",
   rb"\x89HDF": "an HDF5 file, as Keras writes them, not a checkpoint of torch",
+  rb"\x08\x01\x12|\n.{1,3}\n.[\w/:.-]+\x12": "a TensorFlow graph, not a checkpoint of torch",
+  rb"\x08[\x02-\x1f][\x12\x1a\x22\x3a\x42]": "an ONNX model, not a checkpoint of torch; ask for the file that it was made from",
+  rb".{4}TFL3": "a TensorFlow Lite model, not a checkpoint of torch",
+  rb"GGUF": "a GGUF model of llama.cpp, not a checkpoint of torch",
+  rb"[\x81-\x8f][\xa1-\xbf]\w+": "a msgpack file, as Flax writes them, not a checkpoint of torch",
   rb"PK": "an empty or damaged zip archive",
+}
+
+_OTHER_ARCHIVES = {  # zip archives, by the name of an entry
+  r".*\.npy": "an archive of numpy (.npz), not a checkpoint",
+  r"(.*/)?model\.weights\.h5": "a Keras model, not a checkpoint of torch",
+  r"(.*/)?(serialized_exported_program\.json|models/.*\.json|data/aotinductor/.*)": "a program of torch.export (.pt2); save the "
+  "model's state_dict() with torch.save",
+  r"[^/]+/\.data/extern_modules": "a package of torch.package; save the model's state_dict() with torch.save",
+  r"data\.pkl": "an archive of torch.save without its folder; pack the folder that holds data.pkl, not its content",
 }

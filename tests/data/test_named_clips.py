@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 import functools
 from pathlib import Path
+import re
 import shutil
 
 import archives
@@ -51,7 +52,7 @@ def test_folders_of_classes(tmp_path):
   layout = good(read_folders(home, test_share=0.2, classes=["sad", "Happy 2"]), 40)
   assert layout.classes == ("sad", "Happy 2")
   for share in (0.0, 1.0, -1.0):
-    with refused(r"no folders train and test\. Split the clips with --test_share=0\.2"):
+    with refused(r"no folders train and test; add --test_share=0\.2"):
       read_folders(home, test_share=share)
   write_text(home / "sad/more/x.mp4")
   (home / "empty").mkdir()
@@ -74,8 +75,10 @@ def test_folders_with_a_split_of_their_own(tmp_path):
   for place in ("data", "."):
     with refused(r"(?s)only if these two folders are there.*found: .*accepted for folders"):
       read_folders(tmp_path / place, test_share=0.5)
-  with refused(r"sad/0\.mp4 is alone"):
+  with refused(r"sad/0\.mp4 is the only clip of its class"):
     read_folders(folders(tmp_path / "one", "0.mp4", classes=["sad"]), test_share=0.5)
+  with refused(r"all clips begin with 01, so there is one speaker; use --split_by=clip"):
+    read_folders(folders(tmp_path / "speaker", "01-1.mp4", "01-2.mp4"), test_share=0.5, split_by="speaker")
 
 
 @pytest.mark.parametrize("flat", [False, True])
@@ -200,11 +203,23 @@ def test_folds_of_a_manifest(tmp_path):
   bad(read_clips(manifest(tmp_path, "path,label,Fold\na.mp4,x,1\nb.mp4,x,2\nc.mp4,x,4\n")), holes, left=3)
 
 
-@pytest.mark.parametrize("pair", [("very sad", "Very  sad"), ("über", "u\u0308ber")])
+ALIKE = {
+  ("very sad", "Very  sad"): "'very sad' and 'Very  sad' differ in case or spaces only",
+  ("sad", "s\u00adad"): r"'sad' and 's\xadad' look alike",
+  (
+    "fear",
+    "\uff46\uff45\uff41\uff52",
+  ): r"'fear' and 'ｆｅａｒ' (written '\uff46\uff45\uff41\uff52') look alike",
+  ("über", "u\u0308ber"): "'über' (written '\\xfcber') and 'u\u0308ber' (written 'u\\u0308ber') look alike",
+  ("joy", "j\u043ey"): r"'joy' and 'jоy' (written 'j\u043ey') look alike",
+  ("a b", "a\xa0b"): r"'a b' and 'a\xa0b' differ in case or spaces only",
+}
+
+
+@pytest.mark.parametrize("pair", ALIKE)
 def test_labels_that_look_alike(tmp_path, pair):
   path = manifest(tmp_path, "path,label,split\na.mp4,{},train\nb.mp4,{},test\n".format(*pair))
-  text = f"{pair[0]!r} and {pair[1]!r} differ in case or spaces only: write one of them"
-  layout = bad(read_clips(path), text, left=2)
+  layout = bad(read_clips(path), f"{ALIKE[pair]}: write one of them", left=2)
   assert layout.problems[0].clips == ()
 
 
@@ -222,9 +237,59 @@ def test_a_folder_or_a_glob_gives_clips_without_labels(tmp_path):
   layout = read_clips(tmp_path)
   assert [clip.clip_id for clip in layout.clips] == ["a 1.mp4", "c.MP4", "deep/er/b.mp4"]
   assert "no videos by extension, not used: read.me" in texts(layout.notes)
+  assert read_clips(tmp_path / "**").clips == layout.clips  # a pattern chooses as a folder does
+  assert "no videos by extension, not used: read.me" in texts(read_clips(tmp_path / "*").notes)
   for place, names in (("**/*.mp4", ["a 1.mp4", "deep/er/b.mp4"]), ("*/*/*.mp4", ["deep/er/b.mp4"]),
                        ("*.[mM][pP]4", ["a 1.mp4", "c.MP4"])):  # fmt: skip
     assert [clip.clip_id for clip in read_clips(tmp_path / place).clips] == names
-  for place, words in (("*.avi", "there is no video"), ("none.csv", "cannot be read")):
+  (tmp_path / "x.csv").write_bytes(b"PK\x03\x04\0\0\0\xff")
+  for place, words in (("*.avi", "there is no video"), ("none.csv", "cannot be read"), ("c.MP4", "one video by its name"),
+                       ("x.csv", "is no text file")):  # fmt: skip
     with refused(words):
       read_clips(tmp_path / place)
+
+
+def test_links_out_of_a_folder_are_refused(tmp_path):
+  write_text(tmp_path / "films/a.mp4")
+  write_text(tmp_path / "elsewhere/b.mp4")
+  (tmp_path / "films/more").symlink_to(tmp_path / "elsewhere")
+  (tmp_path / "films/same.mp4").symlink_to("a.mp4")
+  twice = "same.mp4: is a link that leads to a.mp4, which is taken already"
+  outside = "more/b.mp4: is a link that leads out of"
+  for place in ("films", "films/**/*.mp4"):
+    bad(read_clips(tmp_path / place), outside, twice, left=1)
+    bad(read_clips(tmp_path / place, follow_links=True), twice, left=2)
+
+
+@pytest.mark.parametrize(
+  ("clips", "advice"),
+  [
+    (
+      ("happy/1.mp4", "sad/2.mp4"),
+      "the videos lie in the folders happy, sad; .*--dataset=folders .*--test_share=0.2",
+    ),
+    (("train/happy/1.mp4", "test/sad/2.mp4"), r"in the folders happy, sad; .*--dataset=folders --raw=\S+$"),
+    (("happy/1.mp4", "happy/2.mp4"), None),
+    (("1.mp4", "happy/2.mp4", "sad/3.mp4"), None),
+    (("a/happy/1.mp4", "b/happy/2.mp4"), None),
+  ],
+)
+def test_folders_that_look_like_classes(tmp_path, clips, advice):
+  for name in clips:
+    write_text(tmp_path / name)
+  hints = [note.what for note in read_clips(tmp_path).notes if note.warning]
+  assert len(hints) == bool(advice)
+  assert not advice or re.search(advice, hints[0])
+
+
+def test_classes_of_a_manifest_are_chosen_as_of_every_data_set(tmp_path):
+  """These in this order; clips of others are left out, and noted."""
+  text = "path,label,split\na.mp4,x,train\nb.mp4,y,train\nc.mp4,z,test\nd.mp4,x,test\nnone.mp4,y,test\n"
+  layout = bad(
+    read_clips(manifest(tmp_path, text), classes=["z", "x"]),
+    f"line 6: none.mp4: No such file in {tmp_path}",
+    left=3,
+  )
+  assert (layout.classes, layout.doubtful) == (("z", "x"), set())
+  assert texts(layout.notes) == ["clips of the class y left out, as --classes does not name it: b.mp4"]
+  assert read_clips(tmp_path / "m.csv").doubtful == {"y"}

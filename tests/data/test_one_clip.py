@@ -2,12 +2,13 @@
 
 import ctypes
 
-from archives import prepare, read, refused
+from archives import prepare, read, refused, write_text
 from clip_files import contents, make, manifest
 from commands import load
 import pytest
 
 from mma_dfer_jax.data import media
+from mma_dfer_jax.data.data_set import open_data_set
 from mma_dfer_jax.data.source import in_lines
 from mma_dfer_jax.errors import UserError
 
@@ -34,7 +35,7 @@ def test_what_a_library_raises(clips, tmp_path, monkeypatch, raised, said, at):
   functions = {
     "pictures": (media.Picture, "pixels"),
     "sound": (media, "_as_int16"),
-    "first look": (os, "stat"),
+    "opening": (media.av, "open"),
   }
   place, name = functions[at]
   old, reading = getattr(place, name), []
@@ -90,7 +91,7 @@ class Fatal(MODULE.ClipFiles):
 HOSTILE = {
   "a\0b.mp4": "NUL", "n" * 300 + ".mp4": "more than 255 bytes", "p/" * 3000 + "a.mp4": "path", "9" * 5000: "255 bytes",
   "~nobody_of_this_name/a.mp4": "home folder", "https://example.org/a.mp4": "address", r"C:\clips\a.mp4": "Windows",
-  "a\x1b[2Jb.mp4": "No such file", ".": "folder", "/dev/zero": "device", "a.mp4/b.mp4": "Not a directory",
+  "a\x1b[2Jb.mp4": "No such file", ".": "folder", "/dev/zero": "device", "a.mp4/b.mp4": "is no folder",
 }  # fmt: skip
 
 
@@ -109,3 +110,82 @@ def test_a_home_folder_in_a_manifest(clips, tmp_path, monkeypatch):
   monkeypatch.setenv("HOME", str(clips))
   prepare("--manifest", manifest(tmp_path, ["~/a.mp4,x,train"]), "--data_dir", tmp_path / "data")
   assert contents(tmp_path / "data") == {"~/a.mp4": ("train", "x")}
+
+
+def test_names_that_look_alike(clips, tmp_path):
+  """Clips that people cannot tell apart are refused, with both names escaped; a difference in case is noted."""
+  for name in ("\u00e9.mp4", "e\u0301.mp4", "x\u200b.mp4", "x.mp4", "Y.mp4", "y.mp4", "tr\udcffn.mp4"):
+    make(tmp_path / "films" / name, 20)
+  out = prepare(f"--manifest={tmp_path}/films", f"--data_dir={tmp_path}/data", status=1)
+  assert "5 of 7 clips" in out
+  assert (
+    r"look alike: 'é.mp4' (written 'e\u0301.mp4') and 'é.mp4' (written '\xe9.mp4'); rename one" in out
+    or (r"(written '\xe9.mp4')" in out and r"(written 'e\u0301.mp4')" in out)
+  )
+  assert r"'x\u200b.mp4'" in out
+  assert r"the name 'tr\udcffn.mp4' is not UTF-8; rename it" in out
+  assert "note: clips whose names differ in case only: Y.mp4 and y.mp4" in out
+
+
+def test_a_table_as_spreadsheets_write_it(clips, tmp_path):
+  """Empty columns, blanks and marks that nobody sees, columns and splits in other letters."""
+  rows = ["a.mp4,\u200bsad ,\u00a0Train,,", "\u202ab.mp4, joy\ufeff,TEST,,", ",,,,", "\u200b,,\u00a0,"]
+  path = manifest(clips, rows, header="\ufeff\ufeffPath,\uff4c\uff41\uff42\uff45\uff4c,Split\u00a0,,")
+  out = prepare("--manifest", path, "--data_dir", tmp_path)
+  assert contents(tmp_path) == {"a.mp4": ("train", "sad"), "b.mp4": ("test", "joy")}
+  assert "not used" not in out
+  out = prepare(
+    "--check", "--manifest", manifest(clips, ["a.mp4,s\u00adad,train"]), "--classes=sad,joy", status=1
+  )
+  assert r"label 's\xadad' is not one of the classes 'sad'" in out
+
+
+def test_speakers_that_look_alike_stay_together(tmp_path):
+  for label in ("sad", "joy"):
+    for name in ("anna_1", "ANNA 2", "\uff41nna\uff3f3", "an\u200bna-4", "ben_1", "eve_1"):
+      write_text(tmp_path / label / f"{name}.mp4")
+  layout = read("folders", tmp_path, test_share=0.34, split_by="speaker")
+  splits = {clip.split for clip in layout.clips if not clip.clip_id[4:].startswith(("ben", "eve"))}
+  assert len(splits) == 1
+
+
+PACKED = {"films.zip": "is a packed file; unpack it and give the folder", "table.csv": "is a file, not a folder",
+          "films2": "there is no such folder, but .*films2.zip is; unpack it", "fi\u200blms": r"but 'films' is"}  # fmt: skip
+
+
+@pytest.mark.parametrize(("raw", "said"), PACKED.items())
+def test_paths_in_another_form(tmp_path, raw, said):
+  (tmp_path / "films").mkdir()
+  for name in ("films.zip", "films2.zip", "table.csv"):
+    (tmp_path / name).touch()
+  with refused(said):
+    raise UserError(prepare("--check", "--dataset=ravdess", f"--raw={tmp_path}/{raw}", status=1))
+
+
+@pytest.mark.parametrize(
+  ("data", "said"),
+  [(b"PK\3\4 xl/workbook.xml", "is a spreadsheet, not a csv; save it as CSV"), (b"PK\3\4", "is a packed file"),
+   ("path,label,split\n".encode("utf-16"), "it is UTF-16"), (b"\0\0\0\x18ftypmp42" + 9 * b"\xff", "must be saved as UTF-8"),
+   (b"x" * 200_000, "must begin with the line path,label,split")],
+)  # fmt: skip
+def test_what_is_no_manifest(tmp_path, data, said):
+  (tmp_path / "m.xlsx").write_bytes(data)
+  out = prepare("--check", f"--manifest={tmp_path}/m.xlsx", status=1)
+  assert said in out
+  assert len(out) < 1500
+
+
+@pytest.mark.parametrize("flag", ["data_dir", "manifest", "raw", "lists", "face_model"])
+def test_flags_that_are_no_paths(flag):
+  out = prepare(f"--{flag}=--overwrite", "--data_dir=x", status=2)
+  assert f"flag --{flag}=--overwrite: '--overwrite' looks like a flag" in out
+
+
+def test_a_folder_that_holds_other_data_sets(clips, tmp_path):
+  prepare("--manifest", manifest(clips, ["a.mp4,x,train"]), f"--data_dir={tmp_path}/d")
+  for place, name, said in (
+    ("none", "clips", "which is not there"), ("d", "dfew", "which holds clips"), ("d/clips", "clips", "part of one: give"),
+    ("d/clips/1.0.0", "clips", f"give the folder {tmp_path}/d and the name clips"),
+  ):  # fmt: skip
+    with refused(said):
+      open_data_set(tmp_path / place, name)

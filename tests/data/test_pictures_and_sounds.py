@@ -24,6 +24,9 @@ def test_dfew_other_forms(tmp_path):
   layout = good(read_dfew(home, frames="16f"), 10)
   assert names(layout.clips[0]) == [f"frame {i:03d}.JPG" for i in range(1, 17)]
   assert layout.recipe["frames"] == "16f"
+  for frames, words in (("all", "take whole scenes with --frames=video"), ("video", None)):
+    warnings = [note.what for note in read_dfew(home, frames=frames, faces="yunet").notes if note.warning]
+    assert [words in text for text in warnings] == ([True] if words else [])
   layout = good(read_dfew(home, frames="video"), 10)
   for clip in layout.clips:
     assert clip.sound == clip.video == home / f"Clip/original/{int(clip.clip_id)}.mp4"
@@ -143,7 +146,17 @@ def test_odd_numbers_of_pictures_are_noted(tmp_path):
 
 def test_sound_that_is_not_there(tmp_path):
   home = archives.dfew(tmp_path, frames=1, sound="none")
-  bad(read_dfew(home), "there is no sound: no folder raw_wav or original (--allow_missing_sound", left=10)
+  there = "Clip, Clip/clip_224x224, EmoLabel_DataSplit"
+  silent = "there is no sound: no folder raw_wav or original; there are {}; --allow_missing_sound takes all clips without sound"
+  assert there in str(
+    bad(read_dfew(home), "there is no sound: no folder raw_wav or original; there are ", left=10).problems[0]
+  )
+  archives.write_wav(home / "Clip/wav/1.wav")
+  there = f"Clip/wav with 1 sound (name it raw_wav), {there}"
+  assert there in str(
+    bad(read_dfew(home), "there is no sound: no folder raw_wav or original; there are ", left=10).problems[0]
+  )
+  shutil.rmtree(home / "Clip/wav")
   layout = good(read_dfew(home, allow_missing_sound=True), 10)
   assert {clip.sound for clip in layout.clips} == {None}
   assert layout.recipe["sound"] == "none"
@@ -158,7 +171,7 @@ def test_what_is_no_data_set_is_described(tmp_path):
   with refused("there is no such folder"):
     read_dfew(tmp_path / "DFEW")
   write_text(tmp_path / "file")
-  with refused("is no folder"):
+  with refused("is a file, not a folder"):
     read_mafw(tmp_path / "file")
   for name in ("a.zip", "b/c.txt"):
     write_text(tmp_path / "wrong" / name)
@@ -208,14 +221,19 @@ def test_sounds_of_other_kinds(tmp_path):
     wav.rename(wav.with_suffix(".MP3" if wav.stem == "1" else ".m4a"))
   layout = good(read_dfew(home), 10)
   assert layout.recipe["sound"] == "m4a and mp3 files of raw_wav"
-  assert any(note.warning and "m4a, mp3" in note.what for note in layout.notes)
+  assert [note.what for note in layout.notes if note.warning] == [
+    "Clip/raw_wav: 10 of 10 clips have no wav; their m4a or mp3 is read"
+  ]
   archives.write_wav(home / "Clip/raw_wav/1.wav")
   layout = good(read_dfew(home), 10)
+  assert [note.what for note in layout.notes if note.warning] == [
+    "Clip/raw_wav: 9 of 10 clips have no wav; their m4a is read"
+  ]
   assert layout.recipe["sound"] == "m4a and wav files of raw_wav"
   assert "Clip/raw_wav: other sounds beside a .wav of the same clip, not used: 00001" in texts(layout.notes)
 
 
-def test_wavs_that_were_all_resampled_are_warned_of(tmp_path, monkeypatch):
+def test_wavs_at_16_khz_are_counted(tmp_path, monkeypatch):
   for read, make in ((read_dfew, archives.dfew), (read_mafw, archives.mafw)):
     monkeypatch.setattr(archives, "RATE", 16_000)
     home = make(tmp_path, frames=1)
@@ -223,7 +241,12 @@ def test_wavs_that_were_all_resampled_are_warned_of(tmp_path, monkeypatch):
     assert note.warning
     assert "2.6 UAR" in note.what
     monkeypatch.setattr(archives, "RATE", 44_100)
-    archives.write_wav(next(home.rglob("*.wav")))
+    wavs = sorted(home.rglob("*.wav"))
+    archives.write_wav(wavs[0])
+    (note,) = read(home).notes
+    assert note.what.startswith(f"{len(wavs) - 1} of {len(wavs)} sounds have 16000 Hz")
+    for wav in wavs[2:]:
+      archives.write_wav(wav)
     assert read(home).notes == []
 
 
@@ -232,6 +255,13 @@ def test_mafw_pictures_of_every_kind(tmp_path):
   layout = good(read_mafw(home), 11)
   assert layout.recipe["frames"] == "faces"
   assert any("--frames=scenes" in note for note in texts(layout.notes))
+  layout = good(read_mafw(home, faces="yunet"), 11)  # which has something to cut out of scenes only
+  assert layout.recipe["frames"] == "scenes"
+  assert "data/frames: chosen, as --faces=yunet cuts faces out of whole scenes" in texts(layout.notes)[0]
+  layout = good(read_mafw(home, frames="faces", faces="yunet"), 11)
+  assert [note.what.split(":")[1] for note in layout.notes if note.warning] == [
+    " these are cropped faces already, and --faces=yunet cuts faces out of the crops"
+  ]
   layout = good(read_mafw(home, frames="scenes"), 11)
   assert layout.clips[0].frames[0] == home / "data/frames/00025/0000.png"
   assert any("whole scenes" in note for note in texts(layout.notes))
@@ -244,6 +274,11 @@ def test_mafw_pictures_of_every_kind(tmp_path):
   good(read_mafw(home, frames="scenes", lists=tmp_path / "lists"), 11)
   shutil.rmtree(home / "data/clips_wav")
   assert good(read_mafw(home), 11).clips[0].sound == home / "data/clips/00025.mp4"
+  (home / "data/frames").rename(home / "data/other")
+  assert any(
+    "cropped faces already" in note.what for note in read_mafw(home, faces="yunet").notes if note.warning
+  )
+  (home / "data/other").rename(home / "data/frames")
   shutil.rmtree(home / "data/clips_faces")
   with refused(r"frames holds whole scenes.*--faces=yunet.*or --frames=scenes"):
     read_mafw(home, allow_missing_sound=True)

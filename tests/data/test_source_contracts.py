@@ -2,9 +2,12 @@
 
 import ast
 import dataclasses
+import importlib
 from pathlib import Path
+import sys
 
-from commands import load, own_flags
+from commands import load, own_flags, run
+from conftest import ROOT
 import pytest
 
 from mma_dfer_jax.data import source
@@ -34,12 +37,35 @@ def test_a_source_says_everything(name, tmp_path):
   for order in getattr(of, "LABELS", {}).values():
     assert len(set(order.classes)) == len(order.classes)
     assert order.origin
+  if of.FLAG == "raw" and name != "folders":
+    assert f"```text\n{of.LAYOUT}\n```\n" in (ROOT / "docs/data.md").read_text()
   classes = {label for row in COUNTS.get(name, {}).values() for label in row}
   assert all(set(order.classes) == classes for order in getattr(of, "LABELS", {}).values())
   assert all(set(row) == classes for row in COUNTS.get(name, {}).values())
   with pytest.raises(UserError) as error:  # of an empty folder
     of.read(tmp_path, of.Options(**({"test_share": 0.5} if name == "folders" else {})))
   assert of.LAYOUT in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["def read(:", "import nothing_of_that_name", "LAYOUT = 'accepted'"])
+def test_a_broken_source_harms_no_other(tmp_path, monkeypatch, text):
+  """It is named in one line; chosen, it is the error."""
+  for path in (Path(source.__file__).parent / "sources").glob("*.py"):
+    (tmp_path / path.name).write_text(path.read_text() if path.name != "clips.py" else text)
+  package = importlib.import_module("mma_dfer_jax.data.sources")
+  monkeypatch.setattr(package, "__path__", [str(tmp_path)])
+  monkeypatch.delitem(sys.modules, "mma_dfer_jax.data.sources.clips")
+  with pytest.raises(
+    UserError, match=r"^mma_dfer_jax/data/sources/clips\.py is broken, fix or remove it: \w+Error: .*$"
+  ):
+    source.source_of("clips")
+  assert source.said_by("clips", "Options") is None
+  status, out, err = run("data.prepare", "--dataset=clips", "--manifest=m.csv", "--check")
+  assert (status, err.count("\n")) == (1, 1), "without a traceback"
+  assert "clips.py is broken" in err
+  status, out, err = run("data.prepare", "--dataset=dfew", "--raw=nowhere", "--check")
+  assert "WARNING: mma_dfer_jax/data/sources/clips.py is broken" in out
+  assert "no such folder" in err
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -64,10 +90,13 @@ def test_options_are_flags_of_prepare(name):
   ("problems", "lines"),
   [
     ([("", "no label", ("line 2: a",)), ("", "no label", ("line 10: b",))], ["line 2: a: no label", "line 10: b: no label"]),
-    ([("l", f"'{i}' is no class", (str(i),)) for i in range(4)],
-     ["4 clips with the same kind of problem: l: 0: '0' is no class; l: 1: '1' is no class; l: 2: '2' is no class; and 3"]),
+    ([(f"l {i}", f"unknown label '{'shock' if i else 'calm'}'; write x or 1…7", (str(i),)) for i in range(4)],
+     ["4 clips: unknown label 'shock' (3 times), 'calm' (1); write x or 1…7, as in l 0: 0, l 1: 1, l 2: 2"]),
+    ([(f"l {i}", f"/a/{i}.jpg is cut short, as all of {i}.mp4", (f"{i}.mp4",)) for i in range(5)],
+     ["5 clips: … is cut short, as all of …, as in l 0: 0.mp4, l 1: 1.mp4, l 2: 2.mp4"]),
     ([(f"list {i}", "is empty", ()) for i in range(30)],
-     ["30 lists, files or folders with the same kind of problem: list 0: is empty; list 1: is empty; list 2: is empty …"]),
+     ["30 lists, files or folders: is empty, as in list 0, list 1, list 2"]),
+    ([("a.md", "is no video", ("a.md",))], ["a.md: is no video"]),
     ([("l", "is empty", ("1", "2"))] * 2, ["l: 2 clips is empty: 1, 2"]),
   ],
 )  # fmt: skip

@@ -5,29 +5,30 @@ import json
 from pathlib import Path
 import shutil
 
-from conftest import TINY, golden_weights
+from model_folders import authors_state, random_parameters, with_layers
 import numpy as np
 import pytest
 import safetensors.numpy
-from torch_files import from_torch, write_checkpoint
+from torch_files import write_checkpoint
 
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.weights import folder as folders
 from mma_dfer_jax.weights.files import held
 from mma_dfer_jax.weights.folder import convert_checkpoint, open_folder, write_folder
 from mma_dfer_jax.weights.mma_dfer import open_checkpoint, with_classes
-from mma_dfer_jax.weights.names import name_table
+
+CFG = with_layers(2)
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-  return write_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny.pth", golden_weights("tiny_64_7"))
+  return write_checkpoint(tmp_path_factory.mktemp("two") / "two.pth", authors_state(CFG))
 
 
 @pytest.fixture(scope="module")
-def whole(checkpoint, tmp_path_factory) -> Path:
-  convert_checkpoint(checkpoint, tmp_path_factory.mktemp("tiny") / "model", classes="dfew")
-  return next(tmp_path_factory.getbasetemp().glob("tiny*/model"))
+def whole(checkpoint) -> Path:
+  convert_checkpoint(checkpoint, checkpoint.parent / "model", classes="dfew")
+  return checkpoint.parent / "model"
 
 
 @pytest.fixture
@@ -42,20 +43,24 @@ def change(folder: Path, **fields) -> None:
 
 def test_a_folder_holds_the_model_and_says_what_it_is(whole, checkpoint):
   folder = open_folder(whole)
-  assert folder.model == TINY
+  assert folder.model == CFG
   assert sorted(path.name for path in whole.iterdir()) == ["model.json", "model.safetensors"]
-  ours = from_torch(golden_weights("tiny_64_7"), name_table(TINY))
+  ours = random_parameters(CFG)
   found = folder.read()
   assert found.keys() == ours.keys()
   assert all(found[path].tobytes() == array.tobytes() for path, array in ours.items())
   assert {name for name in folder.tensors if name not in ours} >= {"unused.audio_model.head.weight"}
   assert folder.about["classes"][0] == "happy"
   assert folder.about["assumed"].keys() == {"heads", "temporal.heads"}
-  assert (folder.about["source"]["file"], folder.about["source"]["epoch"]) == ("tiny.pth", 25)
-  assert folder.about["counts"]["all"] == {"tensors": 497, "elements": 846771}
-  # As the original counts at these sizes: four norm2 among what it trains, both heads among what it does not.
-  assert folder.about["counts"]["trained in the original"] == {"tensors": 198, "elements": 69119}
-  assert folder.about["counts"]["frozen in the original"] == {"tensors": 302, "elements": 777652}
+  assert (folder.about["source"]["file"], folder.about["source"]["epoch"]) == ("two.pth", 25)
+  counts = folder.about["counts"]
+  assert counts["all"] == {
+    "tensors": len(folder.tensors),
+    "elements": sum(t.nbytes // 4 for t in folder.tensors.values()),
+  }
+  # The original counts `to_q` and `to_kv`, one prompt update per stage, norm2 among what it trains, heads among the rest.
+  assert counts["trained in the original"]["tensors"] == counts["tunable"]["tensors"] + 3 + 4
+  assert counts["frozen in the original"]["tensors"] == counts["frozen"]["tensors"] + 4
 
 
 def test_the_folder_says_whose_label_order_it_has(whole):
@@ -89,12 +94,12 @@ def test_every_changed_byte_is_noticed(copy):
 
 def test_missing_unexpected_and_wrong_tensors_are_all_named(copy):
   tensors = safetensors.numpy.load_file(copy / "model.safetensors")
-  del tensors["classifier/bias"], tensors["fusion/3/image_gate"]
+  del tensors["classifier/bias"], tensors["fusion/1/image_gate"]
   tensors |= {"more": np.zeros(1, "f4"), "temporal/cls_token": np.zeros((1, 1, 8), "f4")}
   safetensors.numpy.save_file(tensors, copy / "model.safetensors")
   with pytest.raises(UserError) as error:
     open_folder(copy)
-  for words in ("missing (2): classifier/bias, fusion/3/image_gate", "unexpected (1): more",
+  for words in ("missing (2): classifier/bias, fusion/1/image_gate", "unexpected (1): more",
                 "temporal/cls_token (1, 1, 8), not (1, 1, 32)"):  # fmt: skip
     assert words in str(error.value)
 
@@ -107,17 +112,17 @@ def test_missing_unexpected_and_wrong_tensors_are_all_named(copy):
   ({"model": []}, "model must be a dict"),
   ({"model": {}}, "has the fields"),
   ({"tunable": [1]}, "tunable is no regular expression"),
-  ({"model": TINY.to_fields() | {"head": {"name": "os.system"}}}, "there is no 'os.system' in heads"),
-  ({"model": TINY.to_fields() | {"head": {"name": ["linear"]}}}, r"\('linear',\)"),
-  ({"model": TINY.to_fields() | {"head": {"name": "linear", "tunable": [1]}}}, "tunable|pattern"),
-  ({"model": TINY.to_fields() | {"fusion": 5}}, "describes no model"),
-  ({"model": TINY.to_fields() | {"inputs": 5}}, "cannot be built"),
-  ({"model": TINY.to_fields() | {"inputs": {"image_size": "64"}}}, "image_size"),
-  ({"model": TINY.to_fields() | {"image": {"name": "mae", "width": "48"}}}, "width.*'48'"),
-  ({"model": TINY.to_fields() | {"image": {"name": "mae", "mean": ["a", "b", "c"], "std": ["a", "b", "c"]}}}, "describes no model"),
-  ({"model": TINY.to_fields() | {"image": {"name": "mae", "depth": 10**6}}}, "must be a multiple|can be built"),
-  ({"model": TINY.to_fields() | {"temporal": {"name": "transformer", "depth": 10**6}}}, "temporal.depth=1000000"),
-  ({"model": TINY.to_fields() | {"inputs": {"image_size": 16 * 10**9}}}, "inputs.image_size"),
+  ({"model": CFG.to_fields() | {"head": {"name": "os.system"}}}, "there is no 'os.system' in heads"),
+  ({"model": CFG.to_fields() | {"head": {"name": ["linear"]}}}, r"\('linear',\)"),
+  ({"model": CFG.to_fields() | {"head": {"name": "linear", "tunable": [1]}}}, "tunable|pattern"),
+  ({"model": CFG.to_fields() | {"fusion": 5}}, "describes no model"),
+  ({"model": CFG.to_fields() | {"inputs": 5}}, "cannot be built"),
+  ({"model": CFG.to_fields() | {"inputs": {"image_size": "64"}}}, "image_size"),
+  ({"model": CFG.to_fields() | {"image": {"name": "mae", "width": "48"}}}, "width.*'48'"),
+  ({"model": CFG.to_fields() | {"image": {"name": "mae", "mean": ["a", "b", "c"], "std": ["a", "b", "c"]}}}, "describes no model"),
+  ({"model": CFG.to_fields() | {"image": {"name": "mae", "depth": 10**6}}}, "must be a multiple|can be built"),
+  ({"model": CFG.to_fields() | {"temporal": {"name": "transformer", "depth": 10**6}}}, "temporal.depth=1000000"),
+  ({"model": CFG.to_fields() | {"inputs": {"image_size": 16 * 10**9}}}, "inputs.image_size"),
 ])  # fmt: skip
 def test_a_strangers_model_json_ends_in_a_message(copy, fields, words):
   change(copy, **fields)
@@ -158,7 +163,7 @@ def test_a_folder_is_written_whole_or_not_at_all(checkpoint, tmp_path, monkeypat
   with pytest.raises(UserError, match="the logits differ"):
     write_folder(tmp_path / "model", stored, fail)
   monkeypatch.setattr(folders, "free_bytes", lambda path: 10**6)
-  with pytest.raises(UserError, match="needs 4 MiB, but 1 MiB are free"):
+  with pytest.raises(UserError, match=r"needs \d MiB, but 1 MiB are free"):
     write_folder(tmp_path / "model", stored)
   assert not list(tmp_path.iterdir())
   (tmp_path / "model").mkdir()

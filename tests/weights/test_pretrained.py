@@ -1,11 +1,13 @@
 """MAE-Face's and AudioMAE's pretraining files: what fits is taken bit for bit, what does not is named."""
 
 from pathlib import Path
+import re
 
-from conftest import GOLDEN, TINY, golden_json, slice_of, tiny
+from conftest import GOLDEN, TINY, golden_json, slice_of
 from flax import nnx
 import jax.numpy as jnp
 import make_weights
+from model_folders import with_layers
 import numpy as np
 import pytest
 from torch_files import write_torch_file
@@ -13,22 +15,29 @@ from torch_files import write_torch_file
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.model import MmaDfer
 from mma_dfer_jax.parameters import put_over
-from mma_dfer_jax.weights.files import open_weights
 from mma_dfer_jax.weights.names import CheckpointMismatchError, name_table
 from mma_dfer_jax.weights.positions import resize_positions
 from mma_dfer_jax.weights.pretrained import open_pretrained
 
+CFG = with_layers(2)
+
 
 @pytest.fixture(scope="module")
-def pretraining(tmp_path_factory) -> dict[str, Path]:
-  """Both files as MAE's and AudioMAE's training scripts save them, decoders and all."""
-  folder = tmp_path_factory.mktemp("pretraining")
-  files = {}
-  for stream, name, seed in (("image", "maeface", 102), ("audio", "audiomae", 101)):
-    state = make_weights.make_state_dict(golden_json(f"spec_{name}_tiny"), seed)
-    files[stream] = folder / f"{name}.pth"
-    write_torch_file(files[stream], {"model": state, "epoch": 400, "scaler": {"scale": 65536.0}})
-  return files
+def states() -> dict[str, dict[str, np.ndarray]]:
+  """Tensors that MAE's and AudioMAE's training scripts save, decoders and all."""
+  return {stream: make_weights.make_state_dict(golden_json(f"spec_{name}_tiny"), seed)
+          for stream, name, seed in (("image", "maeface", 102), ("audio", "audiomae", 101))}  # fmt: skip
+
+
+def open_state(stream: str, state: dict, file: Path, cfg=CFG, **others):
+  write_torch_file(file, {"model": state, "epoch": 400, "scaler": {"scale": 65536.0}, **others})
+  return open_pretrained(stream, file, cfg)
+
+
+def shallow(state: dict, *, decoder: bool = True) -> dict:
+  """The first two blocks."""
+  later = r"blocks\.([2-9]|1\d)\." + ("" if decoder else "|decoder|mask_token")
+  return {name: tensor for name, tensor in state.items() if not re.match(later, name)}
 
 
 @pytest.mark.parametrize(("name", "grid", "target", "stored"), [
@@ -45,7 +54,7 @@ def test_positions_are_resized_as_torch_does(name, grid, target, stored):
 
 
 @pytest.mark.slow
-def test_two_files_build_the_model_of_the_original(pretraining):
+def test_two_files_build_the_model_of_the_original(states, tmp_path):
   """149 tensors of each arrive bit for bit, and the first layers see what they see in the original."""
   golden, stored = golden_json("build_tiny_64_7"), np.load(GOLDEN / "build_tiny_64_7.npz")
   model = MmaDfer(TINY, rngs=nnx.Rngs(0))
@@ -53,7 +62,7 @@ def test_two_files_build_the_model_of_the_original(pretraining):
   images, audio, _ = make_weights.make_inputs(52, 1, 64)
   inputs = {"image": images.transpose(0, 1, 3, 4, 2), "audio": audio[:, 0]}
   for stream, theirs, patches in (("image", "image_encoder", 16), ("audio", "audio_model", 256)):
-    encoder = open_pretrained(stream, pretraining[stream], TINY)
+    encoder = open_state(stream, states[stream], tmp_path / stream, TINY)
     lists = golden["missing_and_unexpected"][stream]
     assert f"{len(lists['unexpected'])} of its decoder left out" in encoder.describe()
     rows = [row for row in name_table(TINY) if row.path in encoder.taken]
@@ -74,21 +83,10 @@ def test_two_files_build_the_model_of_the_original(pretraining):
     np.testing.assert_allclose(slice_of(out, 512), stored[f"{stream}_block0_out_slice"], atol=2e-5)
 
 
-def test_a_pretraining_file_may_come_without_its_decoder(pretraining, tmp_path):
-  state = {n: t.read() for n, t in open_weights(pretraining["image"]).tensors.items() if "decoder" not in n}
-  del state["mask_token"]
-  write_torch_file(tmp_path / "encoder.pth", {"model": state})
-  encoder = open_pretrained("image", tmp_path / "encoder.pth", TINY)
-  assert (
-    "150 tensors taken, positions resized from (14, 14) to (4, 4), 0 of its decoder left out"
-    in encoder.describe()
-  )
-
-
 def classifier(state: dict, outputs: int) -> dict:
   """What a fine-tuned or supervised model looks like: no decoder, a head."""
-  kept = {n: t for n, t in state.items() if "decoder" not in n and n != "mask_token"}
-  return kept | {"head.weight": np.zeros((outputs, 48), "f4"), "head.bias": np.zeros(outputs, "f4")}
+  head = {"head.weight": np.zeros((outputs, 48), "f4"), "head.bias": np.zeros(outputs, "f4")}
+  return shallow(state, decoder=False) | head
 
 
 @pytest.mark.parametrize(("stream", "make", "words"), [
@@ -98,34 +96,35 @@ def classifier(state: dict, outputs: int) -> dict:
   ("audio", lambda image, audio: classifier(audio, 527), "a fine-tuned AudioMAE with 527 classes, as AudioSet has"),
   ("audio", lambda image, audio: {"conv1.weight": np.zeros((64, 3, 7, 7), "f4")}, "no vision transformer at all"),
 ])  # fmt: skip
-def test_a_wrong_pretraining_file_is_told_what_it_looks_like(pretraining, tmp_path, stream, make, words):
-  states = [
-    {n: t.read() for n, t in open_weights(pretraining[s]).tensors.items()} for s in ("image", "audio")
-  ]
-  write_torch_file(tmp_path / "wrong.pth", {"model": make(*states)})
+def test_a_wrong_pretraining_file_is_told_what_it_looks_like(states, tmp_path, stream, make, words):
   with pytest.raises(CheckpointMismatchError) as error:
-    open_pretrained(stream, tmp_path / "wrong.pth", TINY)
-  assert words in str(error.value)
-  assert "wrong.pth" in str(error.value)
-  for heading in ("missing (", "unexpected (", "wrong shape ("):
-    assert heading in str(error.value)
+    open_state(stream, make(*map(shallow, states.values())), tmp_path / "wrong.pth")
+  for word in (words, "wrong.pth", "missing (", "unexpected (", "wrong shape ("):
+    assert word in str(error.value)
 
 
-def test_a_file_of_other_heads_is_refused(pretraining, tmp_path):
+def test_heads_are_compared_and_a_decoder_may_be_missing(states, tmp_path):
   """Shapes are the same for any number of heads; a file of ours says them."""
-  state = {n: t.read() for n, t in open_weights(pretraining["image"]).tensors.items()}
-  for heads in (4, 8):
-    ours = {"model": {"image": {"name": "mae", "heads": heads}}}
-    write_torch_file(tmp_path / f"{heads}.pth", {"model": state, "mma_dfer_jax": ours})
-  assert open_pretrained("image", tmp_path / "4.pth", TINY).read()
+  state = shallow(states["image"], decoder=False)
+  ours = {"model": {"image": {"name": "mae", "heads": 4}}}
+  encoder = open_state("image", state, tmp_path / "4.pth", mma_dfer_jax=ours)
+  facts = "30 tensors taken, positions resized from (14, 14) to (2, 2), 0 of its decoder left out"
+  assert facts in encoder.describe()
+  ours["model"]["image"]["heads"] = 8
   with pytest.raises(UserError, match=r"8\.pth has 8 attention heads, model\.image\.heads=4"):
-    open_pretrained("image", tmp_path / "8.pth", TINY)
+    open_state("image", state, tmp_path / "8.pth", mma_dfer_jax=ours)
 
 
-def test_ablated_models_take_them_too(pretraining):
-  cfg = tiny(fusion={"name": "none"}, prompts={"name": "none"}, audio={"name": "none"})
+def test_a_compiled_encoder_in_its_wrappers_is_read_and_said(states, tmp_path):
+  wrapped = {f"model._orig_mod.{name}": tensor for name, tensor in shallow(states["image"]).items()}
+  start = open_state("image", wrapped, tmp_path / "x.pth")
+  assert "removed from the beginnings of names: model._orig_mod." in start.describe()
+  assert start.taken.keys() == open_state("image", shallow(states["image"]), tmp_path / "y.pth").taken.keys()
+
+
+def test_ablated_models_take_them_too(states, tmp_path):
+  cfg = with_layers(2, fusion={"name": "none"}, prompts={"name": "none"}, audio={"name": "none"})
   model = MmaDfer(cfg, rngs=nnx.Rngs(0))
-  encoder = open_pretrained("image", pretraining["image"], cfg)
-  put_over(model, encoder.read())
+  put_over(model, open_state("image", shallow(states["image"]), tmp_path / "x.pth", cfg).read())
   kernel = np.asarray(model.image_encoder.blocks[0].mlp.fc1.kernel[...])
-  np.testing.assert_array_equal(kernel, encoder.source.tensors["blocks.0.mlp.fc1.weight"].read().T)
+  np.testing.assert_array_equal(kernel, states["image"]["blocks.0.mlp.fc1.weight"].T)

@@ -1,5 +1,6 @@
 """Any clips: those of a manifest with their labels, or those of a folder or glob without labels, for pretraining."""
 
+from collections import defaultdict
 import dataclasses
 import glob
 import os
@@ -9,22 +10,28 @@ import re
 from mma_dfer_jax.data import listed, source
 from mma_dfer_jax.data.archive import VIDEOS
 from mma_dfer_jax.data.source import ClipFiles, Layout, Note, Problem, natural
-from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.errors import UserError, shown
+from mma_dfer_jax.lookalikes import escaped, looks, tidy
+from mma_dfer_jax.paths import hint, user_path
 
 FLAG = "manifest"
 LAYOUT = """accepted as --manifest: a csv with the columns path,label,split (train or test) or path,label,fold (1, 2, …); or,
-for clips without labels, which pretraining takes, a folder or a glob such as 'films/**/*.mp4'"""
+for clips without labels, which pretraining takes, a folder or a pattern in quotes such as 'films/**/*.mp4'. Videos in one
+folder for each class need no manifest: --dataset=folders --raw=FOLDER"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(source.Options):
   classes: tuple[str, ...] = source.option((), source.CLASSES)
+  follow_links: bool = source.option(False, source.LINKS)
 
 
 def read(manifest: Path, options: Options) -> Layout:
   """The rows of a manifest as clips; or of a folder or glob all videos, in the split train, without labels."""
   if manifest.is_dir() or (glob.has_magic(str(manifest)) and not manifest.exists()):
     return _unlabelled(manifest, options)
+  if manifest.suffix.lower() in VIDEOS and manifest.exists():
+    raise UserError(f"{manifest}: is one video by its name, and no csv\n{LAYOUT}")
   try:
     header, lines, notes = listed.read_table(manifest, "path,label,split", "path,label,fold")
   except ValueError as error:
@@ -32,32 +39,42 @@ def read(manifest: Path, options: Options) -> Layout:
   if not lines:
     raise UserError(f"{manifest}: holds no rows, only {','.join(header)}")
   folds, classes = "fold" in header, options.classes
-  known = re.compile("fold[1-9][0-9]*" if folds else "train|test")
+  known = re.compile("fold[1-9][0-9]{0,5}" if folds else "train|test")
+  others: dict[str, list[str]] = defaultdict(list)  # clips of classes that --classes does not name
+  doubtful: set[str] = set()
   clips: list[ClipFiles] = []
   problems: list[Problem] = []
   splits: set[str] = set()
   seen: dict[str, int] = {}
   for line, values, row in lines:
-    path, label = row["path"], row["label"]
-    split = f"fold{row['fold'].removeprefix('fold')}" if folds else row["split"]
-    can_be = path and "\0" not in path
-    file = Path(os.path.abspath(manifest.parent / path)) if can_be else manifest
-    # The same clip in training and in the test would make the score a lie.
-    first = seen.setdefault(os.path.realpath(file), line) if can_be else line
+    path, label = row["path"], tidy(row["label"])
+    split = f"fold{looks(row['fold']).removeprefix('fold')}" if folds else looks(row["split"])
+    no_path, first, file = "", line, manifest
+    try:
+      file = Path(user_path(path, manifest.parent)) if path else manifest
+      # The same clip in training and in the test would make the score a lie.
+      first = seen.setdefault(os.path.realpath(file), line) if path else line
+      missing = first == line and not os.path.exists(file) and hint(file, folder=False)
+      no_path = missing.replace("is not there", f"No such file in {file.parent}", 1) if missing else ""
+    except UserError as error:
+      no_path = f"the path {error}"
+    similar = [name for name in classes if name != label and looks(name) == looks(label)]
     wrong = {
       f"{len(values) - len(header)} values too many (quote values that hold commas)": len(values) > len(header),
       "no path": not path,
-      "the path holds a NUL, which no file name can": path and not can_be,
       "no label": not label,
-      f"label {label!r} is not one of the classes {', '.join(classes)}": label and classes and label not in classes,
-      f"fold {row.get('fold')!r} is not a number from 1 on": folds and not known.fullmatch(split),
-      f"split {split!r} is used by no run: write train or test, or a column fold with 1, 2, …":
+      f"label {escaped(label)} looks like the class {', '.join(map(escaped, similar))}: write that": similar,
+      f"fold {escaped(row.get('fold', ''))} is not a number from 1 on": folds and not known.fullmatch(split),
+      f"no run uses the split {escaped(row.get('split', ''))}: write train or test, or a column fold with 1, 2, …":
         not folds and not known.fullmatch(split),
       f"is in line {first} already": first != line,
-      f"{file}: No such file or directory": first == line and not file.exists(),
+      no_path: True,
     }  # fmt: skip
-    if what := "; ".join(text for text, holds in wrong.items() if holds):
-      problems.append(Problem("", what, (f"line {line}: {path}" if path else f"line {line}",)))
+    if what := "; ".join(text for text, holds in wrong.items() if text and holds):
+      problems.append(Problem("", what, (f"line {line}: {shown(path)}" if path else f"line {line}",)))
+      doubtful |= {label} & set(classes or [label]) if label else set(classes)
+    elif classes and label not in classes:
+      others[label].append(path)
     else:
       clips.append(ClipFiles(path, f"line {line}", label, split, video=file, sound=file))
     splits |= {split} if known.fullmatch(split) else set()
@@ -68,12 +85,16 @@ def read(manifest: Path, options: Options) -> Layout:
   labels = dict.fromkeys([*classes, *(clip.label for clip in clips)])
   problems += [Problem(str(manifest), text) for text in source.near_duplicates(labels)]
   order = "as given by --classes" if classes else "sorted by name"
-  return Layout(classes or tuple(sorted(labels, key=natural)), order, clips, problems, {},
-                [Note(note) for note in notes], frozenset(splits))  # fmt: skip
+  all_notes = [
+    *map(Note, notes),
+    *(Note(source.left_out(label), tuple(paths)) for label, paths in others.items()),
+  ]
+  return Layout(classes or tuple(sorted(labels, key=natural)), order, clips, problems, {}, all_notes, frozenset(splits),
+                frozenset(doubtful))  # fmt: skip
 
 
 def _unlabelled(place: Path, options: Options) -> Layout:
-  """All videos of a folder, or all files that a glob matches."""
+  """All videos of a folder, or those that a pattern matches."""
   if options.classes:
     raise UserError(f"--classes is for manifests; {place} gives clips without labels")
   magic = next((i for i, part in enumerate(place.parts) if glob.has_magic(part)), None)
@@ -82,16 +103,36 @@ def _unlabelled(place: Path, options: Options) -> Layout:
   files = sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)), key=natural)
   clips, problems, others = [], [], []
   seen: dict[str, str] = {}
+  real = os.path.realpath(home)
   for file in map(Path, files):
-    name, path = str(file.relative_to(home)), Path(os.path.abspath(file))
-    if home == place and file.suffix.lower() not in VIDEOS:
+    name, path, target = str(file.relative_to(home)), Path(os.path.abspath(file)), os.path.realpath(file)
+    outside = os.path.commonpath([real, target]) != real and not options.follow_links
+    if file.suffix.lower() not in VIDEOS:
       others.append(name)
-    elif (first := seen.setdefault(os.path.realpath(file), name)) != name:
-      problems.append(Problem("", f"is a link to {first}, which is taken already", (name,)))
+    elif outside or (first := seen.setdefault(target, name)) != name:
+      leads = (
+        f"out of {home}, to {target} (--follow_links allows it)"
+        if outside
+        else f"to {first}, which is taken already"
+      )
+      problems.append(Problem("", f"is a link that leads {leads}", (name,)))
     else:
       clips.append(ClipFiles(name, name, "", "train", video=path, sound=path))
-  if not clips:
+  if not clips and not problems:
     raise UserError(f"--manifest={place}: there is no video; other files: {len(others)}\n{LAYOUT}")
   notes = [Note("clips without labels, for pretraining only: train and evaluate need a manifest with labels")]
   notes += [Note("no videos by extension, not used", tuple(others))] if others else []
+  if hint := _like_classes(home, [Path(clip.clip_id).parts for clip in clips]):
+    notes.append(Note(hint, warning=True))
   return Layout((), "none: clips without labels", clips, problems, {}, notes, frozenset({"train"}))
+
+
+def _like_classes(home: Path, parts: list[tuple[str, ...]]) -> str:
+  """What to say of videos that lie as --dataset=folders takes them, one folder for each class; nothing of others."""
+  split = {one[0].lower() for one in parts} == {"train", "test"}
+  classes = sorted({one[-2] for one in parts if len(one) == 2 + split}, key=natural)
+  if len(classes) < 2 or any(len(one) != 2 + split for one in parts):
+    return ""
+  share = "" if split else " --test_share=0.2"
+  return (f"the videos lie in the folders {source.first_few(classes)}; if these are classes, give them labels with "
+          f"--dataset=folders --raw={home}{share}")  # fmt: skip

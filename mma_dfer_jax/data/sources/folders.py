@@ -9,6 +9,7 @@ import re
 from mma_dfer_jax.data.archive import VIDEOS, Archive, ClassOptions
 from mma_dfer_jax.data.source import ClipFiles, LabelOrder, Layout, natural, near_duplicates, option
 from mma_dfer_jax.errors import UserError, listed
+from mma_dfer_jax.lookalikes import looks, tidy
 
 FLAG = "raw"
 LAYOUT = """accepted for folders: CLASS/clip.mp4 with --test_share=0.2, which splits the clips into training and test; or a
@@ -27,24 +28,25 @@ def read(raw: Path, options: Options) -> Layout:
   """The folders' names as classes, sorted, and their videos; --test_share must split what the folders do not split."""
   archive = Archive(raw, (), LAYOUT, options)
   top, files = archive.entries(archive.raw)
-  share, splits = options.test_share, [name for name in top if name.lower() in ("train", "test")]
+  share, splits = options.test_share, [name for name in top if looks(name) in ("train", "test")]
   if splits and (len(splits) < 2 or len(top) > 2):
     raise listed(f"--raw={raw}: train and test are splits only if these two folders are there and no others",
                  [f"found: {', '.join(f'{name}/' for name in top)}"], LAYOUT)  # fmt: skip
   if splits and share:
     raise UserError(f"--raw={raw}: the folders train and test are the split already; remove --test_share")
   if not splits and not 0 < share < 1:
-    raise UserError(f"--raw={raw}: has no folders train and test. Split the clips with --test_share=0.2, or another number "
-                    f"between 0 and 1 (it is {share:g}), and with --split_by=speaker if names begin with the speaker")  # fmt: skip
+    given = f" (--test_share={share:g} is not between 0 and 1)" * bool(share)
+    raise UserError(f"--raw={raw}: has no folders train and test; add --test_share=0.2, which splits the clips{given}. If "
+                    "names begin with the speaker, add --split_by=speaker too")  # fmt: skip
   if files:
     archive.note("files beside the folders, not used", *files)
   clips: list[ClipFiles] = []
   classes: dict[str, None] = {}
   for split in splits or [""]:
     for name in archive.entries(archive.raw / split)[0]:
-      if not options.classes or name in options.classes:
+      if not options.classes or tidy(name) in options.classes:
         classes.setdefault(name)
-        clips += _clips_of(archive.raw / split / name, name, split.lower(), archive)
+        clips += _clips_of(archive.raw / split / name, tidy(name), looks(split), archive)
       else:
         archive.note("folders left out, as --classes does not name them", name)
   if not clips:
@@ -58,7 +60,7 @@ def read(raw: Path, options: Options) -> Layout:
     archive.note(f"split: {rule}")
     test = _drawn(clips, options)
     clips = [dataclasses.replace(clip, split="test" if clip.clip_id in test else "train") for clip in clips]
-  order = LabelOrder(tuple(sorted(classes, key=natural)), "names of the folders, sorted")
+  order = LabelOrder(tuple(sorted(set(map(tidy, classes)), key=natural)), "names of the folders, sorted")
   recipe = {"folds": rule, "sound": "that of the videos"}
   return archive.found_by_class(clips, order, options.classes, recipe, ["train", "test"])
 
@@ -73,6 +75,7 @@ def _clips_of(folder: Path, label: str, split: str, archive: Archive) -> list[Cl
     archive.note("no videos by extension, not used", *others)
   if len(others) == len(paths):
     archive.problem(folder, "holds no videos; remove it, or name the classes to take: --classes=a,b,c")
+    archive.doubtful.add(label)
   videos = {name: path for name, path in paths.items() if name not in others}
   return [ClipFiles(name, name, label, split, video=path, sound=path) for name, path in videos.items()]
 
@@ -80,17 +83,27 @@ def _clips_of(folder: Path, label: str, split: str, archive: Archive) -> list[Cl
 def _drawn(clips: list[ClipFiles], options: Options) -> set[str]:
   """The clips of the test split: the same for the same names, on whatever machine and in whatever order."""
   groups: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))  # split; kept together
+  speakers: dict[str, str] = {}
   for clip in clips:
-    speaker = re.split("[_ -]", Path(clip.clip_id).stem)[0].lower()
+    stem = Path(clip.clip_id).stem
+    key = looks(re.split("[_ -]", looks(stem))[0])
+    speaker = speakers.setdefault(
+      key, re.split("[_ -]", stem)[0].lower()
+    )  # the first of those that look the same
     group, member = (clip.label, clip.clip_id) if options.split_by == "clip" else ("", speaker)
     groups[group][member].append(clip.clip_id)
   test: set[str] = set()
   for members in groups.values():
-    digests = {hashlib.sha256(f"{options.split_seed}/{name}".encode()).hexdigest(): name for name in members}
+    digests = {
+      hashlib.sha256(f"{options.split_seed}/{name}".encode(errors="surrogateescape")).hexdigest(): name
+      for name in members
+    }
     order = [digests[digest] for digest in sorted(digests)]
     if len(order) < 2:
-      raise UserError(f"--split_by={options.split_by}: {order[0]} is alone and cannot be in training and in the test; "
-                      "add clips, or split in another way")  # fmt: skip
+      why = f"{order[0]} is the only clip of its class; add clips, or use --split_by=speaker"
+      if options.split_by == "speaker":
+        why = f"all clips begin with {order[0]}, so there is one speaker; use --split_by=clip"
+      raise UserError(f"--split_by={options.split_by}: {why}")
     number = min(max(round(options.test_share * len(order)), 1), len(order) - 1)
     test |= {clip for name in order[:number] for clip in members[name]}
   return test

@@ -13,7 +13,7 @@ from mma_dfer_jax.errors import listed as all_listed
 FLAG = "raw"
 LAYOUT = """accepted for MAFW, in this folder or a few folders below:
   clips_faces/00001/*.png             cropped faces (--frames=all or faces)
-  frames/00001/*.png                  whole scenes (--frames=scenes, or any with --faces=yunet)
+  frames/00001/*.png                  whole scenes (--frames=scenes, or --frames=all with --faces=yunet)
   clips/00001.mp4                     videos (--frames=video); their sound is used where there is no clips_wav
   clips_wav/00001.wav                 sound
   Train & Test Set/single/no_caption/set_1 … set_5/{train,test}.txt   with lines `00001.mp4 anger`
@@ -71,8 +71,8 @@ def read(raw: Path, options: Options) -> Layout:
 
 
 def _pictures(archive: listed.ListedArchive, options: Options) -> tuple[Path | None, str]:
-  """The folder of pictures, None for videos, and which kind they are."""
-  frames, choices = options.frames, ("faces", "scenes")
+  """The folder of pictures, None for videos, and which kind they are. Faces are cut out of whole scenes, if there are any."""
+  frames, choices = options.frames, ("scenes", "faces") if options.faces == "yunet" else ("faces", "scenes")
   pictures = archive.find_frames(*(choices if frames == "all" else [frames]), by_lists=frames == "all")
   if frames != "all":
     return None if frames == "video" else pictures, frames
@@ -84,6 +84,9 @@ def _pictures(archive: listed.ListedArchive, options: Options) -> tuple[Path | N
                     "takes the scenes as they are. Faces that you have cut out belong in a folder clips_faces")  # fmt: skip
   if kind == "faces" and "frames" in archive.folders:
     archive.note(f"{archive.show(pictures)}: chosen; --frames=scenes takes the whole scenes instead")
+  if kind == "scenes" and options.faces == "yunet" and archive.find(*FOLDERS["faces"]):
+    archive.note(f"{archive.show(pictures)}: chosen, as --faces=yunet cuts faces out of whole scenes; without it the cropped "
+                 "faces are taken")  # fmt: skip
   return pictures, kind
 
 
@@ -108,7 +111,10 @@ def _read_numbers(archive: listed.ListedArchive, numbers: str | None) -> str:
   how = "as --numbers says" if numbers else "assumed from the lists' form; --numbers=… changes it"
   archive.note(f"label numbers: {order} ({how})")
   if set(by_name.values()) - {None, order}:
-    archive.note(f"--numbers={order} was given; by their names the lists would count otherwise", warning=True)
+    suggested = " and ".join(sorted(set(filter(None, by_name.values())) - {order}))
+    archive.note(
+      f"--numbers={order} was given, but the list names suggest --numbers={suggested}", warning=True
+    )
   archive.read_labels(LABELS[order].classes)
   tests = Counter((row.fold, row.written) for row in archive.rows if row.part == "test" and row.path in lists)
   _compare_with_published(archive, tests, order, given=bool(numbers))
