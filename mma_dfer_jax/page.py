@@ -142,7 +142,7 @@ class Page:
     pieces = (len(piece.waveform) / piece.sample_rate for piece in media.iterate_sound(path))
     for heard in itertools.chain([declared or 0.0], itertools.accumulate(pieces)):
       check(heard)  # recordings of a browser often declare nothing
-    asked = clip_sample(self.engine.about.inputs, path, self.finder, channel=sound_channel(self.engine, "auto"),
+    asked = clip_sample(self.engine.about.inputs, path, self.finder, channel=sound_channel(self.engine.about.recipe, "auto"),
                         progress=lambda seconds: show("look", seconds, declared))  # fmt: skip
     ((sample, prediction),) = predict_samples(self.engine, [asked], 1)
     prediction = dataclasses.replace(prediction, clip=path.name)

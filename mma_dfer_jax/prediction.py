@@ -1,11 +1,12 @@
 """What an engine answers about a video: about the whole of it, or about windows over time."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
 import functools
 import itertools
 import math
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Float, UInt8
 import numpy as np
@@ -93,7 +94,7 @@ def predict_video(
     UserError: if the face detector is needed and not there.
   """
   finder = face_finder(engine, faces, face_model)
-  sample = clip_sample(engine.about.inputs, file, finder, channel=sound_channel(engine, channel))
+  sample = clip_sample(engine.about.inputs, file, finder, channel=sound_channel(engine.about.recipe, channel))
   ((_, prediction),) = predict_samples(engine, [sample], 1)
   return prediction
 
@@ -116,7 +117,7 @@ def predict_timeline(
     UserError: if window or hop are impossible, or the face detector is needed and not there.
   """
   film.check_windows(window, hop)
-  finder, channel = face_finder(engine, faces, face_model), sound_channel(engine, channel)
+  finder, channel = face_finder(engine, faces, face_model), sound_channel(engine.about.recipe, channel)
   with media.one_clip(file):
     declared = media.declared_seconds(file)
     show = lambda seconds: progress("look", seconds, declared)  # noqa: E731
@@ -255,9 +256,9 @@ def warnings_of_windows(about: About, window: float) -> Iterator[str]:
     )
 
 
-def sound_channel(engine: Engine, channel: str) -> str:
+def sound_channel(recipe: Mapping[str, Any], channel: str) -> str:
   """Which channel of a sound is heard: the one that is named, or with "auto" that of the model's training clips."""
-  of_training = str(engine.about.recipe.get("sound_channel", "first"))
+  of_training = str(recipe.get("sound_channel", "first"))
   if channel not in ("auto", *CHANNELS):
     raise UserError(f"channel={channel}: choose one of auto, {', '.join(CHANNELS)}")
   return channel if channel != "auto" else of_training if of_training in CHANNELS else "first"

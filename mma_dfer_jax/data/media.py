@@ -20,7 +20,7 @@ from jaxtyping import Int16, UInt8
 import numpy as np
 
 from mma_dfer_jax.cores import own_cores
-from mma_dfer_jax.data.channels import Heard, take
+from mma_dfer_jax.data.channels import Heard, names_of, take
 from mma_dfer_jax.data.ends import Ending, ending
 from mma_dfer_jax.data.frames import is_cut_jpeg
 from mma_dfer_jax.data.pixels import Picture
@@ -183,8 +183,7 @@ def iterate_sound(
         raise MediaError(f"{path}: its sample rate changes from {sample_rate} to {frame.sample_rate} Hz")
       number, raw = frame.layout.nb_channels, frame.to_ndarray()
       pcm = _as_int16(raw if frame.format.is_planar else raw.reshape(-1, number).T, path)
-      known = [one.name for one in frame.layout.channels]
-      names = known if len(known) == number else [str(k + 1) for k in range(number)]
+      names = names_of([one.name for one in frame.layout.channels], number)
       samples = take(pcm, names, channel, loudest)
       heard.add(names, pcm, samples)
       if frame.time is not None and end < frame.time + len(samples) / sample_rate:
@@ -369,7 +368,7 @@ def _decoded(container: InputContainer, stream: av.stream.Stream, path: Any, fou
   if container.format.name in FORMATS_WITH_LENGTH:
     _check_length(container, stream, reached, of_any, path)
   number, announced = (samples, found.samples) if stream.type == "audio" else (pictures, found.pictures)
-  if announced is not None and number != announced:
+  if announced is not None and (number < announced or (number > announced and stream.type == "audio")):
     what = "samples of sound" if stream.type == "audio" else "pictures"
     fault = "cut short" if number < announced else "damaged"
     raise MediaError(f"{path}: is {fault}: it announces {announced:,} {what} and has {number:,}; {AGAIN}")
@@ -402,6 +401,8 @@ def _check_length(container: InputContainer, stream: Any, reached: float, of_any
     declared = _seconds((stream.start_time or 0) + stream.duration, stream)
   else:
     declared, reached = (container.duration or 0) / av.time_base, of_any
+    if any(other.codec_context is None for other in container.streams):
+      return  # how long its packets are is not known
   if reached < declared - max(0.05 * declared, 2 / float(rate) if rate else 0.1):
     ends = f"its {stream.type} ends at {reached:.2f} s of {declared:.2f} s"
     raise MediaError(f"{path}: is cut short: {ends}; {AGAIN}")

@@ -308,15 +308,19 @@ def prepare(
 def _looked_at(clips: Iterable[ClipFiles], notes: list[Note]) -> dict[str, str]:
   """Notes and prints what decoding showed of clips; returns what of that belongs to the recipe."""
   changed: dict[str, list[str]] = defaultdict(list)
+  said: dict[str, list[str]] = defaultdict(list)  # of tracks and channels
   uneven = []
   for clip in clips:
     with np.load(clip.decoded) as decoded:
       for change in decoded["changes"].tolist():
         changed[change].append(clip.clip_id)
+      for text in decoded["notes"].tolist():
+        said[text].append(clip.clip_id)
       if uneven_rate(decoded["times"]):
         uneven.append(clip.clip_id)
   found = [Note(change, tuple(names)) for change, names in sorted(changed.items())]
   found += [Note(UNEVEN, tuple(uneven), warning=True)] if uneven else []
+  found += [Note(text, tuple(names), warning=True) for text, names in sorted(said.items())]
   _print_notes(found)
   notes += found
   return (
@@ -334,16 +338,12 @@ def _write(builder: Clips, name: str, notes: list[Note], scratch: Path, target: 
   """Writes the data set, with what more there is to note of it, and puts it in its place when it is complete."""
   uneven: list[str] = []
   rates: Counter[int] = Counter()
-  said: dict[str, list[str]] = defaultdict(list)  # clips by what is to be said of their tracks and channels
   for clip in builder.clips:
     with np.load(clip.decoded) as arrays:
       uneven += [clip.clip_id] * (len(arrays["sizes"]) > 1)
       rates[int(arrays["sample_rate"])] += 1
-      for text in arrays["notes"].tolist():
-        said[text].append(clip.clip_id)
   what = "clips with frames of different sizes: in training the first one's crop is cut from all, as in the original"
   more = [Note(what, tuple(uneven))] if uneven else []
-  more += [Note(text, tuple(names), warning=True) for text, names in said.items()]
   del rates[0]  # no sound
   warning = source.rate_warning(name, rates)
   if warning and not any("16000 Hz" in note.what for note in notes):

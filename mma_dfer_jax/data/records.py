@@ -83,7 +83,7 @@ def read_clip(
   with media.one_clip(sound or place):
     heard = Heard(channel)
     found = media.read_sound(sound, channel, heard) if sound else None
-    tracks = [media.tracks_taken(file) for file in {video, sound} - {None}]
+    tracks = [media.tracks_taken(file) for file in dict.fromkeys(filter(None, (video, sound)))]
   with media.one_clip(place):
     images, track = finder.crops(decoded) if finder else (decoded(), None)
     number = len(track.boxes) if track else len(pictures)

@@ -109,7 +109,7 @@ def _frames(data: Data, at: int, size_at: Callable[[Data, int], int], found: End
     following = later + size_at(data, later)
     if later < following < len(data) and size_at(data, following):
       raise Damaged(f"at byte {at:,}: no frame begins there")
-  if len(parts) > 1 or (at < len(data) and not tagged):
+  if len(parts) > 1 or len(data) - at not in (0, 128):  # 128: notes that FFmpeg knows
     found.parts = parts
   return count
 
@@ -174,7 +174,7 @@ def transport(data: Data, found: Ending) -> None:
   )  # that came so far; a joint has another table just before its list, or none
   adapted, begins = flags & 0x20 > 0, high & 0x40 > 0
   room = np.where(adapted, 183 - extra.astype(np.int32), 184)
-  gaps, joints = [], Counter[int]()  # joints: how many programmes miss something around a list
+  gaps, parts, joints = [], [], Counter[int]()  # joints: how many programmes miss something around a list
   for programme in np.unique(programmes[programmes != NOTHING]).tolist():
     which = np.flatnonzero((programmes == programme) & (flags & 0x10 > 0))
     steps = np.diff(flags[which] & 15) & 15
@@ -185,12 +185,14 @@ def transport(data: Data, found: Ending) -> None:
       before, after = int(which[k]), int(which[k + 1])
       gaps.append((before, after))
       joints.update(range(int(lists[before]) + 1, int(lists[after]) + 2))
-    _check_parts(data, which[np.append(True, steps > 0)], begins, room, size)  # others were sent twice
+    parts.append(which[np.append(True, steps > 0)])  # others were sent twice
   for before, after in gaps:
     if not begins[after] or not any(
       joints[k] > 1 for k in range(int(lists[before]) + 1, int(lists[after]) + 2)
     ):
       raise Damaged(f"packets are missing before byte {after * size:,}")
+  for which in parts:
+    _check_parts(data, which, begins, room, size)
 
 
 def _check_parts(data: Data, which: np.ndarray, begins: np.ndarray, room: np.ndarray, size: int) -> None:
@@ -227,7 +229,7 @@ def wavpack(data: Data, found: Ending) -> None:
     counted += integer(data, at + 20, 4, "<") * first
     at += 8 + integer(data, at + 4, 4, "<")
     must_reach("its last block", at, data)
-  if at < len(data) and not data[at : at + 11].startswith(NOTES):
+  if at < len(data):
     found.parts = [(0, at)]
   if total != 0xFFFFFFFF and counted < total:
     raise CutShort(f"it has {counted:,} samples of the {total:,} that it announces")
