@@ -225,9 +225,9 @@ def test_unreadable_files_are_reported_and_stop_nothing(tmp_path, command):
   os.mkfifo(tmp_path / "pipe")
   write_film(tmp_path / "sound.m4a", [], hum(1.0), sound_codec="aac")
   bad = {
-    "cut.mp4": "is not a video or sound file that can be read",
+    "cut.mp4": "is cut short: its box mdat",
     "empty.mp4": "is empty",
-    "text.mp4": "is not a video or sound file",
+    "text.mp4": "is not supported: it is no video or sound",
     "folder.mp4": "is a folder",
     "pipe": "is a device or a pipe",
     "/dev/zero": "is a device or a pipe",

@@ -81,9 +81,7 @@ def read_clip(
     return data, pixels
 
   with media.one_clip(sound or place):
-    heard = Heard(channel)
-    found = media.read_sound(sound, channel, heard) if sound else None
-    tracks = [media.tracks_taken(file) for file in dict.fromkeys(filter(None, (video, sound)))]
+    found, notes = _heard(video, sound, channel)
   with media.one_clip(place):
     images, track = finder.crops(decoded) if finder else (decoded(), None)
     number = len(track.boxes) if track else len(pictures)
@@ -115,8 +113,16 @@ def read_clip(
     "face_share": track.share if track else float("nan"),
     "changes": changes,
     "times": times,
-    "notes": [*itertools.chain(*tracks), *(heard.notes() if found else ())],
+    "notes": notes,
   }
+
+
+def _heard(video: Path | None, sound: Path | None, channel: str) -> tuple[media.Sound | None, list[str]]:
+  """The sound of a clip, and what there is to say of its channels and of the tracks of its files."""
+  heard = Heard(channel)
+  found = media.read_sound(sound, channel, heard) if sound else None
+  files = dict.fromkeys(filter(None, (video, sound)))
+  return found, [*itertools.chain(*map(media.tracks_taken, files)), *(heard.notes() if found else ())]
 
 
 def _checked(picture: Path) -> tuple[bytes, np.ndarray, tuple[str, ...]]:
