@@ -191,7 +191,9 @@ def test_the_page_in_a_browser(model, clips, tmp_path, browser):
     eventually(lambda: not served.left(), 5)
 
     # What cannot be answered is said, and the page goes on.
-    assert "text.mp4: is not a video" in drop(browser, clips / "text.mp4", "#answer .error", "text.mp4")
+    assert "text.mp4: is not supported: it is no video" in drop(
+      browser, clips / "text.mp4", "#answer .error", "text.mp4"
+    )
     assert str(tmp_path) not in texts(browser, "#answer")[0]
     drop(browser, clips / "long.mp4", "#answer .error", "longer than 20 s")
     drop(browser, clips / "large.mp4", "[class*=toast]", "exceed the maximum allowed size")
@@ -267,7 +269,7 @@ def test_a_file_that_two_wait_for_stays_until_both_are_answered(tmp_path):
   page.awaited.update([file, file])
   for there in (True, False):
     said, _ = page.answer(str(file), lambda *args, **kwargs: None)
-    assert "is not a video" in said
+    assert "is not supported" in said
     assert file.exists() == there
   said, _ = page.answer(str(file), lambda *args, **kwargs: None)
   assert "no longer there" in said

@@ -204,10 +204,10 @@ def test_other_clips_labels_or_classes_are_refused(tmp_path):
      ["--without goes with --workdir, not with --compare", "--split goes", "--data_dir goes with --workdir and --workdirs,",
       "--step goes", "--batch_size goes"]),
     (["--workdirs=A,B", "--without=none", "--split=test", "--out=file"],
-     ["--without goes with --workdir, not with --workdirs", "--split goes", "--out=file is a file, not a folder"]),
+     ["--without goes with --workdir, not with --workdirs", "--split goes", "/file is a file, not a folder"]),
     (["--workdir=A", "--out=o", "--splits=a"],
      ["--out goes with --workdirs and --compare, not with --workdir", "--splits goes with --workdirs,"]),
-    (["--compare", "A", "B", "--out=file"], ["--out=file is a file, not a folder"]),
+    (["--compare", "A", "B", "--out=file"], ["/file is a file, not a folder"]),
     (["--compare", "A", "B"], ["A does not exist. Give a workdir, a folds folder, an evaluation"]),
   ],
 )  # fmt: skip

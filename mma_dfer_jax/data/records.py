@@ -92,17 +92,11 @@ def read_clip(
     )
 
   source: Iterable[Any] = images if video or finder else pictures
+  encoded = (encode_frame(one) if video or finder else checked(one)[0] for i, one in enumerate(source)
+             if taken is None or i in taken)  # fmt: skip
 
   def frames() -> Iterator[bytes]:
-    size = 0
-    with media.one_clip(place):
-      for i, one in enumerate(source):
-        if taken is None or i in taken:
-          yield (jpeg := encode_frame(one) if video or finder else checked(one)[0])
-          size += len(jpeg)
-          if size > LARGEST_CLIP:
-            what = f"its first {i + 1:,} frames take more than {LARGEST_CLIP >> 30} GiB"
-            raise media.MediaError(f"{place}: is too long: {what}; {SHORTEN}")
+    yield from _limited(encoded, place)
     if taken is not None and times:
       times[:-1] = [times[i] for i in sorted(taken)]
 
@@ -123,6 +117,18 @@ def _heard(video: Path | None, sound: Path | None, channel: str) -> tuple[media.
   found = media.read_sound(sound, channel, heard) if sound else None
   files = dict.fromkeys(filter(None, (video, sound)))
   return found, [*itertools.chain(*map(media.tracks_taken, files)), *(heard.notes() if found else ())]
+
+
+def _limited(encoded: Iterable[bytes], place: Path) -> Iterator[bytes]:
+  """The frames of one clip, as long as a record can hold them."""
+  size = 0
+  with media.one_clip(place):
+    for number, jpeg in enumerate(encoded, 1):
+      yield jpeg
+      size += len(jpeg)
+      if size > LARGEST_CLIP:
+        what = f"its first {number:,} frames take more than {LARGEST_CLIP >> 30} GiB"
+        raise media.MediaError(f"{place}: is too long: {what}; {SHORTEN}")
 
 
 def _checked(picture: Path) -> tuple[bytes, np.ndarray, tuple[str, ...]]:
