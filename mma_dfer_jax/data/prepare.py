@@ -316,7 +316,7 @@ def _looked_at(clips: Iterable[ClipFiles], notes: list[Note]) -> dict[str, str]:
       for text in decoded["notes"].tolist():
         odd[text].append(clip.clip_id)
       if uneven_rate(decoded["times"]):
-        odd[UNEVEN].append(clip.clip_id)
+        odd[BY_NUMBER].append(clip.clip_id)
       if turned := str(decoded["turned"]):
         odd[turned].append(clip.clip_id)
       samples, rate = length_of_sound(clip.decoded)

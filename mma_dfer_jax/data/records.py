@@ -99,6 +99,26 @@ def read_clip(
     "times": times,
     "turned": track.turned if track else "",
     "notes": notes,
+  }
+
+
+def _heard(video: Path | None, sound: Path | None, channel: str) -> tuple[media.Sound | None, list[str]]:
+  """The sound of a clip, and what there is to say of its channels and of the tracks of its files."""
+  heard = Heard(channel)
+  found = media.read_sound(sound, channel, heard) if sound else None
+  files = dict.fromkeys(filter(None, (video, sound)))
+  return found, [*itertools.chain(*map(media.tracks_taken, files)), *(heard.notes() if found else ())]
+
+
+def _as_shown(video: Path, changes: dict[str, None], times: list[float]) -> Iterator[np.ndarray]:
+  """The frames of a video; fills what `read_clip` says of changes and times."""
+  times.clear()
+  for picture in media.iterate_pictures(video):
+    yield picture.pixels()
+    changes.update(dict.fromkeys(picture.changes))
+    times[-1:] = [max([picture.time, *times[-2:-1]]), picture.time + picture.duration]
+  if times:
+    times[-1] = media.end_of_last(times[:-1], times[-1])
 
 
 def _limited(encoded: Iterable[bytes], place: Path) -> Iterator[bytes]:
