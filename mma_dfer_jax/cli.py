@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import traceback
 from typing import Any
 
@@ -233,6 +234,14 @@ class StopSignal:
         number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
       ):  # else `nohup` was asked to go on
         signal.signal(number, self._receive)
+        if (
+          number == signal.SIGHUP
+        ):  # it comes to all processes of a terminal: those started from now on inherit the block
+          signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+          threading.Thread(target=self._wait_for, args=[number], daemon=True).start()
+
+  def _wait_for(self, number: signal.Signals) -> None:
+    self.received = signal.sigwait({number})  # type: ignore[assignment]
 
   def _receive(self, number, frame):
     del frame
