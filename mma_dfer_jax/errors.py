@@ -20,7 +20,7 @@ def print_traceback() -> None:
 
 def of_type(error: Exception) -> str:
   """An error that nobody expected, as "TypeError: its first words"."""
-  words = " ".join(shown(error).split())
+  words = shown(" ".join(str(error).split()))
   return f"{type(error).__name__}{words and ': '}{words}"
 
 

@@ -225,9 +225,9 @@ def test_unreadable_files_are_reported_and_stop_nothing(tmp_path, command):
   os.mkfifo(tmp_path / "pipe")
   write_film(tmp_path / "sound.m4a", [], hum(1.0), sound_codec="aac")
   bad = {
-    "cut.mp4": "is not a video or sound file that can be read",
+    "cut.mp4": "is cut short: its box mdat ends",
     "empty.mp4": "is empty",
-    "text.mp4": "is not a video or sound file",
+    "text.mp4": "is not supported: it is no video or sound",
     "folder.mp4": "is a folder",
     "pipe": "is a device or a pipe",
     "/dev/zero": "is a device or a pipe",
@@ -418,7 +418,7 @@ class Centre(Spots):
 def saying(model, **facts):
   """The same engine, compiled once, with other facts about it."""
   changed = dataclasses.replace(model, about=dataclasses.replace(model.about, **facts))
-  object.__setattr__(changed, "_logits", model._logits)
+  object.__setattr__(changed, "_compiled", model._compiled)
   return changed
 
 
@@ -472,7 +472,7 @@ def test_faces_are_cut_out_as_in_training_unless_asked_otherwise(tmp_path, model
 
 def test_a_second_video_compiles_nothing(tmp_path, model):
   predict_video(model, write_film(tmp_path / "a.mkv", noise(30), hum(1.0)), faces="none")
-  compiled, programs = [], model._logits._cache_size()
+  compiled, programs = [], model._compiled._cache_size()
   jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compiled.append(event))
   try:
     for i, (frames, height, width) in enumerate([(1, 48, 64), (90, 64, 48), (33, 128, 96)]):
@@ -482,7 +482,7 @@ def test_a_second_video_compiles_nothing(tmp_path, model):
   finally:
     jax.monitoring.clear_event_listeners()
   assert not [event for event in compiled if "compile" in event]
-  assert model._logits._cache_size() == programs
+  assert model._compiled._cache_size() == programs
 
 
 def test_functions_refuse_what_is_wrong(tmp_path, model):

@@ -99,7 +99,7 @@ def test_folds_names_and_paths(clips, tmp_path):
 
 BAD = {  # manifest line: (what stands there, a word of what is said about it)
   3: ("missing.mp4,x,train", "No such file"),
-  4: ("text.mp4,x,train", "not a video"),
+  4: ("text.mp4,x,train", "is not supported"),
   5: ("cut.mp4,x,train", ""),
   6: ("sound_only.mp4,x,train", "no video stream"),
   7: ("no_frames.avi,x,train", ""),
@@ -131,7 +131,7 @@ def test_all_bad_rows_are_named_at_once(clips, tmp_path, capsys):
   assert [int(line.split(":")[0]) for line in said] == list(BAD)
   for line, (row, word) in zip(said, BAD.values(), strict=True):
     assert word in line
-    if word in ("", "No such file", "not a video", "no video stream", "no audio stream"):
+    if word in ("", "No such file", "is not supported", "no video stream", "no audio stream"):
       assert row.split(",")[0] in line
   assert advice == f"fix them, or add --allow_bad={len(BAD)} to leave out these clips"
   assert nothing_stands(tmp_path)

@@ -29,7 +29,7 @@ SAME_COLOUR = (
 
 
 def as_meant(
-  picture: Image.Image, pixels: UInt8[np.ndarray, "H W 3"] | None = None
+  picture: Image.Image, pixels: UInt8[np.ndarray, "h w 3"] | None = None
 ) -> tuple[UInt8[np.ndarray, "H W 3"], tuple[str, ...]]:
   """Pixels of an opened picture, and what was done to them; `pixels` if they are decoded already.
 

@@ -70,36 +70,24 @@ def read_clip(
     if times:
       times[-1] = media.end_of_last(times[:-1], times[-1])
     for path in () if video else pictures:
-      yield checked(path)[1]
-
-  def checked(path: Path) -> tuple[bytes, np.ndarray]:
-    data, pixels, found = _checked(path)
-    changes.update(dict.fromkeys(found))
-    return data, pixels
+      yield _checked(path, changes)[1]
 
   with media.one_clip(sound or place):
     found = media.read_sound(sound) if sound else None
   with media.one_clip(place):
     images, track = finder.crops(decoded) if finder else (decoded(), None)
     number = len(track.boxes) if track else len(pictures)
-    if max_frames and not number:
-      number = sum(1 for _ in media.iterate_pictures(place))
+    number = number or (sum(1 for _ in media.iterate_pictures(place)) if max_frames else 0)
     taken = (
       set(sample_frames(number, train=False, num_segments=max_frames)) if 0 < max_frames < number else None
     )
 
   source: Iterable[Any] = images if video or finder else pictures
+  encoded = (encode_frame(one) if video or finder else _checked(one, changes)[0] for i, one in enumerate(source)
+             if taken is None or i in taken)  # fmt: skip
 
   def frames() -> Iterator[bytes]:
-    size = 0
-    with media.one_clip(place):
-      for i, one in enumerate(source):
-        if taken is None or i in taken:
-          yield (jpeg := encode_frame(one) if video or finder else checked(one)[0])
-          size += len(jpeg)
-          if size > LARGEST_CLIP:
-            what = f"its first {i + 1:,} frames take more than {LARGEST_CLIP >> 30} GiB"
-            raise media.MediaError(f"{place}: is too long: {what}; {SHORTEN}")
+    yield from _limited(encoded, place)
     if taken is not None and times:
       times[:-1] = [times[i] for i in sorted(taken)]
 
@@ -113,14 +101,28 @@ def read_clip(
   }
 
 
-def _checked(picture: Path) -> tuple[bytes, np.ndarray, tuple[str, ...]]:
-  """The bytes of a picture file that can be decoded, its pixels, and what was done to them."""
+def _limited(encoded: Iterable[bytes], place: Path) -> Iterator[bytes]:
+  """The frames of one clip, as long as a record can hold them."""
+  size = 0
+  with media.one_clip(place):
+    for number, jpeg in enumerate(encoded, 1):
+      yield jpeg
+      size += len(jpeg)
+      if size > LARGEST_CLIP:
+        what = f"its first {number:,} frames take more than {LARGEST_CLIP >> 30} GiB"
+        raise media.MediaError(f"{place}: is too long: {what}; {SHORTEN}")
+
+
+def _checked(picture: Path, changes: dict[str, None]) -> tuple[bytes, np.ndarray]:
+  """The bytes of a picture file that can be decoded and its pixels; adds what was done to them to the changes."""
   with media.one_clip(picture):
     data = picture.read_bytes()
     try:
-      return data, *decode_as_meant(data)
+      pixels, found = decode_as_meant(data)
     except ValueError as error:
       raise media.MediaError(f"{picture}: {error}") from error
+  changes.update(dict.fromkeys(found))
+  return data, pixels
 
 
 def _length_of_sound(decoded: Path) -> tuple[int, int]:

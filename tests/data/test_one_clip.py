@@ -137,7 +137,7 @@ def test_a_table_as_spreadsheets_write_it(clips, tmp_path):
   out = prepare(
     "--check", "--manifest", manifest(clips, ["a.mp4,s\u00adad,train"]), "--classes=sad,joy", status=1
   )
-  assert r"label 's\xadad' is not one of the classes 'sad'" in out
+  assert r"label 's\xadad' looks like the class 'sad': write that" in out
 
 
 def test_speakers_that_look_alike_stay_together(tmp_path):
@@ -165,7 +165,7 @@ def test_paths_in_another_form(tmp_path, raw, said):
 @pytest.mark.parametrize(
   ("data", "said"),
   [(b"PK\3\4 xl/workbook.xml", "is a spreadsheet, not a csv; save it as CSV"), (b"PK\3\4", "is a packed file"),
-   ("path,label,split\n".encode("utf-16"), "it is UTF-16"), (b"\0\0\0\x18ftypmp42" + 9 * b"\xff", "must be saved as UTF-8"),
+   ("path,label,split\n".encode("utf-16"), "it is UTF-16"), (b"\0\0\0\x18ftypmp42" + 9 * b"\xff", "is no text file"),
    (b"x" * 200_000, "must begin with the line path,label,split")],
 )  # fmt: skip
 def test_what_is_no_manifest(tmp_path, data, said):
@@ -184,7 +184,7 @@ def test_flags_that_are_no_paths(flag):
 def test_a_folder_that_holds_other_data_sets(clips, tmp_path):
   prepare("--manifest", manifest(clips, ["a.mp4,x,train"]), f"--data_dir={tmp_path}/d")
   for place, name, said in (
-    ("none", "clips", "which is not there"), ("d", "dfew", "which holds clips"), ("d/clips", "clips", "part of one: give"),
+    ("none", "clips", "which is not there"), ("d", "dfew", "there is clips: add --name=clips"), ("d/clips", "clips", "part of one: give"),
     ("d/clips/1.0.0", "clips", f"give the folder {tmp_path}/d and the name clips"),
   ):  # fmt: skip
     with refused(said):

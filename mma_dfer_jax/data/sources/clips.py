@@ -1,6 +1,7 @@
 """Any clips: those of a manifest with their labels, or those of a folder or glob without labels, for pretraining."""
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 import dataclasses
 import glob
 import os
@@ -18,6 +19,9 @@ FLAG = "manifest"
 LAYOUT = """accepted as --manifest: a csv with the columns path,label,split (train or test) or path,label,fold (1, 2, …); or,
 for clips without labels, which pretraining takes, a folder or a pattern in quotes such as 'films/**/*.mp4'. Videos in one
 folder for each class need no manifest: --dataset=folders --raw=FOLDER"""
+
+
+FOLD, TRAIN_OR_TEST = re.compile("fold[1-9][0-9]{0,5}"), re.compile("train|test")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +43,7 @@ def read(manifest: Path, options: Options) -> Layout:
   if not lines:
     raise UserError(f"{manifest}: holds no rows, only {','.join(header)}")
   folds, classes = "fold" in header, options.classes
-  known = re.compile("fold[1-9][0-9]{0,5}" if folds else "train|test")
+  known = FOLD if folds else TRAIN_OR_TEST
   others: dict[str, list[str]] = defaultdict(list)  # clips of classes that --classes does not name
   doubtful: set[str] = set()
   clips: list[ClipFiles] = []
@@ -47,37 +51,18 @@ def read(manifest: Path, options: Options) -> Layout:
   splits: set[str] = set()
   seen: dict[str, int] = {}
   for line, values, row in lines:
-    path, label = row["path"], tidy(row["label"])
-    split = f"fold{looks(row['fold']).removeprefix('fold')}" if folds else looks(row["split"])
-    no_path, first, file = "", line, manifest
-    try:
-      file = Path(user_path(path, manifest.parent)) if path else manifest
-      # The same clip in training and in the test would make the score a lie.
-      first = seen.setdefault(os.path.realpath(file), line) if path else line
-      missing = first == line and not os.path.exists(file) and hint(file, folder=False)
-      no_path = missing.replace("is not there", f"No such file in {file.parent}", 1) if missing else ""
-    except UserError as error:
-      no_path = f"the path {error}"
-    similar = [name for name in classes if name != label and looks(name) == looks(label)]
-    wrong = {
-      f"{len(values) - len(header)} values too many (quote values that hold commas)": len(values) > len(header),
-      "no path": not path,
-      "no label": not label,
-      f"label {escaped(label)} looks like the class {', '.join(map(escaped, similar))}: write that": similar,
-      f"fold {escaped(row.get('fold', ''))} is not a number from 1 on": folds and not known.fullmatch(split),
-      f"no run uses the split {escaped(row.get('split', ''))}: write train or test, or a column fold with 1, 2, …":
-        not folds and not known.fullmatch(split),
-      f"is in line {first} already": first != line,
-      no_path: True,
-    }  # fmt: skip
-    if what := "; ".join(text for text, holds in wrong.items() if text and holds):
-      problems.append(Problem("", what, (f"line {line}: {shown(path)}" if path else f"line {line}",)))
-      doubtful |= {label} & set(classes or [label]) if label else set(classes)
-    elif classes and label not in classes:
-      others[label].append(path)
+    clip, wrong = _clip_of(line, row, manifest, classes, seen)
+    if len(values) > len(header):
+      wrong = [f"{len(values) - len(header)} values too many (quote values that hold commas)", *wrong]
+    if wrong:
+      name = f"line {line}: {shown(clip.clip_id)}" if clip.clip_id else f"line {line}"
+      problems.append(Problem("", "; ".join(wrong), (name,)))
+      doubtful |= {clip.label} & set(classes or [clip.label]) if clip.label else set(classes)
+    elif classes and clip.label not in classes:
+      others[clip.label].append(clip.clip_id)
     else:
-      clips.append(ClipFiles(path, f"line {line}", label, split, video=file, sound=file))
-    splits |= {split} if known.fullmatch(split) else set()
+      clips.append(clip)
+    splits |= {clip.split} if known.fullmatch(clip.split) else set()
   numbers = sorted(int(split.removeprefix("fold")) for split in splits) if folds else []
   if numbers != list(range(1, len(numbers) + 1)):
     there = f"the folds are {', '.join(map(str, numbers))}; they must be 1, 2, … without a hole"
@@ -91,6 +76,40 @@ def read(manifest: Path, options: Options) -> Layout:
   ]
   return Layout(classes or tuple(sorted(labels, key=natural)), order, clips, problems, {}, all_notes, frozenset(splits),
                 frozenset(doubtful))  # fmt: skip
+
+
+def _clip_of(
+  line: int, row: Mapping[str, str], manifest: Path, classes: Sequence[str], seen: dict[str, int]
+) -> tuple[ClipFiles, list[str]]:
+  """A row as a clip, and what is wrong with it; `seen` are the lines of all files before."""
+  path, label, file, problem = row["path"], tidy(row["label"]), manifest, "" if row["path"] else "no path"
+  first = line
+  try:
+    if path:
+      file = Path(user_path(path, manifest.parent))
+      # The same clip in training and in the test would make the score a lie.
+      first = seen.setdefault(os.path.realpath(file), line)
+      if first == line and not os.path.exists(file):
+        problem = hint(file, folder=False).replace("is not there", f"No such file in {file.parent}", 1)
+  except UserError as error:
+    problem = f"the path {error}"
+  if "fold" in row:
+    split = f"fold{looks(row['fold']).removeprefix('fold')}"
+    unknown = not FOLD.fullmatch(split) and f"fold {escaped(row['fold'])} is not a number from 1 on"
+  else:
+    split = looks(row["split"])
+    unknown = not TRAIN_OR_TEST.fullmatch(split) and (
+      f"no run uses the split {escaped(row['split'])}: write train or test, or a column fold with 1, 2, …"
+    )
+  similar = [name for name in classes if name != label and looks(name) == looks(label)]
+  wrong = [
+    problem,
+    not label and "no label",
+    similar and f"label {escaped(label)} looks like the class {', '.join(map(escaped, similar))}: write that",
+    unknown,
+    first != line and f"is in line {first} already",
+  ]
+  return ClipFiles(path, f"line {line}", label, split, video=file, sound=file), [one for one in wrong if one]
 
 
 def _unlabelled(place: Path, options: Options) -> Layout:
