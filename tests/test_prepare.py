@@ -219,10 +219,10 @@ def test_bad_clips_are_not_offered_to_be_left_out_if_a_class_is_lost(clips, tmp_
     ("text", "z", "test"),
   ]
   with refused(
-    "(?s)2 of 5 clips.*or add --allow_bad=2 to leave out these clips; no clip of z would be left$"
+    "(?s)2 of 5 clips.*or add --allow_bad=2 to leave out these clips; that would leave no clip of z$"
   ):
     prepare_clips(manifest(clips, rows), tmp_path)
-  with refused("(?s)2 of 5 clips.*\nfix them; else no clip of z would be left$"):
+  with refused("(?s)2 of 5 clips.*\nfix them: --allow_bad would leave no clip of z$"):
     prepare_clips(manifest(clips, [*rows[:-1], ("gone", "z", "test")]), tmp_path)
 
 
@@ -241,7 +241,10 @@ def test_check_looks_at_the_flags_too(clips, tmp_path):
   )
   assert "nope.onnx" in printed
   printed = prepare("--check", f"--raw={clips}", status=1)
-  assert "--raw is for --dataset=cremad, --dataset=dfew, --dataset=folders" in printed
+  assert (
+    "--raw is not for --dataset=clips, but for cremad, dfew, folders, mafw, ravdess; for one folder for each class, add --dataset=folders"
+    in printed
+  )
   assert "need no manifest: --dataset=folders" in printed
 
 

@@ -47,7 +47,7 @@ from mma_dfer_jax.data.records import RECIPE, Clips, length_of_sound, read_clip
 from mma_dfer_jax.data.source import ClipFiles, Layout, Note, Problem, count, in_lines, natural
 from mma_dfer_jax.disk import alone_in, sha256_of
 from mma_dfer_jax.errors import UserError, listed
-from mma_dfer_jax.paths import define_path
+from mma_dfer_jax.paths import define_path, hint
 from mma_dfer_jax.progress import Progress
 
 _DATASET = flags.DEFINE_enum("dataset", "clips", source.names(), "Data set; clips, folders: any videos.")
@@ -358,10 +358,14 @@ def _check_left_out(layout: Layout, clips: Sequence[ClipFiles], problems: list[P
   if len(bad) > allow_bad:
     left = {clip.label for clip in clips}
     lost = (layout.doubtful | {clip.label for clip in layout.clips}) - left
-    none_left = f"no clip of {', '.join(sorted(lost, key=natural))} would be left"
+    none_left = f"leave no clip of {', '.join(sorted(lost, key=natural))}"
     advice = f"fix them, or add --allow_bad={len(bad)} to leave out these clips" if clips and not gone else ""
     if advice and lost:
-      advice = f"fix them; else {none_left}" if lost & layout.doubtful else f"{advice}; {none_left}"
+      advice = (
+        f"fix them: --allow_bad would {none_left}"
+        if lost & layout.doubtful
+        else f"{advice}; that would {none_left}"
+      )
     raise listed(f"{len(bad)} of {count(total, 'clip')} of {origin} cannot be used, no data set was written",
                  in_lines(problems), advice)  # fmt: skip
   if gone or not clips:
@@ -391,7 +395,8 @@ def check(layout: Layout, name: str, *problems: str) -> int:
   )
   for note in layout.notes:
     (result.warnings if note.warning else result.notes).append(str(note))
-  if silent := tuple(clip.clip_id for clip in layout.clips if clip.sound is None):
+  silent = tuple(clip.clip_id for clip in layout.clips if clip.sound is None)
+  if silent and all(problem.clips for problem in layout.problems):  # else that is one of the problems
     result.warnings.append(str(Note("clips without a file with sound", silent)))
   check_counts(result, layout.classes, name, layout.doubtful)
   result.print_lines()
@@ -414,9 +419,7 @@ def main(argv: Sequence[str]) -> int:
   problems = [f"--{flag} is not for --dataset={name}" for flag in given if flag not in takes]
   if "raw" in given and of.FLAG == "manifest":
     others = [other for other in source.names() if source.said_by(other, "FLAG") == "raw"]
-    problems.append(
-      f"--raw is for {', '.join(f'--dataset={other}' for other in others)}; one folder for each class is folders"
-    )
+    problems[0] += f", but for {', '.join(others)}; for one folder for each class, add --dataset=folders"
   problems += [] if place else [f"--{of.FLAG} is needed"]
   if problems:
     advice = f"--dataset={name} takes {', '.join(f'--{flag}' for flag in takes)}\n{of.LAYOUT}"
@@ -433,6 +436,8 @@ def main(argv: Sequence[str]) -> int:
       except UserError as error:
         wrong.append(str(error))
     return check(layout, name, *wrong)
+  if not Path(_DATA_DIR.value).is_dir() and os.path.lexists(_DATA_DIR.value):
+    raise UserError(f"--data_dir={_DATA_DIR.value}: {hint(_DATA_DIR.value, folder=True)}")
   decoding = Decoding(options.allow_missing_sound)
   if options.faces == "yunet":
     model = face_model(given_model)

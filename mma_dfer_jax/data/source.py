@@ -23,7 +23,7 @@ from pathlib import Path
 import re
 from typing import Any, NamedTuple
 
-from mma_dfer_jax.errors import EXAMPLES, UserError, count, counted, listed
+from mma_dfer_jax.errors import EXAMPLES, UserError, count, counted, listed, printable
 from mma_dfer_jax.lookalikes import alike, escaped, tidy
 
 Counts = Mapping[str, Mapping[str, int]]  # clips by split and class
@@ -119,8 +119,8 @@ class Problem(NamedTuple):
   def __str__(self) -> str:
     if len(self.clips) > 1:
       text = f"{self.where}: {count(len(self.clips), 'clip')} {self.what}: {first_few(self.clips)}"
-      return _printable(text.removeprefix(": "))
-    return _printable(": ".join(filter(None, dict.fromkeys((self.where, *self.clips, self.what)))))
+      return printable(text.removeprefix(": "))
+    return printable(": ".join(filter(None, dict.fromkeys((self.where, *self.clips, self.what)))))
 
 
 def in_lines(problems: Iterable[Problem]) -> list[str]:
@@ -136,18 +136,19 @@ def in_lines(problems: Iterable[Problem]) -> list[str]:
     if len(same) <= EXAMPLES:
       lines += [str(problem) for problem, _ in same]
     else:
-      shared = _in_common([what for _, what in same])
+      unit = "clips" if of_clips else "lists, files or folders"
+      shared = _in_common([what for _, what in same], unit)
       names = [str(Problem(one.where, "", (clip,))) for one, _ in same for clip in one.clips or [""]]
-      lines += counted([(name, shared) for name in names], "clips" if of_clips else "lists, files or folders")
+      lines += counted([(name, shared) for name in names], unit)
   return sorted(lines, key=natural)
 
 
-def _in_common(texts: Sequence[str]) -> str:
+def _in_common(texts: Sequence[str], unit: str) -> str:
   """Texts of one kind as one: what differs becomes …, but of quoted words all are named, with their numbers."""
   columns = []
   for column in zip(*map(_VARYING.findall, texts), strict=True):
     words = [f"{word} ({number})" for word, number in Counter(column).most_common()]
-    named = first_few([words[0][:-1] + " times)", *words[1:]], 12) if column[0].startswith("'") else "…"
+    named = first_few([f"{words[0][:-1]} {unit})", *words[1:]], 12) if column[0].startswith("'") else "…"
     columns.append(named if len(words) > 1 else column[0])
   return "".join(itertools.chain(*itertools.zip_longest(_VARYING.split(texts[0]), columns, fillvalue="")))
 
@@ -166,7 +167,7 @@ class Note(NamedTuple):
 
   def __str__(self) -> str:
     number = f" ({len(self.names)})" if len(self.names) > 1 else ""
-    return _printable(self.what + (f"{number}: {first_few(self.names)}" if self.names else ""))
+    return printable(self.what + (f"{number}: {first_few(self.names)}" if self.names else ""))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,8 +256,3 @@ def natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
 def as_clip_id(name: str) -> str:
   """A clip's name with or without leading zeros -> the same id."""
   return f"{int(name):05d}" if re.fullmatch("[0-9]{1,200}", name) else name
-
-
-def _printable(text: str) -> str:
-  """A line without control characters and other bytes that no terminal should get; names of files may hold any."""
-  return "".join(c if c.isprintable() or c == " " else c.encode("unicode_escape").decode() for c in text)

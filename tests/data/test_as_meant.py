@@ -192,15 +192,17 @@ def test_pixels_are_square(tmp_path, name, aspect, size):
     pytest.skip("MPEG-2 only knows the shapes of screens")
   grey = planes((0.5, 0.5, 0.5), 0.2126, 0.0722)
   grey = [grey[0], *(plane[::2, ::2] for plane in grey[1:])] if fmt == "yuv420p" else grey
-  pixels, picture = shown(film(tmp_path / name, grey, fmt, codec=codec, aspect=Fraction(*aspect)))
+  pixels, picture = shown(film(tmp_path / name, grey, fmt, codec=codec, aspect=Fraction(*aspect), count=9))
   if codec == "libx264":
     assert pixels.shape == picture.shape == (*size, 3)
   assert any("aspect" in change for change in picture.changes) == (aspect != (1001, 1000))
 
 
 def test_pixels_that_no_screen_shows_are_refused(tmp_path):
-  path = film(tmp_path / "a.mkv", planes((0.5, 0.5, 0.5), 0.2, 0.1), "yuv444p", aspect=Fraction(100, 1))
-  with pytest.raises(MediaError, match=r"a\.mkv: its pixels are said to be 100:1, which no screen shows"):
+  path = film(
+    tmp_path / "a.mkv", planes((0.5, 0.5, 0.5), 0.2, 0.1), "yuv444p", codec="libx264", aspect=Fraction(5, 1)
+  )
+  with pytest.raises(MediaError, match=r"a\.mkv: its pixels are said to be 5:1, which no screen shows"):
     shown(path)
 
 
@@ -229,10 +231,19 @@ def test_light_that_nobody_knows_is_refused(tmp_path, facts, words):
 
 
 def test_transparent_parts_of_videos_are_black(tmp_path):
-  colours = [np.full((32, 48), value, np.uint8) for value in (10, 200, 100)]  # G, B, R
-  opaque = np.full((32, 48), 255, np.uint8)
-  pixels, picture = shown(film(tmp_path / "a.mov", [np.dstack([*np.array(colours)[[2, 0, 1]], opaque]).reshape(32, -1)], "rgba", codec="png")) if False else (None, None)  # fmt: skip
-  del pixels, picture
+  colours = np.full((32, 48, 4), (200, 100, 50, 255), np.uint8)
+  for opaque, expected, said in (
+    (255, (200, 100, 50), []),
+    (0, (0, 0, 0), ["transparent parts are shown on black"]),
+  ):
+    colours[:8, ..., 3] = opaque
+    path = tmp_path / f"{opaque}.mov"
+    with av.open(str(path), "w") as container:
+      stream = container.add_stream("png", rate=10)
+      stream.width, stream.height, stream.pix_fmt = 48, 32, "rgba"
+      container.mux([*stream.encode(av.VideoFrame.from_ndarray(colours, format="rgba")), *stream.encode()])
+    pixels, picture = shown(path)
+    assert (tuple(pixels[0, 0]), tuple(pixels[31, 0]), picture.changes) == (expected, (200, 100, 50), said)
 
 
 def test_frames_by_time():

@@ -7,11 +7,12 @@ import glob
 import os
 from pathlib import Path
 import re
+import unicodedata
 
 from mma_dfer_jax.data import listed, source
 from mma_dfer_jax.data.archive import VIDEOS
 from mma_dfer_jax.data.source import ClipFiles, Layout, Note, Problem, natural
-from mma_dfer_jax.errors import UserError, shown
+from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.lookalikes import escaped, looks, tidy
 from mma_dfer_jax.paths import hint, user_path
 
@@ -36,6 +37,8 @@ def read(manifest: Path, options: Options) -> Layout:
     return _unlabelled(manifest, options)
   if manifest.suffix.lower() in VIDEOS and manifest.exists():
     raise UserError(f"{manifest}: is one video by its name, and no csv\n{LAYOUT}")
+  if not manifest.exists():
+    raise UserError(f"{manifest}: {hint(manifest, folder=False)}\n{LAYOUT}")
   try:
     header, lines, notes = listed.read_table(manifest, "path,label,split", "path,label,fold")
   except ValueError as error:
@@ -55,7 +58,7 @@ def read(manifest: Path, options: Options) -> Layout:
     if len(values) > len(header):
       wrong = [f"{len(values) - len(header)} values too many (quote values that hold commas)", *wrong]
     if wrong:
-      name = f"line {line}: {shown(clip.clip_id)}" if clip.clip_id else f"line {line}"
+      name = f"line {line}: {clip.clip_id[:200]}" if clip.clip_id else f"line {line}"
       problems.append(Problem("", "; ".join(wrong), (name,)))
       doubtful |= {clip.label} & set(classes or [clip.label]) if clip.label else set(classes)
     elif classes and clip.label not in classes:
@@ -105,6 +108,8 @@ def _clip_of(
   wrong = [
     problem,
     not label and "no label",
+    any(unicodedata.category(c) == "Cc" for c in label)
+    and f"label {escaped(label)} holds a control character",
     similar and f"label {escaped(label)} looks like the class {', '.join(map(escaped, similar))}: write that",
     unknown,
     first != line and f"is in line {first} already",
@@ -138,7 +143,9 @@ def _unlabelled(place: Path, options: Options) -> Layout:
     else:
       clips.append(ClipFiles(name, name, "", "train", video=path, sound=path))
   if not clips and not problems:
-    raise UserError(f"--manifest={place}: there is no video; other files: {len(others)}\n{LAYOUT}")
+    raise UserError(
+      f"--manifest={place}: there is no video; found: {source.first_few(others) or 'no file'}\n{LAYOUT}"
+    )
   notes = [Note("clips without labels, for pretraining only: train and evaluate need a manifest with labels")]
   notes += [Note("no videos by extension, not used", tuple(others))] if others else []
   if hint := _like_classes(home, [Path(clip.clip_id).parts for clip in clips]):
