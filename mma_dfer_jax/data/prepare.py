@@ -46,7 +46,7 @@ from mma_dfer_jax.data.frames import uneven_rate
 from mma_dfer_jax.data.records import RECIPE, Clips, length_of_sound, read_clip
 from mma_dfer_jax.data.source import ClipFiles, Layout, Note, Problem, count, in_lines, natural
 from mma_dfer_jax.disk import alone_in, sha256_of
-from mma_dfer_jax.errors import UserError, listed
+from mma_dfer_jax.errors import UserError, listed, printable
 from mma_dfer_jax.paths import define_path, hint
 from mma_dfer_jax.progress import Progress
 
@@ -370,7 +370,7 @@ def _check_left_out(layout: Layout, clips: Sequence[ClipFiles], problems: list[P
                  in_lines(problems), advice)  # fmt: skip
   if gone or not clips:
     raise listed(f"no clip of {', '.join(gone) or 'any split'} in {origin} can be used", in_lines(problems))
-  lines = sorted((f"{clip}: {'; '.join(reasons)}" for clip, reasons in bad.items()), key=natural)
+  lines = sorted((printable(f"{clip}: {'; '.join(reasons)}") for clip, reasons in bad.items()), key=natural)
   if lines:
     print(f"left out {len(lines)} of {count(total, 'clip')}:", *lines, sep="\n  - ")
   return lines

@@ -205,20 +205,19 @@ class Layout:
 
 def with_legible_names(layout: Layout) -> Layout:
   """Refuses clips whose names or labels are no text, and clips that people could not tell apart by their names."""
-  problems = [
-    Problem(clip.where, f"the name {escaped(name)} is not UTF-8; rename it", (clip.clip_id,))
-    for clip in layout.clips for name in (clip.clip_id, clip.label) if not _is_text(name)
-  ]  # fmt: skip
+  problems = [Problem(clip.where, f"the name {escaped(clip.clip_id)} is not UTF-8; rename it", (clip.clip_id,))
+              for clip in layout.clips if not _is_text(clip.clip_id + clip.label)]  # fmt: skip
   for group in alike((clip.clip_id for clip in layout.clips), case=True):
     problems.append(
       Problem("", f"look alike: {' and '.join(map(escaped, group))}; rename one of them", tuple(group))
     )
   bad = {clip for problem in problems for clip in problem.clips}
-  notes = [Note(f"clips whose names differ in case only: {' and '.join(group)}")
-           for group in alike(clip.clip_id for clip in layout.clips) if not bad & set(group)]  # fmt: skip
   clips = [clip for clip in layout.clips if clip.clip_id not in bad]
+  similar = tuple(itertools.chain(*alike(clip.clip_id for clip in clips)))
+  notes = [*layout.notes, *([Note("clips whose names differ in case only", similar)] if similar else [])]
+  classes = tuple(filter(_is_text, layout.classes))
   return dataclasses.replace(
-    layout, clips=clips, problems=layout.problems + problems, notes=layout.notes + notes
+    layout, classes=classes, clips=clips, problems=layout.problems + problems, notes=notes
   )
 
 

@@ -124,7 +124,7 @@ def test_names_that_look_alike(clips, tmp_path):
   )
   assert r"'x\u200b.mp4'" in out
   assert r"the name 'tr\udcffn.mp4' is not UTF-8; rename it" in out
-  assert "note: clips whose names differ in case only: Y.mp4 and y.mp4" in out
+  assert "note: clips whose names differ in case only (2): Y.mp4, y.mp4" in out
 
 
 def test_a_table_as_spreadsheets_write_it(clips, tmp_path):
