@@ -40,6 +40,7 @@ from mma_dfer_jax.prediction import (
   described,
   predict_samples,
   predict_timeline,
+  sound_channel,
 )
 from mma_dfer_jax.timeline import draw
 
@@ -172,7 +173,7 @@ class Page:
     pieces = (len(piece.waveform) / piece.sample_rate for piece in media.iterate_sound(path))
     for heard in itertools.chain([declared or 0.0], itertools.accumulate(pieces)):
       check(heard)  # recordings of a browser often declare nothing
-    asked = clip_sample(self.engine.about.inputs, path, self.finder,
+    asked = clip_sample(self.engine.about.inputs, path, self.finder, channel=sound_channel(self.engine.about.recipe, "auto"),
                         progress=lambda seconds: show("look", seconds, declared))  # fmt: skip
     ((sample, prediction),) = predict_samples(self.engine, [asked], 1)
     prediction = dataclasses.replace(prediction, clip=path.name)

@@ -192,7 +192,9 @@ def test_the_page_in_a_browser(model, clips, tmp_path, browser):
     eventually(lambda: not served.left(), 5)
 
     # What cannot be answered is said, and the page goes on.
-    assert "text.mp4: is not a video" in drop(browser, clips / "text.mp4", "#answer .error", "text.mp4")
+    assert "text.mp4: is not supported: it is no video" in drop(
+      browser, clips / "text.mp4", "#answer .error", "text.mp4"
+    )
     assert str(tmp_path) not in texts(browser, "#answer")[0]
     drop(browser, clips / "long.mp4", "#answer .error", "longer than 20 s")
     drop(browser, clips / "large.mp4", "[class*=toast]", "exceed the maximum allowed size")
@@ -276,7 +278,7 @@ def test_each_upload_is_of_one_visitor_and_is_swept(tmp_path, monkeypatch):
   page.sweep(gone="b")  # closed tab
   assert [page.owns(path) for path in (first, second, third)] == [True, False, True]
   said, _ = page.answer(third, lambda *args, **kwargs: None)
-  assert "is not a video" in said
+  assert "is not supported" in said
   assert "no longer there" in page.answer(third, lambda *args, **kwargs: None)[0]
   with mock.patch.object(page, "_answer", side_effect=TypeError("31 is odd")):
     fourth = page.received(first)

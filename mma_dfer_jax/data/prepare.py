@@ -39,6 +39,7 @@ from PIL import Image
 from mma_dfer_jax import cli
 from mma_dfer_jax.cores import usable_cores
 from mma_dfer_jax.data import media, source
+from mma_dfer_jax.data.channels import CHANNELS
 from mma_dfer_jax.data.counts import Findings, check_counts, published_counts
 from mma_dfer_jax.data.data_set import AS_MEANT, NOTES, TIMES, UNEQUAL, UNEVEN, open_data_set, start_worker
 from mma_dfer_jax.data.faces import POLICIES, FaceFinder, face_model, face_recipe
@@ -61,6 +62,7 @@ _FACE_MODEL = define_path("face_model", None, "YuNet's .onnx file; it is fetched
 _FACE_SIZE = flags.DEFINE_integer("face_size", 224, "Side of the cut faces in pixels.", lower_bound=16)
 _ALLOW_BAD = flags.DEFINE_integer("allow_bad", 0, "Leave out at most so many bad clips and list them, instead of failing. "
                                   "A missing or broken list always stops it.", lower_bound=0)  # fmt: skip
+_CHANNEL = flags.DEFINE_enum("channel", "first", CHANNELS, "Which channel of the sound to take.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the data set that is there.")
 _NUM_WORKERS = flags.DEFINE_integer("num_workers", usable_cores(), "Processes that decode; 1: this one.", 1)
 _MAX_FRAMES = flags.DEFINE_integer(
@@ -115,6 +117,7 @@ class Decoding:
   face_size: int = 224  # side of the cut faces in pixels
   max_frames: int = 0  # so many of longer clips, evenly spread; 0: all
   keep_times: bool = False  # of frames
+  channel: str = "first"  # of the sound
 
   @functools.cached_property
   def recipe(self) -> dict[str, str]:
@@ -126,6 +129,8 @@ class Decoding:
       recipe["frame_count"] = f"at most {self.max_frames}, evenly spread over the clip"
     if self.keep_times:
       recipe[TIMES] = "kept, as the video is played"
+    if self.channel != "first":
+      recipe["sound_channel"] = self.channel
     return recipe
 
 
@@ -140,7 +145,12 @@ def decode_clip(files: ClipFiles, decoding: Decoding) -> str | None:
   lengths, sizes = [], set()
   try:
     frames, record = read_clip(
-      video, files.sound, pictures=files.frames, finder=finder, max_frames=decoding.max_frames
+      video,
+      files.sound,
+      pictures=files.frames,
+      finder=finder,
+      max_frames=decoding.max_frames,
+      channel=decoding.channel,
     )
     if files.sound and not record["has_audio"] and not decoding.allow_missing_sound:
       shortest = f"{1000 * media.SHORTEST_SOUND:.0f} ms"
@@ -158,7 +168,7 @@ def decode_clip(files: ClipFiles, decoding: Decoding) -> str | None:
   partial = files.decoded.with_suffix(f".{os.getpid()}.partial")
   with partial.open("wb") as file:
     kept = {key: record[key] for key in ("waveform", "sample_rate", "face_share")}
-    kept |= {key: list(record[key]) for key in ("changes", "times")} | {"turned": record["turned"]}
+    kept |= {key: list(record[key]) for key in ("changes", "times", "notes")} | {"turned": record["turned"]}
     np.savez(file, lengths=lengths, sizes=sorted(sizes), **kept)
   partial.replace(files.decoded)  # a killed run keeps no half clip
   return None
@@ -303,6 +313,8 @@ def _looked_at(clips: Iterable[ClipFiles], notes: list[Note]) -> dict[str, str]:
     with np.load(clip.decoded) as decoded:
       for change in decoded["changes"].tolist():
         changed[change].append(clip.clip_id)
+      for text in decoded["notes"].tolist():
+        odd[text].append(clip.clip_id)
       if uneven_rate(decoded["times"]):
         odd[BY_NUMBER].append(clip.clip_id)
       if turned := str(decoded["turned"]):
@@ -444,7 +456,9 @@ def main(argv: Sequence[str]) -> int:
     decoding = Decoding(options.allow_missing_sound, str(model), _FACE_POLICY.value, _FACE_SIZE.value)
   if _KEEP_TIMES.value and any(clip.frames for clip in layout.clips):
     raise UserError("--keep_times is for videos; pictures in folders have no times")
-  decoding = dataclasses.replace(decoding, max_frames=_MAX_FRAMES.value, keep_times=_KEEP_TIMES.value)
+  decoding = dataclasses.replace(
+    decoding, max_frames=_MAX_FRAMES.value, keep_times=_KEEP_TIMES.value, channel=_CHANNEL.value
+  )
   prepare(layout, name, Path(_DATA_DIR.value), decoding, place, allow_bad=_ALLOW_BAD.value,
           overwrite=_OVERWRITE.value, num_workers=_NUM_WORKERS.value)  # fmt: skip
   return 0

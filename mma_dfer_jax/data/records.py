@@ -17,6 +17,7 @@ from tensorflow_datasets.core import shuffle
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from mma_dfer_jax.data import media
+from mma_dfer_jax.data.channels import Heard
 from mma_dfer_jax.data.data_set import TIMES
 from mma_dfer_jax.data.faces import FaceFinder
 from mma_dfer_jax.data.frames import JPEG_QUALITY, decode_as_meant, encode_frame, sample_frames
@@ -45,7 +46,7 @@ def read_record(video: Path | None, sound: Path | None, **how: Any) -> dict[str,
 
 def read_clip(
   video: Path | None, sound: Path | None, *, pictures: Sequence[Path] = (), finder: FaceFinder | None = None,
-  max_frames: int = 0,
+  max_frames: int = 0, channel: str = "first",
 ) -> tuple[Iterator[bytes], dict[str, Any]]:  # fmt: skip
   """The frames of a clip, decoded one by one while they are iterated over, and the other fields of its record.
 
@@ -54,10 +55,11 @@ def read_clip(
     sound: a file, perhaps the video; None: there is none.
     pictures: files in the order of frames; their bytes stay as they are unless faces are cut out.
     max_frames: of a longer clip so many are taken, the middles of equal parts; 0: all.
+    channel: of the sound, one of CHANNELS.
   Returns:
-    JPEG (or the files' own) bytes of every frame; and waveform: (S,) int16, first channel, empty if there is less sound
+    JPEG (or the files' own) bytes of every frame; and waveform: (S,) int16, one channel, empty if there is less sound
     than one window; sample_rate in Hz, 0 then; has_audio; face_share of the frames with a face, NaN if none was looked for.
-    turned: what faces show of a wrong orientation, in words, for notes.
+    turned: what faces show of a wrong orientation, in words; notes, on tracks and channels.
     Filled while the frames are iterated over: changes, what was done to pixels that are meant otherwise than they are
     stored; times, of a video, the seconds at which frames begin, and at which the last one ends.
   Raises:
@@ -70,7 +72,7 @@ def read_clip(
     return _as_shown(video, changes, times) if video else (_checked(path, changes)[1] for path in pictures)
 
   with media.one_clip(sound or place):
-    found = media.read_sound(sound) if sound else None
+    found, notes = _heard(video, sound, channel)
   with media.one_clip(place):
     images, track = finder.crops(decoded) if finder else (decoded(), None)
     number = len(track.boxes) if track else len(pictures)
@@ -96,7 +98,16 @@ def read_clip(
     "changes": changes,
     "times": times,
     "turned": track.turned if track else "",
+    "notes": notes,
   }
+
+
+def _heard(video: Path | None, sound: Path | None, channel: str) -> tuple[media.Sound | None, list[str]]:
+  """The sound of a clip, and what there is to say of its channels and of the tracks of its files."""
+  heard = Heard(channel)
+  found = media.read_sound(sound, channel, heard) if sound else None
+  files = dict.fromkeys(filter(None, (video, sound)))
+  return found, [*itertools.chain(*map(media.tracks_taken, files)), *(heard.notes() if found else ())]
 
 
 def _as_shown(video: Path, changes: dict[str, None], times: list[float]) -> Iterator[np.ndarray]:
