@@ -349,7 +349,7 @@ def _write(builder: Clips, name: str, notes: list[Note], scratch: Path, target: 
   _print_notes(more)
   notes += more
   new = builder.write()
-  if text := "".join("\n  ".join([note.what, *note.names]) + "\n" for note in notes):
+  if text := "".join("\n  ".join(map(printable, [note.what, *note.names])) + "\n" for note in notes):
     (new / NOTES).write_text(text, encoding="utf-8", errors="backslashreplace")
   if target.exists():
     shutil.rmtree(scratch / "replaced", ignore_errors=True)
