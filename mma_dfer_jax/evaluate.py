@@ -83,7 +83,10 @@ def evaluation_of(path: Path, split: str) -> Evaluation:
   if not about.config and not (data_dir and split):
     advice = "give --data_dir and --split (--splits for several)"
     raise UserError(f"{path} does not record its data set: {advice}")
-  data_set = open_data_set(data_dir, _DATA_NAME.value or trained["data.name"])
+  try:
+    data_set = open_data_set(data_dir, _DATA_NAME.value or trained["data.name"])
+  except UserError as error:
+    raise error if _DATA_DIR.value else UserError(f"{error}; where is it now? Give --data_dir") from error
   if data_set.classes != about.classes:
     raise UserError(f"the model tells apart {', '.join(about.classes)}; the data have {', '.join(data_set.classes)}")  # fmt: skip
   if different := differences(about.recipe, data_set.recipe):
