@@ -63,15 +63,7 @@ def read_clip(
   changes, times = dict[str, None](), list[float]()
 
   def decoded() -> Iterator[np.ndarray]:
-    times.clear()
-    for picture in media.iterate_pictures(video) if video else ():
-      yield picture.pixels()
-      changes.update(dict.fromkeys(picture.changes))
-      times[-1:] = [max([picture.time, *times[-2:-1]]), picture.time + picture.duration]
-    if times:
-      times[-1] = media.end_of_last(times[:-1], times[-1])
-    for path in () if video else pictures:
-      yield _checked(path, changes)[1]
+    return _of_video(video, changes, times) if video else (_checked(path, changes)[1] for path in pictures)
 
   with media.one_clip(sound or place):
     found = media.read_sound(sound) if sound else None
@@ -101,6 +93,16 @@ def read_clip(
     "times": times,
     "turned": track.turned if track else "",
   }
+
+
+def _of_video(video: Path, changes: dict[str, None], times: list[float]) -> Iterator[np.ndarray]:
+  """The pixels of a video; adds what was done to them to the changes, and writes when they are shown to the times."""
+  times.clear()
+  for picture in media.iterate_pictures(video):
+    yield picture.pixels()
+    changes.update(dict.fromkeys(picture.changes))
+    times[-1:] = [max([picture.time, *times[-2:-1]]), picture.time + picture.duration]
+  times[-1] = media.end_of_last(times[:-1], times[-1])
 
 
 def _limited(encoded: Iterable[bytes], place: Path) -> Iterator[bytes]:
