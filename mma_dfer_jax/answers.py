@@ -66,6 +66,7 @@ class Answers:
   window: float | None  # seconds; None: videos are answered as a whole
   hop: float | None
   batch_size: int
+  channel: str = "first"  # of the sound
 
   def answer(self, files: Sequence[str]) -> int:
     """Answers videos and writes the table of all; 1 if some cannot be read, which are reported, else 0."""
@@ -108,6 +109,8 @@ class Answers:
     }  # fmt: skip
     if about.inputs.frame_choice != "number":
       of_all["frame_choice"] = about.inputs.frame_choice
+    if self.channel != "first":
+      of_all["sound_channel"] = self.channel
     asked = {}
     for file in files:
       stamp = []
@@ -123,7 +126,7 @@ class Answers:
     def samples():
       for file in watched(asked, "predict", len(asked), show=len(asked) > 1):
         try:
-          yield clip_sample(self.engine.about.inputs, file, self.finder)
+          yield clip_sample(self.engine.about.inputs, file, self.finder, channel=self.channel)
         except UserError as error:
           _say_error(file, error)
 
@@ -150,8 +153,8 @@ class Answers:
     for file, path in ((file, self._path(file)) for file in asked):
       try:
         with _bars(file) as show:
-          timeline = predict_timeline(self.engine, file, **how, faces=self.finder, batch_size=self.batch_size,
-                                      progress=show)  # fmt: skip
+          timeline = predict_timeline(self.engine, file, **how, faces=self.finder, channel=self.channel,
+                                      batch_size=self.batch_size, progress=show)  # fmt: skip
         with media.one_clip(file):
           draw(timeline).savefig(picture := io.BytesIO(), format="png", dpi=100)
       except UserError as error:
@@ -163,7 +166,7 @@ class Answers:
       with new_file(path.with_suffix(".png"), replace=True) as partial:
         partial.write_bytes(picture.getvalue())
       facts = {"clip": file, "seconds": timeline.seconds, **how, "windows": windows}
-      if warnings := list(warnings_of_windows(self.engine.about, timeline.window)):
+      if warnings := [*timeline.warnings, *warnings_of_windows(self.engine.about, timeline.window)]:
         facts["warnings"] = warnings
         say("\n".join(f"{file}: warning: {warning}" for warning in warnings))
       answer = self._write(file, asked[file], facts)  # last, for a later command looks for it

@@ -23,6 +23,8 @@ _WINDOW = flags.DEFINE_float("window", None, "Answer over time, in windows of so
 _HOP = flags.DEFINE_float("hop", None, "Seconds from one window to the next; a quarter of --window.")
 _FRAME_CHOICE = flags.DEFINE_enum("frame_choice", "auto", ["auto", *FRAME_CHOICES],
                                   "Frames evenly spread by number or by time; auto: as in training.")  # fmt: skip
+_CHANNEL = flags.DEFINE_enum("channel", "auto", ["auto", "first", "loudest", "centre", "mix"],
+                             "Which channel of the sound is heard; auto: as in training.")  # fmt: skip
 _FACES = cli.shared_flag("faces")
 _FACE_MODEL = cli.shared_flag("face_model")
 _PRECISION = cli.shared_flag("precision")
@@ -32,7 +34,7 @@ _BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Clips or windows computed a
 def main(argv: Sequence[str]) -> int:
   from mma_dfer_jax.answers import Answers, check  # here: --help need not wait for OpenCV, FFmpeg and SciPy
   from mma_dfer_jax.engines.engine import load_model
-  from mma_dfer_jax.prediction import face_finder
+  from mma_dfer_jax.prediction import face_finder, sound_channel
 
   files, window = user_files(argv[1:]), _WINDOW.value
   hop = window / 4 if window is not None and _HOP.value is None else _HOP.value
@@ -41,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
   if _FRAME_CHOICE.value != "auto":
     engine = engine.choosing_frames(_FRAME_CHOICE.value)
   finder = face_finder(engine, _FACES.value, _FACE_MODEL.value)
-  how = _FACE_MODEL.value, window, hop, _BATCH_SIZE.value
+  how = _FACE_MODEL.value, window, hop, _BATCH_SIZE.value, sound_channel(engine.about.recipe, _CHANNEL.value)
   return Answers(Path(_OUT.value), _MODEL.value, engine, finder, *how).answer(files)
 
 

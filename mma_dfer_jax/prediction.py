@@ -1,16 +1,18 @@
 """What an engine answers about a video: about the whole of it, or about windows over time."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
 import functools
 import itertools
 import math
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Float, UInt8
 import numpy as np
 
 from mma_dfer_jax.data import film, media
+from mma_dfer_jax.data.channels import CHANNELS
 from mma_dfer_jax.data.faces import FaceFinder, finder_of
 from mma_dfer_jax.data.fbank import rate_difference
 from mma_dfer_jax.data.film import Sample, Soundtrack
@@ -69,11 +71,13 @@ class Timeline:
   soundtrack: Soundtrack | None  # loudness over the whole film; None without sound
   # At which seconds the model saw what: at most 12, evenly spread.
   thumbnails: tuple[tuple[float, UInt8[np.ndarray, "H W 3"]], ...]
+  warnings: tuple[str, ...] = ()  # that concern all windows
 
 
 def predict_video(
-  engine: Engine, file: str | Path, *, faces: Faces = "auto", face_model: str | Path | None = None
-) -> Prediction:
+  engine: Engine, file: str | Path, *, faces: Faces = "auto", face_model: str | Path | None = None,
+  channel: str = "auto",
+) -> Prediction:  # fmt: skip
   """What the model says of one video file, from frames over all of it (16) and the beginning of its sound (5.12 s).
 
   A second video compiles nothing, whatever its size. Memory does not grow with the length.
@@ -84,24 +88,26 @@ def predict_video(
     faces: "auto": cut out as in the model's training; "yunet": cut out; "none": the video is already cropped to the
       face. Or a FaceFinder; None as "none".
     face_model: YuNet's .onnx file; None: a copy that is downloaded once.
+    channel: of the sound, "first", "loudest", "centre" or "mix"; "auto": as in the model's training.
   Raises:
     MediaError: if the file is no video, has no picture, or is damaged. (A UserError, whose text is for people.)
     UserError: if the face detector is needed and not there.
   """
-  sample = clip_sample(engine.about.inputs, file, face_finder(engine, faces, face_model))
+  finder = face_finder(engine, faces, face_model)
+  sample = clip_sample(engine.about.inputs, file, finder, channel=sound_channel(engine.about.recipe, channel))
   ((_, prediction),) = predict_samples(engine, [sample], 1)
   return prediction
 
 
 def predict_timeline(
   engine: Engine, file: str | Path, *, window: float = 4.0, hop: float = 1.0, faces: Faces = "auto",
-  face_model: str | Path | None = None, batch_size: int = 1,
+  face_model: str | Path | None = None, channel: str = "auto", batch_size: int = 1,
   progress: Callable[[str, float, float | None], object] = lambda doing, done, of: None,
 ) -> Timeline:  # fmt: skip
   """What the model says of a film over time: each window as if it were a clip of its own.
 
   Args:
-    engine, file, faces, face_model: as for `predict_video`.
+    engine, file, faces, face_model, channel: as for `predict_video`.
     window: seconds of a window; training clips of DFEW last 2 to 5 s.
     hop: seconds from the start of one window to that of the next, at most `window`. The last window ends with the film.
     batch_size: windows given to the model at once.
@@ -111,10 +117,11 @@ def predict_timeline(
     UserError: if window or hop are impossible, or the face detector is needed and not there.
   """
   film.check_windows(window, hop)
-  finder = face_finder(engine, faces, face_model)
+  finder, channel = face_finder(engine, faces, face_model), sound_channel(engine.about.recipe, channel)
   with media.one_clip(file):
     declared = media.declared_seconds(file)
-    seen = film.survey(file, finder, hop=hop, progress=lambda seconds: progress("look", seconds, declared))
+    show = lambda seconds: progress("look", seconds, declared)  # noqa: E731
+    seen = film.survey(file, finder, hop=hop, channel=channel, progress=show)
     windows = film.windows(seen, window, hop)
     number = min(THUMBNAILS, len(windows))
     pictured = {(2 * i + 1) * len(windows) // (2 * number) for i in range(number)}
@@ -126,19 +133,21 @@ def predict_timeline(
         middle = (prediction.start + prediction.end) / 2
         thumbnails.append((middle, sample.video[len(sample.video) // 2].copy()))
       progress("predict", i + 1, len(windows))
-    return Timeline(str(file), seen.seconds, window, hop, tuple(predictions), seen.sound, tuple(thumbnails))
+    return Timeline(
+      str(file), seen.seconds, window, hop, tuple(predictions), seen.sound, tuple(thumbnails), seen.notes
+    )
 
 
 def clip_sample(
-  inputs: Inputs, file: str | Path, finder: FaceFinder | None,
-  *, progress: Callable[[float], object] = lambda seconds: None,
+  inputs: Inputs, file: str | Path, finder: FaceFinder | None, *, channel: str = "first",
+  progress: Callable[[float], object] = lambda seconds: None,
 ) -> tuple[str, Sample]:  # fmt: skip
   """The name of a file, and what a model with these inputs is given of the whole of it; errors as predict_video.
 
   `progress` gets the seconds of each frame; what it raises ends the reading.
   """
   with media.one_clip(file):
-    seen = film.survey(file, finder, progress=progress)
+    seen = film.survey(file, finder, channel=channel, progress=progress)
     (sample,) = film.samples(seen, film.windows(seen), inputs, finder)
   return str(file), sample
 
@@ -174,6 +183,7 @@ def _prediction(about: About, clip: str, sample: Sample, logits: Float[np.ndarra
 
 def _warnings(about: About, sample: Sample) -> Iterator[str]:
   """The reasons to trust an answer less than the scores on test clips."""
+  yield from sample.notes
   if "image" in about.streams:
     yield from _about_pictures(about, sample)
   if "audio" in about.streams:
@@ -247,6 +257,14 @@ def warnings_of_windows(about: About, window: float) -> Iterator[str]:
     yield _padding(
       window, room, f"clips of DFEW and MAFW fill most of it; --window={math.ceil(room) - 1:g} does, too"
     )
+
+
+def sound_channel(recipe: Mapping[str, Any], channel: str) -> str:
+  """Which channel of a sound is heard: the one that is named, or with "auto" that of the model's training clips."""
+  of_training = str(recipe.get("sound_channel", "first"))
+  if channel not in ("auto", *CHANNELS):
+    raise UserError(f"channel={channel}: choose one of auto, {', '.join(CHANNELS)}")
+  return channel if channel != "auto" else of_training if of_training in CHANNELS else "first"
 
 
 def face_finder(engine: Engine, faces: Faces, face_model: str | Path | None) -> FaceFinder | None:

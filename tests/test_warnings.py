@@ -30,7 +30,7 @@ def sample(**facts):
   usual = {
     "window": Window(0.0, 2.0, 0, 50), "with_face": np.ones(50, bool), "faces_at_once": 1, "size": (640, 480),
     "seconds_of_sound": 2.0, "heard": 5.13, "silent": False, "sample_rate": 48_000, "waveform": speech(48_000),
-    "rates": None, "turned": "", "changes": (),
+    "rates": None, "turned": "", "changes": (), "notes": (),
   }  # fmt: skip
   return Sample(**{"video": np.zeros((16, 8, 8, 3), np.uint8),
                    "spectrogram": np.zeros((512, 128), np.float32), **usual, **facts})  # fmt: skip

@@ -6,6 +6,8 @@ from jaxtyping import Int16
 import numpy as np
 
 CHANNELS = ("first", "loudest", "centre", "mix")
+# Names of channels in the usual order, where a file does not say which they are.
+USUAL = {1: ("FC",), 2: ("FL", "FR"), 6: ("FL", "FR", "FC", "LFE", "BL", "BR"), 8: ("FL", "FR", "FC", "LFE", "BL", "BR", "SL", "SR")}  # fmt: skip
 BASS = "LFE"  # a channel for effects alone, which carries no voice
 SILENT = 33  # of 32768, 60 dB below full scale: quieter than any room, louder than coded silence
 CLIPPED = 0.001  # share of samples at full scale from where on a recording was too loud
@@ -52,6 +54,13 @@ class Heard:
     if self.at_full_scale > CLIPPED * self.samples > 0:
       notes.append(f"the sound is clipped: more than {CLIPPED:.1%} of its samples are at full scale")
     return tuple(notes)
+
+
+def names_of(known: Sequence[str], number: int) -> tuple[str, ...]:
+  """Names of all channels, from those that FFmpeg knows: "NONE" where it does not."""
+  if len(known) == number and "NONE" not in known:
+    return tuple(known)
+  return USUAL.get(number) or tuple(str(k + 1) for k in range(number))
 
 
 def take(

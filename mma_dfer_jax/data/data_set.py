@@ -16,6 +16,7 @@ from mma_dfer_jax.errors import UserError, shown
 from mma_dfer_jax.paths import hint
 
 UNEVEN = "the frame rate is uneven"  # how a note on such clips begins
+UNEQUAL = "picture and sound differ in length"  # likewise
 NOTES = "notes.txt"  # in a data set: what was noted of its clips, with all names
 TIMES = "frame_times"  # of a recipe, if records keep the times of their frames
 AS_MEANT = (

@@ -63,6 +63,7 @@ FORMATS: tuple[tuple[Callable[[bytes], bool], Callable[[Data, Ending], None]], .
   (_starts(b"GIF87a", b"GIF89a"), pictures.gif),
   (_starts(b"fLaC"), streams.flac),
   (_starts(b"TTA1"), streams.true_audio),
+  (_starts(bytes.fromhex("060e2b34")), streams.material_exchange),
   (_starts(b"DKIF"), streams.indexed_frames),
   (_starts(b"\0\0\1\xba"), streams.programme_stream),
   (_starts(b"BM"), pictures.bmp),

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Float32, Int, Int16, UInt8
 import numpy as np
 
 from mma_dfer_jax.data import media
-from mma_dfer_jax.data.channels import SILENT
+from mma_dfer_jax.data.channels import SILENT, Heard
 from mma_dfer_jax.data.faces import Detections, FaceFinder, Lookout, cut, detect_every
 from mma_dfer_jax.data.fbank import window_and_hop
 from mma_dfer_jax.data.frames import encode_frame, sample_at_times, sample_frames, uneven_rate
@@ -40,6 +40,8 @@ class Soundtrack(NamedTuple):
   sample_rate: int  # Hz
   seconds: float
   extremes: Int16[np.ndarray, "E 2"]  # lowest and highest sample of every 1/20 s
+  channel: str = "first"  # that was heard, one of CHANNELS
+  notes: tuple[str, ...] = ()  # about its channels
 
   def peak(self, start: float, end: float) -> int:
     """Largest sample, of 32768, between two times in seconds; 0 where there is none."""
@@ -59,6 +61,12 @@ class Film:
   sound: Soundtrack | None  # None: the file has none, or less than one window of the spectrogram
   stamp: tuple[int, ...]  # which file it was, to notice another in its place
   turned: str = ""  # what its faces show of a wrong orientation
+  tracks: tuple[str, ...] = ()  # which were taken, if there are several of a kind
+
+  @property
+  def notes(self) -> tuple[str, ...]:
+    """About tracks, and channels of the sound."""
+    return self.tracks + (self.sound.notes if self.sound else ())
 
 
 class Window(NamedTuple):
@@ -88,23 +96,27 @@ class Sample:
   turned: str  # what the film's faces show of a wrong orientation, in words
   waveform: Int16[np.ndarray, "S"]  # that the spectrogram was made of
   rates: tuple[float, float] | None  # frames a second in the densest and rarest quarter, if uneven
+  notes: tuple[str, ...]  # of a whole film, as there
 
 
 def survey(
   path: str | os.PathLike[str], finder: FaceFinder | None = None, *, hop: float | None = None,
-  progress: Callable[[float], object] = lambda seconds: None,
+  channel: str = "first", progress: Callable[[float], object] = lambda seconds: None,
 ) -> Film:  # fmt: skip
   """Reads a video to its end, so that whatever is wrong with it is known before a model runs.
 
   Args:
     finder: looks for faces in every fourth frame, as in training, and in the first and the last of every hop.
     hop: seconds from one window to the next; None if there will be one window.
+    channel: of the sound, one of CHANNELS.
     progress: gets the time of each frame, in seconds; what it raises ends the reading.
   Raises:
     MediaError: if the file is no video, or damaged; with a hop also if its clock jumps.
   """
   stamp = _stamp(path)
-  sound = _listen(path)  # takes a hundredth of the time that the pictures take, so that damage is found soon
+  sound = _listen(
+    path, channel
+  )  # takes a hundredth of the time that the pictures take, so that damage is found soon
   times: list[float] = []
   duration = upcoming = 0.0
 
@@ -133,8 +145,9 @@ def survey(
   )
   end = media.end_of_last(times, times[-1] + duration)
   found = detections if finder else None
+  turned = lookout.turned() if lookout else ""
   return Film(
-    os.fspath(path), np.array(times), end, sizes, found, sound, stamp, lookout.turned() if lookout else ""
+    os.fspath(path), np.array(times), end, sizes, found, sound, stamp, turned, media.tracks_taken(path)
   )
 
 
@@ -145,7 +158,8 @@ def _stamp(path: str | os.PathLike[str]) -> tuple[int, ...]:
   return ()
 
 
-def _listen(path: str | os.PathLike[str]) -> Soundtrack | None:
+def _listen(path: str | os.PathLike[str], channel: str) -> Soundtrack | None:
+  heard = Heard(channel)
   extremes: list[tuple[int, int]] = []
   rest = np.zeros(0, np.int16)
   length = rate = 0
@@ -153,7 +167,7 @@ def _listen(path: str | os.PathLike[str]) -> Soundtrack | None:
   def samples_before(twentieth: int) -> int:
     return round(twentieth * rate / LOUDNESS_RATE)
 
-  for piece in media.iterate_sound(path):
+  for piece in media.iterate_sound(path, channel, heard):
     rate = piece.sample_rate
     length += len(piece.waveform)
     rest = np.concatenate([rest, piece.waveform])
@@ -164,7 +178,7 @@ def _listen(path: str | os.PathLike[str]) -> Soundtrack | None:
     return None
   if len(rest):
     extremes.append((rest.min(), rest.max()))
-  return Soundtrack(rate, length / rate, np.array(extremes, np.int16))
+  return Soundtrack(rate, length / rate, np.array(extremes, np.int16), channel, heard.notes())
 
 
 def windows(film: Film, window: float | None = None, hop: float | None = None) -> list[Window]:
@@ -277,7 +291,7 @@ def _excerpts(
     row, hop = window_and_hop(rate)
     room = row + hop * (num_rows - 1)  # samples of so many rows
     heard = room / rate
-  pieces = media.iterate_sound(film.path)
+  pieces = media.iterate_sound(film.path, sound.channel)
   kept, position = np.zeros(0, np.int16), 0  # what was read and may be needed, and its first sample's number
   for window in wanted:
     # The sound of a whole clip may be longer than its pictures.
@@ -296,5 +310,11 @@ def _excerpts(
     sample_rate, seconds = (rate, (stop - start) / rate) if enough else (0, 0.0)
     yield (
       {"waveform": waveform, "sample_rate": sample_rate, "has_audio": enough},
-      {"heard": heard, "seconds_of_sound": seconds, "silent": silent, "sample_rate": sample_rate},
+      {
+        "heard": heard,
+        "seconds_of_sound": seconds,
+        "silent": silent,
+        "sample_rate": sample_rate,
+        "notes": film.notes if alone else (),
+      },
     )

@@ -128,6 +128,15 @@ def _decode_jpeg(data: bytes) -> UInt8[np.ndarray, "H W 3"] | None:
   return simplejpeg.decode_jpeg(SCAN_HEADER.sub(rb"\1" + b"\x00\x3f\x00", data))
 
 
+def is_cut_jpeg(data: bytes) -> bool:
+  """Whether a picture of a video in JPEG ends early, which FFmpeg does not say; other faults it finds itself."""
+  try:
+    _decode_jpeg(data)
+  except ValueError as error:
+    return "premature end" in str(error).lower()
+  return False
+
+
 def encode_frame(pixels: UInt8[np.ndarray, "H W 3"]) -> bytes:
   """A frame as the JPEG that data sets keep of it."""
   bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)

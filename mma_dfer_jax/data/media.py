@@ -6,6 +6,7 @@ import functools
 import io
 import math
 import os
+from pathlib import Path
 import re
 import stat
 import time
@@ -19,8 +20,9 @@ from jaxtyping import Int16, UInt8
 import numpy as np
 
 from mma_dfer_jax.cores import own_cores
-from mma_dfer_jax.data.channels import Heard, take
+from mma_dfer_jax.data.channels import Heard, names_of, take
 from mma_dfer_jax.data.ends import Ending, ending
+from mma_dfer_jax.data.frames import is_cut_jpeg
 from mma_dfer_jax.data.pixels import Picture
 from mma_dfer_jax.errors import UserError, of_type, print_traceback
 
@@ -181,8 +183,7 @@ def iterate_sound(
         raise MediaError(f"{path}: its sample rate changes from {sample_rate} to {frame.sample_rate} Hz")
       number, raw = frame.layout.nb_channels, frame.to_ndarray()
       pcm = _as_int16(raw if frame.format.is_planar else raw.reshape(-1, number).T, path)
-      known = [one.name for one in frame.layout.channels]
-      names = known if len(known) == number else [str(k + 1) for k in range(number)]
+      names = names_of([one.name for one in frame.layout.channels], number)
       samples = take(pcm, names, channel, loudest)
       heard.add(names, pcm, samples)
       if frame.time is not None and end < frame.time + len(samples) / sample_rate:
@@ -258,7 +259,9 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, Endi
     # "file:" so that a name with a colon is no protocol; the whitelists keep a file from leading to other places.
     # (As container_options: with plain options PyAV before 18 crashes on Flash files.)
     options = {"protocol_whitelist": "file", "format_whitelist": ",".join(av.formats_available - PLAYLISTS)}
-    source = _Repaired(name, found.repairs) if found.repairs else f"file:{name}"
+    source: Any = _Repaired(name, found.repairs) if found.repairs else f"file:{name}"
+    if found.parts:
+      source = io.BytesIO(b"".join(Path(name).read_bytes()[start:end] for start, end in found.parts))
     with av.open(source, container_options=options, **_BAD_TITLES) as container:
       opened = True
       _check_tracks(container, found, path)
@@ -350,6 +353,8 @@ def _decoded(container: InputContainer, stream: av.stream.Stream, path: Any, fou
       raise MediaError(
         f"{path}: is damaged: after {reached:.2f} s of its {stream.type} a part is missing; {AGAIN}"
       )
+    if packet.size and stream.codec_context.name == "mjpeg" and is_cut_jpeg(bytes(packet)):
+      raise MediaError(f"{path}: is damaged: its picture at {reached:.2f} s ends early; {AGAIN}")
     lengths[packet.pts] = packet.duration or 0
     frames: list[Any] = packet.decode()
     for frame in frames:
@@ -362,17 +367,19 @@ def _decoded(container: InputContainer, stream: av.stream.Stream, path: Any, fou
       yield frame
   if container.format.name in FORMATS_WITH_LENGTH:
     _check_length(container, stream, reached, of_any, path)
-  for what, there, announced in (("pictures", pictures, found.pictures), ("samples", samples, found.samples)):
-    if announced is not None and there < announced and (stream.type == "audio") == (what == "samples"):
-      raise MediaError(
-        f"{path}: is cut short: it has {there:,} of the {announced:,} {what} that it announces; {AGAIN}"
-      )
+  number, announced = (samples, found.samples) if stream.type == "audio" else (pictures, found.pictures)
+  if announced is not None and (number < announced or (number > announced and stream.type == "audio")):
+    what = "samples of sound" if stream.type == "audio" else "pictures"
+    fault = "cut short" if number < announced else "damaged"
+    raise MediaError(f"{path}: is {fault}: it announces {announced:,} {what} and has {number:,}; {AGAIN}")
   if not pictures and stream.type == "video":
     raise MediaError(f"{path}: holds no picture that can be decoded")
 
 
 def _check_tracks(container: InputContainer, found: Ending, path: Any) -> None:
-  """Makes sure that FFmpeg leaves out no track that the file describes."""
+  """Makes sure that FFmpeg leaves out no track and no picture that the file describes."""
+  if found.pictures and container.format.name.startswith("webp"):
+    raise MediaError(f"{path}: is not supported: FFmpeg does not read animated WebP; {CONVERT}")
   for kind in ("video", "audio"):
     there, number = sum(stream.type == kind for stream in container.streams), found.tracks[kind]
     if there < number:
@@ -394,6 +401,8 @@ def _check_length(container: InputContainer, stream: Any, reached: float, of_any
     declared = _seconds((stream.start_time or 0) + stream.duration, stream)
   else:
     declared, reached = (container.duration or 0) / av.time_base, of_any
+    if any(other.codec_context is None for other in container.streams):
+      return  # how long its packets are is not known
   if reached < declared - max(0.05 * declared, 2 / float(rate) if rate else 0.1):
     ends = f"its {stream.type} ends at {reached:.2f} s of {declared:.2f} s"
     raise MediaError(f"{path}: is cut short: {ends}; {AGAIN}")

@@ -39,11 +39,12 @@ from PIL import Image
 from mma_dfer_jax import cli
 from mma_dfer_jax.cores import usable_cores
 from mma_dfer_jax.data import media, source
+from mma_dfer_jax.data.channels import CHANNELS
 from mma_dfer_jax.data.counts import Findings, check_counts, published_counts
-from mma_dfer_jax.data.data_set import AS_MEANT, NOTES, TIMES, UNEVEN, open_data_set, start_worker
+from mma_dfer_jax.data.data_set import AS_MEANT, NOTES, TIMES, UNEQUAL, UNEVEN, open_data_set, start_worker
 from mma_dfer_jax.data.faces import POLICIES, FaceFinder, face_model, face_recipe
 from mma_dfer_jax.data.frames import uneven_rate
-from mma_dfer_jax.data.records import RECIPE, Clips, read_clip
+from mma_dfer_jax.data.records import RECIPE, Clips, length_of_sound, read_clip
 from mma_dfer_jax.data.source import ClipFiles, Layout, Note, Problem, count, in_lines, natural
 from mma_dfer_jax.disk import alone_in, sha256_of
 from mma_dfer_jax.errors import UserError, listed
@@ -61,6 +62,7 @@ _FACE_MODEL = define_path("face_model", None, "YuNet's .onnx file; it is fetched
 _FACE_SIZE = flags.DEFINE_integer("face_size", 224, "Side of the cut faces in pixels.", lower_bound=16)
 _ALLOW_BAD = flags.DEFINE_integer("allow_bad", 0, "Leave out at most so many bad clips and list them, instead of failing. "
                                   "A missing or broken list always stops it.", lower_bound=0)  # fmt: skip
+_CHANNEL = flags.DEFINE_enum("channel", "first", CHANNELS, "Which channel of the sound to take.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the data set that is there.")
 _NUM_WORKERS = flags.DEFINE_integer("num_workers", usable_cores(), "Processes that decode; 1: this one.", 1)
 _MAX_FRAMES = flags.DEFINE_integer(
@@ -101,6 +103,7 @@ _OPTIONS = _define_options()
 BY_NUMBER = (f"{UNEVEN} (one quarter of the frames takes more than twice as long as another), and by default a run chooses "
              "frames by number; config.inputs.frame_choice=time, for data prepared with --keep_times, chooses them by "
              "time")  # fmt: skip
+LEAST_DIFFERENCE = 0.5  # seconds between picture and sound that are worth a note
 SCRATCH = ".unfinished"  # beside the data set: decoded clips, and the data set while it is written
 
 
@@ -114,6 +117,7 @@ class Decoding:
   face_size: int = 224  # side of the cut faces in pixels
   max_frames: int = 0  # so many of longer clips, evenly spread; 0: all
   keep_times: bool = False  # of frames
+  channel: str = "first"  # of the sound
 
   @functools.cached_property
   def recipe(self) -> dict[str, str]:
@@ -125,6 +129,8 @@ class Decoding:
       recipe["frame_count"] = f"at most {self.max_frames}, evenly spread over the clip"
     if self.keep_times:
       recipe[TIMES] = "kept, as the video is played"
+    if self.channel != "first":
+      recipe["sound_channel"] = self.channel
     return recipe
 
 
@@ -139,7 +145,12 @@ def decode_clip(files: ClipFiles, decoding: Decoding) -> str | None:
   lengths, sizes = [], set()
   try:
     frames, record = read_clip(
-      video, files.sound, pictures=files.frames, finder=finder, max_frames=decoding.max_frames
+      video,
+      files.sound,
+      pictures=files.frames,
+      finder=finder,
+      max_frames=decoding.max_frames,
+      channel=decoding.channel,
     )
     if files.sound and not record["has_audio"] and not decoding.allow_missing_sound:
       shortest = f"{1000 * media.SHORTEST_SOUND:.0f} ms"
@@ -157,7 +168,7 @@ def decode_clip(files: ClipFiles, decoding: Decoding) -> str | None:
   partial = files.decoded.with_suffix(f".{os.getpid()}.partial")
   with partial.open("wb") as file:
     kept = {key: record[key] for key in ("waveform", "sample_rate", "face_share")}
-    kept |= {key: list(record[key]) for key in ("changes", "times")} | {"turned": record["turned"]}
+    kept |= {key: list(record[key]) for key in ("changes", "times", "notes")} | {"turned": record["turned"]}
     np.savez(file, lengths=lengths, sizes=sorted(sizes), **kept)
   partial.replace(files.decoded)  # a killed run keeps no half clip
   return None
@@ -302,10 +313,17 @@ def _looked_at(clips: Iterable[ClipFiles], notes: list[Note]) -> dict[str, str]:
     with np.load(clip.decoded) as decoded:
       for change in decoded["changes"].tolist():
         changed[change].append(clip.clip_id)
+      for text in decoded["notes"].tolist():
+        odd[text].append(clip.clip_id)
       if uneven_rate(decoded["times"]):
         odd[BY_NUMBER].append(clip.clip_id)
       if turned := str(decoded["turned"]):
         odd[turned].append(clip.clip_id)
+      samples, rate = length_of_sound(clip.decoded)
+      if rate and len(times := decoded["times"]):
+        shorter, longer = sorted((samples / rate, float(times[-1])))
+        if longer > 2 * shorter + LEAST_DIFFERENCE:
+          odd[f"{UNEQUAL}: one is more than twice as long as the other"].append(clip.clip_id)
   found = [Note(change, tuple(names)) for change, names in sorted(changed.items())]
   found += [Note(what, tuple(names), warning=True) for what, names in sorted(odd.items())]
   _print_notes(found)
@@ -352,10 +370,14 @@ def _check_left_out(layout: Layout, clips: Sequence[ClipFiles], problems: list[P
   if len(bad) > allow_bad:
     left = {clip.label for clip in clips}
     lost = (layout.doubtful | {clip.label for clip in layout.clips}) - left
-    none_left = f"no clip of {', '.join(sorted(lost, key=natural))} would be left"
+    none_left = f"leave no clip of {', '.join(sorted(lost, key=natural))}"
     advice = f"fix them, or add --allow_bad={len(bad)} to leave out these clips" if clips and not gone else ""
     if advice and lost:
-      advice = f"fix them; else {none_left}" if lost & layout.doubtful else f"{advice}; {none_left}"
+      advice = (
+        f"fix them: --allow_bad would {none_left}"
+        if lost & layout.doubtful
+        else f"{advice}; that would {none_left}"
+      )
     raise listed(f"{len(bad)} of {count(total, 'clip')} of {origin} cannot be used, no data set was written",
                  in_lines(problems), advice)  # fmt: skip
   if gone or not clips:
@@ -385,7 +407,8 @@ def check(layout: Layout, name: str, *problems: str) -> int:
   )
   for note in layout.notes:
     (result.warnings if note.warning else result.notes).append(str(note))
-  if silent := tuple(clip.clip_id for clip in layout.clips if clip.sound is None):
+  silent = tuple(clip.clip_id for clip in layout.clips if clip.sound is None)
+  if silent and all(problem.clips for problem in layout.problems):  # else that is one of the problems
     result.warnings.append(str(Note("clips without a file with sound", silent)))
   check_counts(result, layout.classes, name, layout.doubtful)
   result.print_lines()
@@ -408,9 +431,7 @@ def main(argv: Sequence[str]) -> int:
   problems = [f"--{flag} is not for --dataset={name}" for flag in given if flag not in takes]
   if "raw" in given and of.FLAG == "manifest":
     others = [other for other in source.names() if source.said_by(other, "FLAG") == "raw"]
-    problems.append(
-      f"--raw is for {', '.join(f'--dataset={other}' for other in others)}; one folder for each class is folders"
-    )
+    problems[0] += f", but for {', '.join(others)}; for one folder for each class, add --dataset=folders"
   problems += [] if place else [f"--{of.FLAG} is needed"]
   if problems:
     advice = f"--dataset={name} takes {', '.join(f'--{flag}' for flag in takes)}\n{of.LAYOUT}"
@@ -433,7 +454,9 @@ def main(argv: Sequence[str]) -> int:
     decoding = Decoding(options.allow_missing_sound, str(model), _FACE_POLICY.value, _FACE_SIZE.value)
   if _KEEP_TIMES.value and any(clip.frames for clip in layout.clips):
     raise UserError("--keep_times is for videos; pictures in folders have no times")
-  decoding = dataclasses.replace(decoding, max_frames=_MAX_FRAMES.value, keep_times=_KEEP_TIMES.value)
+  decoding = dataclasses.replace(
+    decoding, max_frames=_MAX_FRAMES.value, keep_times=_KEEP_TIMES.value, channel=_CHANNEL.value
+  )
   prepare(layout, name, Path(_DATA_DIR.value), decoding, place, allow_bad=_ALLOW_BAD.value,
           overwrite=_OVERWRITE.value, num_workers=_NUM_WORKERS.value)  # fmt: skip
   return 0

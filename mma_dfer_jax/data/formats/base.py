@@ -27,6 +27,9 @@ class Ending:
   repairs: dict[int, bytes] = dataclasses.field(
     default_factory=dict
   )  # at places where a size was not known yet
+  parts: list[tuple[int, int]] = dataclasses.field(
+    default_factory=list
+  )  # that count, if others must be left out
   tracks: Counter[str] = dataclasses.field(
     default_factory=Counter
   )  # "video", "audio"; empty: it does not say

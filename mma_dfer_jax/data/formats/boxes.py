@@ -45,7 +45,7 @@ def iso(data: Data, found: Ending) -> None:
     if kind in OF_FILE or not described:  # else it is something that follows the end
       must_reach(f"its box {name_of(kind)}", end, data)
   rest = data[boxes[-1][2] :] if boxes else b""
-  if 0 < len(rest) < 8 and any(rest) and (pieces or not described):
+  if 0 < len(rest) < 8 and rest[0] == 0 < max(rest) and (pieces or not described):
     raise CutShort("it ends within the head of a box")
   if not described and b"meta" not in kinds:
     raise CutShort("its box moov, which describes the tracks, is missing; recorders write it last")

@@ -61,7 +61,10 @@ def _sound(data: Data, order: str, end: int, found: Ending) -> None:
       if large and size == 0xFFFFFFFF:
         if large[1] and large[1] < UNKNOWN:
           return must_reach("its chunk data", start + large[1], data)
-        found.repairs[large[0]] = rest.to_bytes(8, "little")
+        found.repairs |= {
+          large[0]: rest.to_bytes(8, "little"),
+          large[0] + 8: bytes(8),
+        }  # and number of samples
         return None
       if _is_placeholder(size, data):
         if 0 < rest < PLACEHOLDER:
@@ -109,6 +112,8 @@ def wave64(data: Data, found: Ending) -> None:
     if size < 24:
       return
     must_reach(f"its chunk {name_of(data[at : at + 4])}", at + size, data)
+    if data[at : at + 4] == b"data":
+      return
     at += -(-size // 8) * 8
 
 

@@ -1,5 +1,6 @@
 """Streams of pages, packets and frames."""
 
+from collections import Counter
 from collections.abc import Callable
 import re
 import zlib
@@ -55,8 +56,7 @@ def _check_sum(page: bytes) -> int:
   return int(f"{found:032b}"[::-1], 2)
 
 
-def _after_id3(data: Data) -> int:
-  at = 0
+def _after_id3(data: Data, at: int = 0) -> int:
   while data[at : at + 3] == b"ID3":
     a, b, c, d = data[at + 6 : at + 10]
     at += 10 + (a << 21 | b << 14 | c << 7 | d) + 10 * bool(data[at + 5] & 16)
@@ -78,13 +78,39 @@ def mpeg_frame(data: Data, at: int) -> int:
   return (72 if layer == 3 and version != 3 else 144) * bits // sample_rate + padding
 
 
-def _frames(data: Data, at: int, size_at: Callable[[Data, int], int]) -> int:
-  """How many frames follow each other from `at` on; the last must be whole."""
-  count = 0
-  while at < len(data) and not data[at : at + 11].startswith(NOTES) and (size := size_at(data, at)):
-    at += size
-    count += 1
-    must_reach("its last frame", at, data)
+def _frames(data: Data, at: int, size_at: Callable[[Data, int], int], found: Ending) -> int:
+  """How many frames follow each other from `at` on; the last must be whole.
+
+  Tags may stand between them, where files were joined, and anything after the last: FFmpeg stumbles over it.
+  """
+  count, begun, parts = 0, 0, list[tuple[int, int]]()
+  while at < len(data):
+    size = size_at(data, at)
+    if size:
+      at += size
+      count += 1
+      must_reach("its last frame", at, data)
+      continue
+    parts.append((begun, at))
+    begun = (
+      at + 128
+      if data[at : at + 3] == b"TAG"
+      else at + 6
+      if data[at : at + 6] == b"#!AMR\n"
+      else _after_id3(data, at)
+    )
+    if begun == at or not size_at(data, begun):
+      break
+    at = begun
+  else:
+    parts.append((begun, at))
+  tagged, later = data[at : at + 11].startswith(NOTES), at
+  while not tagged and (later := data.find(b"\xff", later + 1)) > 0:
+    following = later + size_at(data, later)
+    if later < following < len(data) and size_at(data, following):
+      raise Damaged(f"at byte {at:,}: no frame begins there")
+  if len(parts) > 1 or len(data) - at not in (0, 128):  # 128: notes that FFmpeg knows
+    found.parts = parts
   return count
 
 
@@ -95,7 +121,7 @@ def mp3(data: Data, found: Ending) -> None:
   mark = data[at : at + size].find(b"Info") if size and not 0 < mark < 48 else mark
   if 0 < mark < 48 and data[at + mark + 7] & 1:
     declared = integer(data, at + mark + 8, 4)
-  count = _frames(data, at, mpeg_frame)
+  count = _frames(data, at, mpeg_frame, found)
   if declared > count:
     raise CutShort(f"it has {count:,} frames of the {declared:,} that it announces")
 
@@ -105,19 +131,26 @@ def adts(data: Data, found: Ending) -> None:
     sync = at + 7 <= len(data) and data[at] == 0xFF and data[at + 1] & 0xF6 == 0xF0
     return (data[at + 3] & 3) << 11 | data[at + 4] << 3 | data[at + 5] >> 5 if sync else 0
 
-  _frames(data, _after_id3(data), size_at)
+  _frames(data, _after_id3(data), size_at, found)
 
 
 def amr(data: Data, found: Ending) -> None:
   wide = data[:9] == b"#!AMR-WB\n"
-  _frames(data, 9 if wide else 6, lambda data, at: (AMR_WB if wide else AMR)[data[at] >> 3 & 15])
+
+  def size_at(data: Data, at: int) -> int:
+    return (AMR_WB if wide else AMR)[data[at] >> 3 & 15] if at < len(data) and not data[at] & 0x83 else 0
+
+  _frames(data, 9 if wide else 6, size_at, found)
 
 
 def flash(data: Data, found: Ending) -> None:
   at = integer(data, 5, 4) + 4
   while at < len(data) and data[at] & 0x1F in (8, 9, 18):  # sound, pictures, facts; else it follows the end
-    at += 11 + integer(data, at + 1, 3) + 4
+    size = 11 + integer(data, at + 1, 3)
+    at += size + 4
     must_reach("its last tag", at, data)
+    if integer(data, at - 4, 4) not in (size, 0):  # each is followed by its size
+      raise Damaged(f"at byte {at - 4 - size:,}")
 
 
 def asf(data: Data, found: Ending) -> None:
@@ -127,7 +160,7 @@ def asf(data: Data, found: Ending) -> None:
 
 
 def transport(data: Data, found: Ending) -> None:
-  """MPEG-TS: all packets are there. Files that were joined are whole: there a list of programmes begins anew."""
+  """MPEG-TS: all packets are there. Files that were joined are whole: there several programmes begin anew with a list."""
   size, first = (188, 0) if data[:189:188] == b"GG" else (192, 4)
   if len(data) % size:
     raise CutShort(f"its last packet has {len(data) % size} of {size} bytes")
@@ -136,26 +169,43 @@ def transport(data: Data, found: Ending) -> None:
   if (bad := (sync != 0x47) | (high & 0x80 > 0)).any():
     raise Damaged(f"at byte {int(bad.argmax()) * size:,}")
   programmes = (high.astype(np.int32) & 31) << 8 | low
-  lists = np.cumsum(programmes == 0)
-  room = np.where(flags & 0x20 > 0, 183 - extra.astype(np.int32), 184)
-  jumps = (flags & 0x20 > 0) & (extra > 0) & (more & 0x80 > 0)
-  for programme in np.unique(programmes).tolist():
+  lists = np.cumsum(
+    programmes == 0
+  )  # that came so far; a joint has another table just before its list, or none
+  adapted, begins = flags & 0x20 > 0, high & 0x40 > 0
+  room = np.where(adapted, 183 - extra.astype(np.int32), 184)
+  gaps, parts, joints = [], [], Counter[int]()  # joints: how many programmes miss something around a list
+  for programme in np.unique(programmes[programmes != NOTHING]).tolist():
     which = np.flatnonzero((programmes == programme) & (flags & 0x10 > 0))
-    starts = np.flatnonzero(high[which] & 0x40)
-    if programme == NOTHING or len(starts) == 0:
-      continue
-    heads = [data[(at := (int(which[k]) + 1) * size - int(room[which[k]])) : at + 6] for k in starts]
-    if not all(head.startswith(b"\0\0\1") for head in heads):
-      continue  # tables
-    steps = (np.diff(flags[which] & 15)) & 15
-    joined = (lists[which][1:] > lists[which][:-1]) & (high[which][1:] & 0x40 > 0)
-    if (missing := (steps > 1) & ~joined & ~jumps[which][1:]).any():
-      raise Damaged(f"packets are missing before byte {int(which[1:][missing][0]) * size:,}")
-    same = np.append(False, steps == 0)  # sent twice
-    sizes = np.add.reduceat(np.where(same, 0, room[which]), starts)
-    for k, head, there in zip(starts, heads, sizes, strict=True):
-      if there < 6 + int.from_bytes(head[4:6]):
-        raise CutShort(f"of the part at byte {int(which[k]) * size:,} only a beginning is there")
+    steps = np.diff(flags[which] & 15) & 15
+    meant = (
+      adapted[which] & (extra[which] > 0) & (more[which] & 0x80 > 0)
+    )  # the packet says that it does not go on
+    for k in np.flatnonzero((steps > 1) & ~meant[1:]):
+      before, after = int(which[k]), int(which[k + 1])
+      gaps.append((before, after))
+      joints.update(range(int(lists[before]) + 1, int(lists[after]) + 2))
+    parts.append(which[np.append(True, steps > 0)])  # others were sent twice
+  for before, after in gaps:
+    if not begins[after] or not any(
+      joints[k] > 1 for k in range(int(lists[before]) + 1, int(lists[after]) + 2)
+    ):
+      raise Damaged(f"packets are missing before byte {after * size:,}")
+  for which in parts:
+    _check_parts(data, which, begins, room, size)
+
+
+def _check_parts(data: Data, which: np.ndarray, begins: np.ndarray, room: np.ndarray, size: int) -> None:
+  """Of one programme of MPEG-TS: that each part which says its length has it."""
+  starts = np.flatnonzero(begins[which])
+  if not len(starts):
+    return
+  heads = [data[(at := (int(which[k]) + 1) * size - int(room[which[k]])) : at + 6] for k in starts]
+  if not all(head.startswith(b"\0\0\1") for head in heads):
+    return  # tables
+  for k, head, there in zip(starts, heads, np.add.reduceat(room[which], starts), strict=True):
+    if there < 6 + int.from_bytes(head[4:6]):
+      raise CutShort(f"of the part at byte {int(which[k]) * size:,} only a beginning is there")
 
 
 def programme_stream(data: Data, found: Ending) -> None:
@@ -179,6 +229,8 @@ def wavpack(data: Data, found: Ending) -> None:
     counted += integer(data, at + 20, 4, "<") * first
     at += 8 + integer(data, at + 4, 4, "<")
     must_reach("its last block", at, data)
+  if at < len(data):
+    found.parts = [(0, at)]
   if total != 0xFFFFFFFF and counted < total:
     raise CutShort(f"it has {counted:,} samples of the {total:,} that it announces")
 
@@ -202,6 +254,8 @@ def y4m(data: Data, found: Ending) -> None:
 
 
 def flac(data: Data, found: Ending) -> None:
+  if (another := data.find(b"fLaC\0\0\0\x22", 4)) > 0:
+    raise Damaged(f"another FLAC begins at byte {another:,}, which no decoder reads: take them apart")
   found.samples = (data[21] & 15) << 32 | integer(data, 22, 4) or None
 
 
@@ -210,6 +264,20 @@ def true_audio(data: Data, found: Ending) -> None:
   number = -(-found.samples // (256 * rate // 245)) if rate else 0
   frames = sum(integer(data, 22 + 4 * k, 4, "<") for k in range(number))
   must_reach("its last frame", 22 + 4 * number + 4 + frames, data)
+
+
+def material_exchange(data: Data, found: Ending) -> None:
+  """MXF: keys, lengths and values; the last is an index, or the end of a part that closes the file."""
+  at, last = 0, b""
+  while at < len(data):
+    last, head = data[at : at + 16], data[at + 16]
+    more = head & 0x7F if head & 0x80 else 0
+    at += 17 + more + (integer(data, at + 17, more) if more else head)
+    must_reach("its last part", at, data)
+  if not last.startswith(bytes.fromhex("060e2b34")):
+    raise Damaged("its last part has no key")
+  if last[13:14] not in (b"\x04", b"\x11", b"\x10") or last[4:12] != bytes.fromhex("020501010d010201"):
+    raise CutShort("its last part, which closes the file, is missing")
 
 
 def indexed_frames(data: Data, found: Ending) -> None:
@@ -224,7 +292,7 @@ def after_tags(data: Data, found: Ending) -> None:
   """Of a file that begins with ID3."""
   start = _after_id3(data)
   if data[start : start + 4] == b"fLaC":
-    flac(data[start : start + 26], found)
+    flac(data[start:], found)
   elif data[start : start + 4] == b"TTA1":
     true_audio(data[start:], found)
   elif data[start] == 0xFF and data[start + 1] & 0xF6 == 0xF0:

@@ -1,0 +1,176 @@
+"""Files that are whole though they look odd, and files whose damage FFmpeg keeps to itself."""
+
+import io
+import struct
+import zlib
+
+from formats import SOUNDS, VIDEOS, write_noise
+import numpy as np
+from PIL import Image
+import pytest
+
+from mma_dfer_jax.data.media import MediaError, declared_seconds, iterate_frames, read_sound
+
+OTHERS = {
+  "mpg": ("mpeg", "mpeg1video", "mp2", {}),
+  "flac": ("flac", None, "flac", {}),
+  "tta": ("tta", None, "tta", {}),
+  "ivf": ("ivf", "libvpx", None, {}),
+  "mxf": ("mxf", "mpeg2video", "pcm_s16le", {}),
+}
+ALL = VIDEOS | SOUNDS | OTHERS
+
+
+@pytest.fixture
+def read(tmp_path):
+  """Reads bytes as a file: number of pictures and of samples, 0 where there are none."""
+
+  def read(name, data):
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    sound = read_sound(path) if ALL[name][2] else None
+    return sum(1 for _ in iterate_frames(path)) if ALL[name][1] else 0, len(sound.waveform) if sound else 0
+
+  return read
+
+
+@pytest.fixture
+def noise(tmp_path):
+  return lambda name: write_noise(tmp_path / "noise", *ALL[name])
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_formats_that_end_early(read, noise, name):
+  data = noise(name)
+  pictures, samples = read(name, data)
+  assert (pictures == 25) == bool(ALL[name][1])
+  assert (47_000 < samples < 50_000) == bool(ALL[name][2])
+  for share in (0.1, 0.25, 0.5, 0.75, 0.96):
+    with pytest.raises(MediaError, match=r"is cut short|is damaged"):
+      read(name, data[: int(share * len(data)) - 5])
+
+
+@pytest.mark.parametrize("size", [0, 0xFFFFFFFF, 0x7FFFF000])
+@pytest.mark.parametrize("name", ["wav", "aiff", "au", "rf64", "w64", "caf", "avi"])
+def test_lengths_that_a_pipe_did_not_know(tmp_path, read, noise, name, size):
+  data, expected = bytearray(noise(name)), read(name, noise(name))
+  order = ">" if name in ("aiff", "au") else "<"
+  if name == "rf64":
+    struct.pack_into("<3Q", data, data.index(b"ds64") + 8, *[(1 << 64) - 1 if size else 0] * 3)
+  elif name == "w64":
+    struct.pack_into("<Q", data, data.index(b"data\xf3") + 16, (1 << 63) - 1 if size else 0)
+  elif name == "caf":
+    struct.pack_into(">q", data, data.index(b"data") + 4, -1)
+  else:
+    place = {
+      "wav": data.find(b"data") + 4,
+      "aiff": data.find(b"SSND") + 4,
+      "au": 8,
+      "avi": data.find(b"movi") - 4,
+    }[name]
+    struct.pack_into(f"{order}I", data, place, size)
+    if name != "au":
+      struct.pack_into(f"{order}I", data, 4, size)
+  assert read(name, data) == expected
+  if name in ("wav", "aiff", "caf"):
+    assert declared_seconds(tmp_path / "file") == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("name", ["ts", "m2ts", "mpg", "opus", "oga", "mp3", "mp2", "aac", "gif"])
+def test_files_that_were_joined_end_to_end_are_read_to_the_end(read, noise, name):
+  pictures, samples = read(name, data := noise(name))
+  if name == "gif":
+    samples = 0
+  joined = read(name, data * 3)
+  assert joined[0] == 3 * pictures
+  assert abs(joined[1] - 3 * samples) < 6000  # MP3: what its encoder adds is cut of the first only
+
+
+def test_sound_and_pictures_stay_together_at_a_joint(tmp_path):
+  """Noise for a second and silence for a second, twice: the second noise is as late as its pictures."""
+  path = tmp_path / "file"
+  path.write_bytes(write_noise(tmp_path / "noise", *ALL["ts"]) * 2)
+  loud = np.abs(read_sound(path).waveform.astype(int)).reshape(-1, 256)[:380].mean(axis=1) > 500
+  assert loud.mean() > 0.95
+
+
+@pytest.mark.parametrize(
+  "name", ["mp4", "mkv", "avi", "wav", "aiff", "flv", "opus", "mp3", "aac", "flac", "wv", "caf", "gif"]
+)
+def test_what_follows_the_end_does_not_matter(read, noise, name):
+  expected = read(name, data := noise(name))
+  for rest in (b"\r\n", bytes(100), b"text that some server adds" * 9, b"\xde\xad\xbe\xef" * 20):
+    assert read(name, data + rest) == expected, rest
+
+
+def test_packets_that_are_lost_from_a_transport_stream(read, noise):
+  data = noise("ts")
+  for packet in range(10, len(data) // 188 - 15, 7):
+    if data[188 * packet + 1] & 31 or data[188 * packet + 2] > 16:  # not a table
+      with pytest.raises(MediaError, match="is damaged: packets are missing"):
+        read("ts", data[: 188 * packet] + data[188 * packet + 188 :])
+
+
+@pytest.mark.parametrize("name", ["opus", "mkv", "flv", "apng", "mp3 without a count", "aac"])
+def test_holes_in_the_middle(read, noise, name):
+  data = noise(name)
+  for share in (0.3, 0.5, 0.7):
+    at = int(share * len(data))
+    with pytest.raises(MediaError, match=r"is cut short|is damaged"):
+      read(name, data[:at] + data[at + len(data) // 20 :])
+    if name in ("opus", "mkv"):  # with check sums
+      with pytest.raises(MediaError, match="is damaged"):
+        read(name, data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+
+
+def test_counts_of_samples_are_compared(read, noise):
+  data = bytearray(noise("flac"))
+  struct.pack_into(">I", data, 22, 48_001)
+  with pytest.raises(MediaError, match="is cut short: it announces 48,001 samples of sound and has 48,000"):
+    read("flac", data)
+  struct.pack_into(">I", data, 22, 0)  # not known
+  assert read("flac", data) == (0, 48_000)
+  with pytest.raises(MediaError, match="is damaged: another FLAC begins"):
+    read("flac", noise("flac") * 2)
+
+
+def test_a_picture_of_a_video_in_jpeg_that_ends_early(read, noise):
+  data = bytearray(noise("mov"))
+  start = data.index(b"\xff\xd8", len(data) // 4)
+  end = data.index(b"\xff\xd9", start)
+  data[(start + end) // 2 : end] = bytes(end - (start + end) // 2)
+  with pytest.raises(MediaError, match="is damaged"):
+    read("mov", data)
+
+
+def test_a_still_picture_is_a_clip_of_one_frame_and_checked_as_strictly(tmp_path):
+  pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
+  for kind in ("JPEG", "PNG", "BMP"):
+    Image.fromarray(pixels).save(file := io.BytesIO(), kind)
+    path, data = tmp_path / f"a.{kind.lower()}", file.getvalue()
+    path.write_bytes(data)
+    assert len(list(iterate_frames(path))) == 1
+    for broken in (data[: len(data) // 2], data[: len(data) // 2] + b"\xff\xd9"):
+      path.write_bytes(broken)
+      with pytest.raises(MediaError, match=r"is cut short|is damaged"):
+        list(iterate_frames(path))
+
+
+def test_three_different_sentences(tmp_path, noise):
+  path = tmp_path / "file"
+  for data, sentence in (
+    (noise("mp4")[:-100], "is cut short: its box .* ends at byte .*; copy or download it again"),
+    (
+      noise("apng")[:60] + b"x" + noise("apng")[61:],
+      "is damaged: the check sum .*; copy or download it again",
+    ),
+    (
+      b"plain text" * 100,
+      "is not supported: it is no video .*; convert it, for instance with `ffmpeg -i FILE new.mp4`",
+    ),
+    (noise("webp"), "is not supported: FFmpeg does not read animated WebP; convert it"),
+    (zlib.compress(noise("mp4")), "is not supported: it is no video"),
+  ):
+    path.write_bytes(data)
+    with pytest.raises(MediaError, match=f"^{path}: {sentence}"):
+      list(iterate_frames(path))
