@@ -15,7 +15,7 @@ ABOUT = About(inputs=Inputs(), streams=("image", "audio"), classes=("a", "b"), c
               precision="float32", fingerprint="")  # fmt: skip
 
 
-def speech(rate, seconds=2.0):
+def speech(rate, seconds=0.7):
   """Harmonics of a gliding voice, with noise up to 10 kHz: 16-bit samples."""
   t = np.arange(round(seconds * rate)) / rate
   phase = 2 * np.pi * np.cumsum(120 + 40 * np.sin(2 * np.pi * t)) / rate
