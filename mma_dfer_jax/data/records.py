@@ -55,7 +55,8 @@ def read_clip(
     channel: of the sound, one of CHANNELS.
   Returns:
     JPEG (or the files' own) bytes of every frame; and waveform: (S,) int16, one channel, empty if there is less sound
-    than one window; sample_rate in Hz, 0 then; has_audio; face_share of the frames with a face, NaN if none was looked for; notes, on tracks and channels.
+    than one window; sample_rate in Hz, 0 then; has_audio; face_share of the frames with a face, NaN if none was looked
+    for; notes, what there is to say of tracks and channels.
     Filled while the frames are iterated over: changes, what was done to pixels that are meant otherwise than they are
     stored; times, of a video, the seconds at which frames begin, and at which the last one ends.
   Raises:
@@ -81,7 +82,7 @@ def read_clip(
     return data, pixels
 
   with media.one_clip(sound or place):
-    found, notes = _heard(video, sound, channel)
+    heard = _heard(video, sound, channel)
   with media.one_clip(place):
     images, track = finder.crops(decoded) if finder else (decoded(), None)
     number = len(track.boxes) if track else len(pictures)
@@ -100,23 +101,21 @@ def read_clip(
     if taken is not None and times:
       times[:-1] = [times[i] for i in sorted(taken)]
 
-  return frames(), {
-    "waveform": found.waveform if found else np.zeros(0, np.int16),
-    "sample_rate": found.sample_rate if found else 0,
-    "has_audio": found is not None,
-    "face_share": track.share if track else float("nan"),
-    "changes": changes,
-    "times": times,
-    "notes": notes,
-  }
+  share = track.share if track else float("nan")
+  return frames(), {**heard, "face_share": share, "changes": changes, "times": times}
 
 
-def _heard(video: Path | None, sound: Path | None, channel: str) -> tuple[media.Sound | None, list[str]]:
-  """The sound of a clip, and what there is to say of its channels and of the tracks of its files."""
+def _heard(video: Path | None, sound: Path | None, channel: str) -> dict[str, Any]:
+  """The sound of a clip as a record holds it, and what there is to say of its channels and of the tracks of its files."""
   heard = Heard(channel)
   found = media.read_sound(sound, channel, heard) if sound else None
   files = dict.fromkeys(filter(None, (video, sound)))
-  return found, [*itertools.chain(*map(media.tracks_taken, files)), *(heard.notes() if found else ())]
+  return {
+    "waveform": found.waveform if found else np.zeros(0, np.int16),
+    "sample_rate": found.sample_rate if found else 0,
+    "has_audio": found is not None,
+    "notes": [*itertools.chain(*map(media.tracks_taken, files)), *(heard.notes() if found else ())],
+  }
 
 
 def _limited(encoded: Iterable[bytes], place: Path) -> Iterator[bytes]:
