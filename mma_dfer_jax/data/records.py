@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-import itertools
 import json
 import os
 from pathlib import Path
@@ -81,8 +80,7 @@ def read_clip(
     changes.update(dict.fromkeys(found))
     return data, pixels
 
-  with media.one_clip(sound or place):
-    heard = _heard(video, sound, channel)
+  heard = _heard(video, sound, channel)
   with media.one_clip(place):
     images, track = finder.crops(decoded) if finder else (decoded(), None)
     number = len(track.boxes) if track else len(pictures)
@@ -101,20 +99,22 @@ def read_clip(
     if taken is not None and times:
       times[:-1] = [times[i] for i in sorted(taken)]
 
-  share = track.share if track else float("nan")
-  return frames(), {**heard, "face_share": share, "changes": changes, "times": times}
+  heard["face_share"] = track.share if track else float("nan")
+  return frames(), heard | {"changes": changes, "times": times}
 
 
 def _heard(video: Path | None, sound: Path | None, channel: str) -> dict[str, Any]:
   """The sound of a clip as a record holds it, and what there is to say of its channels and of the tracks of its files."""
-  heard = Heard(channel)
-  found = media.read_sound(sound, channel, heard) if sound else None
-  files = dict.fromkeys(filter(None, (video, sound)))
+  heard, found, notes = Heard(channel), None, list[str]()
+  for file in dict.fromkeys(filter(None, (video, sound))):
+    with media.one_clip(file):
+      notes += media.tracks_taken(file)
+      found = media.read_sound(file, channel, heard) if file == sound else None
   return {
     "waveform": found.waveform if found else np.zeros(0, np.int16),
     "sample_rate": found.sample_rate if found else 0,
     "has_audio": found is not None,
-    "notes": [*itertools.chain(*map(media.tracks_taken, files)), *(heard.notes() if found else ())],
+    "notes": notes + list(heard.notes() if found else ()),
   }
 
 
