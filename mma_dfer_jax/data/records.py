@@ -86,17 +86,16 @@ def read_clip(
     number = len(track.boxes) if track else len(pictures)
     if max_frames and not number:
       number = sum(1 for _ in media.iterate_pictures(place))
-    taken = (
-      set(sample_frames(number, train=False, num_segments=max_frames)) if 0 < max_frames < number else None
-    )
+    every = not 0 < max_frames < number
+    taken = set() if every else set(sample_frames(number, train=False, num_segments=max_frames))
 
   source: Iterable[Any] = images if video or finder else pictures
   encoded = (encode_frame(one) if video or finder else checked(one)[0] for i, one in enumerate(source)
-             if taken is None or i in taken)  # fmt: skip
+             if every or i in taken)  # fmt: skip
 
   def frames() -> Iterator[bytes]:
     yield from _limited(encoded, place)
-    if taken is not None and times:
+    if taken and times:
       times[:-1] = [times[i] for i in sorted(taken)]
 
   heard["face_share"] = track.share if track else float("nan")
