@@ -4,7 +4,9 @@ import runpy
 import sys
 
 from mma_dfer_jax.help import commands
+from mma_dfer_jax.streams import make_lasting
 
+make_lasting()
 found = commands()
 if not sys.argv[1:] or sys.argv[1] in ("-h", "-help", "--help"):
   lines = ["python -m mma_dfer_jax COMMAND …; COMMAND --help tells more. The commands:", ""]

@@ -4,11 +4,13 @@
   python -m mma_dfer_jax.demo_page --model=runs/demo/run
 
 The page keeps nothing, serves only this machine (127.0.0.1), makes no network requests, and refuses requests that
-another page makes. An upload lies in a folder of this process until it is answered; the pictures of an answer are
-inside the page, so no file is made of them.
+another page makes. An upload lies in a folder of this process until it is answered or its tab is closed; the pictures of
+an answer are inside the page, so no file is made of them. What a killed server has left is removed by the next one.
 """
 
 from collections.abc import Sequence
+import contextlib
+import fcntl
 import os
 from pathlib import Path
 import shutil
@@ -30,6 +32,7 @@ _MAX_MB = flags.DEFINE_integer("max_mb", 100, "Largest video that is taken, MiB.
 _MAX_SECONDS = flags.DEFINE_float("max_seconds", 120.0, "Longest video that is taken.", lower_bound=0.1)
 _WINDOW = flags.DEFINE_float("window", 4.0, "Longer videos are answered over time too, in windows of so many seconds.")  # fmt: skip
 _HOP = flags.DEFINE_float("hop", 1.0, "Seconds from one window to the next.")
+_PREFIX = "mma_dfer_page_"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -42,7 +45,11 @@ def main(argv: Sequence[str]) -> int:
   except OSError as error:
     why, advice = os.strerror(error.errno or 0), "give another one, or --port=0 for any free one"
     raise UserError(f"--port={_PORT.value} cannot be used on 127.0.0.1 ({why}); {advice}") from error
-  with tempfile.TemporaryDirectory(prefix="mma_dfer_page_") as folder:
+  _remove_what_killed_servers_left()
+  with tempfile.TemporaryDirectory(prefix=_PREFIX) as folder:
+    fcntl.flock(
+      os.open(folder, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB
+    )  # until this process ends, however it does
     _end_on_signals(folder)
     _prepare_gradio(folder)
     from mma_dfer_jax.page import Page, described, server
@@ -62,8 +69,20 @@ def main(argv: Sequence[str]) -> int:
   return 0
 
 
+def _remove_what_killed_servers_left() -> None:
+  """Removes the folders of servers that are no longer: nobody holds their lock."""
+  for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+    with contextlib.suppress(OSError):  # another user's, or of a server that runs
+      descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+      try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+      finally:
+        os.close(descriptor)
+
+
 def _end_on_signals(folder: str) -> None:
-  """Ctrl-C and SIGTERM remove the folder and end the process at once.
+  """Ctrl-C, SIGTERM and a closed terminal remove the folder and end the process at once.
 
   They raise no exception: one that is raised while Python collects garbage gets lost, for JAX has a callback there,
   and Python would wait for a thread that computes.
@@ -79,6 +98,8 @@ def _end_on_signals(folder: str) -> None:
 
   signal.signal(signal.SIGTERM, end)
   signal.signal(signal.SIGINT, end)
+  if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # else `nohup` was asked to go on
+    signal.signal(signal.SIGHUP, end)
 
 
 def _prepare_gradio(folder: str) -> None:

@@ -52,9 +52,11 @@ _SPLIT = flags.DEFINE_string("split", None, "Split to evaluate; if not given, th
 _WITHOUT = flags.DEFINE_list("without", ["none"], "Modality removed: none, sound, picture (comma-separated).")
 _PRECISION = cli.shared_flag("precision")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 0, "Clips at a time; 0: as in training.", lower_bound=0)
-flags.mark_flags_as_mutual_exclusive(["workdir", "workdirs", "compare"], required=True)
-# Which forms of the command each flag goes with.
-_MODELS = ("workdir", "workdirs")
+_FORMS = ("workdir", "workdirs", "compare")
+flags.register_multi_flags_validator(_FORMS, lambda given: [*given.values()].count(None) == len(_FORMS) - 1,
+                                     "give one of --workdir, --workdirs and --compare")  # fmt: skip
+# Which of these forms each flag goes with.
+_MODELS = _FORMS[:2]
 _GOES_WITH = {
   **{name: _MODELS for name in ("step", "data_dir", "data_name", "precision", "batch_size", *hosts.FLAGS)},
   "split": ("workdir",), "without": ("workdir",), "splits": ("workdirs",), "out": ("workdirs", "compare"),
@@ -245,13 +247,15 @@ def compare_two(paths: Sequence[str]) -> None:
 
 def check_flags() -> None:
   """Raises UserError with all flags that do nothing in this form of the command, and those that cannot be."""
-  form = next(name for name in ("workdir", "workdirs", "compare") if flags.FLAGS[name].value is not None)
+  form = next(name for name in _FORMS if flags.FLAGS[name].value is not None)
   problems = [f"--{name} goes with {' and '.join(f'--{one}' for one in forms)}, not with --{form}"
               for name, forms in _GOES_WITH.items() if flags.FLAGS[name].present and form not in forms]  # fmt: skip
   if not _WITHOUT.value or set(_WITHOUT.value) - MODALITIES.keys():
     problems.append(f"--without={','.join(_WITHOUT.value)}: give none, sound or picture, comma-separated")
-  if _OUT.value and Path(_OUT.value).exists() and not Path(_OUT.value).is_dir():
-    problems.append(f"--out={_OUT.value} {hint(_OUT.value, folder=True)}")
+  out = Path(_OUT.value or "").absolute()
+  there = next(folder for folder in (out, *out.parents) if folder.exists())
+  if not there.is_dir():
+    problems.append(f"--out={_OUT.value}: {there} {hint(there, folder=True)}")
   if problems:
     raise listed("the command line has problems", problems)
 

@@ -63,6 +63,7 @@ def check_flags() -> tuple[str, ...]:
   problems = {
     "--model: give the workdir of a run or a model folder": not _MODEL.value,
     "--out: give the file to write": not _OUT.value,
+    **{f"--out={out} cannot be there: {parent} is a file": parent.is_file() for parent in out.parents},
     f"--out={out} is a folder; give the name of a file": _OUT.value and out.is_dir(),
     **{f"{file} exists already; choose another --out, or add --overwrite": not out.is_dir() for file in there},
     f"{given}: {', '.join(wrong) or 'nothing'} cannot be exported for; choose from {', '.join(PLATFORMS)}":

@@ -1,20 +1,23 @@
 """The demo page: answers uploads one at a time, and lets in only this machine's own page."""
 
+import asyncio
 import base64
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+import contextlib
 import dataclasses
 import functools
 import html
 import io
 import itertools
 import json
+import os
 from pathlib import Path
 import shutil
 import threading
 import time
 from typing import Any
 from urllib.parse import urlsplit
+import uuid
 
 import fastapi
 import gradio as gr
@@ -46,7 +49,9 @@ ROW_SECONDS = 0.01  # from one row of the spectrogram to the next
 CROP_PIXELS = 160  # at most, of a frame on the page
 MIB = 2**20
 WAITING = 8  # videos in the queue; the page refuses the next
-FORGOTTEN = 3600  # seconds after which an upload that nobody waits for any more is removed
+SWEEP = 5  # seconds from one look at the uploads to the next
+# Seconds after which an upload is removed that nobody has asked about, or that was not answered.
+NEVER_ASKED, FORGOTTEN = 60, 3600
 
 # The browser itself refuses what would go to another host, whatever Gradio's scripts may try. They are made of inline
 # code, of functions made from strings and of blobs; pictures come as data, recordings as blobs.
@@ -89,12 +94,41 @@ class Page:
 
   def __post_init__(self):
     self.computing = threading.Lock()
-    self.awaited: Counter[Path] = Counter()  # requests for each upload: the same file has one path for all
+    self.uploads = self.folder.resolve() / "uploads"
+    self.waiting: dict[
+      Path, tuple[str, float]
+    ] = {}  # each upload, whose it is ("": not known yet), and since when
+    self.computed: Path | None = None  # the upload that is being answered
+    self.arriving = 0  # requests that bring uploads
 
   def owns(self, path: str) -> bool:
-    """Whether this is a file that was uploaded here."""
-    file = Path(path).resolve()
-    return (self.folder / "uploads").resolve() in file.parents and file.is_file()
+    """Whether this is a file that was uploaded here and is not answered."""
+    return Path(path) in self.waiting and os.path.isfile(path)
+
+  def received(self, path: str) -> str:
+    """Gives an upload a place of its own: Gradio gives equal files one place, whoever sends them."""
+    own = self.uploads / uuid.uuid4().hex / Path(path).name
+    self.waiting[own] = "", time.monotonic()
+    own.parent.mkdir(parents=True)
+    os.link(path, own)
+    return str(own)
+
+  def drop(self, path: Path) -> None:
+    """Removes an upload."""
+    self.waiting.pop(path, None)
+    shutil.rmtree(path.parent, ignore_errors=True)
+
+  def sweep(self, gone: str | None = None) -> None:
+    """Removes what nobody waits for any more; all that is of a visitor who has gone. To be called in the server's thread."""
+    now = time.monotonic()
+    for path, (visitor, since) in list(self.waiting.items()):
+      late = now - since > (FORGOTTEN if visitor else NEVER_ASKED)
+      if path != self.computed and (late or visitor == gone):
+        self.drop(path)
+    kept = {path.parent for path in list(self.waiting)}
+    for place in [] if self.arriving or not self.uploads.exists() else self.uploads.iterdir():
+      if place not in kept:  # Gradio's own name of an upload, or one that never arrived whole
+        shutil.rmtree(place, ignore_errors=True) if place.is_dir() else place.unlink(missing_ok=True)
 
   def warm_up(self) -> None:
     """Answers black and silence, so that the model is compiled before the first visitor comes."""
@@ -107,19 +141,18 @@ class Page:
     `progress` is called with a share in [0, 1] or None, and with `desc`, what is being done.
     """
     path = Path(upload)
-    if not self.owns(upload):  # `refusal` has checked it, but what follows deletes
-      return _HTML.error("The video is no longer there; drop it once more."), ""
     with self.computing:
+      if not self.owns(upload):  # `refusal` has checked it, but what follows deletes
+        return _HTML.error("The video is no longer there; drop it once more."), ""
+      self.computed = path
       try:
         with media.one_clip(path.name):
           return self._answer(path, progress)
       except UserError as error:
         return _HTML.error(str(error).replace(str(path), path.name)), ""
       finally:
-        self.awaited[path] -= 1
-        if self.awaited[path] <= 0:
-          del self.awaited[path]
-          shutil.rmtree(path.parent, ignore_errors=True)  # Gradio gives each upload a folder
+        self.computed = None
+        self.drop(path)
 
   def _answer(self, path: Path, progress: Callable[..., object]) -> tuple[str, str]:
     def check(seconds: float) -> None:
@@ -134,8 +167,6 @@ class Page:
         progress(min(done / of, 1.0) if of else None, desc=f"looking at the pictures, {done:.0f} s")
 
     started, timeline = time.monotonic(), None
-    if not path.exists():  # dropped twice in two windows, or forgotten in a long queue
-      raise UserError(f"{path.name}: is no longer there; drop it once more")
     if path.stat().st_size > self.max_mb * MIB:
       raise UserError(f"{path.name}: is larger than {self.max_mb} MiB")
     declared = media.declared_seconds(path)
@@ -213,12 +244,29 @@ def server(page: Page) -> uvicorn.Server:
 
   Gradio's own `launch` is not used: it asks other hosts, and would take its address and more from the environment.
   """
-  app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+
+  @contextlib.asynccontextmanager
+  async def sweeping(app: fastapi.FastAPI) -> AsyncIterator[None]:
+    async def sweep() -> None:
+      while True:
+        await asyncio.sleep(SWEEP)
+        page.sweep()
+
+    task = asyncio.create_task(sweep())
+    yield
+    task.cancel()
+
+  app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=sweeping)
 
   @app.middleware("http")
   async def guard(request: fastapi.Request, call_next: Any) -> Any:
     refused = await refusal(request, page)
-    answer = fastapi.responses.PlainTextResponse(refused, 403) if refused else await call_next(request)
+    if refused:
+      answer = fastapi.responses.PlainTextResponse(refused, 403)
+    elif request.method == "POST" and request.url.path.endswith("/upload"):
+      answer = await _received(request, call_next, page)
+    else:
+      answer = await call_next(request)
     answer.headers.update(HEADERS)
     return answer
 
@@ -238,6 +286,20 @@ def server(page: Page) -> uvicorn.Server:
   return uvicorn.Server(config)
 
 
+async def _received(request: fastapi.Request, call_next: Any, page: Page) -> Any:
+  """The answer to an upload, with the place that the page gives it."""
+  page.arriving += 1
+  try:
+    answer = await call_next(request)
+    if answer.status_code == 200:
+      places = json.loads(b"".join([piece async for piece in answer.body_iterator]))
+      answer = fastapi.responses.JSONResponse([page.received(place) for place in places])
+    return answer
+  finally:
+    page.arriving -= 1
+    page.sweep()
+
+
 def _blocks(page: Page) -> Any:
   """What is on the page, and what happens when a video arrives."""
 
@@ -246,7 +308,10 @@ def _blocks(page: Page) -> Any:
       return gr.skip(), gr.skip(), gr.skip()
     return None, *page.answer(upload, progress)
 
-  with gr.Blocks(title="MMA-DFER", analytics_enabled=False, delete_cache=(60, FORGOTTEN)) as blocks:
+  async def leave(request: gr.Request):  # a tab was closed; async, so that it runs in the server's thread
+    page.sweep(gone=request.session_hash)
+
+  with gr.Blocks(title="MMA-DFER", analytics_enabled=False) as blocks:
     gr.HTML(_HTML.intro(page.facts()))
     with gr.Row(equal_height=False):
       with gr.Column(scale=5, min_width=320):
@@ -262,6 +327,7 @@ def _blocks(page: Page) -> Any:
       [video.upload, video.stop_recording], answer, video, [video, said, seen], api_visibility="private",
       concurrency_limit=1, show_progress="full", show_progress_on=[said], trigger_mode="multiple",
     )  # fmt: skip
+    blocks.unload(leave)
   return blocks.queue(max_size=WAITING, api_open=False)
 
 
@@ -279,16 +345,23 @@ async def refusal(request: fastapi.Request, page: Page) -> str:
     return "This page can be used only from the machine it runs on."
   if request.method != "POST" or "multipart/form-data" in headers.get("content-type", ""):
     return ""
+  body: Any = None
   named: list[str] = []  # wherever in the JSON: "path" is where a file of Gradio's lies on this machine
+
+  def keep(found: dict[str, Any]) -> dict[str, Any]:
+    named.extend([str(found["path"])] if "path" in found else [])
+    return found
+
   try:
     if not int(headers.get("content-length", "")) <= MIB:  # longer than any that the page sends
       raise ValueError
-    body = await request.body() or b"null"
-    json.loads(body, object_hook=lambda found: named.extend([str(found["path"])] if "path" in found else []))
+    text = await request.body() or b"null"
+    body = json.loads(text, object_hook=keep)
   except (ValueError, RecursionError):  # no JSON, or nested for ever
     named = [""]
   if not all(map(page.owns, named)):
     return "Only a video that was uploaded to this page can be answered."
   if request.url.path.endswith("/queue/join"):
-    page.awaited.update(map(Path, named))
+    visitor = str(body.get("session_hash")) if isinstance(body, dict) else "unknown"
+    page.waiting.update({Path(path): (visitor, time.monotonic()) for path in named})
   return ""

@@ -22,9 +22,9 @@ from mma_dfer_jax.inputs import Inputs
 
 GAP = 0.5  # seconds without sound that are no reason to warn
 HEARD = 0.9  # share of a sound that must fit into the spectrogram, or a warning is given
-# Of normalised spectrograms, as much as 6 dB of loudness. Speech and music differ by 0.08 to 0.14 between 44.1 and 48 kHz,
-# by 0.16 to 0.27 between 32 and 48, by 0.27 to 0.45 between 16 and 44.1.
-OTHER_VOICE = 0.15
+# Of normalised spectrograms. Speech differs by 0.05 to 0.09 between 44.1 and 48 kHz, music by up to 0.14; speech by 0.10 to
+# 0.16 between 32 and 48 kHz, by 0.14 to 0.29 between 16 and 48.
+OTHER_VOICE = 0.1
 MUCH_SHORTER = 0.5  # of the training clips' median sound, or
 MOSTLY_PADDING = 0.4  # where that is not known, of the spectrogram: less is warned of
 WIDEST_FACE, LARGEST_FACE = (
@@ -206,6 +206,8 @@ def _about_pictures(about: About, sample: Sample) -> Iterator[str]:
       yield (f"pictures of {width}x{height} as they are, but the model was trained on cut-out faces: --faces=yunet cuts "
              "them out")  # fmt: skip
     return
+  if sample.turned:
+    yield sample.turned
   share = sample.with_face.mean()
   if not share:
     yield "no face was found: the model saw the middle of the picture"

@@ -1,13 +1,16 @@
 """Small models with weights that make every part matter: as parameters, as an authors' state dict, as a model folder."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from conftest import small
+from flax import nnx
+import jax.numpy as jnp
 import numpy as np
 
 from mma_dfer_jax.data.labels import label_order
-from mma_dfer_jax.model import ModelConfig
-from mma_dfer_jax.parameters import parameter_shapes
+from mma_dfer_jax.model import MmaDfer, ModelConfig
+from mma_dfer_jax.parameters import abstract_model, parameter_shapes
 from mma_dfer_jax.weights.files import StoredModel, held
 from mma_dfer_jax.weights.folder import write_folder
 from mma_dfer_jax.weights.mma_dfer import authors_tensors
@@ -25,6 +28,16 @@ def random_parameters(cfg: ModelConfig) -> dict[str, np.ndarray]:
   """By path."""
   rng = np.random.default_rng(1)
   return {path: rng.normal(0, 0.2, shape).astype(np.float32) for path, shape in parameter_shapes(cfg).items()}
+
+
+def model_of(cfg: ModelConfig, parameters: Mapping[str, np.ndarray]) -> MmaDfer:
+  """A model with these parameters by path; a fresh one compiles for seconds."""
+  graphdef, shapes = abstract_model(cfg)
+  flat = [
+    (path, v.replace(jnp.asarray(parameters["/".join(map(str, path))])))
+    for path, v in nnx.to_flat_state(shapes)
+  ]
+  return nnx.merge(graphdef, nnx.from_flat_state(flat))
 
 
 def stored(path: Path, cfg: ModelConfig) -> StoredModel:

@@ -135,7 +135,7 @@ def test_a_data_set_that_is_not_there_is_an_error(tmp_path):
   (tmp_path / "dfew/1.0.0/dataset_info.json").touch()
   for data_dir, words in (
     (tmp_path, "there is dfew: add --name=dfew (train: --config.data.name=dfew;"),
-    (tmp_path / "dfew", f"this is the data set dfew itself: give the folder above it, {tmp_path}"),
+    (tmp_path / "dfew", f"which is part of one: give the folder {tmp_path} and the name dfew"),
   ):
     with pytest.raises(UserError, match=re.escape(words)):
       open_data_set(data_dir, "clips")

@@ -1,6 +1,7 @@
 """The web page in a real browser: a video is dropped, the answer is read, nothing is left and nobody else is asked."""
 
 from collections.abc import Callable, Iterator
+import fcntl
 import importlib.util
 import json
 import os
@@ -242,11 +243,13 @@ def request(port: int | None, *lines: str, body: str = "") -> str:
     return connection.recv(4096).decode("latin1")
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+  ("number", "status"), [(signal.SIGTERM, 0), (signal.SIGHUP, 0), (signal.SIGINT, 130)]
+)
 def test_signals_remove_the_folder_and_end_the_process(tmp_path, number, status):
   """The page in a browser above ends so too."""
   (tmp_path / "page").mkdir()
-  before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
+  before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
   with mock.patch("os._exit") as ended:
     load("demo_page")._end_on_signals(str(tmp_path / "page"))
     signal.raise_signal(number)
@@ -258,20 +261,48 @@ def test_signals_remove_the_folder_and_end_the_process(tmp_path, number, status)
 
 @pytest.mark.slow  # it imports Gradio
 @NEEDS_GRADIO
-def test_a_file_that_two_wait_for_stays_until_both_are_answered(tmp_path):
-  """The same video dropped in two windows has one path."""
-  from mma_dfer_jax.page import Page
+def test_each_upload_is_of_one_visitor_and_is_swept(tmp_path, monkeypatch):
+  from mma_dfer_jax import page as module
 
-  page = Page(mock.MagicMock(spec=Engine), "model", None, tmp_path, 1, 10.0, 4.0, 1.0)
-  file = tmp_path / "uploads" / "hash" / "a.mp4"
-  file.parent.mkdir(parents=True)
-  file.write_text("no video")
-  page.awaited.update([file, file])
-  for there in (True, False):
-    said, _ = page.answer(str(file), lambda *args, **kwargs: None)
-    assert "is not supported" in said
-    assert file.exists() == there
-  said, _ = page.answer(str(file), lambda *args, **kwargs: None)
-  assert "no longer there" in said
+  page = module.Page(mock.MagicMock(spec=Engine), "model", None, tmp_path, 1, 10.0, 4.0, 1.0)
+  shared = tmp_path / "uploads" / "hash" / "a.mp4"
+  shared.parent.mkdir(parents=True)
+  shared.write_text("no video")
+  first, second, third = (
+    page.received(str(shared)) for _ in range(3)
+  )  # the same file, from two windows and a third
+  page.sweep()
+  assert not shared.exists()
+  assert all(map(page.owns, (first, second, third)))
+  page.waiting |= {Path(path): (visitor, time.monotonic()) for path, visitor in ((second, "b"), (third, "c"))}
+  page.sweep(gone="b")  # closed tab
+  assert [page.owns(path) for path in (first, second, third)] == [True, False, True]
+  said, _ = page.answer(third, lambda *args, **kwargs: None)
+  assert "is not supported" in said
+  assert "no longer there" in page.answer(third, lambda *args, **kwargs: None)[0]
+  with mock.patch.object(page, "_answer", side_effect=TypeError("31 is odd")):
+    fourth = page.received(first)
+    assert (
+      "a.mp4: cannot be read (TypeError: 31 is odd)" in page.answer(fourth, lambda *args, **kwargs: None)[0]
+    )
+  (tmp_path / "uploads" / "half").write_text("never arrived whole")
+  page.arriving = 1
+  page.sweep()
+  assert (tmp_path / "uploads" / "half").exists()
+  page.arriving = 0
+  monkeypatch.setattr(module, "NEVER_ASKED", -1)
+  page.sweep()
+  assert list((tmp_path / "uploads").iterdir()) == []
   assert not page.owns("/etc/passwd")
   assert not page.owns(str(tmp_path / "uploads"))
+
+
+def test_the_next_server_removes_what_a_killed_one_left(tmp_path, monkeypatch):
+  monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+  for name in ("mma_dfer_page_dead", "mma_dfer_page_runs", "other"):
+    (tmp_path / name / "uploads").mkdir(parents=True)
+  lock = os.open(tmp_path / "mma_dfer_page_runs", os.O_RDONLY)
+  fcntl.flock(lock, fcntl.LOCK_EX)
+  load("demo_page")._remove_what_killed_servers_left()
+  os.close(lock)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["mma_dfer_page_runs", "other"]

@@ -59,6 +59,8 @@ def worse(good_records, tmp_path_factory):
   rng = np.random.default_rng(0)
   face, tone = demo.clip_picture("smiling", rng, 24), demo.clip_voice("lively", rng, 1.0)
   still = np.repeat(face[:1], 24, axis=0)
+  white, long = face.copy(), np.tile(face, (5, 1, 1, 1))[:110]
+  white[:, : demo.SIZE * 3 // 5] = 255
   made = [
     record(name, "happy", fold, pictures, sound, rate)
     for name, fold, pictures, sound, rate in (
@@ -71,6 +73,9 @@ def worse(good_records, tmp_path_factory):
       ("silent", "fold2", face[5:], 0 * tone, RATE),
       ("short", "fold2", face[4:], tone[: RATE // 5], RATE),
       ("rate", "fold2", face[3:], np.tile(tone, 2), 44_100),
+      ("white", "fold2", white, tone[400:], RATE),
+      ("long_picture", "fold2", long, tone[500:], RATE),
+      ("long_sound", "fold2", face[2:], np.tile(tone, 6), RATE),
     )
   ]
   made[3]["frames"][1:] = made[3]["frames"][:1] * 23  # frozen, not only repeating
@@ -101,12 +106,14 @@ def test_nothing_is_wrong_with_good_clips(seen):
 
 
 def test_odd_clips_are_named_and_no_others(found):
-  odd = {"black": {"black", "black_again"}, "one_colour": {"grey"}, "frozen": {"frozen"}, "few_frames": {"few"},
+  odd = {"black": {"black", "black_again"}, "one_colour": {"grey"}, "white": {"white"}, "frozen": {"frozen"}, "few_frames": {"few"},
          "no_sound": {"mute"}, "silent": {"silent"}, "short_sound": {"short"}}  # fmt: skip
   for key, text in doctor.ODDITIES.items():
     assert {name.split(" ")[1] for name in found.lists[key]} == odd.get(key, set()), key
     assert sum(line.startswith(text) for line in found.warnings) == (key in odd), key
   assert any("sample rates" in line and "44100 Hz in 1" in line for line in found.warnings)
+  assert found.lists["too_long"] == ["fold2 long_sound", "fold2 long_picture"]
+  assert any(line.startswith("more than 5 times as long as the median clip") for line in found.warnings)
 
 
 def test_problems_of_worse_clips(found):

@@ -76,7 +76,7 @@ def finished(tmp_path_factory, cache, data_dir) -> tuple[Path, str]:
 
 @pytest.mark.slow
 def test_a_stop_is_passed_on_and_so_is_a_failure(monkeypatch, tmp_path, capfd):
-  """To and from a program in place of Python, which waits for SIGTERM in the first run and fails in the second."""
+  """A closed terminal, to and from a program in place of Python, which waits for SIGTERM in the first run and fails in the second."""
   python, started = tmp_path / "python", tmp_path / "started"
   python.write_text(f"""#!/bin/bash
 [[ "$*" == *fold1* ]] || exit 3
@@ -89,9 +89,9 @@ while true; do sleep 0.05; done""")
   def stop() -> None:
     while not started.exists():
       time.sleep(0.01)
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGHUP)
 
-  handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+  handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
   thread = threading.Thread(target=stop)
   jobs = [series.Job(name, tmp_path / name, {}, ["--config=dfew"]) for name in ("fold1", "fold2")]
   try:

@@ -21,6 +21,8 @@ from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.training import hosts
 from mma_dfer_jax.training.predictions import read_predictions
 
+ONE_OF_SEVERAL = [sys.executable, str(ROOT / "tests/host_process.py")]
+
 
 def free_port() -> int:
   with socket.socket() as door:
@@ -107,7 +109,7 @@ def test_a_process_that_dies_ends_the_others(cache, tmp_path):
   killed = []
   for victim in (0, 1):
     mark = tmp_path / str(victim)
-    processes = pair([sys.executable, str(ROOT / "tests/host_process.py"), str(mark)], cache)
+    processes = pair([*ONE_OF_SEVERAL, str(mark)], cache)
     small.wait_for(mark.exists, processes[1 - victim])
     processes[victim].kill()
     killed.append((processes[victim], processes[1 - victim], time.monotonic()))
@@ -146,14 +148,15 @@ def test_a_problem_of_one_becomes_one_of_all(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_processes_that_never_come_are_reported_with_the_address(data_dir, cache, tmp_path):
-  addresses = [f"localhost:{free_port()}" for _ in range(2)]
-  flags = [[f"--coordinator={address}", "--num_processes=2"] for address in addresses]
-  alone = small.spawn(
-    small.train_command(tmp_path, data_dir, *flags[0], "--join_seconds=3", "--process_id=1"), cache
+def test_processes_that_never_come_are_reported_with_the_address(cache, tmp_path):
+  addresses, command = (
+    [f"localhost:{free_port()}" for _ in range(2)],
+    [*ONE_OF_SEVERAL, str(tmp_path / "mark")],
   )
-  waiting = small.spawn(small.train_command(tmp_path, data_dir, *flags[1], "--process_id=0"), cache)
-  nowhere = small.spawn(small.train_command(tmp_path, data_dir), cache, MMA_DFER_DISTRIBUTED="1")
+  flags = [[f"--coordinator={address}", "--num_processes=2"] for address in addresses]
+  alone = small.spawn([*command, *flags[0], "--join_seconds=3", "--process_id=1"], cache)
+  waiting = small.spawn([*command, *flags[1], "--process_id=0"], cache)
+  nowhere = small.spawn(command, cache, MMA_DFER_DISTRIBUTED="1")
   assert f"did not come together at {addresses[0]} within 3 s" in small.finish(alone, status=1)
   small.wait_for(lambda: listens(addresses[1]), waiting)
   waiting.send_signal(signal.SIGTERM)

@@ -94,6 +94,12 @@ def test_what_holds_no_answers_is_refused_with_what_does(tmp_path):
   (tmp_path / "report.md").write_text("# MMA-DFER\n")
   (tmp_path / "empty").mkdir()
   wanted = "Give a workdir, a folds folder, an evaluation .* or a predictions.csv"
+  (tmp_path / "run").mkdir()
+  predictions_of([1]).write(tmp_path / "run/predictions.csv")
+  for name in ("report.json", "report.md"):
+    (tmp_path / "run" / name).write_text("{}")
+    with pytest.raises(UserError, match=f"{name} .*Give its folder, {tmp_path}/run$"):
+      find_predictions(tmp_path / "run" / name)
   for name, words in (
     ("nowhere", "nowhere does not exist"), ("report.json", "report.json holds no answers to clips"),
     ("report.md", "report.md is no predictions.csv"), ("empty", "empty holds no answers to clips"),
@@ -157,7 +163,7 @@ def test_the_same_answers_and_other_data_are_said(tmp_path):
     (evaluation, tmp_path / "b", True),
   ):
     result = compare(one, other)
-    assert result["sentence"].startswith(same)
+    assert result["sentence"] == f"{same}Whether B is better than A cannot be told from these clips."
     assert (data in result["note"]) == differ
   predictions_of([1, 1, 1, 1]).write(tmp_path / "b/predictions.csv")
   assert same not in compare(a, tmp_path / "b")["sentence"]
@@ -207,7 +213,7 @@ def test_other_clips_labels_or_classes_are_refused(tmp_path):
      ["--without goes with --workdir, not with --workdirs", "--split goes", "/file is a file, not a folder"]),
     (["--workdir=A", "--out=o", "--splits=a"],
      ["--out goes with --workdirs and --compare, not with --workdir", "--splits goes with --workdirs,"]),
-    (["--compare", "A", "B", "--out=file"], ["/file is a file, not a folder"]),
+    (["--compare", "A", "B", "--out=file/o"], ["/file/o: ", "/file is a file, not a folder"]),
     (["--compare", "A", "B"], ["A does not exist. Give a workdir, a folds folder, an evaluation"]),
   ],
 )  # fmt: skip

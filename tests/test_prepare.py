@@ -6,7 +6,7 @@ import subprocess
 
 import archives
 from archives import prepare, prepare_clips, refused
-from clip_files import RATE, assert_same, contents, manifest, nothing_stands, records_of, write_clips
+from clip_files import RATE, assert_same, contents, make, manifest, nothing_stands, records_of, write_clips
 from commands import load
 from conftest import ROOT
 import numpy as np
@@ -219,10 +219,10 @@ def test_bad_clips_are_not_offered_to_be_left_out_if_a_class_is_lost(clips, tmp_
     ("text", "z", "test"),
   ]
   with refused(
-    "(?s)2 of 5 clips.*or add --allow_bad=2 to leave out these clips; no clip of z would be left$"
+    "(?s)2 of 5 clips.*or add --allow_bad=2 to leave out these clips; that would leave no clip of z$"
   ):
     prepare_clips(manifest(clips, rows), tmp_path)
-  with refused("(?s)2 of 5 clips.*\nfix them; else no clip of z would be left$"):
+  with refused("(?s)2 of 5 clips.*\nfix them: --allow_bad would leave no clip of z$"):
     prepare_clips(manifest(clips, [*rows[:-1], ("gone", "z", "test")]), tmp_path)
 
 
@@ -241,7 +241,10 @@ def test_check_looks_at_the_flags_too(clips, tmp_path):
   )
   assert "nope.onnx" in printed
   printed = prepare("--check", f"--raw={clips}", status=1)
-  assert "--raw is for --dataset=cremad, --dataset=dfew, --dataset=folders" in printed
+  assert (
+    "--raw is not for --dataset=clips, but for cremad, dfew, folders, mafw, ravdess; for one folder for each class, add --dataset=folders"
+    in printed
+  )
   assert "need no manifest: --dataset=folders" in printed
 
 
@@ -289,6 +292,16 @@ def test_missing_sound_when_allowed(clips, tmp_path, monkeypatch):
   assert heard == {"a.mp4": (True, 6), "silent.mp4": (False, 6), "short.mp4": (False, 6)}
   assert len(records_of(tmp_path)["silent.mp4"]["waveform"]) == 0
   assert open_data_set(tmp_path, "clips").recipe["missing_sound"] == "constant spectrogram"
+
+
+def test_picture_and_sound_of_very_different_length(tmp_path):
+  for name, frames, seconds in (("sound", 6, 2.0), ("picture", 40, 1.0), ("both", 10, 1.2)):
+    make(tmp_path / f"{name}.mp4", 20, frames=frames, seconds=seconds)
+  path = manifest(tmp_path, [("sound", "x", "train"), ("picture", "x", "train"), ("both", "x", "test")])
+  out = prepare("--manifest", path, "--data_dir", tmp_path / "data")
+  line = "WARNING: picture and sound differ in length: one is more than twice as long as the other (2): picture.mp4, sound.mp4"
+  alike = "WARNING: picture and sound differ in length: one is more than twice as long as the other (2): sound.mp4, picture.mp4"
+  assert line in out or alike in out
 
 
 def test_large_splits_go_through_files(clips, tmp_path, monkeypatch):

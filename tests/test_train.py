@@ -126,7 +126,7 @@ def test_interrupted_in_every_way_it_ends_with_the_same_bits(uninterrupted, data
   if step < 15:
     with a_disk_for_small_files(), pytest.raises(UserError, match=r"checkpoint of step .* cannot be saved"):
       small.train_here(workdir, data_dir, **how)
-    assert sorted(path.name for path in checkpoints.iterdir() if "tmp" not in path.name) == kept
+    assert sorted(path.name for path in checkpoints.iterdir()) == kept
 
   printed = small.train_here(workdir, data_dir, **how)
   assert "epoch 3" in printed
@@ -245,7 +245,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(data_dir, tmp_path):
      ["batch_size=0", "data.fold=3", "train, test", "model.num_classes=5", "7 classes", "width=15", "eval_every=0"]),
     ({"batch_size": 40}, ["batch_size=40, but train has 21 clips in all; set --config.batch_size=20 or lower (a multiple of the 4 devices)"]),
     ({"data.classes": ("a", "b")}, ["data.classes", "angry"]),
-    ({"data.data_dir": "/nowhere"}, ["no data set 'clips'", "mma_dfer_jax.data.prepare"]),
+    ({"data.data_dir": "/nowhere"}, ["no data set 'clips' in /nowhere, which is not there"]),
     ({"tunable": ("clasifier/.*",)}, ["clasifier", "matches no parameter"]),
     ({"tunable": (".*",), "model.image.tunable": ("norm/.*",)}, ["model.image.tunable", "has no effect", "config.tunable"]),
     ({"micro_batch": 3}, ["micro_batch=3 must divide batch_size=4"]),
@@ -264,19 +264,12 @@ def test_choices_after_the_colon(data_dir):
     choose(small.config_of(data_dir), "fusion=sum,fuse=none")
 
 
-@pytest.mark.parametrize(
-  ("workdir", "words"),
-  [
-    ("run", "batch_size=6 must be a multiple of the 4 devices"),
-    ("gs://run", "gs://run is an address; give a folder"),
-  ],
-)
-def test_the_command_refuses_before_anything_starts(data_dir, tmp_path, workdir, words):
-  call = small.train_command(workdir, data_dir, batch_size=6, seed=5)[3:]
+def test_the_command_refuses_before_anything_starts(data_dir, tmp_path):
+  call = small.train_command("run", data_dir, batch_size=6, seed=5)[3:]
   status, _, err = commands.run(
     "train", *call[:1], f"--config={ROOT}/configs/demo.py", *call[2:], at=tmp_path
   )
-  assert (status, words in err) == (1, True), err
+  assert (status, "batch_size=6 must be a multiple of the 4 devices" in err) == (1, True), err
   assert not list(tmp_path.iterdir())
 
 

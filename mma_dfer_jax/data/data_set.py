@@ -15,6 +15,9 @@ from mma_dfer_jax.data.source import names
 from mma_dfer_jax.errors import UserError, shown
 from mma_dfer_jax.paths import hint
 
+UNEVEN = "the frame rate is uneven"  # how a note on such clips begins
+UNEQUAL = "picture and sound differ in length"  # likewise
+NOTES = "notes.txt"  # in a data set: what was noted of its clips, with all names
 TIMES = "frame_times"  # of a recipe, if records keep the times of their frames
 AS_MEANT = (
   "pixels_as_meant"  # of a recipe: what some clips needed, as their pixels are stored otherwise than meant
@@ -36,6 +39,16 @@ class DataSet:
   left_out: tuple[str, ...]  # what was wrong with clips that are not in it
   sample_rates: tuple[int, ...]  # of the sounds, Hz, ascending
   seconds_of_sound: float = 0.0  # median of the clips with sound; 0 if there are none
+
+  def notes(self) -> list[tuple[str, list[str]]]:
+    """What prepare noted, and of which clips."""
+    path, found = self.path / NOTES, list[tuple[str, list[str]]]()
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+      if line.startswith("  ") and found:
+        found[-1][1].append(line.strip())
+      else:
+        found.append((line, []))
+    return found
 
   def records(self, split: str) -> Sequence[Mapping[str, Any]]:
     """Random access to the records of a split, or of several: "fold1+fold3"; frames stay JPEG bytes."""

@@ -26,7 +26,7 @@ from mma_dfer_jax.cores import usable_cores
 from mma_dfer_jax.data import counts
 from mma_dfer_jax.data.channels import SILENT
 from mma_dfer_jax.data.counts import report
-from mma_dfer_jax.data.data_set import DataSet, open_data_set
+from mma_dfer_jax.data.data_set import UNEQUAL, UNEVEN, DataSet, open_data_set
 from mma_dfer_jax.data.fbank import ENERGY_FLOOR, LOWEST_FREQUENCY, normalised, spectrogram, window_and_hop
 from mma_dfer_jax.data.frames import decode_frame, sample_frames
 from mma_dfer_jax.data.pipeline import Record, make_example
@@ -36,6 +36,8 @@ from mma_dfer_jax.inputs import Inputs
 from mma_dfer_jax.progress import watched
 
 SAMPLES, SHOWN_FRAMES = 8, 8  # of a page of clips, and of each of them
+WHITE = 253  # of 255, in all colours: what JPEG leaves of white
+TOO_LONG = 5  # times as long as the median clip
 CELLS = 16  # a side of the picture, whose colours are compared from frame to frame
 # What is odd about a clip: what is measured is below a limit, and how a report says that.
 _ODD: dict[str, tuple[float, str]] = {
@@ -45,6 +47,8 @@ _ODD: dict[str, tuple[float, str]] = {
   # of 0 to 2 after any coding; a picture with anything in it deviates by 15 or more from its mean.
   "black": (8.0, "black, no frame brighter than {:g} of 255"),
   "one_colour": (2.0, "pictures of one colour only"),
+  # Share that is less than white, as deeper pictures are when they are cut off at 8 bits; white walls are below it.
+  "white": (0.5, "more than half of the picture clipped to white"),
   # Largest change of a cell, which noise and coding hardly change: measured are 1 to 5 for still pictures coded as H.264,
   # 52 and more for the faces of RAVDESS, cut out or not.
   "frozen": (6.0, "frozen, no part of the picture changes by {:g} of 255"),
@@ -72,6 +76,7 @@ class RecordStats:
   size: tuple[int, int]  # (height, width) of the first frame, pixels
   brightness: float  # mean grey level of the brightest frame that an evaluation takes
   contrast: float  # largest standard deviation within one of these frames
+  white: float  # share of these frames that is as white as can be
   motion: int | None  # largest change of a cell's colour from one of them to the next; None: only one
   repeats: float  # share of all frames but the first that equal the one before, bit for bit
   seconds: float  # of sound
@@ -88,11 +93,11 @@ class RecordStats:
   @property
   def odd(self) -> set[str]:
     """What is odd about it, by the names of ODDITIES; of its pictures only the first thing."""
-    measured = {"few_frames": self.frames, "black": self.brightness, "one_colour": self.contrast,
+    measured = {"few_frames": self.frames, "black": self.brightness, "one_colour": self.contrast, "white": 1 - self.white,
                 "frozen": self.motion, "repeating": 1 - self.repeats, "few_faces": self.face_share}  # fmt: skip
     measured |= {"short_sound": self.seconds, "silent": self.peak} if self.has_audio else {"no_sound": 0}
     odd = [key for key, value in measured.items() if value is not None and value < _ODD[key][0]]
-    of_pictures = [key for key in odd if key in ("black", "one_colour", "frozen", "repeating")]
+    of_pictures = [key for key in odd if key in ("black", "one_colour", "white", "frozen", "repeating")]
     return set(odd) - set(of_pictures[1:])
 
   @property
@@ -133,7 +138,7 @@ def look_at(record: Record, split: str, index: int, classes: Sequence[str]) -> R
 def _measured(frames: Sequence[bytes]) -> dict[str, Any]:
   """size, brightness, contrast and motion; holds one frame at a time."""
   chosen = set(sample_frames(len(frames), train=False).tolist())
-  sizes, levels, cells = [], [], []
+  sizes, levels, cells, white = [], [], [], []
   for i, data in enumerate(frames):
     # Training may draw any frame: those without the end of a JPEG or PNG may be cut off, and are decoded too.
     if i not in chosen and any(data.startswith(first) and data.endswith(last) for first, last in _MARKS):
@@ -145,11 +150,12 @@ def _measured(frames: Sequence[bytes]) -> dict[str, Any]:
     if i in chosen:
       sizes.append(pixels.shape[:2])
       levels.append(cv2.meanStdDev(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)))
+      white.append(float((pixels.min(axis=2) >= WHITE).mean()))
       cells.append(cv2.resize(pixels, (CELLS, CELLS), interpolation=cv2.INTER_AREA))
   means, deviations = np.array(levels).reshape(-1, 2).T
   motion = max((int(cv2.absdiff(before, after).max()) for before, after in pairwise(cells)), default=None)
   return {"size": sizes[0], "brightness": round(float(means.max()), 2),
-          "contrast": round(float(deviations.max()), 2), "motion": motion}  # fmt: skip
+          "contrast": round(float(deviations.max()), 2), "white": round(float(np.mean(white)), 4), "motion": motion}  # fmt: skip
 
 
 def _digest(parts: Iterable[bytes]) -> str:
@@ -211,14 +217,36 @@ def diagnose(data_set: DataSet, name: str, seen: Sequence[RecordStats], bad: Seq
   for key, text in ODDITIES.items():
     result.lists[key] = [str(one) for one in seen if key in one.odd]
     report(warnings, text, result.lists[key])
+  result.lists["too_long"] = _too_long(seen)
+  report(
+    warnings,
+    f"more than {TOO_LONG} times as long as the median clip, perhaps several in one",
+    result.lists["too_long"],
+  )
   rates = Counter(one.sample_rate for one in seen if one.has_audio)
   if len(rates) > 1:
     mixed = [f"{rate} Hz in {clips}" for rate, clips in rates.most_common()]
     report(warnings, "sample rates, each with its own scale of the spectrogram", mixed)
   warnings += filter(None, [rate_warning(name, rates)])
+  for what, names in data_set.notes():
+    if names:
+      report(warnings if what.startswith((UNEVEN, UNEQUAL)) else result.notes, what, names)
   result.splits = {split: _numbers([one for one in seen if one.split == split]) for split in splits}
   report(result.notes, "clips that prepare --allow_bad left out", data_set.left_out)
   return result
+
+
+def _too_long(seen: Sequence[RecordStats]) -> list[str]:
+  """Clips whose frames or sounds are many times as many or as long as those of the median clip, the longest first."""
+  longer: dict[str, float] = {}
+  for of in (lambda one: one.frames, lambda one: one.seconds):
+    if lengths := [of(one) for one in seen if of(one)]:
+      longer |= {
+        str(one): max(times, longer.get(str(one), 0))
+        for one in seen
+        if (times := of(one) / np.median(lengths)) > TOO_LONG
+      }
+  return sorted(longer, key=lambda name: -longer[name])
 
 
 # What two clips have in common, and an empty value where that says nothing. A clip in two splits is in training and in a

@@ -20,7 +20,7 @@ import numpy as np
 
 from mma_dfer_jax.data import media
 from mma_dfer_jax.data.channels import SILENT, Heard
-from mma_dfer_jax.data.faces import Detections, FaceFinder, cut, detect_every
+from mma_dfer_jax.data.faces import Detections, FaceFinder, Lookout, cut, detect_every
 from mma_dfer_jax.data.fbank import window_and_hop
 from mma_dfer_jax.data.frames import encode_frame, sample_at_times, sample_frames, uneven_rate
 from mma_dfer_jax.data.pipeline import make_example
@@ -60,6 +60,7 @@ class Film:
   detections: Detections | None  # None: no detector looked for faces
   sound: Soundtrack | None  # None: the file has none, or less than one window of the spectrogram
   stamp: tuple[int, ...]  # which file it was, to notice another in its place
+  turned: str = ""  # what its faces show of a wrong orientation
   tracks: tuple[str, ...] = ()  # which were taken, if there are several of a kind
 
   @property
@@ -92,6 +93,7 @@ class Sample:
   sample_rate: int  # of the sound, Hz; 0 if there is none
   size: tuple[int, int]  # width and height of the first frame, before a face was cut out
   changes: tuple[str, ...]  # what was done to pixels that are meant otherwise than they are stored
+  turned: str  # what the film's faces show of a wrong orientation, in words
   waveform: Int16[np.ndarray, "S"]  # that the spectrogram was made of
   rates: tuple[float, float] | None  # frames a second in the densest and rarest quarter, if uneven
   notes: tuple[str, ...]  # of a whole film, as there
@@ -137,11 +139,16 @@ def survey(
     around = (times[-2], times[-1], max(times[-1], upcoming))
     return hop is not None and len({math.floor((time + EPSILON) / hop) for time in around}) > 1
 
-  detect = finder.detector.detect if finder else None
-  detections, sizes = detect_every(seen(), lambda picture: detect(picture.pixels()) if detect else [], due)
+  lookout = Lookout(finder.detector.detect) if finder else None
+  detections, sizes = detect_every(
+    seen(), lambda picture: lookout.detect(picture.pixels()) if lookout else [], due
+  )
   end = media.end_of_last(times, times[-1] + duration)
   found = detections if finder else None
-  return Film(os.fspath(path), np.array(times), end, sizes, found, sound, stamp, media.tracks_taken(path))
+  turned = lookout.turned() if lookout else ""
+  return Film(
+    os.fspath(path), np.array(times), end, sizes, found, sound, stamp, turned, media.tracks_taken(path)
+  )
 
 
 def _stamp(path: str | os.PathLike[str]) -> tuple[int, ...]:
@@ -247,7 +254,7 @@ class _OpenWindow:
     )
     self.chosen: list[int] = np.unique(chosen).tolist()
     self.jpegs = [b""] * (window.last - window.first)
-    self.times, self.changes = times, dict[str, None]()
+    self.turned, self.times, self.changes = film.turned, times, dict[str, None]()
     self.height, self.width = film.sizes[window.first].tolist()
     self.track = self.faces_at_once = None
     if finder is not None and film.detections is not None:
@@ -267,7 +274,7 @@ class _OpenWindow:
     record = {"frames": self.jpegs, "times": self.times, "label": 0, "clip_id": b"", **sound}
     example = make_example(record, inputs)
     found = None if self.track is None else self.track.found
-    of_pictures = {"size": (self.width, self.height), "changes": tuple(self.changes), "rates": self.rates,
+    of_pictures = {"size": (self.width, self.height), "changes": tuple(self.changes), "rates": self.rates, "turned": self.turned,
                    "waveform": sound["waveform"]}  # fmt: skip
     return Sample(
       self.window, example["video"], example["spectrogram"], found, self.faces_at_once, **of_pictures, **heard

@@ -106,7 +106,7 @@ def iterate_pictures(path: str | os.PathLike[str]) -> Iterator[Picture]:
       ticks = frame.dts if container.format.name == "avi" else frame.pts
       time = _seconds(ticks, frame) if ticks is not None else 0.0 if time is None else time + step
       start = time if start is None else start
-      aspect = codec.sample_aspect_ratio if changing else stream.sample_aspect_ratio
+      aspect = (None if changing else stream.sample_aspect_ratio) or codec.sample_aspect_ratio
       try:
         picture = Picture(frame, time - start, codec=codec, aspect=aspect, converters=converters)
       except ValueError as error:

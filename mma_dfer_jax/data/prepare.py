@@ -41,10 +41,10 @@ from mma_dfer_jax.cores import usable_cores
 from mma_dfer_jax.data import media, source
 from mma_dfer_jax.data.channels import CHANNELS
 from mma_dfer_jax.data.counts import Findings, check_counts, published_counts
-from mma_dfer_jax.data.data_set import AS_MEANT, TIMES, open_data_set, start_worker
+from mma_dfer_jax.data.data_set import AS_MEANT, NOTES, TIMES, UNEQUAL, UNEVEN, open_data_set, start_worker
 from mma_dfer_jax.data.faces import POLICIES, FaceFinder, face_model, face_recipe
 from mma_dfer_jax.data.frames import uneven_rate
-from mma_dfer_jax.data.records import RECIPE, Clips, read_clip
+from mma_dfer_jax.data.records import RECIPE, Clips, length_of_sound, read_clip
 from mma_dfer_jax.data.source import ClipFiles, Layout, Note, Problem, count, in_lines, natural
 from mma_dfer_jax.disk import alone_in, sha256_of
 from mma_dfer_jax.errors import UserError, listed
@@ -100,9 +100,10 @@ def _define_options() -> list[str]:
 
 
 _OPTIONS = _define_options()
-UNEVEN = ("the frame rate is uneven: one quarter of the frames takes more than twice as long as another, and frames are "
-          "chosen by number; --keep_times lets a run choose them by time")  # fmt: skip
-NOTES = "notes.txt"  # in the data set: all notes with all names
+BY_NUMBER = (f"{UNEVEN} (one quarter of the frames takes more than twice as long as another), and by default a run chooses "
+             "frames by number; config.inputs.frame_choice=time, for data prepared with --keep_times, chooses them by "
+             "time")  # fmt: skip
+LEAST_DIFFERENCE = 0.5  # seconds between picture and sound that are worth a note
 SCRATCH = ".unfinished"  # beside the data set: decoded clips, and the data set while it is written
 
 
@@ -167,7 +168,7 @@ def decode_clip(files: ClipFiles, decoding: Decoding) -> str | None:
   partial = files.decoded.with_suffix(f".{os.getpid()}.partial")
   with partial.open("wb") as file:
     kept = {key: record[key] for key in ("waveform", "sample_rate", "face_share")}
-    kept |= {key: list(record[key]) for key in ("changes", "times", "notes")}
+    kept |= {key: list(record[key]) for key in ("changes", "times", "notes")} | {"turned": record["turned"]}
     np.savez(file, lengths=lengths, sizes=sorted(sizes), **kept)
   partial.replace(files.decoded)  # a killed run keeps no half clip
   return None
@@ -307,31 +308,28 @@ def prepare(
 
 def _looked_at(clips: Iterable[ClipFiles], notes: list[Note]) -> dict[str, str]:
   """Notes and prints what decoding showed of clips; returns what of that belongs to the recipe."""
-  changed: dict[str, list[str]] = defaultdict(list)
-  said: dict[str, list[str]] = defaultdict(list)  # of tracks and channels
-  uneven = []
+  changed, odd = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
   for clip in clips:
     with np.load(clip.decoded) as decoded:
       for change in decoded["changes"].tolist():
         changed[change].append(clip.clip_id)
       for text in decoded["notes"].tolist():
-        said[text].append(clip.clip_id)
+        odd[text].append(clip.clip_id)
       if uneven_rate(decoded["times"]):
-        uneven.append(clip.clip_id)
+        odd[BY_NUMBER].append(clip.clip_id)
+      if turned := str(decoded["turned"]):
+        odd[turned].append(clip.clip_id)
+      samples, rate = length_of_sound(clip.decoded)
+      if rate and len(times := decoded["times"]):
+        shorter, longer = sorted((samples / rate, float(times[-1])))
+        if longer > 2 * shorter + LEAST_DIFFERENCE:
+          odd[f"{UNEQUAL}: one is more than twice as long as the other"].append(clip.clip_id)
   found = [Note(change, tuple(names)) for change, names in sorted(changed.items())]
-  found += [Note(UNEVEN, tuple(uneven), warning=True)] if uneven else []
-  found += [Note(text, tuple(names), warning=True) for text, names in sorted(said.items())]
+  found += [Note(what, tuple(names), warning=True) for what, names in sorted(odd.items())]
   _print_notes(found)
   notes += found
-  return (
-    {
-      AS_MEANT: "; ".join(
-        f"{change}: {count(len(names), 'clip')}" for change, names in sorted(changed.items())
-      )
-    }
-    if changed
-    else {}
-  )
+  words = [f"{change}: {count(len(names), 'clip')}" for change, names in sorted(changed.items())]
+  return {AS_MEANT: "; ".join(words)} if changed else {}
 
 
 def _write(builder: Clips, name: str, notes: list[Note], scratch: Path, target: Path) -> None:
@@ -372,10 +370,14 @@ def _check_left_out(layout: Layout, clips: Sequence[ClipFiles], problems: list[P
   if len(bad) > allow_bad:
     left = {clip.label for clip in clips}
     lost = (layout.doubtful | {clip.label for clip in layout.clips}) - left
-    none_left = f"no clip of {', '.join(sorted(lost, key=natural))} would be left"
+    none_left = f"leave no clip of {', '.join(sorted(lost, key=natural))}"
     advice = f"fix them, or add --allow_bad={len(bad)} to leave out these clips" if clips and not gone else ""
     if advice and lost:
-      advice = f"fix them; else {none_left}" if lost & layout.doubtful else f"{advice}; {none_left}"
+      advice = (
+        f"fix them: --allow_bad would {none_left}"
+        if lost & layout.doubtful
+        else f"{advice}; that would {none_left}"
+      )
     raise listed(f"{len(bad)} of {count(total, 'clip')} of {origin} cannot be used, no data set was written",
                  in_lines(problems), advice)  # fmt: skip
   if gone or not clips:
@@ -405,7 +407,8 @@ def check(layout: Layout, name: str, *problems: str) -> int:
   )
   for note in layout.notes:
     (result.warnings if note.warning else result.notes).append(str(note))
-  if silent := tuple(clip.clip_id for clip in layout.clips if clip.sound is None):
+  silent = tuple(clip.clip_id for clip in layout.clips if clip.sound is None)
+  if silent and all(problem.clips for problem in layout.problems):  # else that is one of the problems
     result.warnings.append(str(Note("clips without a file with sound", silent)))
   check_counts(result, layout.classes, name, layout.doubtful)
   result.print_lines()
@@ -428,9 +431,7 @@ def main(argv: Sequence[str]) -> int:
   problems = [f"--{flag} is not for --dataset={name}" for flag in given if flag not in takes]
   if "raw" in given and of.FLAG == "manifest":
     others = [other for other in source.names() if source.said_by(other, "FLAG") == "raw"]
-    problems.append(
-      f"--raw is for {', '.join(f'--dataset={other}' for other in others)}; one folder for each class is folders"
-    )
+    problems[0] += f", but for {', '.join(others)}; for one folder for each class, add --dataset=folders"
   problems += [] if place else [f"--{of.FLAG} is needed"]
   if problems:
     advice = f"--dataset={name} takes {', '.join(f'--{flag}' for flag in takes)}\n{of.LAYOUT}"

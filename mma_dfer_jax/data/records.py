@@ -2,16 +2,19 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+import itertools
 import json
 import os
 from pathlib import Path
 import resource
 import types
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import shuffle
+from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from mma_dfer_jax.data import media
 from mma_dfer_jax.data.channels import Heard
@@ -29,6 +32,7 @@ RECIPE = {
   "frame_size": "native: as decoded, not cropped",
   "frame_coding": f"jpeg, quality {JPEG_QUALITY}",
 }
+MOST_IN_MEMORY = 1 << 28  # bytes of records that wait to be put in order; more wait in files
 # Of frames as they are stored. A record is read whole by whoever takes one frame of it, and holds 2 GiB at most.
 LARGEST_CLIP = 1 << 30
 SHORTEN = "cut it into shorter clips, or take fewer frames of it with --max_frames=N"
@@ -54,8 +58,8 @@ def read_clip(
     channel: of the sound, one of CHANNELS.
   Returns:
     JPEG (or the files' own) bytes of every frame; and waveform: (S,) int16, one channel, empty if there is less sound
-    than one window; sample_rate in Hz, 0 then; has_audio; face_share of the frames with a face, NaN if none was looked
-    for; notes, what there is to say of tracks and channels.
+    than one window; sample_rate in Hz, 0 then; has_audio; face_share of the frames with a face, NaN if none was looked for.
+    turned: what faces show of a wrong orientation, in words; notes, on tracks and channels.
     Filled while the frames are iterated over: changes, what was done to pixels that are meant otherwise than they are
     stored; times, of a video, the seconds at which frames begin, and at which the last one ends.
   Raises:
@@ -65,56 +69,56 @@ def read_clip(
   changes, times = dict[str, None](), list[float]()
 
   def decoded() -> Iterator[np.ndarray]:
-    times.clear()
-    for picture in media.iterate_pictures(video) if video else ():
-      yield picture.pixels()
-      changes.update(dict.fromkeys(picture.changes))
-      times[-1:] = [max([picture.time, *times[-2:-1]]), picture.time + picture.duration]
-    if times:
-      times[-1] = media.end_of_last(times[:-1], times[-1])
-    for path in () if video else pictures:
-      yield checked(path)[1]
+    return _as_shown(video, changes, times) if video else (_checked(path, changes)[1] for path in pictures)
 
-  def checked(path: Path) -> tuple[bytes, np.ndarray]:
-    data, pixels, found = _checked(path)
-    changes.update(dict.fromkeys(found))
-    return data, pixels
-
-  heard = _heard(video, sound, channel)
+  with media.one_clip(sound or place):
+    found, notes = _heard(video, sound, channel)
   with media.one_clip(place):
     images, track = finder.crops(decoded) if finder else (decoded(), None)
     number = len(track.boxes) if track else len(pictures)
-    if max_frames and not number:
-      number = sum(1 for _ in media.iterate_pictures(place))
-    every = not 0 < max_frames < number
-    taken = set() if every else set(sample_frames(number, train=False, num_segments=max_frames))
+    number = number or (sum(1 for _ in media.iterate_pictures(place)) if max_frames else 0)
+    taken = (
+      set(sample_frames(number, train=False, num_segments=max_frames)) if 0 < max_frames < number else None
+    )
 
   source: Iterable[Any] = images if video or finder else pictures
-  encoded = (encode_frame(one) if video or finder else checked(one)[0] for i, one in enumerate(source)
-             if every or i in taken)  # fmt: skip
+  encoded = (encode_frame(one) if video or finder else _checked(one, changes)[0] for i, one in enumerate(source)
+             if taken is None or i in taken)  # fmt: skip
 
   def frames() -> Iterator[bytes]:
     yield from _limited(encoded, place)
-    if taken and times:
+    if taken is not None and times:
       times[:-1] = [times[i] for i in sorted(taken)]
 
-  heard["face_share"] = track.share if track else float("nan")
-  return frames(), heard | {"changes": changes, "times": times}
-
-
-def _heard(video: Path | None, sound: Path | None, channel: str) -> dict[str, Any]:
-  """The sound of a clip as a record holds it, and what there is to say of its channels and of the tracks of its files."""
-  heard, found, notes = Heard(channel), None, list[str]()
-  for file in dict.fromkeys(filter(None, (video, sound))):
-    with media.one_clip(file):
-      notes += media.tracks_taken(file)
-      found = media.read_sound(file, channel, heard) if file == sound else None
-  return {
+  return frames(), {
     "waveform": found.waveform if found else np.zeros(0, np.int16),
     "sample_rate": found.sample_rate if found else 0,
     "has_audio": found is not None,
-    "notes": notes + list(heard.notes() if found else ()),
+    "face_share": track.share if track else float("nan"),
+    "changes": changes,
+    "times": times,
+    "turned": track.turned if track else "",
+    "notes": notes,
   }
+
+
+def _heard(video: Path | None, sound: Path | None, channel: str) -> tuple[media.Sound | None, list[str]]:
+  """The sound of a clip, and what there is to say of its channels and of the tracks of its files."""
+  heard = Heard(channel)
+  found = media.read_sound(sound, channel, heard) if sound else None
+  files = dict.fromkeys(filter(None, (video, sound)))
+  return found, [*itertools.chain(*map(media.tracks_taken, files)), *(heard.notes() if found else ())]
+
+
+def _as_shown(video: Path, changes: dict[str, None], times: list[float]) -> Iterator[np.ndarray]:
+  """The frames of a video; fills what `read_clip` says of changes and times."""
+  times.clear()
+  for picture in media.iterate_pictures(video):
+    yield picture.pixels()
+    changes.update(dict.fromkeys(picture.changes))
+    times[-1:] = [max([picture.time, *times[-2:-1]]), picture.time + picture.duration]
+  if times:
+    times[-1] = media.end_of_last(times[:-1], times[-1])
 
 
 def _limited(encoded: Iterable[bytes], place: Path) -> Iterator[bytes]:
@@ -129,17 +133,19 @@ def _limited(encoded: Iterable[bytes], place: Path) -> Iterator[bytes]:
         raise media.MediaError(f"{place}: is too long: {what}; {SHORTEN}")
 
 
-def _checked(picture: Path) -> tuple[bytes, np.ndarray, tuple[str, ...]]:
-  """The bytes of a picture file that can be decoded, its pixels, and what was done to them."""
+def _checked(picture: Path, changes: dict[str, None]) -> tuple[bytes, np.ndarray]:
+  """The bytes of a picture file that can be decoded and its pixels; adds what was done to them to the changes."""
   with media.one_clip(picture):
     data = picture.read_bytes()
     try:
-      return data, *decode_as_meant(data)
+      pixels, found = decode_as_meant(data)
     except ValueError as error:
       raise media.MediaError(f"{picture}: {error}") from error
+  changes.update(dict.fromkeys(found))
+  return data, pixels
 
 
-def _length_of_sound(decoded: Path) -> tuple[int, int]:
+def length_of_sound(decoded: Path) -> tuple[int, int]:
   """Samples, and how many there are a second; the samples themselves are not read."""
   with np.load(decoded) as arrays, arrays.zip.open("waveform.npy") as file:
     np.lib.format.read_magic(file)
@@ -161,7 +167,7 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
   def __init__(self, *, clips: Sequence[ClipFiles], classes: Sequence[str], data_dir: Path, **facts: Any):
     self.clips, self.classes = clips, list(classes)
     counts = Counter((clip.split, clip.label) for clip in clips)
-    lengths = [_length_of_sound(clip.decoded) for clip in clips]
+    lengths = [length_of_sound(clip.decoded) for clip in clips]
     rates = [rate for _, rate in lengths]
     seconds = [samples / rate for samples, rate in lengths if rate]
     silent = Counter(clip.split for clip, rate in zip(clips, rates, strict=True) if not rate)
@@ -230,13 +236,52 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     enough = 4096 if hard == resource.RLIM_INFINITY else min(4096, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, enough), hard))
+    shuffle.MAX_MEM_BUFFER_SIZE = min(shuffle.MAX_MEM_BUFFER_SIZE, MOST_IN_MEMORY)
     tfds.disable_progress_bar()
-    with Progress("write", len(self.clips)) as self.bar:
+    as_it_is = mock.patch.object(tfds.features.Sequence, "encode_example", lambda feature, frames: frames)
+    serialized = mock.patch.object(ExampleSerializer, "serialize_example", _serialized)
+    with as_it_is, serialized, Progress("write", len(self.clips)) as self.bar:
       # Nothing is downloaded, but tfds makes a folder for it.
       self.download_and_prepare(download_dir=self.data_path.parent)
     return Path(self.data_path)
 
   _log_download_bytes = _log_download_done = lambda self: None  # tfds would speak of downloads
+
+
+def _serialized(serializer: ExampleSerializer, example: Mapping[str, Any]) -> bytes:
+  """A record as tf.train.Example: what tfds makes of it, without a Python number for each sample and four copies of frames."""
+  large = ("frames", "waveform")
+  specs, others = ({name: v for name, v in of.items() if name not in large} for of in (serializer.example_specs, example))  # fmt: skip
+  rest = ExampleSerializer(specs).get_tf_example(others).features.SerializeToString()
+  frames = [part for frame in example["frames"] for part in _field(1, frame)]
+  samples = list(_varints(example["waveform"]))
+  values = {
+    "frames": _field(1, *frames),
+    "waveform": _field(3, *(_field(1, *samples) if samples else [])),
+  }  # of bytes; of integers
+  entries = [_field(1, *_field(1, name.encode()), *_field(2, *value)) for name, value in values.items()]
+  whole = b"".join(_field(1, rest, *itertools.chain(*entries)))
+  example["frames"].clear()  # tfds keeps the last record until all are in their files
+  return whole
+
+
+def _varints(samples: np.ndarray) -> Iterator[bytes]:
+  """Integers in the coding of protobuf: 7 bits a byte, the lowest first; negative ones have 64 bits."""
+  for start in range(0, len(samples), 1 << 17):
+    bits = samples[start : start + (1 << 17)].astype(np.int64).view(np.uint64)[:, None]
+    rest = bits >> np.arange(0, 70, 7, dtype=np.uint64)
+    follows = np.pad(rest[:, 1:] > 0, ((0, 0), (0, 1)))  # whether another byte does
+    coded = (rest & np.uint64(127)).astype(np.uint8) | follows.astype(np.uint8) << 7
+    yield coded[np.pad(follows[:, :-1], ((0, 0), (1, 0)), constant_values=True)].tobytes()
+
+
+def _field(number: int, *parts: bytes) -> list[bytes]:
+  """A field of bytes or a message in the coding of protobuf."""
+  size, head = sum(map(len, parts)), bytearray([number << 3 | 2])
+  while size > 127:
+    head.append(size & 127 | 128)
+    size >>= 7
+  return [bytes([*head, size]), *parts]
 
 
 class _Info(tfds.core.DatasetInfo):

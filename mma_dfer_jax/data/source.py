@@ -136,18 +136,19 @@ def in_lines(problems: Iterable[Problem]) -> list[str]:
     if len(same) <= EXAMPLES:
       lines += [str(problem) for problem, _ in same]
     else:
-      shared = _in_common([what for _, what in same])
+      unit = "clips" if of_clips else "lists, files or folders"
+      shared = _in_common([what for _, what in same], unit)
       names = [str(Problem(one.where, "", (clip,))) for one, _ in same for clip in one.clips or [""]]
-      lines += counted([(name, shared) for name in names], "clips" if of_clips else "lists, files or folders")
+      lines += counted([(name, shared) for name in names], unit)
   return sorted(lines, key=natural)
 
 
-def _in_common(texts: Sequence[str]) -> str:
+def _in_common(texts: Sequence[str], unit: str) -> str:
   """Texts of one kind as one: what differs becomes …, but of quoted words all are named, with their numbers."""
   columns = []
   for column in zip(*map(_VARYING.findall, texts), strict=True):
     words = [f"{word} ({number})" for word, number in Counter(column).most_common()]
-    named = first_few([words[0][:-1] + " times)", *words[1:]], 12) if column[0].startswith("'") else "…"
+    named = first_few([f"{words[0][:-1]} {unit})", *words[1:]], 12) if column[0].startswith("'") else "…"
     columns.append(named if len(words) > 1 else column[0])
   return "".join(itertools.chain(*itertools.zip_longest(_VARYING.split(texts[0]), columns, fillvalue="")))
 

@@ -8,6 +8,7 @@ workdir/checkpoints/<step>/      tunable (🔥 parameters), optimizer (moments a
 from collections.abc import Iterator, Mapping
 import contextlib
 from pathlib import Path
+import shutil
 import sys
 from typing import Any
 
@@ -54,7 +55,7 @@ class Checkpointer:
     arrays = {"tunable": nnx.to_pure_dict(state.tunable), "optimizer": {"opt_state": state.opt_state, "step": state.step}}  # fmt: skip
     items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
     items = ocp.args.Composite(**items, meta=ocp.args.JsonSave(dict(meta)))
-    with self._explained("saved", int(state.step)):
+    with self._explained("saved", int(state.step)), _nothing_half(self.folder):
       metrics = {"war": NO_WAR if war is None else war}
       self.manager.save(int(state.step), args=items, metrics=metrics, force=True)
 
@@ -93,6 +94,17 @@ def _explained(what: str) -> Iterator[None]:
     raise UserError(f"{what}: {text if len(text) <= 600 else f'{text[:300]} … {text[-300:]}'}") from error
 
 
+@contextlib.contextmanager
+def _nothing_half(folder: Path) -> Iterator[None]:
+  """Removes what a failed save leaves in a folder: where the disk is full, that room is needed."""
+  try:
+    yield
+  except Exception:
+    for half in folder.glob("*.orbax-checkpoint-tmp*"):
+      shutil.rmtree(half, ignore_errors=True)
+    raise
+
+
 def _orbax() -> Any:
   """Orbax takes a fifth of a second to import, which no --help should wait for."""
   import orbax.checkpoint as ocp
@@ -105,7 +117,8 @@ def save_frozen(workdir: Path, frozen: nnx.State) -> None:
   folder = workdir.absolute() / "frozen"
   if folder.exists() or not jax.tree.leaves(frozen):
     return
-  with _explained(f"cannot save the frozen parameters in {folder}"), _orbax().StandardCheckpointer() as checkpointer:  # fmt: skip
+  told = _explained(f"cannot save the frozen parameters in {folder}")
+  with told, _nothing_half(workdir.absolute()), _orbax().StandardCheckpointer() as checkpointer:
     checkpointer.save(folder, nnx.to_pure_dict(frozen))
 
 

@@ -58,10 +58,11 @@ def compare(a: Path, b: Path) -> dict[str, Any]:
   words = [f"{abs(d['value']):.2f} points {name.upper()} {'below' if d['value'] < 0 else 'above'} A "
            f"(95 % interval {d['low']:+.2f} to {d['high']:+.2f})" for name, d in gains.items()]  # fmt: skip
   sentence = f"{start[answer]}: B is {' and '.join(words)}, on {count(result['clips'], 'clip')}."
-  same = "A and B gave identical answers; did you mean two runs? "
+  if identical:
+    sentence = f"A and B gave identical answers; did you mean two runs? {start[UNKNOWN]}."
   data = f" A and B answered clips of equal names from different data sets (fingerprints {prints}): their pictures or sounds may differ."
-  return {"a": str(a), "b": str(b), "answer": answer, "answers": answers, "sentence": same * bool(identical) + sentence,
-          **result, "folds": by_fold, "resamples": RESAMPLES, "seed": SEED, "note": NOTE + data * other_data}  # fmt: skip
+  return {"a": str(a), "b": str(b), "answer": answer, "answers": answers, "sentence": sentence, **result,
+          "folds": by_fold, "resamples": RESAMPLES, "seed": SEED, "note": NOTE + data * other_data}  # fmt: skip
 
 
 def differences(a: Predictions, b: Predictions) -> list[str]:

@@ -71,7 +71,7 @@ def read_predictions(path: Path) -> Predictions:
       classes = tuple(header[2:])
       if header[:2] != ["clip", "label"] or len(set(classes)) < max(2, len(classes)):
         rule = "its first line must be clip,label and two or more class names"
-        raise UserError(f"{path} is no predictions.csv: {rule}. {WANTED}")
+        raise UserError(f"{path} is no predictions.csv: {rule}. {_advice(path)}")
       rows = list(reader)
   except csv.Error as error:
     raise UserError(f"{path} is no predictions.csv: {error}. {WANTED}") from error
@@ -127,7 +127,7 @@ def find_predictions(path: Path) -> dict[str, Predictions]:
     if len(whole) > 1:
       raise UserError(f"{path} holds several predictions; give one of {', '.join(map(str, whole))}")
     if not whole:
-      raise UserError(f"{path} holds no answers to clips. {WANTED}")
+      raise UserError(f"{path} holds no answers to clips. {_advice(path)}")
     files = {"": whole[0]}
   else:
     files = {"": path}
@@ -137,6 +137,12 @@ def find_predictions(path: Path) -> dict[str, Predictions]:
   return {
     fold: dataclasses.replace(read_predictions(file), data_set=found_in[fold]) for fold, file in files.items()
   }
+
+
+def _advice(path: Path) -> str:
+  """What to give in place of a file or folder without answers."""
+  beside = [path.parent / name for name in ("folds.json", "predictions.csv") if path.is_file()]
+  return f"Give its folder, {path.parent}" if any(map(Path.is_file, beside)) else WANTED
 
 
 def _data_set_of(file: Path) -> str | None:

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+import sys
 from typing import Any
 
 import numpy as np
@@ -43,8 +44,11 @@ class MetricsLog:
     with new_file(path, replace=True) as partial:
       partial.write_text("".join(kept))
     self._file = path.open("a")
+    torch = sys.modules.setdefault("torch", None)  # type: ignore[arg-type] # seconds, for what is not used here
     import tensorboardX  # reports of commands that only evaluate do not need it
 
+    if torch is None:
+      del sys.modules["torch"]
     self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
   def write(self, step: int, metrics: Mapping[str, float | int]) -> None:

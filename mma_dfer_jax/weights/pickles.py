@@ -24,6 +24,7 @@ from mma_dfer_jax.errors import UserError, shown
 LIMIT = 2**24  # bytes of a pickle, of a zip directory, of any single read: real checkpoints stay below 1 MiB
 MAX_STEPS = 2**20  # opcodes of a pickle: a checkpoint with its optimizer takes 40 thousand
 _NEEDLESS = "which no checkpoint needs; nothing was executed"
+_DUMPED = " (pickle.dump or joblib wrote the file; load it with that, and save it with torch.save)"
 _ADVICE = " (if the file is your own, save only its state_dict)"
 
 
@@ -226,7 +227,8 @@ class Machine:
         return tuple(items)
       return self.filled([part for key, value in items for part in (key, value)], {})
     if not is_class and not _INERT.fullmatch(name):
-      raise Problem(f"asks to call {name}, {_NEEDLESS}{_ADVICE}")
+      dumped = name == "torch.storage._load_from_bytes"
+      raise Problem(f"asks to call {name}, {_NEEDLESS}{_DUMPED if dumped else _ADVICE}")
     return StandIn(name)
 
   def storage(self, reference: Any) -> StandIn:

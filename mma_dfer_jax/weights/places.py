@@ -40,6 +40,8 @@ def files_of(path: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
     path = _in_folder(path)
   elif not path.exists() and "unpack" in (why := hint(path, folder=False)):
     raise UserError(f"{path} {why}")
+  elif not path.exists():
+    refuse_other(path, [path.name + ".index"] if path.with_name(path.name + ".index").exists() else [])
   elif path.is_file() and not _INDEX.fullmatch(path.name):
     refuse_other(path, [path.name])
     if (piece := re.fullmatch(r".*-0*(\d+)-of-0*(\d+)\.\w+", path.name)) and int(piece[2]) > 1:
@@ -93,7 +95,9 @@ def _in_folder(folder: Path) -> Path:
     )
   if states:
     return folder / states[0]
-  refuse_other(folder, names)
+  refuse_other(
+    folder, [*names, *(path.name for path in folder.glob("*/.metadata"))]
+  )  # Accelerate's lie below
   files = [name for name in names if _NAMED.fullmatch(name)]
   advice = f"; give one of its files: {few([shown(name) for name in files])}" * bool(files)
   raise UserError(

@@ -227,7 +227,7 @@ def test_labels_in_words_and_labels_that_are_one_off(tmp_path):
   assert layout.doubtful == set(layout.classes)
   (line,) = in_lines(layout.problems)
   assert line == (
-    "10 clips: unknown label 'glad' (8 times), 'shock' (2); write happy, sad, neutral, angry, surprise, disgust, fear or 1…7, "
+    "10 clips: unknown label 'glad' (8 clips), 'shock' (2); write happy, sad, neutral, angry, surprise, disgust, fear or 1…7, "
     f"as in {TEST}/set_1.csv line 2: 00001, {TEST}/set_1.csv line 3: 00002, {TEST}/set_2.csv line 2: 00003"
   )
 

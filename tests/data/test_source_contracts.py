@@ -91,7 +91,7 @@ def test_options_are_flags_of_prepare(name):
   [
     ([("", "no label", ("line 2: a",)), ("", "no label", ("line 10: b",))], ["line 2: a: no label", "line 10: b: no label"]),
     ([(f"l {i}", f"unknown label '{'shock' if i else 'calm'}'; write x or 1…7", (str(i),)) for i in range(4)],
-     ["4 clips: unknown label 'shock' (3 times), 'calm' (1); write x or 1…7, as in l 0: 0, l 1: 1, l 2: 2"]),
+     ["4 clips: unknown label 'shock' (3 clips), 'calm' (1); write x or 1…7, as in l 0: 0, l 1: 1, l 2: 2"]),
     ([(f"l {i}", f"/a/{i}.jpg is cut short, as all of {i}.mp4", (f"{i}.mp4",)) for i in range(5)],
      ["5 clips: … is cut short, as all of …, as in l 0: 0.mp4, l 1: 1.mp4, l 2: 2.mp4"]),
     ([(f"list {i}", "is empty", ()) for i in range(30)],

@@ -198,7 +198,7 @@ OTHER_FILES = [
   (pickle.dumps([1.5] * 3, protocol=0), "is a pickle, but"), (pickle.dumps(np.ones(3), protocol=5), "is a pickle, but"),
   (b"\x80\x02\x8a\x0al\xfc", "is a pickle, but not a whole one"),
   (bytes(range(1, 256)) * 9, "is not a file of torch.save"), (bytes(5000), "is not a file of torch.save"),
-  (b"cos\nsystem\n(Vtouch canary\ntR.", "os.system.*nothing was executed"),
+  (b"ctorch.storage\n_load_from_bytes\n(Vx\ntR.", "nothing was executed .pickle.dump or joblib wrote"), (b"cos\nsystem\n(Vtouch canary\ntR.", "os.system.*nothing was executed"),
 ]  # fmt: skip
 
 

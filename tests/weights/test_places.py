@@ -95,6 +95,7 @@ def test_folders_of_other_tools_are_read(tmp_path):
 @pytest.mark.parametrize(("names", "words"), [
   (["zero_pp_rank_0_mp_rank_00_model_states.pt"], r"DeepSpeed ZeRO split; run the zero_to_fp32\.py"),
   ([".metadata", "__0_0.distcp"], "torch.distributed; .*dcp_to_torch"),
+  (["pytorch_model_fsdp_0/.metadata"], "torch.distributed; .*dcp_to_torch"),
   (["adapter_model.safetensors", "adapter_config.json"], r"an adapter \(LoRA\).*merge_and_unload"),
   (["version", "data.pkl"], "an unpacked .pth; .*zip -0 -r"),
   (["saved_model.pb"], "a TensorFlow model, .* ask for the .pth"),
@@ -107,6 +108,7 @@ def test_folders_of_other_tools_are_read(tmp_path):
 ])  # fmt: skip
 def test_what_a_folder_or_a_file_in_it_is(tmp_path, names, words):
   for name in names:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(b"x")
   with pytest.raises(UserError, match=words):
     open_weights(tmp_path)
@@ -119,6 +121,12 @@ def test_what_is_packed_beside_a_path_that_is_not_there(tmp_path):
   (tmp_path / "x.pth.gz").write_bytes(b"x")
   with pytest.raises(UserError, match=r"x\.pth is not there, but .*x\.pth\.gz is; unpack it"):
     open_weights(tmp_path / "x.pth")
+
+
+def test_the_beginning_of_tensorflows_names(tmp_path):
+  (tmp_path / "model.ckpt-7.index").write_bytes(b"x")
+  with pytest.raises(UserError, match=r"model\.ckpt-7 is a TensorFlow model"):
+    open_weights(tmp_path / "model.ckpt-7")
 
 
 def test_counts_in_a_safetensors_file_are_left_out(tmp_path):

@@ -5,16 +5,17 @@ import re
 
 from conftest import GOLDEN, TINY, golden_json, slice_of
 from flax import nnx
+import jax
 import jax.numpy as jnp
 import make_weights
-from model_folders import with_layers
+from model_folders import model_of, random_parameters, with_layers
 import numpy as np
 import pytest
 from torch_files import write_torch_file
 
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.model import MmaDfer
-from mma_dfer_jax.parameters import put_over
+from mma_dfer_jax.parameters import flat_params, put_over
 from mma_dfer_jax.weights.names import CheckpointMismatchError, name_table
 from mma_dfer_jax.weights.positions import resize_positions
 from mma_dfer_jax.weights.pretrained import open_pretrained
@@ -57,8 +58,15 @@ def test_positions_are_resized_as_torch_does(name, grid, target, stored):
 def test_two_files_build_the_model_of_the_original(states, tmp_path):
   """149 tensors of each arrive bit for bit, and the first layers see what they see in the original."""
   golden, stored = golden_json("build_tiny_64_7"), np.load(GOLDEN / "build_tiny_64_7.npz")
-  model = MmaDfer(TINY, rngs=nnx.Rngs(0))
-  fresh_rows = {s: np.asarray(getattr(model, f"{s}_encoder").pos_embed[...]) for s in ("image", "audio")}
+  tables = [f"{stream}_encoder/pos_embed" for stream in ("image", "audio")]
+
+  @jax.jit  # compiles what makes the two tables, and nothing else of a fresh model
+  def fresh():
+    found = flat_params(nnx.state(MmaDfer(TINY, rngs=nnx.Rngs(0))))
+    return {path: found[path][...] for path in tables}
+
+  fresh_tables = {path: np.asarray(table) for path, table in fresh().items()}
+  model = model_of(TINY, random_parameters(TINY) | fresh_tables)
   images, audio, _ = make_weights.make_inputs(52, 1, 64)
   inputs = {"image": images.transpose(0, 1, 3, 4, 2), "audio": audio[:, 0]}
   for stream, theirs, patches in (("image", "image_encoder", 16), ("audio", "audio_model", 256)):
@@ -74,12 +82,15 @@ def test_two_files_build_the_model_of_the_original(states, tmp_path):
     table = np.asarray(ours.pos_embed[...])
     start, end = golden["prompt_rows"][stream]
     assert (start, end) == (1 + patches, 7 + patches)
-    np.testing.assert_array_equal(table[:, start:], fresh_rows[stream][:, start:])  # N(0, 1), not the file's
+    np.testing.assert_array_equal(
+      table[:, start:], fresh_tables[f"{stream}_encoder/pos_embed"][:, start:]
+    )  # N(0, 1), not the file's
     assert 0.8 < table[:, start:].std() < 1.2
-    tokens = np.array(ours.embed(jnp.asarray(inputs[stream]), jnp.zeros((6, 48))))
+    embed = nnx.jit(lambda encoder, x: encoder.embed(x, jnp.zeros((6, 48))))
+    tokens = np.array(embed(ours, jnp.asarray(inputs[stream])))
     tokens[:, start:] = stored[f"{stream}_tokens_in_prompt_rows"]  # drawn at random there
     np.testing.assert_allclose(slice_of(tokens, 512), stored[f"{stream}_tokens_in_slice"], atol=1e-5)
-    out = ours.blocks[0](jnp.asarray(tokens))
+    out = nnx.jit(lambda block, x: block(x))(ours.blocks[0], jnp.asarray(tokens))
     np.testing.assert_allclose(slice_of(out, 512), stored[f"{stream}_block0_out_slice"], atol=2e-5)
 
 
@@ -124,7 +135,7 @@ def test_a_compiled_encoder_in_its_wrappers_is_read_and_said(states, tmp_path):
 
 def test_ablated_models_take_them_too(states, tmp_path):
   cfg = with_layers(2, fusion={"name": "none"}, prompts={"name": "none"}, audio={"name": "none"})
-  model = MmaDfer(cfg, rngs=nnx.Rngs(0))
+  model = model_of(cfg, random_parameters(cfg))
   put_over(model, open_state("image", shallow(states["image"]), tmp_path / "x.pth", cfg).read())
   kernel = np.asarray(model.image_encoder.blocks[0].mlp.fc1.kernel[...])
   np.testing.assert_array_equal(kernel, states["image"]["blocks.0.mlp.fc1.weight"].T)

@@ -5,7 +5,7 @@ from pathlib import Path
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from model_folders import random_parameters, with_layers
+from model_folders import model_of, random_parameters, with_layers
 import numpy as np
 import pytest
 from torch_files import write_checkpoint
@@ -82,8 +82,7 @@ def lines(start) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_the_same_model_is_taken_whole_from_a_file_a_folder_and_a_run(checkpoint, folder, ours, tmp_path):
-  model = MmaDfer(CFG, rngs=nnx.Rngs(0))
-  put_over(model, ours)
+  model = model_of(CFG, ours)
   save_step(tmp_path / "run", model, 5)
   for path in (folder, tmp_path / "run"):
     start = open_init(path, CFG, CLASSES)
@@ -193,7 +192,7 @@ def test_pretrained_files_go_over_it(folder, tmp_path, ours, theirs):
   write_checkpoint(tmp_path / "mae.pth", encoder)
   starts, problems = open_starts(config, CFG, CLASSES)
   assert not problems
-  model = MmaDfer(CFG, rngs=nnx.Rngs(0))
+  model = model_of(CFG, ours)
   for start in starts:
     put_over(model, start.read())
   found = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(model)))

@@ -11,7 +11,7 @@ import re
 from mma_dfer_jax.data import listed, source
 from mma_dfer_jax.data.archive import VIDEOS
 from mma_dfer_jax.data.source import ClipFiles, Layout, Note, Problem, natural
-from mma_dfer_jax.errors import UserError, shown
+from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.lookalikes import escaped, looks, tidy
 from mma_dfer_jax.paths import hint, user_path
 
@@ -55,7 +55,7 @@ def read(manifest: Path, options: Options) -> Layout:
     if len(values) > len(header):
       wrong = [f"{len(values) - len(header)} values too many (quote values that hold commas)", *wrong]
     if wrong:
-      name = f"line {line}: {shown(clip.clip_id)}" if clip.clip_id else f"line {line}"
+      name = f"line {line}: {clip.clip_id[:200]}" if clip.clip_id else f"line {line}"
       problems.append(Problem("", "; ".join(wrong), (name,)))
       doubtful |= {clip.label} & set(classes or [clip.label]) if clip.label else set(classes)
     elif classes and clip.label not in classes:
@@ -138,7 +138,9 @@ def _unlabelled(place: Path, options: Options) -> Layout:
     else:
       clips.append(ClipFiles(name, name, "", "train", video=path, sound=path))
   if not clips and not problems:
-    raise UserError(f"--manifest={place}: there is no video; other files: {len(others)}\n{LAYOUT}")
+    raise UserError(
+      f"--manifest={place}: there is no video; found: {source.first_few(others) or 'no file'}\n{LAYOUT}"
+    )
   notes = [Note("clips without labels, for pretraining only: train and evaluate need a manifest with labels")]
   notes += [Note("no videos by extension, not used", tuple(others))] if others else []
   if hint := _like_classes(home, [Path(clip.clip_id).parts for clip in clips]):
