@@ -26,6 +26,7 @@ _OF_DISKS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 _HELP = {"-h", "-?", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--helpfull"}
 # What absl and Python say of values, and what people should read.
 _PLAIN = {
+  r"^flags (\w+=.*?, )+\w+=.*?: (?=give )": "",
   r"invalid literal for int\(\) with base \d+: (.*)": r"\1 is not a whole number",
   r"could not convert string to float: (.*)": r"\1 is not a number",
   r"\('Non-boolean argument to boolean flag', (.*)\)": r"\1 is neither true nor false",
@@ -165,9 +166,6 @@ def plain(error: Exception) -> str:
   for line in str(error).splitlines():
     if found := re.fullmatch(r"flag --\w+=None: Flag --(\w+) must have a value other than None\.", line):
       required.append(f"--{found[1]}")
-    elif found := re.fullmatch(r"flags (.*): (?:Exactly|At most) one of \((.*)\) must have a value other than None\.", line):  # fmt: skip
-      names, several = found[2].split(", "), found[1].count("=None") <= found[2].count(",")
-      lines.append(f"give {'only ' * several}one of {', '.join(f'--{name}' for name in names)}")
     else:
       for pattern, says in _PLAIN.items():
         line = re.sub(pattern, says, line)

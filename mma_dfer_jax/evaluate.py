@@ -83,7 +83,10 @@ def evaluation_of(path: Path, split: str) -> Evaluation:
   if not about.config and not (data_dir and split):
     advice = "give --data_dir and --split (--splits for several)"
     raise UserError(f"{path} does not record its data set: {advice}")
-  data_set = open_data_set(data_dir, _DATA_NAME.value or trained["data.name"])
+  try:
+    data_set = open_data_set(data_dir, _DATA_NAME.value or trained["data.name"])
+  except UserError as error:
+    raise error if _DATA_DIR.value else UserError(f"{error}; where is it now? Give --data_dir") from error
   if data_set.classes != about.classes:
     raise UserError(f"the model tells apart {', '.join(about.classes)}; the data have {', '.join(data_set.classes)}")  # fmt: skip
   if different := differences(about.recipe, data_set.recipe):
@@ -248,7 +251,7 @@ def check_flags() -> None:
   """Raises UserError with all flags that do nothing in this form of the command, and those that cannot be."""
   form = next(name for name in _FORMS if flags.FLAGS[name].value is not None)
   problems = [f"--{name} goes with {' and '.join(f'--{one}' for one in forms)}, not with --{form}"
-              for name, forms in _GOES_WITH.items() if flags.FLAGS[name].present and form not in forms]  # fmt: skip
+              for name, forms in _GOES_WITH.items() if name in flags.FLAGS and flags.FLAGS[name].present and form not in forms]  # fmt: skip
   if not _WITHOUT.value or set(_WITHOUT.value) - MODALITIES.keys():
     problems.append(f"--without={','.join(_WITHOUT.value)}: give none, sound or picture, comma-separated")
   out = Path(_OUT.value or "").absolute()

@@ -283,7 +283,8 @@ def test_each_upload_is_of_one_visitor_and_is_swept(tmp_path, monkeypatch):
   with mock.patch.object(page, "_answer", side_effect=TypeError("31 is odd")):
     fourth = page.received(first)
     assert (
-      "a.mp4: cannot be read (TypeError: 31 is odd)" in page.answer(fourth, lambda *args, **kwargs: None)[0]
+      "a.mp4: cannot be decoded (TypeError: 31 is odd)"
+      in page.answer(fourth, lambda *args, **kwargs: None)[0]
     )
   (tmp_path / "uploads" / "half").write_text("never arrived whole")
   page.arriving = 1

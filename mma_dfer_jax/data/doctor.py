@@ -31,6 +31,7 @@ from mma_dfer_jax.data.frames import decode_frame, sample_frames
 from mma_dfer_jax.data.pipeline import Record, make_example
 from mma_dfer_jax.data.source import first_few, rate_warning
 from mma_dfer_jax.disk import write_json
+from mma_dfer_jax.errors import printable
 from mma_dfer_jax.inputs import Inputs
 from mma_dfer_jax.progress import watched
 
@@ -87,7 +88,7 @@ class RecordStats:
   sound: str  # digest of the waveform; empty: there is none
 
   def __str__(self) -> str:
-    return f"{self.split} {self.clip_id}"
+    return printable(f"{self.split} {self.clip_id}")
 
   @property
   def odd(self) -> set[str]:

@@ -10,6 +10,7 @@ import contextlib
 from pathlib import Path
 import shutil
 import sys
+import time
 from typing import Any
 
 from flax import nnx
@@ -100,8 +101,10 @@ def _nothing_half(folder: Path) -> Iterator[None]:
   try:
     yield
   except Exception:
-    for half in folder.glob("*.orbax-checkpoint-tmp*"):
-      shutil.rmtree(half, ignore_errors=True)
+    for _ in range(20):  # Orbax's other threads may still be writing
+      for half in folder.glob("*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(half, ignore_errors=True)
+      time.sleep(0.1)
     raise
 
 
