@@ -27,7 +27,12 @@ def of_type(error: Exception) -> str:
 def shown(name: object) -> str:
   """A name from a file as a message can show it: no control characters, at most 200 characters."""
   text = str(name)
-  return text[:200].encode("unicode_escape").decode() + "…" * (len(text) > 200)
+  return printable(text[:200]) + "…" * (len(text) > 200)
+
+
+def printable(text: str) -> str:
+  """A text with control characters, and whatever else no terminal should get, by their numbers."""
+  return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def count(number: int, one: str) -> str:

@@ -53,8 +53,7 @@ _WITHOUT = flags.DEFINE_list("without", ["none"], "Modality removed: none, sound
 _PRECISION = cli.shared_flag("precision")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 0, "Clips at a time; 0: as in training.", lower_bound=0)
 _FORMS = ("workdir", "workdirs", "compare")
-flags.register_multi_flags_validator(_FORMS, lambda given: [*given.values()].count(None) == len(_FORMS) - 1,
-                                     "give one of --workdir, --workdirs and --compare")  # fmt: skip
+flags.mark_flags_as_mutual_exclusive(_FORMS, required=True)
 # Which of these forms each flag goes with.
 _MODELS = _FORMS[:2]
 _GOES_WITH = {
@@ -252,7 +251,7 @@ def check_flags() -> None:
   """Raises UserError with all flags that do nothing in this form of the command, and those that cannot be."""
   form = next(name for name in _FORMS if flags.FLAGS[name].value is not None)
   problems = [f"--{name} goes with {' and '.join(f'--{one}' for one in forms)}, not with --{form}"
-              for name, forms in _GOES_WITH.items() if flags.FLAGS[name].present and form not in forms]  # fmt: skip
+              for name, forms in _GOES_WITH.items() if name in flags.FLAGS and flags.FLAGS[name].present and form not in forms]  # fmt: skip
   if not _WITHOUT.value or set(_WITHOUT.value) - MODALITIES.keys():
     problems.append(f"--without={','.join(_WITHOUT.value)}: give none, sound or picture, comma-separated")
   out = Path(_OUT.value or "").absolute()

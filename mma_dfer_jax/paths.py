@@ -38,7 +38,7 @@ def user_path(text: str, base: str | os.PathLike[str] = "") -> str:
     (len(os.fsencode(name)) > 4000, "is a path of more than 4000 bytes"),
   ):
     if wrong:
-      raise UserError(f"{shown(text)!r} {reason}")
+      raise UserError(f"'{shown(text)}' {reason}")
   return os.path.abspath(os.path.join(base, name))
 
 

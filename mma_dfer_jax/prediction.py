@@ -195,7 +195,8 @@ def _about_pictures(about: About, sample: Sample) -> Iterator[str]:
   frames, (width, height), size = last - first, sample.size, about.inputs.image_size
   yield from sample.changes
   if frames < about.inputs.num_frames:
-    yield f"only {frames} of {about.inputs.num_frames} frames: the last is repeated"
+    repeated = "the last is repeated" if about.inputs.frame_choice == "number" else "some are repeated"
+    yield f"only {frames} of {about.inputs.num_frames} frames: {repeated}"
   if sample.rates and about.inputs.frame_choice == "number":
     most, least = sample.rates
     yield (f"the frame rate is uneven, {most:.3g} a second in one quarter of the frames and {least:.3g} in another: frames "

@@ -16,7 +16,6 @@ import hashlib
 from itertools import pairwise, product, zip_longest
 import math
 from pathlib import Path
-import re
 from typing import Any
 
 import cv2
@@ -32,6 +31,7 @@ from mma_dfer_jax.data.frames import decode_frame, sample_frames
 from mma_dfer_jax.data.pipeline import Record, make_example
 from mma_dfer_jax.data.source import first_few, rate_warning
 from mma_dfer_jax.disk import write_json
+from mma_dfer_jax.errors import printable
 from mma_dfer_jax.inputs import Inputs
 from mma_dfer_jax.progress import watched
 
@@ -88,7 +88,7 @@ class RecordStats:
   sound: str  # digest of the waveform; empty: there is none
 
   def __str__(self) -> str:
-    return f"{self.split} {self.clip_id}"
+    return printable(f"{self.split} {self.clip_id}")
 
   @property
   def odd(self) -> set[str]:
@@ -382,24 +382,12 @@ def draw_pages(data_set: DataSet, seen: Sequence[RecordStats], folder: Path) -> 
   return files
 
 
-def _notes_of_prepare(folder: Path) -> list[str]:
-  """What `prepare` has noted of files that are not in the data set: their tracks, channels, colours, times."""
-  path = folder / "notes.txt"
-  blocks = re.split(r"\n(?! )", path.read_text(encoding="utf-8").strip()) if path.exists() else []
-  return [
-    f"prepare: {what}" + f" ({len(names)})" * (len(names) > 1)
-    for what, *names in map(str.splitlines, blocks)
-    if what
-  ]
-
-
 def check_data_set(data_dir: Path, name: str, folder: Path, num_threads: int) -> Diagnosis:
   """Examines a prepared data set, writes the report to a folder and prints its summary, the verdict last."""
   data_set = open_data_set(data_dir, name, labelled=False)
   folder.mkdir(parents=True, exist_ok=True)
   seen, unreadable = examine(data_set, num_threads)
   result = diagnose(data_set, name, seen, unreadable)
-  result.notes += _notes_of_prepare(data_set.path)
   about = {"data set": name, "path": str(data_set.path), "fingerprint": data_set.fingerprint,
            "class order": data_set.class_order}  # fmt: skip
   about |= {f"recipe, {key}": value for key, value in data_set.recipe.items()}

@@ -100,6 +100,8 @@ def read_table(
   notes = [f"columns are separated by {delimiter!r}, not by a comma"] * (delimiter != ",")
   if extra := sorted(set(header) - known - {""}):
     notes.append(f"columns that are not used: {', '.join(extra)}")
+  if any(value and not name for _, row in lines for name, value in zip(header, row, strict=False)):
+    notes.append("columns without a name hold values that are not used")
   empty = dict.fromkeys(header, "")
   for _, row in lines:
     while len(row) > len(header) and not row[-1]:

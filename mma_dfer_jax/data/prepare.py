@@ -47,8 +47,8 @@ from mma_dfer_jax.data.frames import uneven_rate
 from mma_dfer_jax.data.records import RECIPE, Clips, length_of_sound, read_clip
 from mma_dfer_jax.data.source import ClipFiles, Layout, Note, Problem, count, in_lines, natural
 from mma_dfer_jax.disk import alone_in, sha256_of
-from mma_dfer_jax.errors import UserError, listed
-from mma_dfer_jax.paths import define_path
+from mma_dfer_jax.errors import UserError, listed, printable
+from mma_dfer_jax.paths import define_path, hint
 from mma_dfer_jax.progress import Progress
 
 _DATASET = flags.DEFINE_enum("dataset", "clips", source.names(), "Data set; clips, folders: any videos.")
@@ -349,7 +349,7 @@ def _write(builder: Clips, name: str, notes: list[Note], scratch: Path, target: 
   _print_notes(more)
   notes += more
   new = builder.write()
-  if text := "".join("\n  ".join([note.what, *note.names]) + "\n" for note in notes):
+  if text := "".join("\n  ".join(map(printable, [note.what, *note.names])) + "\n" for note in notes):
     (new / NOTES).write_text(text, encoding="utf-8", errors="backslashreplace")
   if target.exists():
     shutil.rmtree(scratch / "replaced", ignore_errors=True)
@@ -382,7 +382,7 @@ def _check_left_out(layout: Layout, clips: Sequence[ClipFiles], problems: list[P
                  in_lines(problems), advice)  # fmt: skip
   if gone or not clips:
     raise listed(f"no clip of {', '.join(gone) or 'any split'} in {origin} can be used", in_lines(problems))
-  lines = sorted((f"{clip}: {'; '.join(reasons)}" for clip, reasons in bad.items()), key=natural)
+  lines = sorted((printable(f"{clip}: {'; '.join(reasons)}") for clip, reasons in bad.items()), key=natural)
   if lines:
     print(f"left out {len(lines)} of {count(total, 'clip')}:", *lines, sep="\n  - ")
   return lines
@@ -448,6 +448,8 @@ def main(argv: Sequence[str]) -> int:
       except UserError as error:
         wrong.append(str(error))
     return check(layout, name, *wrong)
+  if not Path(_DATA_DIR.value).is_dir() and os.path.lexists(_DATA_DIR.value):
+    raise UserError(f"--data_dir={_DATA_DIR.value}: {hint(_DATA_DIR.value, folder=True)}")
   decoding = Decoding(options.allow_missing_sound)
   if options.faces == "yunet":
     model = face_model(given_model)

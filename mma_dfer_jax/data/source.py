@@ -23,7 +23,7 @@ from pathlib import Path
 import re
 from typing import Any, NamedTuple
 
-from mma_dfer_jax.errors import EXAMPLES, UserError, count, counted, listed
+from mma_dfer_jax.errors import EXAMPLES, UserError, count, counted, listed, printable
 from mma_dfer_jax.lookalikes import alike, escaped, tidy
 
 Counts = Mapping[str, Mapping[str, int]]  # clips by split and class
@@ -119,8 +119,8 @@ class Problem(NamedTuple):
   def __str__(self) -> str:
     if len(self.clips) > 1:
       text = f"{self.where}: {count(len(self.clips), 'clip')} {self.what}: {first_few(self.clips)}"
-      return _printable(text.removeprefix(": "))
-    return _printable(": ".join(filter(None, dict.fromkeys((self.where, *self.clips, self.what)))))
+      return printable(text.removeprefix(": "))
+    return printable(": ".join(filter(None, dict.fromkeys((self.where, *self.clips, self.what)))))
 
 
 def in_lines(problems: Iterable[Problem]) -> list[str]:
@@ -167,7 +167,7 @@ class Note(NamedTuple):
 
   def __str__(self) -> str:
     number = f" ({len(self.names)})" if len(self.names) > 1 else ""
-    return _printable(self.what + (f"{number}: {first_few(self.names)}" if self.names else ""))
+    return printable(self.what + (f"{number}: {first_few(self.names)}" if self.names else ""))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,20 +205,19 @@ class Layout:
 
 def with_legible_names(layout: Layout) -> Layout:
   """Refuses clips whose names or labels are no text, and clips that people could not tell apart by their names."""
-  problems = [
-    Problem(clip.where, f"the name {escaped(name)} is not UTF-8; rename it", (clip.clip_id,))
-    for clip in layout.clips for name in (clip.clip_id, clip.label) if not _is_text(name)
-  ]  # fmt: skip
+  problems = [Problem(clip.where, f"the name {escaped(clip.clip_id)} is not UTF-8; rename it", (clip.clip_id,))
+              for clip in layout.clips if not _is_text(clip.clip_id + clip.label)]  # fmt: skip
   for group in alike((clip.clip_id for clip in layout.clips), case=True):
     problems.append(
       Problem("", f"look alike: {' and '.join(map(escaped, group))}; rename one of them", tuple(group))
     )
   bad = {clip for problem in problems for clip in problem.clips}
-  notes = [Note(f"clips whose names differ in case only: {' and '.join(group)}")
-           for group in alike(clip.clip_id for clip in layout.clips) if not bad & set(group)]  # fmt: skip
   clips = [clip for clip in layout.clips if clip.clip_id not in bad]
+  similar = tuple(itertools.chain(*alike(clip.clip_id for clip in clips)))
+  notes = [*layout.notes, *([Note("clips whose names differ in case only", similar)] if similar else [])]
+  classes = tuple(filter(_is_text, layout.classes))
   return dataclasses.replace(
-    layout, clips=clips, problems=layout.problems + problems, notes=layout.notes + notes
+    layout, classes=classes, clips=clips, problems=layout.problems + problems, notes=notes
   )
 
 
@@ -256,8 +255,3 @@ def natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
 def as_clip_id(name: str) -> str:
   """A clip's name with or without leading zeros -> the same id."""
   return f"{int(name):05d}" if re.fullmatch("[0-9]{1,200}", name) else name
-
-
-def _printable(text: str) -> str:
-  """A line without control characters and other bytes that no terminal should get; names of files may hold any."""
-  return "".join(c if c.isprintable() or c == " " else c.encode("unicode_escape").decode() for c in text)

@@ -4,14 +4,23 @@ from fractions import Fraction
 import io
 
 import av
+from clip_files import manifest
+from commands import load
+from films import write_film
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 import pytest
 
 from mma_dfer_jax.data import faces
+from mma_dfer_jax.data.data_set import open_data_set
 from mma_dfer_jax.data.frames import decode_as_meant, decode_frame, sample_at_times, uneven_rate
 from mma_dfer_jax.data.media import MediaError, iterate_pictures
+from mma_dfer_jax.data.pipeline import make_example
+from mma_dfer_jax.data.sources import clips
+from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.inputs import Inputs
 
+prepare = load("data.prepare")
 RAMP = np.linspace(0, 65535, 256).astype(np.uint16)[None].repeat(8, axis=0)
 COLOURS = np.asarray(
   Image.fromarray(np.random.default_rng(0).integers(0, 255, (10, 15, 3), dtype=np.uint8)).resize((60, 40))
@@ -280,3 +289,33 @@ def test_what_faces_show_of_the_orientation(quarter):
   tilted = faces.Lookout(lambda frame: [faces.Box(2, 2, 20, 20, 0.95, -32.0)])
   tilted.detect(picture)
   assert "tilted by -30 degrees" in tilted.turned()
+
+
+def test_what_prepare_says_of_clips(tmp_path, capsys):
+  """The recipe, notes.txt and doctor name what clips needed; records keep the times of frames if asked."""
+  grey = planes((0.5, 0.5, 0.5), 0.2126, 0.0722)
+  film(tmp_path / "a.mp4", grey, "yuv444p", codec="libx264", aspect=Fraction(64, 45))
+  times = [*(0.03 * i for i in range(20)), *(0.6 + 0.2 * i for i in range(16))]
+  write_film(tmp_path / "b.mkv", [np.full((32, 32, 3), 6 * i, np.uint8) for i in range(36)], times=times)
+  path = manifest(tmp_path, ["a.mp4,x,train", "b.mkv,y,test"])
+  decoding = prepare.Decoding(allow_missing_sound=True, keep_times=True)
+  prepare.prepare(clips.read(path, clips.Options()), "clips", tmp_path / "data", decoding, "m.csv")
+  data_set = open_data_set(tmp_path / "data", "clips")
+  what = "pixels are not square (aspect ratio 64:45): made square"
+  assert data_set.recipe["pixels_as_meant"] == f"{what}: 1 clip"
+  assert [names for note, names in data_set.notes() if note in (what, prepare.BY_NUMBER)] == [
+    ["a.mp4"],
+    ["b.mkv"],
+  ]
+  assert capsys.readouterr().out.count("the frame rate is uneven") == 1
+  (record,) = data_set.records("test")
+  by = {choice: make_example(record, Inputs(image_size=32, frame_choice=choice))["video"].mean((1, 2, 3)) / 6
+        for choice in ("number", "time")}  # fmt: skip
+  assert (by["number"] < 20).sum() == 9
+  np.testing.assert_allclose(record["times"][:-1], times, atol=0.002)
+  np.testing.assert_allclose(by["time"], sample_at_times(record["times"]), atol=0.5)
+  del record["times"]
+  with pytest.raises(UserError, match="--keep_times"):
+    make_example(record, Inputs(frame_choice="time"))
+  with pytest.raises(UserError, match=r"frame_choice='both': choose number or time"):
+    Inputs(frame_choice="both")

@@ -243,7 +243,7 @@ def test_a_folder_or_a_glob_gives_clips_without_labels(tmp_path):
                        ("*.[mM][pP]4", ["a 1.mp4", "c.MP4"])):  # fmt: skip
     assert [clip.clip_id for clip in read_clips(tmp_path / place).clips] == names
   (tmp_path / "x.csv").write_bytes(b"RIFF\0\0\0\xff")
-  for place, words in (("*.avi", "there is no video"), ("none.csv", "cannot be read"), ("c.MP4", "one video by its name"),
+  for place, words in (("*.avi", "there is no video"), ("none.csv", "is not there"), ("c.MP4", "one video by its name"),
                        ("x.csv", "is no text file")):  # fmt: skip
     with refused(words):
       read_clips(tmp_path / place)

@@ -124,7 +124,7 @@ def test_names_that_look_alike(clips, tmp_path):
   )
   assert r"'x\u200b.mp4'" in out
   assert r"the name 'tr\udcffn.mp4' is not UTF-8; rename it" in out
-  assert "note: clips whose names differ in case only: Y.mp4 and y.mp4" in out
+  assert "note: clips whose names differ in case only (2): Y.mp4, y.mp4" in out
 
 
 def test_a_table_as_spreadsheets_write_it(clips, tmp_path):
@@ -134,6 +134,10 @@ def test_a_table_as_spreadsheets_write_it(clips, tmp_path):
   out = prepare("--manifest", path, "--data_dir", tmp_path)
   assert contents(tmp_path) == {"a.mp4": ("train", "sad"), "b.mp4": ("test", "joy")}
   assert "not used" not in out
+  path = manifest(clips, ["a.mp4,sad,train,a remark"], header="path,label,split,")
+  assert "columns without a name hold values that are not used" in prepare(
+    "--check", "--manifest", path, status=1
+  )
   out = prepare(
     "--check", "--manifest", manifest(clips, ["a.mp4,s\u00adad,train"]), "--classes=sad,joy", status=1
   )

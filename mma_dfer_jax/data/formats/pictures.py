@@ -5,13 +5,13 @@ import zlib
 
 from mma_dfer_jax.data.formats.base import CutShort, Damaged, Data, Ending, integer, must_reach, name_of
 
+LARGEST = 1 << 30  # bytes of pixels; PIL refuses more
+
 
 def png(data: Data, found: Ending) -> None:
   width, height, bits, colours, _, _, interlaced = struct.unpack(">IIBBBBB", data[16:29])
   channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colours, 1)
-  rows = height * (
-    1 + (width * bits * channels + 7) // 8
-  )  # bytes: each begins with one that names its filter
+  rows = height * (1 + (width * bits * channels + 7) // 8)  # bytes: each begins with the number of its filter
   at, frames, seen, pixels, inflated = 8, None, 0, zlib.decompressobj(), 0
   while at + 12 <= len(data):
     size, kind = integer(data, at, 4), data[at + 4 : at + 8]
@@ -20,13 +20,14 @@ def png(data: Data, found: Ending) -> None:
       raise Damaged(f"the check sum of its chunk {name_of(kind)} is wrong")
     frames = integer(data, at + 8, 4) if kind == b"acTL" else frames
     seen += kind == b"fcTL"
-    if kind == b"IDAT":
-      inflated += len(pixels.decompress(data[at + 8 : at + 8 + size]))
+    if kind == b"IDAT" and rows < LARGEST:
+      # Not more than a picture of this size can have, interlaced or not: a small file may fill the memory.
+      inflated += len(pixels.decompress(data[at + 8 : at + 8 + size], 2 * rows + 4096))
     if kind == b"IEND":
       found.pictures = frames
       if frames is not None and seen < frames:
         raise CutShort(f"it has {seen} pictures of the {frames} that it announces")
-      if not pixels.eof or (inflated < rows and not interlaced):
+      if rows < LARGEST and (not pixels.eof or (inflated < rows and not interlaced)):
         raise CutShort("its pixels end before the picture does")
       return
     at += 12 + size

@@ -238,6 +238,8 @@ def wavpack(data: Data, found: Ending) -> None:
 def y4m(data: Data, found: Ending) -> None:
   head = data[: data.find(b"\n") if data.find(b"\n") > 0 else len(data)].split()
   fields = {word[:1]: word[1:] for word in head[1:]}
+  if not all(fields.get(name, b"").isdigit() for name in (b"W", b"H")):
+    raise Damaged("its header gives no size of pictures")
   width, height = int(fields[b"W"]), int(fields[b"H"])
   kind = re.fullmatch(rb"(420|422|444|411)(jpeg|mpeg2|paldv)?", fields.get(b"C", b"420"))
   if not kind:

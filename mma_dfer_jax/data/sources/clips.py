@@ -7,6 +7,7 @@ import glob
 import os
 from pathlib import Path
 import re
+import unicodedata
 
 from mma_dfer_jax.data import listed, source
 from mma_dfer_jax.data.archive import VIDEOS
@@ -36,6 +37,8 @@ def read(manifest: Path, options: Options) -> Layout:
     return _unlabelled(manifest, options)
   if manifest.suffix.lower() in VIDEOS and manifest.exists():
     raise UserError(f"{manifest}: is one video by its name, and no csv\n{LAYOUT}")
+  if not manifest.exists():
+    raise UserError(f"{manifest}: {hint(manifest, folder=False)}\n{LAYOUT}")
   try:
     header, lines, notes = listed.read_table(manifest, "path,label,split", "path,label,fold")
   except ValueError as error:
@@ -105,6 +108,8 @@ def _clip_of(
   wrong = [
     problem,
     not label and "no label",
+    any(unicodedata.category(c) == "Cc" for c in label)
+    and f"label {escaped(label)} holds a control character",
     similar and f"label {escaped(label)} looks like the class {', '.join(map(escaped, similar))}: write that",
     unknown,
     first != line and f"is in line {first} already",

@@ -1,0 +1,75 @@
+"""What makes an answer less trustworthy, and by how much: from samples made by hand."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from mma_dfer_jax import prediction
+from mma_dfer_jax.data.film import Sample, Window
+from mma_dfer_jax.engines.engine import About
+from mma_dfer_jax.inputs import Inputs
+
+CUT = {"faces": "yunet, follow"}
+ABOUT = About(inputs=Inputs(), streams=("image", "audio"), classes=("a", "b"), class_order="", recipe=CUT, origin={},
+              precision="float32", fingerprint="")  # fmt: skip
+
+
+def speech(rate, seconds=0.7):
+  """Harmonics of a gliding voice, with noise up to 10 kHz: 16-bit samples."""
+  t = np.arange(round(seconds * rate)) / rate
+  phase = 2 * np.pi * np.cumsum(120 + 40 * np.sin(2 * np.pi * t)) / rate
+  voice = sum(np.sin(k * phase) / k**1.5 for k in range(1, 25))
+  tones = np.random.default_rng(0).uniform(100, min(10_000, rate / 2), 300)
+  hiss = sum(np.sin(2 * np.pi * f * t + i) for i, f in enumerate(tones)) / 300
+  return (6000 * np.sin(2 * np.pi * 1.5 * t) ** 2 * (voice + hiss)).astype(np.int16)
+
+
+def sample(**facts):
+  """Of a clip of 2 s that nothing is wrong with."""
+  usual = {
+    "window": Window(0.0, 2.0, 0, 50), "with_face": np.ones(50, bool), "faces_at_once": 1, "size": (640, 480),
+    "seconds_of_sound": 2.0, "heard": 5.13, "silent": False, "sample_rate": 48_000, "waveform": speech(48_000),
+    "rates": None, "turned": "", "changes": (), "notes": (),
+  }  # fmt: skip
+  return Sample(**{"video": np.zeros((16, 8, 8, 3), np.uint8),
+                   "spectrogram": np.zeros((512, 128), np.float32), **usual, **facts})  # fmt: skip
+
+
+def warnings(of, **about):
+  return list(prediction._warnings(dataclasses.replace(ABOUT, **about), of))
+
+
+@pytest.mark.parametrize(
+  ("of", "about", "words"),
+  [({}, {}, []),
+   ({"rates": (33.3, 5.0)}, {}, ["the frame rate is uneven, 33.3 a second"]),
+   ({"rates": (33.3, 5.0)}, {"inputs": Inputs(frame_choice="time")}, []),
+   ({"changes": ("HDR (PQ, BT.2020) brought to BT.709",)}, {}, ["HDR (PQ"]),
+   ({"turned": "faces are tilted by +30 degrees"}, {}, ["faces are tilted"]),
+   ({"with_face": None, "size": (1920, 1040)}, {}, ["pictures of 1920x1040 as they are, but the model was trained on cut"]),
+   ({"with_face": None, "size": (1920, 1040)}, {"recipe": {"faces": "none"}}, []),
+   ({"with_face": None, "size": (256, 256)}, {}, []),
+   ({}, {"sample_rates": (44_100,)}, []),
+   ({}, {"sample_rates": (16_000,)}, ["sound at 48000 Hz, but the training clips at 16000 Hz"]),
+   ({"sample_rate": 16_000, "waveform": speech(16_000)}, {"sample_rates": (44_100, 48_000)}, ["sound at 16000 Hz"]),
+   ({"seconds_of_sound": 9.0, "window": Window(0.0, 9.0, 0, 225)}, {}, ["only the first 5.13 of 9.00 s"]),
+   ({}, {"seconds_of_sound": 3.9}, []),
+   ({}, {"seconds_of_sound": 4.2}, ["only 2.00 s of sound: 61 % of the spectrogram are padding"])],
+)  # fmt: skip
+def test_warnings(of, about, words):
+  found = warnings(sample(**of), **about)
+  assert len(found) == len(words)
+  for text, begin in zip(found, words, strict=True):
+    assert text.startswith(begin)
+
+
+def test_a_sound_that_does_not_fit_suggests_windows():
+  (text,) = warnings(sample(seconds_of_sound=9.0, window=Window(0.0, 9.0, 0, 225)))
+  assert "the frames are from all of the time: --window=5" in text
+
+
+def test_windows_that_are_mostly_padding():
+  for window, about, number in ((2.0, ABOUT, 1), (4.0, ABOUT, 0), (2.0, dataclasses.replace(ABOUT, seconds_of_sound=2.5), 0),
+                                (2.0, dataclasses.replace(ABOUT, streams=("image",)), 0)):  # fmt: skip
+    assert len(list(prediction.warnings_of_windows(about, window))) == number
