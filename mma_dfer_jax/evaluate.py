@@ -53,7 +53,8 @@ _WITHOUT = flags.DEFINE_list("without", ["none"], "Modality removed: none, sound
 _PRECISION = cli.shared_flag("precision")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 0, "Clips at a time; 0: as in training.", lower_bound=0)
 _FORMS = ("workdir", "workdirs", "compare")
-flags.mark_flags_as_mutual_exclusive(_FORMS, required=True)
+flags.register_multi_flags_validator(_FORMS, lambda given: [*given.values()].count(None) == len(_FORMS) - 1,
+                                     "give one of --workdir, --workdirs and --compare")  # fmt: skip
 # Which of these forms each flag goes with.
 _MODELS = _FORMS[:2]
 _GOES_WITH = {

@@ -79,8 +79,8 @@ def test_what_ends_a_command_is_one_line(tmp_path, monkeypatch, error, says):
   ("command", "flags", "says"),
   [
     ("train", [], "give --workdir and --config"),
-    ("evaluate", [], "give one of --workdir, --workdirs, --compare"),
-    ("evaluate", ["--workdir=a", "--workdirs=b"], "give only one of --workdir, --workdirs, --compare"),
+    ("evaluate", [], "give one of --workdir, --workdirs and --compare"),
+    ("evaluate", ["--workdir=a", "--workdirs=b"], "give one of --workdir, --workdirs and --compare"),
     ("demo_page", ["--model=a", "--port=ten"], "flag --port=ten: 'ten' is not a whole number"),
     ("predict", ["--model=a", "--out=b", "--hop=x"], "flag --hop=x: 'x' is not a number"),
     ("predict", ["--model=a", "--out=s3://b"],
