@@ -167,11 +167,6 @@ def plain(error: Exception) -> str:
   for line in str(error).splitlines():
     if found := re.fullmatch(r"flag --\w+=None: Flag --(\w+) must have a value other than None\.", line):
       required.append(f"--{found[1]}")
-    elif found := re.fullmatch(
-      r"flags (.*): (?:Exactly|At most) one of \((.*)\) must have a value other than None\.", line
-    ):
-      names, several = found[2].split(", "), found[1].count("=None") <= found[2].count(",")
-      lines.append(f"give {'only ' * several}one of {', '.join(f'--{name}' for name in names)}")
     else:
       for pattern, says in _PLAIN.items():
         line = re.sub(pattern, says, line)
