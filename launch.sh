@@ -167,7 +167,8 @@ tests() {
   run ruff check .
   run mypy
   if [[ ${1:-} == --quick ]]; then set -- -m "not slow" "${@:2}"; fi
-  run pytest -n 2 --dist loadfile "$@" # two processes, each with whole files: fixtures are made once
+  # Two processes, each with whole files: fixtures are made once; the order is that of tests/conftest.py.
+  run pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
 }
 
 command="${1:-help}"

@@ -80,6 +80,15 @@ def slice_of(array: np.ndarray, size: int) -> np.ndarray:
   return flat[[i * (flat.size - 1) // (size - 1) for i in range(size)]]
 
 
+# Files that take longest come first, so that the last of two processes does not end minutes after the other.
+LONG = ("test_documents", "test_parity", "test_hosts", "test_train", "test_folds", "test_ablations", "test_ablate")
+
+
+def pytest_collection_modifyitems(items):
+  order = {name: place for place, name in enumerate(LONG)}
+  items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
+
+
 @pytest.fixture
 def float64():
   with jax.enable_x64(True):
