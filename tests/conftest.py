@@ -81,7 +81,15 @@ def slice_of(array: np.ndarray, size: int) -> np.ndarray:
 
 
 # Files that take longest come first, so that the last of two processes does not end minutes after the other.
-LONG = ("test_documents", "test_parity", "test_hosts", "test_train", "test_folds", "test_ablations", "test_ablate")
+LONG = (
+  "test_documents",
+  "test_parity",
+  "test_hosts",
+  "test_train",
+  "test_folds",
+  "test_ablations",
+  "test_ablate",
+)
 
 
 def pytest_collection_modifyitems(items):
