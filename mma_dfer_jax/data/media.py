@@ -31,6 +31,7 @@ FORMATS_WITH_LENGTH = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv",
 FORMATS_WITH_ONE_LENGTH = ("matroska,webm", "flv")  # of the whole file; FFmpeg may say it of a shorter stream
 # Not opened: these only name other files or addresses; FFmpeg would even wait for a "live" playlist without an end.
 PLAYLISTS = {"concat", "dash", "hls", "imf", "rtsp", "sdp", "webm_dash_manifest"}
+MOST_PLANES = 7  # of a sound: PyAV reads past the end of more, which ends the process
 FORMATS_WITHOUT_ASPECT = ("mpegts", "mpeg")  # of pixels: the pictures say it, each for itself
 LOWEST_RATE = 100  # Hz, of a sound: else a row of the spectrogram would be shorter than one sample
 SHORTEST_SOUND = 0.025  # seconds: one window of the spectrogram
@@ -181,9 +182,8 @@ def iterate_sound(
         start = frame.time or 0.0 if start is None else start
       if frame.sample_rate != sample_rate:
         raise MediaError(f"{path}: its sample rate changes from {sample_rate} to {frame.sample_rate} Hz")
-      number, raw = frame.layout.nb_channels, frame.to_ndarray()
-      pcm = _as_int16(raw if frame.format.is_planar else raw.reshape(-1, number).T, path)
-      names = names_of([one.name for one in frame.layout.channels], number)
+      pcm = _as_int16(_by_channel(frame), path)
+      names = names_of([one.name for one in frame.layout.channels], len(pcm))
       samples = take(pcm, names, channel, loudest)
       heard.add(names, pcm, samples)
       if frame.time is not None and end < frame.time + len(samples) / sample_rate:
@@ -411,6 +411,16 @@ def _check_length(container: InputContainer, stream: Any, reached: float, of_any
 def _seconds(time: int | None, source: Any) -> float:
   """A time of a stream, packet or frame, which count in units of their own."""
   return float((time or 0) * source.time_base)
+
+
+def _by_channel(frame: av.AudioFrame) -> np.ndarray:
+  """(C, S): the samples of each channel."""
+  number = frame.layout.nb_channels
+  if frame.format.is_planar and number > MOST_PLANES:
+    packed = av.AudioResampler(frame.format.packed, frame.layout, frame.sample_rate)
+    return np.concatenate([one.to_ndarray() for one in packed.resample(frame) + packed.resample(None)], 1).reshape(-1, number).T  # fmt: skip
+  samples = frame.to_ndarray()
+  return samples if frame.format.is_planar else samples.reshape(-1, number).T
 
 
 def _as_int16(samples: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray:

@@ -127,3 +127,23 @@ def test_predict_follows_the_recipe_of_the_model():
   assert sound_channel({"sound_channel": "mix"}, "centre") == "centre"
   with pytest.raises(UserError, match="channel=left: choose one of auto, first, loudest, centre, mix"):
     sound_channel({}, "left")
+
+
+@pytest.mark.parametrize(("ending", "codec", "layout"), [("m4a", "aac", "7.1"), ("wv", "wavpack", "7.1"),
+                                                         ("m4a", "alac", "7.1(wide)")])  # fmt: skip
+def test_eight_channels_that_lie_apart(tmp_path, ending, codec, layout):
+  """PyAV reads past the eighth, which ended the process."""
+  sound = np.zeros((8, 24_000), np.int16)
+  sound[0] = 8000 * np.sin(np.arange(24_000) / 20)
+  frame = av.AudioFrame.from_ndarray(sound.T.reshape(1, -1).copy(), "s16", layout)
+  frame.rate = 48_000
+  with av.open(str(tmp_path / f"a.{ending}"), "w") as file:
+    stream = file.add_stream(codec, rate=48_000, layout=layout)
+    context = stream.codec_context
+    into = av.AudioResampler(context.format.name, layout, 48_000, frame_size=context.frame_size or 1024)
+    for piece in [*into.resample(frame), *into.resample(None)]:
+      file.mux(stream.encode(piece))
+    file.mux(stream.encode(None))
+  found = read_sound(tmp_path / f"a.{ending}")
+  assert abs(len(found.waveform) - 24_000) <= 1024
+  assert np.abs(found.waveform.astype(int)).mean() > 2000
