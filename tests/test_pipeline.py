@@ -259,12 +259,15 @@ def test_broken_records_are_named(records):
 
 
 @pytest.mark.parametrize("prefetch", [1, 4])
-def test_prefetch_bounds_what_is_read_ahead(records, prefetch, monkeypatch):
-  asked, item = [], TrainOrder.__getitem__
-  monkeypatch.setattr(TrainOrder, "__getitem__", lambda order, i: item(order, asked.append(i) or i))
-  with load_batches(
-    TrainOrder(records, 1, 2, 100), SPEC, Augment(), num_workers=0, prefetch=prefetch
-  ) as batches:
+def test_prefetch_bounds_what_is_read_ahead(records, prefetch):
+  asked = []
+
+  class Order(TrainOrder):
+    def __getitem__(self, index):
+      asked.append(index)
+      return super().__getitem__(index)
+
+  with load_batches(Order(records, 1, 2, 100), SPEC, Augment(), num_workers=0, prefetch=prefetch) as batches:
     next(batches)
     deadline = time.monotonic() + 20
     while len(asked) < 2 * (1 + prefetch) and time.monotonic() < deadline:
