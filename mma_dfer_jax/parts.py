@@ -21,12 +21,12 @@ import zlib
 
 from flax import nnx
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 import ml_collections
 
 from mma_dfer_jax.errors import UserError, listed
 
-KINDS = ("encoders", "adapters", "fusion", "temporal", "heads", "losses")  # the folders of parts
+KINDS = ("encoders", "adapters", "fusion", "temporal", "heads", "losses", "decoders")  # the folders of parts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,6 +98,22 @@ class Fusion(Protocol):
   def __call__(
     self, image: Float[Array, "BV N D"] | None, audio: Float[Array, "B M E"] | None
   ) -> tuple[Float[Array, "BV N D"] | None, Float[Array, "B M E"] | None]: ...
+
+
+@runtime_checkable
+class Decoder(Protocol):
+  """Restores the patches that pretraining removed; K = N - 1 of L patches were kept, v = patch² · channels values each."""
+
+  def __call__(
+    self, latent: Float[Array, "B N D"], restore: Int[Array, "B L"], remat: str = "none"
+  ) -> Float[Array, "B L v"]:
+    """Values of all patches in row-major order.
+
+    Args:
+      latent: the encoder's tokens after its last norm, class token first.
+      restore: for each patch, where it stands among the kept patches followed by the removed ones.
+      remat: what is kept for the backward pass, one of `layers.REMAT`.
+    """
 
 
 @runtime_checkable

@@ -115,14 +115,25 @@ class MaeEncoder(nnx.Module):
       x: video (B, T, H, W, 3), uint8 or float in [0, 1], or spectrogram (B, F, K) float.
       prompts: (P, D), the same for all sequences; None if there are none.
     """
-    frames = x.ndim == 5  # as (B·T, H, W, 3); a spectrogram as (B, F, K, 1)
-    x = normalised(x, self.mean, self.std).reshape(-1, *x.shape[2:]) if frames else x[..., None]
-    patches = self.patch_embed(x.astype(self.patch_embed.kernel.dtype))
+    patches = self.patch_embed(self.images(x).astype(self.patch_embed.kernel.dtype))
     b, _, _, d = patches.shape
     tokens = [jnp.broadcast_to(self.cls_token[...], (b, 1, d)), patches.reshape(b, -1, d)]
     if prompts is not None:
       tokens.append(jnp.broadcast_to(prompts, (b, *prompts.shape)))
     return jnp.concatenate(tokens, axis=1) + self.pos_embed[...]
+
+  def images(self, x: Array) -> Float[Array, "BV H W c"]:
+    """What patches are cut from: normalised frames (B·T, H, W, 3), or spectrograms (B, F, K, 1)."""
+    return normalised(x, self.mean, self.std).reshape(-1, *x.shape[2:]) if x.ndim == 5 else x[..., None]
+
+  def project(self, values: Float[Array, "B K v"]) -> Float[Array, "B K D"]:
+    """Tokens without positions of any K patches, of which each gives its v = patch² · channels values, channels last.
+
+    The same as `patch_embed`, which takes whole pictures: pretraining removes patches before.
+    """
+    kernel, bias = self.patch_embed.kernel[...], self.patch_embed.bias
+    assert bias is not None
+    return values.astype(kernel.dtype) @ kernel.reshape(-1, self.width) + bias[...]
 
   def summary(self, tokens: Float[Array, "BV N D"]) -> Float[Array, "B S D"]:
     return self.norm(tokens)[:, 0].reshape(-1, self.views, self.width)

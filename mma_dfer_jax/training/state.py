@@ -40,6 +40,20 @@ def make_optimizer(learning_rate: optax.Schedule, weight_decay: float) -> optax.
   return optax.adamw(learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=weight_decay)
 
 
+def warm_up_and_cosine(peak: float, warm_up_steps: int, num_steps: int) -> optax.Schedule:
+  """By step, as MAE's `adjust_learning_rate`: linear from 0, then half a cosine to 0."""
+  return optax.warmup_cosine_decay_schedule(0.0, peak, warm_up_steps, num_steps)
+
+
+def make_mae_optimizer(learning_rate: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
+  """MAE's and AudioMAE's AdamW: decay on all but biases and norms, which alone have one axis."""
+
+  def decays(parameters: Any) -> Any:
+    return jax.tree.map(lambda x: x.ndim > 1, parameters)
+
+  return optax.adamw(learning_rate, b1=0.9, b2=0.95, eps=1e-8, weight_decay=weight_decay, mask=decays)
+
+
 def create_train_state(
   init: Callable[[], nnx.Module], patterns: Sequence[str], tx: optax.GradientTransformation, *, mesh: Mesh,
   fsdp_min_size_mb: float,

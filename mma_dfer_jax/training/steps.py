@@ -52,7 +52,7 @@ def train_step(
     remat: what is kept for the backward pass, one of `layers.REMAT`.
     precision: of what is computed, one of `parameters.PRECISIONS`; logits and loss are float32.
   """
-  clips = batch["label"].shape[0]
+  clips = len(jax.tree.leaves(batch)[0])
   parts = clips // (micro_batch or clips)
   rngs = nnx.Rngs(drop_path=jax.random.fold_in(key, state.step))
   # For all clips, before they are divided.
@@ -92,7 +92,7 @@ def _divided(batch: Batch, drawn: Any, parts: int, mesh: Mesh | None) -> tuple[d
     x = jnp.moveaxis(x, axis + 1, 0)
     return x.reshape(parts, *x.shape[1 : axis + 1], rows * clips_per_row, *x.shape[axis + 3 :])
 
-  clips = batch["label"].shape[0]
+  clips = len(jax.tree.leaves(batch)[0])
   here = {name: split(value, 1, 0) for name, value in batch.items()}
   if mesh is not None and mesh.size > 1:
     spread = NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp")))

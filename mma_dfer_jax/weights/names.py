@@ -67,7 +67,7 @@ def name_table(cfg: ModelConfig) -> list[Row]:
   rows, homeless = [], set()
   for path, shape in parameter_shapes(cfg).items():
     place = next(place for place in tables if re.match(f"{place}(/|$)", path))
-    if row := _row_of(path, shape, place, tables[place] or ()):
+    if row := row_of(path, shape, place, tables[place] or ()):
       rows.append(row)
     else:
       homeless.add(path.split("/")[0])
@@ -76,7 +76,7 @@ def name_table(cfg: ModelConfig) -> list[Row]:
   return rows
 
 
-def _row_of(path: str, shape: tuple[int, ...], place: str, table: Iterable[tuple[Any, ...]]) -> Row | None:
+def row_of(path: str, shape: tuple[int, ...], place: str, table: Iterable[tuple[Any, ...]]) -> Row | None:
   """The row of one parameter; its path below the place is in the table, or its module's path is."""
   below = re.sub(f"^{place}/", "", path)
   module, _, leaf = below.rpartition("/")

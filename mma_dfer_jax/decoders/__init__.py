@@ -1,0 +1,1 @@
+"""What training minimises. Each file is a loss; see `parts.Loss`."""
