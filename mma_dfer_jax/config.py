@@ -109,7 +109,8 @@ def model_config(config: Mapping[str, Any], classes: Sequence[str]) -> ModelConf
   return read_model(model | {"num_classes": model["num_classes"] or len(classes)})
 
 
-PATHS = ("pretrained.image", "pretrained.audio", "init_from", "data.data_dir")  # fields that are paths
+# Fields that are paths, of training or of pretraining.
+PATHS = ("pretrained.image", "pretrained.audio", "init_from", "init.image", "init.audio", "data.data_dir")
 
 
 def resolve_paths(config: ml_collections.ConfigDict) -> list[str]:
@@ -117,7 +118,9 @@ def resolve_paths(config: ml_collections.ConfigDict) -> list[str]:
   problems = []
   for field in PATHS:
     *group, name = field.split(".")
-    owner = config[group[0]] if group else config
+    owner = config.get(group[0], {}) if group else config
+    if name not in owner:
+      continue
     try:
       owner[name] = owner[name] and user_path(owner[name])
     except UserError as error:

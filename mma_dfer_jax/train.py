@@ -19,6 +19,7 @@ from mma_dfer_jax.paths import define_path
 from mma_dfer_jax.training import hosts
 from mma_dfer_jax.training.check import check_run
 from mma_dfer_jax.training.loop import fit
+from mma_dfer_jax.training.recognition import Recognition
 from mma_dfer_jax.training.run import describe_run
 from mma_dfer_jax.training.sharding import start_jax
 
@@ -41,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     with hosts.fail_together():
       if jax.process_index() == 0:
         alone.enter_context(alone_in(workdir, "training", "--workdir"))
-    return fit(config, checked, run, workdir, stop=stop)
+    return fit(Recognition(config, checked, run), workdir, stop=stop)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from mma_dfer_jax.parameters import flat_params
 from mma_dfer_jax.training import hosts
 from mma_dfer_jax.training.check import check_run
 from mma_dfer_jax.training.loop import fit
+from mma_dfer_jax.training.recognition import Recognition
 from mma_dfer_jax.training.run import describe_run
 from mma_dfer_jax.training.start import open_run
 
@@ -94,7 +95,7 @@ def train_here(workdir: Path, data_dir: Path, *, stop_after: int = 0, **override
   checked = check_run(config)
   run = describe_run(config, checked.model, checked.data_set, checked.starts)
   with contextlib.redirect_stdout(out):
-    fit(config, checked, run, workdir, stop=StopAfter(stop_after))
+    fit(Recognition(config, checked, run), workdir, stop=StopAfter(stop_after))
   return out.getvalue()
 
 

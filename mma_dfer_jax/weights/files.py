@@ -298,7 +298,9 @@ def write_safetensors(
   return digest.hexdigest()
 
 
-def write_torch(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+def write_torch(
+  path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any], key: str = "state_dict"
+) -> None:
   """Writes a new checkpoint that the original loads: `state_dict`, `epoch`, and `about` besides; needs PyTorch."""
   import torch
 
@@ -309,7 +311,7 @@ def write_torch(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, A
     return torch.from_numpy(array)
 
   state_dict = collections.OrderedDict((name, as_torch(tensor)) for name, tensor in tensors.items())
-  checkpoint = {"epoch": about.get("epoch") or 0, "state_dict": state_dict, OURS: dict(about)}
+  checkpoint = {"epoch": about.get("epoch") or 0, key: state_dict, OURS: dict(about)}
   if about.get("best_acc") is not None:
     checkpoint["best_acc"] = torch.tensor(about["best_acc"])
   with new_file(path) as partial:

@@ -16,6 +16,7 @@ from mma_dfer_jax.data.labels import LABEL_ORDERS, label_order
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.inputs import Inputs
 from mma_dfer_jax.model import ModelConfig, paper, read_model
+from mma_dfer_jax.parameters import parameter_shapes
 from mma_dfer_jax.weights import files
 from mma_dfer_jax.weights.files import OF_A_RUN, OURS, StoredModel, Tensor, Weights
 from mma_dfer_jax.weights.names import Row, check_fit, name_table, unused_shapes, used_shapes
@@ -69,7 +70,7 @@ def open_checkpoint(path: Path, heads: int | None = None, wanted: str | None = N
     "source": source,
   }
   try:
-    found = ours_of(model, name_table(model), tensors)
+    found = ours_of(parameter_shapes(model), name_table(model), tensors)
   except UserError as error:
     raise UserError(f"{path}: {error}") from error
   kept = {} if ours.get("unused") == "fresh" else {UNUSED + n: tensors[n] for n in unused if n in tensors}

@@ -109,9 +109,13 @@ def unused_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def used_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
   """The shape of each tensor that takes part, by the authors' name."""
+  return their_shapes(name_table(cfg), parameter_shapes(cfg))
+
+
+def their_shapes(rows: Iterable[Row], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+  """The shapes of the tensors in the authors' file that these parameters, of these shapes by path, are made of."""
   # One zero, broadcast to every shape, costs no memory.
-  zeros = {path: np.broadcast_to(np.float32(0), shape) for path, shape in parameter_shapes(cfg).items()}
-  theirs = [row.to_torch(zeros[row.path]) for row in name_table(cfg)]
+  theirs = [row.to_torch(np.broadcast_to(np.float32(0), shapes[row.path])) for row in rows]
   return {name: tensor.shape for tensors in theirs for name, tensor in tensors.items()}
 
 
@@ -135,10 +139,12 @@ def check_fit(
     raise CheckpointMismatchError("\n".join([f"{title}:", *lines]))
 
 
-def ours(cfg: ModelConfig, rows: Iterable[Row], theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-  """Our parameters of these rows, by path, made of the authors' tensors when they are read."""
+def ours(
+  shapes: Mapping[str, tuple[int, ...]], rows: Iterable[Row], theirs: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+  """Our parameters of these rows, by path, made of the authors' tensors when they are read; `shapes` by path."""
   found = {}
   for row in rows:
     read = functools.partial(lambda row: row.to_jax({n: theirs[n].read() for n in row.torch_names}), row)
-    found[row.path] = Tensor(parameter_shapes(cfg)[row.path], theirs[row.torch_names[0]].dtype, read)
+    found[row.path] = Tensor(shapes[row.path], theirs[row.torch_names[0]].dtype, read)
   return found

@@ -1,33 +1,61 @@
-"""MAE-Face's and AudioMAE's pretraining files: checks that a file fits an encoder, and reads it."""
+"""Pretraining files, MAE-Face's, AudioMAE's and our own: checks that a file fits an encoder, and reads it."""
 
+from collections.abc import Mapping, Sequence
+import dataclasses
 import math
 from pathlib import Path
 import re
+from typing import Any
 
-from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.errors import listed
+from mma_dfer_jax.inputs import Inputs
 from mma_dfer_jax.model import ModelConfig
-from mma_dfer_jax.weights.files import Start, looks_like, open_weights
-from mma_dfer_jax.weights.names import OWNERS, check_fit, name_table, ours, used_shapes
+from mma_dfer_jax.parameters import parameter_shapes
+from mma_dfer_jax.weights.files import Start, Tensor, Weights, looks_like, open_weights
+from mma_dfer_jax.weights.names import OWNERS, Row, check_fit, name_table, ours, their_shapes
 from mma_dfer_jax.weights.positions import resize_positions
 
 # Tensors of the pretrained autoencoders that only their training needs: MAE's and AudioMAE's decoders.
 DECODER = re.compile(
   r"mask_token|decoder_pos_embed|decoder_(embed|norm|pred)\.(weight|bias)|decoder_blocks\.\d+\.(norm[12]|attn|mlp)\..+"
 )
+NOT_IN_SHAPES = ("heads", "mean", "std")  # fields of an encoder that our own files say besides
 
 
 def open_pretrained(stream: str, path: str | Path, cfg: ModelConfig) -> Start:
-  """Opens MAE-Face's (image) or AudioMAE's (audio) pretraining file, with or without its decoder, for a model.
+  """Opens a pretraining file, with or without its decoder, for the image or audio encoder of a model.
 
   The table of positions is resized to the model's grid; rows of prompts are not in the file. UserError names all that is
   missing, unexpected and of the wrong shape. Source: the original's constructors, which accept any file.
   """
-  weights, encoder = open_weights(path), getattr(cfg, stream)
-  rows = [row for row in name_table(cfg) if row.path.startswith(f"{stream}_encoder/")]
-  used, prefix = used_shapes(cfg), OWNERS[f"{stream}_encoder"]
-  wanted = {name.removeprefix(prefix): used[name] for row in rows for name in row.torch_names}
-  left_out = [name for name in weights.tensors if DECODER.fullmatch(name)]
-  target = encoder.grid(stream, cfg.inputs)
+  place = f"{stream}_encoder"
+  rows = [
+    dataclasses.replace(row, torch_names=tuple(name.removeprefix(OWNERS[place]) for name in row.torch_names))
+    for row in name_table(cfg)
+    if row.path.startswith(f"{place}/")
+  ]
+  weights = open_weights(path)
+  taken, facts = take_encoder(stream, weights, getattr(cfg, stream), cfg.inputs, rows, parameter_shapes(cfg))
+  decoder = sum(1 for name in weights.tensors if DECODER.fullmatch(name))
+  *first, last = facts
+  return Start(stream, weights, (*first, f"{last}, {decoder} of its decoder left out", *weights.notes), taken)
+
+
+def take_encoder(
+  stream: str, weights: Weights, encoder: Any, inputs: Inputs, rows: Sequence[Row],
+  shapes: Mapping[str, tuple[int, ...]],
+) -> tuple[dict[str, Tensor], list[str]]:  # fmt: skip
+  """The parameters of an encoder, by path, from a pretraining file; and what the file is and how much of it is taken.
+
+  Args:
+    encoder: the `Config` of the encoder.
+    rows: its parameters with their names in the file, the table of positions among them.
+    shapes: of its parameters by path; positions may have more rows, of prompts.
+  Raises:
+    UserError: with all that does not fit.
+  """
+  path, target = weights.path, encoder.grid(stream, inputs)
+  wanted = their_shapes(rows, shapes)
   positions = weights.shapes.get("pos_embed", ())
   patches = max(positions[1] - 1, 0) if len(positions) == 3 else 0
   # Frames are square; spectrograms of any length have the model's mel bins.
@@ -36,17 +64,28 @@ def open_pretrained(stream: str, path: str | Path, cfg: ModelConfig) -> Start:
   expected, what = {"image": "MAE-Face's", "audio": "AudioMAE's"}[stream], looks_like(weights.shapes)
   size = f"width {encoder.width}, {encoder.depth} blocks"
   title = f"{path} is not {expected} pretraining file for this model ({size}); it looks like {what}"
-  check_fit(title, weights.shapes, wanted, allowed=left_out)
-  try:  # a file of ours says its heads, but a stranger may have written it
-    heads = weights.ours["model"][stream]["heads"]
-  except (KeyError, TypeError):
-    heads = encoder.heads
-  if type(heads) is int and heads != encoder.heads:
-    raise UserError(f"{path} has {heads} attention heads, model.{stream}.heads={encoder.heads}")
-  taken = ours(cfg, rows, {prefix + name: tensor for name, tensor in weights.tensors.items()})
-  table = f"{stream}_encoder/pos_embed"
+  check_fit(
+    title, weights.shapes, wanted, allowed=[name for name in weights.tensors if DECODER.fullmatch(name)]
+  )
+  if problems := _not_in_shapes(stream, weights, encoder):
+    raise listed(f"{path} was pretrained with other values than this model has", problems)
+  taken = ours(shapes, rows, weights.tensors)
+  table = next(row.path for row in rows if row.torch_names == ("pos_embed",))
   shape = (1, 1 + target[0] * target[1], encoder.width)
   taken[table] = taken[table].changed(shape, lambda array: resize_positions(array.astype("f4"), grid, target))
   resized = "positions as they are" if grid == target else f"positions resized from {grid} to {target}"
-  facts = f"{len(rows)} tensors taken, {resized}, {len(left_out)} of its decoder left out"
-  return Start(stream, weights, (what, facts, *weights.notes), taken)
+  return taken, [what, f"{len(rows)} tensors taken, {resized}"]
+
+
+def _not_in_shapes(stream: str, weights: Weights, encoder: Any) -> list[str]:
+  """What a file of ours, which a stranger may have written, says of its encoder otherwise than the config."""
+  said: Any = weights.ours.get("encoder", weights.ours.get("model"))
+  if isinstance(said, dict) and "encoder" not in weights.ours:
+    said = said.get(stream)  # a whole model
+  problems = []
+  for name in NOT_IN_SHAPES if isinstance(said, dict) else ():
+    there, here = said.get(name), getattr(encoder, name)
+    there = tuple(there) if isinstance(there, list) else there
+    if type(there) is type(here) and there != here:
+      problems.append(f"{name}={there} in the file, {name}={here} in the config")
+  return problems

@@ -1,0 +1,131 @@
+"""Training a model to recognise emotions, as a task of `loop.py`: its clips, loss, schedule, evaluation and report."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+import functools
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+import numpy as np
+import optax
+
+from mma_dfer_jax import errors, parts
+from mma_dfer_jax.data.pipeline import Augment, TrainOrder, load_batches
+from mma_dfer_jax.model import DropPath, MmaDfer
+from mma_dfer_jax.parameters import count, tunable_patterns
+from mma_dfer_jax.training import sharding
+from mma_dfer_jax.training.check import Checked, micro_batch_of
+from mma_dfer_jax.training.evaluation import evaluate_split, jit_eval
+from mma_dfer_jax.training.loop import Evaluated
+from mma_dfer_jax.training.report import percent, write_report
+from mma_dfer_jax.training.run import Run
+from mma_dfer_jax.training.state import TrainState, by_epoch, cosine_rates, make_optimizer
+from mma_dfer_jax.training.steps import Batch, Metrics, abstract_batch, in_float32, model_inputs
+
+
+class Recognition:
+  title, unit = "train", "clip"
+
+  def __init__(self, config: ConfigDict, checked: Checked, run: Run):
+    self.config, self.checked, self.run, self.starts = config, checked, run, checked.starts
+    c, data_set = config, checked.data_set
+    records, hosts_of_run = data_set.records(checked.train_split), (jax.process_index(), jax.process_count())
+    self.order = TrainOrder(records, c.seed, c.batch_size, c.num_epochs, *hosts_of_run)
+    splits = checked.train_split.split("+")
+    self.train_clips = {n: sum(data_set.clips[split][n] for split in splits) for n in data_set.classes}
+    self.loss = parts.read("losses", c.loss.to_dict()).build(tuple(self.train_clips.values()))
+    self.patterns = tunable_patterns(checked.model, c.tunable)
+    self.micro_batch = micro_batch_of(c)
+    self.steps_per_epoch = self.order.steps_per_epoch
+    self.total_steps = self.steps_per_epoch * c.num_epochs
+    self.constants = cosine_rates(c.learning_rate, c.num_epochs), np.int32(self.steps_per_epoch)
+
+  def fresh_model(self) -> MmaDfer:
+    return MmaDfer(self.checked.model, rngs=nnx.Rngs(params=self.config.seed))
+
+  def optimizer(self, *constants: Any) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    rate = by_epoch(*constants)
+    return rate, make_optimizer(rate, self.config.weight_decay)
+
+  def losses(self, model: MmaDfer, batch: Batch, drawn: DropPath, remat: str) -> tuple[jax.Array, Metrics]:
+    video, spectrogram = model_inputs(batch, self.config.precision)
+    outputs = in_float32(model(video, spectrogram, dropped=drawn, remat=remat))
+    right = outputs.logits.argmax(axis=-1) == batch["label"]
+    return self.loss(outputs, batch), {"accuracy": 100.0 * right}
+
+  def draw(self, model: MmaDfer, rngs: nnx.Rngs, examples: int) -> DropPath:
+    return model.draw_drop_path(rngs, examples)
+
+  def abstract_batch(self, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    return abstract_batch(self.checked.model.inputs, self.config.batch_size, mesh)
+
+  def batches(self, start_step: int) -> contextlib.AbstractContextManager[Iterator[Mapping[str, np.ndarray]]]:
+    d = self.config.data
+    crop = {name: tuple(d[name]) for name in ("crop_scale", "crop_ratio")}  # lists in a run.json
+    augment, inputs = Augment(**crop, flip=d.flip, brightness=d.brightness), self.checked.model.inputs
+    how = {"start_step": start_step, "num_workers": d.num_workers, "prefetch": d.prefetch}
+    return load_batches(self.order, inputs, augment, **how)
+
+  def evaluator(
+    self, graphdef: nnx.GraphDef, mesh: Mesh
+  ) -> Callable[[TrainState, Path, Callable[[], bool]], Evaluated | None]:
+    c, d, batch_size = self.checked, self.config.data, self.config.batch_size
+    eval_fn = jit_eval(graphdef, mesh, self.loss, self.config.precision)
+
+    def evaluate(state: TrainState, workdir: Path, stop: Callable[[], bool]) -> Evaluated | None:
+      found = evaluate_split(
+        functools.partial(eval_fn, state.tunable, state.frozen), c.data_set.records(c.test_split), c.model.inputs,
+        c.data_set.classes, mesh=mesh, prefetch=d.prefetch, batch_size=batch_size, num_workers=d.num_workers, stop=stop,
+      )  # fmt: skip
+      if found is None:
+        return None
+      result, predictions = found
+      scores = predictions.scores
+      if jax.process_index() == 0:
+        predictions.write(workdir / "predictions.csv")
+      numbers = {"test_loss": result["test_loss"], "test_war": scores.war, "test_uar": scores.uar}
+      return Evaluated(
+        result, numbers, f"test WAR {percent(scores.war)}, UAR {percent(scores.uar)}", scores.war
+      )
+
+    return evaluate
+
+  def facts(self) -> list[str]:
+    c, started = self.checked, {start.name for start in self.checked.starts}
+    return [
+      f"train on {c.train_split}: {errors.count(len(self.order.records), 'clip')}, {errors.count(self.order.steps_per_epoch, 'step')} an epoch; "
+      f"test on {c.test_split}: {errors.count(c.data_set.splits[c.test_split], 'clip')}",
+      *(f"{stream} encoder: random weights, nothing pretrained (config.pretrained.{stream} is empty)"
+        for stream in ("image", "audio") if getattr(c.model, stream).depth and not {stream, "init_from"} & started),
+      *(f"note: no training clip is {name}, so the model cannot learn it"
+        for name, clips in self.train_clips.items() if not clips),
+    ]  # fmt: skip
+
+  def report(
+    self,
+    workdir: Path,
+    graphdef: nnx.GraphDef,
+    state: TrainState,
+    history: Sequence[Mapping[str, Any]],
+  ) -> str:
+    c, data_set = self.checked, self.checked.data_set
+    facts = {
+      "train_clips": len(self.order.records),
+      "train_clips_without_sound": sum(data_set.without_sound[split] for split in c.train_split.split("+")),
+      "clips_seen": self.total_steps * self.config.batch_size,
+      "tunable_parameters": count(state.tunable),
+      "frozen_parameters": count(state.frozen),
+      "peak_memory_gib": round(sharding.peak_memory(), 3),
+      "started_from": "; ".join(start.describe() for start in c.starts)
+      or "nothing: all parameters were drawn",
+      "data_set": f"{self.config.data.name}, fingerprint {data_set.fingerprint[:12]}",
+      "splits": f"train {c.train_split}, test {c.test_split}",
+    }
+    found = write_report(workdir, run=self.run, history=history, facts=facts, split=c.test_split)
+    clips = errors.count(found["clips"], "clip")
+    shown = f"WAR {percent(found['war'])}, UAR {percent(found['uar'])} on {clips}"
+    return f"{shown}; {workdir}/report.md"
