@@ -145,12 +145,13 @@ def encode_frame(pixels: UInt8[np.ndarray, "H W 3"]) -> bytes:
 
 def resize(
   frame: UInt8[np.ndarray, "h w 3"], size: int | tuple[int, int], out: UInt8[np.ndarray, "H W 3"] | None = None,
-  *, flip: bool = False,
+  *, flip: bool = False, cubic: bool = False,
 ) -> UInt8[np.ndarray, "H W 3"]:  # fmt: skip
-  """PIL's bilinear resize, the same bits; it averages when it makes smaller, and does not keep the aspect ratio.
+  """PIL's bilinear or bicubic resize, the same bits; it averages when it makes smaller, and does not keep the aspect ratio.
 
-  As PIL: first along x, then along y, rounded to 8 bits after each. PIL itself makes frames lower, because Pillow 13 in
-  some of these cases, unlike Pillow 11 and 12, takes y first; and does all where numba is missing: five times slower.
+  As PIL: first along x, then along y, rounded to 8 bits after each. PIL itself makes frames lower (bilinear), because
+  Pillow 13 in some of these cases, unlike Pillow 11 and 12, takes y first; and does all where numba is missing: five times
+  slower.
 
   Args:
     size: side of a square, or width and height.
@@ -160,26 +161,27 @@ def resize(
   width, height = size if isinstance(size, tuple) else (size, size)
   out = np.empty((height, width, 3), np.uint8) if out is None else out
   same = frame.shape[:2] == (height, width)
-  if not same and frame.shape[0] <= height and (mix := _compiled_mix()):
+  if not same and (cubic or frame.shape[0] <= height) and (mix := _compiled_mix()):
     # Both steps mix whole rows, which the compiler makes vector instructions of: for x the frame lies on its side.
     sideways = np.empty((width, frame.shape[0], 3), np.uint8)
     for pixels, weights, target in (
-      (frame, pillow_weights(frame.shape[1], width, flip), sideways),
-      (sideways, pillow_weights(frame.shape[0], height), out),
+      (frame, pillow_weights(frame.shape[1], width, flip, cubic), sideways),
+      (sideways, pillow_weights(frame.shape[0], height, cubic=cubic), out),
     ):
       mix(cv2.transpose(pixels).reshape(pixels.shape[1], -1), *weights, target.reshape(len(target), -1))
     return out
   if not same:
-    frame = np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BILINEAR))
+    kind = Image.Resampling.BICUBIC if cubic else Image.Resampling.BILINEAR
+    frame = np.asarray(Image.fromarray(frame).resize((width, height), kind))
   out[...] = cv2.flip(frame, 1) if flip else frame
   return out
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=2048)
 def pillow_weights(
-  old: int, new: int, backwards: bool = False
+  old: int, new: int, backwards: bool = False, cubic: bool = False
 ) -> tuple[Int[np.ndarray, "N"], Int[np.ndarray, "N"], Int[np.ndarray, "N K"]]:
-  """What PIL mixes each of N = `new` rows from, of `old` rows: triangles 2 rows wide or, making smaller, more.
+  """What PIL mixes each of N = `new` rows from, of `old` rows: triangles 2 rows wide or, making smaller, more; or cubics.
 
   Returns:
     (N,) int64 first row of each mix, (N,) int64 number of rows in it, (N, K) int32 weights in units of 2^-22; the last
@@ -187,23 +189,33 @@ def pillow_weights(
   Source: Pillow, Resample.c, precompute_coeffs and normalize_coeffs_8bpc, in the same order of float64 operations.
   """
   scale = old / new
-  support = max(scale, 1.0)
+  stretched = max(scale, 1.0)
+  support = stretched * (2 if cubic else 1)
   centre = (np.arange(new) + 0.5) * scale
   first = np.maximum((centre - support + 0.5).astype(np.int64), 0)
   count = np.minimum((centre + support + 0.5).astype(np.int64), old) - first
   place = np.arange(count.max())
-  weights = np.maximum(1.0 - np.abs((place + first[:, None] - centre[:, None] + 0.5) * (1.0 / support)), 0.0)
+  distance = np.abs((place + first[:, None] - centre[:, None] + 0.5) * (1.0 / stretched))
+  weights = _cubic(distance) if cubic else np.maximum(1.0 - distance, 0.0)
   weights[place >= count[:, None]] = 0.0
   weights /= np.cumsum(weights, axis=1)[:, -1:]  # summed from left to right, as PIL
-  fixed = (0.5 + weights * (1 << WEIGHT_BITS)).astype(np.int32)
+  fixed = (np.copysign(0.5, weights) + weights * (1 << WEIGHT_BITS)).astype(np.int32)
   if backwards:
     first, count, fixed = first[::-1].copy(), count[::-1].copy(), fixed[::-1].copy()
   return first, count, fixed
 
 
+def _cubic(x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+  """Keys' cubic with a = -1/2 at distances in rows, in the order of operations of Pillow's bicubic_filter."""
+  near, far = ((-0.5 + 2.0) * x - (-0.5 + 3.0)) * x * x + 1, (((x - 5) * x + 8) * x - 4) * -0.5
+  return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
+
+
 def _mix(rows, first, count, weights, out):
   """out[i] = sum of weights[i, j] * rows[first[i] + j], rounded to 8 bits. Integers: no order of sums matters."""
-  sums = np.empty(rows.shape[1], np.int32)  # the greatest sum is (255 + 1/2) * 2^22 < 2^31
+  sums = np.empty(
+    rows.shape[1], np.int32
+  )  # the greatest sum is (255 + 1/2) * 2^22, of cubics 1.3 times as much, < 2^31
   for i in range(len(out)):
     sums[:] = 1 << (WEIGHT_BITS - 1)
     for j in range(count[i]):
@@ -211,7 +223,7 @@ def _mix(rows, first, count, weights, out):
       for x in range(len(sums)):
         sums[x] += row[x] * weight
     for x in range(len(sums)):
-      out[i, x] = sums[x] >> WEIGHT_BITS
+      out[i, x] = min(max(sums[x] >> WEIGHT_BITS, 0), 255)  # cubics overshoot
 
 
 @functools.cache

@@ -5,7 +5,7 @@ the number of hosts nor that of workers changes a batch, and the step number is 
 """
 
 import atexit
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -179,10 +179,19 @@ def load_batches(
     prefetch: batches that each keeps ready.
     without: "sound" or "picture": as if that had been missing.
   """
+  make, num_steps = functools.partial(make_batch, order, inputs, ranges, without), len(order) // order.share
+  with stream_batches(make, start_step, num_steps, num_workers=num_workers, prefetch=prefetch) as batches:
+    yield batches
+
+
+@contextlib.contextmanager
+def stream_batches(
+  make: Callable[[int], Batch], start_step: int, num_steps: int, *, num_workers: int, prefetch: int
+) -> Iterator[Iterator[Batch]]:
+  """The batches that `make` gives for the steps from `start_step` to `num_steps`, in order; the rest as for load_batches."""
   import grain  # it imports JAX, which preparing data and asking for --help do without
 
-  make = functools.partial(make_batch, order, inputs, ranges, without)
-  batches = grain.MapDataset.range(start_step, len(order) // order.share).map(make)
+  batches = grain.MapDataset.range(start_step, num_steps).map(make)
   threads = grain.ReadOptions(num_threads=prefetch, prefetch_buffer_size=prefetch)
   stream = batches.to_iter_dataset(threads)
   if num_workers:

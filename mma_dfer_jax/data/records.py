@@ -11,6 +11,7 @@ import types
 from typing import Any
 from unittest import mock
 
+from jaxtyping import Int64
 import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import shuffle
@@ -18,10 +19,11 @@ from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from mma_dfer_jax.data import media
 from mma_dfer_jax.data.channels import Heard
-from mma_dfer_jax.data.data_set import TIMES
+from mma_dfer_jax.data.data_set import INDEX, TIMES
 from mma_dfer_jax.data.faces import FaceFinder
 from mma_dfer_jax.data.frames import JPEG_QUALITY, decode_as_meant, encode_frame, sample_frames
 from mma_dfer_jax.data.source import ClipFiles
+from mma_dfer_jax.data.wire import field, integers, number_of_integers, strings, values, varints
 from mma_dfer_jax.progress import Progress
 
 # How a video file becomes a record; stored with the data set and with every checkpoint, and compared.
@@ -243,7 +245,21 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
     with as_it_is, serialized, Progress("write", len(self.clips)) as self.bar:
       # Nothing is downloaded, but tfds makes a folder for it.
       self.download_and_prepare(download_dir=self.data_path.parent)
+    with Progress("index", len(self.clips)) as self.bar:
+      for split, info in self.info.splits.items():
+        np.save(self.data_path / INDEX.format(split), self._index(split, info.num_examples))
     return Path(self.data_path)
+
+  def _index(self, split: str, number: int) -> Int64[np.ndarray, "4 M"]:
+    """The index of a split, read back from its records: in whatever order tfds has put them, it is about those."""
+    index, records = np.zeros((4, number + 1), np.int64), self.as_data_source(split).data_source
+    for i in range(number):
+      record = values(records[i])
+      frames, (rate,) = len(strings(record["frames"])), integers(record["sample_rate"], np.int32)
+      index[:, i + 1] = frames, frames > 0, number_of_integers(record["waveform"]), rate
+      self.bar.update()
+    index[:2] = index[:2].cumsum(axis=1)
+    return index
 
   _log_download_bytes = _log_download_done = lambda self: None  # tfds would speak of downloads
 
@@ -253,35 +269,16 @@ def _serialized(serializer: ExampleSerializer, example: Mapping[str, Any]) -> by
   large = ("frames", "waveform")
   specs, others = ({name: v for name, v in of.items() if name not in large} for of in (serializer.example_specs, example))  # fmt: skip
   rest = ExampleSerializer(specs).get_tf_example(others).features.SerializeToString()
-  frames = [part for frame in example["frames"] for part in _field(1, frame)]
-  samples = list(_varints(example["waveform"]))
+  frames = [part for frame in example["frames"] for part in field(1, frame)]
+  samples = list(varints(example["waveform"]))
   values = {
-    "frames": _field(1, *frames),
-    "waveform": _field(3, *(_field(1, *samples) if samples else [])),
+    "frames": field(1, *frames),
+    "waveform": field(3, *(field(1, *samples) if samples else [])),
   }  # of bytes; of integers
-  entries = [_field(1, *_field(1, name.encode()), *_field(2, *value)) for name, value in values.items()]
-  whole = b"".join(_field(1, rest, *itertools.chain(*entries)))
+  entries = [field(1, *field(1, name.encode()), *field(2, *value)) for name, value in values.items()]
+  whole = b"".join(field(1, rest, *itertools.chain(*entries)))
   example["frames"].clear()  # tfds keeps the last record until all are in their files
   return whole
-
-
-def _varints(samples: np.ndarray) -> Iterator[bytes]:
-  """Integers in the coding of protobuf: 7 bits a byte, the lowest first; negative ones have 64 bits."""
-  for start in range(0, len(samples), 1 << 17):
-    bits = samples[start : start + (1 << 17)].astype(np.int64).view(np.uint64)[:, None]
-    rest = bits >> np.arange(0, 70, 7, dtype=np.uint64)
-    follows = np.pad(rest[:, 1:] > 0, ((0, 0), (0, 1)))  # whether another byte does
-    coded = (rest & np.uint64(127)).astype(np.uint8) | follows.astype(np.uint8) << 7
-    yield coded[np.pad(follows[:, :-1], ((0, 0), (1, 0)), constant_values=True)].tobytes()
-
-
-def _field(number: int, *parts: bytes) -> list[bytes]:
-  """A field of bytes or a message in the coding of protobuf."""
-  size, head = sum(map(len, parts)), bytearray([number << 3 | 2])
-  while size > 127:
-    head.append(size & 127 | 128)
-    size >>= 7
-  return [bytes([*head, size]), *parts]
 
 
 class _Info(tfds.core.DatasetInfo):
