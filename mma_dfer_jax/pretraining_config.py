@@ -28,7 +28,9 @@ def pretraining_config(stream: str, choices: str = "") -> ml_collections.ConfigD
   c.seed = 1  # of new parameters, order, augmentation and masks
   c.num_steps = 50_000  # updates
   c.batch_size = recipe["batch_size"]  # frames or sounds of an update, over all devices and hosts
-  c.learning_rate = recipe["learning_rate"]  # for 256 examples; the highest rate is this times batch_size / 256
+  c.learning_rate = recipe[
+    "learning_rate"
+  ]  # for 256 examples; the highest rate is this times batch_size / 256
   c.warm_up = 0.05  # share of the steps in which the rate rises from 0; then half a cosine back to 0
   c.weight_decay = recipe["weight_decay"]  # AdamW, betas 0.9 and 0.95; not on biases and norms
   c.precision = "float32"  # or "bfloat16"; parameters, moments and the loss stay float32

@@ -32,6 +32,10 @@ class Checked:
   starts: tuple[Start, ...]
 
 
+# Fields of a training's config that must be above 0.
+POSITIVE = ("num_epochs", "batch_size", "learning_rate", "log_every_steps", "keep_checkpoints", "eval_every")
+
+
 def first_error(check: Callable[[], Any]) -> list[str]:
   """The words of its UserError; none if there is none."""
   try:
@@ -41,23 +45,22 @@ def first_error(check: Callable[[], Any]) -> list[str]:
   return []
 
 
-def problems_of_values(config: ml_collections.ConfigDict) -> list[str]:
-  """What is wrong with the values of a config, one line each; parts check their own fields."""
+def problems_of_values(config: ml_collections.ConfigDict, positive: Sequence[str] = POSITIVE) -> list[str]:
+  """What is wrong with the values of a config, of training or pretraining, one line each; parts check their own fields."""
   c, d = config, config.data
-  positive = ("num_epochs", "batch_size", "learning_rate", "log_every_steps", "keep_checkpoints", "eval_every")  # fmt: skip
   choices = {"matmul_precision": ("float32", "tensorfloat32", "bfloat16"), "precision": PRECISIONS, "remat": REMAT}  # fmt: skip
   rules = [
     *((f"{name}={c[name]}", "must be positive", c[name] > 0) for name in positive),
     *((f"{name}={c[name]}", "must be finite", math.isfinite(c[name])) for name in ("learning_rate", "weight_decay")),
     (f"weight_decay={c.weight_decay}", "must not be negative", not c.weight_decay < 0),
-    (f"save_every_steps={c.save_every_steps}", "must be 0 (end of epochs only) or more", c.save_every_steps >= 0),
+    (f"save_every_steps={c.save_every_steps}", "must be 0 (no more than the others) or more", c.save_every_steps >= 0),
     *((f"{name}={c[name]!r}:", f"choose one of {', '.join(of)}", c[name] in of) for name, of in choices.items()),
     ("data.data_dir", "is empty: give the folder that mma_dfer_jax.data.prepare wrote", bool(d.data_dir)),
-    (f"data.crop_scale={d.crop_scale}", "must be (smallest, largest) share within (0, 1]",
-     len(d.crop_scale) == 2 and 0 < d.crop_scale[0] <= d.crop_scale[1] <= 1),
-    (f"data.crop_ratio={d.crop_ratio}", "must be (smallest, largest), both positive",
-     len(d.crop_ratio) == 2 and 0 < d.crop_ratio[0] <= d.crop_ratio[1]),
-    *((f"data.{name}={d[name]}", "must lie in [0, 1]", 0 <= d[name] <= 1) for name in ("flip", "brightness")),
+    *((f"data.crop_scale={scale}", "must be (smallest, largest) share within (0, 1]",
+      len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1) for scale in [d.get("crop_scale")] if scale is not None),
+    *((f"data.crop_ratio={ratio}", "must be (smallest, largest), both positive",
+      len(ratio) == 2 and 0 < ratio[0] <= ratio[1]) for ratio in [d.get("crop_ratio")] if ratio is not None),
+    *((f"data.{name}={d[name]}", "must lie in [0, 1]", 0 <= d[name] <= 1) for name in ("flip", "brightness") if name in d),
     (f"micro_batch={c.micro_batch}", "must be -1 (the whole batch), 0 (as suits the devices) or more",
      c.micro_batch >= -1),
     *((f"data.{name}={d[name]}", "must not be negative", d[name] >= 0) for name in ("fold", "num_workers")),
@@ -123,9 +126,7 @@ def check_run(config: ml_collections.ConfigDict, *, devices: bool = True) -> Che
   """
   model, data_set, starts, problems = check_model_and_data(config)
   if devices:
-    for check, value in ((check_precision, config.precision), (check_batch_size, config.batch_size),
-                         (micro_batch_of, config), (lambda mesh: make_mesh(**mesh), config.mesh)):  # fmt: skip
-      problems += first_error(lambda: check(value))  # noqa: B023 # called at once
+    problems += problems_of_devices(config)
   train = test = ""
   if data_set:
     try:
@@ -139,6 +140,12 @@ def check_run(config: ml_collections.ConfigDict, *, devices: bool = True) -> Che
   if problems or not (model and data_set):
     raise listed("this run cannot start", problems)
   return Checked(model, data_set, train, test, tuple(starts))
+
+
+def problems_of_devices(config: ml_collections.ConfigDict) -> list[str]:
+  checks = ((check_precision, config.precision), (check_batch_size, config.batch_size), (micro_batch_of, config),
+            (lambda mesh: make_mesh(**mesh), config.mesh))  # fmt: skip
+  return [text for check, value in checks for text in first_error(lambda: check(value))]  # noqa: B023 # called at once
 
 
 def too_few_clips(batch_size: int, clips: int, whose: str, devices: int = 1) -> list[str]:

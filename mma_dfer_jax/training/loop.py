@@ -44,6 +44,7 @@ class Task(Protocol):
   """What is trained: all in which training a model and pretraining an encoder differ."""
 
   title: str  # of the progress bar
+  period: str  # what is called an epoch
   unit: str  # of examples, in the singular
   config: ConfigDict
   run: Run
@@ -51,6 +52,7 @@ class Task(Protocol):
   patterns: tuple[str, ...]  # of tunable parameters
   micro_batch: int
   steps_per_epoch: int
+  eval_every: int  # epochs
   total_steps: int
   constants: tuple[Any, ...]  # what the optimizer is made of: inputs of the compiled step, not parts of it
 
@@ -79,10 +81,8 @@ class Task(Protocol):
   def facts(self) -> list[str]:
     """Lines for people at the start."""
 
-  def report(
-    self, workdir: Path, graphdef: nnx.GraphDef, state: TrainState, history: Sequence[Mapping[str, Any]]
-  ) -> str:
-    """Writes what the run leaves; returns its last line for people."""
+  def report(self, workdir: Path, state: TrainState, history: Sequence[Mapping[str, Any]]) -> str:
+    """Writes what the run leaves, in its first process; all call it. Returns the last line for people."""
 
 
 def fit(task: Task, workdir: Path, *, stop: hosts.Stop) -> int:
@@ -110,8 +110,9 @@ def fit(task: Task, workdir: Path, *, stop: hosts.Stop) -> int:
       when = f"after step {here.saved_step}; to resume, run the same command"
     print(f"stopped by {reason} {when}")
     return stop.signal.exit_status
+  shown = task.report(workdir, here.state, here.history)
   if here.chief:
-    print(task.report(workdir, here.graphdef, here.state, here.history))
+    print(shown)
   return 0
 
 
@@ -200,7 +201,7 @@ class _Run:
         stopping = bool(self.stop)  # asked once: what is logged, evaluated and saved must agree
         epoch, last = -(-step // task.steps_per_epoch), step == task.total_steps
         epoch_ends = step > 0 and (last or step % task.steps_per_epoch == 0)
-        evaluated = epoch % c.eval_every == 0 or last
+        evaluated = epoch % task.eval_every == 0 or last
         due = epoch_ends and evaluated and epoch > self.evaluated_epoch
         save_due = step > start_step and c.save_every_steps and step % c.save_every_steps == 0
         if self.pending and (epoch_ends or save_due or stopping or step % c.log_every_steps == 0):
@@ -232,7 +233,7 @@ class _Run:
     self.since_evaluation = []
     if self.log:
       self.log.write(step, {"epoch": epoch, **found.logged})
-      say(", ".join(filter(None, [f"epoch {epoch}: loss {means['loss']:.4f}", found.shown])))
+      say(", ".join(filter(None, [f"{self.task.period} {epoch}: loss {means['loss']:.4f}", found.shown])))
     return found
 
   def _log_steps(self, step: int) -> None:

@@ -28,7 +28,7 @@ from mma_dfer_jax.training.steps import Batch, Metrics, abstract_batch, in_float
 
 
 class Recognition:
-  title, unit = "train", "clip"
+  title, period, unit = "train", "epoch", "clip"
 
   def __init__(self, config: ConfigDict, checked: Checked, run: Run):
     self.config, self.checked, self.run, self.starts = config, checked, run, checked.starts
@@ -40,6 +40,7 @@ class Recognition:
     self.loss = parts.read("losses", c.loss.to_dict()).build(tuple(self.train_clips.values()))
     self.patterns = tunable_patterns(checked.model, c.tunable)
     self.micro_batch = micro_batch_of(c)
+    self.eval_every = c.eval_every
     self.steps_per_epoch = self.order.steps_per_epoch
     self.total_steps = self.steps_per_epoch * c.num_epochs
     self.constants = cosine_rates(c.learning_rate, c.num_epochs), np.int32(self.steps_per_epoch)
@@ -105,13 +106,9 @@ class Recognition:
         for name, clips in self.train_clips.items() if not clips),
     ]  # fmt: skip
 
-  def report(
-    self,
-    workdir: Path,
-    graphdef: nnx.GraphDef,
-    state: TrainState,
-    history: Sequence[Mapping[str, Any]],
-  ) -> str:
+  def report(self, workdir: Path, state: TrainState, history: Sequence[Mapping[str, Any]]) -> str:
+    if jax.process_index():
+      return ""
     c, data_set = self.checked, self.checked.data_set
     facts = {
       "train_clips": len(self.order.records),

@@ -48,6 +48,9 @@ def describe_run(
 
 
 def model_of(run: Run) -> ModelConfig:
+  if "model.stream" in run["config"]:
+    raise UserError("this is a pretraining, which answers nothing: train a model with its encoder.safetensors "
+                    f"(--config.pretrained.{run['config']['model.stream']}=…)")  # fmt: skip
   return model_config(nested_config(run["config"]), run["classes"])
 
 

@@ -55,7 +55,9 @@ def open_autoencoder(path: str | Path, cfg: AutoencoderConfig) -> Start:
   elif unfit:
     first = unfit[0]
     is_there, should_be = weights.shapes.get(first, "missing"), wanted.get(first, "not in this one")
-    facts.append(f"decoder fresh: the file's is another one ({first} {is_there} in the file, {should_be} here)")
+    facts.append(
+      f"decoder fresh: the file's is another one ({first} {is_there} in the file, {should_be} here)"
+    )
   else:
     taken |= ours(shapes, decoder, weights.tensors)
     facts.append(f"{len(decoder)} tensors of its decoder taken")
@@ -71,7 +73,10 @@ def write_encoder(folder: Path, cfg: AutoencoderConfig, arrays: Mapping[str, np.
   """
   theirs = {name: array for row in rows(cfg) for name, array in row.to_torch(arrays[row.path]).items()}
   said = {"stream": cfg.stream, **cfg.to_fields(), **about}
-  tensors, path = held({name: np.ascontiguousarray(array) for name, array in theirs.items()}), folder / ENCODER_FILE
+  tensors, path = (
+    held({name: np.ascontiguousarray(array) for name, array in theirs.items()}),
+    folder / ENCODER_FILE,
+  )
   path.unlink(missing_ok=True)  # of the same run, when its report is written again
   write_safetensors(path, tensors, {"format": "mma_dfer_jax", OURS: json.dumps(said)}, folder)
   written = [path]

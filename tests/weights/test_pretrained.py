@@ -122,7 +122,9 @@ def test_heads_are_compared_and_a_decoder_may_be_missing(states, tmp_path):
   facts = "30 tensors taken, positions resized from (14, 14) to (2, 2), 0 of its decoder left out"
   assert facts in encoder.describe()
   ours["model"]["image"]["heads"] = 8
-  with pytest.raises(UserError, match=r"(?s)8\.pth was pretrained .*heads=8 in the file, heads=4 in the config"):
+  with pytest.raises(
+    UserError, match=r"(?s)8\.pth was pretrained .*heads=8 in the file, heads=4 in the config"
+  ):
     open_state("image", state, tmp_path / "8.pth", mma_dfer_jax=ours)
 
 

@@ -1,0 +1,132 @@
+"""What a pretraining leaves: the encoder's file, the loss curve, restored examples, and a report of them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flax import nnx
+import jax
+from jax.experimental import multihost_utils
+import jax.numpy as jnp
+import numpy as np
+
+from mma_dfer_jax import __version__
+from mma_dfer_jax.autoencoder import MaskedAutoencoder, on_grid, restored
+from mma_dfer_jax.disk import write_json
+from mma_dfer_jax.errors import count
+from mma_dfer_jax.parameters import count as elements
+from mma_dfer_jax.parameters import flat_params, put_over
+from mma_dfer_jax.training import sharding
+from mma_dfer_jax.training.report import empty_figure, save_figure, table, write_markdown
+from mma_dfer_jax.training.state import TrainState
+from mma_dfer_jax.weights.encoder_file import write_encoder
+
+if TYPE_CHECKING:
+  from mma_dfer_jax.training.pretraining import Pretraining
+
+SHOWN = 6  # examples in the picture
+
+
+def write(task: "Pretraining", workdir: Path, state: TrainState, history: Sequence[Mapping[str, Any]]) -> str:
+  """Writes encoder.safetensors, loss_curve.png, restored.png, report.json and report.md; returns a line for people.
+
+  All processes call it, for they may hold a parameter in pieces; the first one writes.
+  """
+  trained = {path: _whole(variable[...]) for path, variable in flat_params(state.tunable).items()}
+  if jax.process_index():
+    return ""
+  model = task.fresh_model()
+  for start in task.starts:  # the positions, which are not trained
+    put_over(model, start.read())
+  put_over(model, trained)
+  c, m, checked = task.config, task.checked.model, task.checked
+  loss = history[-1]["loss"]
+  about = {
+    "config": task.run["config"], "recipe": task.run["recipe"], "data_set": task.run["data_set"], "steps": task.total_steps,
+    "loss": loss, "started_from": "; ".join(start.describe() for start in task.starts) or "random weights",
+    "version": __version__,
+  }  # fmt: skip
+  arrays = {path: np.asarray(variable[...]) for path, variable in flat_params(nnx.state(model)).items()}
+  written = write_encoder(workdir, m, arrays, about, pth=task.pth)
+  _draw_curve(workdir, history, m.norm_pix)
+  _draw_restored(workdir, task, model)
+  report = {
+    "loss": loss, "steps": task.total_steps, f"{task.unit}s_seen": task.total_steps * c.batch_size,
+    f"{task.unit}s": len(checked.examples), "clips": checked.examples.clips,
+    "encoder_parameters": elements({p: a for p, a in arrays.items() if p.startswith("encoder/")}),
+    "decoder_parameters": elements({p: a for p, a in arrays.items() if p.startswith("decoder/")}),
+    "peak_memory_gib": round(sharding.peak_memory(), 3), "curve": [{key: point[key] for key in ("step", "loss")} for point in history],
+    **about,
+  }  # fmt: skip
+  facts = [
+    (key.replace("_", " "), report[key])
+    for key in report
+    if key not in ("curve", "config", "recipe", "data_set")
+  ]
+  write_markdown(
+    workdir / "report.md",
+    f"# Pretraining of the {m.stream} encoder",
+    f"Loss {loss:.4f} after {count(task.total_steps, 'step')}" + ", where 1 is to predict each patch's mean." * m.norm_pix,
+    "![loss](loss_curve.png)",
+    "What the encoder sees, what the decoder makes of it, and the original. With normalised targets a patch is shown in its "
+    "own brightness and contrast, which the decoder does not predict.",
+    "![restored examples](restored.png)",
+    "To train a model with this encoder:",
+    f"    python -m mma_dfer_jax.train --config=… --config.pretrained.{m.stream}={written[0]}",
+    table(["", ""], facts),
+    "Config:",
+    "\n".join(f"- `{key}` = `{value}`" for key, value in task.run["config"].items()),
+  )  # fmt: skip
+  write_json(workdir / "report.json", report)
+  return f"loss {loss:.4f}; {' and '.join(map(str, written))}; {workdir}/report.md"
+
+
+def _whole(array: Any) -> np.ndarray:
+  """A parameter, on this host, however the devices hold it."""
+  return np.asarray(
+    array if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True)
+  )
+
+
+def _draw_curve(workdir: Path, history: Sequence[Mapping[str, Any]], norm_pix: bool) -> None:
+  figure = empty_figure(6.0, 4.0)
+  axes = figure.subplots()
+  axes.plot(
+    [point["step"] for point in history], [point["loss"] for point in history], marker="o", markersize=3
+  )
+  if norm_pix:
+    axes.axhline(1.0, linestyle=":", color="gray")
+    axes.annotate("the mean of each patch", (0.99, 1.0), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="gray")  # fmt: skip
+  axes.set(xlabel="step", ylabel="loss on removed patches, mean since the point before")
+  axes.grid(alpha=0.3)
+  save_figure(figure, workdir / "loss_curve.png")
+
+
+def _draw_restored(workdir: Path, task: "Pretraining", model: MaskedAutoencoder) -> None:
+  """Masked, restored and original, a row each; examples without augmentation, masks from the run's seed."""
+  m = task.checked.model
+  (examples,) = task.make(augmented=False, examples=SHOWN)(0).values()
+  noise = jax.random.uniform(jax.random.key(task.config.seed), (m.patches, SHOWN))
+  made = model(jnp.asarray(examples), noise)
+  values = model.patch_values(jnp.asarray(examples))
+  columns = [
+    jnp.where(made.removed[:, :, None] > 0, 0.5 if m.stream == "image" else jnp.nan, values),
+    restored(values, made, m.norm_pix),
+    values,
+  ]
+  pictures = [np.asarray(on_grid(values, m.grid, m.encoder.patch_size)) for values in columns]
+  height, width = pictures[0].shape[1:3] if m.stream == "image" else pictures[0].shape[2:0:-1]
+  figure = empty_figure(3 * SHOWN * min(width / height, 1.5) / 2, 5.0)
+  for row, (title, of_row) in enumerate(zip(("masked", "restored", "original"), pictures, strict=True)):
+    for column, picture in enumerate(of_row):
+      axes = figure.add_subplot(3, SHOWN, row * SHOWN + column + 1)
+      if m.stream == "image":
+        axes.imshow(np.clip(picture, 0, 1))
+      else:  # time to the right, high frequencies above
+        low, high = float(pictures[2].min()), float(pictures[2].max())
+        axes.imshow(picture[:, :, 0].T, origin="lower", vmin=low, vmax=high, aspect="auto", cmap="magma")
+        axes.set_facecolor("lightgray")
+      axes.set(xticks=[], yticks=[])
+      if not column:
+        axes.set_ylabel(title)
+  save_figure(figure, workdir / "restored.png")
