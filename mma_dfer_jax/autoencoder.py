@@ -163,7 +163,7 @@ class MaskedAutoencoder(nnx.Module):
     return (of_patches * made.removed).sum(axis=1) / made.removed.sum(axis=1)
 
   def draw_noise(self, rngs: nnx.Rngs, examples: int) -> Float[Array, "L B"]:
-    return rngs.params.uniform((self.cfg.patches, examples))
+    return rngs.masks.uniform((self.cfg.patches, examples))
 
 
 def restored(values: Float[Array, "B L v"], made: Reconstruction, norm_pix: bool) -> Float[Array, "B L v"]:

@@ -54,7 +54,8 @@ def train_step(
   """
   clips = len(jax.tree.leaves(batch)[0])
   parts = clips // (micro_batch or clips)
-  rngs = nnx.Rngs(drop_path=jax.random.fold_in(key, state.step))
+  key = jax.random.fold_in(key, state.step)
+  rngs = nnx.Rngs(drop_path=key, masks=key)
   # For all clips, before they are divided.
   drawn = draw_fn(nnx.merge(graphdef, state.tunable, state.frozen), rngs, clips)
 
