@@ -12,7 +12,6 @@ def get_config(choices: str = ""):
   c.batch_size = 16
   c.learning_rate = 2e-3
   c.micro_batch = -1  # the model is so small that the whole batch fits anywhere, and is faster
-  c.tunable = (".*",)
   c.inputs.image_size = 64
   c.inputs.audio_shape = (192, 128)  # 1.92 s, the clips are 1.6 to 2.0 s long
   for encoder in (c.model.image, c.model.audio):
