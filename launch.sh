@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One door to everything: ./launch.sh demo | test | prepare … | doctor … | train … | folds … | ablate … | evaluate … |
+# One door to everything: ./launch.sh demo | test | prepare … | doctor … | pretrain … | train … | folds … | ablate … | evaluate … |
 # predict … | page … | convert … | export … | benchmark … | tpu … | slurm …
 # Paths are those of the folder that it is called from.
 set -euo pipefail
@@ -13,20 +13,22 @@ export PYTHONPATH="$home${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
 memory=glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1
 # For training and evaluation besides: keep a step's buffers for the next step instead of giving them back each time.
 memory_of_steps=$memory:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184
-case "${1:-}" in train | evaluate | folds | ablate | benchmark) memory=$memory_of_steps ;; esac
+case "${1:-}" in train | pretrain | few_labels | evaluate | folds | ablate | benchmark) memory=$memory_of_steps ;; esac
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-$memory}"
 
 trap '' PIPE # whoever reads may leave: the work is finished all the same
 usage() {
   cat 2>/dev/null <<'TEXT' || true
-./launch.sh demo            generate clips, prepare, train, evaluate, predict one clip (minutes on two CPU cores)
+./launch.sh demo            generate clips, prepare, pretrain both encoders, adapt to few labels, train, evaluate, predict
 ./launch.sh test [--quick] [args]   format, lint, types, tests (--quick: none that starts a process); args go to pytest
 ./launch.sh install [gpu|tpu]   make .venv, nothing else; with what JAX needs for such devices
 ./launch.sh prepare …       python -m mma_dfer_jax.data.prepare …
 ./launch.sh doctor …        python -m mma_dfer_jax.data.doctor …
+./launch.sh pretrain …      python -m mma_dfer_jax.pretrain …
 ./launch.sh train …         python -m mma_dfer_jax.train …
 ./launch.sh folds CONFIG RUNS …   train and evaluate all folds: mma_dfer_jax.folds --config=CONFIG --runs=RUNS …
 ./launch.sh ablate CONFIG RUNS …  train rows of an ablation study with several seeds: mma_dfer_jax.ablate --config=CONFIG …
+./launch.sh few_labels …    python -m mma_dfer_jax.few_labels …
 ./launch.sh evaluate …      python -m mma_dfer_jax.evaluate …
 ./launch.sh predict …       python -m mma_dfer_jax.predict …
 ./launch.sh page …          python -m mma_dfer_jax.demo_page … (and what it needs beyond the rest)
@@ -73,8 +75,8 @@ do_or_show() { if [[ -n ${DRY_RUN:-} ]]; then printf '%q ' "$@"; echo; else "$@"
 
 is_distributed() { # of the commands, those that work as one in many processes
   case "${1:-}" in
-    train | evaluate | folds) ;;
-    *) echo "error: train, evaluate and folds run on many hosts, not '${1:-}'" >&2; exit 2 ;;
+    train | pretrain | evaluate | folds) ;;
+    *) echo "error: train, pretrain, evaluate and folds run on many hosts, not '${1:-}'" >&2; exit 2 ;;
   esac
 }
 
@@ -155,10 +157,17 @@ demo() {
   local started=$SECONDS out=runs/demo # below the caller's folder, as configs/demo.py says
   run mma_dfer_jax.data.demo --out=$out/clips
   run mma_dfer_jax.data.prepare --dataset=clips --manifest=$out/clips/clips.csv --data_dir=$out/data
-  GLIBC_TUNABLES=$memory_of_steps run mma_dfer_jax.train --config="$home/configs/demo.py" --workdir=$out/run
+  export GLIBC_TUNABLES=$memory_of_steps
+  # The clips without their labels; then few and all of the labels, with encoders that stay as they are.
+  run mma_dfer_jax.pretrain --config="$home/configs/pretrain_frames.py:demo" --config.data.data_dir=$out/data --workdir=$out/frames
+  run mma_dfer_jax.pretrain --config="$home/configs/pretrain_sound.py:demo" --config.data.data_dir=$out/data --workdir=$out/sound
+  local encoders=(--config.pretrained.image=$out/frames/encoder.safetensors --config.pretrained.audio=$out/sound/encoder.safetensors)
+  run mma_dfer_jax.few_labels --config="$home/configs/demo.py" "${encoders[@]}" --out=$out/labels
+  run mma_dfer_jax.train --config="$home/configs/demo.py" "${encoders[@]}" --workdir=$out/run
+  export GLIBC_TUNABLES=$memory
   run mma_dfer_jax.evaluate --workdir=$out/run --without=none,sound,picture
   run mma_dfer_jax.predict --model=$out/run --out=$out/answers $out/clips/test/surprise_s0_0000.mp4
-  echo "done in $((SECONDS - started)) s: $out/run/report.md, and pictures beside it; rm -r $out to start anew" 2>/dev/null || true
+  echo "done in $((SECONDS - started)) s: $out/labels/few_labels.md, $out/run/report.md, and pictures beside them; rm -r $out to start anew" 2>/dev/null || true
 }
 
 tests() {
@@ -182,7 +191,7 @@ case "$command" in
   folds | ablate) many_runs "$command" "$@" ;;
   tpu) tpu "$@" ;;
   slurm) slurm "$@" ;;
-  train | evaluate | predict | convert | export | benchmark)
+  train | pretrain | few_labels | evaluate | predict | convert | export | benchmark)
     install; with_configs "$@"; become "mma_dfer_jax.$command" ${arguments[@]+"${arguments[@]}"} ;;
   help | -h | --help) usage ;;
   *) echo "error: there is no command '$command'; there are:" >&2; usage >&2; exit 2 ;;
