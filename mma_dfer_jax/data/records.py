@@ -53,7 +53,7 @@ def read_clip(
   """The frames of a clip, decoded one by one while they are iterated over, and the other fields of its record.
 
   Args:
-    video: a file with pictures; None: they are files of their own.
+    video: a file with pictures; None: they are files of their own, or there are none.
     sound: a file, perhaps the video; None: there is none.
     pictures: files in the order of frames; their bytes stay as they are unless faces are cut out.
     max_frames: of a longer clip so many are taken, the middles of equal parts; 0: all.
@@ -67,7 +67,10 @@ def read_clip(
   Raises:
     MediaError: here or while iterating, if a file is damaged, no media or too long, or a library raises anything.
   """
-  place = video or pictures[0].parent
+  place = video or (pictures[0].parent if pictures else sound)
+  assert place, "a clip has pictures or a sound"
+  if not (video or pictures):
+    finder, max_frames = None, 0
   changes, times = dict[str, None](), list[float]()
 
   def decoded() -> Iterator[np.ndarray]:
