@@ -94,7 +94,7 @@ class Examples:
     pixels = self._read(
       split, record, lambda values: decode_frame(bytes(wire.strings(values["frames"])[place]))
     )
-    if len(self) * pixels.nbytes < CACHE:
+    if len(self) * pixels.nbytes < CACHE:  # else it is better filled with coded ones, as they are smaller
       self._kept.put(example, pixels, pixels.nbytes)
     return pixels
 
@@ -160,9 +160,10 @@ def open_examples(data_set: DataSet, splits: str, stream: str, rows: int = Input
                     "sounds; prepare it again with --overwrite")  # fmt: skip
   examples = Examples(data_set, names, stream, rows)
   if not len(examples):
-    clips, other = sum(data_set.splits[name] for name in names), {"image": "audio", "audio": "image"}[stream]
-    raise UserError(f"{data_set.path} has no {STREAMS[stream]} to pretrain on: its {count(clips, 'clip')} of {splits} hold "
-                    f"{STREAMS[other]} only; pretrain the other encoder, or prepare files with {STREAMS[stream]}")  # fmt: skip
+    clips = count(sum(data_set.splits[name] for name in names), "clip")
+    other = STREAMS["audio" if stream == "image" else "image"]
+    raise UserError(f"{data_set.path} has no {STREAMS[stream]} to pretrain on, only {other}, in the {clips} of {splits}; "
+                    f"pretrain the other encoder, or prepare files with {STREAMS[stream]}")  # fmt: skip
   return examples
 
 

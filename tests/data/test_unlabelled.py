@@ -266,7 +266,10 @@ def test_long_sounds_begin_anywhere(tmp_path):
 
 def test_what_cannot_be_pretrained_on(data_set, tmp_path):
   for i, (place, words) in enumerate(
-    ((4, "has no sound to pretrain on: its 1 clip of train hold"), (5, "has no frames to pretrain"))
+    (
+      (4, "has no sound to pretrain on, only frames, in the 1 clip of train"),
+      (5, "has no frames to pretrain"),
+    )
   ):
     folder = write_data_set(tmp_path / str(i), [clip(place) | {"split": "train"}], [])
     with refused(words):
