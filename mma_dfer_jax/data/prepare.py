@@ -344,6 +344,7 @@ def _looked_at(clips: Iterable[ClipFiles], notes: list[Note]) -> dict[str, str]:
 def _write(builder: Clips, name: str, notes: list[Note], scratch: Path, target: Path) -> None:
   """Writes the data set, with what more there is to note of it, and puts it in its place when it is complete."""
   uneven, unseen, unheard = list[str](), list[str](), list[str]()
+  long = [name for name, parts in builder.parts.items() if len(parts) > 1]
   rates: Counter[int] = Counter()
   for clip in builder.clips:
     with np.load(clip.decoded) as arrays:
@@ -352,14 +353,13 @@ def _write(builder: Clips, name: str, notes: list[Note], scratch: Path, target: 
       unseen += [clip.clip_id] * (not len(arrays["lengths"]))
       unheard += [clip.clip_id] * (not rate and not clip.label)
       rates[rate] += 1
-  what = "clips with frames of different sizes: in training the first one's crop is cut from all, as in the original"
-  more = [Note(what, tuple(uneven))] if uneven else []
-  more += (
-    [Note("clips without pictures: only pretraining on sound takes them", tuple(unseen))] if unseen else []
-  )
-  more += (
-    [Note("clips without sound: only pretraining on frames takes them", tuple(unheard))] if unheard else []
-  )
+  found = {
+    "clips with frames of different sizes: in training the first one's crop is cut from all, as in the original": uneven,
+    "long clips, each in several records, which count as clips from here on": long,
+    "clips without pictures: only pretraining on sound takes them": unseen,
+    "clips without sound: only pretraining on frames takes them": unheard,
+  }
+  more = [Note(what, tuple(names)) for what, names in found.items() if names]
   del rates[0]  # no sound
   warning = source.rate_warning(name, rates)
   if warning and not any("16000 Hz" in note.what for note in notes):

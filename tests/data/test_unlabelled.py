@@ -16,7 +16,7 @@ from PIL import Image
 import pytest
 from tensorflow_datasets.core.utils import shard_utils
 
-from mma_dfer_jax.data import doctor, unlabelled, wire
+from mma_dfer_jax.data import doctor, records, unlabelled, wire
 from mma_dfer_jax.data.data_set import open_data_set
 from mma_dfer_jax.data.fbank import spectrogram
 from mma_dfer_jax.data.pipeline import stream_batches
@@ -324,6 +324,35 @@ def test_a_folder_of_films_and_sounds(tmp_path):
   write_film(films / "short.wav", [], hum(0.01))
   out = prepare(f"--manifest={films}", f"--data_dir={tmp_path}", "--overwrite", status=1)
   assert "short.wav: no audio stream, or less than 25 ms in it, and no pictures\nfix them" in out
+
+
+def test_long_clips_become_several_records(tmp_path, monkeypatch):
+  """Whoever takes a frame reads its record; pictures and sound stay together, and nothing is lost."""
+  monkeypatch.setattr(records, "PART_BYTES", 20_000)
+  film = clip(10) | {
+    "split": "train",
+    "clip_id": "film",
+    "sample_rate": 100,
+    "waveform": np.arange(9050, dtype=np.int16),
+  }
+  total = sum(map(len, film["frames"]))
+  talk = film | {"clip_id": "talk", "frames": [], "waveform": np.arange(1999, dtype=np.int16)}
+  data_set = open_data_set(write_data_set(tmp_path / "a", [film, talk], []), "clips", labelled=False)
+  number = max(-(-total // 20_000), 4)
+  assert number > 1
+  held = {r["clip_id"].decode(): r for r in data_set.records("train")}
+  assert held.keys() == {"talk", *(f"film ({k} of {number})" for k in range(1, number + 1))}
+  parts = [held[f"film ({k} of {number})"] for k in range(1, number + 1)]
+  assert [frame for part in parts for frame in part["frames"]] == film["frames"]
+  np.testing.assert_array_equal(np.concatenate([part["waveform"] for part in parts]), film["waveform"])
+  assert max(len(part["waveform"]) for part in parts) <= 2 * 20 * 100
+  assert (data_set.splits, data_set.clips, data_set.without_sound) == (
+    {"train": number + 1},
+    {"train": {"": number + 1}},
+    {"train": 0},
+  )
+  labelled = write_data_set(tmp_path / "b", [film | {"label": "x"}], ["x"])
+  assert len(open_data_set(labelled, "clips").records("train")) == 1
 
 
 SCRIPT = """
