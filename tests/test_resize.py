@@ -29,16 +29,19 @@ def compiled(request, monkeypatch):
     pytest.importorskip("numba")
 
 
-@pytest.mark.parametrize("largest", [8, 40, 300])
-def test_thousands_of_sizes_are_resized_as_by_pil(compiled, largest):
+@pytest.mark.parametrize(
+  ("largest", "cubic"), [(8, False), (40, False), (300, False), (40, True), (300, True)]
+)
+def test_thousands_of_sizes_are_resized_as_by_pil(compiled, largest, cubic):
   rng = np.random.default_rng(largest)
   for i in range(800 if largest < 300 else 100):
     height, width, size = rng.integers(1, largest, 3, endpoint=True).tolist()
     pixels = drawn_picture(rng, height, width)
     pixels.setflags(write=i % 2 == 0)  # as PIL gives them for everything but ordinary JPEG
     video = np.full((3, size, size, 3), 7, np.uint8)
-    frames.resize(pixels, size, video[1])  # written there, and nowhere else
-    expected = np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR))
+    frames.resize(pixels, size, video[1], cubic=cubic)  # written there, and nowhere else
+    kind = Image.Resampling.BICUBIC if cubic else Image.Resampling.BILINEAR
+    expected = np.asarray(Image.fromarray(pixels).resize((size, size), kind))
     np.testing.assert_array_equal(video[1], expected, err_msg=f"{width}x{height} to {size}")
     assert (video[[0, 2]] == 7).all()
 

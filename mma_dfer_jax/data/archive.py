@@ -14,7 +14,8 @@ from mma_dfer_jax.paths import hint
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp")
 VIDEOS = (".mp4", ".avi", ".flv", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".3gp", ".ts",
           ".ogv")  # fmt: skip
-SOUNDS = (".wav", ".mp3", ".m4a", ".aac", ".flac", ".ogg", ".opus", ".wma", ".aif", ".aiff")
+SOUNDS = (".wav", ".mp3", ".m4a", ".aac", ".flac", ".ogg", ".oga", ".opus", ".wma", ".aif", ".aiff",
+          ".au", ".caf", ".w64", ".amr", ".wv", ".tta", ".mka", ".weba")  # fmt: skip
 # What a recipe says of frames.
 OF_VIDEO = {"frames": "video", "frame_order": "presentation: as the video is played", "frame_count": "all"}
 _MOST_SUBFOLDERS = 200  # a folder with more holds clips, and is not searched for other folders

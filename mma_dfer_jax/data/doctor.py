@@ -43,6 +43,7 @@ CELLS = 16  # a side of the picture, whose colours are compared from frame to fr
 _ODD: dict[str, tuple[float, str]] = {
   # Fewer repeat the last one in every batch, and are no movement of 16 steps.
   "few_frames": (16, "fewer than {} frames"),
+  "no_pictures": (1, "no pictures, for pretraining on sound only"),
   # Grey levels of 255, over the frames that an evaluation takes. A night scene has a mean of 10 or more, a black picture
   # of 0 to 2 after any coding; a picture with anything in it deviates by 15 or more from its mean.
   "black": (8.0, "black, no frame brighter than {:g} of 255"),
@@ -59,7 +60,7 @@ _ODD: dict[str, tuple[float, str]] = {
   "silent": (SILENT, "silent, no sample reaches {} of 32768"),
   "few_faces": (0.8, "a face in less than {:.0%} of the frames"),
 }
-LIMITS = {key: limit for key, (limit, _) in _ODD.items() if key != "no_sound"}
+LIMITS = {key: limit for key, (limit, _) in _ODD.items() if key not in ("no_sound", "no_pictures")}
 ODDITIES = {key: text.format(limit) for key, (limit, text) in _ODD.items()}
 _MARKS = ((b"\xff\xd8", b"\xff\xd9"), (b"\x89PNG", b"IEND\xae\x42\x60\x82"))  # of whole JPEG and PNG files
 
@@ -73,10 +74,10 @@ class RecordStats:
   clip_id: str
   label: str | None  # class name; None: its number is that of no class
   frames: int
-  size: tuple[int, int]  # (height, width) of the first frame, pixels
-  brightness: float  # mean grey level of the brightest frame that an evaluation takes
-  contrast: float  # largest standard deviation within one of these frames
-  white: float  # share of these frames that is as white as can be
+  size: tuple[int, int] | None  # (height, width) of the first frame, pixels; None: there are no frames
+  brightness: float | None  # mean grey level of the brightest frame that an evaluation takes
+  contrast: float | None  # largest standard deviation within one of these frames
+  white: float | None  # share of these frames that is as white as can be
   motion: int | None  # largest change of a cell's colour from one of them to the next; None: only one
   repeats: float  # share of all frames but the first that equal the one before, bit for bit
   seconds: float  # of sound
@@ -84,7 +85,7 @@ class RecordStats:
   peak: int  # largest sample of the sound, of 32768
   has_audio: bool
   face_share: float | None  # of the frames; None: `prepare` looked for no faces
-  pictures: str  # digest of all frames
+  pictures: str  # digest of all frames; empty: there are none
   sound: str  # digest of the waveform; empty: there is none
 
   def __str__(self) -> str:
@@ -93,8 +94,10 @@ class RecordStats:
   @property
   def odd(self) -> set[str]:
     """What is odd about it, by the names of ODDITIES; of its pictures only the first thing."""
-    measured = {"few_frames": self.frames, "black": self.brightness, "one_colour": self.contrast, "white": 1 - self.white,
+    measured = {"few_frames": self.frames, "black": self.brightness, "one_colour": self.contrast,
+                "white": None if self.white is None else 1 - self.white,
                 "frozen": self.motion, "repeating": 1 - self.repeats, "few_faces": self.face_share}  # fmt: skip
+    measured |= {} if self.size else {"few_frames": None, "no_pictures": 0}
     measured |= {"short_sound": self.seconds, "silent": self.peak} if self.has_audio else {"no_sound": 0}
     odd = [key for key, value in measured.items() if value is not None and value < _ODD[key][0]]
     of_pictures = [key for key in odd if key in ("black", "one_colour", "white", "frozen", "repeating")]
@@ -110,7 +113,7 @@ def look_at(record: Record, split: str, index: int, classes: Sequence[str]) -> R
   """Decodes what an evaluation takes of a record, and measures it.
 
   Raises:
-    ValueError: if there are no frames, one of them is no picture, or the sound gives no spectrogram.
+    ValueError: if there are no frames though there are labels, one of them is no picture, or the sound gives no spectrogram.
   """
   frames, waveform, rate = record["frames"], np.asarray(record["waveform"]), int(record["sample_rate"])
   label, has_audio = int(record["label"]), bool(record["has_audio"])
@@ -123,14 +126,18 @@ def look_at(record: Record, split: str, index: int, classes: Sequence[str]) -> R
     clip_id=record["clip_id"].decode(errors="replace"),
     label=classes[label] if 0 <= label < len(classes) else None if classes else "",
     frames=len(frames),
-    **_measured(frames),
+    **(
+      _measured(frames)
+      if frames or classes
+      else dict.fromkeys(("size", "brightness", "contrast", "white", "motion"))
+    ),
     repeats=sum(map(bytes.__eq__, frames, frames[1:])) / max(1, len(frames) - 1),
     seconds=round(len(waveform) / rate, 3) if has_audio else 0.0,
     sample_rate=rate if has_audio else 0,
     peak=int(np.abs(waveform.astype(np.int32)).max()) if has_audio else 0,
     has_audio=has_audio,
     face_share=None if math.isnan(share) else round(share, 4),
-    pictures=_digest(frames),
+    pictures=_digest(frames) if frames else "",
     sound=_digest([waveform.tobytes()]) if has_audio else "",
   )
 
@@ -293,7 +300,7 @@ def _numbers(seen: Sequence[RecordStats]) -> dict[str, Any]:
     "clips": len(seen),
     **spreads,
     "sample_rates": dict(Counter(str(one.sample_rate) for one in heard).most_common()),
-    "frame_sizes": dict(Counter(f"{one.size[0]}x{one.size[1]}" for one in seen).most_common()),
+    "frame_sizes": dict(Counter(f"{one.size[0]}x{one.size[1]}" for one in seen if one.size).most_common()),
     **{key: sum(key in one.odd for one in seen) for key in ODDITIES},
   }
 
@@ -366,11 +373,11 @@ def draw_pages(data_set: DataSet, seen: Sequence[RecordStats], folder: Path) -> 
     old.unlink()  # of a split that no longer exists
   pages: dict[str, tuple[str, list[tuple[RecordStats, str]]]] = {}
   for turn, split in enumerate(data_set.splits | data_set.clips):
-    chosen = spread_over_classes([one for one in seen if one.split == split], SAMPLES, turn)
+    chosen = spread_over_classes([one for one in seen if one.split == split and one.size], SAMPLES, turn)
     pages[split] = (f"Samples of {split}", [(one, f"{one.frames} frames") for one in chosen])
   odd: dict[RecordStats, str] = {}
   for key, text in ODDITIES.items():
-    found = [one for one in seen if key in one.odd and one not in odd]
+    found = [one for one in seen if key in one.odd and one not in odd and one.size]
     odd |= {one: f"{one.split}: {text}" for one in found[:2]}
   pages["flagged"] = ("Clips with warnings", list(odd.items())[:SAMPLES])
   files = {}

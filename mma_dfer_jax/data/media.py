@@ -200,6 +200,12 @@ def iterate_sound(
       yield Sound(samples, sample_rate)
 
 
+def holds_pictures(path: str | os.PathLike[str]) -> bool:
+  """Whether a file has pictures besides a cover; raises MediaError as the others."""
+  with _opened(path) as (container, _):
+    return _chosen(container, "video", path)[0] is not None
+
+
 def tracks_taken(path: str | os.PathLike[str]) -> tuple[str, ...]:
   """Which tracks are used and why, of a file that has several of a kind; raises MediaError as the others."""
   with _opened(path) as (container, _):

@@ -124,11 +124,12 @@ class TrainOrder:
   def clip_at(self, position: int) -> int:
     """Which record stands at a position of the global order."""
     epoch, place = divmod(position, self.steps_per_epoch * self.batch_size)
-    return int(_permutation(len(self.records), self.seed, epoch)[place])
+    return int(permutation(len(self.records), self.seed, epoch)[place])
 
 
 @functools.lru_cache(maxsize=4)
-def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
+def permutation(size: int, seed: int, epoch: int) -> np.ndarray:
+  """The order of one epoch; the last few are kept."""
   return np.random.default_rng([seed, epoch]).permutation(size)
 
 

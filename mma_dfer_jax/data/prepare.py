@@ -4,10 +4,10 @@
   python -m mma_dfer_jax.data.prepare --dataset=mafw --raw=MAFW --faces=yunet --data_dir=data
   python -m mma_dfer_jax.data.prepare --dataset=clips --manifest=clips.csv --data_dir=data
   python -m mma_dfer_jax.data.prepare --dataset=folders --raw=videos --test_share=0.2 --data_dir=data
-  python -m mma_dfer_jax.data.prepare --dataset=clips --manifest='films/**/*.mp4' --data_dir=data
+  python -m mma_dfer_jax.data.prepare --dataset=clips --manifest=films --data_dir=data
 
 A manifest is a csv with the columns `path,label,split` (train or test) or `path,label,fold` (1, 2, …); paths are relative
-to its folder. The last line takes clips without labels, for pretraining. --check looks at names and lists, decodes and
+to its folder. The last line takes all videos and sounds of a folder, without labels, for pretraining. --check looks at names and lists, decodes and
 writes nothing, and ends with exit status 1 if there are problems.
 
 All cores decode every file completely. If any are bad, the command lists every problem and writes nothing. Interrupted?
@@ -52,7 +52,7 @@ from mma_dfer_jax.paths import define_path, hint
 from mma_dfer_jax.progress import Progress
 
 _DATASET = flags.DEFINE_enum("dataset", "clips", source.names(), "Data set; clips, folders: any videos.")
-define_path("manifest", None, "clips: a csv; without labels: a folder or glob.")
+define_path("manifest", None, "clips: a csv; without labels: a folder or glob of videos and sounds.")
 define_path("raw", None, "The folder of the data set as it was unpacked; folders: that of the classes.")
 _DATA_DIR = define_path("data_dir", None, "Folder to write the data set to.")
 _CHECK = flags.DEFINE_bool("check", False, "Only look at names and lists: decode nothing, write nothing.")
@@ -140,10 +140,15 @@ def _finder(of: Decoding) -> FaceFinder | None:
 
 
 def decode_clip(files: ClipFiles, decoding: Decoding) -> str | None:
-  """Decodes a clip completely and keeps its record in two files; returns what is wrong with the clip, or None."""
+  """Decodes a clip completely and keeps its record in two files; returns what is wrong with the clip, or None.
+
+  A clip without a label may lack pictures or sound: pretraining takes what there is.
+  """
   finder, video = _finder(decoding), None if files.frames else files.video
   lengths, sizes = [], set()
   try:
+    if video and not files.label and not media.holds_pictures(video):
+      video = None
     frames, record = read_clip(
       video,
       files.sound,
@@ -152,9 +157,11 @@ def decode_clip(files: ClipFiles, decoding: Decoding) -> str | None:
       max_frames=decoding.max_frames,
       channel=decoding.channel,
     )
-    if files.sound and not record["has_audio"] and not decoding.allow_missing_sound:
-      shortest = f"{1000 * media.SHORTEST_SOUND:.0f} ms"
-      return f"{files.sound}: no audio stream, or less than {shortest} in it (--allow_missing_sound takes such clips)"
+    seen = bool(video or files.frames)
+    taken = seen and (decoding.allow_missing_sound or not files.label)
+    if files.sound and not record["has_audio"] and not taken:
+      lacking = f"no audio stream, or less than {1000 * media.SHORTEST_SOUND:.0f} ms in it"
+      return f"{files.sound}: {lacking}{' (--allow_missing_sound takes such clips)' if seen else ', and no pictures'}"
     with files.pictures.open("wb") as file:  # one by one: a clip may be long
       for frame in frames:
         file.write(frame)
@@ -275,6 +282,8 @@ def prepare(
     raise listed(f"{origin} cannot be prepared, no data set was written", in_lines(layout.problems),
                  "--allow_bad leaves out clips; problems of whole lists and folders must be fixed")  # fmt: skip
   recipe = RECIPE | layout.recipe | decoding.recipe
+  if not layout.classes:
+    recipe["missing_sound"] = "taken, and sounds without pictures too, for pretraining"
   described = [(c.clip_id, c.label, c.split, _key(c, decoding)) for c in layout.clips]
   facts = [described, layout.problems, layout.classes, recipe, allow_bad]
   fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
@@ -334,14 +343,23 @@ def _looked_at(clips: Iterable[ClipFiles], notes: list[Note]) -> dict[str, str]:
 
 def _write(builder: Clips, name: str, notes: list[Note], scratch: Path, target: Path) -> None:
   """Writes the data set, with what more there is to note of it, and puts it in its place when it is complete."""
-  uneven: list[str] = []
+  uneven, unseen, unheard = list[str](), list[str](), list[str]()
+  long = [name for name, parts in builder.parts.items() if len(parts) > 1]
   rates: Counter[int] = Counter()
   for clip in builder.clips:
     with np.load(clip.decoded) as arrays:
       uneven += [clip.clip_id] * (len(arrays["sizes"]) > 1)
-      rates[int(arrays["sample_rate"])] += 1
-  what = "clips with frames of different sizes: in training the first one's crop is cut from all, as in the original"
-  more = [Note(what, tuple(uneven))] if uneven else []
+      rate = int(arrays["sample_rate"])
+      unseen += [clip.clip_id] * (not len(arrays["lengths"]))
+      unheard += [clip.clip_id] * (not rate and not clip.label)
+      rates[rate] += 1
+  found = {
+    "clips with frames of different sizes: in training the first one's crop is cut from all, as in the original": uneven,
+    "long clips, each in several records, which count as clips from here on": long,
+    "clips without pictures: only pretraining on sound takes them": unseen,
+    "clips without sound: only pretraining on frames takes them": unheard,
+  }
+  more = [Note(what, tuple(names)) for what, names in found.items() if names]
   del rates[0]  # no sound
   warning = source.rate_warning(name, rates)
   if warning and not any("16000 Hz" in note.what for note in notes):

@@ -37,6 +37,9 @@ RECIPE = {
 MOST_IN_MEMORY = 1 << 28  # bytes of records that wait to be put in order; more wait in files
 # Of frames as they are stored. A record is read whole by whoever takes one frame of it, and holds 2 GiB at most.
 LARGEST_CLIP = 1 << 30
+# A clip without a label becomes records of about so many bytes of frames and seconds of sound: pretraining reads one for each
+# frame, at 1 GB a second.
+PART_BYTES, PART_SECONDS = 1 << 21, 20
 SHORTEN = "cut it into shorter clips, or take fewer frames of it with --max_frames=N"
 
 
@@ -53,7 +56,7 @@ def read_clip(
   """The frames of a clip, decoded one by one while they are iterated over, and the other fields of its record.
 
   Args:
-    video: a file with pictures; None: they are files of their own.
+    video: a file with pictures; None: they are files of their own, or there are none.
     sound: a file, perhaps the video; None: there is none.
     pictures: files in the order of frames; their bytes stay as they are unless faces are cut out.
     max_frames: of a longer clip so many are taken, the middles of equal parts; 0: all.
@@ -67,7 +70,10 @@ def read_clip(
   Raises:
     MediaError: here or while iterating, if a file is damaged, no media or too long, or a library raises anything.
   """
-  place = video or pictures[0].parent
+  place = video or (pictures[0].parent if pictures else sound)
+  assert place, "a clip has pictures or a sound"
+  if not (video or pictures):
+    finder, max_frames = None, 0
   changes, times = dict[str, None](), list[float]()
 
   def decoded() -> Iterator[np.ndarray]:
@@ -155,6 +161,22 @@ def length_of_sound(decoded: Path) -> tuple[int, int]:
     return samples, int(arrays["sample_rate"])
 
 
+def parts_of(clip: ClipFiles) -> list[tuple[slice, slice]]:
+  """Which frames and samples go into which record: all into one, unless the clip is long and has no label."""
+  (samples, rate), number = length_of_sound(clip.decoded), 1
+  with np.load(clip.decoded) as arrays:
+    lengths = arrays["lengths"]
+  if not clip.label:
+    of_frames = min(len(lengths), -(-int(lengths.sum()) // PART_BYTES))
+    number = max(1, of_frames, samples // (PART_SECONDS * rate or 1))
+  with_sound = min(number, max(1, samples // (rate or 1)))  # at least a second in each
+  frames, sound = (
+    np.arange(of + 1) * size // of for of, size in ((number, len(lengths)), (with_sound, samples))
+  )
+  sound = np.pad(sound, (0, number - with_sound), mode="edge")
+  return [(slice(*frames[i : i + 2].tolist()), slice(*sound[i : i + 2].tolist())) for i in range(number)]
+
+
 class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
   """Writes clips as tfds records: JPEG frames, first-channel waveform, label (-1: none); one split per split of the clips.
 
@@ -168,11 +190,14 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
 
   def __init__(self, *, clips: Sequence[ClipFiles], classes: Sequence[str], data_dir: Path, **facts: Any):
     self.clips, self.classes = clips, list(classes)
-    counts = Counter((clip.split, clip.label) for clip in clips)
+    self.parts = {clip.clip_id: parts_of(clip) for clip in clips}
+    counts, silent = Counter[tuple[str, str]](), Counter[str]()
+    for clip in clips:
+      counts[clip.split, clip.label] += len(self.parts[clip.clip_id])
+      silent[clip.split] += sum(sound.start == sound.stop for _, sound in self.parts[clip.clip_id])
     lengths = [length_of_sound(clip.decoded) for clip in clips]
     rates = [rate for _, rate in lengths]
     seconds = [samples / rate for samples, rate in lengths if rate]
-    silent = Counter(clip.split for clip, rate in zip(clips, rates, strict=True) if not rate)
     splits = dict.fromkeys(clip.split for clip in clips)
     self.facts: dict[str, Any] = facts | {
       "classes": self.classes,
@@ -214,19 +239,21 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
     for clip in clips:
       self.bar.update()
       with np.load(clip.decoded) as decoded, clip.pictures.open("rb") as pictures:
-        sample_rate = int(decoded["sample_rate"])
-        record = {
-          "clip_id": clip.clip_id,
-          "frames": [pictures.read(length) for length in decoded["lengths"].tolist()],
-          "waveform": decoded["waveform"],
-          "sample_rate": sample_rate,
-          "has_audio": sample_rate > 0,
-          "face_share": float(decoded["face_share"]),
-          "label": clip.label if self.classes else -1,
-        }
-        if TIMES in self.facts["recipe"]:
-          record["times"] = decoded["times"]
-      yield clip.clip_id, record
+        arrays, parts = dict(decoded), self.parts[clip.clip_id]
+        for part, (frames, sound) in enumerate(parts, 1):
+          has_audio = sound.start < sound.stop
+          record = {
+            "clip_id": clip.clip_id + f" ({part} of {len(parts)})" * (len(parts) > 1),
+            "frames": [pictures.read(length) for length in arrays["lengths"][frames].tolist()],
+            "waveform": arrays["waveform"][sound],
+            "sample_rate": int(arrays["sample_rate"]) if has_audio else 0,
+            "has_audio": has_audio,
+            "face_share": float(arrays["face_share"]),
+            "label": clip.label if self.classes else -1,
+          }
+          if TIMES in self.facts["recipe"]:
+            record["times"] = arrays["times"][frames.start : frames.stop + 1]
+          yield record["clip_id"], record
 
   def write(self) -> Path:
     """Writes the data set and returns its folder, which gets its name when all is in it."""
@@ -245,7 +272,7 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
     with as_it_is, serialized, Progress("write", len(self.clips)) as self.bar:
       # Nothing is downloaded, but tfds makes a folder for it.
       self.download_and_prepare(download_dir=self.data_path.parent)
-    with Progress("index", len(self.clips)) as self.bar:
+    with Progress("index", sum(map(len, self.parts.values())), unit="record") as self.bar:
       for split, info in self.info.splits.items():
         np.save(self.data_path / INDEX.format(split), self._index(split, info.num_examples))
     return Path(self.data_path)

@@ -20,13 +20,14 @@ from mma_dfer_jax.data import wire
 from mma_dfer_jax.data.data_set import INDEX, DataSet
 from mma_dfer_jax.data.fbank import spectrogram, window_and_hop
 from mma_dfer_jax.data.frames import CROP_ATTEMPTS, decode_frame, resize
-from mma_dfer_jax.data.pipeline import AGAIN, Batch
+from mma_dfer_jax.data.pipeline import AGAIN, Batch, permutation
 from mma_dfer_jax.errors import UserError, count
 from mma_dfer_jax.inputs import Inputs
 
 # Bytes that a process keeps of what it has read and decoded. The demo's 15,000 frames take 420 MB of it, with the files
 # that they come from 500 MB, and then cost 0.05 ms each instead of 0.2 (decoded again) or 0.8 (read again).
 CACHE = 1 << 29
+FEW = 1 << 14  # examples whose permutation is made: to encipher few takes a long walk, 3 ms for one of seven
 STREAMS = {"image": "frames", "audio": "sound"}
 
 
@@ -93,7 +94,7 @@ class Examples:
     pixels = self._read(
       split, record, lambda values: decode_frame(bytes(wire.strings(values["frames"])[place]))
     )
-    if len(self) * pixels.nbytes < CACHE:
+    if len(self) * pixels.nbytes < CACHE:  # else it is better filled with coded ones, as they are smaller
       self._kept.put(example, pixels, pixels.nbytes)
     return pixels
 
@@ -159,9 +160,10 @@ def open_examples(data_set: DataSet, splits: str, stream: str, rows: int = Input
                     "sounds; prepare it again with --overwrite")  # fmt: skip
   examples = Examples(data_set, names, stream, rows)
   if not len(examples):
-    clips, other = sum(data_set.splits[name] for name in names), {"image": "audio", "audio": "image"}[stream]
-    raise UserError(f"{data_set.path} has no {STREAMS[stream]} to pretrain on: its {count(clips, 'clip')} of {splits} hold "
-                    f"{STREAMS[other]} only; pretrain the other encoder, or prepare files with {STREAMS[stream]}")  # fmt: skip
+    clips = count(sum(data_set.splits[name] for name in names), "clip")
+    other = STREAMS["audio" if stream == "image" else "image"]
+    raise UserError(f"{data_set.path} has no {STREAMS[stream]} to pretrain on, only {other}, in the {clips} of {splits}; "
+                    f"pretrain the other encoder, or prepare files with {STREAMS[stream]}")  # fmt: skip
   return examples
 
 
@@ -194,10 +196,14 @@ class PretrainOrder:
     """Which example stands at a position of the global order."""
     import grain  # it imports JAX
 
-    turn, place = divmod(position, len(self.examples))
-    # Enciphers the place (SIMON, with as many bits as needed): a permutation of which nothing is held.
-    last, seed = len(self.examples) - 1, _seed_of(self.seed, turn)
-    return grain.experimental.index_shuffle(place, max_index=last, seed=seed, rounds=4)
+    number = len(self.examples)
+    turn, place = divmod(position, number)
+    if number <= FEW:
+      return int(permutation(number, self.seed, turn)[place])
+    # Enciphers the place (SIMON, of as many bits as needed, 16 at least): a permutation of which nothing is held.
+    return grain.experimental.index_shuffle(
+      place, max_index=number - 1, seed=_seed_of(self.seed, turn), rounds=4
+    )
 
   def rng_at(self, position: int) -> np.random.Generator:
     """What draws for the example at a position."""

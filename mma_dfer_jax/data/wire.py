@@ -65,11 +65,14 @@ def number_of_integers(value: memoryview) -> int:
 
 def integers(value: memoryview, kind: type[np.integer]) -> np.ndarray:
   """A value that is a list of integers, of which no bits are kept but those of `kind`: int16 or int32."""
-  coded = np.frombuffer(next(contents(value), b""), np.uint8)
-  last = np.flatnonzero(coded < 128)
-  first = np.concatenate([[0], last[:-1] + 1])[: len(last)]
-  found = (coded[first] & 127).astype(np.int64)
-  for place in range(1, -(-8 * np.dtype(kind).itemsize // 7)):
-    at = first + place
-    found |= np.where(at <= last, coded[np.minimum(at, last)] & np.int64(127), 0) << 7 * place
-  return found.astype(kind)
+  coded, found = np.frombuffer(next(contents(value), b""), np.uint8), [np.zeros(0, kind)]
+  while len(coded):
+    last = np.flatnonzero(coded[: 1 << 16] < 128)  # bytes of integers; what is made of them stays small
+    first = np.concatenate([[0], last[:-1] + 1])
+    part = (coded[first] & 127).astype(np.int64)
+    for place in range(1, -(-8 * np.dtype(kind).itemsize // 7)):
+      at = first + place
+      part |= np.where(at <= last, coded[np.minimum(at, last)] & np.int64(127), 0) << 7 * place
+    found.append(part.astype(kind))
+    coded = coded[last[-1] + 1 :]
+  return np.concatenate(found)

@@ -232,18 +232,18 @@ def test_labels_in_natural_order(tmp_path):
 
 
 def test_a_folder_or_a_glob_gives_clips_without_labels(tmp_path):
-  for name in ("a 1.mp4", "deep/er/b.mp4", "c.MP4", ".hidden/d.mp4", "read.me"):
+  for name in ("a 1.mp4", "deep/er/b.mp4", "c.MP4", ".hidden/d.mp4", "read.me", "e.Wav"):
     write_text(tmp_path / name)
   layout = read_clips(tmp_path)
-  assert [clip.clip_id for clip in layout.clips] == ["a 1.mp4", "c.MP4", "deep/er/b.mp4"]
-  assert "no videos by extension, not used: read.me" in texts(layout.notes)
+  assert [clip.clip_id for clip in layout.clips] == ["a 1.mp4", "c.MP4", "deep/er/b.mp4", "e.Wav"]
+  assert "no videos or sounds by extension, not used: read.me" in texts(layout.notes)
   assert read_clips(tmp_path / "**").clips == layout.clips  # a pattern chooses as a folder does
-  assert "no videos by extension, not used: read.me" in texts(read_clips(tmp_path / "*").notes)
+  assert "no videos or sounds by extension, not used: read.me" in texts(read_clips(tmp_path / "*").notes)
   for place, names in (("**/*.mp4", ["a 1.mp4", "deep/er/b.mp4"]), ("*/*/*.mp4", ["deep/er/b.mp4"]),
                        ("*.[mM][pP]4", ["a 1.mp4", "c.MP4"])):  # fmt: skip
     assert [clip.clip_id for clip in read_clips(tmp_path / place).clips] == names
   (tmp_path / "x.csv").write_bytes(b"RIFF\0\0\0\xff")
-  for place, words in (("*.avi", "there is no video"), ("none.csv", "is not there"), ("c.MP4", "one video by its name"),
+  for place, words in (("*.avi", "there is no video"), ("none.csv", "is not there"), ("c.MP4", "one video by its name"), ("e.Wav", "one sound by its name"),
                        ("x.csv", "is no text file")):  # fmt: skip
     with refused(words):
       read_clips(tmp_path / place)

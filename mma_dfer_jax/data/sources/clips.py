@@ -10,7 +10,7 @@ import re
 import unicodedata
 
 from mma_dfer_jax.data import listed, source
-from mma_dfer_jax.data.archive import VIDEOS
+from mma_dfer_jax.data.archive import SOUNDS, VIDEOS
 from mma_dfer_jax.data.source import ClipFiles, Layout, Note, Problem, natural
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.lookalikes import escaped, looks, tidy
@@ -18,8 +18,8 @@ from mma_dfer_jax.paths import hint, user_path
 
 FLAG = "manifest"
 LAYOUT = """accepted as --manifest: a csv with the columns path,label,split (train or test) or path,label,fold (1, 2, …); or,
-for clips without labels, which pretraining takes, a folder or a pattern in quotes such as 'films/**/*.mp4'. Videos in one
-folder for each class need no manifest: --dataset=folders --raw=FOLDER"""
+for clips without labels, which pretraining takes, a folder of videos and sounds or a pattern in quotes such as
+'films/**/*.mp4'. Videos in one folder for each class need no manifest: --dataset=folders --raw=FOLDER"""
 
 
 FOLD, TRAIN_OR_TEST = re.compile("fold[1-9][0-9]{0,5}"), re.compile("train|test")
@@ -32,11 +32,12 @@ class Options(source.Options):
 
 
 def read(manifest: Path, options: Options) -> Layout:
-  """The rows of a manifest as clips; or of a folder or glob all videos, in the split train, without labels."""
+  """The rows of a manifest as clips; or of a folder or glob all videos and sounds, in the split train, without labels."""
   if manifest.is_dir() or (glob.has_magic(str(manifest)) and not manifest.exists()):
     return _unlabelled(manifest, options)
-  if manifest.suffix.lower() in VIDEOS and manifest.exists():
-    raise UserError(f"{manifest}: is one video by its name, and no csv\n{LAYOUT}")
+  if (ending := manifest.suffix.lower()) in (*VIDEOS, *SOUNDS) and manifest.exists():
+    kind = "video" if ending in VIDEOS else "sound"
+    raise UserError(f"{manifest}: is one {kind} by its name, and no csv\n{LAYOUT}")
   if not manifest.exists():
     raise UserError(f"{manifest}: {hint(manifest, folder=False)}\n{LAYOUT}")
   try:
@@ -118,7 +119,7 @@ def _clip_of(
 
 
 def _unlabelled(place: Path, options: Options) -> Layout:
-  """All videos of a folder, or those that a pattern matches."""
+  """All videos and sounds of a folder, or those that a pattern matches."""
   if options.classes:
     raise UserError(f"--classes is for manifests; {place} gives clips without labels")
   magic = next((i for i, part in enumerate(place.parts) if glob.has_magic(part)), None)
@@ -131,7 +132,7 @@ def _unlabelled(place: Path, options: Options) -> Layout:
   for file in map(Path, files):
     name, path, target = str(file.relative_to(home)), Path(os.path.abspath(file)), os.path.realpath(file)
     outside = os.path.commonpath([real, target]) != real and not options.follow_links
-    if file.suffix.lower() not in VIDEOS:
+    if file.suffix.lower() not in (*VIDEOS, *SOUNDS):
       others.append(name)
     elif outside or (first := seen.setdefault(target, name)) != name:
       leads = (
@@ -144,11 +145,12 @@ def _unlabelled(place: Path, options: Options) -> Layout:
       clips.append(ClipFiles(name, name, "", "train", video=path, sound=path))
   if not clips and not problems:
     raise UserError(
-      f"--manifest={place}: there is no video; found: {source.first_few(others) or 'no file'}\n{LAYOUT}"
+      f"--manifest={place}: there is no video or sound; found: {source.first_few(others) or 'no file'}\n{LAYOUT}"
     )
   notes = [Note("clips without labels, for pretraining only: train and evaluate need a manifest with labels")]
-  notes += [Note("no videos by extension, not used", tuple(others))] if others else []
-  if hint := _like_classes(home, [Path(clip.clip_id).parts for clip in clips]):
+  notes += [Note("no videos or sounds by extension, not used", tuple(others))] if others else []
+  videos = [Path(clip.clip_id) for clip in clips if clip.clip_id.lower().endswith(VIDEOS)]
+  if len(videos) == len(clips) and (hint := _like_classes(home, [video.parts for video in videos])):
     notes.append(Note(hint, warning=True))
   return Layout((), "none: clips without labels", clips, problems, {}, notes, frozenset({"train"}))
 
