@@ -61,6 +61,7 @@ FORMATS: tuple[tuple[Callable[[bytes], bool], Callable[[Data, Ending], None]], .
   (_starts(b"YUV4MPEG2"), streams.y4m),
   (_starts(b"\x89PNG\r\n\x1a\n"), pictures.png),
   (_starts(b"GIF87a", b"GIF89a"), pictures.gif),
+  (_starts(b"II*\0", b"II+\0", b"MM\0*", b"MM\0+"), pictures.tiff),
   (_starts(b"fLaC"), streams.flac),
   (_starts(b"TTA1"), streams.true_audio),
   (_starts(bytes.fromhex("060e2b34")), streams.material_exchange),

@@ -1,7 +1,8 @@
 """Video files: their pictures in display order and one channel of their sound, read with PyAV alone."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 import functools
 import io
 import math
@@ -18,11 +19,13 @@ from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import VideoReformatter
 from jaxtyping import Int16, UInt8
 import numpy as np
+from PIL import Image
 
 from mma_dfer_jax.cores import own_cores
 from mma_dfer_jax.data.channels import Heard, names_of, take
 from mma_dfer_jax.data.ends import Ending, ending
-from mma_dfer_jax.data.frames import is_cut_jpeg
+from mma_dfer_jax.data.frames import is_cut
+from mma_dfer_jax.data.pictures import quiet
 from mma_dfer_jax.data.pixels import Picture
 from mma_dfer_jax.errors import UserError, of_type, print_traceback
 
@@ -33,6 +36,7 @@ FORMATS_WITH_ONE_LENGTH = ("matroska,webm", "flv")  # of the whole file; FFmpeg 
 PLAYLISTS = {"concat", "dash", "hls", "imf", "rtsp", "sdp", "webm_dash_manifest"}
 MOST_PLANES = 7  # of a sound: PyAV reads past the end of more, which ends the process
 FORMATS_WITHOUT_ASPECT = ("mpegts", "mpeg")  # of pixels: the pictures say it, each for itself
+PICTURES = ("_pipe", "apng")  # ends of FFmpeg's names of formats that are pictures
 LOWEST_RATE = 100  # Hz, of a sound: else a row of the spectrogram would be shorter than one sample
 SHORTEST_SOUND = 0.025  # seconds: one window of the spectrogram
 SYNC_TOLERANCE = 0.02  # seconds between picture and sound that stay as they are: two rows of log-mel
@@ -102,6 +106,7 @@ def iterate_pictures(path: str | os.PathLike[str]) -> Iterator[Picture]:
     start = time = None
     codec, converters = stream.codec_context, (VideoReformatter(), VideoReformatter())
     changing = container.format.name in FORMATS_WITHOUT_ASPECT
+    profile = _profile(path) if container.format.name.endswith(PICTURES) else None
     for frame in _decoded(container, stream, path, found):
       # An AVI only tells the order of decoding, a bare stream nothing: what FFmpeg makes of it is not always ascending.
       ticks = frame.dts if container.format.name == "avi" else frame.pts
@@ -109,7 +114,9 @@ def iterate_pictures(path: str | os.PathLike[str]) -> Iterator[Picture]:
       start = time if start is None else start
       aspect = (None if changing else stream.sample_aspect_ratio) or codec.sample_aspect_ratio
       try:
-        picture = Picture(frame, time - start, codec=codec, aspect=aspect, converters=converters)
+        picture = Picture(
+          frame, time - start, codec=codec, aspect=aspect, converters=converters, profile=profile
+        )
       except ValueError as error:
         raise MediaError(f"{path}: {error}") from error
       yield picture
@@ -205,6 +212,15 @@ def tracks_taken(path: str | os.PathLike[str]) -> tuple[str, ...]:
   with _opened(path) as (container, _):
     notes = [_chosen(container, kind, path)[1] for kind in ("video", "audio")]
   return tuple(filter(None, notes))
+
+
+def _profile(path: str | os.PathLike[str]) -> bytes | None:
+  """What a file that is a picture says of its colours (ICC)."""
+  try:
+    with quiet(), Image.open(path) as picture:
+      return picture.info.get("icc_profile")
+  except Exception:  # FFmpeg says what is wrong
+    return None
 
 
 def _first_picture(path: str | os.PathLike[str]) -> float | None:
@@ -353,10 +369,13 @@ def _decoded(container: InputContainer, stream: av.stream.Stream, path: Any, fou
       raise MediaError(
         f"{path}: is damaged: after {reached:.2f} s of its {stream.type} a part is missing; {AGAIN}"
       )
-    if packet.size and stream.codec_context.name == "mjpeg" and is_cut_jpeg(bytes(packet)):
+    if packet.size and is_cut(stream.codec_context.name, bytes(packet)):
       raise MediaError(f"{path}: is damaged: its picture at {reached:.2f} s ends early; {AGAIN}")
     lengths[packet.pts] = packet.duration or 0
-    frames: list[Any] = packet.decode()
+    animated = found.pictures and stream.codec_context.name == "webp"
+    frames: Iterable[Any] = (
+      _of_webp(path) if animated and packet.size else packet.decode() if not animated else ()
+    )
     for frame in frames:
       if frame.is_corrupt:
         raise MediaError(f"{path}: is damaged after {reached:.2f} s of its {stream.type}; {AGAIN}")
@@ -376,10 +395,28 @@ def _decoded(container: InputContainer, stream: av.stream.Stream, path: Any, fou
     raise MediaError(f"{path}: holds no picture that can be decoded")
 
 
+def _of_webp(path: Any) -> Iterator[av.VideoFrame]:
+  """The pictures of an animated WebP, which FFmpeg does not read. Those without a time last 0.1 s, as in browsers."""
+  time = 0
+  try:
+    with quiet():
+      film = Image.open(path)
+    with film:
+      for number in range(getattr(film, "n_frames", 1)):
+        film.seek(number)
+        film.load()
+        form = "RGBA" if film.has_transparency_data else "RGB"
+        frame = av.VideoFrame.from_ndarray(np.asarray(film.convert(form)), {"RGB": "rgb24"}.get(form, "rgba"))
+        frame.pts, frame.time_base = time, Fraction(1, 1000)
+        frame.duration = film.info.get("duration") or 100
+        time += frame.duration
+        yield frame
+  except (OSError, SyntaxError, ValueError, EOFError) as error:
+    raise MediaError(f"{path}: is damaged: PIL cannot decode it ({error}); {AGAIN}") from error
+
+
 def _check_tracks(container: InputContainer, found: Ending, path: Any) -> None:
   """Makes sure that FFmpeg leaves out no track and no picture that the file describes."""
-  if found.pictures and container.format.name.startswith("webp"):
-    raise MediaError(f"{path}: is not supported: FFmpeg does not read animated WebP; {CONVERT}")
   for kind in ("video", "audio"):
     there, number = sum(stream.type == kind for stream in container.streams), found.tracks[kind]
     if there < number:

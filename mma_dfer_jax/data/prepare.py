@@ -44,6 +44,7 @@ from mma_dfer_jax.data.counts import Findings, check_counts, published_counts
 from mma_dfer_jax.data.data_set import AS_MEANT, NOTES, TIMES, UNEQUAL, UNEVEN, open_data_set, start_worker
 from mma_dfer_jax.data.faces import POLICIES, FaceFinder, face_model, face_recipe
 from mma_dfer_jax.data.frames import uneven_rate
+from mma_dfer_jax.data.pictures import quiet
 from mma_dfer_jax.data.records import RECIPE, Clips, length_of_sound, read_clip
 from mma_dfer_jax.data.source import ClipFiles, Layout, Note, Problem, count, in_lines, natural
 from mma_dfer_jax.disk import alone_in, sha256_of
@@ -160,7 +161,7 @@ def decode_clip(files: ClipFiles, decoding: Decoding) -> str | None:
         file.write(frame)
         lengths.append(len(frame))
         if files.frames:  # those of a video are of one size
-          with media.one_clip(files.frames[0].parent):
+          with media.one_clip(files.frames[0].parent), quiet():
             sizes.add(Image.open(io.BytesIO(frame)).size)
   except UserError as error:
     files.pictures.unlink(missing_ok=True)
