@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from mma_dfer_jax.cores import own_cores
-from mma_dfer_jax.data.channels import Heard, names_of, take
+from mma_dfer_jax.data.channels import SILENT, Heard, names_of, take
 from mma_dfer_jax.data.ends import Ending, ending
 from mma_dfer_jax.data.frames import is_cut
 from mma_dfer_jax.data.pictures import quiet
@@ -211,7 +211,26 @@ def tracks_taken(path: str | os.PathLike[str]) -> tuple[str, ...]:
   """Which tracks are used and why, of a file that has several of a kind; raises MediaError as the others."""
   with _opened(path) as (container, _):
     notes = [_chosen(container, kind, path)[1] for kind in ("video", "audio")]
+    sounds = [stream.index for stream in container.streams if stream.type == "audio"]
+    taken = _chosen(container, "audio", path)[0].index if notes[1] else 0
+  if notes[1] and not _speaks(path, taken):
+    others = [str(k) for k, index in enumerate(sounds, 1) if index != taken and _speaks(path, index)]
+    if others:
+      notes[1] += (f"; it is silent, but number {' and '.join(others)} {'is' if len(others) == 1 else 'are'} not: take one with "
+                   f"`ffmpeg -i FILE -map 0:V -map 0:a:{int(others[0]) - 1} -c copy NEW`")  # fmt: skip
   return tuple(filter(None, notes))
+
+
+def _speaks(path: str | os.PathLike[str], index: int) -> bool:
+  """Whether a track of sound is louder than silence anywhere; looks no further, and at most for as far as it is whole."""
+  try:
+    with _opened(path) as (container, _):
+      for frame in container.decode(container.streams[index]):
+        if np.abs(_as_int16(_by_channel(frame), path).astype(np.int32)).max(initial=0) >= SILENT:
+          return True
+  except (MediaError, ValueError):  # ValueError: there is no decoder
+    pass
+  return False
 
 
 def _profile(path: str | os.PathLike[str]) -> bytes | None:
