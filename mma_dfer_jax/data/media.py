@@ -225,7 +225,8 @@ def _speaks(path: str | os.PathLike[str], index: int) -> bool:
   """Whether a track of sound is louder than silence anywhere; looks no further, and at most for as far as it is whole."""
   try:
     with _opened(path) as (container, _):
-      for frame in container.decode(container.streams[index]):
+      frames: Iterator[Any] = container.decode(container.streams[index])
+      for frame in frames:
         if np.abs(_as_int16(_by_channel(frame), path).astype(np.int32)).max(initial=0) >= SILENT:
           return True
   except (MediaError, ValueError):  # ValueError: there is no decoder
