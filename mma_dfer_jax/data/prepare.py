@@ -65,7 +65,12 @@ _ALLOW_BAD = flags.DEFINE_integer("allow_bad", 0, "Leave out at most so many bad
                                   "A missing or broken list always stops it.", lower_bound=0)  # fmt: skip
 _CHANNEL = flags.DEFINE_enum("channel", "first", CHANNELS, "Which channel of the sound to take.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the data set that is there.")
-_NUM_WORKERS = flags.DEFINE_integer("num_workers", usable_cores(), "Processes that decode; 1: this one.", 1)
+_NUM_WORKERS = flags.DEFINE_integer(
+  "num_workers",
+  usable_cores(),
+  "Processes that decode; 0: none but this one, which a fault in a library ends.",
+  0,
+)
 _MAX_FRAMES = flags.DEFINE_integer(
   "max_frames", 0, "Of longer clips, take so many frames, evenly spread; 0: all.", 0
 )
@@ -216,7 +221,7 @@ def decode_all(files: Sequence[ClipFiles], scratch: Path, decoding: Decoding, nu
       bar.update()
 
     while todo:
-      if min(num_workers, len(todo)) == 1:
+      if not num_workers:
         for clip in todo:
           note(clip, decode_clip(clip, decoding))
         break
@@ -260,7 +265,7 @@ def _alone_in(home: Path) -> Iterator[Path]:
 
 def prepare(
   layout: Layout, name: str, data_dir: Path, decoding: Decoding, origin: str, *, allow_bad: int = 0,
-  overwrite: bool = False, num_workers: int = 1,
+  overwrite: bool = False, num_workers: int = 0,
 ) -> None:  # fmt: skip
   """What was found -> decoded clips -> a data set in data_dir; messages name `origin`, the manifest or folder.
 
