@@ -218,6 +218,8 @@ class Page:
     if about.config.get("data.data_dir"):
       origin["trained on"] = f"{about.config['data.name']} in {about.config['data.data_dir']}"
     origin["faces"] = described(self.finder)
+    if self.channel != "first":
+      origin["channel of the sound"] = self.channel
     return " · ".join(f"{key.replace('_', ' ')}: {value}" for key, value in origin.items())
 
 
