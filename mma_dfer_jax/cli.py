@@ -231,10 +231,16 @@ def end_as_by_interrupt() -> None:
   """Lets SIGTERM and a closed terminal end a command as Ctrl-C does: what is done is written, and the message says why."""
 
   def end(number, frame):
-    del frame
+    while frame:
+      if (
+        frame.f_code.co_name == "_xla_gc_callback"
+      ):  # JAX's, while Python collects garbage: no exception leaves it
+        threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+        return
+      frame = frame.f_back
     raise KeyboardInterrupt(signal.Signals(number))
 
-  for number in (signal.SIGTERM, signal.SIGHUP):
+  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     if signal.getsignal(number) != signal.SIG_IGN:  # else `nohup` was asked to go on
       signal.signal(number, end)
 

@@ -67,7 +67,7 @@ def test_a_stopped_command_keeps_what_is_answered(tmp_path, model, monkeypatch, 
     write_film(tmp_path / name, noise(20), hum(0.8))
   survey = film.survey
   kill = lambda *_, **__: os.kill(os.getpid(), signal.Signals[number])  # noqa: E731
-  before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)}
+  before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
   with monkeypatch.context() as patch:
     patch.setattr(
       film, "survey", lambda file, *rest, **how: (kill if file[0] == "b" else survey)(file, *rest, **how)

@@ -157,10 +157,10 @@ def _decode_jpeg(data: bytes) -> UInt8[np.ndarray, "H W 3"] | None:
   return simplejpeg.decode_jpeg(SCAN_HEADER.sub(rb"\1" + b"\x00\x3f\x00", data))
 
 
-def is_cut(codec: str, data: bytes) -> bool:
+def is_cut(data: bytes) -> bool:
   """Whether a picture of a video in JPEG, or a WebP, ends early, which FFmpeg does not say; other faults it finds itself."""
-  if codec != "mjpeg":
-    return codec == "webp" and ends_in_vain(data)
+  if data.startswith(b"RIFF"):
+    return ends_in_vain(data)
   try:
     _decode_jpeg(data)
   except ValueError as error:

@@ -389,7 +389,7 @@ def _decoded(container: InputContainer, stream: av.stream.Stream, path: Any, fou
       raise MediaError(
         f"{path}: is damaged: after {reached:.2f} s of its {stream.type} a part is missing; {AGAIN}"
       )
-    if packet.size and is_cut(stream.codec_context.name, bytes(packet)):
+    if packet.size and stream.codec_context.name in ("mjpeg", "webp") and is_cut(bytes(packet)):
       raise MediaError(f"{path}: is damaged: its picture at {reached:.2f} s ends early; {AGAIN}")
     lengths[packet.pts] = packet.duration or 0
     animated = found.pictures and stream.codec_context.name == "webp"
