@@ -12,7 +12,10 @@ import struct
 import zlib
 
 from mma_dfer_jax.data.formats import boxes, chunks, matroska, pictures, streams
-from mma_dfer_jax.data.formats.base import CutShort, Damaged, Data, Ending
+from mma_dfer_jax.data.formats.base import CutShort, Damaged, Data, Ending, Joined, must_reach
+
+AGAIN = "copy or download it again"
+FEW_ZEROS, MANY_ZEROS = 4096, 1 << 20  # bytes: so many may follow any end; so many are looked at before it
 
 
 def ending(path: str | os.PathLike[str]) -> Ending:
@@ -24,20 +27,50 @@ def ending(path: str | os.PathLike[str]) -> Ending:
 
 
 def ending_of(data: Data) -> Ending:
-  """The same of a file's bytes."""
-  found = Ending()
-  check = next((check for is_such, check in FORMATS if is_such(data[:200])), None)
+  """The same of a file's bytes. ID3 tags before them are skipped where FFmpeg does not skip them itself."""
+  start = streams.after_tags(data) if data[:3] == b"ID3" else 0
+  found, head = Ending(), data[start : start + 200]
+  is_such, check = next(((is_such, check) for is_such, check in FORMATS if is_such(head)), (None, None))
+  if start and check not in (streams.mp3, streams.adts):
+    found = ending_of(data[start:])
+    found.repairs = {at + start: right for at, right in found.repairs.items()}
+    found.parts = [(a + start, b + start) for a, b in found.parts or [(0, len(data) - start)]]
+    return found
   try:
-    if check:
+    if check and is_such:
       found.known = True
       check(data, found)
+      if found.end is not None:
+        _check_rest(data, found, found.end, is_such)
+  except Joined as error:
+    found.fault = f"is several files, joined end to end: {error}; take them apart"
   except CutShort as error:
-    found.fault = f"is {'damaged' if isinstance(error, Damaged) else 'cut short'}: {error}"
+    found.fault = f"is {'damaged' if isinstance(error, Damaged) else 'cut short'}: {error}; {AGAIN}"
   except zlib.error as error:
-    found.fault = f"is damaged: its pixels cannot be decompressed ({error})"
+    found.fault = f"is damaged: its pixels cannot be decompressed ({error}); {AGAIN}"
   except (struct.error, IndexError):  # a header is longer than the file
-    found.fault = "is cut short: it ends within a header"
+    found.fault = f"is cut short: it ends within a header; {AGAIN}"
   return found
+
+
+def _check_rest(data: Data, found: Ending, end: int, is_such: Callable[[bytes], bool]) -> None:
+  """What follows the end is left out. It must be no further file, no tag that is cut, and not the end itself as zeros."""
+  if end >= len(data):
+    return
+  if not found.parts and not (len(data) - end == 128 and data[end : end + 3] == b"TAG"):  # which FFmpeg reads
+    found.parts = [(0, end)]
+  tags = streams.after_tags(data, end)
+  must_reach("its last tag", tags, data)
+  for at in (end, tags):
+    if is_such(data[at : at + 200]):
+      raise Joined(at)
+  if found.declared or any(data[end:]):
+    return
+  # The end itself may be zeros: of a part that ends with them too, or more of them than would fill anything up.
+  before = len(data[max(0, end - MANY_ZEROS) : end]) - len(data[max(0, end - MANY_ZEROS) : end].rstrip(b"\0"))
+  zeros = len(data) - end + before
+  if (before >= 4 and zeros > len(data) // 20) or zeros > max(FEW_ZEROS, len(data) // 3):
+    raise Damaged(f"its last {zeros:,} bytes are zeros")
 
 
 def _starts(*marks: bytes, at: int = 0) -> Callable[[bytes], bool]:
@@ -66,8 +99,12 @@ FORMATS: tuple[tuple[Callable[[bytes], bool], Callable[[Data, Ending], None]], .
   (_starts(bytes.fromhex("060e2b34")), streams.material_exchange),
   (_starts(b"DKIF"), streams.indexed_frames),
   (_starts(b"\0\0\1\xba"), streams.programme_stream),
+  (_starts(b"\x12\0\x0a"), streams.open_units),
+  (_starts(b"\x1f\x07\0"), streams.digital_video),
+  (_starts(b"Creative Voice File\x1a"), streams.creative_voice),
+  (_starts(b"nut/multimedia container\0"), streams.nut),
   (_starts(b"BM"), pictures.bmp),
-  (_starts(b"ID3"), streams.after_tags),
+  (lambda head: bool(streams.ac3_frame(head, 0)), streams.ac3),
   (lambda head: head[:1] == b"\xff" and head[1] & 0xF6 == 0xF0, streams.adts),
   (lambda head: bool(streams.mpeg_frame(head, 0)), streams.mp3),
   (lambda head: head[:189:188] == b"GG" or head[4:197:192] == b"GG", streams.transport),
