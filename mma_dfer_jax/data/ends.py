@@ -11,7 +11,7 @@ from pathlib import Path
 import struct
 import zlib
 
-from mma_dfer_jax.data.formats import boxes, chunks, matroska, pictures, streams
+from mma_dfer_jax.data.formats import boxes, chunks, matroska, pictures, streams, units
 from mma_dfer_jax.data.formats.base import CutShort, Damaged, Data, Ending, Joined, must_reach
 
 AGAIN = "copy or download it again"
@@ -91,18 +91,18 @@ FORMATS: tuple[tuple[Callable[[bytes], bool], Callable[[Data, Ending], None]], .
   (_starts(b"FLV\x01"), streams.flash),
   (_starts(bytes.fromhex("3026b2758e66cf11")), streams.asf),
   (_starts(b"wvpk"), streams.wavpack),
-  (_starts(b"YUV4MPEG2"), streams.y4m),
+  (_starts(b"YUV4MPEG2"), units.y4m),
   (_starts(b"\x89PNG\r\n\x1a\n"), pictures.png),
   (_starts(b"GIF87a", b"GIF89a"), pictures.gif),
   (_starts(b"fLaC"), streams.flac),
   (_starts(b"TTA1"), streams.true_audio),
-  (_starts(bytes.fromhex("060e2b34")), streams.material_exchange),
-  (_starts(b"DKIF"), streams.indexed_frames),
+  (_starts(bytes.fromhex("060e2b34")), units.material_exchange),
+  (_starts(b"DKIF"), units.indexed_frames),
   (_starts(b"\0\0\1\xba"), streams.programme_stream),
-  (_starts(b"\x12\0\x0a"), streams.open_units),
-  (_starts(b"\x1f\x07\0"), streams.digital_video),
-  (_starts(b"Creative Voice File\x1a"), streams.creative_voice),
-  (_starts(b"nut/multimedia container\0"), streams.nut),
+  (_starts(b"\x12\0\x0a"), units.open_units),
+  (_starts(b"\x1f\x07\0"), units.digital_video),
+  (_starts(b"Creative Voice File\x1a"), units.creative_voice),
+  (_starts(b"nut/multimedia container\0"), units.nut),
   (_starts(b"BM"), pictures.bmp),
   (lambda head: bool(streams.ac3_frame(head, 0)), streams.ac3),
   (lambda head: head[:1] == b"\xff" and head[1] & 0xF6 == 0xF0, streams.adts),

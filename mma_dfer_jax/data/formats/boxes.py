@@ -71,7 +71,8 @@ def iso(data: Data, found: Ending) -> None:
   if kinds[-1] == b"moof":
     raise CutShort("its last fragment has no box mdat")
   begins = [_begin(data, boxes[k:]) for k, kind in enumerate(kinds) if kind == b"moov"]
-  if len(begins) > 1 and min(begins[1:]) <= begins[0]:  # else times run on, as of segments
+  # Else the same description stands there twice, or times run on, as of segments.
+  if len(begins) > 1 and kinds.count(b"ftyp") != 1 and min(begins[1:]) <= begins[0]:
     raise Joined(next(start - 8 for kind, start, _ in boxes[1:] if kind in (b"ftyp", b"moov")))
   if pieces and any(rest.find(kind) > 0 for kind in (b"moof", b"mfra", b"mfhd")):
     raise Damaged(f"at byte {end:,}: no box begins there")
