@@ -127,6 +127,16 @@ def test_frames_that_are_missing_in_the_middle(tmp_path):
       assert ending_of(data[:first] + data[first + len(data) // 20 + 3 :]).fault, name
 
 
+def test_a_part_is_missing_from_an_avi_that_went_through_a_pipe(tmp_path):
+  data = bytearray(write_noise(tmp_path / "file", *VIDEOS["avi"]))
+  for at in (4, data.index(b"movi") - 4):
+    struct.pack_into("<I", data, at, 0xFFFFFFFF)
+  del data[data.rindex(b"idx1") :]
+  assert ending_of(bytes(data)).fault is None
+  assert ending_of(bytes(data[:-9])).fault
+  assert ending_of(bytes(data[:15_000] + bytes(4000) + data[19_000:])).fault
+
+
 def test_tags_at_the_end_that_are_cut(tmp_path):
   for name, missing in (("wv", 1), ("wv", 20)):
     assert ending_of(write_noise(tmp_path / "file", *SOUNDS[name])[:-missing]).fault

@@ -65,8 +65,9 @@ def riff(data: Data, found: Ending) -> None:
   if form == b"AVI ":
     found.tracks += _streams_of_avi(data)
     for kind, start, size in _chunks(data, 0, "<"):
-      if kind != b"RIFF" or _is_placeholder(size, data):
+      if kind != b"RIFF":
         break
+      size = len(data) - start if _is_placeholder(size, data) else size
       if start > 8 and data[start : start + 4] == form:
         raise Joined(start - 8)
       must_reach("its chunk RIFF", start + size, data)
@@ -146,6 +147,8 @@ def _check_parts_of_avi(data: Data, start: int, end: int) -> None:
         length = integer(data, to + 4, 4, "<")
         places[to] = name, length
         to += 12 if name == b"LIST" else 8 + length
+        if open_end and name[:2].isdigit():
+          must_reach("its last part", to, data)
         to += to % 2 and is_name(data[to + 1 : to + 5])  # some writers fill up, some do not
     if kind == b"idx1":
       named = np.frombuffer(data[at : at + size // 16 * 16], "<u4").reshape(-1, 4)
