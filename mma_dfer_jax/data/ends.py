@@ -5,6 +5,7 @@ of formats without any of these: there `media` compares times. Sizes that a writ
 """
 
 from collections.abc import Callable
+import io
 import mmap
 import os
 from pathlib import Path
@@ -109,3 +110,29 @@ FORMATS: tuple[tuple[Callable[[bytes], bool], Callable[[Data, Ending], None]], .
   (lambda head: bool(streams.mpeg_frame(head, 0)), streams.mp3),
   (lambda head: head[:189:188] == b"GG" or head[4:197:192] == b"GG", streams.transport),
 )
+
+
+class PartOfFile(io.FileIO):
+  """A part of a file, with other bytes at some places of the file."""
+
+  def __init__(self, name: str, repairs: dict[int, bytes], start: int, end: int):
+    super().__init__(name)
+    self._repairs, self._start, self._end = repairs, start, end
+    self.seek(0)
+
+  def tell(self) -> int:
+    return super().tell() - self._start
+
+  def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+    base = {os.SEEK_SET: self._start, os.SEEK_CUR: super().tell(), os.SEEK_END: self._end}[whence]
+    return super().seek(base + offset) - self._start
+
+  def read(self, size: int | None = -1) -> bytes:
+    start = super().tell()
+    left = max(0, self._end - start)
+    data = bytearray(super().read(left if size is None or size < 0 else min(size, left)))
+    for place, right in self._repairs.items():
+      for at, byte in enumerate(right, place - start):
+        if 0 <= at < len(data):
+          data[at] = byte
+    return bytes(data)

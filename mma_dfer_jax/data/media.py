@@ -1,7 +1,7 @@
 """Video files: their pictures in display order and one channel of their sound, read with PyAV alone."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 import functools
 import io
 import math
@@ -20,7 +20,7 @@ import numpy as np
 
 from mma_dfer_jax.cores import own_cores
 from mma_dfer_jax.data.channels import Heard, names_of, take
-from mma_dfer_jax.data.ends import AGAIN, Ending, ending
+from mma_dfer_jax.data.ends import AGAIN, Ending, PartOfFile, ending
 from mma_dfer_jax.data.frames import is_cut_jpeg
 from mma_dfer_jax.data.pixels import Picture
 from mma_dfer_jax.errors import UserError, of_type, print_traceback
@@ -264,12 +264,17 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, Endi
     # "file:" so that a name with a colon is no protocol; the whitelists keep a file from leading to other places.
     # (As container_options: with plain options PyAV before 18 crashes on Flash files.)
     options = {"protocol_whitelist": "file", "format_whitelist": ",".join(av.formats_available - PLAYLISTS)}
-    source: Any = _Repaired(name, found.repairs) if found.repairs else f"file:{name}"
-    if found.parts:
-      with _Repaired(name, found.repairs) as file:
+    source: Any = f"file:{name}"
+    if len(found.parts) > 1:
+      with PartOfFile(name, {}, 0, status.st_size) as file:
         whole = file.read()
       source = io.BytesIO(b"".join(whole[start:end] for start, end in found.parts))
-    with av.open(source, container_options=options, **_BAD_TITLES) as container:
+    elif found.repairs or found.parts:
+      source = PartOfFile(name, found.repairs, *(found.parts or [(0, status.st_size)])[0])
+    with (
+      nullcontext() if isinstance(source, str) else source,
+      av.open(source, container_options=options, **_BAD_TITLES) as container,
+    ):
       opened = True
       _check_tracks(container, found, path)
       yield container, found
@@ -284,22 +289,6 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, Endi
 
 
 _ending = functools.lru_cache(maxsize=256)(lambda name, *stamp: ending(name))
-
-
-class _Repaired(io.FileIO):
-  """A file with other bytes at some places."""
-
-  def __init__(self, name: str, repairs: dict[int, bytes]):
-    super().__init__(name)
-    self._repairs = repairs
-
-  def read(self, size: int | None = -1) -> bytes:
-    start, data = self.tell(), bytearray(super().read(-1 if size is None else size))
-    for place, right in self._repairs.items():
-      for at, byte in enumerate(right, place - start):
-        if 0 <= at < len(data):
-          data[at] = byte
-    return bytes(data)
 
 
 def _chosen(container: InputContainer, kind: str, path: Any) -> tuple[Any, str | None]:
