@@ -71,7 +71,7 @@ def matroska(data: Data, found: Ending) -> None:
       at = body
       continue
     must_reach("its last cluster" if CLUSTER in kinds else "its header", body + (size or 0), data)
-    if kind in (TRACKS, CLUSTER) and _is_wrong(data[body : body + (size or 0)]):
+    if kind == CLUSTER and _is_wrong(data[body : body + (size or 0)]):
       raise Damaged(f"between byte {at:,} and {body + (size or 0):,}")
     if kind == TRACKS and size is not None:
       found.tracks += _tracks(data, body, body + size)
