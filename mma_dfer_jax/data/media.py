@@ -1,13 +1,12 @@
 """Video files: their pictures in display order and one channel of their sound, read with PyAV alone."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from fractions import Fraction
 import functools
 import io
 import math
 import os
-from pathlib import Path
 import re
 import stat
 import time
@@ -23,15 +22,22 @@ from PIL import Image
 
 from mma_dfer_jax.cores import own_cores
 from mma_dfer_jax.data.channels import SILENT, Heard, names_of, take
-from mma_dfer_jax.data.ends import Ending, ending
+from mma_dfer_jax.data.ends import AGAIN, Ending, PartOfFile, ending
 from mma_dfer_jax.data.frames import is_cut
 from mma_dfer_jax.data.pictures import quiet
 from mma_dfer_jax.data.pixels import Picture
 from mma_dfer_jax.errors import UserError, of_type, print_traceback
 
 # Formats that write their length down, which shows whether a file was cut short. For others FFmpeg guesses.
-FORMATS_WITH_LENGTH = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "asf")
-FORMATS_WITH_ONE_LENGTH = ("matroska,webm", "flv")  # of the whole file; FFmpeg may say it of a shorter stream
+FORMATS_WITH_LENGTH = (
+  *("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "asf"),
+  *("nut", "rm", "film_cpk", "apm", "kvag", "ast"),
+)
+FORMATS_WITH_ONE_LENGTH = (
+  "matroska,webm",
+  "flv",
+  "nut",
+)  # of the whole file; FFmpeg may say it of a shorter stream
 # Not opened: these only name other files or addresses; FFmpeg would even wait for a "live" playlist without an end.
 PLAYLISTS = {"concat", "dash", "hls", "imf", "rtsp", "sdp", "webm_dash_manifest"}
 MOST_PLANES = 7  # of a sound: PyAV reads past the end of more, which ends the process
@@ -46,8 +52,7 @@ LARGEST_SOUND = 1 << 29  # bytes of one clip: an hour and a half at 48 kHz
 JOINABLE = ("mpegts", "mpeg", "ogg")
 JOINT_BACK, JOINT_AHEAD = 0.5, 10.0
 SETTLED = 1.0  # seconds after which a change of a file shows in its time
-# What to do about a file, by what is wrong with it.
-AGAIN = "copy or download it again"
+# What to do about a file that is not supported.
 CONVERT = "convert it, for instance with `ffmpeg -i FILE new.mp4`"
 # Titles and tags need not be UTF-8. PyAV takes them as they come since 19; before, it needs this option.
 _BAD_TITLES: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
@@ -289,16 +294,23 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, Endi
     if wrong:
       raise MediaError(f"{path}: {reason}")
   if found.fault:
-    raise MediaError(f"{path}: {found.fault}; {AGAIN}")
+    raise MediaError(f"{path}: {found.fault}")
   opened = False
   try:
     # "file:" so that a name with a colon is no protocol; the whitelists keep a file from leading to other places.
     # (As container_options: with plain options PyAV before 18 crashes on Flash files.)
     options = {"protocol_whitelist": "file", "format_whitelist": ",".join(av.formats_available - PLAYLISTS)}
-    source: Any = _Repaired(name, found.repairs) if found.repairs else f"file:{name}"
-    if found.parts:
-      source = io.BytesIO(b"".join(Path(name).read_bytes()[start:end] for start, end in found.parts))
-    with av.open(source, container_options=options, **_BAD_TITLES) as container:
+    source: Any = f"file:{name}"
+    if len(found.parts) > 1:
+      with PartOfFile(name, {}, 0, status.st_size) as file:
+        whole = file.read()
+      source = io.BytesIO(b"".join(whole[start:end] for start, end in found.parts))
+    elif found.repairs or found.parts:
+      source = PartOfFile(name, found.repairs, *(found.parts or [(0, status.st_size)])[0])
+    with (
+      nullcontext() if isinstance(source, str) else source,
+      av.open(source, container_options=options, **_BAD_TITLES) as container,
+    ):
       opened = True
       _check_tracks(container, found, path)
       yield container, found
@@ -313,22 +325,6 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, Endi
 
 
 _ending = functools.lru_cache(maxsize=256)(lambda name, *stamp: ending(name))
-
-
-class _Repaired(io.FileIO):
-  """A file with other bytes at some places."""
-
-  def __init__(self, name: str, repairs: dict[int, bytes]):
-    super().__init__(name)
-    self._repairs = repairs
-
-  def read(self, size: int | None = -1) -> bytes:
-    start, data = self.tell(), bytearray(super().read(-1 if size is None else size))
-    for place, right in self._repairs.items():
-      for at, byte in enumerate(right, place - start):
-        if 0 <= at < len(data):
-          data[at] = byte
-    return bytes(data)
 
 
 def _chosen(container: InputContainer, kind: str, path: Any) -> tuple[Any, str | None]:
@@ -379,10 +375,15 @@ def _decoded(container: InputContainer, stream: av.stream.Stream, path: Any, fou
   lengths: dict[int | None, int] = {}  # of packets, to know when the last frame ends
   reached = of_any = 0.0  # seconds, of this stream and of the longest
   pictures = samples = 0
+  if stream.codec_context.name in ("wavpack", "flac", "tta"):  # FFmpeg looks at check sums only when asked
+    stream.codec_context.options = {"err_detect": "crccheck+explode"}
   complete = found.known and container.format.name == "mpegts"  # FFmpeg takes a joint for a lack of packets
+  previous: dict[int, int] = {}  # times of packets, for those that do not say how long they are
   for packet in _packets(container):
     if packet.pts is not None:
-      of_any = max(of_any, _seconds(packet.pts + (packet.duration or 0), packet))
+      usual = packet.pts - previous.get(packet.stream.index, packet.pts)
+      of_any = max(of_any, _seconds(packet.pts + (packet.duration or max(usual, 0)), packet))
+      previous[packet.stream.index] = packet.pts
     if packet.stream.index != stream.index:
       continue
     if packet.is_corrupt and not complete:

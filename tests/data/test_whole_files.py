@@ -19,6 +19,9 @@ OTHERS = {
   "tta": ("tta", None, "tta", {}),
   "ivf": ("ivf", "libvpx", None, {}),
   "mxf": ("mxf", "mpeg2video", "pcm_s16le", {}),
+  "voc": ("voc", None, "pcm_u8", {}),
+  "nut": ("nut", "mpeg4", "libmp3lame", {}),
+  "ac3": ("ac3", None, "ac3", {}),
 }
 ALL = VIDEOS | SOUNDS | OTHERS
 
@@ -154,13 +157,68 @@ def test_sound_and_pictures_stay_together_at_a_joint(tmp_path):
   assert loud.mean() > 0.95
 
 
-@pytest.mark.parametrize(
-  "name", ["mp4", "mkv", "avi", "wav", "aiff", "flv", "opus", "mp3", "aac", "flac", "wv", "caf", "gif"]
-)
+TEXT = (b"\r\n", bytes(100), b"text that some server adds" * 9, b"Hi there")
+BYTES = (b"\xde\xad\xbe\xef" * 20,)
+ENDS = dict.fromkeys(("ts", "m2ts", "live mkv", "y4m", "ivf", "mpg", "voc", "nut", "ac3", "amr"), TEXT)
+for name in (
+  "mp4",
+  "mkv",
+  "avi",
+  "wav",
+  "aiff",
+  "flv",
+  "opus",
+  "mp3",
+  "aac",
+  "flac",
+  "wv",
+  "caf",
+  "gif",
+  "au",
+  "mxf",
+):
+  ENDS[name] = TEXT + BYTES
+
+
+@pytest.mark.parametrize("name", ENDS)
 def test_what_follows_the_end_does_not_matter(read, noise, name):
   expected = read(name, data := noise(name))
-  for rest in (b"\r\n", bytes(100), b"text that some server adds" * 9, b"\xde\xad\xbe\xef" * 20):
+  for rest in ENDS[name]:
     assert read(name, data + rest) == expected, rest
+
+
+@pytest.mark.parametrize("name", ["aiff", "wv", "wav", "opus", "m4a", "flac", "mp3", "amr"])
+def test_tags_before_a_file_are_skipped(read, noise, name):
+  tag = b"ID3\4\0\0\0\0\1\0" + b"TIT2\0\0\0\5\0\0\3name".ljust(128, b"\0")
+  assert read(name, tag + noise(name)) == read(name, noise(name))
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    "flac",
+    "wv",
+    "tta",
+    "wav",
+    "aiff",
+    "au",
+    "caf",
+    "avi",
+    "mkv",
+    "live mkv",
+    "mp4",
+    "flv",
+    "y4m",
+    "ivf",
+    "mxf",
+  ],
+)
+def test_joined_files_of_which_only_the_first_would_be_read(read, noise, name):
+  data = noise(name)
+  with pytest.raises(
+    MediaError, match=r"is several files.*second begins at byte [\d,]+, and FFmpeg.*; take them apart$"
+  ):
+    read(name, data + data)
 
 
 def test_packets_that_are_lost_from_a_transport_stream(read, noise):
@@ -190,8 +248,9 @@ def test_counts_of_samples_are_compared(read, noise):
     read("flac", data)
   struct.pack_into(">I", data, 22, 0)  # not known
   assert read("flac", data) == (0, 48_000)
-  with pytest.raises(MediaError, match="is damaged: another FLAC begins"):
-    read("flac", noise("flac") * 2)
+  data = noise("wv")  # its check sums are looked at: the second half of its only block is lost
+  with pytest.raises(MediaError, match="is damaged"):
+    read("wv", data[: len(data) // 2] + bytes(len(data) // 4) + data[len(data) // 2 + len(data) // 4 :])
 
 
 def test_a_picture_of_a_video_in_jpeg_that_ends_early(read, noise):

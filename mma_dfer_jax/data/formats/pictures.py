@@ -24,7 +24,7 @@ def png(data: Data, found: Ending) -> None:
       # Not more than a picture of this size can have, interlaced or not: a small file may fill the memory.
       inflated += len(pixels.decompress(data[at + 8 : at + 8 + size], 2 * rows + 4096))
     if kind == b"IEND":
-      found.pictures = frames
+      found.pictures, found.end = frames, at + 12 if frames is not None else None
       if frames is not None and seen < frames:
         raise CutShort(f"it has {seen} pictures of the {frames} that it announces")
       if rows < LARGEST and (not pixels.eof or (inflated < rows and not interlaced)):
