@@ -38,10 +38,10 @@ flags.mark_flag_as_required("config")
 
 def plan(config: ConfigDict, out: Path) -> tuple[Checked, list[str], list[int | str]]:
   """What to probe, streams whose encoders are asked, and labels for each class; UserError with all problems."""
-  given = _LABELS.value
-  labels: list[int | str] = [int(n) if n.isdecimal() else n for n in given or ["1", "3", "10", ALL]]
+  given = _LABELS.value or ["1", "3", "10", ALL]
+  labels: list[int | str] = [int(n) if n.isdecimal() else n for n in given]
   problems = []
-  if not labels or len(set(labels)) < len(labels) or not all(n == ALL or (isinstance(n, int) and n > 0) for n in labels):  # fmt: skip
+  if len(set(labels)) < len(labels) or not all(n == ALL or (isinstance(n, int) and n > 0) for n in labels):
     problems.append(
       f"--labels={','.join(given)}: give different whole numbers from 1, or {ALL}, comma-separated"
     )
@@ -52,12 +52,13 @@ def plan(config: ConfigDict, out: Path) -> tuple[Checked, list[str], list[int | 
   except UserError as error:
     raise listed("this probe cannot start", [*problems, str(error)]) if problems else error from None
   there = [stream for stream in ("image", "audio") if getattr(checked.model, stream).depth]
-  streams = {None: there, "both": ["image", "audio"]}.get(_FEATURES.value, [_FEATURES.value])
-  problems += [f"--features={_FEATURES.value}, but model.{stream} is none: give --features={there[0]}"
+  chosen = _FEATURES.value
+  streams = ["image", "audio"] if chosen == "both" else [chosen] if chosen else there
+  problems += [f"--features={chosen}, but model.{stream} is none: give --features={there[0]}"
                for stream in streams if stream not in there]  # fmt: skip
   if not problems:
     clips = train_clips(checked)
-    labels = labels if given else read_out.possible_labels(clips, labels)
+    labels = labels if _LABELS.value else read_out.possible_labels(clips, labels)
     problems += read_out.problems_of_labels(clips, labels, checked.train_split)
   if problems:
     raise listed("this probe cannot start", problems)
@@ -97,10 +98,9 @@ def answers_of(
                       title=f"features of {split}")
     for split in (checked.train_split, checked.test_split)
   )  # fmt: skip
-  draws = {"labels": labels, "draws": _DRAWS.value, "seed": _SEED.value}
-  return [
-    read_out.few_shot(*pair, checked.data_set.classes, **draws) for pair in zip(train, test, strict=True)
-  ]
+  classes, draws, seed = checked.data_set.classes, _DRAWS.value, _SEED.value
+  return [read_out.few_shot(*pair, classes, labels=labels, draws=draws, seed=seed)
+          for pair in zip(train, test, strict=True)]  # fmt: skip
 
 
 def report(out: Path, rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> None:

@@ -67,15 +67,15 @@ def clip_features(encoder: parts.Encoder, x: Array) -> Float[Array, "B K"]:
   These are the encoder's summary (the class token, which MMA-DFER reads) and mean and deviation of all tokens, each
   averaged over the moments and, where there are several, their maximum: measured best of eight choices on real clips.
   """
-  tokens = encoder.embed(x, None)
+  tokens: Any = encoder.embed(x, None)
   for block in encoder.blocks:
     tokens = block(tokens, None)
-  summary, tokens = (a.astype(jnp.float32) for a in (encoder.summary(tokens), tokens))
+  summary: Any = encoder.summary(tokens)
   # As a fresh last norm does it; scale and bias of a trained one would go again where features are standardised.
-  tokens = jax.nn.standardize(tokens, axis=-1)
+  tokens = jax.nn.standardize(tokens.astype(jnp.float32), axis=-1)
   found = []
   for each in (summary, tokens.mean(axis=1), tokens.std(axis=1)):
-    moments = each.reshape(len(x), -1, each.shape[-1])
+    moments = each.astype(jnp.float32).reshape(len(x), -1, each.shape[-1])
     found += [moments.mean(axis=1)] + [moments.max(axis=1)] * (moments.shape[1] > 1)
   return jnp.concatenate(found, axis=-1)
 
@@ -185,7 +185,7 @@ def _scores(of_draws: Sequence[Predictions]) -> dict[str, np.ndarray]:
 
 
 def _summary(scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
-  return {name: {**mean_and_deviation(of), "of_draws": of.tolist()} for name, of in scores.items()}
+  return {name: {**mean_and_deviation(of.tolist()), "of_draws": of.tolist()} for name, of in scores.items()}
 
 
 def possible_labels(clips: Mapping[str, int], labels: Sequence[int | str]) -> list[int | str]:
