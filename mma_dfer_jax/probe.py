@@ -38,10 +38,14 @@ flags.mark_flag_as_required("config")
 
 def plan(config: ConfigDict, out: Path) -> tuple[Checked, list[str], list[int | str]]:
   """What to probe, streams whose encoders are asked, and labels for each class; UserError with all problems."""
-  given = _LABELS.value or ["1", "3", "10", ALL]
+  given = ["1", "3", "10", ALL] if _LABELS.value is None else _LABELS.value
   labels: list[int | str] = [int(n) if n.isdecimal() else n for n in given]
   problems = []
-  if len(set(labels)) < len(labels) or not all(n == ALL or (isinstance(n, int) and n > 0) for n in labels):
+  if (
+    not labels
+    or len(set(labels)) < len(labels)
+    or not all(n == ALL or (isinstance(n, int) and n > 0) for n in labels)
+  ):
     problems.append(
       f"--labels={','.join(given)}: give different whole numbers from 1, or {ALL}, comma-separated"
     )
@@ -58,7 +62,7 @@ def plan(config: ConfigDict, out: Path) -> tuple[Checked, list[str], list[int | 
                for stream in streams if stream not in there]  # fmt: skip
   if not problems:
     clips = train_clips(checked)
-    labels = labels if _LABELS.value else read_out.possible_labels(clips, labels)
+    labels = labels if _LABELS.present else read_out.possible_labels(clips, labels)
     problems += read_out.problems_of_labels(clips, labels, checked.train_split)
   if problems:
     raise listed("this probe cannot start", problems)

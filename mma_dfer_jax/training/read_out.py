@@ -96,8 +96,10 @@ def features(
   @jax.jit
   def compute(state, batch):
     of_stream = dict(zip(("image", "audio"), model_inputs(batch, precision), strict=True))
-    return [jnp.concatenate([clip_features(encoder, of_stream[stream]) for stream, encoder in group.items()], axis=-1)
-            for group in nnx.merge(graphdef, state)]  # fmt: skip
+    merged = nnx.merge(graphdef, state)  # with streams in another order
+    found = [[clip_features(there[stream], of_stream[stream]) for stream in group]
+             for group, there in zip(groups, merged, strict=True)]  # fmt: skip
+    return [jnp.concatenate(of_group, axis=-1) for of_group in found]
 
   order, clips, labels, found = EvalOrder(records, 0, batch_size, 1), [], [], []
   with (
