@@ -61,18 +61,12 @@ def plan(config: ConfigDict, out: Path) -> tuple[Checked, list[str], list[int | 
   problems += [f"--features={chosen}, but model.{stream} is none: give --features={there[0]}"
                for stream in streams if stream not in there]  # fmt: skip
   if not problems:
-    clips = train_clips(checked)
+    clips = checked.train_clips
     labels = labels if _LABELS.present else read_out.possible_labels(clips, labels)
     problems += read_out.problems_of_labels(clips, labels, checked.train_split)
   if problems:
     raise listed("this probe cannot start", problems)
   return checked, streams, labels
-
-
-def train_clips(checked: Checked) -> dict[str, int]:
-  """Training clips of each class."""
-  of_split = [checked.data_set.clips[split] for split in checked.train_split.split("+")]
-  return {name: sum(clips[name] for clips in of_split) for name in checked.data_set.classes}
 
 
 def origins(config: ConfigDict, checked: Checked, streams: Sequence[str]) -> tuple[list[str], bool]:
@@ -160,7 +154,7 @@ def main(argv: Sequence[str]) -> None:
   start_jax(config.matmul_precision)
   checked, streams, labels = plan(config, out)
   data_set, test = checked.data_set, checked.data_set.clips[checked.test_split]
-  clips = train_clips(checked)
+  clips = checked.train_clips
   with alone_in(out, "probe", "--out"):
     lines, random_too = origins(config, checked, streams)
     about = [f"features: {' and '.join(streams)}; read-outs of up to {count(sum(clips.values()), 'clip')} of {checked.train_split}, "

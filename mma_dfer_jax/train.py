@@ -17,7 +17,7 @@ from mma_dfer_jax.config import OF_A_HOST, flat_config
 from mma_dfer_jax.disk import alone_in
 from mma_dfer_jax.paths import define_path
 from mma_dfer_jax.training import hosts
-from mma_dfer_jax.training.check import check_run
+from mma_dfer_jax.training.check import check_run, few_clips
 from mma_dfer_jax.training.loop import fit
 from mma_dfer_jax.training.run import describe_run
 from mma_dfer_jax.training.sharding import start_jax
@@ -41,6 +41,8 @@ def main(argv: Sequence[str]) -> int:
     with hosts.fail_together():
       if jax.process_index() == 0:
         alone.enter_context(alone_in(workdir, "training", "--workdir"))
+        if note := few_clips(checked.train_clips):
+          print(note)
     return fit(config, checked, run, workdir, stop=stop)
 
 

@@ -15,7 +15,7 @@ from mma_dfer_jax.data.pipeline import make_example
 from mma_dfer_jax.model import MmaDfer
 from mma_dfer_jax.parameters import flat_params
 from mma_dfer_jax.training import read_out
-from mma_dfer_jax.training.check import check_run
+from mma_dfer_jax.training.check import check_run, few_clips
 from mma_dfer_jax.training.predictions import find_predictions
 from mma_dfer_jax.training.read_out import Features, few_shot, fit_read_out, score_rows
 from mma_dfer_jax.training.sharding import make_mesh
@@ -188,3 +188,8 @@ def test_the_folder_of_a_run_is_not_written_into(data_dir, tmp_path):
   (tmp_path / "run.json").touch()
   status, _, err = run("probe", *small_runs.config_flags(data_dir), f"--out={tmp_path}")
   assert (status, f"--out={tmp_path} holds a run" in err) == (1, True)
+
+
+def test_training_on_few_clips_points_to_the_probe():
+  assert few_clips({"a": 20, "b": 31}) == ""
+  assert "in 2 of 3 classes (b: 2)" in few_clips({"a": 19, "b": 2, "c": 20})
