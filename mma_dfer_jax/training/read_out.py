@@ -20,7 +20,7 @@ from mma_dfer_jax.errors import count
 from mma_dfer_jax.inputs import Inputs
 from mma_dfer_jax.model import ModelConfig
 from mma_dfer_jax.parameters import cast, put_over
-from mma_dfer_jax.progress import Progress
+from mma_dfer_jax.progress import Progress, watched
 from mma_dfer_jax.training.predictions import Predictions
 from mma_dfer_jax.training.report import mean_and_deviation
 from mma_dfer_jax.training.sharding import replicated, to_global
@@ -152,16 +152,15 @@ def few_shot(
     labels: clips for each class; `problems_of_labels` says what is possible. Larger numbers add to the smaller draw.
     draws: how often they are drawn; clips depend on (seed, draw) alone, so that two groups of encoders can be paired.
   """
-  answers: Answers = {}
-  for number in labels:
-    answers[number] = []
-    for draw in range(1 if number == ALL else draws):
-      rows = np.arange(len(train.labels))
-      if number != ALL:
-        order = np.random.default_rng([seed, draw]).permutation(rows)
-        rows = np.concatenate([order[train.labels[order] == label][:number] for label in range(len(classes))])
-      said = fit_read_out(train.x[rows], train.labels[rows], test.x, len(classes))
-      answers[number].append(Predictions(tuple(classes), test.clips, test.labels, said))
+  answers: Answers = {number: [] for number in labels}
+  jobs = [(number, draw) for number in labels for draw in range(1 if number == ALL else draws)]
+  for number, draw in watched(jobs, "read-outs", len(jobs), unit="read-out", leave=False):
+    rows = np.arange(len(train.labels))
+    if number != ALL:
+      order = np.random.default_rng([seed, draw]).permutation(rows)
+      rows = np.concatenate([order[train.labels[order] == label][:number] for label in range(len(classes))])
+    said = fit_read_out(train.x[rows], train.labels[rows], test.x, len(classes))
+    answers[number].append(Predictions(tuple(classes), test.clips, test.labels, said))
   return answers
 
 
