@@ -27,6 +27,7 @@ from mma_dfer_jax.training.sharding import describe_error, make_mesh, start_jax
 
 _CONFIG = cli.define_config()
 _FEATURES = flags.DEFINE_enum("features", None, ["both", "image", "audio"], "Of which encoders; if not given, of all that the model has.")  # fmt: skip
+_TOKENS = flags.DEFINE_enum("tokens", "all", ["all", "class"], "What is read of the encoders: the class token with mean and deviation of all tokens, or the class token alone, as MMA-DFER does.")  # fmt: skip
 _LABELS = flags.DEFINE_list("labels", None, f"Labelled clips for each class, comma-separated, and {ALL}; if not given, 1,3,10,{ALL}, as far as each class has so many.")  # fmt: skip
 _DRAWS = flags.DEFINE_integer("draws", 10, "How often so many clips are drawn.", lower_bound=1)
 _SEED = flags.DEFINE_integer(
@@ -92,7 +93,7 @@ def answers_of(
   mesh = make_mesh(-1, 1)
   train, test = (
     read_out.features(groups, checked.data_set.records(split), checked.model.inputs, mesh=mesh, batch_size=config.batch_size,
-                      precision=config.precision, num_workers=config.data.num_workers, prefetch=config.data.prefetch,
+                      tokens=_TOKENS.value, precision=config.precision, num_workers=config.data.num_workers, prefetch=config.data.prefetch,
                       title=f"features of {split}")
     for split in (checked.train_split, checked.test_split)
   )  # fmt: skip
@@ -157,7 +158,7 @@ def main(argv: Sequence[str]) -> None:
   clips = checked.train_clips
   with alone_in(out, "probe", "--out"):
     lines, random_too = origins(config, checked, streams)
-    about = [f"features: {' and '.join(streams)}; read-outs of up to {count(sum(clips.values()), 'clip')} of {checked.train_split}, "
+    about = [f"features: {' and '.join(streams)}, {'the class token' if _TOKENS.value == 'class' else 'all tokens'}; read-outs of up to {count(sum(clips.values()), 'clip')} of {checked.train_split}, "
              f"tested on {count(sum(test.values()), 'clip')} of {checked.test_split}", *lines]  # fmt: skip
     print("\n".join(about))
     answers = answers_of(config, checked, streams, labels, random_too)
@@ -167,7 +168,7 @@ def main(argv: Sequence[str]) -> None:
     if ALL in labels:
       answers[0][ALL][0].write(out / "predictions.csv")
     facts = {"about": about, "chance": {"war": 100 * max(test.values()) / sum(test.values()), "uar": 100 / len(clips)},
-             "features": streams, "seed": _SEED.value, **describe_run(config, checked.model, data_set, checked.starts)}  # fmt: skip
+             "features": streams, "tokens": _TOKENS.value, "seed": _SEED.value, **describe_run(config, checked.model, data_set, checked.starts)}  # fmt: skip
     report(out, rows, facts)
 
 

@@ -113,6 +113,10 @@ def test_features_of_clips(data_dir):
   summary = np.asarray(image.summary(tokens))
   np.testing.assert_allclose(both.x[:, :width], summary.mean(axis=1), atol=2e-5)
   np.testing.assert_allclose(both.x[:, width : 2 * width], summary.max(axis=1), atol=2e-5)
+  (alone,) = read_out.features(
+    groups[1:], records, cfg.inputs, mesh=make_mesh(-1, 1), batch_size=4, tokens="class"
+  )
+  np.testing.assert_allclose(alone.x, sound.x[:, : cfg.audio.width], atol=2e-5)
 
 
 @pytest.mark.slow

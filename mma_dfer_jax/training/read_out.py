@@ -61,34 +61,38 @@ def build_encoders(model: ModelConfig, seed: int, starts: Sequence[Start] = ()) 
   return built
 
 
-def clip_features(encoder: parts.Encoder, x: Array) -> Float[Array, "B K"]:
+def clip_features(encoder: parts.Encoder, x: Array, tokens: str = "all") -> Float[Array, "B K"]:
   """Features of each clip, of video (B, T, H, W, 3) or spectrograms (B, F, K).
 
-  These are the encoder's summary (the class token, which MMA-DFER reads) and mean and deviation of all tokens, each
-  averaged over the moments and, where there are several, their maximum: measured best of eight choices on real clips.
+  These are the encoder's summary (the class token, which MMA-DFER reads) and, unless `tokens` is "class", mean and
+  deviation of all tokens; each averaged over the moments and, where there are several, their maximum: measured best of eight
+  choices on real clips.
   """
-  tokens: Any = encoder.embed(x, None)
+  found: Any = encoder.embed(x, None)
   for block in encoder.blocks:
-    tokens = block(tokens, None)
-  summary: Any = encoder.summary(tokens)
-  # As a fresh last norm does it; scale and bias of a trained one would go again where features are standardised.
-  tokens = jax.nn.standardize(tokens.astype(jnp.float32), axis=-1)
-  found = []
-  for each in (summary, tokens.mean(axis=1), tokens.std(axis=1)):
-    moments = each.astype(jnp.float32).reshape(len(x), -1, each.shape[-1])
-    found += [moments.mean(axis=1)] + [moments.max(axis=1)] * (moments.shape[1] > 1)
-  return jnp.concatenate(found, axis=-1)
+    found = block(found, None)
+  each: list[Any] = [encoder.summary(found)]
+  if tokens == "all":
+    # As a fresh last norm does it; scale and bias of a trained one would go again where features are standardised.
+    found = jax.nn.standardize(found.astype(jnp.float32), axis=-1)
+    each += [found.mean(axis=1), found.std(axis=1)]
+  pooled = []
+  for one in each:
+    moments = one.astype(jnp.float32).reshape(len(x), -1, one.shape[-1])
+    pooled += [moments.mean(axis=1)] + [moments.max(axis=1)] * (moments.shape[1] > 1)
+  return jnp.concatenate(pooled, axis=-1)
 
 
 def features(
   groups: Sequence[Mapping[str, parts.Encoder]], records: Sequence[Any], inputs: Inputs, *, mesh: Mesh, batch_size: int,
-  precision: str = "float32", num_workers: int = 0, prefetch: int = 2, title: str = "features",
+  tokens: str = "all", precision: str = "float32", num_workers: int = 0, prefetch: int = 2, title: str = "features",
 ) -> list[Features]:  # fmt: skip
   """Features of every clip of a split, as an evaluation reads it, once; one result for each group of encoders.
 
   Args:
     groups: encoders by stream ("image", "audio"), of which all features together make `Features.x`.
     batch_size: clips at a time, a multiple of the devices.
+    tokens: "all" or "class", what is read of the last tokens; see `clip_features`.
   """
   graphdef, state = nnx.split([dict(group) for group in groups])
   state = jax.device_put(cast(state, precision), replicated(mesh))
@@ -97,7 +101,7 @@ def features(
   def compute(state, batch):
     of_stream = dict(zip(("image", "audio"), model_inputs(batch, precision), strict=True))
     merged = nnx.merge(graphdef, state)  # with streams in another order
-    found = [[clip_features(there[stream], of_stream[stream]) for stream in group]
+    found = [[clip_features(there[stream], of_stream[stream], tokens) for stream in group]
              for group, there in zip(groups, merged, strict=True)]  # fmt: skip
     return [jnp.concatenate(of_group, axis=-1) for of_group in found]
 
