@@ -86,10 +86,12 @@ class Answers:
           print(f"{self._path(file)}: was about {found['clip']}, and is replaced", file=sys.stderr)
         for suffix in (".csv", ".srt", ".png", ".json"):
           self._path(file).with_suffix(suffix).unlink(missing_ok=True)
-    answers.update(self._films(waiting) if self.window else self._clips(waiting))
-    ordered = [answers[file] for file in files if file in answers]
-    table = [one for answer in ordered for one in answer.get("windows", [answer])]
-    _write_text(self.out / TABLE, to_csv(table))
+    try:
+      answers.update(self._films(waiting) if self.window else self._clips(waiting))
+    finally:  # stopped, too: a later command answers the others
+      ordered = [answers[file] for file in files if file in answers]
+      table = [one for answer in ordered for one in answer.get("windows", [answer])]
+      _write_text(self.out / TABLE, to_csv(table))
     if failed := len(files) - len(answers):
       print(f"{failed} of {len(files)} clips could not be read", file=sys.stderr)
     return 1 if failed else 0

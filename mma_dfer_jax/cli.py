@@ -41,6 +41,7 @@ _SHARED = {
   "step": ("last", "Checkpoint of a run: last, best (by WAR on the test clips), or a saved step number."),
   "precision": (None, "float32 or bfloat16; if not given, as the model was trained or exported."),
   "faces": ("auto", "Cut out faces: as in training; always; never, for videos already cropped to the face."),
+  "channel": ("auto", "Which channel of the sound is heard; auto: as in training."),
   "face_model": (None, "YuNet's .onnx file; if not given, it is downloaded once."),
 }
 
@@ -51,6 +52,8 @@ def shared_flag(key: str, **changes: Any) -> flags.FlagHolder[Any]:
   how = {"name": key, "default": default, "help": words} | changes
   if key == "faces":
     return flags.DEFINE_enum(enum_values=["auto", "yunet", "none"], **how)
+  if key == "channel":
+    return flags.DEFINE_enum(enum_values=["auto", "first", "loudest", "centre", "mix"], **how)
   return define_path(**how) if key in ("model", "face_model") else flags.DEFINE_string(**how)
 
 
@@ -78,8 +81,9 @@ def run(
         words, status = f"unexpected arguments: {' '.join(argv[1:])}", 2
       else:
         words, status = None, main(argv) or 0
-    except KeyboardInterrupt:
-      words, status = "stopped by Ctrl-C", 130
+    except KeyboardInterrupt as error:
+      by = error.args[0] if error.args else signal.SIGINT
+      words, status = f"stopped by {'Ctrl-C' if by == signal.SIGINT else by.name}", 128 + by
     except Exception as error:
       print_traceback()
       words, status = _words(error) or describe_error(error) or _unexpected(error), 1
@@ -221,6 +225,24 @@ def _config_problems(argv: list[str]) -> Iterator[str]:
         yield f"{key}={value}: parts are chosen after the colon of --config: --config={choice}"
       else:
         yield f"{key}={value}: this is a group of fields; set one of {', '.join(f'{key}.{name}' for name in node)}"
+
+
+def end_as_by_interrupt() -> None:
+  """Lets SIGTERM and a closed terminal end a command as Ctrl-C does: what is done is written, and the message says why."""
+
+  def end(number, frame):
+    while frame:
+      if (
+        frame.f_code.co_name == "_xla_gc_callback"
+      ):  # JAX's, while Python collects garbage: no exception leaves it
+        threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+        return
+      frame = frame.f_back
+    raise KeyboardInterrupt(signal.Signals(number))
+
+  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(number) != signal.SIG_IGN:  # else `nohup` was asked to go on
+      signal.signal(number, end)
 
 
 class StopSignal:

@@ -27,6 +27,7 @@ _MODEL = cli.shared_flag("model", required=True)
 _PORT = flags.DEFINE_integer("port", 7860, "Port on 127.0.0.1; 0: any free one.", 0, 65535)
 _FACES = cli.shared_flag("faces")
 _FACE_MODEL = cli.shared_flag("face_model")
+_CHANNEL = cli.shared_flag("channel")
 _PRECISION = cli.shared_flag("precision")
 _MAX_MB = flags.DEFINE_integer("max_mb", 100, "Largest video that is taken, MiB.", lower_bound=1)
 _MAX_SECONDS = flags.DEFINE_float("max_seconds", 120.0, "Longest video that is taken.", lower_bound=0.1)
@@ -53,13 +54,14 @@ def main(argv: Sequence[str]) -> int:
     _end_on_signals(folder)
     _prepare_gradio(folder)
     from mma_dfer_jax.page import Page, described, server
-    from mma_dfer_jax.prediction import face_finder
+    from mma_dfer_jax.prediction import face_finder, sound_channel
 
     print(f"loading {_MODEL.value} …", flush=True)
     engine = load_model(_MODEL.value, precision=_PRECISION.value)
     finder = face_finder(engine, _FACES.value, _FACE_MODEL.value)
     model, limits = Path(_MODEL.value).resolve().name, (_MAX_MB.value, _MAX_SECONDS.value)
-    page = Page(engine, model, finder, Path(folder), *limits, _WINDOW.value, _HOP.value)
+    channel = sound_channel(engine.about.recipe, _CHANNEL.value)
+    page = Page(engine, model, finder, Path(folder), *limits, _WINDOW.value, _HOP.value, channel)
     print("compiling it, once …", flush=True)
     page.warm_up()
     app, about = server(page), engine.about

@@ -16,7 +16,6 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
-import signal
 import sys
 from typing import Any
 
@@ -196,8 +195,8 @@ def evaluate(evaluation: Evaluation) -> report.Fold:
       war, uar = report.percent(scores.war), report.percent(scores.uar)
       shown = f"WAR {war}, UAR {uar}, {count(scores.clips, 'clip')}"
       print(f"\n{split}, {MODALITIES[without]}, {about.precision}: {shown}\n{report.recall_table(scores)}")
+      write_json(Path(f"{files}.json"), {**facts, "without": evaluations})
   if chief:
-    write_json(Path(f"{files}.json"), {**facts, "without": evaluations})
     print(f"\nwrote {files}.json")
   return folds[0]
 
@@ -268,7 +267,7 @@ def main(argv: Sequence[str]) -> None:
   if _COMPARE.value is not None:
     return compare_two([*filter(None, _COMPARE.value), *map(user_path, argv[1:])])
   hosts.join()
-  signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX has taken it, for runs that save; here it ends at once
+  cli.end_as_by_interrupt()  # after JAX has taken SIGTERM, for runs that save
   start_jax()
   with hosts.fail_together():
     one = _WORKDIR.value and evaluation_of(Path(_WORKDIR.value), _SPLIT.value or "")

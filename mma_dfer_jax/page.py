@@ -40,7 +40,6 @@ from mma_dfer_jax.prediction import (
   described,
   predict_samples,
   predict_timeline,
-  sound_channel,
 )
 from mma_dfer_jax.timeline import draw
 
@@ -91,6 +90,7 @@ class Page:
   max_seconds: float
   window: float  # seconds, of a timeline
   hop: float
+  channel: str = "first"  # of the sound
 
   def __post_init__(self):
     self.computing = threading.Lock()
@@ -173,12 +173,17 @@ class Page:
     pieces = (len(piece.waveform) / piece.sample_rate for piece in media.iterate_sound(path))
     for heard in itertools.chain([declared or 0.0], itertools.accumulate(pieces)):
       check(heard)  # recordings of a browser often declare nothing
-    asked = clip_sample(self.engine.about.inputs, path, self.finder, channel=sound_channel(self.engine.about.recipe, "auto"),
+    asked = clip_sample(self.engine.about.inputs, path, self.finder, channel=self.channel,
                         progress=lambda seconds: show("look", seconds, declared))  # fmt: skip
     ((sample, prediction),) = predict_samples(self.engine, [asked], 1)
     prediction = dataclasses.replace(prediction, clip=path.name)
     if prediction.seconds > self.window:
-      how: dict[str, Any] = {"window": self.window, "hop": self.hop, "progress": show}
+      how: dict[str, Any] = {
+        "window": self.window,
+        "hop": self.hop,
+        "progress": show,
+        "channel": self.channel,
+      }
       timeline = predict_timeline(self.engine, path, **how, faces=self.finder)
     said = _HTML.answer(prediction, time.monotonic() - started)
     return said, self._seen_html(sample, prediction, timeline)
@@ -213,6 +218,8 @@ class Page:
     if about.config.get("data.data_dir"):
       origin["trained on"] = f"{about.config['data.name']} in {about.config['data.data_dir']}"
     origin["faces"] = described(self.finder)
+    if self.channel != "first":
+      origin["channel of the sound"] = self.channel
     return " · ".join(f"{key.replace('_', ' ')}: {value}" for key, value in origin.items())
 
 

@@ -23,8 +23,7 @@ _WINDOW = flags.DEFINE_float("window", None, "Answer over time, in windows of so
 _HOP = flags.DEFINE_float("hop", None, "Seconds from one window to the next; a quarter of --window.")
 _FRAME_CHOICE = flags.DEFINE_enum("frame_choice", "auto", ["auto", *FRAME_CHOICES],
                                   "Frames evenly spread by number or by time; auto: as in training.")  # fmt: skip
-_CHANNEL = flags.DEFINE_enum("channel", "auto", ["auto", "first", "loudest", "centre", "mix"],
-                             "Which channel of the sound is heard; auto: as in training.")  # fmt: skip
+_CHANNEL = cli.shared_flag("channel")
 _FACES = cli.shared_flag("faces")
 _FACE_MODEL = cli.shared_flag("face_model")
 _PRECISION = cli.shared_flag("precision")
@@ -39,6 +38,7 @@ def main(argv: Sequence[str]) -> int:
   files, window = user_files(argv[1:]), _WINDOW.value
   hop = window / 4 if window is not None and _HOP.value is None else _HOP.value
   check(files, window, hop)
+  cli.end_as_by_interrupt()
   engine = load_model(_MODEL.value, precision=_PRECISION.value)
   if _FRAME_CHOICE.value != "auto":
     engine = engine.choosing_frames(_FRAME_CHOICE.value)

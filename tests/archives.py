@@ -83,7 +83,7 @@ def prepare_clips(manifest: Path, data_dir: Path, *, allow_missing_sound=False, 
 
 def prepare(*given: object, status: int = 0) -> str:
   """Runs the command in this process; returns all that it printed."""
-  ended, out, err = run("data.prepare", "--num_workers=1", *given)
+  ended, out, err = run("data.prepare", "--num_workers=0", *given)
   assert ended == status, out + err
   return out + err
 

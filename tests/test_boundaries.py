@@ -59,6 +59,32 @@ def test_what_a_library_raises_at_a_clip_is_its_own_error(tmp_path, model, monke
 
 
 @pytest.mark.parametrize(
+  ("number", "status", "by"),
+  [("SIGINT", 130, "Ctrl-C"), ("SIGTERM", 143, "SIGTERM"), ("SIGHUP", 129, "SIGHUP")],
+)
+def test_a_stopped_command_keeps_what_is_answered(tmp_path, model, monkeypatch, number, status, by):
+  for name in ("a.mkv", "b.mkv", "c.mkv"):
+    write_film(tmp_path / name, noise(20), hum(0.8))
+  survey = film.survey
+  kill = lambda *_, **__: os.kill(os.getpid(), signal.Signals[number])  # noqa: E731
+  before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+  with monkeypatch.context() as patch:
+    patch.setattr(
+      film, "survey", lambda file, *rest, **how: (kill if file[0] == "b" else survey)(file, *rest, **how)
+    )
+    arguments = [f"--model={model}", "--faces=none", "--out=out", "a.mkv", "b.mkv", "c.mkv"]
+    try:
+      ended, _, err = run("predict", *arguments, at=tmp_path)
+    finally:
+      for one, handler in before.items():
+        signal.signal(one, handler)
+  assert (ended, err.splitlines()[-1]) == (status, f"error: stopped by {by}")
+  table = (tmp_path / "out/answers.csv").read_text()
+  assert [name in table for name in ("a.mkv", "b.mkv", "c.mkv")] == [True, False, False]
+  assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.json", "answers.csv"}
+
+
+@pytest.mark.parametrize(
   ("error", "says"),
   [
     (TypeError("odd"), "internal error (TypeError: odd); run again with --traceback to see where"),

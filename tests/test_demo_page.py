@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 from mma_dfer_jax import convert_checkpoint, load_model
-from mma_dfer_jax.data import demo
+from mma_dfer_jax.data import demo, media
 from mma_dfer_jax.engines.engine import Engine
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.prediction import predict_video
@@ -287,6 +287,18 @@ def test_each_upload_is_of_one_visitor_and_is_swept(tmp_path, monkeypatch):
       "a.mp4: cannot be decoded (TypeError: 31 is odd)"
       in page.answer(fourth, lambda *args, **kwargs: None)[0]
     )
+  page.channel = "loudest"
+  with (
+    mock.patch.object(
+      module,
+      "media",
+      one_clip=media.one_clip,
+      **{"iterate_sound.return_value": [], "declared_seconds.return_value": 1.0},
+    ),
+    mock.patch.object(module, "clip_sample", side_effect=UserError("heard")) as asked,
+  ):
+    assert "heard" in page.answer(page.received(first), lambda *args, **kwargs: None)[0]
+  assert asked.call_args.kwargs["channel"] == "loudest"
   (tmp_path / "uploads" / "half").write_text("never arrived whole")
   page.arriving = 1
   page.sweep()

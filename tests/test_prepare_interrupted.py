@@ -183,7 +183,7 @@ def test_a_full_disk(clips, tmp_path, limit):
   )
   resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
   try:
-    ended, _, err = run("data.prepare", "--num_workers=1", *flags)
+    ended, _, err = run("data.prepare", "--num_workers=0", *flags)
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
   decoded = list((tmp_path / "data/clips/.unfinished/decoded").glob("*.npz"))

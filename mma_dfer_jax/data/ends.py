@@ -5,14 +5,18 @@ of formats without any of these: there `media` compares times. Sizes that a writ
 """
 
 from collections.abc import Callable
+import io
 import mmap
 import os
 from pathlib import Path
 import struct
 import zlib
 
-from mma_dfer_jax.data.formats import boxes, chunks, matroska, pictures, streams
-from mma_dfer_jax.data.formats.base import CutShort, Damaged, Data, Ending
+from mma_dfer_jax.data.formats import boxes, chunks, matroska, pictures, streams, units
+from mma_dfer_jax.data.formats.base import CutShort, Damaged, Data, Ending, Joined, must_reach
+
+AGAIN = "copy or download it again"
+FEW_ZEROS, MANY_ZEROS = 4096, 1 << 20  # bytes: so many may follow any end; so many are looked at before it
 
 
 def ending(path: str | os.PathLike[str]) -> Ending:
@@ -24,20 +28,50 @@ def ending(path: str | os.PathLike[str]) -> Ending:
 
 
 def ending_of(data: Data) -> Ending:
-  """The same of a file's bytes."""
-  found = Ending()
-  check = next((check for is_such, check in FORMATS if is_such(data[:200])), None)
+  """The same of a file's bytes. ID3 tags before them are skipped where FFmpeg does not skip them itself."""
+  start = streams.after_tags(data) if data[:3] == b"ID3" else 0
+  found, head = Ending(), data[start : start + 200]
+  is_such, check = next(((is_such, check) for is_such, check in FORMATS if is_such(head)), (None, None))
+  if start and check not in (streams.mp3, streams.adts):
+    found = ending_of(data[start:])
+    found.repairs = {at + start: right for at, right in found.repairs.items()}
+    found.parts = [(a + start, b + start) for a, b in found.parts or [(0, len(data) - start)]]
+    return found
   try:
-    if check:
+    if check and is_such:
       found.known = True
       check(data, found)
+      if found.end is not None:
+        _check_rest(data, found, found.end, is_such)
+  except Joined as error:
+    found.fault = f"is several files, joined end to end: {error}; take them apart"
   except CutShort as error:
-    found.fault = f"is {'damaged' if isinstance(error, Damaged) else 'cut short'}: {error}"
+    found.fault = f"is {'damaged' if isinstance(error, Damaged) else 'cut short'}: {error}; {AGAIN}"
   except zlib.error as error:
-    found.fault = f"is damaged: its pixels cannot be decompressed ({error})"
+    found.fault = f"is damaged: its pixels cannot be decompressed ({error}); {AGAIN}"
   except (struct.error, IndexError):  # a header is longer than the file
-    found.fault = "is cut short: it ends within a header"
+    found.fault = f"is cut short: it ends within a header; {AGAIN}"
   return found
+
+
+def _check_rest(data: Data, found: Ending, end: int, is_such: Callable[[bytes], bool]) -> None:
+  """What follows the end is left out. It must be no further file, no tag that is cut, and not the end itself as zeros."""
+  if end >= len(data):
+    return
+  if not found.parts and not (len(data) - end == 128 and data[end : end + 3] == b"TAG"):  # which FFmpeg reads
+    found.parts = [(0, end)]
+  tags = streams.after_tags(data, end)
+  must_reach("its last tag", tags, data)
+  for at in (end, tags):
+    if is_such(data[at : at + 200]):
+      raise Joined(at)
+  if found.declared or any(data[end:]):
+    return
+  # The end itself may be zeros: of a part that ends with them too, or more of them than would fill anything up.
+  before = len(data[max(0, end - MANY_ZEROS) : end]) - len(data[max(0, end - MANY_ZEROS) : end].rstrip(b"\0"))
+  zeros = len(data) - end + before
+  if (before >= 4 and zeros > len(data) // 20) or zeros > max(FEW_ZEROS, len(data) // 3):
+    raise Damaged(f"its last {zeros:,} bytes are zeros")
 
 
 def _starts(*marks: bytes, at: int = 0) -> Callable[[bytes], bool]:
@@ -58,17 +92,48 @@ FORMATS: tuple[tuple[Callable[[bytes], bool], Callable[[Data, Ending], None]], .
   (_starts(b"FLV\x01"), streams.flash),
   (_starts(bytes.fromhex("3026b2758e66cf11")), streams.asf),
   (_starts(b"wvpk"), streams.wavpack),
-  (_starts(b"YUV4MPEG2"), streams.y4m),
+  (_starts(b"YUV4MPEG2"), units.y4m),
   (_starts(b"\x89PNG\r\n\x1a\n"), pictures.png),
   (_starts(b"GIF87a", b"GIF89a"), pictures.gif),
+  (_starts(b"II*\0", b"II+\0", b"MM\0*", b"MM\0+"), pictures.tiff),
   (_starts(b"fLaC"), streams.flac),
   (_starts(b"TTA1"), streams.true_audio),
-  (_starts(bytes.fromhex("060e2b34")), streams.material_exchange),
-  (_starts(b"DKIF"), streams.indexed_frames),
+  (_starts(bytes.fromhex("060e2b34")), units.material_exchange),
+  (_starts(b"DKIF"), units.indexed_frames),
   (_starts(b"\0\0\1\xba"), streams.programme_stream),
+  (_starts(b"\x12\0\x0a"), units.open_units),
+  (_starts(b"\x1f\x07\0"), units.digital_video),
+  (_starts(b"Creative Voice File\x1a"), units.creative_voice),
+  (_starts(b"nut/multimedia container\0"), units.nut),
   (_starts(b"BM"), pictures.bmp),
-  (_starts(b"ID3"), streams.after_tags),
+  (lambda head: bool(streams.ac3_frame(head, 0)), streams.ac3),
   (lambda head: head[:1] == b"\xff" and head[1] & 0xF6 == 0xF0, streams.adts),
   (lambda head: bool(streams.mpeg_frame(head, 0)), streams.mp3),
   (lambda head: head[:189:188] == b"GG" or head[4:197:192] == b"GG", streams.transport),
 )
+
+
+class PartOfFile(io.FileIO):
+  """A part of a file, with other bytes at some places of the file."""
+
+  def __init__(self, name: str, repairs: dict[int, bytes], start: int, end: int):
+    super().__init__(name)
+    self._repairs, self._start, self._end = repairs, start, end
+    self.seek(0)
+
+  def tell(self) -> int:
+    return super().tell() - self._start
+
+  def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+    base = {os.SEEK_SET: self._start, os.SEEK_CUR: super().tell(), os.SEEK_END: self._end}[whence]
+    return super().seek(base + offset) - self._start
+
+  def read(self, size: int | None = -1) -> bytes:
+    start = super().tell()
+    left = max(0, self._end - start)
+    data = bytearray(super().read(left if size is None or size < 0 else min(size, left)))
+    for place, right in self._repairs.items():
+      for at, byte in enumerate(right, place - start):
+        if 0 <= at < len(data):
+          data[at] = byte
+    return bytes(data)

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 import functools
 import inspect
-import io
 import math
 import re
 
@@ -15,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 import simplejpeg
 
 from mma_dfer_jax.data.ends import ending_of
-from mma_dfer_jax.data.pictures import as_meant
+from mma_dfer_jax.data.pictures import Unclear, as_meant, ends_in_vain, quiet
 
 JPEG_QUALITY = 95  # of frames that are taken from videos
 CROP_ATTEMPTS = 10  # as torchvision's RandomResizedCrop and the original
@@ -27,6 +26,12 @@ UNEVEN = (
 )
 # What may say, in front of the pixels of a JPEG, how they are meant.
 TAGS = (b"Exif\0", b"ICC_PROFILE\0", b"http://ns.adobe.com/xap")
+# What libraries say of pictures, by what is wrong with them.
+CUT_SHORT = re.compile(
+  "truncated|premature end|not enough|only got|incomplete|more than one byte", re.IGNORECASE
+)
+NOT_SUPPORTED = re.compile("not supported|unsupported|not available|unknown|conversion from", re.IGNORECASE)
+ENDS_IN_ZEROS = "is damaged: it ends in zeros that its picture does not need"
 WEIGHT_BITS = 22  # of Pillow's fixed-point weights (Resample.c: 32 bits less 8 of the pixel and 2 to spare)
 
 
@@ -100,14 +105,38 @@ def decode_as_meant(data: bytes) -> tuple[UInt8[np.ndarray, "H W 3"], tuple[str,
       if pixels is not None and not any(tag in before for tag in TAGS):
         return pixels, ()
     elif fault := ending_of(data).fault:
-      raise ValueError(f"it {fault}")
-    with Image.open(io.BytesIO(data)) as picture:
-      return as_meant(picture, pixels)
-  # PIL calls broken PNG a SyntaxError; the text of UnidentifiedImageError is the address of an object.
-  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-    known = not isinstance(error, UnidentifiedImageError)
-    what = error if known else "no picture, or of a kind that PIL does not read" if data else "empty"
-    raise ValueError(f"{len(data)} bytes cannot be decoded as a picture: {what}") from error
+      raise _Fault(fault)
+    with quiet():
+      found = as_meant(data, pixels)
+      if data[8:12] in (b"WEBP", b"avif") and ends_in_vain(data):
+        raise _Fault(ENDS_IN_ZEROS)
+    return found
+  except Exception as error:
+    raise ValueError(f"{len(data)} bytes cannot be decoded as a picture: {_fault(data, error)}") from error
+
+
+class _Fault(Exception):
+  """What is wrong with a picture, in the words of `ends`."""
+
+
+def _fault(data: bytes, error: Exception) -> str:
+  """What is wrong with a picture: whatever a library raises, in the words that this program has for files."""
+  words = " ".join(str(error).split()) or type(error).__name__
+  if isinstance(error, Unclear) or not data:
+    return words if data else "empty"
+  if isinstance(error, _Fault):
+    return f"it {words}"
+  if isinstance(error, MemoryError):
+    return "it does not fit into the memory that this process may use"
+  if isinstance(error, UnidentifiedImageError):  # its text is the address of an object
+    if not ending_of(data).known and not any(
+      accept and accept(data[:16]) is True for _, accept in Image.OPEN.values()
+    ):
+      return "it is not supported: no picture, or of a kind that PIL does not read; convert it to PNG or JPEG"
+    words = "its header cannot be read"
+  if isinstance(error, NotImplementedError | Image.DecompressionBombError) or NOT_SUPPORTED.search(words):
+    return f"it is not supported: {words}; convert it to PNG or JPEG"
+  return f"it is {'cut short' if CUT_SHORT.search(words) else 'damaged'}: {words}"
 
 
 def _decode_jpeg(data: bytes) -> UInt8[np.ndarray, "H W 3"] | None:
@@ -128,8 +157,10 @@ def _decode_jpeg(data: bytes) -> UInt8[np.ndarray, "H W 3"] | None:
   return simplejpeg.decode_jpeg(SCAN_HEADER.sub(rb"\1" + b"\x00\x3f\x00", data))
 
 
-def is_cut_jpeg(data: bytes) -> bool:
-  """Whether a picture of a video in JPEG ends early, which FFmpeg does not say; other faults it finds itself."""
+def is_cut(data: bytes) -> bool:
+  """Whether a picture of a video in JPEG, or a WebP, ends early, which FFmpeg does not say; other faults it finds itself."""
+  if data.startswith(b"RIFF"):
+    return ends_in_vain(data)
   try:
     _decode_jpeg(data)
   except ValueError as error:

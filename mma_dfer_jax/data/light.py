@@ -45,6 +45,12 @@ def meaning(curve: int | None, primaries: int | None) -> str | None:
   return ", ".join(filter(None, (CURVES.get(curve or 0), WIDE.get(primaries or 0)))) or None
 
 
+def change(curve: int | None, primaries: int | None) -> str | None:
+  """What bringing it to BT.709 is called; None if there is nothing to do. Raises ValueError as `meaning`."""
+  said = meaning(curve, primaries)
+  return said and f"{'HDR' if curve in CURVES else 'wide colours'} ({said}) brought to BT.709"
+
+
 def to_bt709(
   pixels: UInt16[np.ndarray, "H W 3"], curve: int | None, primaries: int | None
 ) -> UInt8[np.ndarray, "H W 3"]:

@@ -1,12 +1,12 @@
 """Video files: their pictures in display order and one channel of their sound, read with PyAV alone."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from fractions import Fraction
 import functools
 import io
 import math
 import os
-from pathlib import Path
 import re
 import stat
 import time
@@ -18,21 +18,31 @@ from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import VideoReformatter
 from jaxtyping import Int16, UInt8
 import numpy as np
+from PIL import Image
 
 from mma_dfer_jax.cores import own_cores
-from mma_dfer_jax.data.channels import Heard, names_of, take
-from mma_dfer_jax.data.ends import Ending, ending
-from mma_dfer_jax.data.frames import is_cut_jpeg
+from mma_dfer_jax.data.channels import SILENT, Heard, names_of, take
+from mma_dfer_jax.data.ends import AGAIN, Ending, PartOfFile, ending
+from mma_dfer_jax.data.frames import is_cut
+from mma_dfer_jax.data.pictures import quiet
 from mma_dfer_jax.data.pixels import Picture
 from mma_dfer_jax.errors import UserError, of_type, print_traceback
 
 # Formats that write their length down, which shows whether a file was cut short. For others FFmpeg guesses.
-FORMATS_WITH_LENGTH = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "asf")
-FORMATS_WITH_ONE_LENGTH = ("matroska,webm", "flv")  # of the whole file; FFmpeg may say it of a shorter stream
+FORMATS_WITH_LENGTH = (
+  *("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "asf"),
+  *("nut", "rm", "film_cpk", "apm", "kvag", "ast"),
+)
+FORMATS_WITH_ONE_LENGTH = (
+  "matroska,webm",
+  "flv",
+  "nut",
+)  # of the whole file; FFmpeg may say it of a shorter stream
 # Not opened: these only name other files or addresses; FFmpeg would even wait for a "live" playlist without an end.
 PLAYLISTS = {"concat", "dash", "hls", "imf", "rtsp", "sdp", "webm_dash_manifest"}
 MOST_PLANES = 7  # of a sound: PyAV reads past the end of more, which ends the process
 FORMATS_WITHOUT_ASPECT = ("mpegts", "mpeg")  # of pixels: the pictures say it, each for itself
+PICTURES = ("_pipe", "apng")  # ends of FFmpeg's names of formats that are pictures
 LOWEST_RATE = 100  # Hz, of a sound: else a row of the spectrogram would be shorter than one sample
 SHORTEST_SOUND = 0.025  # seconds: one window of the spectrogram
 SYNC_TOLERANCE = 0.02  # seconds between picture and sound that stay as they are: two rows of log-mel
@@ -42,8 +52,7 @@ LARGEST_SOUND = 1 << 29  # bytes of one clip: an hour and a half at 48 kHz
 JOINABLE = ("mpegts", "mpeg", "ogg")
 JOINT_BACK, JOINT_AHEAD = 0.5, 10.0
 SETTLED = 1.0  # seconds after which a change of a file shows in its time
-# What to do about a file, by what is wrong with it.
-AGAIN = "copy or download it again"
+# What to do about a file that is not supported.
 CONVERT = "convert it, for instance with `ffmpeg -i FILE new.mp4`"
 # Titles and tags need not be UTF-8. PyAV takes them as they come since 19; before, it needs this option.
 _BAD_TITLES: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
@@ -102,6 +111,7 @@ def iterate_pictures(path: str | os.PathLike[str]) -> Iterator[Picture]:
     start = time = None
     codec, converters = stream.codec_context, (VideoReformatter(), VideoReformatter())
     changing = container.format.name in FORMATS_WITHOUT_ASPECT
+    profile = _profile(path) if container.format.name.endswith(PICTURES) else None
     for frame in _decoded(container, stream, path, found):
       # An AVI only tells the order of decoding, a bare stream nothing: what FFmpeg makes of it is not always ascending.
       ticks = frame.dts if container.format.name == "avi" else frame.pts
@@ -109,7 +119,9 @@ def iterate_pictures(path: str | os.PathLike[str]) -> Iterator[Picture]:
       start = time if start is None else start
       aspect = (None if changing else stream.sample_aspect_ratio) or codec.sample_aspect_ratio
       try:
-        picture = Picture(frame, time - start, codec=codec, aspect=aspect, converters=converters)
+        picture = Picture(
+          frame, time - start, codec=codec, aspect=aspect, converters=converters, profile=profile
+        )
       except ValueError as error:
         raise MediaError(f"{path}: {error}") from error
       yield picture
@@ -204,7 +216,36 @@ def tracks_taken(path: str | os.PathLike[str]) -> tuple[str, ...]:
   """Which tracks are used and why, of a file that has several of a kind; raises MediaError as the others."""
   with _opened(path) as (container, _):
     notes = [_chosen(container, kind, path)[1] for kind in ("video", "audio")]
+    sounds = [stream.index for stream in container.streams if stream.type == "audio"]
+    taken = _chosen(container, "audio", path)[0].index if notes[1] else 0
+  if notes[1] and not _speaks(path, taken):
+    others = [str(k) for k, index in enumerate(sounds, 1) if index != taken and _speaks(path, index)]
+    if others:
+      notes[1] += (f"; it is silent, but number {' and '.join(others)} {'is' if len(others) == 1 else 'are'} not: take one with "
+                   f"`ffmpeg -i FILE -map 0:V -map 0:a:{int(others[0]) - 1} -c copy NEW`")  # fmt: skip
   return tuple(filter(None, notes))
+
+
+def _speaks(path: str | os.PathLike[str], index: int) -> bool:
+  """Whether a track of sound is louder than silence anywhere; looks no further, and at most for as far as it is whole."""
+  try:
+    with _opened(path) as (container, _):
+      frames: Iterator[Any] = container.decode(container.streams[index])
+      for frame in frames:
+        if np.abs(_as_int16(_by_channel(frame), path).astype(np.int32)).max(initial=0) >= SILENT:
+          return True
+  except (MediaError, ValueError):  # ValueError: there is no decoder
+    pass
+  return False
+
+
+def _profile(path: str | os.PathLike[str]) -> bytes | None:
+  """What a file that is a picture says of its colours (ICC)."""
+  try:
+    with quiet(), Image.open(path) as picture:
+      return picture.info.get("icc_profile")
+  except Exception:  # FFmpeg says what is wrong
+    return None
 
 
 def _first_picture(path: str | os.PathLike[str]) -> float | None:
@@ -253,16 +294,23 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, Endi
     if wrong:
       raise MediaError(f"{path}: {reason}")
   if found.fault:
-    raise MediaError(f"{path}: {found.fault}; {AGAIN}")
+    raise MediaError(f"{path}: {found.fault}")
   opened = False
   try:
     # "file:" so that a name with a colon is no protocol; the whitelists keep a file from leading to other places.
     # (As container_options: with plain options PyAV before 18 crashes on Flash files.)
     options = {"protocol_whitelist": "file", "format_whitelist": ",".join(av.formats_available - PLAYLISTS)}
-    source: Any = _Repaired(name, found.repairs) if found.repairs else f"file:{name}"
-    if found.parts:
-      source = io.BytesIO(b"".join(Path(name).read_bytes()[start:end] for start, end in found.parts))
-    with av.open(source, container_options=options, **_BAD_TITLES) as container:
+    source: Any = f"file:{name}"
+    if len(found.parts) > 1:
+      with PartOfFile(name, {}, 0, status.st_size) as file:
+        whole = file.read()
+      source = io.BytesIO(b"".join(whole[start:end] for start, end in found.parts))
+    elif found.repairs or found.parts:
+      source = PartOfFile(name, found.repairs, *(found.parts or [(0, status.st_size)])[0])
+    with (
+      nullcontext() if isinstance(source, str) else source,
+      av.open(source, container_options=options, **_BAD_TITLES) as container,
+    ):
       opened = True
       _check_tracks(container, found, path)
       yield container, found
@@ -277,22 +325,6 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, Endi
 
 
 _ending = functools.lru_cache(maxsize=256)(lambda name, *stamp: ending(name))
-
-
-class _Repaired(io.FileIO):
-  """A file with other bytes at some places."""
-
-  def __init__(self, name: str, repairs: dict[int, bytes]):
-    super().__init__(name)
-    self._repairs = repairs
-
-  def read(self, size: int | None = -1) -> bytes:
-    start, data = self.tell(), bytearray(super().read(-1 if size is None else size))
-    for place, right in self._repairs.items():
-      for at, byte in enumerate(right, place - start):
-        if 0 <= at < len(data):
-          data[at] = byte
-    return bytes(data)
 
 
 def _chosen(container: InputContainer, kind: str, path: Any) -> tuple[Any, str | None]:
@@ -343,20 +375,28 @@ def _decoded(container: InputContainer, stream: av.stream.Stream, path: Any, fou
   lengths: dict[int | None, int] = {}  # of packets, to know when the last frame ends
   reached = of_any = 0.0  # seconds, of this stream and of the longest
   pictures = samples = 0
+  if stream.codec_context.name in ("wavpack", "flac", "tta"):  # FFmpeg looks at check sums only when asked
+    stream.codec_context.options = {"err_detect": "crccheck+explode"}
   complete = found.known and container.format.name == "mpegts"  # FFmpeg takes a joint for a lack of packets
+  previous: dict[int, int] = {}  # times of packets, for those that do not say how long they are
   for packet in _packets(container):
     if packet.pts is not None:
-      of_any = max(of_any, _seconds(packet.pts + (packet.duration or 0), packet))
+      usual = packet.pts - previous.get(packet.stream.index, packet.pts)
+      of_any = max(of_any, _seconds(packet.pts + (packet.duration or max(usual, 0)), packet))
+      previous[packet.stream.index] = packet.pts
     if packet.stream.index != stream.index:
       continue
     if packet.is_corrupt and not complete:
       raise MediaError(
         f"{path}: is damaged: after {reached:.2f} s of its {stream.type} a part is missing; {AGAIN}"
       )
-    if packet.size and stream.codec_context.name == "mjpeg" and is_cut_jpeg(bytes(packet)):
+    if packet.size and stream.codec_context.name in ("mjpeg", "webp") and is_cut(bytes(packet)):
       raise MediaError(f"{path}: is damaged: its picture at {reached:.2f} s ends early; {AGAIN}")
     lengths[packet.pts] = packet.duration or 0
-    frames: list[Any] = packet.decode()
+    animated = found.pictures and stream.codec_context.name == "webp"
+    frames: Iterable[Any] = (
+      _of_webp(path) if animated and packet.size else packet.decode() if not animated else ()
+    )
     for frame in frames:
       if frame.is_corrupt:
         raise MediaError(f"{path}: is damaged after {reached:.2f} s of its {stream.type}; {AGAIN}")
@@ -376,10 +416,28 @@ def _decoded(container: InputContainer, stream: av.stream.Stream, path: Any, fou
     raise MediaError(f"{path}: holds no picture that can be decoded")
 
 
+def _of_webp(path: Any) -> Iterator[av.VideoFrame]:
+  """The pictures of an animated WebP, which FFmpeg does not read. Those without a time last 0.1 s, as in browsers."""
+  time = 0
+  try:
+    with quiet():
+      film = Image.open(path)
+    with film:
+      for number in range(getattr(film, "n_frames", 1)):
+        film.seek(number)
+        film.load()
+        form = "RGBA" if film.has_transparency_data else "RGB"
+        frame = av.VideoFrame.from_ndarray(np.asarray(film.convert(form)), {"RGB": "rgb24"}.get(form, "rgba"))
+        frame.pts, frame.time_base = time, Fraction(1, 1000)
+        frame.duration = film.info.get("duration") or 100
+        time += frame.duration
+        yield frame
+  except (OSError, SyntaxError, ValueError, EOFError) as error:
+    raise MediaError(f"{path}: is damaged: PIL cannot decode it ({error}); {AGAIN}") from error
+
+
 def _check_tracks(container: InputContainer, found: Ending, path: Any) -> None:
   """Makes sure that FFmpeg leaves out no track and no picture that the file describes."""
-  if found.pictures and container.format.name.startswith("webp"):
-    raise MediaError(f"{path}: is not supported: FFmpeg does not read animated WebP; {CONVERT}")
   for kind in ("video", "audio"):
     there, number = sum(stream.type == kind for stream in container.streams), found.tracks[kind]
     if there < number:

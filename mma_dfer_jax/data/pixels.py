@@ -10,14 +10,19 @@ import av
 from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 import numpy as np
+from PIL import Image
 
 from mma_dfer_jax.data import light
-from mma_dfer_jax.data.pictures import OVER_BLACK, over_black
+from mma_dfer_jax.data.pictures import OVER_BLACK, in_srgb, over_black
 
 ALMOST_SQUARE = 0.01  # a pixel wider or higher by less stays as it is
 LONGEST_PIXEL = 4  # times as long as wide; the longest that any standard has is 64:27, of films on tape
 # Of H.273's matrices from RGB to YUV, those that FFmpeg undoes; 0 is RGB itself, 2 and 3 say nothing.
 MATRICES = {0, 1, 2, 3, 4, 5, 6, 7, 9}
+CRASHING = (
+  "png",
+  "apng",
+)  # PyAV may end the process after it has looked beside pictures of theirs (named profiles)
 
 
 class Picture:
@@ -31,12 +36,14 @@ class Picture:
     aspect: width of a pixel, divided by its height; None if the file does not say.
     converters: for colours and for what is transparent, the same for all pictures: making one takes ten times longer than
       using it.
+    profile: of the colours (ICC), of a file that is a picture.
   Raises:
     ValueError: if nobody can say how it is meant.
   """
 
   def __init__(self, frame: av.VideoFrame, time: float, *, codec: av.VideoCodecContext, aspect: Fraction | None,
-               converters: tuple[VideoReformatter, VideoReformatter]):  # fmt: skip
+               converters: tuple[VideoReformatter, VideoReformatter], profile: bytes | None = None):  # fmt: skip
+    self._profile, self._codec = profile, codec.name
     self._frame, self._converters, self.time = frame, converters, time
     self.duration = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 0.0
     self.changes: list[str] = []
@@ -47,10 +54,9 @@ class Picture:
     self._light = tuple(
       int(getattr(frame, name, getattr(codec, name))) for name in ("color_trc", "color_primaries")
     )
-    self._meaning = light.meaning(*self._light)
+    self._meaning = light.change(*self._light)
     if self._meaning:
-      kind = "HDR" if self._light[0] in light.CURVES else "wide colours"
-      self.changes.append(f"{kind} ({self._meaning}) brought to BT.709")
+      self.changes.append(self._meaning)
     self._size = self._squared(aspect)
     a, b, c, d = self._orientation()
     self._sideways = abs(a) + abs(d) < abs(b) + abs(c)
@@ -76,6 +82,8 @@ class Picture:
     To the nearest quarter turn; telephones film sideways.
     """
     try:
+      if self._codec in CRASHING:
+        raise ValueError
       side_data: Any = self._frame.side_data
       matrix = side_data.get("DISPLAYMATRIX")
     except ValueError:  # one of a kind that PyAV does not know, such as EXIF, hides all
@@ -100,6 +108,9 @@ class Picture:
     pixels = colours.reformat(self._frame, format=form, **size).to_ndarray()
     if self._meaning:
       pixels = light.to_bt709(pixels, *self._light)
+    elif self._profile and (converted := in_srgb(self._profile, Image.fromarray(pixels))):
+      pixels = np.asarray(converted[0])
+      self.changes.append(f"colours of {converted[1]} brought to sRGB")
     if self._transparent:
       opaque = transparency.reformat(self._frame, format="rgba", **size).to_ndarray()[..., 3:]
       if opaque.min() < 255:

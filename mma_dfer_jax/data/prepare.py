@@ -44,6 +44,7 @@ from mma_dfer_jax.data.counts import Findings, check_counts, published_counts
 from mma_dfer_jax.data.data_set import AS_MEANT, NOTES, TIMES, UNEQUAL, UNEVEN, open_data_set, start_worker
 from mma_dfer_jax.data.faces import POLICIES, FaceFinder, face_model, face_recipe
 from mma_dfer_jax.data.frames import uneven_rate
+from mma_dfer_jax.data.pictures import quiet
 from mma_dfer_jax.data.records import RECIPE, Clips, length_of_sound, read_clip
 from mma_dfer_jax.data.source import ClipFiles, Layout, Note, Problem, count, in_lines, natural
 from mma_dfer_jax.disk import alone_in, sha256_of
@@ -64,7 +65,12 @@ _ALLOW_BAD = flags.DEFINE_integer("allow_bad", 0, "Leave out at most so many bad
                                   "A missing or broken list always stops it.", lower_bound=0)  # fmt: skip
 _CHANNEL = flags.DEFINE_enum("channel", "first", CHANNELS, "Which channel of the sound to take.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the data set that is there.")
-_NUM_WORKERS = flags.DEFINE_integer("num_workers", usable_cores(), "Processes that decode; 1: this one.", 1)
+_NUM_WORKERS = flags.DEFINE_integer(
+  "num_workers",
+  usable_cores(),
+  "Processes that decode; 0: none but this one, which a fault in a library ends.",
+  0,
+)
 _MAX_FRAMES = flags.DEFINE_integer(
   "max_frames", 0, "Of longer clips, take so many frames, evenly spread; 0: all.", 0
 )
@@ -160,7 +166,7 @@ def decode_clip(files: ClipFiles, decoding: Decoding) -> str | None:
         file.write(frame)
         lengths.append(len(frame))
         if files.frames:  # those of a video are of one size
-          with media.one_clip(files.frames[0].parent):
+          with media.one_clip(files.frames[0].parent), quiet():
             sizes.add(Image.open(io.BytesIO(frame)).size)
   except UserError as error:
     files.pictures.unlink(missing_ok=True)
@@ -215,7 +221,7 @@ def decode_all(files: Sequence[ClipFiles], scratch: Path, decoding: Decoding, nu
       bar.update()
 
     while todo:
-      if min(num_workers, len(todo)) == 1:
+      if not num_workers:
         for clip in todo:
           note(clip, decode_clip(clip, decoding))
         break
@@ -259,7 +265,7 @@ def _alone_in(home: Path) -> Iterator[Path]:
 
 def prepare(
   layout: Layout, name: str, data_dir: Path, decoding: Decoding, origin: str, *, allow_bad: int = 0,
-  overwrite: bool = False, num_workers: int = 1,
+  overwrite: bool = False, num_workers: int = 0,
 ) -> None:  # fmt: skip
   """What was found -> decoded clips -> a data set in data_dir; messages name `origin`, the manifest or folder.
 

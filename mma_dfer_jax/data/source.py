@@ -24,7 +24,7 @@ import re
 from typing import Any, NamedTuple
 
 from mma_dfer_jax.errors import EXAMPLES, UserError, count, counted, listed, printable
-from mma_dfer_jax.lookalikes import alike, escaped, tidy
+from mma_dfer_jax.lookalikes import alike, escaped, keys, looks, tidy
 
 Counts = Mapping[str, Mapping[str, int]]  # clips by split and class
 FOLDS = range(1, 6)  # of the published data sets
@@ -102,9 +102,10 @@ class Options:
 def near_duplicates(classes: Iterable[str]) -> list[str]:
   """What is wrong with class names that a person cannot tell apart: most often one is meant."""
   found = []
-  for group in alike(classes):
+  for group in alike(classes, keys):
+    number = any(kind == "number" for kind, _ in set.intersection(*map(keys, group)))
     in_letters = len({" ".join(name.casefold().split()) for name in group}) > 1
-    how = "look alike" if in_letters else "differ in case or spaces only"
+    how = "are the same number" if number else "look alike" if in_letters else "differ in case or spaces only"
     found.append(f"the class names {' and '.join(map(escaped, group))} {how}: write one of them")
   return found
 
@@ -207,13 +208,13 @@ def with_legible_names(layout: Layout) -> Layout:
   """Refuses clips whose names or labels are no text, and clips that people could not tell apart by their names."""
   problems = [Problem(clip.where, f"the name {escaped(clip.clip_id)} is not UTF-8; rename it", (clip.clip_id,))
               for clip in layout.clips if not _is_text(clip.clip_id + clip.label)]  # fmt: skip
-  for group in alike((clip.clip_id for clip in layout.clips), case=True):
+  for group in alike((clip.clip_id for clip in layout.clips), lambda name: [looks(name, case=True)]):
     problems.append(
       Problem("", f"look alike: {' and '.join(map(escaped, group))}; rename one of them", tuple(group))
     )
   bad = {clip for problem in problems for clip in problem.clips}
   clips = [clip for clip in layout.clips if clip.clip_id not in bad]
-  similar = tuple(itertools.chain(*alike(clip.clip_id for clip in clips)))
+  similar = tuple(itertools.chain(*alike((clip.clip_id for clip in clips), lambda name: [looks(name)])))
   notes = [*layout.notes, *([Note("clips whose names differ in case only", similar)] if similar else [])]
   classes = tuple(filter(_is_text, layout.classes))
   return dataclasses.replace(

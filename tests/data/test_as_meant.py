@@ -2,13 +2,17 @@
 
 from fractions import Fraction
 import io
+import struct
+import subprocess
+import sys
+import zlib
 
 import av
 from clip_files import manifest
 from commands import load
 from films import write_film
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, features
 import pytest
 
 from mma_dfer_jax.data import faces
@@ -21,6 +25,7 @@ from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.inputs import Inputs
 
 prepare = load("data.prepare")
+AVIF = ["AVIF"] * bool(features.check("avif"))  # of Pillow 11.3
 RAMP = np.linspace(0, 65535, 256).astype(np.uint16)[None].repeat(8, axis=0)
 COLOURS = np.asarray(
   Image.fromarray(np.random.default_rng(0).integers(0, 255, (10, 15, 3), dtype=np.uint8)).resize((60, 40))
@@ -56,7 +61,7 @@ def test_black_and_white():
   assert decode_frame(coded(np.eye(8) > 0))[0, :2].tolist() == [[255] * 3, [0] * 3]
 
 
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "TIFF", "WEBP", *AVIF])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_turns_pictures(form, orientation):
   exif = Image.Exif()
@@ -66,7 +71,7 @@ def test_exif_turns_pictures(form, orientation):
     expected = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
   pixels, changes = decode_as_meant(data)
   np.testing.assert_array_equal(pixels, expected)
-  assert bool(changes) == (orientation > 1 and form != "TIFF")  # which PIL turns by itself
+  assert [change.endswith("as EXIF says") for change in changes] == [True] * (orientation > 1)
 
 
 def test_transparent_parts():
@@ -134,6 +139,87 @@ def test_colour_profiles(form):
   assert saturation(pixels) > 1.05 * saturation(plain)  # Adobe's green is greener than its number says
   grey = np.full((8, 8, 3), 128, np.uint8)
   assert np.abs(decode_frame(coded(grey, form, icc_profile=ADOBE)).astype(int) - 128).max() <= 3
+
+
+def png_with(pixels=COLOURS, **chunks):
+  data, facts = coded(pixels), b""
+  for name, value in chunks.items():
+    body = name.encode() + value
+    facts += struct.pack(">I", len(value)) + body + struct.pack(">I", zlib.crc32(body))
+  return data[:33] + facts + data[33:]
+
+
+def chromaticities(*xy):
+  return struct.pack(">8I", *(round(100_000 * value) for value in xy))
+
+
+P3 = (0.3127, 0.329, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06)
+OWN = ("colours of other primaries (cHRM) brought to sRGB",)
+WIDE = ("wide colours (Display P3) brought to BT.709",)
+
+
+@pytest.mark.parametrize(
+  ("chunks", "changes"),
+  [({"cICP": bytes((1, 13, 0, 1))}, ()), ({"cICP": bytes((12, 13, 0, 1))}, WIDE), ({"cHRM": chromaticities(*P3)}, OWN),
+   ({"gAMA": struct.pack(">I", 45455), "cHRM": chromaticities(*P3)}, OWN),
+   ({"gAMA": struct.pack(">I", 45455), "cHRM": chromaticities(.3127, .329, .64, .33, .3, .6, .15, .06)}, ()),
+   ({"sRGB": b"\0", "cHRM": chromaticities(*P3)}, ()), ({"cHRM": bytes(32)}, ()),
+   ({"cICP": bytes((12, 13, 0, 1)), "gAMA": struct.pack(">I", 100_000)}, WIDE)],
+)  # fmt: skip
+def test_what_a_png_says_of_its_colours(chunks, changes):
+  pixels, found = decode_as_meant(png_with(**chunks))
+  assert found == changes
+  # Of CSS Color 4: the matrix from linear Display P3 to linear sRGB.
+  to_srgb = np.array(((1.22494, -0.22494, 0), (-0.04206, 1.04206, 0), (-0.01964, -0.07864, 1.09828)))
+  stored = COLOURS / 255
+  linear = np.where(stored <= 0.04045, stored / 12.92, ((stored + 0.055) / 1.055) ** 2.4)
+  linear = (linear @ to_srgb.T).clip(0, 1)
+  meant = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+  np.testing.assert_allclose(pixels, 255 * meant if changes else COLOURS, atol=1)
+
+
+def test_colours_by_primaries_and_gamma_are_those_of_the_same_profile():
+  adobe = {
+    "gAMA": struct.pack(">I", 45471),
+    "cHRM": chromaticities(0.3127, 0.329, 0.64, 0.33, 0.21, 0.71, 0.15, 0.06),
+  }
+  differences = np.abs(
+    decode_frame(png_with(**adobe)).astype(int) - decode_frame(coded(COLOURS, icc_profile=ADOBE))
+  )
+  assert differences.mean() < 2  # of 9: its curve is a power, and here that of sRGB
+
+
+@pytest.mark.parametrize(("curve", "light"), [(16, 94.4), (18, 1000 * ((128 / 255) ** 2 / 3) ** 1.2)])
+def test_light_of_pictures(curve, light):
+  """PQ and HLG of PNG and AVIF, as of videos: half of the signal is so many cd/m2."""
+  grey = np.full((32, 32, 3), 128, np.uint8)
+  pictures = [png_with(grey, cICP=bytes((9, curve, 0, 1)))]
+  for data in (coded(grey, form, quality=95) for form in AVIF):
+    at = data.index(b"colrnclx") + 8
+    pictures.append(data[:at] + struct.pack(">HH", 9, curve) + data[at + 4 :])
+  for data in pictures:
+    pixels, changes = decode_as_meant(data)
+    np.testing.assert_allclose(pixels, 255 * (light / 150) ** (1 / 2.4), atol=3)
+    assert changes == (f"HDR ({'PQ' if curve == 16 else 'HLG'}, BT.2020) brought to BT.709",)
+
+
+@pytest.mark.parametrize(("facts", "says"), [((1, 9, 0, 1), "logarithmic"), ((1, 13, 1, 1), "matrix 1 of H.273"), ((10, 13, 0, 1), "XYZ")])  # fmt: skip
+def test_colours_of_pictures_that_nobody_knows_are_refused(facts, says):
+  with pytest.raises(ValueError, match=says):
+    decode_frame(png_with(cICP=bytes(facts)))
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+def test_a_picture_as_a_clip_has_its_colours(tmp_path, form):
+  """In a process of its own: PyAV ended it after a PNG with a named profile."""
+  path = tmp_path / f"a.{form.lower()}"
+  path.write_bytes(coded(COLOURS, form, icc_profile=ADOBE))
+  words = f"from mma_dfer_jax.data.media import iterate_pictures as i\nfor p in i({str(path)!r}): print(p.pixels().mean(), p.changes)"
+  done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=False)
+  assert (done.returncode, done.stderr) == (0, "")
+  mean, changes = done.stdout.split(" ", 1)
+  assert changes.strip() == "['colours of Wide brought to sRGB']"
+  assert float(mean) == pytest.approx(decode_frame(path.read_bytes()).mean(), abs=1)
 
 
 def film(path, pixels, fmt, *, codec="ffv1", aspect=None, count=2, **facts):

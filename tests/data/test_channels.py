@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 import itertools
+import re
 
 import av
 import numpy as np
@@ -94,6 +95,21 @@ def test_the_track_that_is_marked_is_taken_and_said(tmp_path):
   path = write(tmp_path / "a.mkv", pictures=2)
   assert next(iterate_frames(path)).mean() == pytest.approx(160, abs=3)
   assert tracks_taken(path) == ("of 2 video tracks number 2 was taken: the file marks it as the default",)
+
+
+@pytest.mark.parametrize(
+  ("levels", "defaults", "said"),
+  [((0, 9000), (), "number 1 was taken: it is the first; it is silent, but number 2 is not: take one with `ffmpeg "),
+   ((9000, 0, 9000), (1,), "as the default; it is silent, but number 1 and 3 are not: .* -map 0:a:0 "),
+   ((9000, 0), (), "number 1 was taken: it is the first$"), ((0, 0), (), "it is the first$"), ((20, 9000), (), "it is silent"),
+   ((0, 9000), (1,), "number 2 was taken: the file marks it as the default$")],
+)  # fmt: skip
+def test_a_silent_track_beside_one_that_speaks_is_said(tmp_path, levels, defaults, said):
+  tracks = [("stereo", {"FR": tone(level)}) for level in levels]
+  path = write(tmp_path / "a.mkv", *tracks, defaults=defaults, pictures=1)
+  assert [
+    re.search(said, note) is not None for note in read_record(path, path)["notes"] if "tracks" in note
+  ] == [True]
 
 
 def test_tracks_that_cannot_be_read_are_refused_or_said(tmp_path):

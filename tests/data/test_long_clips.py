@@ -87,7 +87,7 @@ def test_a_clip_is_held_in_memory_three_times_at_most(tmp_path):
   peak = {}
   for name in ("long", "short"):
     path, data_dir = manifest(tmp_path, [f"{name}.mp4,x,train"], f"{name}.csv"), tmp_path / name
-    flags = ["--num_workers=1", f"--manifest={path}", f"--data_dir={data_dir}"]
+    flags = ["--num_workers=0", f"--manifest={path}", f"--data_dir={data_dir}"]
     done = subprocess.Popen([sys.executable, "-c", code, *flags], cwd=ROOT, stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(done.pid, 0)
     assert status == 0

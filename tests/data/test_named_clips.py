@@ -213,6 +213,18 @@ ALIKE = {
   ("über", "u\u0308ber"): "'über' (written '\\xfcber') and 'u\u0308ber' (written 'u\\u0308ber') look alike",
   ("joy", "j\u043ey"): r"'joy' and 'jоy' (written 'j\u043ey') look alike",
   ("a b", "a\xa0b"): r"'a b' and 'a\xa0b' differ in case or spaces only",
+  ("0", "00"): "'0' and '00' are the same number",
+  ("1", "1.0"): "'1' and '1.0' are the same number",
+  ("-2", "\uff0d\uff12"): r"'-2' and '－２' (written '\uff0d\uff12') are the same number",
+  ("7", "\u0667"): r"'7' and '٧' (written '\u0667') are the same number",
+  ("1", "l"): "'1' and 'l' look alike",
+  ("Il", "ll"): "'Il' and 'll' look alike",
+  ("0K", "OK"): "'0K' and 'OK' look alike",
+  ("\u0406ll", "1|l"): r"'Іll' (written '\u0406ll') and '1|l' look alike",
+  ("sad", "sad."): "'sad' and 'sad.' look alike",
+  ("_sad", "SAD_"): "'_sad' and 'SAD_' look alike",
+  ("\u03bd\u03bf", "vo"): r"'νο' (written '\u03bd\u03bf') and 'vo' look alike",
+  ("\u041d\u0415\u0422", "\u043d\u0435\u0442"): "differ in case or spaces only",
 }
 
 
@@ -221,14 +233,27 @@ def test_labels_that_look_alike(tmp_path, pair):
   path = manifest(tmp_path, "path,label,split\na.mp4,{},train\nb.mp4,{},test\n".format(*pair))
   layout = bad(read_clips(path), f"{ALIKE[pair]}: write one of them", left=2)
   assert layout.problems[0].clips == ()
+  (problem,) = bad(read_clips(path, classes=[pair[0], "x"]), "looks like the class", left=1).problems
+  assert problem.clips
+
+
+def test_labels_that_people_tell_apart(tmp_path):
+  for names in (
+    ["-1", "0", "1", "1.5", "10"],
+    ["A+", "A-", "A", "B", "1_1"],
+    ["fail", "fall", "file", "ill", "lil"],
+    ["1_1", "11", "1-1", "x1", "x01"],
+  ):
+    rows = "".join(f"{clip}.mp4,{label},train\n" for clip, label in zip("abcde", names, strict=True))
+    assert set(good(read_clips(manifest(tmp_path, f"path,label,split\n{rows}")), 5).classes) == set(names)
 
 
 def test_labels_in_natural_order(tmp_path):
   rows = "".join(
-    f"{clip}.mp4,{label},train\n" for clip, label in zip("abcde", ["a10²", "a2", "1", "01", "B"], strict=True)
+    f"{clip}.mp4,{label},train\n" for clip, label in zip("abcde", ["a10²", "a2", "1", "02", "B"], strict=True)
   )
   layout = good(read_clips(manifest(tmp_path, f"path,label,split\n{rows}")), 5)
-  assert layout.classes == ("01", "1", "B", "a2", "a10²")
+  assert layout.classes == ("1", "02", "B", "a2", "a10²")
 
 
 def test_a_folder_or_a_glob_gives_clips_without_labels(tmp_path):

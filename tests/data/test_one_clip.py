@@ -67,12 +67,13 @@ def test_what_a_library_raises(clips, tmp_path, monkeypatch, raised, said, at):
 
 
 @pytest.mark.slow
-def test_a_clip_that_ends_its_process(clips, tmp_path, monkeypatch):
-  """As faults in libraries do: with two processes it costs nothing but itself."""
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_clip_that_ends_its_process(clips, tmp_path, monkeypatch, workers):
+  """As faults in libraries do: it costs nothing but itself."""
   path = manifest(clips, [("a", "x", "train"), ("b", "x", "train"), ("c", "x", "test")])
   layout = read("clips", path)
   layout.clips.append(Fatal(**vars(layout.clips[0]) | {"clip_id": "fatal.mp4", "where": "line 5"}))
-  clips, problems = MODULE.decode_all(layout.clips, tmp_path, MODULE.Decoding(), 2)
+  clips, problems = MODULE.decode_all(layout.clips, tmp_path, MODULE.Decoding(), workers)
   assert [clip.clip_id for clip in clips] == ["a.mp4", "b.mp4", "c.mp4"]
   assert in_lines(problems) == [
     "line 5: fatal.mp4: ended the process that decoded it: a fault in a library, or too little memory"

@@ -4,24 +4,41 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mma_dfer_jax.data.formats.base import CutShort, Damaged, Data, Ending, integer, must_reach, name_of
+from mma_dfer_jax.data.formats.base import (
+  CutShort,
+  Damaged,
+  Data,
+  Ending,
+  Joined,
+  differences,
+  integer,
+  is_name,
+  must_reach,
+  name_of,
+)
 
 TRACKS = {b"vide": "video", b"soun": "audio"}
-OF_FILE = {
-  b"ftyp",
-  b"moov",
-  b"mdat",
-  b"moof",
-  b"mfra",
-  b"meta",
-  b"sidx",
-  b"styp",
-  b"free",
-  b"skip",
-  b"wide",
-  b"uuid",
+OF_FILE = set(b"ftyp moov mdat moof mfra meta sidx styp free skip wide uuid".split())
+# What must be in a box (| divides names of which one is enough), and without what else something is lost or wrong.
+HOLDS = {
+  b"": (b"", b"moov moof"),  # the file
+  b"moov": (b"mvhd|cmov|rmra", b"trak mvex"),
+  b"trak": (b"tkhd mdia", b"edts"),
+  b"mdia": (b"mdhd hdlr minf", b""),
+  b"minf": (b"stbl", b""),
+  b"stbl": (b"", b"stsd stts stsc stsz stco co64 ctts stss"),
+  b"vide": (b"", b"pasp colr"),  # the description of pictures
+  b"edts": (b"", b"elst"),
+  b"mvex": (b"", b"trex"),
+  b"moof": (b"mfhd", b"traf"),
+  b"traf": (b"tfhd", b"tfdt trun"),
 }
-OF_TRACK = {"stsd": {b"stsd"}, "stts": {b"stts"}, "stsc": {b"stsc"}, "stsz": {b"stsz", b"stz2"}, "stco": {b"stco", b"co64"}}  # fmt: skip
+TABLES = b"stsd stts stsc stsz|stz2 stco|co64"  # must be in the stbl of pictures and sound
+REPEATED = {b"trak", b"trex", b"moof", b"traf", b"trun"}
+ALIKE = {b"stps", b"stsh"}  # other names that differ from one of those in a letter
+# Of a track with these boxes another kind is damaged.
+HEADS = {b"vmhd": (b"vide", b"pict", b"auxv"), b"smhd": (b"soun",)}
+OTHERS = b"hint", b"text", b"sbtl", b"subt", b"subp", b"clcp", b"tmcd", b"meta", b"strm", b"MPEG", b"musi"
 
 
 def _boxes(data: Data, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
@@ -31,7 +48,7 @@ def _boxes(data: Data, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
     if size == 1:
       size, head = integer(data, at + 8, 8), 16
     size = size or end - at
-    if size < head or not all(32 <= c < 127 or c == 0xA9 for c in kind):
+    if size < head or not is_name(kind.replace(b"\xa9", b" ")):
       return
     yield kind, at + head, at + size
     at += size
@@ -44,48 +61,91 @@ def iso(data: Data, found: Ending) -> None:
   for kind, _, end in boxes:
     if kind in OF_FILE or not described:  # else it is something that follows the end
       must_reach(f"its box {name_of(kind)}", end, data)
-  rest = data[boxes[-1][2] :] if boxes else b""
-  if 0 < len(rest) < 8 and rest[0] == 0 < max(rest) and (pieces or not described):
+  _check_names(data, b"", boxes)
+  end = boxes[-1][2] if boxes else 0
+  rest = data[end:]
+  if 0 < len(rest.rstrip(b"\0")) < 8 and rest[0] == 0 and (pieces or not described):
     raise CutShort("it ends within the head of a box")
   if not described and b"meta" not in kinds:
     raise CutShort("its box moov, which describes the tracks, is missing; recorders write it last")
   if kinds[-1] == b"moof":
     raise CutShort("its last fragment has no box mdat")
+  begins = [_begin(data, boxes[k:]) for k, kind in enumerate(kinds) if kind == b"moov"]
+  # Else the same description stands there twice, or times run on, as of segments.
+  if len(begins) > 1 and kinds.count(b"ftyp") != 1 and min(begins[1:]) <= begins[0]:
+    raise Joined(next(start - 8 for kind, start, _ in boxes[1:] if kind in (b"ftyp", b"moov")))
+  if pieces and any(rest.find(kind) > 0 for kind in (b"moof", b"mfra", b"mfhd")):
+    raise Damaged(f"at byte {end:,}: no box begins there")
+  if pieces:  # else the tables of the tracks say where the file ends
+    found.end, found.declared = end, False
   for kind, start, end in boxes:
     if kind == b"sidx":
       must_reach("its last segment", _end_of_segments(data, start, end), data)
-    if kind == b"moov":
-      tracks = [(s, e) for k, s, e in _tiles(data, "moov", start, end) if k == b"trak"]
+    if kind == b"moof":
+      _inside(data, kind, start, end)
+    if kind == b"moov" and not found.tracks:
+      tracks = [(s, e) for k, s, e in _inside(data, kind, start, end) if k == b"trak"]
       for number, (s, e) in enumerate(tracks, 1):
         if kind_of_track := TRACKS.get(_track(data, number, s, e)):
           found.tracks[kind_of_track] += 1
 
 
-def _tiles(data: Data, name: str, start: int, end: int) -> list[tuple[bytes, int, int]]:
-  """The boxes within one, which must fill it."""
+def _begin(data: Data, boxes: list[tuple[bytes, int, int]]) -> int:
+  """When the first fragment of these begins, in units of its own."""
+  start, end = next(((start, end) for kind, start, end in boxes if kind == b"moof"), (0, 0))
+  at = data.find(b"tfdt", start, end)
+  return integer(data, at + 8, 8 if data[at + 4] else 4) if at > 0 else 0
+
+
+def _inside(data: Data, kind: bytes, start: int, end: int, must: bytes = b"", of: str = "") -> list[tuple[bytes, int, int]]:  # fmt: skip
+  """The boxes within one, which must fill it, with all that must be there and no name that is a damaged one."""
   inside = list(_boxes(data, start, end))
   reached = inside[-1][2] if inside else start
   if reached > end or end - reached >= 8:
-    raise Damaged(f"its box {name} is wrong at byte {min(reached, end):,}")
+    raise Damaged(f"its box {name_of(kind)}{of} is wrong at byte {min(reached, end):,}")
+  _check_names(data, kind, inside)
+  names = {name for name, *_ in inside}
+  for one in (must or HOLDS[kind][0]).split():
+    if not set(one.split(b"|")) & names:
+      raise Damaged(f"its box {name_of(kind)}{of} lacks {name_of(one)}")
+  for name, s, e in inside:
+    if name in (b"edts", b"mvex", b"traf"):
+      _inside(data, name, s, e, of=of)
   return inside
+
+
+def _check_names(data: Data, of: bytes, boxes: list[tuple[bytes, int, int]]) -> None:
+  """Raises Damaged if a name is nearly one that is needed and missing, or its box holds what only such a one holds."""
+  there, known = {kind for kind, *_ in boxes}, set(b" ".join(HOLDS[of]).replace(b"|", b" ").split())
+  for kind, start, end in boxes:
+    if kind in known | ALIKE | OF_FILE:
+      continue
+    near = {k for k in known - set(HOLDS) if differences(k, kind) == 1}
+    inside = {k for k, _, e in _boxes(data, start, min(end, len(data))) if e <= end}
+    near = near - (there - REPEATED) | {
+      k for k in known & set(HOLDS) if inside & set(b" ".join(HOLDS[k]).split())
+    }
+    if near:
+      raise Damaged(
+        f"its box {name_of(kind)} at byte {start - 8:,} should have the name {name_of(min(near))}"
+      )
 
 
 def _track(data: Data, number: int, start: int, end: int) -> bytes:
   """Checks that a track's description is whole, and its samples lie within the file; returns its kind."""
-  where, handler = (start, end), b""
-  for name in ("mdia", "minf", "stbl"):
-    inside = _tiles(data, f"trak {number}", *where)
-    handler = next((data[s + 8 : s + 12] for k, s, _ in inside if k == b"hdlr" and name == "minf"), handler)
-    place = next(((s, e) for k, s, e in inside if k == name.encode()), None)
-    if place is None:
-      raise Damaged(f"the description of its track {number} lacks {name}")
-    where = place
+  inside, of, handler = _inside(data, b"trak", start, end, of=f" {number}"), f" of track {number}", b""
+  for name in (b"mdia", b"minf", b"stbl"):
+    handler = next((data[s + 8 : s + 12] for k, s, _ in inside if k == b"hdlr" and name == b"minf"), handler)
+    for head, kinds in HEADS.items():
+      if head in {k for k, *_ in inside} and handler not in kinds + OTHERS:
+        raise Damaged(f"its track {number} has the unknown kind {name_of(handler)}")
+    place = next((s, e) for k, s, e in inside if k == name)
+    inside = _inside(data, name, *place, TABLES if name == b"stbl" and handler in TRACKS else b"", of)
   if handler not in TRACKS:
     return handler
-  tables = {k: (s, e) for k, s, e in _tiles(data, f"trak {number}", *where)}
-  for name, kinds in OF_TRACK.items():
-    if not kinds & set(tables):
-      raise Damaged(f"the description of its track {number} lacks {name}")
+  tables = {k: (s, e) for k, s, e in inside}
+  for _, s, e in _boxes(data, tables[b"stsd"][0] + 8, tables[b"stsd"][1]) if handler == b"vide" else ():
+    _check_names(data, handler, list(_boxes(data, s + 78, e)))  # after the fields of a sample description
   must_reach(f"its track {number}", _end_of_samples(data, tables, number), data)
   return handler
 

@@ -4,8 +4,28 @@ from collections import Counter
 from collections.abc import Iterator
 import zlib
 
-from mma_dfer_jax.data.formats.base import CutShort, Damaged, Data, Ending, integer, must_reach
+from mma_dfer_jax.data.formats.base import (
+  CutShort,
+  Damaged,
+  Data,
+  Ending,
+  Joined,
+  integer,
+  is_text,
+  must_reach,
+)
 
+KINDS = {
+  1,
+  2,
+  3,
+  16,
+  17,
+  18,
+  32,
+  33,
+}  # of tracks: pictures, sound, both, logo, subtitles, buttons, control, data
+HEAD = 0x1A45DFA3
 SEGMENT, SEEK_HEAD, CLUSTER, TRACKS = 0x18538067, 0x114D9B74, 0x1F43B675, 0x1654AE6B
 PARTS = {SEEK_HEAD, CLUSTER, TRACKS, 0x1549A966, 0x1C53BB6B, 0x1254C367, 0x1043A770, 0x1941A469}
 
@@ -26,17 +46,24 @@ def matroska(data: Data, found: Ending) -> None:
   at, end = 0, len(data)
   kinds: set[int | None] = set()
   segment = places = None
+  sized = False
   while at < end:
+    no_id = data[at] < 0x10 or 0x20 <= data[at] < 0x80
+    if no_id and not sized and CLUSTER in kinds and is_text(data[at:]):
+      break  # follows the end, which a live recording does not tell
     kind, body = _vint(data, at, keep_mark=True)
     size, body = _vint(data, body, keep_mark=False)
     if kind == SEGMENT:
       segment, at = body, body
-      end = end if size is None else body + size
+      sized = size is not None
+      end = body + size if size is not None else end
       must_reach("its segment", end, data)
       continue
     if kind == SEEK_HEAD and size is not None:
       places = body, body + size
     known = segment is None or kind in PARTS | {0xEC, 0xBF}
+    if kind == HEAD and segment is not None:
+      raise Joined(at)
     if not known and (size is None or CLUSTER not in kinds):
       raise Damaged(f"at byte {at:,}")
     kinds.add(kind)
@@ -51,6 +78,7 @@ def matroska(data: Data, found: Ending) -> None:
     at = body + (size or 0)
   if segment is None or TRACKS not in kinds:
     raise CutShort("the description of its tracks is missing")
+  found.end, found.declared = at, sized
   for place in _places(data, *places) if places else ():
     must_reach("what its index points to", segment + place + 4, data)
 
@@ -72,6 +100,8 @@ def _elements(data: Data, at: int, end: int) -> Iterator[tuple[int | None, int, 
 def _tracks(data: Data, start: int, end: int) -> Counter[str]:
   entries = [(s, e) for kind, s, e in _elements(data, start, end) if kind == 0xAE]
   kinds = [data[s] for entry in entries for kind, s, _ in _elements(data, *entry) if kind == 0x83]
+  if len(kinds) < len(entries) or not set(kinds) <= KINDS:
+    raise Damaged("the description of one of its tracks does not say what it is")
   return Counter({"video": kinds.count(1), "audio": kinds.count(2)})
 
 

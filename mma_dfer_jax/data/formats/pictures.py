@@ -24,7 +24,7 @@ def png(data: Data, found: Ending) -> None:
       # Not more than a picture of this size can have, interlaced or not: a small file may fill the memory.
       inflated += len(pixels.decompress(data[at + 8 : at + 8 + size], 2 * rows + 4096))
     if kind == b"IEND":
-      found.pictures = frames
+      found.pictures, found.end = frames, at + 12 if frames is not None else None
       if frames is not None and seen < frames:
         raise CutShort(f"it has {seen} pictures of the {frames} that it announces")
       if rows < LARGEST and (not pixels.eof or (inflated < rows and not interlaced)):
@@ -55,3 +55,14 @@ def gif(data: Data, found: Ending) -> None:
 
 def bmp(data: Data, found: Ending) -> None:
   must_reach("its picture", integer(data, 2, 4, "<"), data)
+
+
+def tiff(data: Data, found: Ending) -> None:
+  """The directory, which many writers put at the end; pixels may be shorter than it says in files that are whole."""
+  order, big = "<" if data[:2] == b"II" else ">", 43 in data[2:4]
+  at = integer(data, 8, 8, order) if big else integer(data, 4, 4, order)
+  must_reach("its directory", at + 8, data)
+  number = integer(data, at, 8 if big else 2, order)
+  if not number:
+    raise Damaged("its directory is empty")
+  must_reach("its directory", at + (8 + 20 * number if big else 2 + 12 * number), data)

@@ -7,16 +7,32 @@ import zlib
 
 import numpy as np
 
-from mma_dfer_jax.data.formats.base import CutShort, Damaged, Data, Ending, integer, must_reach
+from mma_dfer_jax.data.formats.base import (
+  CutShort,
+  Damaged,
+  Data,
+  Ending,
+  Joined,
+  differences,
+  integer,
+  is_text,
+  must_reach,
+)
 
 REVERSED = bytes(
   int(f"{byte:08b}"[::-1], 2) for byte in range(256)
 )  # each byte with its bits from last to first
+ASF_TRACK = bytes.fromhex("9107dcb7b7a9cf118ee600c00c205365")
+ASF_KINDS = {
+  bytes.fromhex("c0ef19bc4d5bcf11a8fd00805f5c442b"): "video",
+  bytes.fromhex("409e69f84d5bcf11a8fd00805f5c442b"): "audio",
+}
 NOTHING = 0x1FFF  # the programme of MPEG-TS that only fills time
 NOTES = b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"ID3"  # that follow the sound of an MP3 or an AAC
 # Bytes of a frame by its type, https://www.rfc-editor.org/rfc/rfc4867 section 5.3; 0: such frames do not exist.
 AMR = (13, 14, 16, 18, 20, 21, 27, 32, 6, 0, 0, 0, 0, 0, 0, 1)
 AMR_WB = (18, 24, 33, 37, 41, 47, 51, 59, 61, 6, 0, 0, 0, 0, 1, 1)
+AC3 = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 576, 640)  # kbit/s
 # kbit/s of MPEG audio, by (version 1 or not, layer) and index.
 BITRATES = {
   (True, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
@@ -33,7 +49,7 @@ def ogg(data: Data, found: Ending) -> None:
   while at < len(data):
     if data[at : at + 4] != b"OggS":
       if ended and all(ended.values()):
-        return  # follows the end
+        break  # follows the end
       raise Damaged(f"at byte {at:,}: no page begins there")
     flags, serial, number = data[at + 5], integer(data, at + 14, 4, "<"), integer(data, at + 18, 4, "<")
     lengths = data[at + 27 : at + 27 + data[at + 26]]
@@ -48,6 +64,7 @@ def ogg(data: Data, found: Ending) -> None:
       raise Damaged(f"between byte {start:,} and {at:,}")
   if not all(ended.values()):
     raise CutShort("its last page is not marked as the last")
+  found.end = at
 
 
 def _check_sum(page: bytes) -> int:
@@ -56,11 +73,23 @@ def _check_sum(page: bytes) -> int:
   return int(f"{found:032b}"[::-1], 2)
 
 
-def _after_id3(data: Data, at: int = 0) -> int:
-  while data[at : at + 3] == b"ID3":
-    a, b, c, d = data[at + 6 : at + 10]
-    at += 10 + (a << 21 | b << 14 | c << 7 | d) + 10 * bool(data[at + 5] & 16)
-  return at
+def after_tags(data: Data, at: int = 0) -> int:
+  """Where tags end that begin there: ID3, with zeros up to a frame, APE, ID3v1."""
+  while True:
+    begin = at
+    if data[at : at + 3] == b"ID3":
+      a, b, c, d = data[at + 6 : at + 10]
+      at += 10 + (a << 21 | b << 14 | c << 7 | d) + 10 * bool(data[at + 5] & 16)
+      filled = at
+      while data[filled : filled + 1] == b"\0":
+        filled += 1
+      at = filled if data[filled : filled + 1] == b"\xff" else at
+    elif data[at : at + 8] == b"APETAGEX":
+      at += integer(data, at + 12, 4, "<") + 32 * (data[at + 23] >> 7)  # its head is not counted
+    elif data[at : at + 3] == b"TAG":
+      at += 128
+    if at == begin:
+      return at
 
 
 def mpeg_frame(data: Data, at: int) -> int:
@@ -78,10 +107,18 @@ def mpeg_frame(data: Data, at: int) -> int:
   return (72 if layer == 3 and version != 3 else 144) * bits // sample_rate + padding
 
 
-def _frames(data: Data, at: int, size_at: Callable[[Data, int], int], found: Ending) -> int:
+def _frames(
+  data: Data,
+  at: int,
+  size_at: Callable[[Data, int], int],
+  found: Ending,
+  mark: bytes = b"\xff",
+  chain: int = 2,
+) -> int:
   """How many frames follow each other from `at` on; the last must be whole.
 
-  Tags may stand between them, where files were joined, and anything after the last: FFmpeg stumbles over it.
+  Tags may stand between them, where files were joined, and anything after the last: FFmpeg stumbles over it. But where
+  so many frames begin with a mark and follow each other again, something is wrong between.
   """
   count, begun, parts = 0, 0, list[tuple[int, int]]()
   while at < len(data):
@@ -92,30 +129,36 @@ def _frames(data: Data, at: int, size_at: Callable[[Data, int], int], found: End
       must_reach("its last frame", at, data)
       continue
     parts.append((begun, at))
-    begun = (
-      at + 128
-      if data[at : at + 3] == b"TAG"
-      else at + 6
-      if data[at : at + 6] == b"#!AMR\n"
-      else _after_id3(data, at)
-    )
+    begun = at + 6 if data[at : at + 6] == b"#!AMR\n" else after_tags(data, at)
     if begun == at or not size_at(data, begun):
       break
     at = begun
   else:
     parts.append((begun, at))
+  if mark and 0 < len(data) - at < 4 and data[at] == mark[0]:
+    raise CutShort("it ends within the head of a frame")
   tagged, later = data[at : at + 11].startswith(NOTES), at
-  while not tagged and (later := data.find(b"\xff", later + 1)) > 0:
-    following = later + size_at(data, later)
-    if later < following < len(data) and size_at(data, following):
+  while not tagged and (later := data.find(mark, later + 1)) > 0 and later < len(data):
+    if _follow(data, later, size_at, chain):
       raise Damaged(f"at byte {at:,}: no frame begins there")
   if len(parts) > 1 or len(data) - at not in (0, 128):  # 128: notes that FFmpeg knows
     found.parts = parts
+  found.end, found.declared = at, False
   return count
 
 
+def _follow(data: Data, at: int, size_at: Callable[[Data, int], int], number: int) -> bool:
+  """Whether so many whole frames begin there, one after the other."""
+  for _ in range(number):
+    size = size_at(data, at)
+    at += size
+    if not size or at > len(data):
+      return False
+  return True
+
+
 def mp3(data: Data, found: Ending) -> None:
-  at = _after_id3(data)
+  at = after_tags(data)
   size, declared = mpeg_frame(data, at), 0
   mark = data[at : at + size].find(b"Xing") if size else -1
   mark = data[at : at + size].find(b"Info") if size and not 0 < mark < 48 else mark
@@ -126,45 +169,91 @@ def mp3(data: Data, found: Ending) -> None:
     raise CutShort(f"it has {count:,} frames of the {declared:,} that it announces")
 
 
+def ac3_frame(data: Data, at: int) -> int:
+  """Bytes of a frame of AC-3 or E-AC-3, 0 if none begins there. Source: ETSI TS 102 366."""
+  if at + 6 > len(data) or data[at : at + 2] != b"\x0b\x77":
+    return 0
+  if data[at + 5] >> 3 > 10:
+    return 2 * ((data[at + 2] & 7) << 8 | data[at + 3]) + 2
+  hertz, code = data[at + 4] >> 6, data[at + 4] & 63
+  bits = AC3[code >> 1] if code >> 1 < len(AC3) else 0
+  return (4 * bits, 2 * (bits * 320 // 147 + (code & 1)), 6 * bits, 0)[hertz]
+
+
+def ac3(data: Data, found: Ending) -> None:
+  _frames(data, 0, ac3_frame, found, mark=b"\x0b\x77")
+
+
 def adts(data: Data, found: Ending) -> None:
   def size_at(data: Data, at: int) -> int:
     sync = at + 7 <= len(data) and data[at] == 0xFF and data[at + 1] & 0xF6 == 0xF0
     return (data[at + 3] & 3) << 11 | data[at + 4] << 3 | data[at + 5] >> 5 if sync else 0
 
-  _frames(data, _after_id3(data), size_at, found)
+  _frames(data, after_tags(data), size_at, found)
 
 
 def amr(data: Data, found: Ending) -> None:
   wide = data[:9] == b"#!AMR-WB\n"
 
   def size_at(data: Data, at: int) -> int:
-    return (AMR_WB if wide else AMR)[data[at] >> 3 & 15] if at < len(data) and not data[at] & 0x83 else 0
+    # Five bits of the head are 0, or the frame is marked as lost.
+    return (
+      (AMR_WB if wide else AMR)[data[at] >> 3 & 15]
+      if at < len(data) and data[at] and not data[at] & 0x83
+      else 0
+    )
 
-  _frames(data, 9 if wide else 6, size_at, found)
+  _frames(data, 9 if wide else 6, size_at, found, mark=b"", chain=6)
 
 
 def flash(data: Data, found: Ending) -> None:
-  at = integer(data, 5, 4) + 4
-  while at < len(data) and data[at] & 0x1F in (8, 9, 18):  # sound, pictures, facts; else it follows the end
+  at, told = integer(data, 5, 4) + 4, False
+  while (
+    at < len(data) and data[at] in (8, 9, 18) and not any(data[at + 8 : at + 11])
+  ):  # sound, pictures, facts
     size = 11 + integer(data, at + 1, 3)
     at += size + 4
     must_reach("its last tag", at, data)
-    if integer(data, at - 4, 4) not in (size, 0):  # each is followed by its size
+    before = integer(data, at - 4, 4)  # each is followed by its size, or by 0 if its writer never tells it
+    if before != size and (before or told):
       raise Damaged(f"at byte {at - 4 - size:,}")
+    told |= before > 0
+  if data[at : at + 4] == data[:4]:
+    raise Joined(at)
+  for head in re.finditer(rb"[\x08\x09\x12](?=.{7}\0\0\0)", data[at:], re.DOTALL):
+    later = at + head.start()
+    after = later + 11 + integer(data, later + 1, 3)
+    if later + 11 < after <= len(data) - 4 and integer(data, after, 4) == after - later:
+      raise Damaged(f"at byte {at:,}: no tag begins there")
+  found.end = at
 
 
 def asf(data: Data, found: Ending) -> None:
-  mark = data[: 30 + integer(data, 16, 8, "<")].find(bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365"))
+  at, end = 30, integer(data, 16, 8, "<")  # of its head, which describes the tracks
+  must_reach("its head", end, data)
+  while at + 24 <= end:
+    name, kind = data[at : at + 16], data[at + 24 : at + 40]
+    if name == ASF_TRACK and kind in ASF_KINDS:
+      found.tracks[ASF_KINDS[kind]] += 1
+    elif differences(name, ASF_TRACK) < 4 or any(differences(kind, one) < 4 for one in ASF_KINDS):
+      raise Damaged(f"the description of a track at byte {at:,}")
+    at += max(24, integer(data, at + 16, 8, "<"))
+  mark = data[:end].find(bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365"))
   if mark > 0 and not data[mark + 88] & 1:  # else it was broadcast, and the size is not known
-    must_reach("its data", integer(data, mark + 40, 8, "<"), data)
+    found.end = integer(data, mark + 40, 8, "<")
+    must_reach("its data", found.end, data)
 
 
 def transport(data: Data, found: Ending) -> None:
   """MPEG-TS: all packets are there. Files that were joined are whole: there several programmes begin anew with a list."""
   size, first = (188, 0) if data[:189:188] == b"GG" else (192, 4)
-  if len(data) % size:
+  packets = np.frombuffer(data, np.uint8, len(data) // size * size).reshape(-1, size)
+  others = np.append(packets[:, first] != 0x47, True)
+  end = int(others.argmax()) * size
+  if is_text(data[end:]) and data[end + first : end + first + 1] != b"G":
+    found.end, found.declared, packets = end, False, packets[: end // size]
+  elif len(data) % size:
     raise CutShort(f"its last packet has {len(data) % size} of {size} bytes")
-  packets = np.frombuffer(data, np.uint8).reshape(-1, size)
   sync, high, low, flags, extra, more = packets[:, first : first + 6].T
   if (bad := (sync != 0x47) | (high & 0x80 > 0)).any():
     raise Damaged(f"at byte {int(bad.argmax()) * size:,}")
@@ -209,16 +298,27 @@ def _check_parts(data: Data, which: np.ndarray, begins: np.ndarray, room: np.nda
 
 
 def programme_stream(data: Data, found: Ending) -> None:
-  """MPEG-PS, as .mpg and .vob: its last packet is whole."""
+  """MPEG-PS, as .mpg and .vob: its last packet is whole. Sectors of Video CDs are filled up with zeros."""
   at = 0
-  while at + 6 <= len(data) and data[at : at + 3] == b"\0\0\1" and data[at + 3] >= 0xB9:
-    if data[at + 3] == 0xB9:  # its end; another may be joined to it
+  while at < len(data):
+    start = at
+    while start < at + 2352 and data[start : start + 1] == b"\0" and data[start : start + 3] != b"\0\0\1":
+      start += 1
+    if data[start : start + 3] != b"\0\0\1":
+      break
+    at, kind = start, data[start + 3]
+    if kind < 0xB9:
+      raise Damaged(f"at byte {at:,}: no packet begins there")
+    if kind == 0xB9:  # its end; another may be joined to it
       at += 4
-    elif data[at + 3] == 0xBA:
+    elif kind == 0xBA:
       at += 14 + (data[at + 13] & 7) if data[at + 4] & 0xC0 == 0x40 else 12
     else:
       at += 6 + integer(data, at + 4, 2)
     must_reach("its last packet", at, data)
+  if data.find(b"\0\0\1\xba", at) > 0:
+    raise Damaged(f"at byte {at:,}: no packet begins there")
+  found.end, found.declared = at, False
 
 
 def wavpack(data: Data, found: Ending) -> None:
@@ -226,38 +326,21 @@ def wavpack(data: Data, found: Ending) -> None:
   at = 0
   while data[at : at + 4] == b"wvpk":
     first = data[at + 25] >> 3 & 1  # of the blocks of several channels
+    if first and counted and not integer(data, at + 16, 4, "<"):  # the number of its first sample
+      raise Joined(at)
     counted += integer(data, at + 20, 4, "<") * first
     at += 8 + integer(data, at + 4, 4, "<")
     must_reach("its last block", at, data)
-  if at < len(data):
-    found.parts = [(0, at)]
-  if total != 0xFFFFFFFF and counted < total:
-    raise CutShort(f"it has {counted:,} samples of the {total:,} that it announces")
-
-
-def y4m(data: Data, found: Ending) -> None:
-  head = data[: data.find(b"\n") if data.find(b"\n") > 0 else len(data)].split()
-  fields = {word[:1]: word[1:] for word in head[1:]}
-  if not all(fields.get(name, b"").isdigit() for name in (b"W", b"H")):
-    raise Damaged("its header gives no size of pictures")
-  width, height = int(fields[b"W"]), int(fields[b"H"])
-  kind = re.fullmatch(rb"(420|422|444|411)(jpeg|mpeg2|paldv)?", fields.get(b"C", b"420"))
-  if not kind:
-    return  # more than 8 bits, or grey: left to FFmpeg
-  across, down = {b"420": (2, 2), b"422": (2, 1), b"444": (1, 1), b"411": (4, 1)}[kind[1]]
-  size = width * height + 2 * -(-width // across) * -(-height // down)
-  at = data.find(b"\n") + 1
-  while at < len(data):
-    body = data.find(b"\n", at) + 1
-    if not body or data[at : at + 5] != b"FRAME":
-      raise Damaged(f"at byte {at:,}: no frame begins there")
-    at = body + size
-    must_reach("its last frame", at, data)
+  if total != 0xFFFFFFFF:
+    found.samples = total | data[11] << 32
+    if counted < found.samples:
+      raise CutShort(f"it has {counted:,} samples of the {found.samples:,} that it announces")
+  found.end = at
 
 
 def flac(data: Data, found: Ending) -> None:
-  if (another := data.find(b"fLaC\0\0\0\x22", 4)) > 0:
-    raise Damaged(f"another FLAC begins at byte {another:,}, which no decoder reads: take them apart")
+  if another := re.compile(rb"fLaC[\0\x80]\0\0\x22").search(data, 4):
+    raise Joined(another.start())
   found.samples = (data[21] & 15) << 32 | integer(data, 22, 4) or None
 
 
@@ -265,39 +348,5 @@ def true_audio(data: Data, found: Ending) -> None:
   rate, found.samples = integer(data, 10, 4, "<"), integer(data, 14, 4, "<")
   number = -(-found.samples // (256 * rate // 245)) if rate else 0
   frames = sum(integer(data, 22 + 4 * k, 4, "<") for k in range(number))
-  must_reach("its last frame", 22 + 4 * number + 4 + frames, data)
-
-
-def material_exchange(data: Data, found: Ending) -> None:
-  """MXF: keys, lengths and values; the last is an index, or the end of a part that closes the file."""
-  at, last = 0, b""
-  while at < len(data):
-    last, head = data[at : at + 16], data[at + 16]
-    more = head & 0x7F if head & 0x80 else 0
-    at += 17 + more + (integer(data, at + 17, more) if more else head)
-    must_reach("its last part", at, data)
-  if not last.startswith(bytes.fromhex("060e2b34")):
-    raise Damaged("its last part has no key")
-  if last[13:14] not in (b"\x04", b"\x11", b"\x10") or last[4:12] != bytes.fromhex("020501010d010201"):
-    raise CutShort("its last part, which closes the file, is missing")
-
-
-def indexed_frames(data: Data, found: Ending) -> None:
-  """IVF, of VP8, VP9 and AV1."""
-  at = integer(data, 6, 2, "<")
-  while at < len(data):
-    at += 12 + integer(data, at, 4, "<")
-    must_reach("its last frame", at, data)
-
-
-def after_tags(data: Data, found: Ending) -> None:
-  """Of a file that begins with ID3."""
-  start = _after_id3(data)
-  if data[start : start + 4] == b"fLaC":
-    flac(data[start:], found)
-  elif data[start : start + 4] == b"TTA1":
-    true_audio(data[start:], found)
-  elif data[start] == 0xFF and data[start + 1] & 0xF6 == 0xF0:
-    adts(data, found)
-  else:
-    mp3(data, found)
+  found.end = 22 + 4 * number + 4 + frames
+  must_reach("its last frame", found.end, data)

@@ -13,7 +13,7 @@ from mma_dfer_jax.data import listed, source
 from mma_dfer_jax.data.archive import VIDEOS
 from mma_dfer_jax.data.source import ClipFiles, Layout, Note, Problem, natural
 from mma_dfer_jax.errors import UserError
-from mma_dfer_jax.lookalikes import escaped, looks, tidy
+from mma_dfer_jax.lookalikes import escaped, keys, looks, tidy
 from mma_dfer_jax.paths import hint, user_path
 
 FLAG = "manifest"
@@ -104,7 +104,7 @@ def _clip_of(
     unknown = not TRAIN_OR_TEST.fullmatch(split) and (
       f"no run uses the split {escaped(row['split'])}: write train or test, or a column fold with 1, 2, …"
     )
-  similar = [name for name in classes if name != label and looks(name) == looks(label)]
+  similar = [name for name in classes if name != label and keys(name) & keys(label)]
   wrong = [
     problem,
     not label and "no label",
