@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# One door to everything: ./launch.sh demo | test | prepare … | doctor … | pretrain … | train … | folds … | ablate … | evaluate … |
-# predict … | page … | convert … | export … | benchmark … | tpu … | slurm …
+# One door to everything: ./launch.sh demo | test | prepare … | doctor … | pretrain … | train … | folds … | ablate … |
+# probe … | few_labels … | evaluate … | predict … | page … | convert … | export … | benchmark … | tpu … | slurm …
 # Paths are those of the folder that it is called from.
 set -euo pipefail
 home="$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")"
@@ -13,7 +13,7 @@ export PYTHONPATH="$home${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
 memory=glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1
 # For training and evaluation besides: keep a step's buffers for the next step instead of giving them back each time.
 memory_of_steps=$memory:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184
-case "${1:-}" in train | pretrain | few_labels | evaluate | folds | ablate | benchmark) memory=$memory_of_steps ;; esac
+case "${1:-}" in train | pretrain | few_labels | probe | evaluate | folds | ablate | benchmark) memory=$memory_of_steps ;; esac
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-$memory}"
 
 trap '' PIPE # whoever reads may leave: the work is finished all the same
@@ -28,6 +28,7 @@ usage() {
 ./launch.sh train …         python -m mma_dfer_jax.train …
 ./launch.sh folds CONFIG RUNS …   train and evaluate all folds: mma_dfer_jax.folds --config=CONFIG --runs=RUNS …
 ./launch.sh ablate CONFIG RUNS …  train rows of an ablation study with several seeds: mma_dfer_jax.ablate --config=CONFIG …
+./launch.sh probe …         python -m mma_dfer_jax.probe …
 ./launch.sh few_labels …    python -m mma_dfer_jax.few_labels …
 ./launch.sh evaluate …      python -m mma_dfer_jax.evaluate …
 ./launch.sh predict …       python -m mma_dfer_jax.predict …
@@ -191,7 +192,7 @@ case "$command" in
   folds | ablate) many_runs "$command" "$@" ;;
   tpu) tpu "$@" ;;
   slurm) slurm "$@" ;;
-  train | pretrain | few_labels | evaluate | predict | convert | export | benchmark)
+  train | pretrain | few_labels | probe | evaluate | predict | convert | export | benchmark)
     install; with_configs "$@"; become "mma_dfer_jax.$command" ${arguments[@]+"${arguments[@]}"} ;;
   help | -h | --help) usage ;;
   *) echo "error: there is no command '$command'; there are:" >&2; usage >&2; exit 2 ;;

@@ -154,7 +154,9 @@ class MaskedAutoencoder(nnx.Module):
     """What the decoder is to predict: with `norm_pix` each patch without its own mean and deviation (n - 1)."""
     if not self.cfg.norm_pix:
       return values
-    values = values - values[:, :, :1]  # so that a patch of one value gives zeros, whatever rounding does to its mean
+    values = (
+      values - values[:, :, :1]
+    )  # so that a patch of one value gives zeros, whatever rounding does to its mean
     variance = values.var(axis=-1, keepdims=True, ddof=1)
     return (values - values.mean(axis=-1, keepdims=True)) / jnp.sqrt(variance + 1e-6)
 

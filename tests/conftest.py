@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+import signal
 import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -95,6 +96,13 @@ LONG = (
 def pytest_collection_modifyitems(items):
   order = {name: place for place, name in enumerate(LONG)}
   items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
+
+
+@pytest.fixture(autouse=True)
+def hang_up():
+  """SIGHUP as a terminal's processes have it, whatever started the tests, or an earlier one of them has left."""
+  signal.signal(signal.SIGHUP, signal.SIG_DFL)
+  signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
 
 
 @pytest.fixture

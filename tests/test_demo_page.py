@@ -250,7 +250,6 @@ def test_signals_remove_the_folder_and_end_the_process(tmp_path, number, status)
   """The page in a browser above ends so too."""
   (tmp_path / "page").mkdir()
   before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
-  signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under `nohup` it is ignored, and stays so
   with mock.patch("os._exit") as ended:
     load("demo_page")._end_on_signals(str(tmp_path / "page"))
     signal.raise_signal(number)

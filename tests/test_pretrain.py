@@ -67,6 +67,13 @@ def test_what_it_leaves(runs, stream):
   assert report["loss"] == report["curve"][-1]["loss"] < 1.5
   assert "labels unread" in printed
   assert f"{runs[stream]}/encoder.safetensors" in printed
+  assert [row["labels"] for row in report["read_out"]] == [
+    1,
+    3,
+  ]  # the training split has three clips of a class
+  assert report["read_out"][0]["draws"] == 10
+  assert "gain>" not in (text := (runs[stream] / "report.md").read_text())
+  assert "| 3 | 10 |" in text
   for picture in ("loss_curve.png", "restored.png"):
     assert (runs[stream] / picture).read_bytes().startswith(b"\x89PNG")
   weights = open_weights(runs[stream] / "encoder.safetensors")

@@ -1,6 +1,6 @@
 """What can be wrong with a run: all of it at once, before anything long starts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import math
 from typing import Any
@@ -20,6 +20,9 @@ from mma_dfer_jax.training.start import open_init
 from mma_dfer_jax.weights.files import Start
 from mma_dfer_jax.weights.pretrained import open_pretrained
 
+# Clips of a class below which a read-out of frozen encoders is no worse than training: docs/training.md, "Small sets".
+FEW = 20
+
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
@@ -30,6 +33,20 @@ class Checked:
   train_split: str
   test_split: str
   starts: tuple[Start, ...]
+
+  @property
+  def train_clips(self) -> dict[str, int]:
+    """Training clips of each class."""
+    of_splits = [self.data_set.clips[split] for split in self.train_split.split("+")]
+    return {name: sum(clips[name] for clips in of_splits) for name in self.data_set.classes}
+
+
+def few_clips(clips: Mapping[str, int]) -> str:
+  """What to know before training on so few clips of each class; empty if there are enough."""
+  short = [name for name, number in clips.items() if number < FEW]
+  least = f"{min(clips, key=lambda name: clips[name])}: {min(clips.values())}"
+  return (f"note: fewer than {FEW} training clips in {len(short)} of {len(clips)} classes ({least}): a read-out of frozen encoders is "
+          "often better than training then, within seconds; try mma_dfer_jax.probe first (docs/training.md)") * bool(short)  # fmt: skip
 
 
 # Fields of a training's config that must be above 0.

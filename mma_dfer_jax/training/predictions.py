@@ -148,7 +148,10 @@ def _advice(path: Path) -> str:
 def _data_set_of(file: Path) -> str | None:
   """The fingerprint of the data set whose clips are answered, as the run or the evaluation beside the file names it."""
   evaluation, without, _ = file.name.partition("_without_")
-  found = _read_json(file.with_name(f"{evaluation}.json" if without else "run.json")).get("data_set")
+  named = (
+    f"{evaluation}.json" if without else "run.json" if file.with_name("run.json").is_file() else "probe.json"
+  )
+  found = _read_json(file.with_name(named)).get("data_set")
   return found.get("fingerprint") if isinstance(found, dict) else found
 
 

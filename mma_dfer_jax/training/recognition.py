@@ -18,7 +18,7 @@ from mma_dfer_jax.data.pipeline import Augment, TrainOrder, load_batches
 from mma_dfer_jax.model import DropPath, MmaDfer
 from mma_dfer_jax.parameters import count, tunable_patterns
 from mma_dfer_jax.training import sharding
-from mma_dfer_jax.training.check import Checked, micro_batch_of
+from mma_dfer_jax.training.check import Checked, few_clips, micro_batch_of
 from mma_dfer_jax.training.evaluation import evaluate_split, jit_eval
 from mma_dfer_jax.training.loop import Evaluated
 from mma_dfer_jax.training.report import percent, write_report
@@ -35,8 +35,7 @@ class Recognition:
     c, data_set = config, checked.data_set
     records, hosts_of_run = data_set.records(checked.train_split), (jax.process_index(), jax.process_count())
     self.order = TrainOrder(records, c.seed, c.batch_size, c.num_epochs, *hosts_of_run)
-    splits = checked.train_split.split("+")
-    self.train_clips = {n: sum(data_set.clips[split][n] for split in splits) for n in data_set.classes}
+    self.train_clips = checked.train_clips
     self.loss = parts.read("losses", c.loss.to_dict()).build(tuple(self.train_clips.values()))
     self.patterns = tunable_patterns(checked.model, c.tunable)
     self.micro_batch = micro_batch_of(c)
@@ -104,6 +103,7 @@ class Recognition:
         for stream in ("image", "audio") if getattr(c.model, stream).depth and not {stream, "init_from"} & started),
       *(f"note: no training clip is {name}, so the model cannot learn it"
         for name, clips in self.train_clips.items() if not clips),
+      *filter(None, [few_clips(self.train_clips)]),
     ]  # fmt: skip
 
   def report(self, workdir: Path, state: TrainState, history: Sequence[Mapping[str, Any]]) -> str:
