@@ -10,13 +10,21 @@ from typing import Any, NamedTuple
 
 from flax import nnx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from mma_dfer_jax import parts
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.inputs import Inputs
-from mma_dfer_jax.layers import REMAT
+from mma_dfer_jax.layers import ENCODER_EPS, REMAT, LayerNorm, mae_linear, sine_positions
 
+# Our path, the name in MAE's and AudioMAE's files, layout: of the decoder around its blocks.
+AUTHORS = (
+  ("embed", "decoder_embed", "linear"),
+  ("mask_token", "mask_token", "keep"),
+  ("pos_embed", "decoder_pos_embed", "keep"),
+  ("norm", "decoder_norm", "norm"),
+  ("pred", "decoder_pred", "linear"),
+)
 STREAMS = {"image": "frames", "audio": "sounds"}  # what an encoder of each stream sees
 
 
@@ -40,9 +48,8 @@ class AutoencoderConfig:
         f"model.encoder is {parts.place_of(self.encoder)}, which has no patches to remove: choose mae"
       )
     problems += self.encoder.problems_with(self.stream, self.inputs)
-    if self.encoder.width % 4:
-      problems.append(f"model.encoder.width={self.encoder.width} must be a multiple of 4, for its positions are sines "
-                      "and cosines of x and y")  # fmt: skip
+    problems += [f"model.{name}.width={width} must be a multiple of 4, for its positions are sines and cosines of x and y"
+                 for name, width in (("encoder", self.encoder.width), ("decoder", self.decoder.width)) if width % 4]  # fmt: skip
     if not problems:
       problems += self.decoder.problems_with(self.grid)
     if not 0 < self.mask_ratio < 1:
@@ -69,7 +76,8 @@ class AutoencoderConfig:
 
   def tunable(self) -> tuple[str, ...]:
     """All but both tables of positions, as in MAE."""
-    return ("encoder/(?!pos_embed).*", *(f"decoder/(?:{pattern})" for pattern in self.decoder.tunable))
+    blocks = (f"decoder/blocks/(?:{pattern})" for pattern in self.decoder.tunable)
+    return ("encoder/(?!pos_embed).*", "decoder/(?!pos_embed|blocks/).*", *blocks)
 
   def to_fields(self) -> dict[str, Any]:
     of_parts = {name: parts.fields_of(getattr(self, name)) for name in ("encoder", "decoder")}
@@ -108,6 +116,43 @@ class Reconstruction(NamedTuple):
   removed: Float[Array, "B L"]  # 1: removed, 0: kept
 
 
+class Decoder(nnx.Module):
+  """Puts a learned token where a patch was removed, then blocks, then values. Source: `models_mae.py` of MAE."""
+
+  def __init__(self, cfg: AutoencoderConfig, values: int, *, rngs: nnx.Rngs):
+    width = cfg.decoder.width
+    self.takes_class_token = cfg.decoder.takes_class_token
+    self.embed = mae_linear(cfg.encoder.width, width, rngs=rngs)
+    self.mask_token = nnx.Param(0.02 * rngs.params.normal((1, 1, width)))
+    self.pos_embed = nnx.Param(jnp.asarray(sine_positions(cfg.grid, width))[None])
+    self.blocks = cfg.decoder.build(cfg.grid, rngs=rngs)
+    self.norm = LayerNorm(width, epsilon=ENCODER_EPS, rngs=rngs)
+    self.pred = mae_linear(width, values, rngs=rngs)
+
+  def __call__(
+    self, latent: Float[Array, "B N D"], restore: Int[Array, "B L"], remat: str = "none"
+  ) -> Float[Array, "B L v"]:
+    """Values of all patches in row-major order.
+
+    Args:
+      latent: the encoder's tokens after its last norm, class token first.
+      restore: for each patch, where it stands among the kept patches followed by the removed ones.
+      remat: what is kept for the backward pass, one of `layers.REMAT`.
+    """
+    tokens, patches = self.embed(latent), restore.shape[1]
+    b, n, e = tokens.shape
+    masked = jnp.broadcast_to(self.mask_token[...], (b, 1 + patches - n, e))
+    shuffled = jnp.concatenate([tokens[:, 1:], masked], axis=1)
+    on_grid = jnp.take_along_axis(shuffled, restore[:, :, None], axis=1)
+    tokens = jnp.concatenate([tokens[:, :1], on_grid], axis=1) + self.pos_embed[...]
+    if not self.takes_class_token:
+      tokens = tokens[:, 1:]
+    layer = REMAT[remat](lambda block, x: block(x))
+    for block in self.blocks:
+      tokens = layer(block, tokens)
+    return self.pred(self.norm(tokens))[:, -patches:]
+
+
 class MaskedAutoencoder(nnx.Module):
   """The encoder sees the kept patches only; the decoder restores the others. Source: `models_mae.py` of MAE."""
 
@@ -116,7 +161,7 @@ class MaskedAutoencoder(nnx.Module):
     self.encoder = cfg.encoder.build(cfg.stream, cfg.inputs, 0, rngs=parts.own(rngs, "encoder"))
     channels = 3 if cfg.stream == "image" else 1
     values = channels * cfg.encoder.patch_size**2
-    self.decoder = cfg.decoder.build(cfg.grid, cfg.encoder.width, values, rngs=parts.own(rngs, "decoder"))
+    self.decoder = Decoder(cfg, values, rngs=parts.own(rngs, "decoder"))
 
   def __call__(self, x: Array, noise: Float[Array, "L B"], remat: str = "none") -> Reconstruction:
     """Removes the patches with the highest noise of each example and restores them from the others.

@@ -4,7 +4,8 @@ A part is a file: `fusion/bottleneck.py` is the fusion "bottleneck". Its folder 
 registry. The file holds a frozen dataclass `Config`, whose fields are the config's fields, the module that
 `Config.build` makes, and, if the authors' files can hold the part, a table `AUTHORS` (see `weights/names.py`).
 
-A temporal model makes (B, W) of (B, S, W), a head `Outputs` of (B, W); the protocols below describe all other kinds.
+A temporal model makes (B, W) of (B, S, W), a head `Outputs` of (B, W), a decoder, which only pretraining needs, is a list of
+blocks that keep the shape of their tokens; the protocols below describe all other kinds.
 
 Letters in shapes: B clips, V sequences of tokens per clip (16 for an encoder of frames, 1 for sound), N tokens of a
 sequence, M of the sound's, S moments in time, D and E widths of the two encoders, W of the temporal model, P prompts,
@@ -21,7 +22,7 @@ import zlib
 
 from flax import nnx
 import jax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 import ml_collections
 
 from mma_dfer_jax.errors import UserError, listed
@@ -98,22 +99,6 @@ class Fusion(Protocol):
   def __call__(
     self, image: Float[Array, "BV N D"] | None, audio: Float[Array, "B M E"] | None
   ) -> tuple[Float[Array, "BV N D"] | None, Float[Array, "B M E"] | None]: ...
-
-
-@runtime_checkable
-class Decoder(Protocol):
-  """Restores the patches that pretraining removed; K = N - 1 of L patches were kept, v = patch² · channels values each."""
-
-  def __call__(
-    self, latent: Float[Array, "B N D"], restore: Int[Array, "B L"], remat: str = "none"
-  ) -> Float[Array, "B L v"]:
-    """Values of all patches in row-major order.
-
-    Args:
-      latent: the encoder's tokens after its last norm, class token first.
-      restore: for each patch, where it stands among the kept patches followed by the removed ones.
-      remat: what is kept for the backward pass, one of `layers.REMAT`.
-    """
 
 
 @runtime_checkable

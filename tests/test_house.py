@@ -30,7 +30,7 @@ COMMANDS = {
 FLOORS = [{"errors", "help", "progress", "streams", "cores", "lookalikes"}, {"disk", "inputs", "layers", "paths"}, {"parts", "cli"},
           set(parts.KINDS) | {"model", "autoencoder"}, {"parameters", "ablations"}, {"config"}, {"weights"}, {"training"}, {"engines"}, {"prediction"}, {"timeline"}, {"answers", "page"}]  # fmt: skip
 FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
-CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py") if not path.stem.startswith("pretrain"))
 
 
 def floor(name: str) -> int:

@@ -190,6 +190,18 @@ def test_files_of_other_sizes_are_refused(runs, data_dir):
     )
 
 
+@pytest.mark.parametrize("stream", NAMES)
+def test_configs_are_the_published_recipes_and_fit_the_models_they_are_for(stream):
+  load = runpy.run_path(str(ROOT / f"configs/{NAMES[stream]}.py"))["get_config"]
+  whole, small_one = load(), load("clips,decoder=local")
+  assert (whole.model.encoder.width, whole.model.decoder.width) == (768, 512)
+  assert whole.model.decoder.depth == {"image": 8, "audio": 16}[stream]
+  assert (small_one.model.encoder.width, small_one.model.decoder.name) == (96, "local")
+  for wrong in ("nothing", "decoder=nothing", "pretrain_sound"):
+    with pytest.raises(UserError, match="nothing|there is no choice"):
+      load(wrong)
+
+
 def test_its_folder_is_no_model(runs):
   with pytest.raises(UserError, match=r"this is a pretraining, .*--config\.pretrained\.image"):
     small.open_run(runs["image"])

@@ -1,4 +1,4 @@
-"""AudioMAE's decoder: patches attend within small windows, of which every other layer shifts them along time."""
+"""AudioMAE's decoder: patches attend within small windows, which every other block shifts along time."""
 
 import dataclasses
 
@@ -8,57 +8,63 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
-from mma_dfer_jax.decoders import full
+from mma_dfer_jax import parts
 from mma_dfer_jax.layers import ENCODER_EPS, LayerNorm, Mlp, mae_linear
 
+# Our path, the name in AudioMAE's file, layout.
 AUTHORS = (
-  *full.AUTHORS,
+  ("blocks/{}/norm1", "decoder_blocks.{}.norm1", "norm"),
+  ("blocks/{}/norm2", "decoder_blocks.{}.norm2", "norm"),
+  ("blocks/{}/attn/qkv", "decoder_blocks.{}.attn.qkv", "linear"),
+  ("blocks/{}/attn/proj", "decoder_blocks.{}.attn.proj", "linear"),
   ("blocks/{}/attn/tau", "decoder_blocks.{}.attn.tau", "keep"),
   ("blocks/{}/attn/meta_mlp/fc1", "decoder_blocks.{}.attn.meta_mlp.fc1", "linear"),
   ("blocks/{}/attn/meta_mlp/fc2", "decoder_blocks.{}.attn.meta_mlp.fc2", "linear"),
+  ("blocks/{}/mlp/fc1", "decoder_blocks.{}.mlp.fc1", "linear"),
+  ("blocks/{}/mlp/fc2", "decoder_blocks.{}.mlp.fc2", "linear"),
 )
 BIAS_MLP = 384  # hidden units of the network that makes biases of distances
 FAR = -100.0  # added to a score where two patches only came together by the shift
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(full.Config):
+class Config(parts.Part):
   """AudioMAE's, `decoder_mode` 1; its dropout of 0.1 in the network of biases is left out."""
 
-  depth: int = 16
+  width: int = 512
+  depth: int = 16  # blocks
+  heads: int = 16
+  mlp_dim: int = 2048
   window: tuple[int, int] = (4, 4)  # patches along (time, mel)
+  takes_class_token = False
 
   def problems(self) -> list[str]:
     found = super().problems()
-    if len(self.window) != 2 or any(type(side) is not int or side < 1 for side in self.window):
+    if not found and (
+      len(self.window) != 2 or any(type(side) is not int or side < 1 for side in self.window)
+    ):
       found.append(f"window={self.window} must be two positive whole numbers, patches along (time, mel)")
     return found
 
-  def problems_with(self, grid: tuple[int, int]) -> list[str]:
-    window = sides(grid, self.window)
-    if all(n % side == 0 for n, side in zip(grid, window, strict=True)):
-      return []
-    return [f"model.decoder.window={self.window} must divide the grid of {grid[0]} x {grid[1]} patches"]
+  def problems_with(self, grid: tuple[int, int]) -> list[str]:  # type: ignore[override]
+    found = [f"model.decoder.width={self.width} must be a multiple of heads={self.heads}"] * (
+      self.width % self.heads > 0
+    )
+    if any(n % side for n, side in zip(grid, self._sides(grid), strict=True)):
+      found.append(
+        f"model.decoder.window={self.window} must divide the grid of {grid[0]} x {grid[1]} patches"
+      )
+    return found
 
-  def build(self, grid: tuple[int, int], width: int, values: int, *, rngs: nnx.Rngs) -> "LocalDecoder":
-    return LocalDecoder(self, grid, width, values, rngs=rngs)
+  def _sides(self, grid: tuple[int, int]) -> tuple[int, int]:
+    """A side of the grid that is no longer than the window is one window."""
+    return (min(grid[0], self.window[0]), min(grid[1], self.window[1]))
 
-
-def sides(grid: tuple[int, int], window: tuple[int, int]) -> tuple[int, int]:
-  """A side of the grid that is no longer than the window is one window."""
-  return (min(grid[0], window[0]), min(grid[1], window[1]))
-
-
-class LocalDecoder(full.Decoder):
-  """The class token leaves before the blocks."""
-
-  def block(self, cfg: Config, number: int, rngs: nnx.Rngs) -> nnx.Module:  # type: ignore[override]
-    window = sides(self.grid, cfg.window)
-    shift = 2 if number % 2 and self.grid[0] > window[0] else 0  # odd blocks, along time only
-    return WindowBlock(cfg, self.grid, window, shift, rngs=rngs)
-
-  def mixed(self, tokens: Float[Array, "B N E"], layer) -> Float[Array, "B M E"]:
-    return super().mixed(tokens[:, 1:], layer)
+  def build(self, grid: tuple[int, int], *, rngs: nnx.Rngs) -> nnx.List:
+    """Blocks (B, L, E) -> (B, L, E) of patches alone."""
+    window = self._sides(grid)
+    shift = 2 if grid[0] > window[0] else 0  # of odd blocks, along time only
+    return nnx.List(WindowBlock(self, grid, window, i % 2 * shift, rngs=rngs) for i in range(self.depth))
 
 
 class WindowBlock(nnx.Module):

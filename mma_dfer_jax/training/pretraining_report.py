@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flax import nnx
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mma_dfer_jax import __version__
-from mma_dfer_jax.autoencoder import MaskedAutoencoder, on_grid, restored
+from mma_dfer_jax.autoencoder import AutoencoderConfig, MaskedAutoencoder, on_grid, restored
 from mma_dfer_jax.disk import write_json
 from mma_dfer_jax.errors import UserError, count
 from mma_dfer_jax.inputs import Inputs
@@ -23,15 +23,12 @@ from mma_dfer_jax.training.report import empty_figure, plus_minus, save_figure, 
 from mma_dfer_jax.training.state import TrainState
 from mma_dfer_jax.weights.encoder_file import write_encoder
 
-if TYPE_CHECKING:
-  from mma_dfer_jax.training.pretraining import Pretraining
-
 SHOWN = 6  # examples in the picture
 READ_OUT_LABELS = (1, 3, 10)  # labelled clips of a class
 
 
-def write(task: "Pretraining", workdir: Path, state: TrainState, history: Sequence[Mapping[str, Any]]) -> str:
-  """Writes encoder.safetensors, loss_curve.png, restored.png, report.json and report.md; returns a line for people.
+def write(task: Any, workdir: Path, state: TrainState, history: Sequence[Mapping[str, Any]]) -> str:
+  """Writes what the `Pretraining` leaves: its encoder's file and a report; returns a line for people.
 
   All processes call it, for they may hold a parameter in pieces; the first one writes.
   """
@@ -59,18 +56,26 @@ def write(task: "Pretraining", workdir: Path, state: TrainState, history: Sequen
     f"{task.unit}s": len(checked.examples), "clips": checked.examples.clips,
     "encoder_parameters": elements({p: a for p, a in arrays.items() if p.startswith("encoder/")}),
     "decoder_parameters": elements({p: a for p, a in arrays.items() if p.startswith("decoder/")}),
-    "peak_memory_gib": round(sharding.peak_memory(), 3), "read_out": rows, "curve": [{key: point[key] for key in ("step", "loss")} for point in history],
-    **about,
+    "peak_memory_gib": round(sharding.peak_memory(), 3), "read_out": rows,
+    "curve": [{key: point[key] for key in ("step", "loss")} for point in history], **about,
   }  # fmt: skip
+  _write_markdown(workdir / "report.md", report, m, written[0], why_not)
+  write_json(workdir / "report.json", report)
+  return f"loss {loss:.4f}; {' and '.join(map(str, written))}; {workdir}/report.md"
+
+
+def _write_markdown(
+  path: Path, report: Mapping[str, Any], m: AutoencoderConfig, encoder: Path, why_not: str
+) -> None:
   facts = [
-    (key.replace("_", " "), report[key])
-    for key in report
-    if key not in ("curve", "config", "recipe", "data_set")
+    (key.replace("_", " "), value) for key, value in report.items() if isinstance(value, int | float | str)
   ]
+  rows = [(row["labels"], row["draws"], plus_minus(row["war"]), plus_minus(row["other"]["war"]), plus_minus(row["difference"]["war"]))
+          for row in report["read_out"]]  # fmt: skip
   write_markdown(
-    workdir / "report.md",
+    path,
     f"# Pretraining of the {m.stream} encoder",
-    f"Loss {loss:.4f} after {count(task.total_steps, 'step')}" + ", where 1 is to predict each patch's mean." * m.norm_pix,
+    f"Loss {report['loss']:.4f} after {count(report['steps'], 'step')}" + ", where 1 is to predict each patch's mean." * m.norm_pix,
     "![loss](loss_curve.png)",
     "What the encoder sees, what the decoder makes of it, and the original. With normalised targets a patch is shown in its "
     "own brightness and contrast, which the decoder does not predict.",
@@ -78,23 +83,17 @@ def write(task: "Pretraining", workdir: Path, state: TrainState, history: Sequen
     "## Few-shot read-out",
     why_not or "Ridge regression on frozen features of labelled clips, tested on all clips of the test split: WAR, mean ± standard "
     "deviation (n − 1) over draws, and the gain over the same encoder at its random start, paired draw by draw.",
-    table(
-      ["labelled clips of a class", "draws>", "WAR>", "random start>", "gain>"],
-      [(row["labels"], row["draws"], plus_minus(row["war"]), plus_minus(row["other"]["war"]), plus_minus(row["difference"]["war"]))
-       for row in rows],
-    ) * bool(rows),
+    table(["labelled clips of a class", "draws>", "WAR>", "random start>", "gain>"], rows) * bool(rows),
     "## Use",
     "To train a model with this encoder:",
-    f"    python -m mma_dfer_jax.train --config=… --config.pretrained.{m.stream}={written[0]}",
+    f"    python -m mma_dfer_jax.train --config=… --config.pretrained.{m.stream}={encoder}",
     table(["", ""], facts),
     "Config:",
-    "\n".join(f"- `{key}` = `{value}`" for key, value in task.run["config"].items()),
+    "\n".join(f"- `{key}` = `{value}`" for key, value in report["config"].items()),
   )  # fmt: skip
-  write_json(workdir / "report.json", report)
-  return f"loss {loss:.4f}; {' and '.join(map(str, written))}; {workdir}/report.md"
 
 
-def _read_out(task: "Pretraining", model: MaskedAutoencoder) -> tuple[list[dict[str, Any]], str]:
+def _read_out(task: Any, model: MaskedAutoencoder) -> tuple[list[dict[str, Any]], str]:
   """What a few labels are worth with this encoder and with its random start; or why that cannot be said."""
   checked, c, stream = task.checked, task.config, task.checked.model.stream
   data_set, clips = checked.data_set, dict[str, int]()
@@ -149,7 +148,7 @@ def _draw_curve(workdir: Path, history: Sequence[Mapping[str, Any]], norm_pix: b
   save_figure(figure, workdir / "loss_curve.png")
 
 
-def _draw_restored(workdir: Path, task: "Pretraining", model: MaskedAutoencoder) -> None:
+def _draw_restored(workdir: Path, task: Any, model: MaskedAutoencoder) -> None:
   """Masked, restored and original, a row each; examples without augmentation, masks from the run's seed."""
   m = task.checked.model
   (examples,) = task.make(augmented=False, examples=SHOWN)(0).values()

@@ -9,7 +9,7 @@ from typing import Any
 from flax import nnx
 import numpy as np
 
-from mma_dfer_jax import parts
+from mma_dfer_jax import autoencoder, parts
 from mma_dfer_jax.autoencoder import AutoencoderConfig, MaskedAutoencoder
 from mma_dfer_jax.parameters import flat_params
 from mma_dfer_jax.weights.files import OURS, Start, held, open_weights, write_safetensors, write_torch
@@ -31,7 +31,8 @@ def rows(cfg: AutoencoderConfig, place: str = "") -> list[Row]:
   found = []
   for path, shape in autoencoder_shapes(cfg).items():
     owner = path.split("/")[0]
-    row = row_of(path, shape, owner, parts.authors_table(getattr(cfg, owner)) or ())
+    table = parts.authors_table(getattr(cfg, owner)) or ()
+    row = row_of(path, shape, owner, (*table, *autoencoder.AUTHORS) if owner == "decoder" else table)
     assert row is not None, f"{path} has no name in such files"
     found += [row] if place in ("", owner) else []
   return found
