@@ -10,9 +10,11 @@ It is for data sets that fit into memory: each clip is decoded once, in evaluati
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 import functools
 import json
 from pathlib import Path
+import threading
 from typing import Any
 
 from absl import flags
@@ -24,6 +26,7 @@ import numpy as np
 import optax
 
 from mma_dfer_jax import cli, parts
+from mma_dfer_jax.cores import usable_cores
 from mma_dfer_jax.data.pipeline import EvalOrder, load_batches
 from mma_dfer_jax.disk import write_json
 from mma_dfer_jax.errors import UserError, listed
@@ -77,6 +80,7 @@ class Study:
     rate = optax.cosine_decay_schedule(config.learning_rate, steps)
     self.tx = make_optimizer(rate, config.weight_decay)
     self.compiled: dict[tuple[str, ...], Any] = {}
+    self.lock = threading.Lock()
 
   def _clips(self, split: str) -> dict[str, np.ndarray]:
     """All clips of a split, as evaluation sees them."""
@@ -106,8 +110,9 @@ class Study:
     patterns = tunable_patterns(self.checked.model, tunable)
     graphdef, trained, frozen = self.fresh(seed, pretrained, patterns)
     precision, rng = self.config.precision, np.random.default_rng([seed, len(chosen)])
-    if patterns not in self.compiled:
-      self.compiled[patterns] = self._steps_of(graphdef)
+    with self.lock:
+      if patterns not in self.compiled:
+        self.compiled[patterns] = self._steps_of(graphdef)
     step, answer = self.compiled[patterns]
     state = TrainState(jnp.zeros((), jnp.int32), trained, cast(frozen, precision), self.tx.init(trained))
     order = np.concatenate(
@@ -236,22 +241,33 @@ def main(argv: Sequence[str]) -> int:
   facts = {"draws": _DRAWS.value, "steps": _STEPS.value, "starts": run["starts"], "data_set": run["data_set"],
            "config": run["config"], "version": run["version"]}  # fmt: skip
   jobs = [f"{kind}/{n or 'all'}/{seed}" for n in labels for seed in range(_DRAWS.value) for kind in KINDS]
-  results = _earlier(out, facts)
-  stop = cli.StopSignal()
-  study = None
-  with Progress("train", len(jobs), done=sum(job in results for job in jobs)) as bar:
-    for job in (job for job in jobs if job not in results):
-      study = study or Study(config, checked, _STEPS.value)
-      kind, number, seed = job.split("/")
-      pretrained, tunable, _ = KINDS[kind]
-      chosen = draw(study.train["label"], 0 if number == "all" else int(number), int(seed))
-      war = study.score(int(seed) + 1, pretrained, tunable, chosen, lambda: bool(stop))
+  results, stop = _earlier(out, facts), cli.StopSignal()
+  left = [job for job in jobs if job not in results]
+  study = Study(config, checked, _STEPS.value) if left else None
+
+  def train(job: str) -> tuple[str, float | None]:
+    assert study is not None
+    kind, number, seed = job.split("/")
+    pretrained, tunable, _ = KINDS[kind]
+    chosen = draw(study.train["label"], 0 if number == "all" else int(number), int(seed))
+    return job, study.score(int(seed) + 1, pretrained, tunable, chosen, lambda: bool(stop))
+
+  # So small a step keeps one core busy: on CPUs as many trainings run beside each other as there are cores.
+  workers = usable_cores() if jax.default_backend() == "cpu" else 1
+  with (
+    Progress("train", len(jobs), unit="training", done=len(results)) as bar,
+    ThreadPoolExecutor(workers) as pool,
+  ):
+    for job, war in pool.map(train, left):
       if war is None:
-        print(f"stopped after {len(results)} of {len(jobs)} trainings; to resume, run the same command")
-        return stop.exit_status
+        continue
       results[job] = war
       write_json(out / "results.json", {"facts": facts, "results": results})
+      kind, number, _ = job.split("/")
       bar.update(1, f"{kind}, {number} of a class: WAR {war:.1f} %")
+  if stop:
+    print(f"stopped after {len(results)} of {len(jobs)} trainings; to resume, run the same command")
+    return stop.exit_status
   print(write(out, {job: results[job] for job in jobs}, facts))
   print(f"\nwrote {out}/few_labels.md, few_labels.json and few_labels.png")
   return 0

@@ -198,7 +198,7 @@ def test_configs_are_the_published_recipes_and_fit_the_models_they_are_for(strea
   assert whole.model.decoder.depth == {"image": 8, "audio": 16}[stream]
   assert (small_one.model.encoder.width, small_one.model.decoder.name) == (96, "local")
   for wrong in ("nothing", "decoder=nothing", "pretrain_sound"):
-    with pytest.raises(UserError, match="nothing|there is no choice"):
+    with pytest.raises(UserError, match=r"nothing|there is no choice"):
       load(wrong)
 
 
