@@ -160,11 +160,14 @@ demo() {
   run mma_dfer_jax.data.prepare --dataset=clips --manifest=$out/clips/clips.csv --data_dir=$out/data
   export GLIBC_TUNABLES=$memory_of_steps
   # The clips without their labels; then few and all of the labels, with encoders that stay as they are.
-  run mma_dfer_jax.pretrain --config="$home/configs/pretrain_frames.py:demo" --config.data.data_dir=$out/data --workdir=$out/frames
-  run mma_dfer_jax.pretrain --config="$home/configs/pretrain_sound.py:demo" --config.data.data_dir=$out/data --workdir=$out/sound
+  run mma_dfer_jax.pretrain --config="$home/configs/pretrain_frames.py:demo" --config.num_steps=800 \
+    --config.data.data_dir=$out/data --workdir=$out/frames
+  run mma_dfer_jax.pretrain --config="$home/configs/pretrain_sound.py:demo" --config.num_steps=400 \
+    --config.data.data_dir=$out/data --workdir=$out/sound
   local encoders=(--config.pretrained.image=$out/frames/encoder.safetensors --config.pretrained.audio=$out/sound/encoder.safetensors)
-  run mma_dfer_jax.few_labels --config="$home/configs/demo.py" "${encoders[@]}" --out=$out/labels
-  run mma_dfer_jax.train --config="$home/configs/demo.py" "${encoders[@]}" --workdir=$out/run
+  run mma_dfer_jax.few_labels --config="$home/configs/demo.py" "${encoders[@]}" --out=$out/labels --steps=140 \
+    --config.batch_size=8 --config.learning_rate=4e-3 --config.inputs.num_frames=4 --config.remat=none
+  run mma_dfer_jax.train --config="$home/configs/demo.py" "${encoders[@]}" --workdir=$out/run --config.num_epochs=8
   export GLIBC_TUNABLES=$memory
   run mma_dfer_jax.evaluate --workdir=$out/run --without=none,sound,picture
   run mma_dfer_jax.predict --model=$out/run --out=$out/answers $out/clips/test/surprise_s0_0000.mp4

@@ -98,7 +98,10 @@ def _chosen(c: ml_collections.ConfigDict, choices: str) -> ml_collections.Config
     c.model.decoder.update({"width": encoder.width, "heads": encoder.heads, "mlp_dim": encoder.mlp_dim})
     c.model.decoder.depth = max(encoder.depth // 2, 1)
     c.learning_rate = 1e-3 * 256 / c.batch_size  # measured on generated clips (docs/pretraining.md)
+    c.remat = "none"  # so small a step fits anywhere
     c.report_every_steps = 100
+    if stream == "image":
+      c.data.crop_scale = (0.5, 1.0)  # a fifth of a small picture shows too little
     c.data.num_workers = 0
   if decoder:
     c.model.decoder = successor("decoders", c.model.decoder, decoder)
