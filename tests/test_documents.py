@@ -91,6 +91,17 @@ def smaller(module: str, args: list[str]) -> list[str]:
       ]
     case "folds":
       args += ["--folds=1,2"]
+    case "few_labels":
+      args += ["--labels=1", "--steps=1"]
+    case "pretrain":
+      stream = "image_size=32" if "frames" in config else "audio_shape=(64,128)"
+      sizes = [
+        f"model.{part}.{field}"
+        for part in ("encoder", "decoder")
+        for field in ("depth=1", "width=48", "heads=4", "mlp_dim=192")
+      ]
+      small = [f"inputs.{stream}", "num_steps=1", "batch_size=4", "data.num_workers=0", *sizes]
+      return [*args, *(f"--config.{field}" for field in small)]
   if config:
     gone = [place for place in ("fusion", "temporal") if re.search(rf"{place}=|no_{place}", config)]
     fields = [field for field in TINY if not any(f"model.{place}." in field for place in gone)]
@@ -155,6 +166,7 @@ def make_inputs(folder: Path) -> None:
     clips[number] = (f"videos/{name}", *clips[number][1:])
   (folder / "clips.csv").write_text("\n".join(map(",".join, [("path", "label", "split"), *clips])) + "\n")
   (folder / "more").mkdir()
+  shutil.copytree(folder / "videos/test", folder / "films")
   for name in ("more/a.mp4", "clip.mp4", "film.mp4"):
     shutil.copy(folder / clips[0][0], folder / name)
   for path, label, _ in clips:
