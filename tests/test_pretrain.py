@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 import runpy
 
+import commands
 from conftest import ROOT
 from flax import nnx
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import small_runs as small
+from test_hosts import pair
 
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.layers import sine_positions
@@ -107,6 +109,7 @@ def test_a_model_takes_the_encoder_with_the_same_tokens(runs, data_dir, stream):
   assert start.facts[0].startswith("a masked autoencoder of")
 
 
+@pytest.mark.slow
 def test_interrupted_and_on_other_meshes_it_ends_alike(runs, data_dir, tmp_path):
   """Stopped in the middle and at a checkpoint; on one mesh to the same bits, on another to rounding."""
   expected = (runs["image"] / "encoder.safetensors").read_bytes()
@@ -131,6 +134,7 @@ def test_interrupted_and_on_other_meshes_it_ends_alike(runs, data_dir, tmp_path)
     np.testing.assert_allclose(ours[name], value, atol=2e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_it_starts_from_a_file(runs, data_dir, tmp_path):
   """With its decoder where that fits, and says what is fresh."""
   path = runs["audio"] / "encoder.safetensors"
@@ -200,6 +204,60 @@ def test_configs_are_the_published_recipes_and_fit_the_models_they_are_for(strea
   for wrong in ("nothing", "decoder=nothing", "pretrain_sound"):
     with pytest.raises(UserError, match=r"nothing|there is no choice"):
       load(wrong)
+
+
+def flags_of(stream: str, data_dir: Path) -> list[str]:
+  size = {"inputs.image_size": 32} if stream == "image" else {"inputs.audio_shape": "(64,128)"}
+  return [f"--config={NAMES[stream]}:demo", *(f"--config.{key}={value}" for key, value in
+          {**SMALL, **size, "data.data_dir": data_dir}.items())]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_processes_are_as_one_and_a_killed_one_resumes(runs, data_dir, cache, tmp_path):
+  """The command: killed, then in two processes of two devices to the end."""
+  command = small.command("pretrain", f"--workdir={tmp_path / 'run'}", *flags_of("audio", data_dir))
+  process = small.spawn(command, cache)
+  small.wait_for(lambda: small.steps_logged(tmp_path / "run") >= 3, process)
+  process.kill()
+  process.communicate()
+  first, second = map(small.finish, pair(command, cache))
+  assert "resuming after step" in first
+  assert "encoder.safetensors" in first
+  assert "encoder.safetensors" not in second
+  ours, theirs = (
+    safetensors.numpy.load_file(folder / "encoder.safetensors")
+    for folder in (tmp_path / "run", runs["audio"])
+  )
+  assert ours.keys() == theirs.keys()
+  for name, value in theirs.items():
+    np.testing.assert_allclose(ours[name], value, atol=2e-5, err_msg=name)
+
+
+@pytest.mark.slow
+def test_few_labels(runs, data_dir, tmp_path):
+  """The study is finished in two goes, and refuses what it cannot draw."""
+  files = {f"pretrained.{stream}": runs[stream] / "encoder.safetensors" for stream in NAMES}
+  study = [*small.config_flags(data_dir, **files), f"--out={tmp_path / 'out'}", "--steps=2"]
+  status, _, printed = commands.run("few_labels", *study, "--draws=2", "--labels=1,9")
+  assert status == 1
+  assert "--labels=9, but train has 3 clips of" in printed
+  status, _, _ = commands.run("few_labels", *study, "--draws=2", "--labels=1,all")
+  assert status == 0
+  first = small.read_json(tmp_path / "out/few_labels.json")
+  assert set(first["summary"]) == {"pretrained and frozen", "random and frozen", "from scratch"}
+  assert all(set(of) == {"1", "all"} for of in first["summary"].values())
+  assert len(first["results"]) == 12
+  again = commands.run("few_labels", *study, "--draws=3", "--labels=1,all")
+  assert again[0] == 0
+  second = small.read_json(tmp_path / "out/few_labels.json")
+  assert second["results"].items() >= first["results"].items()
+  assert len(second["results"]) == 18
+  assert (tmp_path / "out/few_labels.png").read_bytes().startswith(b"\x89PNG")
+  status, _, printed = commands.run(
+    "few_labels", *study, "--draws=2", "--labels=1", "--config.learning_rate=0.1"
+  )
+  assert status == 1
+  assert "already contains a study with other config" in printed
 
 
 def test_its_folder_is_no_model(runs):
