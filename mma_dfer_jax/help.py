@@ -45,9 +45,10 @@ def _flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _comments(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-  """(path, comment) of the fields in `default_config`, and of the sizes and parts that these values choose."""
-  source = (_PACKAGE / "config.py").read_text(encoding="utf-8")
-  for path, value, comment in re.findall(r"^  c\.([\w.]+) = (.*?)(?:  # (.*))?$", source, re.M):
+  """(path, comment) of the fields in `default_config` or `pretraining_config`, and of the parts that these values choose."""
+  file = "pretraining_config.py" if "model.stream" in values else "config.py"
+  source = (_PACKAGE / file).read_text(encoding="utf-8").partition("\n  return ")[0]
+  for path, value, comment in re.findall(r"^ +c\.([\w.]+) = (.*?)(?:  # (.*))?$", source, re.M):
     if kind := re.match(r'part\("(\w+)"', value):
       names = sorted(file.stem for file in (_PACKAGE / kind[1]).glob("[a-z]*.py"))
       yield f"{path}.name", f"chosen after the colon of --config; there is {', '.join(names)}"
