@@ -25,6 +25,7 @@ from mma_dfer_jax.data import film, media
 from mma_dfer_jax.engines import engine
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.paths import user_files
+from mma_dfer_jax.pretraining_config import pretraining_config
 
 
 @pytest.fixture(scope="module")
@@ -133,11 +134,12 @@ def test_a_field_that_looks_like_another(tmp_path):
 
 
 def test_paths_of_a_config_are_absolute_wherever_it_came_from(tmp_path, monkeypatch):
-  config = default_config()
-  for field in PATHS:
-    config.update_from_flattened_dict({field: f"~/{field}"})
+  config, pretraining = default_config(), pretraining_config("image")
+  for one, fields in ((config, PATHS[:3]), (pretraining, PATHS[3:5])):
+    one.update_from_flattened_dict({field: f"~/{field}" for field in (*fields, "data.data_dir")})
   monkeypatch.setenv("HOME", "/people/me")
-  assert resolve_paths(config) == []
+  assert resolve_paths(config) == resolve_paths(pretraining) == []
+  assert pretraining.init.to_dict() == {s: f"/people/me/init.{s}" for s in ("image", "audio")}
   assert (config.data.data_dir, config.init_from) == ("/people/me/data.data_dir", "/people/me/init_from")
   assert config.pretrained.to_dict() == {s: f"/people/me/pretrained.{s}" for s in ("image", "audio")}
   config.pretrained.image = "https://a.org/b.pth"

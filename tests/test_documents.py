@@ -32,6 +32,7 @@ ELSEWHERE = {
   "./launch.sh tpu *": "test_launch.py, as a dry run",
   "./launch.sh slurm *": "test_launch.py, as a dry run",
   "*--coordinator=*": "test_hosts.py",
+  "*few_labels*": "test_pretrain.py",
 }
 # One layer of the golden tiny model: the sizes of the small pretraining files.
 TINY = ["inputs.image_size=32", "inputs.num_frames=4", "batch_size=4", "num_epochs=1", "micro_batch=-1", "remat=none",
@@ -91,8 +92,6 @@ def smaller(module: str, args: list[str]) -> list[str]:
       ]
     case "folds":
       args += ["--folds=1,2"]
-    case "few_labels":
-      args += ["--labels=1", "--steps=1"]
     case "pretrain":
       stream = "image_size=32" if "frames" in config else "audio_shape=(64,128)"
       sizes = [
