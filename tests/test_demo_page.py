@@ -264,7 +264,9 @@ def test_signals_remove_the_folder_and_end_the_process(tmp_path, number, status)
 def test_each_upload_is_of_one_visitor_and_is_swept(tmp_path, monkeypatch):
   from mma_dfer_jax import page as module
 
-  page = module.Page(mock.MagicMock(spec=Engine), "model", None, tmp_path, 1, 10.0, 4.0, 1.0)
+  page = module.Page(
+    mock.MagicMock(spec=Engine, about=mock.MagicMock()), "model", None, tmp_path, 1, 10.0, 4.0, 1.0
+  )
   shared = tmp_path / "uploads" / "hash" / "a.mp4"
   shared.parent.mkdir(parents=True)
   shared.write_text("no video")
