@@ -1,6 +1,7 @@
 """Generated clips (`mma_dfer_jax.data.demo`), minutes on two CPU cores: `./launch.sh demo`.
 
-Nothing is pretrained here, so that everything is tunable, and the model is small. It proves the program, not the paper.
+The model is small and its encoders stay as they are: random, or pretrained on the clips without labels as the demo does. It
+proves the program, not the paper.
 """
 
 from mma_dfer_jax.config import choose, default_config
