@@ -33,11 +33,11 @@ def graph_of(engine: JaxEngine) -> Any:
   states = [nnx.to_flat_state(state) for state in (engine.tunable, engine.frozen)]
 
   def logits(weights: dict[str, Any], video: Any, spectrogram: Any) -> Any:
-    filled: Any = (
+    tunable, frozen = (
       nnx.from_flat_state((path, v.replace(weights["/".join(map(str, path))])) for path, v in state)
       for state in states
     )
-    return engine.logits(*filled, video, spectrogram)
+    return engine.logits(tunable, frozen, video, spectrogram)
 
   (any_number,) = export.symbolic_shape("b")
   inputs = engine.about.inputs

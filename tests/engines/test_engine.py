@@ -283,6 +283,31 @@ def test_inputs_made_of_arrays_are_those_made_of_a_file(engines, tmp_path):
   assert (silence == silence[0, 0, 0]).all()
 
 
+@pytest.mark.slow
+def test_an_onnx_file_answers_without_what_trains(in_onnx, tmp_path):
+  """No module of [train] can be imported; nor `onnx`."""
+  write_clip(tmp_path / "a.mp4", clip_picture("raised", rng := np.random.default_rng(0), 20),
+             clip_voice("soft", rng, 1.0), 20, 16000)  # fmt: skip
+  lacks = ["jax", "jaxlib", "flax", "grain", "onnx", "tensorflow_datasets", "orbax", "scipy", "matplotlib", "librosa", "numba",
+           "sklearn", "psutil", "einops", "optax", "safetensors"]  # fmt: skip
+  command = [sys.executable, "-c", f"import runpy, sys; sys.modules.update(dict.fromkeys({lacks})); "
+             "runpy.run_module('mma_dfer_jax.predict', run_name='__main__', alter_sys=True)",
+             f"--model={in_onnx['int8'][0]}", f"--out={tmp_path}/out", f"{tmp_path}/a.mp4"]  # fmt: skip
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+  answer = json.loads((tmp_path / "out/a.json").read_text())
+  assert (answer["model"]["engine"], answer["model"]["precision"]) == ("onnxruntime", "int8")
+  assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+  for more, words in (
+    ["--window=1", "pip install matplotlib"],
+    [f"--model={ROOT}/tests", "mma_dfer_jax[train]"],
+  ):
+    done = subprocess.run([*command, more], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, "Traceback" in done.stderr, words in done.stderr) == (1, False, True), (
+      done.stderr
+    )
+
+
 def test_wrong_inputs_are_all_named():
   inputs = Inputs(image_size=32, audio_shape=(64, 32))
   video, sound = batch(inputs)
