@@ -10,7 +10,6 @@ if TYPE_CHECKING:
   from mma_dfer_jax.config import default_config as default_config
   from mma_dfer_jax.data.fbank import log_mel_fbank as log_mel_fbank
   from mma_dfer_jax.data.frames import sample_frames as sample_frames
-  from mma_dfer_jax.data.pipeline import clip_inputs as clip_inputs
   from mma_dfer_jax.engines.engine import load_model as load_model
   from mma_dfer_jax.model import MmaDfer as MmaDfer
   from mma_dfer_jax.model import ModelConfig as ModelConfig
@@ -25,7 +24,7 @@ __version__ = "0.2.0"  # pyproject.toml takes it from here
 _HOMES = {
   "MmaDfer": "model", "ModelConfig": "model", "default_config": "config", "load_model": "engines.engine",
   "predict_video": "prediction", "Prediction": "prediction", "convert_checkpoint": "weights.folder",
-  "log_mel_fbank": "data.fbank", "sample_frames": "data.frames", "clip_inputs": "data.pipeline", "Scores": "training.scores",
+  "log_mel_fbank": "data.fbank", "sample_frames": "data.frames", "Scores": "training.scores",
   "confusion_matrix": "training.scores",
 }  # fmt: skip
 __all__ = list(_HOMES)

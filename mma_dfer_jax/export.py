@@ -205,7 +205,7 @@ def export_onnx(path: Path, step: int | str, out: Path) -> None:
   facts = {key: value for key, value in describe(engine, ()).items() if key not in OF_STABLEHLO}
   facts |= {
     "needs": ["onnxruntime, or openvino"],
-    "made_by": "mma_dfer_jax.clip_inputs(frames, waveform, sample_rate)",
+    "made_by": "mma_dfer_jax.data.arrays.read_arrays",
   }
   said = write_onnx(engine, facts, out, clips, int8=int8, limit=_LIMIT.value)
   print(in_words(said["agreement"]))

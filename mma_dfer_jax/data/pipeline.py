@@ -21,7 +21,6 @@ from mma_dfer_jax.data.frames import (
   augment,
   decode_frame,
   draw_augmentation,
-  encode_frame,
   resize,
   sample_at_times,
   sample_frames,
@@ -33,7 +32,6 @@ Record = Mapping[str, Any]
 Example = dict[str, Any]
 Batch = dict[str, np.ndarray]
 AGAIN = "prepare the data again with --overwrite"
-PAPER = Inputs()  # its sizes
 
 
 def make_example(
@@ -85,43 +83,6 @@ def make_example(
     raise UserError(f"clip {name} cannot be read: {error}; {AGAIN}") from error
   return {"video": video, "spectrogram": sound, "label": np.int32(record["label"]), "clip_id": record["clip_id"],
           "has_audio": np.bool_(record["has_audio"]), "mask": np.bool_(True)}  # fmt: skip
-
-
-def clip_inputs(
-  frames: Sequence[np.ndarray] | np.ndarray, waveform: np.ndarray | None, sample_rate: int = 0, inputs: Inputs = PAPER, *,
-  times: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-  """What an exported model takes of a clip that is already decoded: video (1, T, H, W, 3) uint8, spectrogram (1, F, K).
-
-  The same bits as `predict` makes of a file with these frames and this sound.
-
-  Args:
-    frames: all of the clip, RGB, each (h, w, 3) uint8, of any size; cut to the face before, if the model was trained so.
-    waveform: one channel, (S,) int16, or floating point in [-1, 1]; None: the clip has no sound.
-    sample_rate: Hz.
-    inputs: the sizes that the model takes; the default is the paper's.
-    times: for `inputs.frame_choice` "time": seconds at which frames begin, and at which the last one ends.
-  Raises:
-    ValueError: if there are no frames, no times though they are needed, or less than 25 ms of sound.
-  """
-  if inputs.frame_choice == "time":
-    if times is None:
-      raise ValueError(
-        "this model chooses frames by time: give the times at which they begin, and the end of the last"
-      )
-    chosen = sample_at_times(times, num_segments=inputs.num_frames)
-  else:
-    chosen = sample_frames(len(frames), train=False, num_segments=inputs.num_frames)
-  # Once through JPEG, as data sets keep frames.
-  video = np.stack(
-    [resize(decode_frame(encode_frame(frames[i])), inputs.image_size) for i in chosen.tolist()]
-  )
-  if waveform is None:
-    return video[None], missing_spectrogram(*inputs.audio_shape)[None]
-  if waveform.dtype.kind == "f":
-    waveform = np.rint(waveform * 32768.0).clip(-32768, 32767)  # the numbers of a 16-bit wav
-  sound = waveform.astype(np.float32) / 32768.0
-  return video[None], spectrogram(sound, sample_rate, *inputs.audio_shape)[None]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Engines: whether each opens what it should and answers as JAX does; `export`, whose file needs nothing of this project."""
 
-import dataclasses
 import hashlib
 import importlib
 import json
@@ -21,15 +20,13 @@ from model_folders import model_folder
 import numpy as np
 import pytest
 
-from mma_dfer_jax import MmaDfer, clip_inputs, load_model
-from mma_dfer_jax.data import media
+from mma_dfer_jax import MmaDfer, load_model
 from mma_dfer_jax.data.demo import clip_picture, clip_voice, write_clip
 from mma_dfer_jax.engines import engine, stablehlo
 from mma_dfer_jax.engines.engine import Engine, check_inputs, describe
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.inputs import Inputs
 from mma_dfer_jax.onnx_graph.file import read
-from mma_dfer_jax.prediction import clip_sample
 
 NAMES = {path.stem for path in Path(engine.__file__).parent.glob("*.py")} - {"__init__", "engine"}
 
@@ -264,26 +261,6 @@ def test_bfloat16_by_openvino(paths, engines):
 
 
 @pytest.mark.slow
-def test_inputs_made_of_arrays_are_those_made_of_a_file(engines, tmp_path):
-  inputs, rng = engines["jax"].about.inputs, np.random.default_rng(0)
-  frames = clip_picture("raised", rng, 40)
-  write_clip(tmp_path / "a.mp4", frames, clip_voice("soft", rng, 2.0), 20, 16000)
-  decoded = [picture.pixels() for picture in media.iterate_pictures(tmp_path / "a.mp4")]
-  sound = np.concatenate([piece.waveform for piece in media.iterate_sound(tmp_path / "a.mp4", "first")])
-  _, sample = clip_sample(inputs, tmp_path / "a.mp4", None)
-  for waveform in (sound, sound / np.float32(32768)):
-    video, spectrogram = clip_inputs(decoded, waveform, 16000, inputs)
-    np.testing.assert_array_equal(video, sample.video[None])
-    np.testing.assert_array_equal(spectrogram, sample.spectrogram[None])
-  times = np.append(np.arange(40) ** 1.5, 300.0)
-  by_time, silence = clip_inputs(
-    decoded, None, inputs=dataclasses.replace(inputs, frame_choice="time"), times=times
-  )
-  assert not np.array_equal(by_time, video)
-  assert (silence == silence[0, 0, 0]).all()
-
-
-@pytest.mark.slow
 def test_an_onnx_file_answers_without_what_trains(in_onnx, tmp_path):
   """No module of [train] can be imported; nor `onnx`."""
   write_clip(tmp_path / "a.mp4", clip_picture("raised", rng := np.random.default_rng(0), 20),
@@ -291,7 +268,7 @@ def test_an_onnx_file_answers_without_what_trains(in_onnx, tmp_path):
   lacks = ["jax", "jaxlib", "flax", "grain", "onnx", "tensorflow_datasets", "orbax", "scipy", "matplotlib", "librosa", "numba",
            "sklearn", "psutil", "einops", "optax", "safetensors"]  # fmt: skip
   command = [sys.executable, "-c", f"import runpy, sys; sys.modules.update(dict.fromkeys({lacks})); "
-             "runpy.run_module('mma_dfer_jax.predict', run_name='__main__', alter_sys=True)",
+             "import mma_dfer_jax.data.arrays; runpy.run_module('mma_dfer_jax.predict', run_name='__main__', alter_sys=True)",
              f"--model={in_onnx['int8'][0]}", f"--out={tmp_path}/out", f"{tmp_path}/a.mp4"]  # fmt: skip
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
   assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
