@@ -29,11 +29,11 @@ from PIL import Image
 import uvicorn
 
 from mma_dfer_jax.data import media
-from mma_dfer_jax.data.faces import FaceFinder
 from mma_dfer_jax.data.film import Sample
 from mma_dfer_jax.engines.engine import Engine
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.prediction import (
+  Finder,
   Prediction,
   Timeline,
   clip_sample,
@@ -84,7 +84,7 @@ class Page:
 
   engine: Engine
   model: str  # its name
-  finder: FaceFinder | None
+  finder: Finder
   folder: Path
   max_mb: int
   max_seconds: float

@@ -10,7 +10,7 @@ Each file of this folder is an engine; there is no registry. It has
 and imports nothing heavy at its top. (`jax` does, for it uses the code of training: it is asked last.)
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import importlib
 from pathlib import Path
@@ -22,6 +22,9 @@ import numpy as np
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.inputs import Inputs
 from mma_dfer_jax.paths import hint
+
+# Fields of `About` that not every training knows, with what stands for that; files keep those that are known.
+IF_KNOWN: Mapping[str, Any] = {"seconds_of_sound": 0.0, "typical": {}, "temperature": 1.0}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,8 +41,18 @@ class About:
   fingerprint: str  # sha256 of its weights: the same fingerprint gives the same answers
   sample_rates: tuple[int, ...] = ()  # of the sounds in its training and test clips, Hz; empty if unknown
   seconds_of_sound: float = 0.0  # median of these clips; 0 if unknown
+  # Between which values 90 % of its training clips lie (`DataSet.typical`), as far as known.
+  typical: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
+  temperature: float = (
+    1.0  # logits / this are logits of probabilities; fitted on held-out clips, 1 if there were none
+  )
   # Flat fields of its run; empty if converted.
   config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  @property
+  def known(self) -> dict[str, Any]:
+    """Those of IF_KNOWN that are known."""
+    return {name: getattr(self, name) for name, unknown in IF_KNOWN.items() if getattr(self, name) != unknown}
 
   @property
   def step(self) -> int | None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mma_dfer_jax.disk import sha256_of
-from mma_dfer_jax.engines.engine import About, Engine, refuse_step
+from mma_dfer_jax.engines.engine import IF_KNOWN, About, Engine, refuse_step
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.inputs import Inputs
 
@@ -49,7 +49,7 @@ def describe(path: Path, step: int | str, precision: str | None) -> About:
     said = json.loads(json_beside(path).read_text())
     facts: dict[str, Any] = {name: kind(said[name]) for name, kind in FACTS.items()}
     sizes = said["inputs"] | {"audio_shape": tuple(said["inputs"]["audio_shape"])}
-    facts["seconds_of_sound"] = said.get("seconds_of_sound", 0.0)
+    facts |= {name: said[name] for name in IF_KNOWN if name in said}
     about = About(inputs=Inputs(**sizes), fingerprint=said["sha256"], **facts)
   except (ValueError, KeyError, TypeError) as error:
     raise UserError(f"{json_beside(path)} is damaged ({error!r}); export the model again") from error
