@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
+import importlib.util
 import io
 import itertools
 import json
@@ -42,6 +43,10 @@ def check(files: Sequence[str], window: float | None, hop: float | None, abstain
     problems.append(f"{same} would all be answered in {stem}.json; give each its own --out")
   problems += [f"{stem}.json would be too long a name for an answer; rename the video"
                for stem in stems if len(os.fsencode(f"{stem}.json.partial")) > LONGEST_NAME]  # fmt: skip
+  if window is not None and importlib.util.find_spec("matplotlib") is None:
+    problems.append(
+      "--window draws a picture with Matplotlib, which is not installed: pip install matplotlib"
+    )
   if window is None:
     problems += ["--hop needs --window"] * (hop is not None)
   else:
@@ -79,8 +84,9 @@ class Answers:
     """Answers videos and writes the table of all; 1 if some cannot be read, which are reported, else 0."""
     about = self.engine.about
     self.out.mkdir(parents=True, exist_ok=True)
-    print(f"faces: {described(self.finder)}; classes: {', '.join(about.classes)}; precision: {about.precision}",
-          file=sys.stderr)  # fmt: skip
+    compiles = ", which compiles it for the first clip" * (self.engine.name == "jax")
+    print(f"faces: {described(self.finder)}; classes: {', '.join(about.classes)}; precision: {about.precision}; "
+          f"engine: {self.engine.name}{compiles}", file=sys.stderr)  # fmt: skip
     asked = self._asked(files)
     there = {file: _read(self._path(file)) for file in files}
     answers = {file: found for file, found in there.items() if found and found["asked"] == asked[file]}
@@ -120,6 +126,8 @@ class Answers:
       "faces": described(self.finder), "face_model_sha256": detector if self.finder else None,
       "window": self.window, "hop": self.hop, "force": self.force, "abstain": self.abstain,
     }  # fmt: skip
+    if self.engine.name != "jax":
+      of_all["engine"] = self.engine.name
     if about.inputs.frame_choice != "number":
       of_all["frame_choice"] = about.inputs.frame_choice
     if self.channel != "first":
@@ -196,7 +204,8 @@ class Answers:
       yield file, answer
 
   def _write(self, file: str, asked: Json, facts: Json) -> Json:
-    model = {"path": asked["model"], "precision": asked["precision"], **asked["origin"]}
+    how = {"precision": asked["precision"], "engine": asked.get("engine", "jax")}
+    model = {"path": asked["model"], **how, **asked["origin"]}
     answer = {**facts, "faces": asked["faces"], "model": model, "version": asked["version"], "asked": asked}
     write_json(self._path(file), answer)
     return answer

@@ -10,6 +10,7 @@ and .png for each. Clips already answered with the same model and settings are s
 
 from collections.abc import Sequence
 from pathlib import Path
+import sys
 
 from absl import flags
 
@@ -26,6 +27,7 @@ _FRAME_CHOICE = flags.DEFINE_enum("frame_choice", "auto", ["auto", *FRAME_CHOICE
 _CHANNEL = cli.shared_flag("channel")
 _FACES = cli.shared_flag("faces")
 _FACE_MODEL = cli.shared_flag("face_model")
+_ENGINE = cli.shared_flag("engine")
 _PRECISION = cli.shared_flag("precision")
 _FORCE = flags.DEFINE_bool("force", False, "Name the most probable class, whatever speaks against it.")
 _ABSTAIN = flags.DEFINE_float("abstain", 0.0, "Name no class whose probability is below this, as 0.6.")
@@ -41,7 +43,8 @@ def main(argv: Sequence[str]) -> int:
   hop = window / 4 if window is not None and _HOP.value is None else _HOP.value
   check(files, window, hop, _ABSTAIN.value)
   cli.end_as_by_interrupt()
-  engine = load_model(_MODEL.value, precision=_PRECISION.value)
+  print(f"loading {_MODEL.value} …", file=sys.stderr, flush=True)
+  engine = load_model(_MODEL.value, precision=_PRECISION.value, engine=_ENGINE.value)
   if _FRAME_CHOICE.value != "auto":
     engine = engine.choosing_frames(_FRAME_CHOICE.value)
   finder = face_finder(engine, _FACES.value, _FACE_MODEL.value)

@@ -1,6 +1,7 @@
 """What an engine answers about a video: about the whole of it, or about windows over time."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -29,11 +30,9 @@ class OfScenes:
   about: About
   model: Path | None  # YuNet's
 
-  def __call__(self, file: str | Path) -> FaceFinder | None:
+  def finder(self, height: int, width: int) -> FaceFinder | None:
     """None, too, for a scene if YuNet is needed and not there: its shape is then a reason to withhold the answer."""
-    first = next(media.iterate_pictures(file), None)  # reading the whole says what is wrong with it
-    scene = first is not None and is_scene(self.about, (first.shape[1], first.shape[0]))
-    return _yunet_if_there(self.model) if scene else None
+    return _yunet_if_there(self.model) if is_scene(self.about, (width, height)) else None
 
 
 Finder = FaceFinder | OfScenes | None
@@ -229,7 +228,20 @@ def _yunet_if_there(model: Path | None) -> FaceFinder | None:
 
 
 def _for_file(finder: Finder, file: str | Path) -> FaceFinder | None:
-  return finder(file) if isinstance(finder, OfScenes) else finder
+  if not isinstance(finder, OfScenes):
+    return finder
+  first = next(media.iterate_pictures(file), None)  # reading the whole says what is wrong with it
+  return None if first is None else finder.finder(*first.shape[:2])
+
+
+def finder_for_frames(finder: Finder, frames: Any) -> FaceFinder | None:
+  """The one for frames in memory, a sequence of (H, W, 3); whoever reads them says what is wrong with them."""
+  if not isinstance(finder, OfScenes):
+    return finder
+  shape: tuple[int, ...] = ()
+  with contextlib.suppress(TypeError, IndexError):
+    shape = np.shape(frames[0])
+  return finder.finder(*shape[:2]) if len(shape) == 3 else None
 
 
 _kept_finder = functools.lru_cache(maxsize=4)(lambda recipe, *how: finder_of(dict(recipe), *how))

@@ -221,14 +221,14 @@ def samples(
   `survey` saw the film with the same finder; the windows are in the order of time. Raises MediaError while iterating, if
   the file is another than it was.
   """
-  upcoming, opened = deque(wanted), deque[_OpenWindow]()
+  upcoming, opened = deque(wanted), deque[OpenWindow]()
   sounds = _excerpts(film, wanted, inputs.audio_shape[0])
   changed = media.MediaError(f"{film.path}: was changed while it was read")
   if _stamp(film.path) != film.stamp:
     raise changed
   for number, picture in enumerate(media.iterate_pictures(film.path)):
     while upcoming and upcoming[0].first <= number:
-      opened.append(_OpenWindow(film, upcoming.popleft(), inputs, finder))
+      opened.append(OpenWindow(film, upcoming.popleft(), inputs, finder))
     if takers := [window for window in opened if number in window.chosen]:
       if picture.shape[:2] != tuple(film.sizes[number]):
         raise changed
@@ -241,7 +241,7 @@ def samples(
     raise changed
 
 
-class _OpenWindow:
+class OpenWindow:
   """A window some of whose frames are still to come."""
 
   def __init__(self, film: Film, window: Window, inputs: Inputs, finder: FaceFinder | None):
@@ -254,7 +254,7 @@ class _OpenWindow:
       else sample_frames(window.last - window.first, train=False, num_segments=inputs.num_frames)
     )
     self.chosen: list[int] = np.unique(chosen).tolist()
-    self.jpegs = [b""] * (window.last - window.first)
+    self.frames: list[Any] = [b""] * (window.last - window.first)
     self.turned, self.times, self.changes = film.turned, times, dict[str, None]()
     self.height, self.width = film.sizes[window.first].tolist()
     self.track = self.faces_at_once = None
@@ -264,15 +264,15 @@ class _OpenWindow:
       self.track = finder.track(detections, film.sizes[window.first : window.last])
       self.faces_at_once = max((len(boxes) for _, boxes in detections), default=0)
 
-  def take(self, number: int, pixels: np.ndarray, changes: Iterable[str]) -> None:
+  def take(self, number: int, pixels: np.ndarray, changes: Iterable[str], *, coded: bool = True) -> None:
     place = number - self.window.first
     self.changes.update(dict.fromkeys(changes))
     if self.finder is not None and self.track is not None:
       (pixels,) = cut([pixels], self.track.boxes[place][None], self.finder.size)
-    self.jpegs[place] = encode_frame(pixels)
+    self.frames[place] = encode_frame(pixels) if coded else pixels
 
   def sample(self, sound: dict[str, Any], heard: dict[str, Any], inputs: Inputs) -> Sample:
-    record = {"frames": self.jpegs, "times": self.times, "label": 0, "clip_id": b"", **sound}
+    record = {"frames": self.frames, "times": self.times, "label": 0, "clip_id": b"", **sound}
     example = make_example(record, inputs)
     found = None if self.track is None else self.track.found
     of_pictures = {"size": (self.width, self.height), "changes": tuple(self.changes), "rates": self.rates, "turned": self.turned,
