@@ -49,8 +49,8 @@ def main(argv: Sequence[str]) -> int:
     engine = engine.choosing_frames(_FRAME_CHOICE.value)
   finder = face_finder(engine, _FACES.value, _FACE_MODEL.value)
   how = _FACE_MODEL.value, window, hop, _BATCH_SIZE.value, sound_channel(engine.about.recipe, _CHANNEL.value)
-  how = *how, _FORCE.value, _ABSTAIN.value
-  return Answers(Path(_OUT.value), _MODEL.value, engine, finder, *how).answer(files)
+  doubt = _FORCE.value, _ABSTAIN.value
+  return Answers(Path(_OUT.value), _MODEL.value, engine, finder, *how, *doubt).answer(files)
 
 
 if __name__ == "__main__":
