@@ -9,7 +9,8 @@ import jax
 from jax import export
 import numpy as np
 
-from mma_dfer_jax.data.fbank import spectrogram
+from mma_dfer_jax.data import demo
+from mma_dfer_jax.data.arrays import read_arrays
 from mma_dfer_jax.disk import new_file
 from mma_dfer_jax.engines import onnxruntime
 from mma_dfer_jax.engines.engine import Engine, about_of
@@ -22,7 +23,6 @@ from mma_dfer_jax.prediction import clip_sample, face_finder, sound_channel
 from mma_dfer_jax.progress import watched
 
 LARGEST = 2**31 - 2**20  # bytes: protobuf's limit for a file, and room for what is no weight
-RATE = 16_000  # Hz, of generated sounds
 TOLERANCE = 1e-5  # of a logit, as a share of the largest, or of 1: what the order of sums makes in float32
 Clip = tuple[str, np.ndarray, np.ndarray]  # name, (T, H, W, 3) uint8 and (F, K)
 
@@ -61,27 +61,14 @@ def given_clips(engine: Engine, files: Sequence[str], face_model: str | None) ->
 
 
 def generated_clips(engine: Engine, number: int) -> list[Clip]:
-  """Waves of light that move, and gliding tones in a rhythm: no faces and no voices, but all pixels and bands are in use."""
-  inputs, clips = engine.about.inputs, []
-  seconds = np.arange(3 * RATE) / RATE
-  for i in range(number):
-    rng = np.random.default_rng(i)
-    frames, rows, columns = np.ogrid[
-      : inputs.num_frames, 0 : 1 : inputs.image_size * 1j, 0 : 1 : inputs.image_size * 1j
-    ]
-    waves = [
-      np.sin(rng.uniform(2, 12) * rows + rng.uniform(2, 12) * columns + rng.uniform(-1, 1) * frames)
-      for _ in "RGB"
-    ]
-    video = (
-      rng.uniform(70, 180) + rng.uniform(20, 90) * np.stack(waves, -1) + rng.normal(0, 8, inputs.video_shape)
-    )
-    pitch = rng.uniform(100, 400) * 2 ** (rng.uniform(-1, 1) * seconds)
-    tone = np.sin(2 * np.pi * np.cumsum(pitch) / RATE) * np.sin(np.pi * rng.uniform(2, 6) * seconds) ** 2
-    sound = spectrogram(
-      rng.uniform(0.05, 0.7) * tone + rng.normal(0, 0.003, tone.shape), RATE, *inputs.audio_shape
-    )
-    clips.append((f"generated {i + 1}", video.clip(0, 255).astype(np.uint8), sound))
+  """Clips of the demo, at most one for each of its seven classes: drawn faces with synthetic voices."""
+  clips: list[Clip] = []
+  for i, (label, (gesture, style)) in enumerate(list(demo.CLASSES.items())[:number]):
+    faces, voice = np.random.default_rng([0, i]).spawn(2)
+    frames = demo.clip_picture(gesture, faces, demo.MAX_FRAMES)
+    waveform = demo.clip_voice(style, voice, demo.MAX_FRAMES / demo.FPS)
+    inputs = read_arrays(frames, waveform, demo.SAMPLE_RATE, engine.about.inputs)
+    clips.append((f"generated, {label}", *inputs))
   return clips
 
 

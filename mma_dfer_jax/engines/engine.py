@@ -11,11 +11,11 @@ Each file of this folder is an engine; there is no registry. It has
 and imports nothing heavy at its top. (`jax` does, for it uses the code of training: it is asked last.)
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import importlib
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from jaxtyping import Float, Float32, UInt8
 import numpy as np
@@ -24,9 +24,14 @@ from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.inputs import Inputs
 from mma_dfer_jax.paths import hint
 
+if TYPE_CHECKING:
+  from mma_dfer_jax import Prediction
+
 # Fields of `About` in the description of an exported file, beside inputs, and what each is there.
 FACTS = {"streams": tuple, "classes": tuple, "class_order": str, "recipe": dict, "origin": dict, "precision": str,
          "sample_rates": tuple}  # fmt: skip
+# Fields of `About` that not every training knows, with what stands for that; files keep those that are known.
+IF_KNOWN: Mapping[str, Any] = {"seconds_of_sound": 0.0, "typical": {}, "temperature": 1.0}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,8 +48,18 @@ class About:
   fingerprint: str  # sha256 of its weights: the same fingerprint gives the same answers
   sample_rates: tuple[int, ...] = ()  # of the sounds in its training and test clips, Hz; empty if unknown
   seconds_of_sound: float = 0.0  # median of these clips; 0 if unknown
+  # Between which values 90 % of its training clips lie (`DataSet.typical`), as far as known.
+  typical: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
+  temperature: float = (
+    1.0  # logits / this are logits of probabilities; fitted on held-out clips, 1 if there were none
+  )
   # Flat fields of its run; empty if converted.
   config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  @property
+  def known(self) -> dict[str, Any]:
+    """Those of IF_KNOWN that are known."""
+    return {name: getattr(self, name) for name, unknown in IF_KNOWN.items() if getattr(self, name) != unknown}
 
   @property
   def step(self) -> int | None:
@@ -78,6 +93,33 @@ class Engine:
     video, spectrogram = np.asarray(video), np.asarray(spectrogram)
     check_inputs(self.about.inputs, video, spectrogram)
     return np.asarray(self.answer(video, spectrogram))
+
+  def predict(self, frames: Any, waveform: Any = None, sample_rate: Any = None, **how: Any) -> "Prediction":
+    """What the model says of a clip in memory; arguments as for `predict_arrays`."""
+    from mma_dfer_jax import predict_arrays  # the package's own door: an engine knows nothing of answers
+
+    return predict_arrays(self, frames, waveform, sample_rate, **how)
+
+  def features(
+    self, frames: Any, waveform: Any = None, sample_rate: Any = None, **how: Any
+  ) -> dict[str, np.ndarray]:
+    """What the model makes of a clip in memory before it answers; arguments as for `predict_arrays`.
+
+    Returns:
+      float32 arrays: image (S, D), the class token of each frame; audio (E,), that of the sound; joint (S, W), both
+      together frame by frame; clip (W,), what the answer is read from; logits (C,). A missing stream has none.
+    """
+    from mma_dfer_jax import features_of_arrays
+
+    return features_of_arrays(self, frames, waveform, sample_rate, **how)
+
+  def compute_features(
+    self, video: UInt8[np.ndarray, "B T H W 3"], spectrogram: Float[np.ndarray, "B F K"]
+  ) -> dict[str, np.ndarray]:
+    """The same of a batch of clips that are prepared, each array with a first axis B; UserError if this engine has none."""
+    raise UserError(
+      f"{self.path} gives no features, only logits; load the run or the model folder that it was made of"
+    )
 
   def choosing_frames(self, by: str) -> "Engine":
     """The same model, given frames chosen by "number" or "time", however it was trained."""
@@ -150,8 +192,8 @@ def about_of(said: Mapping[str, Any]) -> About:
   """The facts in the description of an exported file; ValueError, KeyError or TypeError if they are not there."""
   facts: dict[str, Any] = {name: kind(said[name]) for name, kind in FACTS.items()}
   inputs = Inputs(**said["inputs"] | {"audio_shape": tuple(said["inputs"]["audio_shape"])})
-  seconds = said.get("seconds_of_sound", 0.0)
-  return About(inputs=inputs, fingerprint=said["sha256"], seconds_of_sound=seconds, **facts)
+  facts |= {name: said[name] for name in IF_KNOWN if name in said}
+  return About(inputs=inputs, fingerprint=said["sha256"], **facts)
 
 
 def check_inputs(inputs: Inputs, video: np.ndarray, spectrogram: np.ndarray) -> None:
