@@ -99,6 +99,10 @@ class Engine:
       f"{self.path} gives no features, only logits; load the run or the model folder that it was made of"
     )
 
+  def gates(self) -> dict[str, tuple[float, ...]]:
+    """tanh of Fusion Bottleneck's gates by layer, "to picture" and "to sound"; empty if this engine shows none."""
+    return {}
+
   def choosing_frames(self, by: str) -> "Engine":
     """The same model, given frames chosen by "number" or "time", however it was trained."""
     about = dataclasses.replace(self.about, inputs=dataclasses.replace(self.about.inputs, frame_choice=by))
