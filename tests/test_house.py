@@ -171,7 +171,7 @@ def test_the_version_stands_in_one_place():
 
 @pytest.mark.slow
 def test_heavy_libraries_are_imported_where_they_are_used():
-  many = {"jax", "numpy", "cv2", "scipy", "matplotlib", "tensorflow_datasets", "gradio"}
+  many = {"jax", "numpy", "cv2", "scipy", "matplotlib", "tensorflow_datasets"}
   for modules, heavy in (
     ("mma_dfer_jax, mma_dfer_jax.data.frames", {"jax"}),
     ("mma_dfer_jax.predict", many),
