@@ -10,7 +10,6 @@ import numpy as np
 from mma_dfer_jax.disk import new_file
 from mma_dfer_jax.engines.engine import Engine
 
-KINDS = ("none", "npz", "parquet")
 ENDING = ".features.npz"
 TABLE = "features.parquet"
 
