@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
+import importlib.util
 import io
 import itertools
 import json
@@ -58,6 +59,9 @@ def check(
                for stem in stems if len(os.fsencode(f"{stem}{ending}.partial")) > LONGEST_NAME]  # fmt: skip
   if explained and window is not None:
     problems.append("--explain is about whole clips: leave out --window, or cut out the part that you mean")
+  flag = "--explain" if explained else "--window"
+  if (explained or window is not None) and importlib.util.find_spec("matplotlib") is None:
+    problems.append(f"{flag} draws a picture with Matplotlib, which is not installed: pip install matplotlib")
   if window is None:
     problems += ["--hop needs --window"] * (hop is not None)
   else:
@@ -90,8 +94,9 @@ class Answers:
     """Answers videos and writes the table of all; 1 if some cannot be read, which are reported, else 0."""
     about = self.engine.about
     self.out.mkdir(parents=True, exist_ok=True)
-    print(f"faces: {described(self.finder)}; classes: {', '.join(about.classes)}; precision: {about.precision}",
-          file=sys.stderr)  # fmt: skip
+    compiles = ", which compiles it for the first clip" * (self.engine.name == "jax")
+    print(f"faces: {described(self.finder)}; classes: {', '.join(about.classes)}; precision: {about.precision}; "
+          f"engine: {self.engine.name}{compiles}", file=sys.stderr)  # fmt: skip
     asked = self._asked(files)
     there = {file: _read(self._path(file)) for file in files}
     answers = {file: found for file, found in there.items() if found and found["asked"] == asked[file]}
@@ -136,6 +141,8 @@ class Answers:
       "faces": described(self.finder), "face_model_sha256": detector if self.finder else None,
       "window": self.window, "hop": self.hop,
     }  # fmt: skip
+    if self.engine.name != "jax":
+      of_all["engine"] = self.engine.name
     if about.inputs.frame_choice != "number":
       of_all["frame_choice"] = about.inputs.frame_choice
     if self.channel != "first":
@@ -177,6 +184,7 @@ class Answers:
   ) -> Iterator[tuple[str, Json]]:
     """(file, answer) of each clip, in batches of clips from different files."""
     while batch := list(itertools.islice(rest, self.batch_size)):
+      self._kept(0)  # of what went wrong before
       try:
         with media.one_clip(batch[0][0]):
           predictions = [one for _, one in predict_samples(self.engine, batch, self.batch_size)]
@@ -214,6 +222,7 @@ class Answers:
     """(file, answer) of each video that can be read, over time."""
     how: Json = {"window": self.window, "hop": self.hop}
     for file, path in ((file, self._path(file)) for file in asked):
+      self._kept(0)
       try:
         with _bars(file) as show:
           timeline = predict_timeline(self.engine, file, **how, faces=self.finder, channel=self.channel,
@@ -240,7 +249,8 @@ class Answers:
       yield file, answer
 
   def _write(self, file: str, asked: Json, facts: Json) -> Json:
-    model = {"path": asked["model"], "precision": asked["precision"], **asked["origin"]}
+    how = {"precision": asked["precision"], "engine": asked.get("engine", "jax")}
+    model = {"path": asked["model"], **how, **asked["origin"]}
     answer = {**facts, "faces": asked["faces"], "model": model, "version": asked["version"], "asked": asked}
     write_json(self._path(file), answer)
     return answer

@@ -49,6 +49,7 @@ _DATA_DIR = define_path("data_dir", None, "Where the data set is now; if not giv
 _DATA_NAME = flags.DEFINE_string("data_name", None, "Folder below data_dir; if not given, as in training, or clips.")  # fmt: skip
 _SPLIT = flags.DEFINE_string("split", None, "Split to evaluate; if not given, the run's test split.")
 _WITHOUT = flags.DEFINE_list("without", ["none"], "Modality removed: none, sound, picture (comma-separated).")
+_ENGINE = cli.shared_flag("engine")
 _PRECISION = cli.shared_flag("precision")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 0, "Clips at a time; 0: as in training.", lower_bound=0)
 _FORMS = ("workdir", "workdirs", "compare")
@@ -57,7 +58,7 @@ flags.register_multi_flags_validator(_FORMS, lambda given: [*given.values()].cou
 # Which of these forms each flag goes with.
 _MODELS = _FORMS[:2]
 _GOES_WITH = {
-  **{name: _MODELS for name in ("step", "data_dir", "data_name", "precision", "batch_size", *hosts.FLAGS)},
+  **{name: _MODELS for name in ("step", "data_dir", "data_name", "engine", "precision", "batch_size", *hosts.FLAGS)},
   "split": ("workdir",), "without": ("workdir",), "splits": ("workdirs",), "out": ("workdirs", "compare"),
 }  # fmt: skip
 
@@ -77,7 +78,7 @@ class Evaluation:
 
 def evaluation_of(path: Path, split: str) -> Evaluation:
   """Finds out what a model needs; UserError if the data are not prepared as those it was trained on."""
-  about = describe(path, step=_STEP.value, precision=_PRECISION.value)
+  about = describe(path, step=_STEP.value, precision=_PRECISION.value, engine=_ENGINE.value)
   trained = {"data.data_dir": None, "data.name": "clips", "data.fold": None, "batch_size": 8} | dict(about.config)  # fmt: skip
   data_dir = _DATA_DIR.value or trained["data.data_dir"]
   if not about.config and not (data_dir and split):
@@ -171,11 +172,16 @@ def evaluate(evaluation: Evaluation) -> report.Fold:
   path, split = evaluation.path, evaluation.split
   mesh, chief = make_mesh(-1, 1), jax.process_index() == 0
   with hosts.fail_together():
-    engine = load_model(path, step=_STEP.value, precision=_PRECISION.value, sharding=replicated(mesh))
+    if chief:
+      print(f"loading {path} …", flush=True)
+    how = {"precision": _PRECISION.value, "engine": _ENGINE.value, "sharding": replicated(mesh)}
+    engine = load_model(path, step=_STEP.value, **how)
     eval_fn = evaluator(engine, mesh)
   about = engine.about
   facts = {"split": split, "model": about.origin, "precision": about.precision, "classes": list(about.classes),
            "data_set": evaluation.data_set.fingerprint, "weights": about.fingerprint}  # fmt: skip
+  if engine.name != "jax":
+    facts["engine"] = engine.name
   files, evaluations = files_of(path, facts) if chief else ("", {})
   folds = []
   for without in _WITHOUT.value:
@@ -208,7 +214,11 @@ def files_of(path: Path, facts: Mapping[str, Any]) -> tuple[str, dict[str, Any]]
   """
   name = f"evaluation_{facts['split'].replace('+', '_')}"
   name += "".join(f"_step{step}" for key, step in facts["model"].items() if key == "step")
-  name += f"_{facts['precision']}" * (_PRECISION.value is not None)
+  name += "".join(
+    f"_{facts[key]}"
+    for key, flag in (("engine", _ENGINE), ("precision", _PRECISION))
+    if flag.value and key in facts
+  )
   begin = str(path / name if path.is_dir() else path.with_name(f"{path.name}.{name}"))
   for files in (begin, f"{begin}_{facts['data_set'][:8]}_{facts['weights'][:8]}"):
     try:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from mma_dfer_jax.disk import new_file
-from mma_dfer_jax.engines.engine import Engine
+from mma_dfer_jax.engines.engine import NO_FEATURES, Engine
+from mma_dfer_jax.errors import UserError
 
 ENDING = ".features.npz"
 TABLE = "features.parquet"
@@ -20,6 +21,14 @@ class WithFeatures(Engine):
 
   engine: Engine
   kept: list[dict[str, np.ndarray]] = dataclasses.field(default_factory=list)
+
+  def __post_init__(self):
+    if type(self.engine).compute_features is Engine.compute_features:
+      raise UserError(NO_FEATURES.format(self.path))
+
+  @property
+  def name(self) -> str:
+    return self.engine.name
 
   def answer(self, video: np.ndarray, spectrogram: np.ndarray) -> np.ndarray:
     found = self.engine.compute_features(video, spectrogram)

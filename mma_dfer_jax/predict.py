@@ -30,6 +30,7 @@ _FRAME_CHOICE = flags.DEFINE_enum("frame_choice", "auto", ["auto", *FRAME_CHOICE
 _CHANNEL = cli.shared_flag("channel")
 _FACES = cli.shared_flag("faces")
 _FACE_MODEL = cli.shared_flag("face_model")
+_ENGINE = cli.shared_flag("engine")
 _PRECISION = cli.shared_flag("precision")
 _FEATURES = flags.DEFINE_enum("features", "none", FEATURES,
                               "Also write what the model makes of each clip: an .npz for each, or besides a table of all in Parquet.")  # fmt: skip
@@ -50,7 +51,8 @@ def main(argv: Sequence[str]) -> int:
   hop = window / 4 if window is not None and _HOP.value is None else _HOP.value
   check(files, window, hop, _EXPLAIN.value, _FEATURES.value != "none")
   cli.end_as_by_interrupt()
-  engine = load_model(_MODEL.value, precision=_PRECISION.value)
+  print(f"loading {_MODEL.value} …", file=sys.stderr, flush=True)
+  engine = load_model(_MODEL.value, precision=_PRECISION.value, engine=_ENGINE.value)
   if _FRAME_CHOICE.value != "auto":
     engine = engine.choosing_frames(_FRAME_CHOICE.value)
   finder = face_finder(engine, _FACES.value, _FACE_MODEL.value)

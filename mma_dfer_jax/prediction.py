@@ -228,6 +228,9 @@ def _about_sound(about: About, sample: Sample) -> Iterator[str]:
   if about.sample_rates and sample.sample_rate not in about.sample_rates:
     difference, rate = min((rate_difference(sample.waveform, sample.sample_rate, rate, about.inputs.audio_shape), rate)
                            for rate in about.sample_rates)  # fmt: skip
+    if math.isnan(difference):
+      yield (f"sound at {sample.sample_rate} Hz, unlike the training clips' {rate} Hz: without SciPy nobody measures what that "
+             "changes")  # fmt: skip
     if difference > OTHER_VOICE:
       rates = ", ".join(map(str, about.sample_rates))
       yield (f"sound at {sample.sample_rate} Hz, but the training clips at {rates} Hz: its spectrogram differs by "

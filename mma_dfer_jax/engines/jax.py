@@ -83,7 +83,8 @@ def opens(path: Path) -> bool:
 def describe(path: Path, step: int | str, precision: str | None) -> About:
   is_run = (path / "run.json").exists()
   if precision not in (None, *PRECISIONS):
-    raise UserError(f"precision={precision!r}: choose one of {', '.join(PRECISIONS)}")
+    files = "; int8 is for files: export --format=onnx --quantise=int8" * (precision == "int8")
+    raise UserError(f"precision={precision!r}: choose one of {', '.join(PRECISIONS)}{files}")
   if not is_run:
     refuse_step(path, step, "a converted model")
   stored = open_stored(path, step)
