@@ -34,7 +34,7 @@ _ENGINE = cli.shared_flag("engine")
 _PRECISION = cli.shared_flag("precision")
 _FEATURES = flags.DEFINE_enum("features", "none", FEATURES,
                               "Also write what the model makes of each clip: an .npz for each, or besides a table of all in Parquet.")  # fmt: skip
-_EXPLAIN = flags.DEFINE_bool("explain", False, "Also say what each frame, each second of sound, and picture and sound as a whole add to the answer; takes about 25 times as long.")  # fmt: skip
+_EXPLAIN = flags.DEFINE_bool("explain", False, "Also say what each frame, each second of sound, and picture and sound as a whole add to the answer; takes about 40 times as long.")  # fmt: skip
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Clips or windows computed at once.", lower_bound=1)
 
 
