@@ -18,8 +18,9 @@ import numpy as np
 from mma_dfer_jax import __version__
 from mma_dfer_jax.cores import own_cores, working_ahead
 from mma_dfer_jax.data import film, media
-from mma_dfer_jax.data.faces import MODEL_SHA256, FaceFinder
+from mma_dfer_jax.data.faces import MODEL_SHA256
 from mma_dfer_jax.disk import new_file, sha256_of, write_json
+from mma_dfer_jax.doubt import check_abstain, warnings_of_windows
 from mma_dfer_jax.engines.engine import Engine
 from mma_dfer_jax.errors import UserError, count, listed
 from mma_dfer_jax.explain import draw as draw_explanation
@@ -28,11 +29,11 @@ from mma_dfer_jax.features import ENDING, WithFeatures, write_table
 from mma_dfer_jax.features import TABLE as FEATURES_TABLE
 from mma_dfer_jax.features import write as write_features
 from mma_dfer_jax.prediction import (
+  Finder,
   clip_sample,
   described,
   predict_samples,
   predict_timeline,
-  warnings_of_windows,
 )
 from mma_dfer_jax.progress import Progress, say, watched
 from mma_dfer_jax.summary import described as told
@@ -46,15 +47,16 @@ Json = dict[str, Any]
 
 
 def check(
-  files: Sequence[str], window: float | None, hop: float | None, explained: bool = False, more: bool = False
-) -> None:
+  files: Sequence[str], window: float | None, hop: float | None, abstain: float = 0.0, *, explained: bool = False,
+  features: bool = False,
+) -> None:  # fmt: skip
   """Raises UserError with all that is wrong with a command line."""
   problems = [] if files else ["name at least one video file"]
   stems = [Path(file).stem for file in files]
   for stem in sorted({stem for stem in stems if stems.count(stem) > 1}):
     same = ", ".join(file for file in files if Path(file).stem == stem)
     problems.append(f"{same} would all be answered in {stem}.json; give each its own --out")
-  ending = max(ENDINGS, key=len) if explained or more else ".json"
+  ending = max(ENDINGS, key=len) if explained or features else ".json"
   problems += [f"{stem}{ending} would be too long a name for an answer; rename the video"
                for stem in stems if len(os.fsencode(f"{stem}{ending}.partial")) > LONGEST_NAME]  # fmt: skip
   if explained and window is not None:
@@ -71,6 +73,10 @@ def check(
       film.check_windows(window, hop or 0.0)
     except UserError as error:
       problems.append(str(error))
+  try:
+    check_abstain(abstain)
+  except UserError as error:
+    problems.append(f"--{error}")
   if problems:
     raise listed("the command line has problems", problems)
 
@@ -82,12 +88,14 @@ class Answers:
   out: Path
   model: str
   engine: Engine
-  finder: FaceFinder | None
+  finder: Finder
   face_model: str | None
   window: float | None  # seconds; None: videos are answered as a whole
   hop: float | None
   batch_size: int
   channel: str = "first"  # of the sound
+  force: bool = False  # name a class whatever speaks against it
+  abstain: float = 0.0  # least probability of a class that is named
   explain: bool = False  # each clip, in its answer and a picture
 
   def answer(self, files: Sequence[str]) -> int:
@@ -131,6 +139,10 @@ class Answers:
   def _path(self, file: str) -> Path:
     return self.out / f"{Path(file).stem}.json"
 
+  @property
+  def _doubt(self) -> Json:
+    return {"force": self.force, "abstain": self.abstain}
+
   def _asked(self, files: Sequence[str]) -> dict[str, Json]:
     """All that the answer depends on, by file."""
     about = self.engine.about
@@ -139,7 +151,7 @@ class Answers:
       "model": os.path.abspath(self.model), "model_fingerprint": about.fingerprint, "origin": about.origin,
       "precision": about.precision, "version": __version__,
       "faces": described(self.finder), "face_model_sha256": detector if self.finder else None,
-      "window": self.window, "hop": self.hop,
+      "window": self.window, "hop": self.hop, "force": self.force, "abstain": self.abstain,
     }  # fmt: skip
     if self.engine.name != "jax":
       of_all["engine"] = self.engine.name
@@ -187,7 +199,9 @@ class Answers:
       self._kept(0)  # of what went wrong before
       try:
         with media.one_clip(batch[0][0]):
-          predictions = [one for _, one in predict_samples(self.engine, batch, self.batch_size)]
+          predictions = [
+            one for _, one in predict_samples(self.engine, batch, self.batch_size, **self._doubt)
+          ]
           kept = self._kept(len(batch))
           explained = [self._explained(file, sample) for file, sample in batch]
       except UserError as error:
@@ -200,7 +214,12 @@ class Answers:
           write_features(self._path(prediction.clip).with_suffix(ENDING), [facts], [features])
         yield prediction.clip, self._write(prediction.clip, asked[prediction.clip], facts)
         ranked = sorted(prediction.probabilities.items(), key=lambda item: -item[1])[:3]
-        say(f"{prediction.clip}: {', '.join(f'{label} {100 * p:.1f} %' for label, p in ranked)}")
+        said = ", ".join(f"{label} {100 * p:.1f} %" for label, p in ranked)
+        say(
+          f"{prediction.clip}: {said if prediction.top else '– (withheld; --force names a class all the same)'}"
+        )
+        for reason in prediction.reasons:
+          say(f"  {'not reliable' if prediction.top else 'withheld'}: {reason}")
         for warning in prediction.warnings:
           say(f"  warning: {warning}")
 
@@ -225,7 +244,7 @@ class Answers:
       self._kept(0)
       try:
         with _bars(file) as show:
-          timeline = predict_timeline(self.engine, file, **how, faces=self.finder, channel=self.channel,
+          timeline = predict_timeline(self.engine, file, **how, faces=self.finder, channel=self.channel, **self._doubt,
                                       batch_size=self.batch_size, progress=show)  # fmt: skip
         with media.one_clip(file):
           _save(draw(timeline), path.with_suffix(".png"))
@@ -243,6 +262,8 @@ class Answers:
       if warnings := [*timeline.warnings, *warnings_of_windows(self.engine.about, timeline.window)]:
         facts["warnings"] = warnings
         say("\n".join(f"{file}: warning: {warning}" for warning in warnings))
+      if withheld := sum(not one.reliable for one in timeline.predictions):
+        say(f"{file}: {withheld} of {count(len(windows), 'window')} are not reliable")
       answer = self._write(file, asked[file], facts)  # last, for a later command looks for it
       say(f"{file}: {told(summary)}")
       say(f"{file}: {count(len(windows), 'window')} in {path} and beside it, .csv .srt .png")

@@ -34,6 +34,7 @@ from mma_dfer_jax.errors import UserError, count, listed
 from mma_dfer_jax.losses.cross_entropy import cross_entropy
 from mma_dfer_jax.paths import define_path, define_paths, hint, user_path
 from mma_dfer_jax.training import hosts, report
+from mma_dfer_jax.training.calibration import calibrated, reliability
 from mma_dfer_jax.training.comparison import as_table, compare
 from mma_dfer_jax.training.evaluation import evaluate_split, jit_eval
 from mma_dfer_jax.training.sharding import check_batch_size, make_mesh, replicated, start_jax
@@ -191,15 +192,22 @@ def evaluate(evaluation: Evaluation) -> report.Fold:
     )  # fmt: skip
     assert found is not None  # nothing stops it
     result, predictions = found
+    predictions = calibrated(predictions, about.temperature)
+    ece = reliability(predictions).ece
     scores, no_sound = predictions.scores, {"clips_without_sound": result["clips_without_sound"]}
-    evaluations[without] = {**report.scores_as_json(scores), **no_sound, "cross_entropy": result["test_loss"]}
+    evaluations[without] = {
+      **report.scores_as_json(scores),
+      **no_sound,
+      "cross_entropy": result["test_loss"],
+      "ece": ece,
+    }
     of_fold = {"folder": str(path), "step": about.step, **no_sound, "model": about.origin, "data_set": facts["data_set"]}  # fmt: skip
     folds.append(report.Fold(split, predictions, of_fold))
     if chief:
       report.draw_confusion_matrix(scores, Path(f"{files}_without_{without}.png"))
       predictions.write(Path(f"{files}_without_{without}_predictions.csv"))
       war, uar = report.percent(scores.war), report.percent(scores.uar)
-      shown = f"WAR {war}, UAR {uar}, {count(scores.clips, 'clip')}"
+      shown = f"WAR {war}, UAR {uar}, ECE {report.percent(ece)}, {count(scores.clips, 'clip')}"
       print(f"\n{split}, {MODALITIES[without]}, {about.precision}: {shown}\n{report.recall_table(scores)}")
       write_json(Path(f"{files}.json"), {**facts, "without": evaluations})
   if chief:

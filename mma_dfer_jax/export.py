@@ -141,10 +141,10 @@ def describe(engine: JaxEngine, platforms: Sequence[str]) -> dict[str, Any]:
 
   video = "clips, frames, height, width, RGB from 0 to 255; the division by 255 is in the file"
   sound = f"clips, rows of 10 ms, mel bins: Kaldi log-mel energies x as (x + {ENERGY_MEAN}) / {ENERGY_SCALE}"
-  logits = "one for each class, in the order of `classes`; their softmax is the distribution"
+  divided = f" after division by the temperature {about.temperature}" * (about.temperature != 1)
+  logits = f"one for each class, in the order of `classes`; their softmax{divided} is the distribution"
   run = {"run": engine.path.resolve().name} if about.config else {}
-  known = {"seconds_of_sound": about.seconds_of_sound} if about.seconds_of_sound else {}
-  return {name: getattr(about, name) for name in FACTS} | known | {
+  return {name: getattr(about, name) for name in FACTS} | about.known | {
     "origin": {**run, **about.origin},
     "inputs": inputs.to_fields(),
     "arguments": [array("video", inputs.video_shape, "uint8", video),

@@ -103,6 +103,7 @@ class FaceTrack(NamedTuple):
   # the nearest such frame, or without any the centre of the frame.
   found: Bool[np.ndarray, "N"]
   turned: str = ""  # what the pictures show of a wrong orientation, in words
+  score: float = 0.0  # the detector's, median over the detections that the boxes come from
 
   @property
   def share(self) -> float:
@@ -218,12 +219,14 @@ class FaceFinder:
     if not any(boxes for _, boxes in detections):
       middle = np.stack([sizes[:, 1] / 2, sizes[:, 0] / 2, sizes.min(axis=1)], axis=1)
       return FaceTrack(fit(middle, sizes), np.zeros(len(sizes), bool))
+    tracks = choose(link(detections))
     if self.policy == "follow":
-      squares, found = follow(choose(link(detections)), len(sizes))
+      squares, found = follow(tracks, len(sizes))
       squares[:, 2] *= MARGIN
     else:
       squares, found = union(detections, len(sizes))
-    return FaceTrack(fit(squares, sizes), found)
+    score = float(np.median([box.score for track in tracks for _, box in track]))
+    return FaceTrack(fit(squares, sizes), found, score=score)
 
 
 class Lookout:

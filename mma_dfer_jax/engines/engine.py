@@ -11,7 +11,7 @@ Each file of this folder is an engine; there is no registry. It has
 and imports nothing heavy at its top. (`jax` does, for it uses the code of training: it is asked last.)
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import importlib
 from pathlib import Path
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 # Fields of `About` in the description of an exported file, beside inputs, and what each is there.
 FACTS = {"streams": tuple, "classes": tuple, "class_order": str, "recipe": dict, "origin": dict, "precision": str,
          "sample_rates": tuple}  # fmt: skip
+# Fields of `About` that not every training knows, with what stands for that; files keep those that are known.
+IF_KNOWN: Mapping[str, Any] = {"seconds_of_sound": 0.0, "typical": {}, "temperature": 1.0}
 
 
 NO_FEATURES = (
@@ -51,8 +53,18 @@ class About:
   fingerprint: str  # sha256 of its weights: the same fingerprint gives the same answers
   sample_rates: tuple[int, ...] = ()  # of the sounds in its training and test clips, Hz; empty if unknown
   seconds_of_sound: float = 0.0  # median of these clips; 0 if unknown
+  # Between which values 90 % of its training clips lie (`DataSet.typical`), as far as known.
+  typical: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
+  temperature: float = (
+    1.0  # logits / this are logits of probabilities; fitted on held-out clips, 1 if there were none
+  )
   # Flat fields of its run; empty if converted.
   config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  @property
+  def known(self) -> dict[str, Any]:
+    """Those of IF_KNOWN that are known."""
+    return {name: getattr(self, name) for name, unknown in IF_KNOWN.items() if getattr(self, name) != unknown}
 
   @property
   def step(self) -> int | None:
@@ -187,8 +199,8 @@ def about_of(said: Mapping[str, Any]) -> About:
   """The facts in the description of an exported file; ValueError, KeyError or TypeError if they are not there."""
   facts: dict[str, Any] = {name: kind(said[name]) for name, kind in FACTS.items()}
   inputs = Inputs(**said["inputs"] | {"audio_shape": tuple(said["inputs"]["audio_shape"])})
-  seconds = said.get("seconds_of_sound", 0.0)
-  return About(inputs=inputs, fingerprint=said["sha256"], seconds_of_sound=seconds, **facts)
+  facts |= {name: said[name] for name in IF_KNOWN if name in said}
+  return About(inputs=inputs, fingerprint=said["sha256"], **facts)
 
 
 def check_inputs(inputs: Inputs, video: np.ndarray, spectrogram: np.ndarray) -> None:
