@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float, UInt8
 import numpy as np
@@ -97,7 +97,8 @@ def draw(
   from matplotlib.ticker import MaxNLocator
 
   figure = Figure(figsize=(13, 6), layout="constrained")
-  clip, beside = figure.subfigures(1, 2, width_ratios=(4, 1))
+  halves: Any = figure.subfigures(1, 2, width_ratios=(4, 1))
+  clip, beside = halves
   strip, frames, sound, seconds = clip.subplots(4, height_ratios=(0.9, 2, 1.6, 2))
   columns = beside.subplots(1 + bool(found.gates))
   strip.imshow(np.concatenate(list(video), axis=1), extent=(0.5, len(video) + 0.5, 0, 1), aspect="auto")

@@ -46,9 +46,11 @@ def write(
   path: Path, answers: Sequence[Mapping[str, Any]], features: Sequence[Mapping[str, np.ndarray]]
 ) -> None:
   """The windows of one clip, or the whole as one: start, end and top of each, and its features, along a first axis."""
-  facts = {name: np.array([one[name] for one in answers], np.float64) for name in ("start", "end")}
+  facts: dict[str, Any] = {
+    name: np.array([one[name] for one in answers], np.float64) for name in ("start", "end")
+  }
   facts["top"] = np.array([one["top"] or "" for one in answers])
-  arrays = {name: np.stack([one[name] for one in features]) for name in features[0]}
+  arrays: dict[str, Any] = {name: np.stack([one[name] for one in features]) for name in features[0]}
   with new_file(path, replace=True) as partial, partial.open("wb") as file:
     np.savez(file, classes=np.array(list(answers[0]["probabilities"])), **facts, **arrays)
 

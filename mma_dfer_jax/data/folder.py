@@ -32,10 +32,10 @@ def videos_in(folder: str, leave_out: str = "") -> tuple[list[str], list[str]]:
 
 
 def with_folders(files: Sequence[str], leave_out: str = "") -> tuple[list[str], list[str]]:
-  """The same of files and folders: a file that was named stays, whatever it holds."""
+  """The same of files and folders: what was named stays if it is a file, or a folder without a video."""
   videos, notes = [], []
   for file in files:
     found, others = videos_in(file, leave_out) if os.path.isdir(file) else ([file], [])
-    videos += found
-    notes += others + [f"{file}: no video is in this folder"] * (not found)
+    videos += found or [file]  # whoever reads it says what is wrong
+    notes += others
   return videos, notes
