@@ -1,5 +1,6 @@
 """Answers as files: one JSON for each video, a table of all. What was answered before is skipped."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
@@ -264,6 +265,8 @@ class Answers:
         say("\n".join(f"{file}: warning: {warning}" for warning in warnings))
       if withheld := sum(not one.reliable for one in timeline.predictions):
         say(f"{file}: {withheld} of {count(len(windows), 'window')} are not reliable")
+        reasons = Counter(reason for one in timeline.predictions for reason in one.reasons)
+        say("\n".join(f"  {count(number, 'window')}: {reason}" for reason, number in reasons.most_common(3)))
       answer = self._write(file, asked[file], facts)  # last, for a later command looks for it
       say(f"{file}: {told(summary)}")
       say(f"{file}: {count(len(windows), 'window')} in {path} and beside it, .csv .srt .png")

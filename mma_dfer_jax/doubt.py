@@ -83,8 +83,7 @@ def looks_cut_out(about: About) -> bool:
 
 
 def _between(limits: Any) -> str:
-  least, most = limits
-  return f"{least:.2f} to {most:.2f}"
+  return " to ".join(dict.fromkeys(f"{limit:.2f}" for limit in limits))
 
 
 def _about_length(about: About, sample: Sample) -> Iterator[Doubt]:
@@ -127,12 +126,12 @@ def _about_pictures(about: About, sample: Sample) -> Iterator[Doubt]:
 
 def _about_faces(about: About, sample: Sample) -> Iterator[Doubt]:
   assert sample.with_face is not None
-  if looks_cut_out(about) and is_scene(about, sample.size):
+  share = sample.with_face.mean()
+  if share and looks_cut_out(about) and is_scene(about, sample.size):
     yield WARNED, ("the face was cut out, as the training clips are square and this is a scene: --faces=none takes the pictures as "
                    "they are")  # fmt: skip
   if sample.turned:
     yield WARNED, sample.turned
-  share = sample.with_face.mean()
   if not share:
     yield WITHHELD, "no face was found: the model saw the middle of the picture"
   elif share < FEW_FACES:

@@ -52,7 +52,7 @@ def explain(
   logits = np.concatenate([
     engine(*map(np.stack, zip(*clips[start : start + batch_size], strict=True)))
     for start in range(0, len(clips), batch_size)
-  ]).astype(np.float64)  # fmt: skip
+  ]).astype(np.float64) / engine.about.temperature  # fmt: skip
   classes = list(engine.about.classes)
   chosen = int(logits[0].argmax()) if label is None else classes.index(label)
   others = np.delete(logits, chosen, axis=1)

@@ -61,9 +61,9 @@ def main(argv: Sequence[str]) -> int:
     engine = engine.choosing_frames(_FRAME_CHOICE.value)
   finder = face_finder(engine, _FACES.value, _FACE_MODEL.value)
   engine = WithFeatures(engine.about, engine.path, engine) if features else engine
-  how = _FACE_MODEL.value, window, hop, _BATCH_SIZE.value, sound_channel(engine.about.recipe, _CHANNEL.value)
-  doubt = _FORCE.value, _ABSTAIN.value
-  answers = Answers(Path(_OUT.value), _MODEL.value, engine, finder, *how, *doubt, _EXPLAIN.value)
+  channel = sound_channel(engine.about.recipe, _CHANNEL.value)
+  how = _FACE_MODEL.value, window, hop, _BATCH_SIZE.value, channel, _FORCE.value, _ABSTAIN.value
+  answers = Answers(Path(_OUT.value), _MODEL.value, engine, finder, *how, _EXPLAIN.value)
   status = answers.answer(files)
   if _FEATURES.value == "parquet":
     answers.write_features(files)

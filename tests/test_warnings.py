@@ -87,7 +87,7 @@ CROPS = {"recipe": {}, "typical": {"shape": [1.0, 1.0], "side": [224, 224], "sec
    ({"silent": True}, {"streams": ("audio",)}, "there is nothing to hear"),
    (DARK, {"streams": ("image",)}, "the pictures are of one colour"),
    (UNCUT, {}, "pictures of 1920x1040 as they are, but the model was trained on cut"),
-   (UNCUT, CROPS, "pictures of 1920x1040 are squeezed: the training clips' are 1.00 to 1.00 times as wide as high: --faces=yunet"),
+   (UNCUT, CROPS, "pictures of 1920x1040 are squeezed: the training clips' are 1.00 times as wide as high: --faces=yunet"),
    (UNCUT, {"recipe": {}, "typical": {"shape": [1.78, 1.78]}}, ""),
    (UNCUT, {"recipe": {}, "typical": {"shape": [1.0, 1.78]}}, ""),
    ({}, {"recipe": {}, "typical": {"shape": [1.78, 1.78]}}, "cut-out faces are squeezed"),
