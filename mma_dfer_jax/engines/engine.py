@@ -35,6 +35,11 @@ FACTS = {"streams": tuple, "classes": tuple, "class_order": str, "recipe": dict,
 IF_KNOWN: Mapping[str, Any] = {"seconds_of_sound": 0.0, "typical": {}, "temperature": 1.0}
 
 
+NO_FEATURES = (
+  "{} gives no features, only logits; load the run or the model folder that it was made of, with JAX"
+)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class About:
   """The facts about a model that answers."""
@@ -127,9 +132,11 @@ class Engine:
     self, video: UInt8[np.ndarray, "B T H W 3"], spectrogram: Float[np.ndarray, "B F K"]
   ) -> dict[str, np.ndarray]:
     """The same of a batch of clips that are prepared, each array with a first axis B; UserError if this engine has none."""
-    raise UserError(
-      f"{self.path} gives no features, only logits; load the run or the model folder that it was made of"
-    )
+    raise UserError(NO_FEATURES.format(self.path))
+
+  def gates(self) -> dict[str, tuple[float, ...]]:
+    """tanh of Fusion Bottleneck's gates by layer, "to picture" and "to sound"; empty if this engine shows none."""
+    return {}
 
   def choosing_frames(self, by: str) -> "Engine":
     """The same model, given frames chosen by "number" or "time", however it was trained."""
