@@ -14,6 +14,7 @@ and imports nothing heavy at its top. (`jax` does, for it uses the code of train
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import importlib
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -60,6 +61,15 @@ class About:
   )
   # Flat fields of its run; empty if converted.
   config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    typical = list(self.typical.values()) if isinstance(self.typical, Mapping) else [self.typical]
+    pairs = [of for of in typical if isinstance(of, list | tuple) and len(of) == 2]
+    numbers = [self.temperature, *itertools.chain(*pairs)]
+    known = len(pairs) == len(typical) and all(isinstance(n, int | float) and n >= 0 for n in numbers)
+    if not (known and self.temperature):
+      facts = f"typical={self.typical!r}, temperature={self.temperature!r}"
+      raise UserError(f"the model's description is damaged: {facts}")
 
   @property
   def known(self) -> dict[str, Any]:
