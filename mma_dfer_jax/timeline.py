@@ -34,7 +34,10 @@ def to_csv(answers: Sequence[Mapping[str, Any]]) -> str:
 
 
 def spans(timeline: Timeline) -> list[tuple[float, float]]:
-  """For each window the seconds for which it speaks: those nearer to its middle than to that of any other."""
+  """For each window the seconds for which it speaks: those nearer to its middle than to that of any other; of a
+  sentence its own."""
+  if not timeline.window:
+    return [(one.start, one.end) for one in timeline.predictions]
   middles = [(one.start + one.end) / 2 for one in timeline.predictions]
   edges = [0.0, *((a + b) / 2 for a, b in itertools.pairwise(middles)), timeline.seconds]
   return list(itertools.pairwise(edges))
@@ -86,15 +89,18 @@ def draw(timeline: Timeline) -> "Figure":
     axes.set_ylabel("missing", rotation=0, ha="right", va="center")
   (below or [wave])[0].set(xlabel="seconds", xlim=(0, timeline.seconds))
   name = timeline.clip.rsplit("/", 1)[-1].encode(errors="backslashreplace").decode()  # it may be no text
-  title = f"{name}    windows of {timeline.window:g} s every {timeline.hop:g} s"
+  how = f"windows of {timeline.window:g} s every {timeline.hop:g} s" if timeline.window else "sentences"
+  title = f"{name}    {how}"
   figure.suptitle(title, parse_math=False)
   return figure
 
 
 def _draw_probabilities(axes, timeline: Timeline) -> None:
-  edges = [0.0, *(end for _, end in spans(timeline))]
   probabilities = np.array([list(one.probabilities.values()) for one in timeline.predictions])
-  steps = np.concatenate([probabilities, probabilities[-1:]]).T
+  edges = np.ravel(spans(timeline))
+  steps = (
+    np.stack([probabilities, 0 * probabilities], axis=1).reshape(len(edges), -1).T
+  )  # 0 between sentences
   colours = [*(f"C{i}" for i in range(10)), "black", "tan", "navy"][: len(steps)]
   places = list(map(str, range(len(steps))))
   axes.stackplot(edges, steps, step="post", labels=places, colors=colours, alpha=0.9)
