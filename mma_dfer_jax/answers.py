@@ -228,9 +228,6 @@ class Answers:
         for warning in prediction.warnings:
           say(f"  warning: {warning}")
 
-  def _of_windows(self, seconds: float) -> Iterator[str]:
-    yield from warnings_of_windows(self.engine.about, seconds) if seconds else ()
-
   def _kept(self, number: int) -> list[dict[str, np.ndarray]]:
     """The features of so many clips that were just answered, each empty if nobody asked for them."""
     return self.engine.taken(number) if isinstance(self.engine, WithFeatures) else [{}] * number
@@ -269,7 +266,7 @@ class Answers:
         write_features(path.with_suffix(ENDING), windows, kept)
       summary = summarise(timeline)
       facts = {"clip": file, "seconds": timeline.seconds, **how, "summary": summary, "windows": windows}
-      if warnings := [*timeline.warnings, *self._of_windows(timeline.window)]:
+      if warnings := [*timeline.warnings, *warnings_of_windows(self.engine.about, timeline.window)]:
         facts["warnings"] = warnings
         say("\n".join(f"{file}: warning: {warning}" for warning in warnings))
       if withheld := sum(not one.reliable for one in timeline.predictions):
