@@ -32,7 +32,7 @@ usage() {
 ./launch.sh few_labels …    python -m mma_dfer_jax.few_labels …
 ./launch.sh evaluate …      python -m mma_dfer_jax.evaluate …
 ./launch.sh predict …       python -m mma_dfer_jax.predict …
-./launch.sh page …          python -m mma_dfer_jax.demo_page … (and what it needs beyond the rest)
+./launch.sh page …          python -m mma_dfer_jax.demo_page …
 ./launch.sh convert …       python -m mma_dfer_jax.convert …
 ./launch.sh export …        python -m mma_dfer_jax.export …
 ./launch.sh benchmark …     python -m mma_dfer_jax.benchmark …
@@ -149,11 +149,6 @@ many_runs() { # folds or ablate, CONFIG RUNS …
   become "mma_dfer_jax.$1" --config="$(config_of "$2")" --runs="$3" "${@:4}"
 }
 
-page() {
-  "$python" -c "import gradio" 2>/dev/null || pip_install demo-page
-  become mma_dfer_jax.demo_page "$@"
-}
-
 demo() {
   local started=$SECONDS out=runs/demo # below the caller's folder, as configs/demo.py says
   run mma_dfer_jax.data.demo --out=$out/clips
@@ -191,7 +186,7 @@ case "$command" in
   install) install; install_for "$@" ;;
   test) install; tests "$@" ;;
   prepare | doctor) install; become "mma_dfer_jax.data.$command" "$@" ;;
-  page) install; page "$@" ;;
+  page) install; become mma_dfer_jax.demo_page "$@" ;;
   folds | ablate) many_runs "$command" "$@" ;;
   tpu) tpu "$@" ;;
   slurm) slurm "$@" ;;

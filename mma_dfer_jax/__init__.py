@@ -11,6 +11,8 @@ if TYPE_CHECKING:
   from mma_dfer_jax.data.fbank import log_mel_fbank as log_mel_fbank
   from mma_dfer_jax.data.frames import sample_frames as sample_frames
   from mma_dfer_jax.engines.engine import load_model as load_model
+  from mma_dfer_jax.in_memory import features_of_arrays as features_of_arrays
+  from mma_dfer_jax.in_memory import predict_arrays as predict_arrays
   from mma_dfer_jax.model import MmaDfer as MmaDfer
   from mma_dfer_jax.model import ModelConfig as ModelConfig
   from mma_dfer_jax.prediction import Prediction as Prediction
@@ -23,6 +25,7 @@ __version__ = "0.2.0"  # pyproject.toml takes it from here
 
 _HOMES = {
   "MmaDfer": "model", "ModelConfig": "model", "default_config": "config", "load_model": "engines.engine",
+  "predict_arrays": "in_memory", "features_of_arrays": "in_memory",
   "predict_video": "prediction", "Prediction": "prediction", "convert_checkpoint": "weights.folder",
   "log_mel_fbank": "data.fbank", "sample_frames": "data.frames", "Scores": "training.scores",
   "confusion_matrix": "training.scores",

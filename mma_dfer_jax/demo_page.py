@@ -1,11 +1,10 @@
 """A web page on this machine: drop a video or film yourself, and see what a trained model says, and what it saw.
 
-  pip install 'mma_dfer_jax[demo-page]'
   python -m mma_dfer_jax.demo_page --model=runs/demo/run
 
 The page keeps nothing, serves only this machine (127.0.0.1), makes no network requests, and refuses requests that
-another page makes. An upload lies in a folder of this process until it is answered or its tab is closed; the pictures of
-an answer are inside the page, so no file is made of them. What a killed server has left is removed by the next one.
+another page makes. An upload lies in a folder of this process until it is answered or its tab is closed; the video beside
+the answer is the browser's own. What a killed server has left is removed by the next one.
 """
 
 from collections.abc import Sequence
@@ -37,7 +36,7 @@ _PREFIX = "mma_dfer_page_"
 
 
 def main(argv: Sequence[str]) -> int:
-  from mma_dfer_jax.data import film  # here: --help need not wait for OpenCV, Matplotlib and Gradio
+  from mma_dfer_jax.data import film  # here: --help need not wait for OpenCV
   from mma_dfer_jax.engines.engine import load_model
 
   film.check_windows(_WINDOW.value, _HOP.value)
@@ -52,8 +51,7 @@ def main(argv: Sequence[str]) -> int:
       os.open(folder, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB
     )  # until this process ends, however it does
     _end_on_signals(folder)
-    _prepare_gradio(folder)
-    from mma_dfer_jax.page import Page, described, server
+    from mma_dfer_jax.page import Page, Server, described
     from mma_dfer_jax.prediction import face_finder, sound_channel
 
     print(f"loading {_MODEL.value} …", flush=True)
@@ -64,10 +62,10 @@ def main(argv: Sequence[str]) -> int:
     page = Page(engine, model, finder, Path(folder), *limits, _WINDOW.value, _HOP.value, channel)
     print("compiling it, once …", flush=True)
     page.warm_up()
-    app, about = server(page), engine.about
+    about = engine.about
     print(f"faces: {described(finder)}; classes: {', '.join(about.classes)}; precision: {about.precision}")
     print(f"open http://127.0.0.1:{door.getsockname()[1]}/ in a browser; Ctrl-C ends it", flush=True)
-    app.run(sockets=[door])  # until a signal, which comes to the handler above after the page was closed
+    Server(page, door).serve_forever()  # until a signal
   return 0
 
 
@@ -102,22 +100,6 @@ def _end_on_signals(folder: str) -> None:
   signal.signal(signal.SIGINT, end)
   if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # else `nohup` was asked to go on
     signal.signal(signal.SIGHUP, end)
-
-
-def _prepare_gradio(folder: str) -> None:
-  """Sends Gradio's files to the folder and forbids it network requests: it reads that when it is imported.
-
-  Raises:
-    UserError: if it is not installed.
-  """
-  tempfile.tempdir = folder  # for uploads that are still arriving
-  os.environ |= {"GRADIO_TEMP_DIR": f"{folder}/uploads", "GRADIO_ANALYTICS_ENABLED": "False",
-                 "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}  # fmt: skip
-  try:
-    import gradio  # noqa: F401
-  except ImportError as error:
-    install = "pip install 'mma_dfer_jax[demo-page]'"
-    raise UserError(f"the page needs Gradio, which cannot be imported ({error}); {install}") from error
 
 
 if __name__ == "__main__":

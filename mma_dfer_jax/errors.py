@@ -71,5 +71,6 @@ def listed(title: str, problems: Iterable[str], advice: str = "") -> UserError:
     problems: one line each, at least one; of equal lines the first is shown. `counted` makes lines about clips.
     advice: what to do about it, added as a last line.
   """
-  lines = [f"{title}:", *(f"  - {problem}" for problem in dict.fromkeys(problems))]
+  inner = (problem.replace("\n", "\n  ") for problem in dict.fromkeys(problems))  # which may be a list itself
+  lines = [f"{title}:", *(f"  - {problem}" for problem in inner)]
   return UserError("\n".join([*lines, advice] if advice else lines))

@@ -205,6 +205,13 @@ class MmaDfer(nnx.Module):
       dropped: factors of drop path from `draw_drop_path` in training; None in evaluation.
       remat: what the forward pass keeps for the backward pass, one of `layers.REMAT`; it changes no number.
     """
+    return self.classifier(self.features(video, spectrogram, dropped=dropped, remat=remat).clip)  # 🔥 (B, C)
+
+  def features(
+    self, video: Float[Array, "B T H W 3"] | UInt8[Array, "B T H W 3"], spectrogram: Float[Array, "B F K"], *,
+    dropped: DropPath = (None, None), remat: str = "none",
+  ) -> parts.Features:  # fmt: skip
+    """What the classifier's answer is made of; arguments as for a call."""
     if (video.shape[1:], spectrogram.shape[1:]) != (self.cfg.inputs.video_shape, self.cfg.inputs.audio_shape):
       raise ValueError(f"the model takes {self.cfg.inputs}, not {video.shape} and {spectrogram.shape}")
     image = self.image_encoder.embed(video, self.image_prompts.tokens)  # (B·V, N, D)
@@ -218,7 +225,7 @@ class MmaDfer(nnx.Module):
       audio = self.audio_prompts.update(audio, number)  # 🔥
     image, audio = self.image_encoder.summary(image), self.audio_encoder.summary(audio)
     joint = self.joint_adaptation(image, audio)  # 🔥 (B, S, W)
-    return self.classifier(self.temporal(joint))  # 🔥 (B, C)
+    return parts.Features(image, audio, joint, self.temporal(joint))  # 🔥 (B, W)
 
   def draw_drop_path(self, rngs: nnx.Rngs, clips: int) -> DropPath:
     """Draws, for one training step, which branches of which blocks are dropped for which sequences."""

@@ -1,81 +1,59 @@
-"""The demo page: answers uploads one at a time, and lets in only this machine's own page."""
+"""The page's server: answers uploads and a live camera one at a time, and lets in only this machine's own page.
 
-import asyncio
+The page is three static files, page.html, page.css and page.js. An upload and its answer are one request, answered by lines
+of JSON: {"doing", "share"} while it goes on, then {"answer"} or {"error"}. Whoever goes away ends it.
+"""
+
 import base64
-from collections.abc import AsyncIterator, Callable
-import contextlib
+from collections.abc import Callable, Iterator
 import dataclasses
-import functools
-import html
-import io
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import itertools
 import json
-import os
 from pathlib import Path
-import shutil
+import socket
+import tempfile
 import threading
 import time
 from typing import Any
-from urllib.parse import urlsplit
-import uuid
+from urllib.parse import parse_qs, urlsplit
 
-import fastapi
-import gradio as gr
-import jinja2
-from markupsafe import Markup
-from matplotlib.figure import Figure
+import cv2
 import numpy as np
-from PIL import Image
-import uvicorn
 
 from mma_dfer_jax.data import media
+from mma_dfer_jax.data.arrays import sample_of
 from mma_dfer_jax.data.faces import FaceFinder
 from mma_dfer_jax.data.film import Sample
 from mma_dfer_jax.engines.engine import Engine
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.prediction import (
   Prediction,
-  Timeline,
   clip_sample,
   described,
   predict_samples,
   predict_timeline,
 )
-from mma_dfer_jax.timeline import draw
 
 HOST = "127.0.0.1"
 ROW_SECONDS = 0.01  # from one row of the spectrogram to the next
 CROP_PIXELS = 160  # at most, of a frame on the page
 MIB = 2**20
 WAITING = 8  # videos in the queue; the page refuses the next
-SWEEP = 5  # seconds from one look at the uploads to the next
-# Seconds after which an upload is removed that nobody has asked about, or that was not answered.
-NEVER_ASKED, FORGOTTEN = 60, 3600
-
-# The browser itself refuses what would go to another host, whatever Gradio's scripts may try. They are made of inline
-# code, of functions made from strings and of blobs; pictures come as data, recordings as blobs.
-POLICY = (
-  "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
-  "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
-  "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
-)
+LIVE_MIB = 16  # most of a live window: 16 s of frames of 40 kB, 25 a second
+STALE = 60  # seconds without a byte after which a connection is closed
+FILES = {"/": ("page.html", "text/html; charset=utf-8"), "/page.css": ("page.css", "text/css; charset=utf-8"),
+         "/page.js": ("page.js", "text/javascript; charset=utf-8")}  # fmt: skip
+# The browser itself refuses what would go to another host, and code that is not page.js.
 HEADERS = {
-  "content-security-policy": POLICY,
-  "cache-control": "no-store",  # or the browser would keep the video on its disk
-  "referrer-policy": "no-referrer",
-  "x-content-type-options": "nosniff",
+  "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+  "img-src data: blob:; media-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+  "Cache-Control": "no-store",  # or the browser would keep answers on its disk
+  "Referrer-Policy": "no-referrer",
+  "X-Content-Type-Options": "nosniff",
 }
-
-
-def _escaped(value: object) -> Markup:
-  """Words from outside, such as the name of a file, as text: neither HTML nor one of Gradio's templates."""
-  text = html.escape(str(value)).translate({ord(sign): f"&#{ord(sign)};" for sign in "${}`"})
-  return value if isinstance(value, Markup) else Markup(text)
-
-
-_LOADER = jinja2.FileSystemLoader(Path(__file__).parent)
-_TEMPLATES = jinja2.Environment(loader=_LOADER, autoescape=True, finalize=_escaped)
-_HTML: Any = _TEMPLATES.get_template("page.html").module
+Json = dict[str, Any]
+Tell = Callable[[Json], None]  # sends a line to the page; OSError if nobody reads it any more
 
 
 @dataclasses.dataclass
@@ -94,125 +72,110 @@ class Page:
 
   def __post_init__(self):
     self.computing = threading.Lock()
-    self.uploads = self.folder.resolve() / "uploads"
-    self.waiting: dict[
-      Path, tuple[str, float]
-    ] = {}  # each upload, whose it is ("": not known yet), and since when
-    self.computed: Path | None = None  # the upload that is being answered
-    self.arriving = 0  # requests that bring uploads
-
-  def owns(self, path: str) -> bool:
-    """Whether this is a file that was uploaded here and is not answered."""
-    return Path(path) in self.waiting and os.path.isfile(path)
-
-  def received(self, path: str) -> str:
-    """Gives an upload a place of its own: Gradio gives equal files one place, whoever sends them."""
-    own = self.uploads / uuid.uuid4().hex / Path(path).name
-    self.waiting[own] = "", time.monotonic()
-    own.parent.mkdir(parents=True)
-    os.link(path, own)
-    return str(own)
-
-  def drop(self, path: Path) -> None:
-    """Removes an upload."""
-    self.waiting.pop(path, None)
-    shutil.rmtree(path.parent, ignore_errors=True)
-
-  def sweep(self, gone: str | None = None) -> None:
-    """Removes what nobody waits for any more; all that is of a visitor who has gone. To be called in the server's thread."""
-    now = time.monotonic()
-    for path, (visitor, since) in list(self.waiting.items()):
-      late = now - since > (FORGOTTEN if visitor else NEVER_ASKED)
-      if path != self.computed and (late or visitor == gone):
-        self.drop(path)
-    kept = {path.parent for path in list(self.waiting)}
-    for place in [] if self.arriving or not self.uploads.exists() else self.uploads.iterdir():
-      if place not in kept:  # Gradio's own name of an upload, or one that never arrived whole
-        shutil.rmtree(place, ignore_errors=True) if place.is_dir() else place.unlink(missing_ok=True)
+    self.waiting = 0
 
   def warm_up(self) -> None:
     """Answers black and silence, so that the model is compiled before the first visitor comes."""
     inputs = self.engine.about.inputs
     self.engine(np.zeros((1, *inputs.video_shape), np.uint8), np.zeros((1, *inputs.audio_shape), np.float32))
 
-  def answer(self, upload: str, progress: Callable[..., object]) -> tuple[str, str]:
-    """HTML of the answer, or of an error, and of what the model saw; deletes the upload.
+  def answer(self, path: Path, tell: Tell) -> Json:
+    """The answer to a file, after those that came before it; UserError if there is none, OSError if the visitor has gone."""
+    if self.waiting >= WAITING:
+      raise UserError(f"{WAITING} videos are waiting already; try again in a minute")
+    self.waiting += 1
+    try:
+      while not self.computing.acquire(timeout=1):
+        tell({"doing": f"waiting for {self.waiting - 1} before this one"})
+    finally:
+      self.waiting -= 1
+    try:
+      with media.one_clip(path.name):
+        return self._answer(path, tell)
+    except UserError as error:
+      raise UserError(str(error).replace(str(path), path.name)) from error
+    finally:
+      self.computing.release()
 
-    `progress` is called with a share in [0, 1] or None, and with `desc`, what is being done.
-    """
-    path = Path(upload)
-    with self.computing:
-      if not self.owns(upload):  # `refusal` has checked it, but what follows deletes
-        return _HTML.error("The video is no longer there; drop it once more."), ""
-      self.computed = path
-      try:
-        with media.one_clip(path.name):
-          return self._answer(path, progress)
-      except UserError as error:
-        return _HTML.error(str(error).replace(str(path), path.name)), ""
-      finally:
-        self.computed = None
-        self.drop(path)
-
-  def _answer(self, path: Path, progress: Callable[..., object]) -> tuple[str, str]:
+  def _answer(self, path: Path, tell: Tell) -> Json:
     def check(seconds: float) -> None:
       if seconds > self.max_seconds:
         raise UserError(f"the video is longer than {self.max_seconds:g} s; cut out the part that you mean")
 
     def show(doing: str, done: int | float, of: int | float | None) -> None:
-      if doing == "predict":
-        progress(done / of if of else None, desc=f"window {done:.0f} of {of:.0f}")
-      else:
-        check(done)
-        progress(min(done / of, 1.0) if of else None, desc=f"looking at the pictures, {done:.0f} s")
+      words = {
+        "look": f"looking at the pictures, {done:.0f} s",
+        "predict": f"window {done:.0f} of {of or 0:.0f}",
+      }
+      tell({"doing": words[doing], "share": min(done / of, 1.0) if of else None})
 
-    started, timeline = time.monotonic(), None
-    if path.stat().st_size > self.max_mb * MIB:
-      raise UserError(f"{path.name}: is larger than {self.max_mb} MiB")
+    started = time.monotonic()
     declared = media.declared_seconds(path)
     pieces = (len(piece.waveform) / piece.sample_rate for piece in media.iterate_sound(path))
     for heard in itertools.chain([declared or 0.0], itertools.accumulate(pieces)):
       check(heard)  # recordings of a browser often declare nothing
-    asked = clip_sample(self.engine.about.inputs, path, self.finder, channel=self.channel,
-                        progress=lambda seconds: show("look", seconds, declared))  # fmt: skip
-    ((sample, prediction),) = predict_samples(self.engine, [asked], 1)
-    prediction = dataclasses.replace(prediction, clip=path.name)
-    if prediction.seconds > self.window:
-      how: dict[str, Any] = {
-        "window": self.window,
-        "hop": self.hop,
-        "progress": show,
-        "channel": self.channel,
-      }
-      timeline = predict_timeline(self.engine, path, **how, faces=self.finder)
-    said = _HTML.answer(prediction, time.monotonic() - started)
-    return said, self._seen_html(sample, prediction, timeline)
+    tell_seldom = seldom(show)
 
-  def _seen_html(self, sample: Sample, prediction: Prediction, timeline: Timeline | None) -> str:
-    """What the model saw and heard, the answer over time, and the answer as JSON."""
-    about = self.engine.about
-    facts: dict[str, Any] = dataclasses.asdict(prediction) | {"precision": about.precision}
-    frames, heard, picture = [], None, ""
+    def look(seconds: float) -> None:
+      check(seconds)
+      tell_seldom("look", seconds, declared)
+
+    asked = clip_sample(self.engine.about.inputs, path, self.finder, channel=self.channel, progress=look)
+    ((sample, prediction),) = predict_samples(self.engine, [asked], 1)
+    facts = self._facts_of(prediction, path.name)
+    if prediction.seconds > self.window:
+      how: Json = {"window": self.window, "hop": self.hop}
+      film = predict_timeline(
+        self.engine, path, **how, progress=tell_seldom, channel=self.channel, faces=self.finder
+      )
+      facts |= how | {"windows": [dataclasses.asdict(one) | {"clip": path.name} for one in film.predictions]}
+    return {"json": facts, "took": time.monotonic() - started, "seen": self._seen(sample, prediction)}
+
+  def _facts_of(self, prediction: Prediction, name: str) -> Json:
+    precision = self.engine.about.precision
+    return dataclasses.asdict(prediction) | {
+      "clip": name,
+      "seconds": prediction.seconds,
+      "precision": precision,
+    }
+
+  def _seen(self, sample: Sample, prediction: Prediction) -> Json:
+    """What the model saw and heard, as pictures."""
+    about, seen = self.engine.about, Json()
     if "image" in about.streams:
-      for frame in map(Image.fromarray, sample.video):
-        frame.thumbnail((CROP_PIXELS, CROP_PIXELS))
-        frames.append(_address("image/jpeg", functools.partial(frame.save, format="JPEG", quality=90)))
+      scale = min(1.0, CROP_PIXELS / about.inputs.image_size)
+      small = (
+        cv2.resize(one, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) for one in sample.video
+      )
+      seen |= {"size": about.inputs.image_size, "frames": [_address("jpeg", frame) for frame in small]}
     if "audio" in about.streams and prediction.sound:
       rows, bins = sample.spectrogram.shape
-      heard = {"seconds": ROW_SECONDS * rows, "bins": bins, "picture": _png(_draw_spectrogram(sample))}
-    if timeline is not None:
-      windows = [dataclasses.asdict(one) | {"clip": prediction.clip} for one in timeline.predictions]
-      facts |= {"window": timeline.window, "hop": timeline.hop, "windows": windows}
-      figure = draw(timeline)
-      figure.suptitle("")  # it names the file and the windows, which stand above
-      picture = _png(figure)
-    text, name = json.dumps(facts, indent=2, ensure_ascii=False), f"{Path(prediction.clip).stem}.json"
-    address = _address("application/json", lambda file: file.write(text.encode()))
-    size = about.inputs.image_size
-    return _HTML.seen(frames, size, heard, timeline, picture, self.window, text, name, address)
+      low, high = sample.spectrogram.min(), sample.spectrogram.max()
+      grey = ((sample.spectrogram.T[::-1] - low) * (255 / max(high - low, 1e-6))).astype(np.uint8)
+      colours = cv2.cvtColor(cv2.applyColorMap(grey, cv2.COLORMAP_MAGMA), cv2.COLOR_BGR2RGB)
+      length = rows * ROW_SECONDS
+      seen["sound"] = {"seconds": length, "heard": min(prediction.seconds_of_sound, length), "bins": bins,
+                       "picture": _address("png", colours)}  # fmt: skip
+    return seen
 
-  def facts(self) -> str:
-    """Which model answers, in a line."""
+  def live(self, given: Json) -> Json:
+    """The answer to a window of a camera: JPEGs, their times in seconds, 16-bit sound and its rate; {} if one is computed."""
+    if not self.computing.acquire(blocking=False):
+      return {}
+    try:
+      with media.one_clip("the camera's window"):
+        frames = [_picture(one) for one in given["frames"]]
+        times = [*given["times"], given["end"]]
+        sound = np.frombuffer(base64.b64decode(given["sound"]), np.int16) if given.get("rate") else None
+        sample = sample_of(frames, sound, given.get("rate"), self.engine.about.inputs, times=times,
+                           channel=self.channel, finder=self.finder)  # fmt: skip
+        ((_, prediction),) = predict_samples(self.engine, [("camera", sample)], 1)
+        return self._facts_of(prediction, "camera")
+    finally:
+      self.computing.release()
+
+  def setup(self) -> Json:
+    """What the page shows before the first answer."""
     about = self.engine.about
     origin = {"model": self.model, **about.origin, "precision": about.precision}
     if about.config.get("data.data_dir"):
@@ -220,155 +183,154 @@ class Page:
     origin["faces"] = described(self.finder)
     if self.channel != "first":
       origin["channel of the sound"] = self.channel
-    return " · ".join(f"{key.replace('_', ' ')}: {value}" for key, value in origin.items())
+    facts = " · ".join(f"{key.replace('_', ' ')}: {value}" for key, value in origin.items())
+    limits = {"max_mb": self.max_mb, "max_seconds": self.max_seconds, "window": self.window, "hop": self.hop}
+    return {"facts": facts, "classes": about.classes, **limits}
 
 
-def _draw_spectrogram(sample: Sample) -> Figure:
-  """Log-mel over time as the model gets it: a sound that is too short is padded, with what is louder than silence."""
-  rows, bins = sample.spectrogram.shape
-  length, figure = rows * ROW_SECONDS, Figure(figsize=(11, 2.6), layout="constrained")
-  axes = figure.subplots()
-  place: dict[str, Any] = {"origin": "lower", "aspect": "auto", "extent": (0, length, 0, bins)}
-  axes.imshow(sample.spectrogram.T, **place, cmap="magma", interpolation="none")
-  if 0 < sample.seconds_of_sound < 0.85 * length:
-    axes.text((sample.seconds_of_sound + length) / 2, bins / 2, "padding", ha="center", va="center")
-  axes.set(xlabel="seconds", ylabel="mel bin", xlim=(0, length), yticks=[0, bins // 2, bins])
-  return figure
+def seldom(show: Callable[..., None], every: float = 0.1) -> Callable[..., None]:
+  """The same function, called at most so often (seconds): a line for each frame would be thousands."""
+  last = -every
+
+  def call(*values: Any) -> None:
+    nonlocal last
+    if (now := time.monotonic()) - last >= every:
+      last = now
+      show(*values)
+
+  return call
 
 
-def _png(figure: Figure) -> str:
-  return _address("image/png", lambda file: figure.savefig(file, format="png", dpi=120))
+def _address(kind: str, picture: np.ndarray) -> str:
+  """An address that holds the picture itself: nothing is written to a disk, and nothing need be removed."""
+  _, data = cv2.imencode(f".{kind}", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 90])
+  return f"data:image/{kind};base64,{base64.b64encode(data.tobytes()).decode()}"
 
 
-def _address(kind: str, write: Callable[[io.BytesIO], object]) -> str:
-  """An address that holds the content itself: nothing is written to a disk, and nothing need be removed."""
-  write(file := io.BytesIO())
-  return f"data:{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+def _picture(coded: str) -> np.ndarray:
+  found = cv2.imdecode(np.frombuffer(base64.b64decode(coded), np.uint8), cv2.IMREAD_COLOR)
+  if found is None:
+    raise UserError("a frame of the camera is no picture")
+  return cv2.cvtColor(found, cv2.COLOR_BGR2RGB)
 
 
-def server(page: Page) -> uvicorn.Server:
-  """The web server with the page in it, for `run`.
+class Refused(Exception):
+  """Status and words of a request that is not answered."""
 
-  Gradio's own `launch` is not used: it asks other hosts, and would take its address and more from the environment.
-  """
 
-  @contextlib.asynccontextmanager
-  async def sweeping(app: fastapi.FastAPI) -> AsyncIterator[None]:
-    async def sweep() -> None:
-      while True:
-        await asyncio.sleep(SWEEP)
-        page.sweep()
+class Visit(BaseHTTPRequestHandler):
+  """One request. Each has a connection and a thread of its own."""
 
-    task = asyncio.create_task(sweep())
-    yield
-    task.cancel()
+  page: Page
+  timeout = STALE
 
-  app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=sweeping)
+  def do_GET(self) -> None:
+    self._guarded(self._static)
 
-  @app.middleware("http")
-  async def guard(request: fastapi.Request, call_next: Any) -> Any:
-    refused = await refusal(request, page)
-    if refused:
-      answer = fastapi.responses.PlainTextResponse(refused, 403)
-    elif request.method == "POST" and request.url.path.endswith("/upload"):
-      answer = await _received(request, call_next, page)
+  def do_POST(self) -> None:
+    self._guarded({"/answer": self._upload, "/live": self._live}.get(urlsplit(self.path).path, self._unknown))
+
+  def _guarded(self, answer: Callable[[], None]) -> None:
+    try:
+      self._check_origin()
+      answer()
+    except Refused as refused:
+      status, words = refused.args
+      self._send(status, "text/plain; charset=utf-8", words.encode())
+    except OSError:
+      pass  # the visitor has gone
+
+  def _check_origin(self) -> None:
+    """A page of another host, open in the same browser, could else send files here, or reach this server under a name of
+    its own that leads to 127.0.0.1."""
+    host, origin = self.headers.get("host", ""), self.headers.get("origin")
+    named = urlsplit(f"//{host}").hostname in (HOST, "localhost")
+    strange = self.headers.get("sec-fetch-site", "none") not in ("same-origin", "none")
+    if not named or origin not in (None, f"http://{host}") or strange:
+      raise Refused(403, "This page can be used only from the machine it runs on.")
+
+  def _static(self) -> None:
+    path = urlsplit(self.path).path
+    if path == "/setup":
+      self._send(200, "application/json", json.dumps(self.page.setup()).encode())
+    elif path in FILES:
+      name, kind = FILES[path]
+      self._send(200, kind, Path(__file__).with_name(name).read_bytes())
     else:
-      answer = await call_next(request)
-    answer.headers.update(HEADERS)
-    return answer
+      self._unknown()
 
-  fonts = {
-    "font": ["system-ui", "sans-serif"],
-    "font_mono": ["monospace"],
-  }  # plain names: Gradio's come from Google
-  gr.mount_gradio_app(
-    app, _blocks(page), path="/", server_name=HOST, footer_links=[], run_history=False, show_error=False,
-    max_file_size=page.max_mb * MIB, ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False,
-    theme=gr.themes.Default(primary_hue="blue", neutral_hue="gray", **fonts),
-    css=Path(__file__).with_name("page.css").read_text(),
-    js="() => document.body.classList.remove('dark')",  # the pictures have a white ground
-  )  # fmt: skip
-  config = uvicorn.Config(app, log_level="critical", access_log=False, ws="none", proxy_headers=False,
-                          server_header=False, timeout_graceful_shutdown=1)  # fmt: skip
-  return uvicorn.Server(config)
+  def _unknown(self) -> None:
+    raise Refused(404, "There is no such page.")
+
+  def _length(self, most_mib: int) -> int:
+    length = self.headers.get("content-length", "")
+    if not length.isdecimal():
+      raise Refused(411, "The request does not say how long it is.")
+    if int(length) > most_mib * MIB:
+      raise Refused(413, f"The video is larger than {most_mib} MiB.")
+    return int(length)
+
+  def _upload(self) -> None:
+    length = self._length(self.page.max_mb)
+    asked = parse_qs(urlsplit(self.path).query).get("name", ["video"])[0]
+    name = "".join(c for c in asked if c.isprintable() and c not in "/\\")[-100:].lstrip(".") or "video"
+    with tempfile.TemporaryDirectory(dir=self.page.folder) as own:
+      path = Path(own, name)
+      with path.open("wb") as file:
+        for piece in self._pieces(length):
+          file.write(piece)
+      self._head(200, "application/x-ndjson")
+      try:
+        self._tell({"answer": self.page.answer(path, self._tell)})
+      except UserError as error:
+        self._tell({"error": str(error)})
+
+  def _pieces(self, length: int) -> Iterator[bytes]:
+    while length:
+      piece = self.rfile.read(min(length, MIB))
+      if not piece:
+        raise ConnectionResetError
+      length -= len(piece)
+      yield piece
+
+  def _live(self) -> None:
+    body = b"".join(self._pieces(self._length(LIVE_MIB)))
+    try:
+      answer = self.page.live(json.loads(body))
+    except (ValueError, KeyError, TypeError) as error:  # a UserError is a ValueError
+      answer = {"error": str(error)}
+    self._send(200, "application/json", json.dumps(answer).encode())
+
+  def _tell(self, line: Json) -> None:
+    self.wfile.write(json.dumps(line).encode() + b"\n")
+
+  def _head(self, status: int, kind: str, **more: object) -> None:
+    self.send_response(status)
+    for name, value in {"Content-Type": kind, **HEADERS, **more}.items():
+      self.send_header(name, str(value))
+    self.end_headers()
+
+  def _send(self, status: int, kind: str, body: bytes) -> None:
+    self._head(status, kind, **{"Content-Length": len(body)})
+    self.wfile.write(body)
+
+  def version_string(self) -> str:
+    return "mma_dfer_jax"
+
+  def log_message(self, *args: object) -> None:
+    """Nothing is written about visitors."""
 
 
-async def _received(request: fastapi.Request, call_next: Any, page: Page) -> Any:
-  """The answer to an upload, with the place that the page gives it."""
-  page.arriving += 1
-  try:
-    answer = await call_next(request)
-    if answer.status_code == 200:
-      places = json.loads(b"".join([piece async for piece in answer.body_iterator]))
-      answer = fastapi.responses.JSONResponse([page.received(place) for place in places])
-    return answer
-  finally:
-    page.arriving -= 1
-    page.sweep()
+class Server(ThreadingHTTPServer):
+  """The server behind a socket that listens already."""
 
+  daemon_threads = True  # a signal does not wait for visitors
 
-def _blocks(page: Page) -> Any:
-  """What is on the page, and what happens when a video arrives."""
+  def __init__(self, page: Page, door: socket.socket):
+    super().__init__(door.getsockname()[:2], Visit, bind_and_activate=False)
+    self.RequestHandlerClass = type("VisitOfPage", (Visit,), {"page": page})
+    self.socket.close()
+    self.socket = door
 
-  def answer(upload: str | None, progress=gr.Progress()):  # noqa: B008  # so Gradio knows that it is asked for
-    if upload is None:  # the video was taken away again
-      return gr.skip(), gr.skip(), gr.skip()
-    return None, *page.answer(upload, progress)
-
-  async def leave(request: gr.Request):  # a tab was closed; async, so that it runs in the server's thread
-    page.sweep(gone=request.session_hash)
-
-  with gr.Blocks(title="MMA-DFER", analytics_enabled=False) as blocks:
-    gr.HTML(_HTML.intro(page.facts()))
-    with gr.Row(equal_height=False):
-      with gr.Column(scale=5, min_width=320):
-        video = gr.Video(
-          sources=["upload", "webcam"], label="Video", include_audio=True, height=340, elem_id="video",
-          buttons=[], webcam_options=gr.WebcamOptions(mirror=False),
-        )  # fmt: skip
-        gr.HTML(_HTML.limits(page.max_mb, f"{page.max_seconds:g}"))
-      with gr.Column(scale=6, min_width=320):
-        said = gr.HTML(_HTML.empty(), elem_id="answer")
-    seen = gr.HTML("", elem_id="seen")
-    gr.on(
-      [video.upload, video.stop_recording], answer, video, [video, said, seen], api_visibility="private",
-      concurrency_limit=1, show_progress="full", show_progress_on=[said], trigger_mode="multiple",
-    )  # fmt: skip
-    blocks.unload(leave)
-  return blocks.queue(max_size=WAITING, api_open=False)
-
-
-async def refusal(request: fastapi.Request, page: Page) -> str:
-  """Why a request is refused; "" if it is not.
-
-  A page of another host, open in the same browser, could else send files here, or reach this server under a name of
-  its own that leads to 127.0.0.1. And another user of this machine could name any file that this process can read:
-  only what was uploaded may be named.
-  """
-  headers = request.headers
-  host, origin = headers.get("host", ""), headers.get("origin")
-  own = urlsplit(f"//{host}").hostname in (HOST, "localhost") and origin in (None, f"http://{host}")
-  if not own or headers.get("sec-fetch-site") == "cross-site":
-    return "This page can be used only from the machine it runs on."
-  if request.method != "POST" or "multipart/form-data" in headers.get("content-type", ""):
-    return ""
-  body: Any = None
-  named: list[str] = []  # wherever in the JSON: "path" is where a file of Gradio's lies on this machine
-
-  def keep(found: dict[str, Any]) -> dict[str, Any]:
-    named.extend([str(found["path"])] if "path" in found else [])
-    return found
-
-  try:
-    if not int(headers.get("content-length", "")) <= MIB:  # longer than any that the page sends
-      raise ValueError
-    text = await request.body() or b"null"
-    body = json.loads(text, object_hook=keep)
-  except (ValueError, RecursionError):  # no JSON, or nested for ever
-    named = [""]
-  if not all(map(page.owns, named)):
-    return "Only a video that was uploaded to this page can be answered."
-  if request.url.path.endswith("/queue/join"):
-    visitor = str(body.get("session_hash")) if isinstance(body, dict) else "unknown"
-    page.waiting.update({Path(path): (visitor, time.monotonic()) for path in named})
-  return ""
+  def handle_error(self, request: Any, client_address: Any) -> None:
+    """Whoever breaks off in the middle of a request is no news."""

@@ -65,6 +65,15 @@ class Outputs(NamedTuple):
   extra: Mapping[str, Array] = {}  # of auxiliary heads, by the target that a loss compares them with
 
 
+class Features(NamedTuple):
+  """What the head's answer is made of; a stream without an encoder is None."""
+
+  image: Float[Array, "B S D"] | None  # summaries of the moments, such as the class token of each frame
+  audio: Float[Array, "B 1 E"] | None
+  joint: Float[Array, "B S W"]  # both together, moment by moment
+  clip: Float[Array, "B W"]  # what the temporal model makes of them, which the head reads
+
+
 @runtime_checkable  # tests enforce annotations
 class Encoder(Protocol):
   """One stream, block by block, so that other parts can act between its blocks."""

@@ -23,7 +23,7 @@ import grain  # noqa: F401
 import jax  # noqa: F401
 import librosa.display
 import matplotlib.pyplot
-import numba  # noqa: F401
+import numba
 import optax  # noqa: F401
 import orbax.checkpoint  # noqa: F401
 import scipy.signal  # noqa: F401
@@ -31,6 +31,7 @@ import tensorboardX  # noqa: F401
 import tensorflow_datasets  # noqa: F401
 
 librosa.resample, librosa.display.specshow  # noqa: B018  # it imports its parts when they are asked for
+numba.njit(numba.void(numba.uint8[::1]))(lambda row: None)  # it loads its tables at the first one
 
 
 def serve(jobs: TextIO, answers: TextIO) -> None:

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from commands import load, run
 from conftest import GOLDEN, ROOT
 import numpy as np
+from PIL import Image
 import pytest
 
 from mma_dfer_jax import convert_checkpoint, load_model
@@ -30,13 +31,11 @@ from mma_dfer_jax.prediction import predict_video
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 THERE = {
-  "gradio (pip install 'mma_dfer_jax[demo-page]')": importlib.util.find_spec("gradio"),
   "selenium": importlib.util.find_spec("selenium"),
   "chromium": CHROMIUM,
   "chromedriver (on Debian: chromium-driver)": DRIVER,
 }
 MISSING = [name for name, there in THERE.items() if not there]
-NEEDS_GRADIO = pytest.mark.skipif(not importlib.util.find_spec("gradio"), reason="there is no gradio")
 SECONDS = 40  # for whatever is waited for
 
 
@@ -57,6 +56,8 @@ def clips(tmp_path_factory) -> Path:
   demo.write_clip(folder / "one & only.mp4", frames, voice, demo.FPS, demo.SAMPLE_RATE)
   demo.write_clip(folder / "silent film.mp4", frames[:8], None, demo.FPS, demo.SAMPLE_RATE)
   demo.write_clip(folder / "long.mp4", frames, None, 1, demo.SAMPLE_RATE)
+  moving = [Image.fromarray(frame) for frame in frames[:20]]
+  moving[0].save(folder / "moving.gif", save_all=True, append_images=moving[1:], duration=100)
   (folder / "text.mp4").write_text("this is no video\n" * 99)
   (folder / "large.mp4").write_bytes(bytes(2**20 + 1))
   return folder
@@ -74,16 +75,6 @@ def test_wrong_flags_are_messages():
     ]:  # fmt: skip
       found, _, err = run("demo_page", *flags)
       assert (found, message in err, "Traceback" in err) == (status, True, False), err
-
-
-def test_without_gradio_it_says_how_to_get_it(tmp_path, monkeypatch):
-  monkeypatch.setattr(tempfile, "tempdir", None)
-  with (
-    mock.patch.dict(sys.modules, {"gradio": None}),
-    mock.patch.dict(os.environ),
-    pytest.raises(UserError, match=re.escape("pip install 'mma_dfer_jax[demo-page]'")),
-  ):
-    load("demo_page")._prepare_gradio(str(tmp_path))
 
 
 class Served:
@@ -126,15 +117,17 @@ def eventually(what: Callable, seconds: float = SECONDS):
 
 @pytest.fixture
 def browser(tmp_path) -> Iterator:
+  """Chromium with a camera and a microphone of its own, which show a pattern and beep."""
   from selenium import webdriver
   from selenium.webdriver.chrome.service import Service
 
   options = webdriver.ChromeOptions()
   options.binary_location = CHROMIUM
   for flag in ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
-               "disable-component-update", "disable-sync", f"user-data-dir={tmp_path / 'browser'}"):  # fmt: skip
+               "disable-component-update", "disable-sync", "use-fake-device-for-media-stream",
+               "use-fake-ui-for-media-stream", f"user-data-dir={tmp_path / 'browser'}"):  # fmt: skip
     options.add_argument(f"--{flag}")
-  options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+  options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
   driver = webdriver.Chrome(options=options, service=Service(DRIVER))
   yield driver
   driver.quit()
@@ -149,8 +142,7 @@ def drop(browser, file: Path, css: str, words: str) -> str:
   """Gives a file to the page, and waits until an element of the answer holds these words."""
   from selenium.webdriver.common.by import By
 
-  (entry,) = eventually(lambda: browser.find_elements(By.CSS_SELECTOR, "#video input[type=file]"))
-  entry.send_keys(str(file))
+  browser.find_element(By.ID, "file").send_keys(str(file))
   return eventually(lambda: next((text for text in texts(browser, css) if words in text), None))
 
 
@@ -167,17 +159,21 @@ def asked(browser) -> set[str]:
 @pytest.mark.slow
 @pytest.mark.skipif(bool(MISSING), reason=f"there is no {', no '.join(MISSING)}")
 def test_the_page_in_a_browser(model, clips, tmp_path, browser):
+  from selenium.webdriver.common.by import By
+  from selenium.webdriver.common.keys import Keys
+
   flags = "--max_mb=1", "--max_seconds=20", "--window=1", "--hop=0.5"
   served = Served(tmp_path / "served", f"--model={model}", *flags)
   try:
+    browser.set_window_size(1280, 1000)
     browser.get(served.address)
-    eventually(lambda: browser.title == "MMA-DFER")
+    eventually(lambda: "model: model" in texts(browser, "#facts")[0])
 
     # An answer, and it is that of the command line.
     expected = predict_video(load_model(model), clips / "one & only.mp4", faces="none")
-    drop(browser, clips / "one & only.mp4", "#answer .small", "one & only.mp4")
+    drop(browser, clips / "one & only.mp4", "#answer .name", "one & only.mp4")
     eventually(lambda: texts(browser, "#seen details.json pre"))
-    assert texts(browser, "#answer .top") == [expected.top]
+    assert texts(browser, "#answer .top") == [expected.top or "No answer"]
     said = json.loads(texts(browser, "#seen details.json pre")[0])
     assert said["clip"] == "one & only.mp4"
     assert said["probabilities"] == pytest.approx(expected.probabilities, abs=1e-6)
@@ -186,25 +182,31 @@ def test_the_page_in_a_browser(model, clips, tmp_path, browser):
     percents = sorted((100 * p for p in expected.probabilities.values()), reverse=True)
     assert shown == pytest.approx(percents, abs=0.06)
     pictures = "return [...document.querySelectorAll('#seen img')].map(i => [i.alt, i.naturalWidth])"
-    sizes = browser.execute_script(pictures)
-    assert [alt for alt, _ in sizes] == [*(f"frame {i}" for i in range(1, 17)), "spectrogram", "timeline"]
-    assert all(width >= 64 for _, width in sizes), "all pictures are there"
-    eventually(lambda: not served.left(), 5)
-
-    # What cannot be answered is said, and the page goes on.
-    assert "text.mp4: is not supported: it is no video" in drop(
-      browser, clips / "text.mp4", "#answer .error", "text.mp4"
+    sizes = eventually(
+      lambda: all(w for _, w in browser.execute_script(pictures)) and browser.execute_script(pictures)
     )
-    assert str(tmp_path) not in texts(browser, "#answer")[0]
+    assert [alt for alt, _ in sizes] == [*(f"frame {i}" for i in range(1, 17)), "spectrogram"]
+    eventually(lambda: not served.left(), 5)
+    check_timeline(browser, said, Keys, By)
+    check_looks(browser)
+
+    # A moving picture as the command takes it.
+    drop(browser, clips / "moving.gif", "#answer .name", "moving.gif")
+    assert browser.execute_script("return document.getElementById('still').naturalWidth") > 0
+    # What cannot be answered is said, and the page goes on.
+    words = drop(browser, clips / "text.mp4", "#answer .error", "text.mp4")
+    assert words.startswith("text.mp4: is not supported: it is no video")
     drop(browser, clips / "long.mp4", "#answer .error", "longer than 20 s")
-    drop(browser, clips / "large.mp4", "[class*=toast]", "exceed the maximum allowed size")
-    drop(browser, clips / "silent film.mp4", "#answer .small", "silent film.mp4")
-    assert "no sound" in texts(browser, "#answer .warnings")[0]
-    assert "only 8 of 16 frames" in texts(browser, "#answer .warnings")[0]
+    drop(browser, clips / "large.mp4", "#answer .error", "larger than 1 MiB")
+    drop(browser, clips / "silent film.mp4", "#answer .name", "silent film.mp4")
+    warnings = eventually(lambda: texts(browser, "#answer .warnings"))
+    assert "no sound" in " ".join(warnings)
+    assert "only 8 of 16 frames" in " ".join(warnings)
+    check_cameras(browser, By)
     eventually(lambda: not served.left(), 5)
 
     assert asked(browser) == {urlsplit(served.address).netloc}
-    check_guard(served)
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
     status, seconds = served.end(signal.SIGINT)
     assert (status, seconds < 8) == (130, True)
     assert list(served.folder.iterdir()) == []
@@ -213,34 +215,115 @@ def test_the_page_in_a_browser(model, clips, tmp_path, browser):
     served.process.kill()
 
 
-def check_guard(served: Served) -> None:
-  """What another page in the same browser might send is refused, and sent nowhere; the page says whom it may ask."""
-  address = urlsplit(served.address)
-  host = f"Host: {address.netloc}"
-  own = request(address.port, "GET / HTTP/1.1", host)
-  for line in ("HTTP/1.1 200", "content-security-policy: default-src 'self'", "cache-control: no-store"):
-    assert line in own
-  post = "POST /gradio_api/upload HTTP/1.1"
-  for headers in ([host, "Origin: http://other.example"], [host, "Origin: null"], [host, "Sec-Fetch-Site: cross-site"],
-                  ["Host: other.example"]):  # fmt: skip
-    assert request(address.port, post, *headers, "Content-Length: 0").startswith("HTTP/1.1 403"), headers
-  # A program of another user, which knows the address, names files; a page that is none sends no JSON, or too much.
-  for file in ("/etc/passwd", "/dev/zero", "uploads/../../x", "", None, "x" * 2**20):
-    data = [{"path": file, "meta": {"_type": "gradio.FileData"}}]
-    body = (
-      json.dumps({"data": data, "fn_index": 0, "session_hash": "x"}) if file is not None else "[" * 10_000
+def check_timeline(browser, said: dict, keys, by) -> None:
+  """A click on the timeline, and the keys of its slider, move the video; the table holds every value."""
+  where = "return document.getElementById('video').currentTime"
+  drawing = browser.find_element(by.CSS_SELECTOR, "#timeline svg")
+  browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", drawing)
+  drawing.click()  # in the middle
+  assert eventually(lambda: browser.execute_script(where)) == pytest.approx(0.75, abs=0.1)
+  assert re.match(r"0\.7 s: |0\.8 s: ", texts(browser, "#value")[0])
+  slider = browser.find_element(by.CSS_SELECTOR, "#timeline input")
+  slider.send_keys(keys.HOME)
+  eventually(lambda: browser.execute_script(where) == 0)
+  slider.send_keys(keys.ARROW_RIGHT)
+  eventually(lambda: browser.execute_script(where) == pytest.approx(0.1, abs=0.01))
+  cells = texts(browser, "#seen table td")
+  names = list(said["probabilities"])
+  assert texts(browser, "#seen table th") == ["start, s", "end, s", "answer", *names]
+  assert cells[3 : 3 + len(names)] == [f"{100 * said['windows'][0]['probabilities'][n]:.1f} %" for n in names]
+
+
+def check_looks(browser) -> None:
+  """Nothing is wider than a telephone; words are readable on a light and on a dark ground."""
+  browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True})  # fmt: skip
+  for scheme in ("light", "dark"):
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})  # fmt: skip
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+    colours = browser.execute_script(
+      "return [...document.querySelectorAll('body, .small, .percent, .top, pre')].map(one => getComputedStyle(one).color)"
     )
-    headers = [host, "Content-Type: application/json", f"Content-Length: {len(body)}"]
-    answer = request(address.port, "POST /gradio_api/queue/join HTTP/1.1", *headers, body=body)
-    assert answer.startswith("HTTP/1.1 403"), file
-  assert served.left() == []
+    ground = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert all(contrast(colour, ground) >= 4.5 for colour in colours), (colours, ground)
+  browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
-def request(port: int | None, *lines: str, body: str = "") -> str:
-  """The answer's first 4 KiB."""
-  with socket.create_connection(("127.0.0.1", port or 0), timeout=10) as connection:
-    connection.sendall("\r\n".join([*lines, "Connection: close", "", body]).encode())
-    return connection.recv(4096).decode("latin1")
+def contrast(one: str, other: str) -> float:
+  """Of two colours, as WCAG 2 defines it."""
+
+  def luminance(colour: str) -> float:
+    shares = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
+    return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+  low, high = sorted((luminance(one), luminance(other)))
+  return (high + 0.05) / (low + 0.05)
+
+
+def check_cameras(browser, by) -> None:
+  """A recording is answered like a file; a live camera is answered every hop."""
+  record, live = browser.find_element(by.ID, "record"), browser.find_element(by.ID, "live")
+  record.click()
+  eventually(lambda: record.text == "Stop and answer")
+  time.sleep(1.5)
+  record.click()
+  eventually(
+    lambda: "recording.webm" in texts(browser, "#answer .name")[0:1] and texts(browser, "#answer .top")
+  )
+  live.click()
+  first = eventually(lambda: texts(browser, "#answer .live"))[0]
+  assert re.search(r"live: [\d.]+ frames a second, an answer takes \d+ ms", first)
+  eventually(lambda: texts(browser, "#answer .live") not in ([first], []))
+  live.click()
+  assert live.get_attribute("aria-pressed") == "false"
+
+
+@pytest.mark.slow
+def test_requests(model, clips, tmp_path):
+  """An answer comes in lines; what another page in the same browser might send is refused, and leaves nothing."""
+  served = Served(tmp_path / "served", f"--model={model}", "--max_mb=1")
+  try:
+    address = urlsplit(served.address)
+    host = f"Host: {address.netloc}"
+    own = request(address.port, "GET / HTTP/1.1", host)
+    for line in ("HTTP/1.0 200", "Content-Security-Policy: default-src 'none'", "Cache-Control: no-store"):
+      assert line in own
+    video = (clips / "one & only.mp4").read_bytes()
+    post = "POST /answer?name=a%2F..%2F%26b.mp4 HTTP/1.1"
+    answer = request(address.port, post, host, f"Content-Length: {len(video)}", body=video)
+    *steps, last = map(json.loads, answer.split("\r\n\r\n", 1)[1].splitlines())
+    assert last["answer"]["json"]["clip"] == "a..&b.mp4"
+    assert any("looking at the pictures" in step["doing"] for step in steps)
+    for headers, status in [
+      ([host, "Origin: http://other.example"], 403), ([host, "Origin: null"], 403), (["Host: other.example"], 403),
+      ([host, "Sec-Fetch-Site: cross-site"], 403), ([host, "Sec-Fetch-Site: same-site"], 403),
+    ]:  # fmt: skip
+      assert request(address.port, post, *headers, "Content-Length: 0").startswith(f"HTTP/1.0 {status}"), (
+        headers
+      )
+    for line, length, status in [(post, "Content-Length: 99999999", 413), (post, "Content-Length: -1", 411), (post, "X: y", 411),
+                                 ("POST /nowhere HTTP/1.1", "Content-Length: 0", 404), ("GET /../page.py HTTP/1.1", "X: y", 404),
+                                 ("PUT / HTTP/1.1", "X: y", 501)]:  # fmt: skip
+      assert request(address.port, line, host, length).startswith(f"HTTP/1.0 {status}"), line
+    for body in ("", "[]", "{", '{"frames": ["AAAA"], "times": [0], "end": 1, "sound": "", "rate": null}'):
+      answer = request(
+        address.port, "POST /live HTTP/1.1", host, f"Content-Length: {len(body)}", body=body.encode()
+      )
+      assert "error" in json.loads(answer.split("\r\n\r\n", 1)[1]), body
+    with socket.create_connection(("127.0.0.1", address.port or 0)) as connection:  # somebody leaves half-way
+      connection.sendall("\r\n".join([post, host, "Content-Length: 1000", "", "half"]).encode())
+      eventually(served.left)
+    eventually(lambda: not served.left())
+    assert "Traceback" not in served.log.read_text()
+  finally:
+    served.process.kill()
+
+
+def request(port: int | None, *lines: str, body: bytes = b"") -> str:
+  """The whole answer."""
+  with socket.create_connection(("127.0.0.1", port or 0), timeout=SECONDS) as connection:
+    connection.sendall("\r\n".join([*lines, "Connection: close", "", ""]).encode() + body)
+    return b"".join(iter(lambda: connection.recv(2**16), b"")).decode("latin1")
 
 
 @pytest.mark.parametrize(
@@ -259,57 +342,33 @@ def test_signals_remove_the_folder_and_end_the_process(tmp_path, number, status)
   assert not (tmp_path / "page").exists()
 
 
-@pytest.mark.slow  # it imports Gradio
-@NEEDS_GRADIO
-def test_each_upload_is_of_one_visitor_and_is_swept(tmp_path, monkeypatch):
+def test_uploads_take_turns_and_the_channel_is_heard(tmp_path):
+  """Whatever goes wrong is a sentence with the file's name; a visitor who leaves makes room for the next."""
   from mma_dfer_jax import page as module
 
   page = module.Page(
-    mock.MagicMock(spec=Engine, about=mock.MagicMock()), "model", None, tmp_path, 1, 10.0, 4.0, 1.0
+    mock.MagicMock(spec=Engine, about=mock.MagicMock()), "model", None, tmp_path, 1, 10.0, 4.0, 1.0, "loudest"
   )
-  shared = tmp_path / "uploads" / "hash" / "a.mp4"
-  shared.parent.mkdir(parents=True)
-  shared.write_text("no video")
-  first, second, third = (
-    page.received(str(shared)) for _ in range(3)
-  )  # the same file, from two windows and a third
-  page.sweep()
-  assert not shared.exists()
-  assert all(map(page.owns, (first, second, third)))
-  page.waiting |= {Path(path): (visitor, time.monotonic()) for path, visitor in ((second, "b"), (third, "c"))}
-  page.sweep(gone="b")  # closed tab
-  assert [page.owns(path) for path in (first, second, third)] == [True, False, True]
-  said, _ = page.answer(third, lambda *args, **kwargs: None)
-  assert "is not supported" in said
-  assert "no longer there" in page.answer(third, lambda *args, **kwargs: None)[0]
-  with mock.patch.object(page, "_answer", side_effect=TypeError("31 is odd")):
-    fourth = page.received(first)
-    assert (
-      "a.mp4: cannot be decoded (TypeError: 31 is odd)"
-      in page.answer(fourth, lambda *args, **kwargs: None)[0]
-    )
-  page.channel = "loudest"
+  file = tmp_path / "a.mp4"
+  file.write_text("no video")
+  with pytest.raises(UserError, match=r"^a\.mp4: is not supported"):
+    page.answer(file, lambda line: None)
+  with mock.patch.object(page, "_answer", side_effect=TypeError("31 is odd")), pytest.raises(UserError, match=r"^a\.mp4: cannot be decoded \(TypeError: 31 is odd"):  # fmt: skip
+    page.answer(file, lambda line: None)
   with (
-    mock.patch.object(
-      module,
-      "media",
-      one_clip=media.one_clip,
-      **{"iterate_sound.return_value": [], "declared_seconds.return_value": 1.0},
-    ),
+    mock.patch.object(module, "media", one_clip=media.one_clip, **{"iterate_sound.return_value": [], "declared_seconds.return_value": 1.0}),
     mock.patch.object(module, "clip_sample", side_effect=UserError("heard")) as asked,
-  ):
-    assert "heard" in page.answer(page.received(first), lambda *args, **kwargs: None)[0]
+    pytest.raises(UserError, match="heard"),
+  ):  # fmt: skip
+    page.answer(file, lambda line: None)
   assert asked.call_args.kwargs["channel"] == "loudest"
-  (tmp_path / "uploads" / "half").write_text("never arrived whole")
-  page.arriving = 1
-  page.sweep()
-  assert (tmp_path / "uploads" / "half").exists()
-  page.arriving = 0
-  monkeypatch.setattr(module, "NEVER_ASKED", -1)
-  page.sweep()
-  assert list((tmp_path / "uploads").iterdir()) == []
-  assert not page.owns("/etc/passwd")
-  assert not page.owns(str(tmp_path / "uploads"))
+  with page.computing:
+    with mock.patch.object(module, "WAITING", 0), pytest.raises(UserError, match="waiting already"):
+      page.answer(file, lambda line: None)
+    with pytest.raises(BrokenPipeError):
+      page.answer(file, mock.Mock(side_effect=BrokenPipeError))
+    assert page.live({}) == {}
+  assert page.waiting == 0
 
 
 def test_the_next_server_removes_what_a_killed_one_left(tmp_path, monkeypatch):

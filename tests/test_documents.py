@@ -13,7 +13,7 @@ import subprocess
 import sys
 
 import archives
-from conftest import GOLDEN, ROOT, golden_json
+from conftest import GOLDEN, ONE_DEVICE, ROOT, golden_json
 import make_weights
 import numpy as np
 import pytest
@@ -82,7 +82,7 @@ def smaller(module: str, args: list[str]) -> list[str]:
     case "benchmark" if "--loading" in args:
       args += ["--clips=4", "--repeats=1", "--num_workers=0"]
     case "benchmark":
-      args += ["--image_size=32", "--depth=1", "--batch_size=1", "--repeats=1", "--precision=float32",
+      args += ["--image_size=32", "--depth=1", "--batch_size=2", "--repeats=1", "--precision=float32",
                "--remat=none", "--num_workers=0"] + ["--steps=eval"] * ("--steps=train" not in args)  # fmt: skip
     case "ablate":
       args += [
@@ -122,7 +122,7 @@ def checkout(tmp_path_factory) -> Path:
 def python(checkout, cache, tmp_path_factory):
   """Runs `python -m …`, or a script, in a folder; what it prints."""
   out = tmp_path_factory.mktemp("printed") / "printed"
-  variables = {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(cache), "XLA_FLAGS": "--xla_backend_optimization_level=0",
+  variables = {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(cache), "XLA_FLAGS": ONE_DEVICE,
                "PYTHONPATH": str(checkout)}  # fmt: skip
   with subprocess.Popen([sys.executable, ROOT / "tests/fork_server.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                         text=True, env=os.environ | variables) as server:  # fmt: skip

@@ -209,10 +209,9 @@ class FaceFinder:
     `frames` gives all frames (H, W, 3) uint8 RGB from the start; it is called twice, so that no more than two frames are
     in memory. Raises ValueError if there are none; while iterating, if their number differs the second time.
     """
-    lookout, shots = Lookout(self.detector.detect), Shots()
-    detections, sizes = detect_every(shots.watch(frames()), lookout.detect)
-    track = self.track(detections, sizes, shots.cuts())
-    return cut(frames(), track.boxes, self.size), track._replace(turned=lookout.turned())
+    looked = look_over(frames(), self)
+    track = self.track(looked.detections or [], looked.sizes, looked.cuts)
+    return cut(frames(), track.boxes, self.size), track._replace(turned=looked.turned)
 
   def track(
     self, detections: Detections, sizes: Int[np.ndarray, "N 2"], cuts: Sequence[int] = (),
@@ -329,6 +328,29 @@ def detect_every(
   if detections[-1][0] != i:
     detections.append((i, detect(frame)))
   return detections, np.array(sizes)
+
+
+class Looked(NamedTuple):
+  """What is remembered of the frames of a clip or film."""
+
+  detections: Detections | None  # None: no detector looked for faces
+  sizes: Int[np.ndarray, "N 2"]  # height and width
+  cuts: Sequence[int]  # frames that begin a new shot; () without a detector
+  turned: str  # what faces show of a wrong orientation, in words
+
+
+def look_over(
+  frames: Iterable[Any], finder: FaceFinder | None, due: Callable[[], bool] = lambda: False
+) -> Looked:
+  """Looks for faces and cuts, if there is a finder: frames are (H, W, 3) uint8 RGB then. Else only their shape is read.
+
+  `due` and errors as for `detect_every`.
+  """
+  if finder is None:
+    return Looked(None, detect_every(frames, lambda frame: [], due)[1], (), "")
+  lookout, shots = Lookout(finder.detector.detect), Shots()
+  detections, sizes = detect_every(shots.watch(frames), lookout.detect, due)
+  return Looked(detections, sizes, shots.cuts(), lookout.turned())
 
 
 def link(detections: Detections, cuts: Sequence[int] = ()) -> list[Track]:

@@ -20,12 +20,11 @@ import numpy as np
 
 from mma_dfer_jax.data import media
 from mma_dfer_jax.data.channels import SILENT, Heard
-from mma_dfer_jax.data.faces import Detections, FaceFinder, Lookout, cut, detect_every
+from mma_dfer_jax.data.faces import Detections, FaceFinder, cut, look_over
 from mma_dfer_jax.data.fbank import window_and_hop
 from mma_dfer_jax.data.frames import encode_frame, sample_at_times, sample_frames, uneven_rate
 from mma_dfer_jax.data.persons import Person
 from mma_dfer_jax.data.pipeline import make_example
-from mma_dfer_jax.data.shots import Shots
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.inputs import Inputs
 
@@ -64,7 +63,7 @@ class Film:
   stamp: tuple[int, ...]  # which file it was, to notice another in its place
   turned: str = ""  # what its faces show of a wrong orientation
   tracks: tuple[str, ...] = ()  # which were taken, if there are several of a kind
-  cuts: tuple[int, ...] = ()  # frames that begin a new shot; () without a detector
+  cuts: Sequence[int] = ()  # frames that begin a new shot; () without a detector
 
   @property
   def notes(self) -> tuple[str, ...]:
@@ -143,15 +142,11 @@ def survey(
     around = (times[-2], times[-1], max(times[-1], upcoming))
     return hop is not None and len({math.floor((time + EPSILON) / hop) for time in around}) > 1
 
-  lookout, shots = (Lookout(finder.detector.detect) if finder else None), Shots()
-  look = lookout.detect if lookout else lambda picture: []
-  detections, sizes = detect_every(shots.watch(seen()) if finder else seen(), look, due)
+  looked = look_over(seen(), finder, due)
   end = media.end_of_last(times, times[-1] + duration)
-  found = detections if finder else None
-  turned = lookout.turned() if lookout else ""
   return Film(
-    os.fspath(path), np.array(times), end, sizes, found, sound, stamp, turned, media.tracks_taken(path),
-    tuple(shots.cuts()) if finder else (),
+    os.fspath(path), np.array(times), end, looked.sizes, looked.detections, sound, stamp, looked.turned,
+    media.tracks_taken(path), looked.cuts,
   )  # fmt: skip
 
 
@@ -226,14 +221,15 @@ def samples(
   None: the largest face over time. Raises MediaError while iterating, if the file is another than it was.
   """
   upcoming = deque(zip(wanted, persons or [None] * len(wanted), strict=True))
-  opened = deque[_OpenWindow]()
+  opened = deque[OpenWindow]()
   sounds = _excerpts(film, wanted, inputs.audio_shape[0])
   changed = media.MediaError(f"{film.path}: was changed while it was read")
   if _stamp(film.path) != film.stamp:
     raise changed
   for number, picture in enumerate(media.iterate_pictures(film.path)):
     while upcoming and upcoming[0][0].first <= number:
-      opened.append(_OpenWindow(film, *upcoming.popleft(), inputs, finder))
+      window, person = upcoming.popleft()
+      opened.append(OpenWindow(film, window, inputs, finder, person))
     if takers := [window for window in opened if number in window.chosen]:
       if picture.shape[:2] != tuple(film.sizes[number]):
         raise changed
@@ -246,11 +242,11 @@ def samples(
     raise changed
 
 
-class _OpenWindow:
+class OpenWindow:
   """A window some of whose frames are still to come."""
 
   def __init__(
-    self, film: Film, window: Window, person: Person | None, inputs: Inputs, finder: FaceFinder | None
+    self, film: Film, window: Window, inputs: Inputs, finder: FaceFinder | None, person: Person | None = None
   ):
     self.window, self.finder, self.person = window, finder, person
     times = np.append(film.times[window.first : window.last], window.end)
@@ -261,7 +257,7 @@ class _OpenWindow:
       else sample_frames(window.last - window.first, train=False, num_segments=inputs.num_frames)
     )
     self.chosen: list[int] = np.unique(chosen).tolist()
-    self.jpegs = [b""] * (window.last - window.first)
+    self.frames: list[Any] = [b""] * (window.last - window.first)
     self.turned, self.times, self.changes = film.turned, times, dict[str, None]()
     self.height, self.width = film.sizes[window.first].tolist()
     self.track = self.faces_at_once = None
@@ -273,15 +269,15 @@ class _OpenWindow:
       self.track = finder.track(detections, film.sizes[window.first : window.last], cuts, tracks)
       self.faces_at_once = max((len(boxes) for _, boxes in detections), default=0)
 
-  def take(self, number: int, pixels: np.ndarray, changes: Iterable[str]) -> None:
+  def take(self, number: int, pixels: np.ndarray, changes: Iterable[str], *, coded: bool = True) -> None:
     place = number - self.window.first
     self.changes.update(dict.fromkeys(changes))
     if self.finder is not None and self.track is not None:
       (pixels,) = cut([pixels], self.track.boxes[place][None], self.finder.size)
-    self.jpegs[place] = encode_frame(pixels)
+    self.frames[place] = encode_frame(pixels) if coded else pixels
 
   def sample(self, sound: dict[str, Any], heard: dict[str, Any], inputs: Inputs) -> Sample:
-    record = {"frames": self.jpegs, "times": self.times, "label": 0, "clip_id": b"", **sound}
+    record = {"frames": self.frames, "times": self.times, "label": 0, "clip_id": b"", **sound}
     example = make_example(record, inputs)
     found = None if self.track is None else self.track.found
     of_pictures = {"size": (self.width, self.height), "changes": tuple(self.changes), "rates": self.rates, "turned": self.turned,

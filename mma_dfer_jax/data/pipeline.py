@@ -41,7 +41,7 @@ def make_example(
   """A clip as the model sees it: video (T, H, W, 3) uint8, spectrogram (F, K) float32, label, has_audio, mask, clip_id.
 
   Args:
-    record: as a data set holds it.
+    record: as a data set holds it; frames may be pixels (H, W, 3) uint8, too.
     video: (T, H, W, 3) uint8 in C order, which the frames are written to; None for a new one.
     rng: for training: draws a frame of each segment, and one augmentation for all of them, within `ranges`, or else the
       paper's. None: the segments' middle frames, stretched to the model's size.
@@ -63,7 +63,7 @@ def make_example(
       if place and i == chosen[place - 1]:  # a short clip repeats its last frame
         video[place] = video[place - 1]
         continue
-      pixels = decode_frame(frames[i])
+      pixels = frames[i] if isinstance(frames[i], np.ndarray) else decode_frame(frames[i])
       if rng is None:
         resize(pixels, size, video[place])
         continue

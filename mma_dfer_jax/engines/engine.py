@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 import dataclasses
 import importlib
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from jaxtyping import Float, Float32, UInt8
 import numpy as np
@@ -22,6 +22,9 @@ import numpy as np
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.inputs import Inputs
 from mma_dfer_jax.paths import hint
+
+if TYPE_CHECKING:
+  from mma_dfer_jax import Prediction
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,33 @@ class Engine:
     video, spectrogram = np.asarray(video), np.asarray(spectrogram)
     check_inputs(self.about.inputs, video, spectrogram)
     return np.asarray(self.answer(video, spectrogram))
+
+  def predict(self, frames: Any, waveform: Any = None, sample_rate: Any = None, **how: Any) -> "Prediction":
+    """What the model says of a clip in memory; arguments as for `predict_arrays`."""
+    from mma_dfer_jax import predict_arrays  # the package's own door: an engine knows nothing of answers
+
+    return predict_arrays(self, frames, waveform, sample_rate, **how)
+
+  def features(
+    self, frames: Any, waveform: Any = None, sample_rate: Any = None, **how: Any
+  ) -> dict[str, np.ndarray]:
+    """What the model makes of a clip in memory before it answers; arguments as for `predict_arrays`.
+
+    Returns:
+      float32 arrays: image (S, D), the class token of each frame; audio (E,), that of the sound; joint (S, W), both
+      together frame by frame; clip (W,), what the answer is read from; logits (C,). A missing stream has none.
+    """
+    from mma_dfer_jax import features_of_arrays
+
+    return features_of_arrays(self, frames, waveform, sample_rate, **how)
+
+  def compute_features(
+    self, video: UInt8[np.ndarray, "B T H W 3"], spectrogram: Float[np.ndarray, "B F K"]
+  ) -> dict[str, np.ndarray]:
+    """The same of a batch of clips that are prepared, each array with a first axis B; UserError if this engine has none."""
+    raise UserError(
+      f"{self.path} gives no features, only logits; load the run or the model folder that it was made of"
+    )
 
   def choosing_frames(self, by: str) -> "Engine":
     """The same model, given frames chosen by "number" or "time", however it was trained."""

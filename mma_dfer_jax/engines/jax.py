@@ -11,7 +11,7 @@ from jax.sharding import Sharding
 from jaxtyping import Array, Float, Float32
 import numpy as np
 
-from mma_dfer_jax.engines.engine import About, Engine, refuse_step
+from mma_dfer_jax.engines.engine import About, Engine, check_inputs, refuse_step
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.model import ModelConfig
 from mma_dfer_jax.parameters import PRECISIONS, abstract_model, cast, count, split_tunable, tunable_patterns
@@ -47,6 +47,22 @@ class JaxEngine(Engine):
 
   def answer(self, video: np.ndarray, spectrogram: np.ndarray) -> Array:
     return self._compiled(self.tunable, self.frozen, video, spectrogram)
+
+  @functools.cached_property
+  def _compiled_features(self) -> Callable[..., dict[str, Array]]:
+    def compute(tunable: nnx.State, frozen: nnx.State, video: Array, spectrogram: Array) -> dict[str, Array]:
+      with jax.default_matmul_precision(MATMUL_PRECISION):
+        model = nnx.merge(self.graphdef, tunable, frozen)
+        found = model.features(video, spectrogram.astype(PRECISIONS[self.about.precision]))
+        there = {name: value for name, value in found._asdict().items() if value is not None}
+        return in_float32(there | {"logits": model.classifier(found.clip).logits})
+
+    return jax.jit(compute)
+
+  def compute_features(self, video: np.ndarray, spectrogram: np.ndarray) -> dict[str, np.ndarray]:
+    check_inputs(self.about.inputs, video, spectrogram)
+    found = jax.device_get(self._compiled_features(self.tunable, self.frozen, video, spectrogram))
+    return {name: value[:, 0] if name == "audio" else value for name, value in found.items()}
 
   def parameters(self) -> str:
     tunable, frozen = count(self.tunable), count(self.frozen)

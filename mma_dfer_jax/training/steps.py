@@ -118,6 +118,6 @@ def sums(outputs: Outputs, batch: Batch, loss: Loss) -> Metrics:
   }
 
 
-def in_float32(outputs: Outputs) -> Outputs:
+def in_float32(outputs: Any) -> Any:
   """What losses and scores are computed of, whatever the precision of the model; float64 stays."""
   return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), outputs)

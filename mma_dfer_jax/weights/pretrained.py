@@ -12,7 +12,15 @@ from mma_dfer_jax.inputs import Inputs
 from mma_dfer_jax.model import ModelConfig
 from mma_dfer_jax.parameters import parameter_shapes
 from mma_dfer_jax.weights.files import Start, Tensor, Weights, looks_like, open_weights
-from mma_dfer_jax.weights.names import OWNERS, Row, check_fit, name_table, ours, their_shapes
+from mma_dfer_jax.weights.names import (
+  OWNERS,
+  CheckpointMismatchError,
+  Row,
+  check_fit,
+  name_table,
+  ours,
+  their_shapes,
+)
 from mma_dfer_jax.weights.positions import resize_positions
 
 # Tensors of the pretrained autoencoders that only their training needs: MAE's and AudioMAE's decoders.
@@ -63,6 +71,7 @@ def take_encoder(
   wanted["pos_embed"] = (1, 1 + grid[0] * grid[1] if min(grid) else -1, encoder.width)
   expected, what = {"image": "MAE-Face's", "audio": "AudioMAE's"}[stream], looks_like(weights.shapes)
   size = f"width {encoder.width}, {encoder.depth} blocks"
+  _refuse_other_sizes(stream, weights, encoder)
   title = f"{path} is not {expected} pretraining file for this model ({size}); it looks like {what}"
   check_fit(
     title, weights.shapes, wanted, allowed=[name for name in weights.tensors if DECODER.fullmatch(name)]
@@ -75,6 +84,25 @@ def take_encoder(
   taken[table] = taken[table].changed(shape, lambda array: resize_positions(array.astype("f4"), grid, target))
   resized = "positions as they are" if grid == target else f"positions resized from {grid} to {target}"
   return taken, [what, f"{len(rows)} tensors taken, {resized}"]
+
+
+def _refuse_other_sizes(stream: str, weights: Weights, encoder: Any) -> None:
+  """Raises UserError, in a sentence in place of the names of all tensors, if a file holds a right encoder of other sizes."""
+  kernel, hidden = (weights.shapes.get(f"{n}.weight", ()) for n in ("patch_embed.proj", "blocks.0.mlp.fc1"))
+  if (
+    len(kernel) != 4
+    or len(hidden) != 2
+    or kernel[1] != {"image": 3, "audio": 1}[stream]
+    or "head.weight" in weights.shapes
+  ):
+    return  # it is something else, of which more is to be said
+  blocks = [int(found[1]) for name in weights.tensors if (found := re.match(r"blocks\.(\d+)\.", name))]
+  sizes = {"width": kernel[0], "depth": 1 + max(blocks), "mlp_dim": hidden[0], "patch_size": kernel[2]}
+  if other := {name: size for name, size in sizes.items() if size != getattr(encoder, name)}:
+    there, here = (", ".join(f"{name}={value}" for name, value in values.items())
+                   for values in (other, {name: getattr(encoder, name) for name in other}))  # fmt: skip
+    raise CheckpointMismatchError(f"{weights.path} holds an encoder of another size, {there}, but this model has {here}: "
+                                  "give the config the file's sizes, or take another file")  # fmt: skip
 
 
 def _not_in_shapes(stream: str, weights: Weights, encoder: Any) -> list[str]:

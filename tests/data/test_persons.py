@@ -108,7 +108,7 @@ def test_a_film_of_two_persons_is_answered_for_both(tmp_path, monkeypatch):
     frame[30 : 30 + side, left : left + side] = (0, 255, 0)
   seen = film.survey(write_film(tmp_path / "a.mkv", pictures, hum(4.0)), finder, hop=1.0)
   found = persons(seen.detections, len(seen.times), seen.cuts)
-  assert (seen.cuts, spans(found)) == ((50,), [[(0, 49)], [(50, 99)], [(0, 49)]])
+  assert (seen.cuts, spans(found)) == ([50], [[(0, 49)], [(50, 99)], [(0, 49)]])
   wanted = [(one, who) for one in film.windows(seen, 1.0, 1.0) for who in found if who.within(*one[2:4])]
   windows, whose = zip(*wanted, strict=True)
   answers = list(film.samples(seen, windows, SPEC, finder, whose))
