@@ -228,8 +228,8 @@ def samples(
     raise changed
   for number, picture in enumerate(media.iterate_pictures(film.path)):
     while upcoming and upcoming[0][0].first <= number:
-      window, person = upcoming.popleft()
-      opened.append(OpenWindow(film, window, inputs, finder, person))
+      begun, person = upcoming.popleft()
+      opened.append(OpenWindow(film, begun, inputs, finder, person))
     if takers := [window for window in opened if number in window.chosen]:
       if picture.shape[:2] != tuple(film.sizes[number]):
         raise changed
