@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
   from mma_dfer_jax.config import default_config as default_config
+  from mma_dfer_jax.data.arrays import read_arrays as read_arrays
   from mma_dfer_jax.data.fbank import log_mel_fbank as log_mel_fbank
   from mma_dfer_jax.data.frames import sample_frames as sample_frames
   from mma_dfer_jax.engines.engine import load_model as load_model
@@ -27,7 +28,7 @@ _HOMES = {
   "MmaDfer": "model", "ModelConfig": "model", "default_config": "config", "load_model": "engines.engine",
   "predict_arrays": "in_memory", "features_of_arrays": "in_memory",
   "predict_video": "prediction", "Prediction": "prediction", "convert_checkpoint": "weights.folder",
-  "log_mel_fbank": "data.fbank", "sample_frames": "data.frames", "Scores": "training.scores",
+  "log_mel_fbank": "data.fbank", "sample_frames": "data.frames", "read_arrays": "data.arrays", "Scores": "training.scores",
   "confusion_matrix": "training.scores",
 }  # fmt: skip
 __all__ = list(_HOMES)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
+import importlib.util
 import io
 import itertools
 import json
@@ -13,16 +14,17 @@ from typing import Any
 
 from mma_dfer_jax import __version__
 from mma_dfer_jax.data import film, media
-from mma_dfer_jax.data.faces import MODEL_SHA256, FaceFinder
+from mma_dfer_jax.data.faces import MODEL_SHA256
 from mma_dfer_jax.disk import new_file, sha256_of, write_json
+from mma_dfer_jax.doubt import check_abstain, warnings_of_windows
 from mma_dfer_jax.engines.engine import Engine
 from mma_dfer_jax.errors import UserError, count, listed
 from mma_dfer_jax.prediction import (
+  Finder,
   clip_sample,
   described,
   predict_samples,
   predict_timeline,
-  warnings_of_windows,
 )
 from mma_dfer_jax.progress import Progress, say, watched
 from mma_dfer_jax.timeline import draw, to_csv, to_srt
@@ -32,7 +34,7 @@ LONGEST_NAME = 255  # bytes, in all usual file systems
 Json = dict[str, Any]
 
 
-def check(files: Sequence[str], window: float | None, hop: float | None) -> None:
+def check(files: Sequence[str], window: float | None, hop: float | None, abstain: float = 0.0) -> None:
   """Raises UserError with all that is wrong with a command line."""
   problems = [] if files else ["name at least one video file"]
   stems = [Path(file).stem for file in files]
@@ -41,6 +43,10 @@ def check(files: Sequence[str], window: float | None, hop: float | None) -> None
     problems.append(f"{same} would all be answered in {stem}.json; give each its own --out")
   problems += [f"{stem}.json would be too long a name for an answer; rename the video"
                for stem in stems if len(os.fsencode(f"{stem}.json.partial")) > LONGEST_NAME]  # fmt: skip
+  if window is not None and importlib.util.find_spec("matplotlib") is None:
+    problems.append(
+      "--window draws a picture with Matplotlib, which is not installed: pip install matplotlib"
+    )
   if window is None:
     problems += ["--hop needs --window"] * (hop is not None)
   else:
@@ -50,6 +56,10 @@ def check(files: Sequence[str], window: float | None, hop: float | None) -> None
       film.check_windows(window, hop or 0.0)
     except UserError as error:
       problems.append(str(error))
+  try:
+    check_abstain(abstain)
+  except UserError as error:
+    problems.append(f"--{error}")
   if problems:
     raise listed("the command line has problems", problems)
 
@@ -61,19 +71,22 @@ class Answers:
   out: Path
   model: str
   engine: Engine
-  finder: FaceFinder | None
+  finder: Finder
   face_model: str | None
   window: float | None  # seconds; None: videos are answered as a whole
   hop: float | None
   batch_size: int
   channel: str = "first"  # of the sound
+  force: bool = False  # name a class whatever speaks against it
+  abstain: float = 0.0  # least probability of a class that is named
 
   def answer(self, files: Sequence[str]) -> int:
     """Answers videos and writes the table of all; 1 if some cannot be read, which are reported, else 0."""
     about = self.engine.about
     self.out.mkdir(parents=True, exist_ok=True)
-    print(f"faces: {described(self.finder)}; classes: {', '.join(about.classes)}; precision: {about.precision}",
-          file=sys.stderr)  # fmt: skip
+    compiles = ", which compiles it for the first clip" * (self.engine.name == "jax")
+    print(f"faces: {described(self.finder)}; classes: {', '.join(about.classes)}; precision: {about.precision}; "
+          f"engine: {self.engine.name}{compiles}", file=sys.stderr)  # fmt: skip
     asked = self._asked(files)
     there = {file: _read(self._path(file)) for file in files}
     answers = {file: found for file, found in there.items() if found and found["asked"] == asked[file]}
@@ -99,6 +112,10 @@ class Answers:
   def _path(self, file: str) -> Path:
     return self.out / f"{Path(file).stem}.json"
 
+  @property
+  def _doubt(self) -> Json:
+    return {"force": self.force, "abstain": self.abstain}
+
   def _asked(self, files: Sequence[str]) -> dict[str, Json]:
     """All that the answer depends on, by file."""
     about = self.engine.about
@@ -107,8 +124,10 @@ class Answers:
       "model": os.path.abspath(self.model), "model_fingerprint": about.fingerprint, "origin": about.origin,
       "precision": about.precision, "version": __version__,
       "faces": described(self.finder), "face_model_sha256": detector if self.finder else None,
-      "window": self.window, "hop": self.hop,
+      "window": self.window, "hop": self.hop, "force": self.force, "abstain": self.abstain,
     }  # fmt: skip
+    if self.engine.name != "jax":
+      of_all["engine"] = self.engine.name
     if about.inputs.frame_choice != "number":
       of_all["frame_choice"] = about.inputs.frame_choice
     if self.channel != "first":
@@ -136,7 +155,9 @@ class Answers:
     while batch := list(itertools.islice(rest, self.batch_size)):
       try:
         with media.one_clip(batch[0][0]):
-          predictions = [one for _, one in predict_samples(self.engine, batch, self.batch_size)]
+          predictions = [
+            one for _, one in predict_samples(self.engine, batch, self.batch_size, **self._doubt)
+          ]
       except UserError as error:
         for file, _ in batch:
           _say_error(file, error)
@@ -145,7 +166,12 @@ class Answers:
         facts = dataclasses.asdict(prediction) | {"seconds": prediction.seconds}
         yield prediction.clip, self._write(prediction.clip, asked[prediction.clip], facts)
         ranked = sorted(prediction.probabilities.items(), key=lambda item: -item[1])[:3]
-        say(f"{prediction.clip}: {', '.join(f'{label} {100 * p:.1f} %' for label, p in ranked)}")
+        said = ", ".join(f"{label} {100 * p:.1f} %" for label, p in ranked)
+        say(
+          f"{prediction.clip}: {said if prediction.top else '– (withheld; --force names a class all the same)'}"
+        )
+        for reason in prediction.reasons:
+          say(f"  {'not reliable' if prediction.top else 'withheld'}: {reason}")
         for warning in prediction.warnings:
           say(f"  warning: {warning}")
 
@@ -155,7 +181,7 @@ class Answers:
     for file, path in ((file, self._path(file)) for file in asked):
       try:
         with _bars(file) as show:
-          timeline = predict_timeline(self.engine, file, **how, faces=self.finder, channel=self.channel,
+          timeline = predict_timeline(self.engine, file, **how, faces=self.finder, channel=self.channel, **self._doubt,
                                       batch_size=self.batch_size, progress=show)  # fmt: skip
         with media.one_clip(file):
           draw(timeline).savefig(picture := io.BytesIO(), format="png", dpi=100)
@@ -171,12 +197,15 @@ class Answers:
       if warnings := [*timeline.warnings, *warnings_of_windows(self.engine.about, timeline.window)]:
         facts["warnings"] = warnings
         say("\n".join(f"{file}: warning: {warning}" for warning in warnings))
+      if withheld := sum(not one.reliable for one in timeline.predictions):
+        say(f"{file}: {withheld} of {count(len(windows), 'window')} are not reliable")
       answer = self._write(file, asked[file], facts)  # last, for a later command looks for it
       say(f"{file}: {count(len(windows), 'window')} in {path} and beside it, .csv .srt .png")
       yield file, answer
 
   def _write(self, file: str, asked: Json, facts: Json) -> Json:
-    model = {"path": asked["model"], "precision": asked["precision"], **asked["origin"]}
+    how = {"precision": asked["precision"], "engine": asked.get("engine", "jax")}
+    model = {"path": asked["model"], **how, **asked["origin"]}
     answer = {**facts, "faces": asked["faces"], "model": model, "version": asked["version"], "asked": asked}
     write_json(self._path(file), answer)
     return answer

@@ -39,7 +39,14 @@ _PLAIN = {
 _SHARED = {
   "model": (None, "Workdir of a run, a folder that `convert` wrote, or a file that `export` wrote."),
   "step": ("last", "Checkpoint of a run: last, best (by WAR on the test clips), or a saved step number."),
-  "precision": (None, "float32 or bfloat16; if not given, as the model was trained or exported."),
+  "precision": (
+    None,
+    "float32, bfloat16 or int8 (a file of its own); if not given, as the model was trained or exported.",
+  ),
+  "engine": (
+    None,
+    "What computes: jax, onnxruntime, openvino, stablehlo; if not given, the first that opens the model.",
+  ),
   "faces": ("auto", "Cut out faces: as in training; always; never, for videos already cropped to the face."),
   "channel": ("auto", "Which channel of the sound is heard; auto: as in training."),
   "face_model": (None, "YuNet's .onnx file; if not given, it is downloaded once."),

@@ -50,6 +50,9 @@ def default_config() -> ml_collections.ConfigDict:
   c.data.name = "clips"  # folder below data_dir, as written by mma_dfer_jax.data.prepare
   c.data.data_dir = ""  # required
   c.data.fold = 0  # test fold of fold1…foldN, the others train; 0: the splits `train` and `test`
+  c.data.held_out = (
+    0.0  # share of each class's training clips that only the temperature of the probabilities is fitted on
+  )
   c.data.classes = ()  # if given, the class names that the data set must have, in this order
   c.data.crop_scale = (0.08, 1.0)  # share of the frame's area; one draw per clip; video_transform.py
   c.data.crop_ratio = (3 / 4, 4 / 3)  # width over height of the crop; video_transform.py

@@ -27,6 +27,7 @@ _PORT = flags.DEFINE_integer("port", 7860, "Port on 127.0.0.1; 0: any free one."
 _FACES = cli.shared_flag("faces")
 _FACE_MODEL = cli.shared_flag("face_model")
 _CHANNEL = cli.shared_flag("channel")
+_ENGINE = cli.shared_flag("engine")
 _PRECISION = cli.shared_flag("precision")
 _MAX_MB = flags.DEFINE_integer("max_mb", 100, "Largest video that is taken, MiB.", lower_bound=1)
 _MAX_SECONDS = flags.DEFINE_float("max_seconds", 120.0, "Longest video that is taken.", lower_bound=0.1)
@@ -55,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     from mma_dfer_jax.prediction import face_finder, sound_channel
 
     print(f"loading {_MODEL.value} …", flush=True)
-    engine = load_model(_MODEL.value, precision=_PRECISION.value)
+    engine = load_model(_MODEL.value, precision=_PRECISION.value, engine=_ENGINE.value)
     finder = face_finder(engine, _FACES.value, _FACE_MODEL.value)
     model, limits = Path(_MODEL.value).resolve().name, (_MAX_MB.value, _MAX_SECONDS.value)
     channel = sound_channel(engine.about.recipe, _CHANNEL.value)
@@ -63,7 +64,9 @@ def main(argv: Sequence[str]) -> int:
     print("compiling it, once …", flush=True)
     page.warm_up()
     about = engine.about
-    print(f"faces: {described(finder)}; classes: {', '.join(about.classes)}; precision: {about.precision}")
+    print(
+      f"faces: {described(finder)}; classes: {', '.join(about.classes)}; {engine.name} in {about.precision}"
+    )
     print(f"open http://127.0.0.1:{door.getsockname()[1]}/ in a browser; Ctrl-C ends it", flush=True)
     Server(page, door).serve_forever()  # until a signal
   return 0

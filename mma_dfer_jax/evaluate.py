@@ -34,6 +34,7 @@ from mma_dfer_jax.errors import UserError, count, listed
 from mma_dfer_jax.losses.cross_entropy import cross_entropy
 from mma_dfer_jax.paths import define_path, define_paths, hint, user_path
 from mma_dfer_jax.training import hosts, report
+from mma_dfer_jax.training.calibration import calibrated, reliability
 from mma_dfer_jax.training.comparison import as_table, compare
 from mma_dfer_jax.training.evaluation import evaluate_split, jit_eval
 from mma_dfer_jax.training.sharding import check_batch_size, make_mesh, replicated, start_jax
@@ -49,6 +50,7 @@ _DATA_DIR = define_path("data_dir", None, "Where the data set is now; if not giv
 _DATA_NAME = flags.DEFINE_string("data_name", None, "Folder below data_dir; if not given, as in training, or clips.")  # fmt: skip
 _SPLIT = flags.DEFINE_string("split", None, "Split to evaluate; if not given, the run's test split.")
 _WITHOUT = flags.DEFINE_list("without", ["none"], "Modality removed: none, sound, picture (comma-separated).")
+_ENGINE = cli.shared_flag("engine")
 _PRECISION = cli.shared_flag("precision")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 0, "Clips at a time; 0: as in training.", lower_bound=0)
 _FORMS = ("workdir", "workdirs", "compare")
@@ -57,7 +59,7 @@ flags.register_multi_flags_validator(_FORMS, lambda given: [*given.values()].cou
 # Which of these forms each flag goes with.
 _MODELS = _FORMS[:2]
 _GOES_WITH = {
-  **{name: _MODELS for name in ("step", "data_dir", "data_name", "precision", "batch_size", *hosts.FLAGS)},
+  **{name: _MODELS for name in ("step", "data_dir", "data_name", "engine", "precision", "batch_size", *hosts.FLAGS)},
   "split": ("workdir",), "without": ("workdir",), "splits": ("workdirs",), "out": ("workdirs", "compare"),
 }  # fmt: skip
 
@@ -77,7 +79,7 @@ class Evaluation:
 
 def evaluation_of(path: Path, split: str) -> Evaluation:
   """Finds out what a model needs; UserError if the data are not prepared as those it was trained on."""
-  about = describe(path, step=_STEP.value, precision=_PRECISION.value)
+  about = describe(path, step=_STEP.value, precision=_PRECISION.value, engine=_ENGINE.value)
   trained = {"data.data_dir": None, "data.name": "clips", "data.fold": None, "batch_size": 8} | dict(about.config)  # fmt: skip
   data_dir = _DATA_DIR.value or trained["data.data_dir"]
   if not about.config and not (data_dir and split):
@@ -171,11 +173,16 @@ def evaluate(evaluation: Evaluation) -> report.Fold:
   path, split = evaluation.path, evaluation.split
   mesh, chief = make_mesh(-1, 1), jax.process_index() == 0
   with hosts.fail_together():
-    engine = load_model(path, step=_STEP.value, precision=_PRECISION.value, sharding=replicated(mesh))
+    if chief:
+      print(f"loading {path} …", flush=True)
+    how = {"precision": _PRECISION.value, "engine": _ENGINE.value, "sharding": replicated(mesh)}
+    engine = load_model(path, step=_STEP.value, **how)
     eval_fn = evaluator(engine, mesh)
   about = engine.about
   facts = {"split": split, "model": about.origin, "precision": about.precision, "classes": list(about.classes),
            "data_set": evaluation.data_set.fingerprint, "weights": about.fingerprint}  # fmt: skip
+  if engine.name != "jax":
+    facts["engine"] = engine.name
   files, evaluations = files_of(path, facts) if chief else ("", {})
   folds = []
   for without in _WITHOUT.value:
@@ -185,15 +192,22 @@ def evaluate(evaluation: Evaluation) -> report.Fold:
     )  # fmt: skip
     assert found is not None  # nothing stops it
     result, predictions = found
+    predictions = calibrated(predictions, about.temperature)
+    ece = reliability(predictions).ece
     scores, no_sound = predictions.scores, {"clips_without_sound": result["clips_without_sound"]}
-    evaluations[without] = {**report.scores_as_json(scores), **no_sound, "cross_entropy": result["test_loss"]}
+    evaluations[without] = {
+      **report.scores_as_json(scores),
+      **no_sound,
+      "cross_entropy": result["test_loss"],
+      "ece": ece,
+    }
     of_fold = {"folder": str(path), "step": about.step, **no_sound, "model": about.origin, "data_set": facts["data_set"]}  # fmt: skip
     folds.append(report.Fold(split, predictions, of_fold))
     if chief:
       report.draw_confusion_matrix(scores, Path(f"{files}_without_{without}.png"))
       predictions.write(Path(f"{files}_without_{without}_predictions.csv"))
       war, uar = report.percent(scores.war), report.percent(scores.uar)
-      shown = f"WAR {war}, UAR {uar}, {count(scores.clips, 'clip')}"
+      shown = f"WAR {war}, UAR {uar}, ECE {report.percent(ece)}, {count(scores.clips, 'clip')}"
       print(f"\n{split}, {MODALITIES[without]}, {about.precision}: {shown}\n{report.recall_table(scores)}")
       write_json(Path(f"{files}.json"), {**facts, "without": evaluations})
   if chief:
@@ -208,7 +222,11 @@ def files_of(path: Path, facts: Mapping[str, Any]) -> tuple[str, dict[str, Any]]
   """
   name = f"evaluation_{facts['split'].replace('+', '_')}"
   name += "".join(f"_step{step}" for key, step in facts["model"].items() if key == "step")
-  name += f"_{facts['precision']}" * (_PRECISION.value is not None)
+  name += "".join(
+    f"_{facts[key]}"
+    for key, flag in (("engine", _ENGINE), ("precision", _PRECISION))
+    if flag.value and key in facts
+  )
   begin = str(path / name if path.is_dir() else path.with_name(f"{path.name}.{name}"))
   for files in (begin, f"{begin}_{facts['data_set'][:8]}_{facts['weights'][:8]}"):
     try:

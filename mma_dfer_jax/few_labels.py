@@ -34,7 +34,7 @@ from mma_dfer_jax.model import MmaDfer
 from mma_dfer_jax.parameters import cast, put_over, split_tunable, tunable_patterns
 from mma_dfer_jax.paths import define_path
 from mma_dfer_jax.progress import Progress
-from mma_dfer_jax.training.check import Checked, check_run
+from mma_dfer_jax.training.check import Checked, check_run, clips_of
 from mma_dfer_jax.training.report import (
   empty_figure,
   mean_and_deviation,
@@ -180,11 +180,8 @@ def plan(config: ConfigDict) -> tuple[Checked, list[int]]:
       problems.append(
         f"give pretrained encoders: {' and '.join(f'--config.pretrained.{s}=FILE' for s in missing)}"
       )
-    clips = checked.data_set.clips
-    of_class = {
-      name: sum(clips[split][name] for split in checked.train_split.split("+"))
-      for name in checked.data_set.classes
-    }
+    problems += ["config.data.held_out is for train"] * bool(checked.held_out)
+    of_class = clips_of(checked.data_set, checked.train_split)
     fewest = min(of_class, key=lambda name: of_class[name])
     problems += [f"--labels={n}, but {checked.train_split} has {of_class[fewest]} clips of {fewest} only; the most is that"
                  for n in labels if n > of_class[fewest]]  # fmt: skip

@@ -23,14 +23,15 @@ import numpy as np
 
 from mma_dfer_jax.data import media
 from mma_dfer_jax.data.arrays import sample_of
-from mma_dfer_jax.data.faces import FaceFinder
 from mma_dfer_jax.data.film import Sample
 from mma_dfer_jax.engines.engine import Engine
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.prediction import (
+  Finder,
   Prediction,
   clip_sample,
   described,
+  finder_for_frames,
   predict_samples,
   predict_timeline,
 )
@@ -62,7 +63,7 @@ class Page:
 
   engine: Engine
   model: str  # its name
-  finder: FaceFinder | None
+  finder: Finder
   folder: Path
   max_mb: int
   max_seconds: float
@@ -168,7 +169,7 @@ class Page:
         times = [*given["times"], given["end"]]
         sound = np.frombuffer(base64.b64decode(given["sound"]), np.int16) if given.get("rate") else None
         sample = sample_of(frames, sound, given.get("rate"), self.engine.about.inputs, times=times,
-                           channel=self.channel, finder=self.finder)  # fmt: skip
+                           channel=self.channel, finder=finder_for_frames(self.finder, frames))  # fmt: skip
         ((_, prediction),) = predict_samples(self.engine, [("camera", sample)], 1)
         return self._facts_of(prediction, "camera")
     finally:

@@ -4,12 +4,13 @@
   python -m mma_dfer_jax.predict --model=runs/demo/run --out=answers --window=4 --hop=1 film.mp4
 
 Picture and sound become exactly what the model was trained on: if faces were cut out of its training clips, they are
-cut out here in the same way. Writes one JSON file for each clip, and answers.csv for all; with --window also .csv, .srt
+cut out here in the same way. An answer with too much against it is withheld; --force names a class all the same. Writes one JSON file for each clip, and answers.csv for all; with --window also .csv, .srt
 and .png for each. Clips already answered with the same model and settings are skipped.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
+import sys
 
 from absl import flags
 
@@ -26,7 +27,10 @@ _FRAME_CHOICE = flags.DEFINE_enum("frame_choice", "auto", ["auto", *FRAME_CHOICE
 _CHANNEL = cli.shared_flag("channel")
 _FACES = cli.shared_flag("faces")
 _FACE_MODEL = cli.shared_flag("face_model")
+_ENGINE = cli.shared_flag("engine")
 _PRECISION = cli.shared_flag("precision")
+_FORCE = flags.DEFINE_bool("force", False, "Name the most probable class, whatever speaks against it.")
+_ABSTAIN = flags.DEFINE_float("abstain", 0.0, "Name no class whose probability is below this, as 0.6.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Clips or windows computed at once.", lower_bound=1)
 
 
@@ -37,13 +41,15 @@ def main(argv: Sequence[str]) -> int:
 
   files, window = user_files(argv[1:]), _WINDOW.value
   hop = window / 4 if window is not None and _HOP.value is None else _HOP.value
-  check(files, window, hop)
+  check(files, window, hop, _ABSTAIN.value)
   cli.end_as_by_interrupt()
-  engine = load_model(_MODEL.value, precision=_PRECISION.value)
+  print(f"loading {_MODEL.value} …", file=sys.stderr, flush=True)
+  engine = load_model(_MODEL.value, precision=_PRECISION.value, engine=_ENGINE.value)
   if _FRAME_CHOICE.value != "auto":
     engine = engine.choosing_frames(_FRAME_CHOICE.value)
   finder = face_finder(engine, _FACES.value, _FACE_MODEL.value)
   how = _FACE_MODEL.value, window, hop, _BATCH_SIZE.value, sound_channel(engine.about.recipe, _CHANNEL.value)
+  how = *how, _FORCE.value, _ABSTAIN.value
   return Answers(Path(_OUT.value), _MODEL.value, engine, finder, *how).answer(files)
 
 

@@ -61,6 +61,9 @@ def plan(config: ConfigDict, out: Path) -> tuple[Checked, list[str], list[int | 
   streams = ["image", "audio"] if chosen == "both" else [chosen] if chosen else there
   problems += [f"--features={chosen}, but model.{stream} is none: give --features={there[0]}"
                for stream in streams if stream not in there]  # fmt: skip
+  problems += ["config.data.held_out is for train; a read-out has a temperature of its own"] * bool(
+    checked.held_out
+  )
   if not problems:
     clips = checked.train_clips
     labels = labels if _LABELS.present else read_out.possible_labels(clips, labels)

@@ -23,12 +23,12 @@ def to_csv(answers: Sequence[Mapping[str, Any]]) -> str:
   classes = list(answers[0]["probabilities"]) if answers else []
   text = io.StringIO()
   table = csv.writer(text, lineterminator="\n")
-  table.writerow(["clip", "start", "end", "top", *(f"p({name})" for name in classes), "frames", "frames_with_face",
-                  "sound", "silent", "seconds_of_sound", "sample_rate", "warnings"])  # fmt: skip
+  table.writerow(["clip", "start", "end", "top", "reliable", *(f"p({name})" for name in classes), "frames", "frames_with_face",
+                  "sound", "silent", "seconds_of_sound", "sample_rate", "reasons", "warnings"])  # fmt: skip
   table.writerows([
-    one["clip"], f"{one['start']:.3f}", f"{one['end']:.3f}", one["top"],
+    one["clip"], f"{one['start']:.3f}", f"{one['end']:.3f}", one["top"], one["reliable"],
     *(f"{one['probabilities'][name]:.6f}" for name in classes), one["frames"], one["frames_with_face"], one["sound"],
-    one["silent"], f"{one['seconds_of_sound']:.3f}", one["sample_rate"], "; ".join(one["warnings"]),
+    one["silent"], f"{one['seconds_of_sound']:.3f}", one["sample_rate"], "; ".join(one["reasons"]), "; ".join(one["warnings"]),
   ] for one in answers)  # fmt: skip
   return text.getvalue()
 
@@ -41,11 +41,12 @@ def spans(timeline: Timeline) -> list[tuple[float, float]]:
 
 
 def to_srt(timeline: Timeline) -> str:
-  """Subtitles: the two most probable classes at any moment, and "no face", "no sound" or "silent" where that is so."""
+  """Subtitles: the two most probable classes at any moment, "–" where they are withheld, and "no face", "no sound", "silent"."""
   blocks = []
   for number, (one, (start, end)) in enumerate(zip(timeline.predictions, spans(timeline), strict=True), 1):
     ranked = sorted(one.probabilities.items(), key=lambda item: -item[1])[:2]
-    words = " · ".join([*(f"{name} {100 * p:.0f} %" for name, p in ranked), *what_is_missing(one)])
+    named = [f"{name} {100 * p:.0f} %" for name, p in ranked] if one.top else ["–"]
+    words = " · ".join([*named, *what_is_missing(one)])
     blocks.append(f"{number}\n{_stamp(start)} --> {_stamp(end)}\n{words}\n")
   return "\n".join(blocks)
 
@@ -61,7 +62,10 @@ def _stamp(seconds: float) -> str:
 
 
 def draw(timeline: Timeline) -> "Figure":
-  """Faces, stacked probabilities over time, and the waveform; windows without face or sound are marked below it."""
+  """Faces, stacked probabilities over time, and the waveform; windows without face or sound are marked below it.
+
+  Windows that are not reliable are covered by white and hatched.
+  """
   from matplotlib.figure import Figure
 
   figure = Figure(figsize=(12, 5.6), layout="constrained")
@@ -94,6 +98,10 @@ def _draw_probabilities(axes, timeline: Timeline) -> None:
   colours = [*(f"C{i}" for i in range(10)), "black", "tan", "navy"][: len(steps)]
   places = list(map(str, range(len(steps))))
   axes.stackplot(edges, steps, step="post", labels=places, colors=colours, alpha=0.9)
+  doubtful = zip(spans(timeline), timeline.predictions, strict=True)
+  if bars := [(start, end - start) for (start, end), one in doubtful if not one.reliable]:
+    axes.broken_barh(bars, (0, 1), facecolor=(1, 1, 1, 0.7), edgecolor="0.3", hatch="//", linewidth=0)
+    axes.set_title("hatched: not reliable", fontsize="medium", loc="right")
   axes.set(ylim=(0, 1), ylabel="probability")
   legend = axes.legend(loc="center left", bbox_to_anchor=(1.005, 0.5), reverse=True, frameon=False)
   for text, name in zip(legend.get_texts(), [*timeline.predictions[0].probabilities][::-1], strict=True):

@@ -274,6 +274,7 @@ def test_odd_names_of_files(tmp_path, command):
     ),
     *((["a.mkv", "--window=1", f"--hop={value}"], 1, "a hop between") for value in ("2", "0", "nan")),
     (["answers.mkv", "--window=1"], 1, "answers.csv, the table of all clips, would be written over"),
+    (["a.mkv", "--abstain=1.5"], 1, "--abstain=1.5: give a probability from 0 to 1"),
     (["a.mkv", "--batch_size=0"], 2, "not a positive integer"),
     (["a.mkv", "--faces=foo"], 2, r"auto\|yunet\|none"),
     (["a.mkv", "--faces=yunet", "--face_model=nowhere.onnx"], 1, r"nowhere\.onnx cannot be read"),
@@ -341,7 +342,7 @@ def check_srt(path, number, seconds):
     start, end = (int(np.dot(half, (3_600_000, 60_000, 1000, 1))) for half in (numbers[:4], numbers[4:]))
     assert (index, start) == (str(i), at)
     assert at < end
-    assert " %" in words
+    assert " %" in words or words.startswith("–")
     at = end
   assert (len(blocks), at) == (number, round(1000 * seconds))
 
@@ -368,8 +369,8 @@ ODD = ["happy, or not", 'the "best"', "müde", "高兴", "_hidden", "$a$ and $b$
 def test_class_names_of_all_kinds_survive(tmp_path):
   timeline = imagined(ODD, [0.0, 1.0, 2.0, 3.0], [2.0, 3.0, 4.0, 4.5])
   rows = list(csv.DictReader(io.StringIO(to_csv(list(map(dataclasses.asdict, timeline.predictions))))))
-  assert list(rows[0]) == ["clip", "start", "end", "top", *(f"p({name})" for name in ODD), "frames",
-                           "frames_with_face", "sound", "silent", "seconds_of_sound", "sample_rate", "warnings"]  # fmt: skip
+  assert list(rows[0]) == ["clip", "start", "end", "top", "reliable", *(f"p({name})" for name in ODD), "frames",
+                           "frames_with_face", "sound", "silent", "seconds_of_sound", "sample_rate", "reasons", "warnings"]  # fmt: skip
   for row, one in zip(rows, timeline.predictions, strict=True):
     assert row["top"] == one.top
     assert sum(float(row[f"p({name})"]) for name in ODD) == pytest.approx(1, abs=1e-5)
@@ -428,19 +429,22 @@ def finder(monkeypatch):
   return faces.FaceFinder(Path("none"), size=32)
 
 
-def test_missing_faces_and_sound_become_warnings(tmp_path, model, finder):
+def test_missing_faces_and_sound_become_warnings_or_reasons(tmp_path, model, finder):
   dark, silence = [picture // 10 for picture in noise(40)], np.zeros(RATE, np.int16)
   for pictures, sound, expected in [
     (noise(40), hum(1.6), (40, True, False, [])),
-    (dark, hum(1.6), (0, True, False, ["no face was found"])),
-    (noise(12) + dark[:28], hum(1.6), (9, True, False, ["a face in only 22 % of the frames"])),
+    (dark, hum(1.6), (0, True, False, [], "no face was found")),
+    (noise(12) + dark[:28], hum(1.6), (9, True, False, [], "a face in only 22 % of the frames")),
     (noise(40), None, (40, False, False, ["no sound"])),
     (noise(40), silence, (40, True, True, ["the sound is silent", "only 1.00 of 1.60 s have sound"])),
-    (dark, None, (0, False, False, ["no face was found", "no sound"])),
+    (dark, None, (0, False, False, ["no sound"], "no face was found")),
     (noise(3), hum(7.0), (3, True, False, ["only 3 of 16 frames", "only the first 5.1"])),
   ]:
     answer = predict_video(model, write_film(tmp_path / "a.mkv", pictures, sound), faces=finder)
     assert (answer.frames_with_face, answer.sound, answer.silent) == expected[:3]
+    reasons = expected[4:]
+    assert [reason[: len(words)] for reason, words in zip(answer.reasons, reasons, strict=True)] == [*reasons]
+    assert (answer.reliable, answer.top is None) == (not reasons, bool(reasons))
     assert len(answer.warnings) == len(expected[3])
     for warning, words in zip(answer.warnings, expected[3], strict=True):
       assert warning.startswith(words)
@@ -458,6 +462,46 @@ def test_missing_faces_and_sound_become_warnings(tmp_path, model, finder):
   assert plain.probabilities != cut_out.probabilities
 
 
+def test_what_is_not_reliable_is_withheld_unless_forced(tmp_path, command, model):
+  """A film whose middle is black and silent, answered over time; and a whole clip, with no class sure enough."""
+  pictures, sound = noise(75), hum(3.0)
+  pictures[25:50], sound[RATE : 2 * RATE] = [np.zeros_like(pictures[0])] * 25, 0
+  write_film(tmp_path / "film.mkv", pictures, sound)
+  window = "--window=1", "--hop=1", "film.mkv"
+  status, out, err = command(tmp_path, "--out=out", *window)
+  assert (status, "1 of 3 windows are not reliable" in out) == (0, True), out + err
+  reason = "the pictures are of one colour and there is nothing to hear"
+  rows = table(tmp_path / "out/film.csv")
+  assert [(row["reliable"], bool(row["top"]), row["reasons"]) for row in rows] == [
+    ("True", True, ""), ("False", False, reason), ("True", True, "")
+  ]  # fmt: skip
+  blocks = (tmp_path / "out/film.srt").read_text().split("\n\n")
+  assert [" – " in f" {block.splitlines()[2]} " for block in blocks] == [False, True, False]
+  plain = Image.open(tmp_path / "out/film.png").tobytes()
+  command(tmp_path, "--out=out", "--force", *window)
+  answers = read(tmp_path / "out/film.json")["windows"]
+  assert [answer["reliable"] for answer in answers] == [True, False, True]
+  assert [answer["top"] for answer in answers] == [
+    max(a["probabilities"], key=a["probabilities"].get) for a in answers
+  ]
+  assert "–" not in (tmp_path / "out/film.srt").read_text()
+  assert plain == Image.open(tmp_path / "out/film.png").tobytes(), "hatched all the same"
+  command(tmp_path, "--out=sure", "--abstain=0.99", *window)
+  unsure = Image.open(tmp_path / "sure/film.png").tobytes()
+  assert unsure != plain
+
+  status, out, _ = command(tmp_path, "--out=out", "--abstain=0.99", "film.mkv")
+  answer = read(tmp_path / "out/film.json")
+  assert (status, answer["top"], answer["reliable"]) == (0, None, False)
+  assert re.fullmatch(r"the most probable class has 0\.\d{3}, below --abstain=0\.99", *answer["reasons"])
+  assert "film.mkv: – (withheld; --force names" in out
+  assert f"  withheld: {answer['reasons'][0]}" in out
+  before = list(answer["probabilities"].values())
+  hotter = predict_video(saying(model, temperature=2.0), tmp_path / "film.mkv", faces="none")
+  expected = np.sqrt(before) / np.sqrt(before).sum()
+  np.testing.assert_allclose(list(hotter.probabilities.values()), expected, rtol=1e-9)
+
+
 def test_faces_are_cut_out_as_in_training_unless_asked_otherwise(tmp_path, model, monkeypatch):
   """The recipe of a converted model says that others cut its faces out."""
   monkeypatch.setattr(faces, "Detector", Centre)
@@ -468,6 +512,15 @@ def test_faces_are_cut_out_as_in_training_unless_asked_otherwise(tmp_path, model
   uncut = saying(model, recipe={**model.about.recipe, "faces": "none"})
   assert predict_video(uncut, path).frames_with_face is None
   assert predict_video(uncut, path, faces="yunet").frames_with_face == 40
+  crops = saying(model, recipe={}, typical={"shape": (1.0, 1.0), "side": (64.0, 64.0)})
+  wide = write_film(tmp_path / "b.mkv", noise(40, width=96), hum(1.6))
+  scene = predict_video(crops, wide)
+  assert (scene.frames_with_face, scene.reliable, len(scene.warnings)) == (40, True, 1)
+  assert scene.warnings[0].startswith("the face was cut out, as the training clips are square")
+  (reason,) = predict_video(crops, wide, faces="none").reasons
+  assert "squeezed" in reason
+  square = write_film(tmp_path / "c.mkv", noise(40, width=48))
+  assert predict_video(crops, square).frames_with_face is None
 
 
 def test_a_second_video_compiles_nothing(tmp_path, model):

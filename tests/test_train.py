@@ -16,6 +16,7 @@ import pytest
 import small_runs as small
 from torch_files import write_torch_file
 
+from mma_dfer_jax import predict_video
 from mma_dfer_jax.config import choose
 from mma_dfer_jax.disk import alone_in
 from mma_dfer_jax.engines.engine import load_model
@@ -45,7 +46,8 @@ def test_a_run_leaves_a_whole_report(uninterrupted):
   assert report["evaluated_epochs"] == [1, 2, 3]
   assert f"WAR {report['war']:.2f} %" in printed
   assert f"WAR {report['war']:.2f} %" in (workdir / "report.md").read_text()
-  for picture in ("confusion_matrix.png", "learning_curves.png"):
+  assert 0 <= report["calibration"]["ece"] <= 100
+  for picture in ("confusion_matrix.png", "learning_curves.png", "reliability.png"):
     assert (workdir / picture).read_bytes().startswith(b"\x89PNG")
   lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   assert [line["step"] for line in lines if "loss" in line] == [2, 4, 5, 6, 8, 10, 12, 14, 15]
@@ -248,6 +250,8 @@ def test_a_loss_that_is_not_finite_ends_the_run(data_dir, tmp_path):
     ({"data.data_dir": "/nowhere"}, ["no data set 'clips' in /nowhere, which is not there"]),
     ({"tunable": ("clasifier/.*",)}, ["clasifier", "matches no parameter"]),
     ({"tunable": (".*",), "model.image.tunable": ("norm/.*",)}, ["model.image.tunable", "has no effect", "config.tunable"]),
+    ({"data.held_out": 0.6}, ["data.held_out=0.6 must lie in [0, 0.5]"]),
+    ({"data.held_out": 0.5, "batch_size": 16}, ["train without those held out has 7 clips in all; set --config.batch_size=4"]),
     ({"micro_batch": 3}, ["micro_batch=3 must divide batch_size=4"]),
     ({"model.fusion.layers": "last 3"}, ["model.fusion.layers='last 3'", "the model has 2 layers"]),
   ],
@@ -332,3 +336,31 @@ def test_evaluate(uninterrupted, data_dir, tmp_path):
   trained = read_predictions(run / "predictions.csv")
   assert trained.clips == found["none"].clips
   np.testing.assert_allclose(trained.probabilities, found["none"].probabilities, atol=1e-6)
+
+
+def test_a_temperature_is_fitted_on_held_out_clips(data_dir, tmp_path):
+  """One clip of three of each class; every reader of the run finds the temperature."""
+  printed = small.train_here(tmp_path / "run", data_dir, **{"data.held_out": 0.3, "num_epochs": 2})
+  assert "train on train: 14 clips, 3 steps an epoch" in printed
+  report = small.read_json(tmp_path / "run/report.json")
+  found = report["calibration"]
+  assert (report["train_clips"], found["held_out_clips"], found["bins"]) == (14, 7, 15)
+  temperature = found["temperature"]
+  assert temperature not in (1.0, pytest.approx(0.05), pytest.approx(20.0))
+  assert (tmp_path / "run/reliability.png").read_bytes().startswith(b"\x89PNG")
+  assert (
+    f"with temperature {temperature:.3f}, fitted on 7 training clips"
+    in (tmp_path / "run/report.md").read_text()
+  )
+  engine = load_model(tmp_path / "run")
+  assert engine.about.temperature == temperature
+  assert engine.about.typical["side"] == [96, 96]
+  clip = sorted((data_dir / "clips/test").glob("*"))[0]
+  answer = predict_video(engine, clip, abstain=1.0)
+  assert (answer.top, answer.frames_with_face, len(answer.reasons)) == (None, None, 1)
+  kept = read_predictions(tmp_path / "run/predictions.csv")
+  shares = kept.probabilities[kept.clips.index(f"test/{clip.name}")]
+  np.testing.assert_allclose(list(answer.probabilities.values()), shares, atol=1e-5)
+  assert predict_video(engine, clip).top == kept.classes[shares.argmax()]
+  status, out, err = commands.run("evaluate", f"--workdir={tmp_path}/run")
+  assert (status, f"ECE {found['ece']:.2f} %" in out) == (0, True), out + err

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mma_dfer_jax import prediction
+from mma_dfer_jax import doubt
 from mma_dfer_jax.data.film import Sample, Window
 from mma_dfer_jax.engines.engine import About
 from mma_dfer_jax.inputs import Inputs
@@ -28,16 +28,16 @@ def speech(rate, seconds=0.7):
 def sample(**facts):
   """Of a clip of 2 s that nothing is wrong with."""
   usual = {
-    "window": Window(0.0, 2.0, 0, 50), "with_face": np.ones(50, bool), "faces_at_once": 1, "size": (640, 480),
+    "window": Window(0.0, 2.0, 0, 50), "with_face": np.ones(50, bool), "faces_at_once": 1, "size": (640, 480), "face_score": 0.9,
     "seconds_of_sound": 2.0, "heard": 5.13, "silent": False, "sample_rate": 48_000, "waveform": speech(48_000),
     "rates": None, "turned": "", "changes": (), "notes": (),
   }  # fmt: skip
-  return Sample(**{"video": np.zeros((16, 8, 8, 3), np.uint8),
+  return Sample(**{"video": np.tile(np.arange(0, 240, 30, dtype=np.uint8)[:, None], (16, 8, 1, 3)),
                    "spectrogram": np.zeros((512, 128), np.float32), **usual, **facts})  # fmt: skip
 
 
-def warnings(of, **about):
-  return list(prediction._warnings(dataclasses.replace(ABOUT, **about), of))
+def doubts(of, **about):
+  return doubt.doubts(dataclasses.replace(ABOUT, **about), of)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,6 @@ def warnings(of, **about):
    ({"rates": (33.3, 5.0)}, {"inputs": Inputs(frame_choice="time")}, []),
    ({"changes": ("HDR (PQ, BT.2020) brought to BT.709",)}, {}, ["HDR (PQ"]),
    ({"turned": "faces are tilted by +30 degrees"}, {}, ["faces are tilted"]),
-   ({"with_face": None, "size": (1920, 1040)}, {}, ["pictures of 1920x1040 as they are, but the model was trained on cut"]),
    ({"with_face": None, "size": (1920, 1040)}, {"recipe": {"faces": "none"}}, []),
    ({"with_face": None, "size": (256, 256)}, {}, []),
    ({}, {"sample_rates": (44_100,)}, []),
@@ -58,18 +57,58 @@ def warnings(of, **about):
    ({}, {"seconds_of_sound": 4.2}, ["only 2.00 s of sound: 61 % of the spectrogram are padding"])],
 )  # fmt: skip
 def test_warnings(of, about, words):
-  found = warnings(sample(**of), **about)
-  assert len(found) == len(words)
+  reasons, found = doubts(sample(**of), **about)
+  assert (reasons, len(found)) == ((), len(words))
   for text, begin in zip(found, words, strict=True):
     assert text.startswith(begin)
 
 
+NO_FACE, DARK = (
+  {"with_face": np.zeros(50, bool), "face_score": 0.0},
+  {"video": np.full((16, 8, 8, 3), 3, np.uint8)},
+)
+HALF, UNCUT = {"with_face": np.arange(50) < 20}, {"with_face": None, "size": (1920, 1040)}
+CROPS = {"recipe": {}, "typical": {"shape": [1.0, 1.0], "side": [224, 224], "seconds": [1.6, 2.0]}}
+
+
+@pytest.mark.parametrize(
+  ("of", "about", "words"),
+  [(NO_FACE, {}, "no face was found"),
+   (NO_FACE, {"streams": ("audio",)}, ""),
+   (HALF, {}, "a face in only 40 %"),
+   (HALF, {"typical": {"face_share": [0.5, 1.0]}}, "a face in only 40 %"),
+   (HALF, {"typical": {"face_share": [0.3, 1.0]}}, ""),
+   ({"face_score": 0.74}, {}, "hardly a face: the detector's score is 0.74"),
+   ({"face_score": 0.76}, {}, ""),
+   ({**DARK, "silent": True}, {}, "the pictures are of one colour and there is nothing to hear"),
+   ({**DARK, "seconds_of_sound": 0.0}, {}, "and there is nothing to hear"),
+   (DARK, {}, ""),
+   ({"silent": True}, {}, ""),
+   ({"silent": True}, {"streams": ("audio",)}, "there is nothing to hear"),
+   (DARK, {"streams": ("image",)}, "the pictures are of one colour"),
+   (UNCUT, {}, "pictures of 1920x1040 as they are, but the model was trained on cut"),
+   (UNCUT, CROPS, "pictures of 1920x1040 are squeezed: the training clips' are 1.00 to 1.00 times as wide as high: --faces=yunet"),
+   (UNCUT, {"recipe": {}, "typical": {"shape": [1.78, 1.78]}}, ""),
+   (UNCUT, {"recipe": {}, "typical": {"shape": [1.0, 1.78]}}, ""),
+   ({}, {"recipe": {}, "typical": {"shape": [1.78, 1.78]}}, "cut-out faces are squeezed"),
+   ({"with_face": None, "size": (224, 240)}, CROPS, ""),
+   ({}, {"typical": {"seconds": [0.9, 1.0]}}, ""),
+   ({}, {"typical": {"seconds": [4.0, 9.0]}}, ""),
+   ({}, {"typical": {"seconds": [0.5, 0.9]}}, "2.00 s are far from the training clips' 0.50 to 0.90 s: --window=0.7"),
+   ({}, {"typical": {"seconds": [6.0, 9.0]}}, "2.00 s are far from the training clips' 6.00 to 9.00 s")],
+)  # fmt: skip
+def test_reasons_to_withhold_an_answer(of, about, words):
+  reasons, _ = doubts(sample(**of), **about)
+  assert len(reasons) == bool(words)
+  assert words in "".join(reasons)
+
+
 def test_a_sound_that_does_not_fit_suggests_windows():
-  (text,) = warnings(sample(seconds_of_sound=9.0, window=Window(0.0, 9.0, 0, 225)))
+  _, (text,) = doubts(sample(seconds_of_sound=9.0, window=Window(0.0, 9.0, 0, 225)))
   assert "the frames are from all of the time: --window=5" in text
 
 
 def test_windows_that_are_mostly_padding():
   for window, about, number in ((2.0, ABOUT, 1), (4.0, ABOUT, 0), (2.0, dataclasses.replace(ABOUT, seconds_of_sound=2.5), 0),
                                 (2.0, dataclasses.replace(ABOUT, streams=("image",)), 0)):  # fmt: skip
-    assert len(list(prediction.warnings_of_windows(about, window))) == number
+    assert len(list(doubt.warnings_of_windows(about, window))) == number

@@ -105,6 +105,7 @@ class FaceTrack(NamedTuple):
   # the nearest such frame, or without any the centre of the frame.
   found: Bool[np.ndarray, "N"]
   turned: str = ""  # what the pictures show of a wrong orientation, in words
+  score: float = 0.0  # the detector's, median over the detections that the boxes come from
 
   @property
   def share(self) -> float:
@@ -224,13 +225,15 @@ class FaceFinder:
     if not any(boxes for _, boxes in detections) or tracks == []:
       middle = np.stack([sizes[:, 1] / 2, sizes[:, 0] / 2, sizes.min(axis=1)], axis=1)
       return FaceTrack(fit(middle, sizes), np.zeros(len(sizes), bool))
+    followed = tracks or choose(link(detections, cuts))
     if self.policy == "follow":
-      squares, found = follow(tracks or choose(link(detections, cuts)), len(sizes), cuts)
+      squares, found = follow(followed, len(sizes), cuts)
       squares[:, 2] *= MARGIN
     else:
       of_one = [(i, [box]) for track in tracks or () for i, box in track]
       squares, found = union(of_one or detections, len(sizes))
-    return FaceTrack(fit(squares, sizes), found)
+    score = float(np.median([box.score for track in followed for _, box in track]))
+    return FaceTrack(fit(squares, sizes), found, score=score)
 
 
 class Lookout:

@@ -51,13 +51,34 @@ def _packed_triangles(sample_rate: int, padded: int, num_mel_bins: int) -> Any:
   (K, padded) float64, sparse: hardly 2 % of it is not zero, and a dense product would start BLAS threads that fight with
   those of the training step. The last column, the Nyquist bin, is 0.
   """
-  import scipy.sparse  # as slow to import as all else that a spectrogram needs
-
+  try:
+    from scipy.sparse import csr_array as sparse  # as slow to import as all else that a spectrogram needs
+  except ImportError:  # where a file only answers
+    sparse = SparseRows
   triangles = mel_triangles(sample_rate, padded, num_mel_bins)
   packed = np.zeros((num_mel_bins, padded))
   packed[:, 0] = triangles[:, 0]
   packed[:, 1:-1] = np.repeat(triangles[:, 1:], 2, axis=1)
-  return scipy.sparse.csr_array(packed)
+  return sparse(packed)
+
+
+class SparseRows:
+  """Multiplies as scipy's csr_array, with the same bits: each row's products summed from left to right. Half as fast."""
+
+  def __init__(self, matrix: Float[np.ndarray, "K N"]):
+    count = np.count_nonzero(matrix, axis=1)
+    self.order = np.argsort(-count, kind="stable")
+    columns = np.argsort(matrix[self.order] == 0, axis=1, kind="stable")  # those of products come first
+    fuller = [self.order[: np.count_nonzero(count > k)] for k in range(count.max())]  # rows with a product k
+    self.steps = [
+      (len(rows), at := columns[: len(rows), k], matrix[rows, at][:, None]) for k, rows in enumerate(fuller)
+    ]
+
+  def __matmul__(self, x: Float[np.ndarray, "N T"]) -> Float[np.ndarray, "K T"]:
+    x, sums = np.ascontiguousarray(x), np.zeros((len(self.order), x.shape[1]))
+    for rows, columns, weights in self.steps:
+      sums[:rows] += weights * x[columns]
+    return sums[np.argsort(self.order)]
 
 
 def log_mel_fbank(
@@ -143,9 +164,12 @@ def rate_difference(
 ) -> float:
   """Mean absolute difference between a sound's spectrogram and that of the same sound at another sample rate, in Hz.
 
-  Over the rows that both have, the padding left out. 6 dB more or less make 0.15.
+  Over the rows that both have, the padding left out. 6 dB more or less make 0.15. NaN where SciPy is not installed.
   """
-  from scipy.signal import resample_poly  # slow to import
+  try:
+    from scipy.signal import resample_poly  # slow to import
+  except ImportError:
+    return math.nan
 
   divisor = math.gcd(sample_rate, other)
   sound = waveform.astype(np.float32) / 32768.0

@@ -89,6 +89,7 @@ class Sample:
   spectrogram: Float32[np.ndarray, "F K"]
   with_face: Bool[np.ndarray, "N"] | None  # for each frame, whether a face was found; None without a detector
   faces_at_once: int | None  # the most faces in one frame; None likewise
+  face_score: float  # the detector's, median over the detections of what was followed; 0 without any
   seconds_of_sound: float  # 0: there is none, and the spectrogram is the constant for a missing sound
   heard: float  # seconds of sound that the spectrogram has room for
   silent: bool  # there is sound, but all of it is 60 dB below full scale
@@ -283,7 +284,14 @@ class OpenWindow:
     of_pictures = {"size": (self.width, self.height), "changes": tuple(self.changes), "rates": self.rates, "turned": self.turned,
                    "waveform": sound["waveform"], "person": self.person.number if self.person else None}  # fmt: skip
     return Sample(
-      self.window, example["video"], example["spectrogram"], found, self.faces_at_once, **of_pictures, **heard
+      self.window,
+      example["video"],
+      example["spectrogram"],
+      found,
+      self.faces_at_once,
+      self.track.score if self.track else 0.0,
+      **of_pictures,
+      **heard,
     )
 
 

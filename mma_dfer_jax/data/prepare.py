@@ -43,7 +43,7 @@ from mma_dfer_jax.data.channels import CHANNELS
 from mma_dfer_jax.data.counts import Findings, check_counts, published_counts
 from mma_dfer_jax.data.data_set import AS_MEANT, NOTES, TIMES, UNEQUAL, UNEVEN, open_data_set, start_worker
 from mma_dfer_jax.data.faces import POLICIES, FaceFinder, face_model, face_recipe
-from mma_dfer_jax.data.frames import uneven_rate
+from mma_dfer_jax.data.frames import decode_frame, uneven_rate
 from mma_dfer_jax.data.pictures import quiet
 from mma_dfer_jax.data.records import RECIPE, Clips, length_of_sound, read_clip
 from mma_dfer_jax.data.source import ClipFiles, Layout, Note, Problem, count, in_lines, natural
@@ -151,7 +151,7 @@ def decode_clip(files: ClipFiles, decoding: Decoding) -> str | None:
   A clip without a label may lack pictures or sound: pretraining takes what there is.
   """
   finder, video = _finder(decoding), None if files.frames else files.video
-  lengths, sizes = [], set()
+  lengths, sizes, shape = [], set(), ()
   try:
     if video and not files.label and not media.holds_pictures(video):
       video = None
@@ -172,6 +172,7 @@ def decode_clip(files: ClipFiles, decoding: Decoding) -> str | None:
       for frame in frames:
         file.write(frame)
         lengths.append(len(frame))
+        shape = shape or decode_frame(frame).shape[:2]
         if files.frames:  # those of a video are of one size
           with media.one_clip(files.frames[0].parent), quiet():
             sizes.add(Image.open(io.BytesIO(frame)).size)
@@ -182,7 +183,7 @@ def decode_clip(files: ClipFiles, decoding: Decoding) -> str | None:
   with partial.open("wb") as file:
     kept = {key: record[key] for key in ("waveform", "sample_rate", "face_share")}
     kept |= {key: list(record[key]) for key in ("changes", "times", "notes")} | {"turned": record["turned"]}
-    np.savez(file, lengths=lengths, sizes=sorted(sizes), **kept)
+    np.savez(file, lengths=lengths, sizes=sorted(sizes), shape=shape, **kept)
   partial.replace(files.decoded)  # a killed run keeps no half clip
   return None
 

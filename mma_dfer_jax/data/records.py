@@ -1,9 +1,10 @@
 """A clip on disk: what a record holds, and how tfds writes it without TensorFlow."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import itertools
 import json
+import math
 import os
 from pathlib import Path
 import resource
@@ -161,6 +162,32 @@ def length_of_sound(decoded: Path) -> tuple[int, int]:
     return samples, int(arrays["sample_rate"])
 
 
+def typical_of(clips: Iterable[ClipFiles]) -> dict[str, tuple[float, float]]:
+  """Between which values 90 % of the clips but those of the split `test` lie, as far as known.
+
+  Returns:
+    seconds; shape, width of the first frame / height; side, its longer one in pixels; face_share, as records have it.
+  """
+  found = defaultdict[str, list[float]](list)
+  for clip in clips:
+    if clip.split == "test":
+      continue
+    samples, rate = length_of_sound(clip.decoded)
+    with np.load(clip.decoded) as arrays:
+      times, shape, share = (arrays.get(name, ()) for name in ("times", "shape", "face_share"))
+    seconds = float(times[-1]) if len(times) else samples / (rate or 1)
+    of_clip = {"seconds": seconds or math.nan, "face_share": float(share)}
+    if len(shape):
+      height, width = shape
+      of_clip |= {"shape": width / height, "side": max(height, width)}
+    for name, value in of_clip.items():
+      found[name] += [value] * (not math.isnan(value))
+  limits = {
+    name: np.percentile(values, (5, 95)).round(3).tolist() for name, values in found.items() if values
+  }
+  return {name: (least, most) for name, (least, most) in limits.items()}
+
+
 def parts_of(clip: ClipFiles) -> list[tuple[slice, slice]]:
   """Which frames and samples go into which record: all into one, unless the clip is long and has no label."""
   (samples, rate), number = length_of_sound(clip.decoded), 1
@@ -204,6 +231,7 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
       "clips": {split: {label: counts[split, label] for label in self.classes or [""]} for split in splits},
       "sample_rates": sorted(set(rates) - {0}),
       "seconds_of_sound": round(float(np.median(seconds)), 3) if seconds else 0.0,
+      "typical": typical_of(clips),
       "without_sound": {split: silent[split] for split in splits},
     }
     super().__init__(data_dir=data_dir, file_format="array_record")

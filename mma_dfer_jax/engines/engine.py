@@ -4,13 +4,14 @@ Each file of this folder is an engine; there is no registry. It has
 
   OPENS                                what it opens, for people
   opens(path) -> bool                  whether it opens a path; cheap
-  describe(path, step, precision)      the `About` of the model there; reads no parameters
+  describe(path, step, precision)      the `About` of the model there; reads no parameters; UserError if it cannot be had
+                                       in that precision
   load(path, about, sharding)          the engine
 
 and imports nothing heavy at its top. (`jax` does, for it uses the code of training: it is asked last.)
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import importlib
 from pathlib import Path
@@ -25,6 +26,12 @@ from mma_dfer_jax.paths import hint
 
 if TYPE_CHECKING:
   from mma_dfer_jax import Prediction
+
+# Fields of `About` in the description of an exported file, beside inputs, and what each is there.
+FACTS = {"streams": tuple, "classes": tuple, "class_order": str, "recipe": dict, "origin": dict, "precision": str,
+         "sample_rates": tuple}  # fmt: skip
+# Fields of `About` that not every training knows, with what stands for that; files keep those that are known.
+IF_KNOWN: Mapping[str, Any] = {"seconds_of_sound": 0.0, "typical": {}, "temperature": 1.0}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,8 +48,18 @@ class About:
   fingerprint: str  # sha256 of its weights: the same fingerprint gives the same answers
   sample_rates: tuple[int, ...] = ()  # of the sounds in its training and test clips, Hz; empty if unknown
   seconds_of_sound: float = 0.0  # median of these clips; 0 if unknown
+  # Between which values 90 % of its training clips lie (`DataSet.typical`), as far as known.
+  typical: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
+  temperature: float = (
+    1.0  # logits / this are logits of probabilities; fitted on held-out clips, 1 if there were none
+  )
   # Flat fields of its run; empty if converted.
   config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  @property
+  def known(self) -> dict[str, Any]:
+    """Those of IF_KNOWN that are known."""
+    return {name: getattr(self, name) for name, unknown in IF_KNOWN.items() if getattr(self, name) != unknown}
 
   @property
   def step(self) -> int | None:
@@ -56,6 +73,11 @@ class Engine:
 
   about: About
   path: Path  # of the model
+
+  @property
+  def name(self) -> str:
+    """As `load_model` takes it."""
+    return type(self).__module__.rpartition(".")[2]
 
   def __call__(
     self,
@@ -117,39 +139,61 @@ class Engine:
 
 
 def load_model(
-  path: str | Path, *, step: int | str = "last", precision: str | None = None, sharding: Any = None
-) -> Engine:
+  path: str | Path, *, step: int | str = "last", precision: str | None = None, engine: str | None = None,
+  sharding: Any = None,
+) -> Engine:  # fmt: skip
   """Opens a run's workdir, a folder of `convert`, or a file of `export`; UserError if there is no such model.
 
   Args:
     step: of a workdir: "last", "best" (by WAR on the test clips), or a saved step number.
-    precision: of the computation, "float32" or "bfloat16"; None: as it was trained or exported, and float32 for a
-      converted model. With "float32" the parameters are exactly the saved ones.
+    precision: of the computation, "float32", "bfloat16" or "int8"; None: as it was trained or exported, and float32 for a
+      converted model. With "float32" the parameters are exactly the saved ones. "int8" needs a file of its own.
+    engine: what computes, "jax", "onnxruntime", "openvino" or "stablehlo"; None: the first of them that opens the model.
     sharding: of all parameters in JAX; None: on the first device.
   """
-  about = describe(path, step=step, precision=precision)
-  return _engine_of(Path(path)).load(Path(path), about, sharding)
+  about = describe(path, step=step, precision=precision, engine=engine)
+  return _engine_of(Path(path), engine).load(Path(path), about, sharding)
 
 
-def describe(path: str | Path, *, step: int | str = "last", precision: str | None = None) -> About:
+def describe(
+  path: str | Path, *, step: int | str = "last", precision: str | None = None, engine: str | None = None
+) -> About:
   """The facts about the model that `load_model` opens with the same arguments; reads no parameters."""
-  return _engine_of(Path(path)).describe(Path(path), step, precision)
+  return _engine_of(Path(path), engine).describe(Path(path), step, precision)
 
 
-def _engine_of(path: Path) -> Any:
+def _engine_of(path: Path, engine: str | None) -> Any:
   """The module of the engine for a path; UserError, with what can be opened, if there is none."""
   files = {file.stem for file in Path(__file__).parent.glob("*.py")} - {"__init__", "engine"}
-  known = []
-  for name in sorted(files, key=lambda name: (name == "jax", name)):
-    module = importlib.import_module(f"{__package__}.{name}")
+  if engine not in (None, *files):
+    raise UserError(f"engine={engine!r}: choose one of {', '.join(sorted(files))}")
+  known: dict[str, None] = {}
+  for name in sorted(files, key=lambda name: (name != engine, name == "jax", name)):
+    try:
+      module = importlib.import_module(f"{__package__}.{name}")
+    except ImportError as error:  # only what trains needs JAX
+      if path.exists():
+        advice = "pip install 'mma_dfer_jax[train]'"
+        raise UserError(f"{path} needs JAX, which cannot be imported ({error}): {advice}") from error
+      continue
     if module.opens(path):
-      return module
-    known.append(module.OPENS)
+      if engine in (None, name):
+        return module
+      raise UserError(f"--engine={engine} opens {next(iter(known))}; {path} is for --engine={name}")
+    known[module.OPENS] = None
   what = "is no model that can be opened" if path.exists() else "does not exist"
   if "unpack" in (packed := hint(path, folder=True)):
     what = packed
   advice = "an authors' checkpoint must be converted first: python -m mma_dfer_jax.convert"
   raise listed(f"{path} {what}; a model is", known, advice * path.is_file())
+
+
+def about_of(said: Mapping[str, Any]) -> About:
+  """The facts in the description of an exported file; ValueError, KeyError or TypeError if they are not there."""
+  facts: dict[str, Any] = {name: kind(said[name]) for name, kind in FACTS.items()}
+  inputs = Inputs(**said["inputs"] | {"audio_shape": tuple(said["inputs"]["audio_shape"])})
+  facts |= {name: said[name] for name in IF_KNOWN if name in said}
+  return About(inputs=inputs, fingerprint=said["sha256"], **facts)
 
 
 def check_inputs(inputs: Inputs, video: np.ndarray, spectrogram: np.ndarray) -> None:

@@ -11,7 +11,7 @@ from jax.sharding import Sharding
 from jaxtyping import Array, Float, Float32
 import numpy as np
 
-from mma_dfer_jax.engines.engine import About, Engine, check_inputs, refuse_step
+from mma_dfer_jax.engines.engine import IF_KNOWN, About, Engine, check_inputs, refuse_step
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.model import ModelConfig
 from mma_dfer_jax.parameters import PRECISIONS, abstract_model, cast, count, split_tunable, tunable_patterns
@@ -76,7 +76,8 @@ def opens(path: Path) -> bool:
 def describe(path: Path, step: int | str, precision: str | None) -> About:
   is_run = (path / "run.json").exists()
   if precision not in (None, *PRECISIONS):
-    raise UserError(f"precision={precision!r}: choose one of {', '.join(PRECISIONS)}")
+    files = "; int8 is for files: export --format=onnx --quantise=int8" * (precision == "int8")
+    raise UserError(f"precision={precision!r}: choose one of {', '.join(PRECISIONS)}{files}")
   if not is_run:
     refuse_step(path, step, "a converted model")
   stored = open_stored(path, step)
@@ -97,7 +98,7 @@ def describe(path: Path, step: int | str, precision: str | None) -> About:
     precision=precision,
     fingerprint=stored.sha256,
     sample_rates=tuple(said.get("sample_rates", ())),
-    seconds_of_sound=said.get("seconds_of_sound", 0.0),
+    **{name: said[name] for name in IF_KNOWN if name in said},
     config=read_run(path)["config"] if is_run else {},
   )
 

@@ -9,14 +9,10 @@ from typing import Any
 import numpy as np
 
 from mma_dfer_jax.disk import sha256_of
-from mma_dfer_jax.engines.engine import About, Engine, refuse_step
+from mma_dfer_jax.engines.engine import About, Engine, about_of, refuse_step
 from mma_dfer_jax.errors import UserError
-from mma_dfer_jax.inputs import Inputs
 
 OPENS = "a file that export wrote, with its description beside it (F and F.json)"
-# Fields of `About` in the description, beside inputs, and whether each is a list there.
-FACTS = {"streams": tuple, "classes": tuple, "class_order": str, "recipe": dict, "origin": dict, "precision": str,
-         "sample_rates": tuple}  # fmt: skip
 
 
 def json_beside(path: Path) -> Path:
@@ -46,11 +42,7 @@ def opens(path: Path) -> bool:
 def describe(path: Path, step: int | str, precision: str | None) -> About:
   refuse_step(path, step, "an exported model")
   try:
-    said = json.loads(json_beside(path).read_text())
-    facts: dict[str, Any] = {name: kind(said[name]) for name, kind in FACTS.items()}
-    sizes = said["inputs"] | {"audio_shape": tuple(said["inputs"]["audio_shape"])}
-    facts["seconds_of_sound"] = said.get("seconds_of_sound", 0.0)
-    about = About(inputs=Inputs(**sizes), fingerprint=said["sha256"], **facts)
+    about = about_of(json.loads(json_beside(path).read_text()))
   except (ValueError, KeyError, TypeError) as error:
     raise UserError(f"{json_beside(path)} is damaged ({error!r}); export the model again") from error
   if sha256_of(path) != about.fingerprint:

@@ -15,6 +15,7 @@ from mma_dfer_jax.errors import UserError, count, listed
 from mma_dfer_jax.layers import REMAT
 from mma_dfer_jax.model import SLOTS, ModelConfig
 from mma_dfer_jax.parameters import PRECISIONS, tunable_patterns
+from mma_dfer_jax.training.calibration import LARGEST_SHARE, number_held_out
 from mma_dfer_jax.training.sharding import check_batch_size, check_precision, make_mesh
 from mma_dfer_jax.training.start import open_init
 from mma_dfer_jax.weights.files import Start
@@ -33,12 +34,19 @@ class Checked:
   train_split: str
   test_split: str
   starts: tuple[Start, ...]
+  held_out: float = 0.0  # share of the training clips that is not trained on
 
   @property
   def train_clips(self) -> dict[str, int]:
     """Training clips of each class."""
-    of_splits = [self.data_set.clips[split] for split in self.train_split.split("+")]
-    return {name: sum(clips[name] for clips in of_splits) for name in self.data_set.classes}
+    found = clips_of(self.data_set, self.train_split)
+    return {name: clips - number_held_out(clips, self.held_out) for name, clips in found.items()}
+
+
+def clips_of(data_set: DataSet, splits: str) -> dict[str, int]:
+  """Clips of each class in a split, or in several: "fold1+fold3"."""
+  of_splits = [data_set.clips[split] for split in splits.split("+")]
+  return {name: sum(clips[name] for clips in of_splits) for name in data_set.classes}
 
 
 def few_clips(clips: Mapping[str, int]) -> str:
@@ -78,6 +86,8 @@ def problems_of_values(config: ml_collections.ConfigDict, positive: Sequence[str
     *((f"data.crop_ratio={ratio}", "must be (smallest, largest), both positive",
       len(ratio) == 2 and 0 < ratio[0] <= ratio[1]) for ratio in [d.get("crop_ratio")] if ratio is not None),
     *((f"data.{name}={d[name]}", "must lie in [0, 1]", 0 <= d[name] <= 1) for name in ("flip", "brightness") if name in d),
+    *((f"data.held_out={share}", f"must lie in [0, {LARGEST_SHARE}]", 0 <= share <= LARGEST_SHARE)
+      for share in [d.get("held_out")] if share is not None),
     (f"micro_batch={c.micro_batch}", "must be -1 (the whole batch), 0 (as suits the devices) or more",
      c.micro_batch >= -1),
     *((f"data.{name}={d[name]}", "must not be negative", d[name] >= 0) for name in ("fold", "num_workers")),
@@ -148,15 +158,18 @@ def check_run(config: ml_collections.ConfigDict, *, devices: bool = True) -> Che
   if data_set:
     try:
       train, test = data_set.train_and_test(config.data.fold)
-      clips = sum(data_set.splits[split] for split in train.split("+"))
-      problems += too_few_clips(
-        config.batch_size, clips, f"{train} has", jax.device_count() if devices else 1
-      )
+      of_class, share = clips_of(data_set, train), config.data.get("held_out", 0.0)
+      held_out = sum(number_held_out(clips, share) for clips in of_class.values())
+      if share and not held_out:
+        problems.append(f"data.held_out={share}, but no class of {train} has two clips: set it to 0")
+      whose = f"{train}{' without those held out' * bool(held_out)} has"
+      clips = sum(of_class.values()) - held_out
+      problems += too_few_clips(config.batch_size, clips, whose, jax.device_count() if devices else 1)
     except UserError as error:
       problems.append(str(error))
   if problems or not (model and data_set):
     raise listed("this run cannot start", problems)
-  return Checked(model, data_set, train, test, tuple(starts))
+  return Checked(model, data_set, train, test, tuple(starts), config.data.get("held_out", 0.0))
 
 
 def problems_of_devices(config: ml_collections.ConfigDict) -> list[str]:

@@ -74,6 +74,14 @@ class Checkpointer:
       found = self.manager.restore(step, args=args.Composite(meta=args.JsonRestore(), **like))
     return from_pure(tunable, found.tunable), found.get("optimizer"), found.meta
 
+  def temperature(self, step: int) -> dict[str, float]:
+    """By its name, that of the last evaluation up to a step, if the run held out clips to fit it on."""
+    args = _orbax().args
+    with self._explained("read", step):
+      meta = self.manager.restore(step, args=args.Composite(meta=args.JsonRestore())).meta
+    found = [one["held_out"]["temperature"] for one in meta["history"] if "held_out" in one]
+    return {"temperature": found[-1]} if found else {}
+
   def _explained(self, doing: str, step: int) -> contextlib.AbstractContextManager[None]:
     others = ", ".join(str(other) for other in self.manager.all_steps() if other != step)
     left = f"the checkpoints of steps {others} are not touched" if others else "there is no other"

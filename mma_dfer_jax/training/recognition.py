@@ -18,9 +18,11 @@ from mma_dfer_jax.data.pipeline import Augment, TrainOrder, load_batches
 from mma_dfer_jax.model import DropPath, MmaDfer
 from mma_dfer_jax.parameters import count, tunable_patterns
 from mma_dfer_jax.training import sharding
+from mma_dfer_jax.training.calibration import Some, calibrated, fitted_to, hold_out
 from mma_dfer_jax.training.check import Checked, few_clips, micro_batch_of
 from mma_dfer_jax.training.evaluation import evaluate_split, jit_eval
 from mma_dfer_jax.training.loop import Evaluated
+from mma_dfer_jax.training.predictions import read_predictions
 from mma_dfer_jax.training.report import percent, write_report
 from mma_dfer_jax.training.run import Run
 from mma_dfer_jax.training.state import TrainState, by_epoch, cosine_rates, make_optimizer
@@ -34,6 +36,11 @@ class Recognition:
     self.config, self.checked, self.run, self.starts = config, checked, run, checked.starts
     c, data_set = config, checked.data_set
     records, hosts_of_run = data_set.records(checked.train_split), (jax.process_index(), jax.process_count())
+    self.held_out: Sequence[Any] = ()
+    if checked.held_out:
+      chosen = hold_out(data_set.labels(checked.train_split), checked.held_out, c.seed)
+      self.held_out = Some(records, chosen)
+      records = Some(records, np.setdiff1d(np.arange(len(records)), chosen))
     self.order = TrainOrder(records, c.seed, c.batch_size, c.num_epochs, *hosts_of_run)
     self.train_clips = checked.train_clips
     self.loss = parts.read("losses", c.loss.to_dict()).build(tuple(self.train_clips.values()))
@@ -77,13 +84,29 @@ class Recognition:
     eval_fn = jit_eval(graphdef, mesh, self.loss, self.config.precision)
 
     def evaluate(state: TrainState, workdir: Path, stop: Callable[[], bool]) -> Evaluated | None:
-      found = evaluate_split(
-        functools.partial(eval_fn, state.tunable, state.frozen), c.data_set.records(c.test_split), c.model.inputs,
-        c.data_set.classes, mesh=mesh, prefetch=d.prefetch, batch_size=batch_size, num_workers=d.num_workers, stop=stop,
+      answer = functools.partial(
+        evaluate_split, functools.partial(eval_fn, state.tunable, state.frozen), inputs=c.model.inputs,
+        classes=c.data_set.classes, mesh=mesh, prefetch=d.prefetch, batch_size=batch_size, num_workers=d.num_workers,
+        stop=stop,
       )  # fmt: skip
+      held_out: dict[str, Any] = {}
+      if self.held_out:
+        found = answer(records=self.held_out, title="evaluate held-out clips")
+        if found is None:
+          return None
+        without = found[0]["clips_without_sound"]
+        held_out = {
+          "clips": len(self.held_out),
+          "clips_without_sound": without,
+          "temperature": fitted_to(found[1]),
+        }
+      found = answer(records=c.data_set.records(c.test_split))
       if found is None:
         return None
       result, predictions = found
+      if held_out:
+        result |= {"held_out": held_out}
+        predictions = calibrated(predictions, held_out["temperature"])
       scores = predictions.scores
       if jax.process_index() == 0:
         predictions.write(workdir / "predictions.csv")
@@ -99,6 +122,7 @@ class Recognition:
     return [
       f"train on {c.train_split}: {errors.count(len(self.order.records), 'clip')}, {errors.count(self.order.steps_per_epoch, 'step')} an epoch; "
       f"test on {c.test_split}: {errors.count(c.data_set.splits[c.test_split], 'clip')}",
+      *[f"held out of training, for the temperature: {errors.count(len(self.held_out), 'clip')}"] * bool(self.held_out),
       *(f"{stream} encoder: random weights, nothing pretrained (config.pretrained.{stream} is empty)"
         for stream in ("image", "audio") if getattr(c.model, stream).depth and not {stream, "init_from"} & started),
       *(f"note: no training clip is {name}, so the model cannot learn it"
@@ -109,10 +133,11 @@ class Recognition:
   def report(self, workdir: Path, state: TrainState, history: Sequence[Mapping[str, Any]]) -> str:
     if jax.process_index():
       return ""
-    c, data_set = self.checked, self.checked.data_set
+    c, data_set, held_out = self.checked, self.checked.data_set, history[-1].get("held_out", {})
     facts = {
       "train_clips": len(self.order.records),
-      "train_clips_without_sound": sum(data_set.without_sound[split] for split in c.train_split.split("+")),
+      "train_clips_without_sound": sum(data_set.without_sound[split] for split in c.train_split.split("+"))
+      - held_out.get("clips_without_sound", 0),
       "clips_seen": self.total_steps * self.config.batch_size,
       "tunable_parameters": count(state.tunable),
       "frozen_parameters": count(state.frozen),
@@ -122,7 +147,9 @@ class Recognition:
       "data_set": f"{self.config.data.name}, fingerprint {data_set.fingerprint[:12]}",
       "splits": f"train {c.train_split}, test {c.test_split}",
     }
-    found = write_report(workdir, run=self.run, history=history, facts=facts, split=c.test_split)
+    predictions = read_predictions(workdir / "predictions.csv")  # of the last evaluation
+    how: dict[str, Any] = {"predictions": predictions, "held_out": held_out, "split": c.test_split}
+    found = write_report(workdir, run=self.run, history=history, facts=facts, **how)
     clips = errors.count(found["clips"], "clip")
     shown = f"WAR {percent(found['war'])}, UAR {percent(found['uar'])} on {clips}"
     return f"{shown}; {workdir}/report.md"

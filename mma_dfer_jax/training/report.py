@@ -16,6 +16,7 @@ import numpy as np
 from mma_dfer_jax.data.labels import COUNTS, LABEL_ORDERS, SCORES
 from mma_dfer_jax.disk import new_file, write_json
 from mma_dfer_jax.errors import EXAMPLES, UserError, count
+from mma_dfer_jax.training import calibration
 from mma_dfer_jax.training.predictions import Predictions
 from mma_dfer_jax.training.scores import Scores
 
@@ -78,11 +79,15 @@ class Fold:
   best_epoch: Mapping[str, Any] | None = None  # as in report.json; None if only one model was evaluated
 
 
-def write_report(workdir: Path, *, run: Mapping[str, Any], history: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], split: str) -> dict[str, Any]:  # fmt: skip
-  """Writes report.json, report.md, confusion_matrix.png and learning_curves.png; returns the report.
+def write_report(
+  workdir: Path, *, run: Mapping[str, Any], history: Sequence[Mapping[str, Any]], predictions: Predictions,
+  held_out: Mapping[str, Any], facts: Mapping[str, Any], split: str,
+) -> dict[str, Any]:  # fmt: skip
+  """Writes report.json, report.md and the pictures confusion_matrix, learning_curves, reliability; returns the report.
 
   Args:
     history: one entry per evaluated epoch: epoch, step, loss, accuracy, test_loss, confusion_matrix, clips_without_sound.
+    predictions, held_out: of the last of them, on the test clips; and its temperature, and of how many clips. Or empty.
     facts: what else the report lists: parameters, data set, clips seen.
   """
   every = [Scores(np.array(epoch["confusion_matrix"]), tuple(run["classes"])) for epoch in history]
@@ -96,6 +101,7 @@ def write_report(workdir: Path, *, run: Mapping[str, Any], history: Sequence[Map
     "best_epoch": {"note": f"{FLATTERS}; the headline is the last epoch", "epoch": chosen["epoch"], "step": chosen["step"],
                    "war": _number(highest.war), "uar": _number(highest.uar)},
     "published": published_for(last, [split]),
+    "calibration": calibration.describe(predictions, held_out),
     **facts,
     **{key: run[key] for key in ("recipe", "config", "version")},
   }  # fmt: skip
@@ -104,6 +110,7 @@ def write_report(workdir: Path, *, run: Mapping[str, Any], history: Sequence[Map
   listed = ("clips", "clips_without_sound", "train_clips", "train_clips_without_sound", "clips_seen", "step", "tunable_parameters",
             "frozen_parameters", "peak_memory_gib", "started_from", "data_set", "splits", "version")  # fmt: skip
   _draw_learning_curves(workdir, history, every, run["config"]["loss.name"])
+  _draw_reliability(workdir, predictions, held_out)
   _write(
     workdir, "report", report, last, "report of a run", "",
     f"**WAR {percent(last.war)}, UAR {percent(last.uar)}** on {count(last.clips, 'test clip')}, after the last epoch "
@@ -117,6 +124,9 @@ def write_report(workdir: Path, *, run: Mapping[str, Any], history: Sequence[Map
     *_matrix_blocks(last),
     "## Learning curves",
     "![learning curves](learning_curves.png)",
+    "## How sure it may be",
+    calibration.in_words(report["calibration"]),
+    "![reliability diagram](reliability.png)",
     "## The run",
     table(["", ""], [(name.replace("_", " "), report[name]) for name in listed if name in report]),
   )  # fmt: skip
@@ -357,6 +367,18 @@ def _draw_learning_curves(workdir: Path, history: Sequence[Mapping[str, Any]], s
     axes.grid(alpha=0.3)
     axes.legend()
   save_figure(figure, workdir / "learning_curves.png")
+
+
+def _draw_reliability(workdir: Path, predictions: Predictions, held_out: Mapping[str, Any]) -> None:
+  figure = empty_figure(5.0, 4.6)
+  axes = figure.subplots()
+  axes.plot([0, 1], [0, 1], color="0.7")
+  if held_out:
+    calibration.draw(axes, calibration.calibrated(predictions, 1 / held_out["temperature"]), "before")
+  calibration.draw(axes, predictions, f"temperature {held_out.get('temperature', 1.0):.3g}")
+  axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="share that is right", title="test clips")
+  axes.legend()
+  save_figure(figure, workdir / "reliability.png")
 
 
 def empty_figure(width: float, height: float) -> Any:

@@ -41,7 +41,7 @@ def describe_run(
     "tunable": tunable_patterns(model, config.tunable),
     "starts": {start.name: start.sha256 for start in starts},
     "data_set": {name: getattr(data_set, name) for name in ("fingerprint", "splits", "sample_rates")}
-    | ({"seconds_of_sound": data_set.seconds_of_sound} if data_set.seconds_of_sound else {}),
+    | {name: known for name in ("seconds_of_sound", "typical") if (known := getattr(data_set, name))},
     "version": __version__,
   }
   return json.loads(json.dumps(run))

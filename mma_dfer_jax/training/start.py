@@ -40,8 +40,11 @@ def open_run(workdir: Path, step: int | str = "last") -> StoredModel:
   checkpointer = Checkpointer(workdir, read_only=True)
   steps = {str(number): number for number in checkpointer.manager.all_steps()}
   named = {"last": checkpointer.latest_step(), "best": checkpointer.best_step()}
-  checkpointer.close()
   found = (steps | named).get(str(step))
+  temperature = (
+    checkpointer.temperature(found) if found is not None and run["config"].get("data.held_out") else {}
+  )
+  checkpointer.close()
   if found is None:
     raise UserError(f"{workdir} has no checkpoint {step}; it has the steps {', '.join(steps) or 'none'}")
 
@@ -65,11 +68,8 @@ def open_run(workdir: Path, step: int | str = "last") -> StoredModel:
     "tunable": run["tunable"],
     "precision": run["config"]["precision"],
     "sample_rates": run["data_set"]["sample_rates"],
-    **(
-      {"seconds_of_sound": run["data_set"]["seconds_of_sound"]}
-      if "seconds_of_sound" in run["data_set"]
-      else {}
-    ),
+    **{name: run["data_set"][name] for name in ("seconds_of_sound", "typical") if name in run["data_set"]},
+    **temperature,
     "source": {"run": workdir.resolve().name, "step": found, "version": run["version"]},
   }
   tensors = {

@@ -36,8 +36,9 @@ _COUNTS = {
   "U8": np.dtype("u1"),
   "BOOL": np.dtype("?"),
 }  # of training tools
-# Facts that only a run knows: which parameters it trained, its precision, the sample rates of its sounds.
-OF_A_RUN = {"tunable": list, "precision": str, "sample_rates": list, "seconds_of_sound": float}
+# Facts that only a run knows: which parameters it trained, its precision, what its clips were like, its temperature.
+OF_A_RUN = {"tunable": list, "precision": str, "sample_rates": list, "seconds_of_sound": float, "typical": dict,
+            "temperature": float}  # fmt: skip
 
 
 def held(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:

@@ -21,10 +21,12 @@ import numpy as np
 import pytest
 
 from mma_dfer_jax import MmaDfer, load_model
+from mma_dfer_jax.data.demo import clip_picture, clip_voice, write_clip
 from mma_dfer_jax.engines import engine, stablehlo
 from mma_dfer_jax.engines.engine import Engine, check_inputs, describe
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.inputs import Inputs
+from mma_dfer_jax.onnx_graph.file import read
 
 NAMES = {path.stem for path in Path(engine.__file__).parent.glob("*.py")} - {"__init__", "engine"}
 
@@ -90,15 +92,29 @@ def exported(folder) -> dict[str, tuple[Path, str]]:
 
 
 @pytest.fixture(scope="module")
-def paths(folder, exported) -> dict[str, Path]:
+def in_onnx(folder) -> dict[str, tuple[Path, str]]:
+  """The ONNX file and what the command printed, by precision."""
+  found = {}
+  for precision, how in (("float32", []), ("int8", ["--quantise=int8"])):
+    out = folder.parent / "onnx" / f"{precision}.onnx"
+    status, printed, errors = run_export(f"--model={folder}", f"--out={out}", "--format=onnx", *how)
+    assert status == 0, errors
+    found[precision] = out, printed
+  return found
+
+
+@pytest.fixture(scope="module")
+def paths(folder, exported, in_onnx) -> dict[str, Path]:
   """Something to open for each engine; a new one needs an entry here."""
-  return {"jax": folder, "stablehlo": exported["float32"][0]}
+  onnx = in_onnx["float32"][0]
+  return {"jax": folder, "stablehlo": exported["float32"][0], "onnxruntime": onnx, "openvino": onnx}
 
 
 @pytest.fixture(scope="module")
 def engines(paths, exported) -> dict[str, Engine]:
   """Loaded and compiled once."""
-  return {name: load_model(path) for name, path in {**paths, "bfloat16": exported["bfloat16"][0]}.items()}
+  found = {name: load_model(path, engine=name) for name, path in paths.items()}
+  return found | {"bfloat16": load_model(exported["bfloat16"][0])}
 
 
 def batch(inputs: Inputs, clips: int = 3):
@@ -116,11 +132,14 @@ def test_every_engine_opens_its_own_and_answers_as_jax(paths, engines):
   assert np.abs(expected[0] - expected[1]).max() > 1e-2, "two clips, two answers"
   for name, path in paths.items():
     modules = {other: importlib.import_module(f"mma_dfer_jax.engines.{other}") for other in NAMES}
-    assert [other for other in NAMES if modules[other].opens(path)] == [name]
+    assert {other for other in NAMES if modules[other].opens(path)} == {
+      k for k, p in paths.items() if p == path
+    }
     answering = engines[name]
+    assert answering.name == name
     assert isinstance(answering, Engine)
     assert type(answering).__module__ == modules[name].__name__
-    assert answering.about == describe(path)
+    assert answering.about == describe(path, engine=name)
     for field in ("inputs", "streams", "classes", "class_order", "recipe", "origin", "precision"):
       assert getattr(answering.about, field) == getattr(reference.about, field), field
     logits = answering(*inputs)
@@ -159,6 +178,111 @@ def test_floating_pixels_are_those_of_uint8(engines):
   np.testing.assert_allclose(engines["jax"](floats, sound), engines["jax"](video, sound), atol=1e-5)
   with pytest.raises(UserError, match="was exported for uint8 video"):
     engines["stablehlo"](floats, sound)
+
+
+@pytest.mark.slow
+def test_int8_is_near_and_says_how_near(engines, in_onnx):
+  path, printed = in_onnx["int8"]
+  small, (video, sound) = load_model(path), batch(engines["jax"].about.inputs)
+  assert (small.about.precision, small.name) == ("int8", "onnxruntime")
+  logits, expected = small(video, sound), engines["jax"](video, sound)
+  assert 1e-4 < np.abs(logits - expected).max() < 0.1
+  for i in range(3):  # whatever else is answered at once: integers are scaled clip by clip
+    np.testing.assert_array_equal(small(video[i : i + 1], sound[i : i + 1]), logits[i : i + 1])
+  found = read(path).said["agreement"]
+  assert (len(found["clips"]), found["another_top_class"]) == (7, [])
+  assert 0 < found["largest_probability_difference"] < 0.05
+  assert f"largest difference of a logit {found['largest_logit_difference']:.1e}" in printed
+  assert path.stat().st_size < 0.7 * in_onnx["float32"][0].stat().st_size
+
+
+@pytest.mark.slow
+def test_int8_beyond_the_limit_is_refused_also_on_clips_of_the_user(folder, tmp_path):
+  clip = tmp_path / "mine.mp4"
+  rng = np.random.default_rng(0)
+  write_clip(clip, rng.integers(0, 256, (20, 32, 32, 3), np.uint8), None, 10, 16000)
+  how = f"--model={folder}", f"--out={tmp_path}/small.onnx", "--format=onnx", "--quantise=int8"
+  status, _, errors = run_export(*how, f"--clips={clip}", "--limit=0.000001")
+  assert status == 1
+  for words in ("on 1 clip:", "more than --limit=1e-06; nothing was written"):
+    assert words in errors
+  assert [file.name for file in tmp_path.iterdir()] == ["mine.mp4"]
+
+
+@pytest.mark.slow
+def test_combinations_that_do_not_exist_are_said_in_a_sentence(paths, in_onnx, exported, tmp_path):
+  onnx, int8, jax_file = paths["onnxruntime"], in_onnx["int8"][0], exported["float32"][0]
+  for path, how, words in [
+    (onnx, {"engine": "jax"}, "--engine=jax opens the workdir of a run .* is for --engine=onnxruntime"),
+    (
+      paths["jax"],
+      {"engine": "openvino"},
+      "openvino opens an ONNX file that export wrote .*is for --engine=jax",
+    ),
+    (jax_file, {"engine": "onnxruntime"}, "is for --engine=stablehlo"),
+    (onnx, {"engine": "tensorrt"}, "'tensorrt': choose one of jax, onnxruntime, openvino, stablehlo"),
+    (onnx, {"precision": "int8"}, "for int8 export the model again with --format=onnx --quantise=int8"),
+    (onnx, {"precision": "bfloat16"}, "only --engine=openvino computes a float32 file in bfloat16"),
+    (onnx, {"precision": "int8", "engine": "openvino"}, "in float32 or bfloat16; int8 is for onnxruntime"),
+    (int8, {"engine": "openvino"}, "int8.onnx is int8: choose --engine=onnxruntime"),
+    (int8, {"precision": "float32"}, "for float32 export the model again without --quantise"),
+    (paths["jax"], {"precision": "int8"}, "int8 is for files: export --format=onnx --quantise=int8"),
+  ]:
+    with pytest.raises(UserError, match=words):
+      load_model(path, **how)
+  damaged = tmp_path / "damaged.onnx"
+  content = bytearray(onnx.read_bytes())
+  for place, words in ((-9, "is damaged; export"), (len(content) // 2, "is damaged; export")):
+    damaged.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place:][1:])
+    with pytest.raises(UserError, match=words):
+      load_model(damaged)
+  damaged.write_bytes(content[: len(content) // 2])
+  with pytest.raises(UserError, match="is damaged; export"):
+    load_model(damaged)
+  damaged.write_bytes(content[:50])
+  with pytest.raises(UserError, match="is no model that can be opened"):
+    load_model(damaged)
+
+
+@pytest.mark.slow
+def test_bfloat16_by_openvino(paths, engines):
+  from openvino import Core
+
+  if "BF16" not in Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    with pytest.raises(UserError, match="does not compute in bfloat16"):
+      load_model(paths["openvino"], engine="openvino", precision="bfloat16")
+    return
+  half, inputs = (
+    load_model(paths["openvino"], engine="openvino", precision="bfloat16"),
+    batch(engines["jax"].about.inputs),
+  )
+  assert 1e-4 < np.abs(half(*inputs) - engines["jax"](*inputs)).max() < 0.1
+  assert "precision: bfloat16" in repr(half)
+
+
+@pytest.mark.slow
+def test_an_onnx_file_answers_without_what_trains(in_onnx, tmp_path):
+  """No module of [train] can be imported; nor `onnx`."""
+  write_clip(tmp_path / "a.mp4", clip_picture("raised", rng := np.random.default_rng(0), 20),
+             clip_voice("soft", rng, 1.0), 20, 16000)  # fmt: skip
+  lacks = ["jax", "jaxlib", "flax", "grain", "onnx", "tensorflow_datasets", "orbax", "scipy", "matplotlib", "librosa", "numba",
+           "sklearn", "psutil", "einops", "optax", "safetensors"]  # fmt: skip
+  command = [sys.executable, "-c", f"import runpy, sys; sys.modules.update(dict.fromkeys({lacks})); "
+             "runpy.run_module('mma_dfer_jax.predict', run_name='__main__', alter_sys=True)",
+             f"--model={in_onnx['int8'][0]}", f"--out={tmp_path}/out", f"{tmp_path}/a.mp4"]  # fmt: skip
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+  answer = json.loads((tmp_path / "out/a.json").read_text())
+  assert (answer["model"]["engine"], answer["model"]["precision"]) == ("onnxruntime", "int8")
+  assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+  for more, words in (
+    ["--window=1", "pip install matplotlib"],
+    [f"--model={ROOT}/tests", "mma_dfer_jax[train]"],
+  ):
+    done = subprocess.run([*command, more], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, "Traceback" in done.stderr, words in done.stderr) == (1, False, True), (
+      done.stderr
+    )
 
 
 def test_wrong_inputs_are_all_named():
@@ -280,6 +404,20 @@ def test_what_a_user_can_fix_is_said_and_nothing_is_written(folder, tmp_path):
     ([f"--model={empty}", new], 1, ["is no model that can be opened", "the workdir of a run"]),
     ([f"--model={GOLDEN}/tiny_reference_checkpoint.pth", new], 1, ["must be converted first"]),
     ([model, new, "--precision=int8"], 1, ["choose one of float32, bfloat16"]),
+    (
+      [model, new, "--quantise=int8", "--limit=0.1"],
+      1,
+      ["--quantise does not go with --format=stablehlo", "--limit does not"],
+    ),
+    (
+      [model, new, "--format=onnx", "--platforms=cpu", "--precision=bfloat16", "--limit=1"],
+      1,
+      [
+        "--platforms does not go with --format=onnx",
+        "an ONNX file holds float32",
+        "--limit goes with --quantise=int8",
+      ],
+    ),
     ([model, new, "--step=best"], 1, ["has no steps"]),
     ([model, new, "extra"], 2, ["unexpected arguments: extra"]),
     ([model, new, "--platform"], 2, ["platform"]),

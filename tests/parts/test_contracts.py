@@ -1,10 +1,12 @@
 """What every part promises, asked of every file of every kind: a new part is tested here by being there."""
 
 import ast
+from collections import Counter
 import dataclasses
 import functools
 import io
 import json
+import math
 from pathlib import Path
 import tokenize
 
@@ -13,12 +15,17 @@ import jax
 from jax import export
 import jax.numpy as jnp
 import numpy as np
+import onnxruntime
 import pytest
 from torch_files import from_torch
 
 from mma_dfer_jax import parts
+from mma_dfer_jax.engines.engine import About
+from mma_dfer_jax.engines.jax import JaxEngine
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.model import SLOTS, MmaDfer, ModelConfig, read_model
+from mma_dfer_jax.onnx_export import graph_of
+from mma_dfer_jax.onnx_graph.writer import to_onnx
 from mma_dfer_jax.parameters import abstract_model, cast, flat_params, split_tunable, tunable_patterns
 from mma_dfer_jax.training.steps import in_float32
 from mma_dfer_jax.weights import names
@@ -145,6 +152,56 @@ def test_configs_come_back_from_json_and_parameters_from_the_authors_names(slot,
   assert {name: tensor.shape for name, tensor in tensors.items()} == names.used_shapes(cfg)
   back = from_torch(tensors, rows)
   assert {path: value.tobytes() for path, value in back.items()} == {p: v.tobytes() for p, v in ours.items()}
+
+
+@functools.cache
+def written(slot: str, name: str):
+  """That model in ONNX, and the engine that it was written from."""
+  about = About(inputs=config(slot, name).inputs, streams=(), classes=tuple("abcde"), class_order="", recipe={}, origin={},
+                precision="float32", fingerprint="")  # fmt: skip
+  engine = JaxEngine(about, Path(), config(slot, name), *built(slot, name))
+  return graph_of(engine), engine
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("slot", "name"), IN_SLOTS)
+def test_becomes_an_onnx_graph_that_answers_alike_for_any_number_of_clips(slot, name):
+  model, engine = written(slot, name)
+  video, sound = map(np.asarray, inputs(slot, name))
+  expected = engine(video, sound)
+  session = onnxruntime.InferenceSession(model.SerializeToString())
+  for clips in (1, 3):
+    (logits,) = session.run(None, {"video": video[:clips], "spectrogram": sound[:clips]})
+    np.testing.assert_allclose(logits, expected[:clips], atol=1e-5, rtol=0)
+
+
+def test_named_functions_are_one_node_and_weights_are_stored_once():
+  """Two layers of two encoders, each with a fusion; two layers of the temporal transformer."""
+  model, engine = written(*IN_SLOTS[0])
+  nodes = Counter(node.op_type for node in model.graph.node)
+  assert (nodes["Gelu"], nodes["Softmax"]) == (4 + 4 + 2, 4 + 2)
+  assert (
+    nodes["LayerNormalization"] == 2 * (4 + 2) + 2 + 4
+  )  # of blocks, of the encoders' ends, of the fusions
+  stored = {one.name: tuple(one.dims) for one in model.graph.initializer}
+  shapes = shapes_of(engine.tunable) | shapes_of(engine.frozen)
+  kernels = {path for path in shapes if path.endswith("kernel")}
+  assert all(stored[path] == shapes[path] for path in kernels if len(shapes[path]) == 2)
+  assert sum(one.ByteSize() for one in model.graph.initializer) < 1.3 * 4 * sum(
+    map(math.prod, shapes.values())
+  )
+
+
+def test_what_has_no_rule_is_refused_by_its_name_and_line():
+  (any_number,) = export.symbolic_shape("b")
+  x = jax.ShapeDtypeStruct((any_number, 8), np.float32)
+
+  def top(weights, x):
+    return jnp.sort(x * weights["scale"])
+
+  words = r"sort\(float32\[b,8\]\) of test_contracts\.py:\d+ in .*top: no rule for this primitive"
+  with pytest.raises(UserError, match=words):
+    to_onnx(top, {"scale": np.ones(8, np.float32)}, {"x": x}, "sorted")
 
 
 @pytest.mark.parametrize(("kind", "name"), EVERY_PART)

@@ -1,0 +1,1 @@
+"""A model as an ONNX file: written from its own program, made smaller, described."""

@@ -1,0 +1,76 @@
+"""The file that `export --format=onnx` writes: it begins with the description of its model, then comes the graph.
+
+So a reader of the description needs no `onnx`, and does not wait for the weights.
+"""
+
+import contextlib
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from mma_dfer_jax.data.wire import contents, field
+
+KEY = b"mma_dfer_jax"  # of the description among the model's metadata
+GRAPH, METADATA = 7, 14  # fields of ModelProto; source: onnx.proto
+LARGEST = 1 << 24  # bytes of a description
+
+
+class Described(NamedTuple):
+  """What a file says of itself."""
+
+  said: dict[str, Any]
+  begin: int  # of the graph, in bytes
+  size: int
+
+  def is_whole(self, path: Path) -> bool:
+    """Whether the graph is the one that was written."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+      file.seek(self.begin)
+      rest = self.size
+      while rest and (piece := file.read(min(rest, LARGEST))):
+        digest.update(piece)
+        rest -= len(piece)
+    return digest.hexdigest() == self.said.get("sha256")
+
+
+def write(path: Path, model: Any, said: dict[str, Any]) -> dict[str, Any]:
+  """Writes a ModelProto with a description of it; returns the description, with the sha256 of the graph in it."""
+  graph = model.graph.SerializeToString()
+  said = said | {"sha256": hashlib.sha256(graph).hexdigest()}
+  head = type(model)(ir_version=model.ir_version, producer_name=KEY.decode(), opset_import=model.opset_import)
+  head.metadata_props.add(key=KEY.decode(), value=json.dumps(said, allow_nan=False))
+  with path.open("wb") as file:
+    file.writelines([head.SerializeToString(), *field(GRAPH, graph)])
+  return said
+
+
+def read(path: Path) -> Described | None:
+  """The description of a file; None if it is none of ours."""
+  said = None
+  with contextlib.suppress(ValueError, IndexError, OSError), path.open("rb") as file:
+    while (key := _varint(file)) & 7 in (0, 2):
+      size = _varint(file)
+      if key & 7 == 0:
+        continue
+      if key >> 3 == GRAPH:
+        return Described(said, file.tell(), size) if isinstance(said, dict) else None
+      if size > LARGEST:
+        return None
+      content = file.read(size)
+      if key >> 3 == METADATA:
+        name, value = contents(memoryview(content))
+        said = json.loads(bytes(value)) if name == KEY else said
+  return None
+
+
+def _varint(file: BinaryIO) -> int:
+  """A number in the coding of protobuf; IndexError at the end of the file."""
+  found = shift = 0
+  while True:
+    byte = file.read(1)[0]
+    found |= (byte & 127) << shift
+    shift += 7
+    if byte < 128:
+      return found

@@ -1,0 +1,178 @@
+"""A JAX function -> an ONNX graph, read from the function's own jaxpr: no part of a model is described a second time.
+
+Weights become initialisers named by their paths, each once; a dimension given as a symbol (`jax.export.symbolic_shape`)
+stays open. What follows from weights alone is computed while writing. Functions with a name (`rules.NAMED`) and runs of
+equations that JAX's own functions leave behind (`rules.LIBRARY`) become one node; a broadcast is written only where ONNX's
+operators do not do it by themselves. Beside JAX it needs `onnx` alone.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import functools
+from typing import Any
+
+import jax
+from jax.extend.core import Literal
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from mma_dfer_jax.onnx_graph.graph import Graph, NotWritable, Tensor, is_static, known
+from mma_dfer_jax.onnx_graph.rules import LIBRARY, NAMED, RULES
+
+OPSET = 20  # LayerNormalization came with 17, Gelu with 20
+IR_VERSION = 9  # of the file format, as old as that opset
+CALLS = {
+  "jit", "pjit", "closed_call", "core_call", "checkpoint", "remat2", "custom_jvp_call", "custom_vjp_call"
+}  # fmt: skip
+# Not computed while writing, even if all inputs are known: cheaper by rule, or a matter of the open dimension.
+VIEWS = {"broadcast_in_dim", "reshape", "transpose", "squeeze", "slice"}
+
+
+def opened(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
+  """A jaxpr and its constants; JAX 0.12 has no ClosedJaxpr any more."""
+  return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
+
+
+def called(eqn: Any) -> Any:
+  """The jaxpr that an equation of `CALLS` runs."""
+  return next(eqn.params[key] for key in ("call_jaxpr", "jaxpr") if key in eqn.params)
+
+
+def line_of(eqn: Any) -> str | None:
+  """The innermost line that is neither JAX's nor Flax's."""
+  frames = eqn.source_info.traceback.frames if eqn.source_info.traceback else []
+  own = (f for f in frames if "site-packages" not in f.file_name and not f.file_name.startswith("<"))
+  return next((f"{f.file_name.rsplit('/', 1)[-1]}:{f.line_num} in {f.function_name}" for f in own), None)
+
+
+@functools.cache
+def _trace(number: int, shape: tuple, dtype: Any) -> Any:
+  """What JAX traces for a function of `LIBRARY`; None if it holds constants."""
+  jaxpr, consts = opened(jax.make_jaxpr(LIBRARY[number][0])(jax.ShapeDtypeStruct(shape, dtype)))
+  while len(jaxpr.eqns) == 1 and jaxpr.eqns[0].primitive.name in CALLS:
+    jaxpr, consts = opened(called(jaxpr.eqns[0]))
+  return None if consts else jaxpr
+
+
+def library_function(jaxpr: Any, position: int) -> tuple[int, Any, Any]:
+  """For a function of `LIBRARY` that begins here: its number of equations, its rule, its input; else 1, None, None."""
+  source = next((v for v in jaxpr.eqns[position].invars if not isinstance(v, Literal)), None)
+  if source is None or source.aval.dtype != np.float32 or not source.aval.shape:
+    return 1, None, None
+  for number, (_, write) in enumerate(LIBRARY):
+    pattern = _trace(number, source.aval.shape, source.aval.dtype)
+    eqns = jaxpr.eqns[position : position + len(pattern.eqns)] if pattern else []
+    if eqns and _same(pattern, eqns, source):
+      inner = {id(v) for e in eqns[:-1] for v in e.outvars}
+      later = [v for e in jaxpr.eqns[position + len(eqns) :] for v in e.invars] + list(jaxpr.outvars)
+      if not any(id(v) in inner for v in later):
+        return len(eqns), write, source
+  return 1, None, None
+
+
+def _same(pattern: Any, eqns: Sequence[Any], source: Any) -> bool:
+  partner = {id(pattern.invars[0]): source}
+  if [p.primitive for p in pattern.eqns] != [e.primitive for e in eqns]:
+    return False
+  for p, e in zip(pattern.eqns, eqns, strict=True):
+    if len(p.invars) != len(e.invars) or str(p.params) != str(e.params):
+      return False
+    for a, b in zip(p.invars, e.invars, strict=True):
+      numbers = isinstance(a, Literal) and isinstance(b, Literal)
+      if not (np.array_equal(a.val, b.val) if numbers else partner.get(id(a)) is b):
+        return False
+    partner.update({id(a): b for a, b in zip(p.outvars, e.outvars, strict=True)})
+  return True
+
+
+class Writer(Graph):
+  """Interprets a jaxpr."""
+
+  def __init__(self, taken: Sequence[str]):
+    super().__init__(taken)
+    self.callers: list[Any] = []  # equations that are being inlined
+
+  def run(self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Tensor]) -> list[Tensor]:
+    """What the equations of a jaxpr give for inputs."""
+    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*map(known, consts), *inputs], strict=True))
+
+    def read(v: Any) -> Tensor:
+      return known(np.asarray(v.val, v.aval.dtype)) if isinstance(v, Literal) else values[v]  # type: ignore[attr-defined]
+
+    position = 0
+    while position < len(jaxpr.eqns):
+      eqn, (length, write, source) = jaxpr.eqns[position], library_function(jaxpr, position)
+      outputs = [write(self, read(source))] if write else self._equation(eqn, [read(v) for v in eqn.invars])
+      position += length
+      values.update(zip(jaxpr.eqns[position - 1].outvars, outputs, strict=True))
+    return [read(v) for v in jaxpr.outvars]
+
+  def _equation(self, eqn: Any, inputs: list[Tensor]) -> list[Tensor]:
+    primitive = eqn.primitive.name
+    if primitive in CALLS:
+      jaxpr, consts = opened(called(eqn))
+      write: Any = NAMED.get(jaxpr.debug_info.func_name) if primitive == "custom_vjp_call" else None
+      self.callers.append(eqn)
+      node = write(self, jaxpr, *inputs) if write else None
+      outputs = [node] if node else self.run(jaxpr, consts, inputs)
+      self.callers.pop()
+      return outputs
+    plain = all(is_static(v.aval.shape) and isinstance(v.aval.dtype, np.dtype) for v in eqn.outvars)
+    if plain and primitive not in VIEWS and all(x.array is not None for x in inputs):
+      out = eqn.primitive.bind(*(jax.numpy.asarray(self.full(x).array) for x in inputs), **eqn.params)
+      label = next((x.label for x in inputs if x.label), None)
+      return [known(o, label) for o in (out if eqn.primitive.multiple_results else [out])]
+    try:
+      if primitive not in RULES:
+        raise NotWritable("no rule for this primitive")
+      found = RULES[primitive](self, eqn, *inputs)
+    except NotWritable as problem:
+      avals = ", ".join(str(v.aval) for v in eqn.invars)
+      line = next(filter(None, map(line_of, [eqn, *reversed(self.callers)])), "line unknown")
+      raise NotWritable(f"{primitive}({avals}) of {line}: {problem}") from None
+    return found if isinstance(found, list) else [found]
+
+
+def to_onnx(
+  function: Callable[..., Any], weights: Mapping[str, Any], inputs: Mapping[str, jax.ShapeDtypeStruct], output: str
+) -> onnx.ModelProto:  # fmt: skip
+  """function(weights, *inputs) -> an array, as an ONNX model.
+
+  Args:
+    weights: arrays by name.
+    inputs: shapes and types by name; dimensions may be symbols, each of which must stand alone in some shape.
+    output: its name.
+  Raises:
+    NotWritable: with the primitive and the line that it comes from.
+  """
+  arrays = {name: np.asarray(array) for name, array in weights.items()}
+  abstract = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in arrays.items()}
+  jaxpr, consts = opened(jax.make_jaxpr(function)(abstract, *inputs.values()))
+  w = Writer([*inputs, output])
+  given = [known(arrays[name], name) for name in sorted(arrays)]  # as JAX orders the leaves of a dict
+  for name, x in inputs.items():
+    given.append(Tensor(shape=tuple(x.shape), dtype=np.dtype(x.dtype), held=tuple(x.shape), name=name))
+    w.symbols |= {str(d): (given[-1], axis) for axis, d in enumerate(x.shape) if not is_static([d])}
+  (result,) = (w.full(x) for x in w.run(jaxpr, consts, given))
+  name_of_result = w.name(result)  # may add a node
+  nodes = [*w.nodes, helper.make_node("Identity", [name_of_result], [output])]
+  needed, kept = {output}, []
+  for node in reversed(nodes):  # what nothing asks for goes
+    if needed & set(node.output):
+      kept.append(node)
+      needed |= set(node.input)
+
+  def info(name: str, x: Any) -> onnx.ValueInfoProto:
+    dims = [int(d) if is_static([d]) else str(d) for d in x.shape]
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(x.dtype)), dims)
+
+  ends = [info(name, x) for name, x in inputs.items()], [info(output, result)]
+  graph = helper.make_graph(kept[::-1], "model", *ends)
+  model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+  for (
+    name,
+    array,
+  ) in w.arrays.items():  # straight into the model: a list of them first would double the memory
+    if name in needed:
+      model.graph.initializer.add().CopyFrom(numpy_helper.from_array(np.asarray(array, order="C"), name))
+  return model
