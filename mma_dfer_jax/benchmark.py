@@ -30,6 +30,7 @@ from typing import Any
 from absl import flags
 from flax import nnx
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 import numpy as np
 
@@ -174,8 +175,10 @@ def random_batch(cfg: ModelConfig, batch_size: int) -> dict[str, np.ndarray]:
   }
 
 
-def compiled_step(variant: SimpleNamespace, cfg: ModelConfig, mesh: Mesh, batch: Any) -> tuple[Callable[[Any], float], list[dict[str, float]]]:  # fmt: skip
-  """A step from a batch to the loss of a clip, and the seconds to trace and compile it: cold, then from the cache."""
+def compiled_step(
+  variant: SimpleNamespace, cfg: ModelConfig, mesh: Mesh, batch: Any, cache: str
+) -> tuple[Callable[[Any], float], list[dict[str, float]]]:
+  """A step from a batch to the loss of a clip, and the seconds to trace and compile it: cold, then from a new cache."""
   tx = make_optimizer(lambda step: 1e-4, 1e-2)
   graphdef, state = create_train_state(
     lambda: MmaDfer(cfg, rngs=nnx.Rngs(0)), tunable_patterns(cfg), tx, mesh=mesh, fsdp_min_size_mb=4.0
@@ -203,6 +206,8 @@ def compiled_step(variant: SimpleNamespace, cfg: ModelConfig, mesh: Mesh, batch:
     compiler_options=sharding.compiler_options(),
   )  # fmt: skip
   seconds = []
+  compilation_cache.reset_cache()  # of what the parameters were made with, which is not measured
+  jax.config.update("jax_compilation_cache_dir", cache)
   for _ in range(2):
     jax.clear_caches()
     start = time.perf_counter()
@@ -226,13 +231,12 @@ def measure(variant: SimpleNamespace, records: Sequence[Record] | None) -> dict[
   if variant.micro_batch and variant.batch_size % variant.micro_batch:
     raise UserError(f"micro_batch={variant.micro_batch} must divide batch_size={variant.batch_size}")
   sharding.check_precision(variant.precision)
+  sharding.start_jax()
   with tempfile.TemporaryDirectory() as cache:  # new: the first compilation is a cold one
-    jax.config.update("jax_compilation_cache_dir", cache)
-    sharding.start_jax()
     cfg = paper_of_depth(variant.image_size, variant.depth)
     mesh = sharding.make_mesh(*map(int, variant.mesh.split("x")))
     batch = sharding.to_global(random_batch(cfg, variant.batch_size), mesh)
-    step, (cold, cached) = compiled_step(variant, cfg, mesh, batch)
+    step, (cold, cached) = compiled_step(variant, cfg, mesh, batch, cache)
     result = {
       "loss": step(batch),
       "trace_seconds": cached["trace"],

@@ -24,6 +24,7 @@ from mma_dfer_jax.progress import watched
 
 LARGEST = 2**31 - 2**20  # bytes: protobuf's limit for a file, and room for what is no weight
 TOLERANCE = 1e-5  # of a logit, as a share of the largest, or of 1: what the order of sums makes in float32
+Clip = tuple[str, np.ndarray, np.ndarray]  # name, (T, H, W, 3) uint8 and (F, K)
 
 
 def graph_of(engine: JaxEngine) -> Any:
@@ -47,9 +48,6 @@ def graph_of(engine: JaxEngine) -> Any:
     path: v[...] for state in (engine.tunable, engine.frozen) for path, v in flat_params(state).items()
   }
   return to_onnx(logits, weights, shapes, "logits")
-
-
-Clip = tuple[str, np.ndarray, np.ndarray]  # name, (T, H, W, 3) uint8 and (F, K)
 
 
 def given_clips(engine: Engine, files: Sequence[str], face_model: str | None) -> list[Clip]:

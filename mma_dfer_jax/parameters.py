@@ -99,5 +99,6 @@ def put_over(model: nnx.Module, values: Mapping[str, Any]) -> None:
   for path, value in values.items():
     if path.endswith("pos_embed"):
       value = jnp.concatenate([value, variables[path][...][:, value.shape[1] :]], axis=1)
-    variables[path][...] = value
+    # A NumPy array would be scattered over the old values, by a program for each shape.
+    variables[path][...] = jnp.asarray(value, variables[path].dtype)
   nnx.update(model, nnx.state(model))

@@ -57,11 +57,11 @@ def shared(tmp_path_factory, name: str, make: Callable[[Path], Any]) -> Path:
 def make_clips(folder: Path) -> None:
   """clips/: 21 clips to train on and 7 to test; folds/clips/: the first 21 in two folds of 9 and 12."""
   manifest = generate(folder / "clips", 3, 1, 0)
-  prepare_clips(manifest, folder, num_workers=2)
+  prepare_clips(manifest, folder)
   rows = [row for row in csv.DictReader(manifest.open()) if row["split"] == "train"]
   lines = [f"{row['path']},{row['label']},{1 + (i >= 9)}" for i, row in enumerate(rows)]
   (folder / "clips/folds.csv").write_text("\n".join(["path,label,fold", *lines]) + "\n")
-  prepare_clips(folder / "clips/folds.csv", folder / "folds", num_workers=2)
+  prepare_clips(folder / "clips/folds.csv", folder / "folds")
 
 
 def config_of(data_dir: Path, **overrides):

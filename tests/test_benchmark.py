@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from unittest import mock
 
 from commands import load, run
+from conftest import ONE_DEVICE
 import pytest
 
 from mma_dfer_jax.data import speed
@@ -25,7 +26,7 @@ def test_operations_are_those_that_the_original_counts(size, flops):
 
 @pytest.mark.slow
 def test_a_measurement(tmp_path, monkeypatch):
-  monkeypatch.setenv("XLA_FLAGS", "")  # the process that measures has one device
+  monkeypatch.setenv("XLA_FLAGS", ONE_DEVICE)  # the process that measures has one device
   status, out, err = run("benchmark", "--steps=eval", "--image_size=32", "--depth=1", "--repeats=2", "--peak_tflops=1",
                          f"--out={tmp_path / 'b.json'}")  # fmt: skip
   assert status == 0, err

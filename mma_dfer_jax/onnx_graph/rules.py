@@ -1,13 +1,11 @@
-"""What each primitive of JAX becomes in ONNX, and the functions that become one node; a part that needs more adds it here."""
+"""What each primitive of JAX becomes in ONNX, and which functions become one node; a part that needs more adds it here."""
 
 from collections.abc import Callable
 import dataclasses
-import functools
 import itertools
 import math
 from typing import Any
 
-import jax
 from jax.extend.core import Literal
 import numpy as np
 
@@ -38,25 +36,15 @@ def _attend(w: Graph, _: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
   q = w.op("Mul", [q, np.array(q.shape[-1] ** -0.5, q.dtype)], q.shape, q.dtype)
   keys = w.transpose(k, [*range(rank - 2), rank - 1, rank - 2])
   scores = w.op("MatMul", [q, keys], (*q.shape[:-1], k.shape[-2]), q.dtype)
-  return w.op("MatMul", [_softmax(w, scores), v], (*q.shape[:-1], v.shape[-1]), q.dtype)
+  weights = w.op("Softmax", [scores], scores.shape, q.dtype, axis=-1)
+  return w.op("MatMul", [weights, v], (*q.shape[:-1], v.shape[-1]), q.dtype)
 
 
-def _softmax(w: Graph, x: Tensor) -> Tensor:
-  return w.op("Softmax", [w.full(x)], x.shape, x.dtype, axis=-1)
+def _gelu(w: Graph, _: Any, x: Tensor) -> Tensor:
+  return w.op("Gelu", [x], x.shape, x.dtype, x.held)
 
 
-def _gelu(w: Graph, x: Tensor, approximate: str = "none") -> Tensor:
-  return w.op("Gelu", [x], x.shape, x.dtype, x.held, approximate=approximate)
-
-
-NAMED = {"gelu": lambda w, _, x: _gelu(w, x), "normalise": _normalise, "attend": _attend}
-
-# Functions of JAX that leave no name: runs of equations equal to what the same JAX traces for them.
-LIBRARY: list[tuple[Callable, Callable]] = [
-  (jax.nn.softmax, _softmax),
-  (functools.partial(jax.nn.gelu, approximate=False), _gelu),
-  (functools.partial(jax.nn.gelu, approximate=True), functools.partial(_gelu, approximate="tanh")),
-]
+NAMED = {"gelu": _gelu, "normalise": _normalise, "attend": _attend}
 
 # Primitives, element by element.
 

@@ -1,13 +1,11 @@
 """A JAX function -> an ONNX graph, read from the function's own jaxpr: no part of a model is described a second time.
 
 Weights become initialisers named by their paths, each once; a dimension given as a symbol (`jax.export.symbolic_shape`)
-stays open. What follows from weights alone is computed while writing. Functions with a name (`rules.NAMED`) and runs of
-equations that JAX's own functions leave behind (`rules.LIBRARY`) become one node; a broadcast is written only where ONNX's
-operators do not do it by themselves. Beside JAX it needs `onnx` alone.
+stays open. What follows from weights alone is computed while writing. Functions with a name (`rules.NAMED`) become one node
+each; a broadcast is written only where ONNX's operators do not do it by themselves. Beside JAX it needs `onnx` alone.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-import functools
 from typing import Any
 
 import jax
@@ -17,7 +15,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from mma_dfer_jax.onnx_graph.graph import Graph, NotWritable, Tensor, is_static, known
-from mma_dfer_jax.onnx_graph.rules import LIBRARY, NAMED, RULES
+from mma_dfer_jax.onnx_graph.rules import NAMED, RULES
 
 OPSET = 20  # LayerNormalization came with 17, Gelu with 20
 IR_VERSION = 9  # of the file format, as old as that opset
@@ -45,46 +43,6 @@ def line_of(eqn: Any) -> str | None:
   return next((f"{f.file_name.rsplit('/', 1)[-1]}:{f.line_num} in {f.function_name}" for f in own), None)
 
 
-@functools.cache
-def _trace(number: int, shape: tuple, dtype: Any) -> Any:
-  """What JAX traces for a function of `LIBRARY`; None if it holds constants."""
-  jaxpr, consts = opened(jax.make_jaxpr(LIBRARY[number][0])(jax.ShapeDtypeStruct(shape, dtype)))
-  while len(jaxpr.eqns) == 1 and jaxpr.eqns[0].primitive.name in CALLS:
-    jaxpr, consts = opened(called(jaxpr.eqns[0]))
-  return None if consts else jaxpr
-
-
-def library_function(jaxpr: Any, position: int) -> tuple[int, Any, Any]:
-  """For a function of `LIBRARY` that begins here: its number of equations, its rule, its input; else 1, None, None."""
-  source = next((v for v in jaxpr.eqns[position].invars if not isinstance(v, Literal)), None)
-  if source is None or source.aval.dtype != np.float32 or not source.aval.shape:
-    return 1, None, None
-  for number, (_, write) in enumerate(LIBRARY):
-    pattern = _trace(number, source.aval.shape, source.aval.dtype)
-    eqns = jaxpr.eqns[position : position + len(pattern.eqns)] if pattern else []
-    if eqns and _same(pattern, eqns, source):
-      inner = {id(v) for e in eqns[:-1] for v in e.outvars}
-      later = [v for e in jaxpr.eqns[position + len(eqns) :] for v in e.invars] + list(jaxpr.outvars)
-      if not any(id(v) in inner for v in later):
-        return len(eqns), write, source
-  return 1, None, None
-
-
-def _same(pattern: Any, eqns: Sequence[Any], source: Any) -> bool:
-  partner = {id(pattern.invars[0]): source}
-  if [p.primitive for p in pattern.eqns] != [e.primitive for e in eqns]:
-    return False
-  for p, e in zip(pattern.eqns, eqns, strict=True):
-    if len(p.invars) != len(e.invars) or str(p.params) != str(e.params):
-      return False
-    for a, b in zip(p.invars, e.invars, strict=True):
-      numbers = isinstance(a, Literal) and isinstance(b, Literal)
-      if not (np.array_equal(a.val, b.val) if numbers else partner.get(id(a)) is b):
-        return False
-    partner.update({id(a): b for a, b in zip(p.outvars, e.outvars, strict=True)})
-  return True
-
-
 class Writer(Graph):
   """Interprets a jaxpr."""
 
@@ -99,12 +57,9 @@ class Writer(Graph):
     def read(v: Any) -> Tensor:
       return known(np.asarray(v.val, v.aval.dtype)) if isinstance(v, Literal) else values[v]  # type: ignore[attr-defined]
 
-    position = 0
-    while position < len(jaxpr.eqns):
-      eqn, (length, write, source) = jaxpr.eqns[position], library_function(jaxpr, position)
-      outputs = [write(self, read(source))] if write else self._equation(eqn, [read(v) for v in eqn.invars])
-      position += length
-      values.update(zip(jaxpr.eqns[position - 1].outvars, outputs, strict=True))
+    for eqn in jaxpr.eqns:
+      outputs = self._equation(eqn, [read(v) for v in eqn.invars])
+      values.update(zip(eqn.outvars, outputs, strict=True))
     return [read(v) for v in jaxpr.outvars]
 
   def _equation(self, eqn: Any, inputs: list[Tensor]) -> list[Tensor]:

@@ -153,14 +153,17 @@ def _draw_restored(workdir: Path, task: Any, model: MaskedAutoencoder) -> None:
   m = task.checked.model
   (examples,) = task.make(augmented=False, examples=SHOWN)(0).values()
   noise = jax.random.uniform(jax.random.key(task.config.seed), (m.patches, SHOWN))
-  made = model(jnp.asarray(examples), noise)
-  values = model.patch_values(jnp.asarray(examples))
-  columns = [
-    jnp.where(made.removed[:, :, None] > 0, 0.5 if m.stream == "image" else jnp.nan, values),
-    restored(values, made, m.norm_pix),
-    values,
-  ]
-  pictures = [np.asarray(on_grid(values, m.grid, m.encoder.patch_size)) for values in columns]
+  graphdef, state = nnx.split(model)
+
+  @jax.jit  # operation by operation a hundred programs would be compiled
+  def draw(state: nnx.State, examples: jax.Array) -> list[jax.Array]:
+    model = nnx.merge(graphdef, state)
+    made, values = model(examples, noise), model.patch_values(examples)
+    masked = jnp.where(made.removed[:, :, None] > 0, 0.5 if m.stream == "image" else jnp.nan, values)
+    columns = masked, restored(values, made, m.norm_pix), values
+    return [on_grid(column, m.grid, m.encoder.patch_size) for column in columns]
+
+  pictures = [np.asarray(column) for column in draw(state, jnp.asarray(examples))]
   height, width = pictures[0].shape[1:3] if m.stream == "image" else pictures[0].shape[2:0:-1]
   figure = empty_figure(3 * SHOWN * min(width / height, 1.5) / 2, 5.0)
   for row, (title, of_row) in enumerate(zip(("masked", "restored", "original"), pictures, strict=True)):

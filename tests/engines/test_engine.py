@@ -268,7 +268,7 @@ def test_an_onnx_file_answers_without_what_trains(in_onnx, tmp_path):
   lacks = ["jax", "jaxlib", "flax", "grain", "onnx", "tensorflow_datasets", "orbax", "scipy", "matplotlib", "librosa", "numba",
            "sklearn", "psutil", "einops", "optax", "safetensors"]  # fmt: skip
   command = [sys.executable, "-c", f"import runpy, sys; sys.modules.update(dict.fromkeys({lacks})); "
-             "runpy.run_module('mma_dfer_jax.predict', run_name='__main__', alter_sys=True)",
+             "import mma_dfer_jax.data.arrays; runpy.run_module('mma_dfer_jax.predict', run_name='__main__', alter_sys=True)",
              f"--model={in_onnx['int8'][0]}", f"--out={tmp_path}/out", f"{tmp_path}/a.mp4"]  # fmt: skip
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
   assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
