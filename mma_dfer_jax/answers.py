@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
+import glob
 import importlib.util
 import io
 import itertools
@@ -15,12 +16,17 @@ from typing import Any
 from mma_dfer_jax import __version__
 from mma_dfer_jax.data import film, media
 from mma_dfer_jax.data.faces import MODEL_SHA256
+from mma_dfer_jax.data.frames import encode_frame
+from mma_dfer_jax.data.persons import check_person
 from mma_dfer_jax.disk import new_file, sha256_of, write_json
 from mma_dfer_jax.doubt import check_abstain, warnings_of_windows
 from mma_dfer_jax.engines.engine import Engine
 from mma_dfer_jax.errors import UserError, count, listed
 from mma_dfer_jax.prediction import (
   Finder,
+  Prediction,
+  Presence,
+  Timeline,
   clip_sample,
   described,
   predict_samples,
@@ -34,7 +40,9 @@ LONGEST_NAME = 255  # bytes, in all usual file systems
 Json = dict[str, Any]
 
 
-def check(files: Sequence[str], window: float | None, hop: float | None, abstain: float = 0.0) -> None:
+def check(
+  files: Sequence[str], window: float | None, hop: float | None, abstain: float = 0.0, person: str = "largest"
+) -> None:
   """Raises UserError with all that is wrong with a command line."""
   problems = [] if files else ["name at least one video file"]
   stems = [Path(file).stem for file in files]
@@ -56,10 +64,11 @@ def check(files: Sequence[str], window: float | None, hop: float | None, abstain
       film.check_windows(window, hop or 0.0)
     except UserError as error:
       problems.append(str(error))
-  try:
-    check_abstain(abstain)
-  except UserError as error:
-    problems.append(f"--{error}")
+  for check_value in (lambda: check_abstain(abstain), lambda: check_person(person)):
+    try:
+      check_value()
+    except UserError as error:
+      problems.append(f"--{error}")
   if problems:
     raise listed("the command line has problems", problems)
 
@@ -79,6 +88,7 @@ class Answers:
   channel: str = "first"  # of the sound
   force: bool = False  # name a class whatever speaks against it
   abstain: float = 0.0  # least probability of a class that is named
+  person: str = "largest"  # who is answered for: largest, all, or a number
 
   def answer(self, files: Sequence[str]) -> int:
     """Answers videos and writes the table of all; 1 if some cannot be read, which are reported, else 0."""
@@ -97,10 +107,12 @@ class Answers:
       if found := there[file]:  # the answer to another question
         if found["asked"].get("file") != asked[file]["file"]:
           print(f"{self._path(file)}: was about {found['clip']}, and is replaced", file=sys.stderr)
-        for suffix in (".csv", ".srt", ".png", ".json"):
-          self._path(file).with_suffix(suffix).unlink(missing_ok=True)
+        faces = self.out.glob(f"{glob.escape(Path(file).stem)}.person*.jpg")
+        for old in [*faces, *map(self._path(file).with_suffix, (".csv", ".srt", ".png", ".json"))]:
+          old.unlink(missing_ok=True)
     try:
-      answers.update(self._films(waiting) if self.window else self._clips(waiting))
+      over_time = self.window or self.person != "largest"
+      answers.update(self._films(waiting) if over_time else self._clips(waiting))
     finally:  # stopped, too: a later command answers the others
       ordered = [answers[file] for file in files if file in answers]
       table = [one for answer in ordered for one in answer.get("windows", [answer])]
@@ -132,6 +144,8 @@ class Answers:
       of_all["frame_choice"] = about.inputs.frame_choice
     if self.channel != "first":
       of_all["sound_channel"] = self.channel
+    if self.person != "largest":
+      of_all["person"] = self.person
     asked = {}
     for file in files:
       stamp = []
@@ -165,42 +179,44 @@ class Answers:
       for prediction in predictions:
         facts = dataclasses.asdict(prediction) | {"seconds": prediction.seconds}
         yield prediction.clip, self._write(prediction.clip, asked[prediction.clip], facts)
-        ranked = sorted(prediction.probabilities.items(), key=lambda item: -item[1])[:3]
-        said = ", ".join(f"{label} {100 * p:.1f} %" for label, p in ranked)
-        say(
-          f"{prediction.clip}: {said if prediction.top else '– (withheld; --force names a class all the same)'}"
-        )
-        for reason in prediction.reasons:
-          say(f"  {'not reliable' if prediction.top else 'withheld'}: {reason}")
-        for warning in prediction.warnings:
-          say(f"  warning: {warning}")
+        _say_prediction(prediction)
 
   def _films(self, asked: Mapping[str, Json]) -> Iterator[tuple[str, Json]]:
-    """(file, answer) of each video that can be read, over time."""
+    """(file, answer) of each video that can be read, over time or for each person."""
     how: Json = {"window": self.window, "hop": self.hop}
     for file, path in ((file, self._path(file)) for file in asked):
       try:
         with _bars(file) as show:
           timeline = predict_timeline(self.engine, file, **how, faces=self.finder, channel=self.channel, **self._doubt,
-                                      batch_size=self.batch_size, progress=show)  # fmt: skip
+                                      batch_size=self.batch_size, person=self.person, progress=show)  # fmt: skip
         with media.one_clip(file):
-          draw(timeline).savefig(picture := io.BytesIO(), format="png", dpi=100)
+          picture = _picture(timeline) if self.window else b""
       except UserError as error:
         _say_error(file, error)
         continue
-      windows = [dataclasses.asdict(one) | {"seconds": one.seconds} for one in timeline.predictions]
-      _write_text(path.with_suffix(".csv"), to_csv(windows))
-      _write_text(path.with_suffix(".srt"), to_srt(timeline))
-      with new_file(path.with_suffix(".png"), replace=True) as partial:
-        partial.write_bytes(picture.getvalue())
-      facts = {"clip": file, "seconds": timeline.seconds, **how, "windows": windows}
-      if warnings := [*timeline.warnings, *warnings_of_windows(self.engine.about, timeline.window)]:
+      answers = [dataclasses.asdict(one) | {"seconds": one.seconds} for one in timeline.predictions]
+      facts = {"clip": file, "seconds": timeline.seconds, **how, "windows": answers}
+      if timeline.persons:
+        facts["persons"] = [_written(one, path) for one in timeline.persons]
+      warnings = [*timeline.warnings]
+      if self.window:
+        warnings += warnings_of_windows(self.engine.about, self.window)
+        _write_text(path.with_suffix(".csv"), to_csv(answers))
+        _write_text(path.with_suffix(".srt"), to_srt(timeline))
+        with new_file(path.with_suffix(".png"), replace=True) as partial:
+          partial.write_bytes(picture)
+      if warnings:
         facts["warnings"] = warnings
         say("\n".join(f"{file}: warning: {warning}" for warning in warnings))
-      if withheld := sum(not one.reliable for one in timeline.predictions):
-        say(f"{file}: {withheld} of {count(len(windows), 'window')} are not reliable")
       answer = self._write(file, asked[file], facts)  # last, for a later command looks for it
-      say(f"{file}: {count(len(windows), 'window')} in {path} and beside it, .csv .srt .png")
+      number = count(len(answers), "answer" if timeline.persons else "window")
+      if not self.window:
+        for prediction in timeline.predictions:
+          _say_prediction(prediction)
+      elif withheld := sum(not one.reliable for one in timeline.predictions):
+        say(f"{file}: {withheld} of {number} are not reliable")
+      if self.window:
+        say(f"{file}: {number} in {path} and beside it, .csv .srt .png")
       yield file, answer
 
   def _write(self, file: str, asked: Json, facts: Json) -> Json:
@@ -209,6 +225,36 @@ class Answers:
     answer = {**facts, "faces": asked["faces"], "model": model, "version": asked["version"], "asked": asked}
     write_json(self._path(file), answer)
     return answer
+
+
+def _picture(timeline: Timeline) -> bytes:
+  draw(timeline).savefig(picture := io.BytesIO(), format="png", dpi=100)
+  return picture.getvalue()
+
+
+def _written(one: Presence, path: Path) -> Json:
+  """Facts of a person, whose face is written as a file beside the answer: as the model saw it in the middle of its windows."""
+  face = path.with_name(f"{path.stem}.person{one.person}.jpg")
+  with new_file(face, replace=True) as partial:
+    partial.write_bytes(encode_frame(one.thumbnails[len(one.thumbnails) // 2][1]))
+  return {
+    "person": one.person,
+    "spans": one.spans,
+    "score": one.score,
+    "boxes": one.boxes,
+    "thumbnail": face.name,
+  }
+
+
+def _say_prediction(one: Prediction) -> None:
+  ranked = sorted(one.probabilities.items(), key=lambda item: -item[1])[:3]
+  said = ", ".join(f"{label} {100 * p:.1f} %" for label, p in ranked)
+  who = f", person {one.person}" if one.person else ""
+  say(f"{one.clip}{who}: {said if one.top else '– (withheld; --force names a class all the same)'}")
+  for reason in one.reasons:
+    say(f"  {'not reliable' if one.top else 'withheld'}: {reason}")
+  for warning in one.warnings:
+    say(f"  warning: {warning}")
 
 
 @contextlib.contextmanager

@@ -142,7 +142,8 @@ def _about_faces(about: About, sample: Sample) -> Iterator[Doubt]:
     yield WITHHELD, (f"what was followed is hardly a face: the detector's score is {sample.face_score:.2f}, below "
                      f"{LEAST_SCORE}")  # fmt: skip
   if (sample.faces_at_once or 0) > 1:
-    yield WARNED, f"up to {sample.faces_at_once} faces at once: the largest over time was followed"
+    followed = "the largest over time" if sample.person is None else f"person {sample.person}"
+    yield WARNED, f"up to {sample.faces_at_once} faces at once: {followed} was followed"
 
 
 def _about_sound(about: About, sample: Sample) -> Iterator[Doubt]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mma_dfer_jax.data.faces import LEAST_AREA, Box, Detections, Track, link
+from mma_dfer_jax.errors import UserError, count
 
 # Least overlap (intersection over union) of the last box of a person with the first of a track that continues them. Measured
 # on RAVDESS: 0.68 and more between any two moments of two clips of one actor.
@@ -16,6 +17,7 @@ SAME_PLACE = 0.5
 # Most mean difference, of 255, of their looks: up to 15.6 in those clips. Of the generated faces, all at one place in front
 # of grounds of their own, half differ by more.
 SAME_LOOK = 16.0
+NO_FACES = "the pictures are taken as they are, and no face is looked for; --faces=yunet cuts faces out"
 LEAST_FRAMES = 24  # about a second, or half of a shorter film: who is there for less is no person
 
 
@@ -65,6 +67,35 @@ def persons(detections: Detections, num_frames: int, cuts: Sequence[int] = ()) -
   ranked = sorted(there, key=lambda tracks: -sum(_areas(tracks)))
   large = [tracks for tracks in ranked if np.mean(_areas(tracks)) >= LEAST_AREA * np.mean(_areas(ranked[0]))]
   return [Person(number, tracks) for number, tracks in enumerate(large, 1)]
+
+
+def check_person(person: str) -> None:
+  """Raises UserError unless it is "largest", "all" or a number from 1."""
+  if person not in ("largest", "all") and not (person.isascii() and person.isdecimal() and int(person)):
+    raise UserError(
+      f"person={person}: choose largest, all, or a number from 1, which is the largest over time"
+    )
+
+
+def chosen_persons(
+  person: str, detections: Detections | None, num_frames: int, cuts: Sequence[int]
+) -> list[Person | None]:
+  """Who of a film is asked for: None is the largest face over time, as of "all" in a film without persons.
+
+  Raises UserError if no face was looked for, or there is no such person.
+  """
+  check_person(person)
+  if person == "largest":
+    return [None]
+  if detections is None:
+    raise UserError(f"person={person}: {NO_FACES}")
+  found = persons(detections, num_frames, cuts)
+  if person == "all":
+    return [*found] or [None]
+  if int(person) > len(found):
+    numbers = f"{count(len(found), 'person')} found, numbered by size over time"
+    raise UserError(f"person={person}: there is no such person: {numbers}")
+  return [found[int(person) - 1]]
 
 
 def _areas(tracks: Sequence[Track]) -> list[float]:
