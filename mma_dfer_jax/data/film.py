@@ -252,14 +252,8 @@ class OpenWindow:
     self.window, self.finder, self.person = window, finder, person
     times = np.append(film.times[window.first : window.last], window.end)
     self.rates = uneven_rate(times)
-    chosen = window.first + (
-      sample_at_times(times, num_segments=inputs.num_frames)
-      if inputs.frame_choice == "time"
-      else sample_frames(window.last - window.first, train=False, num_segments=inputs.num_frames)
-    )
-    self.chosen: list[int] = np.unique(chosen).tolist()
     self.frames: list[Any] = [b""] * (window.last - window.first)
-    self.turned, self.times, self.changes = film.turned, times, dict[str, None]()
+    self.turned, self.changes = film.turned, dict[str, None]()
     self.height, self.width = film.sizes[window.first].tolist()
     self.track = self.faces_at_once = None
     if finder is not None and film.detections is not None:
@@ -269,6 +263,16 @@ class OpenWindow:
       tracks = person.within(window.first, window.last) if person else None
       self.track = finder.track(detections, film.sizes[window.first : window.last], cuts, tracks)
       self.faces_at_once = max((len(boxes) for _, boxes in detections), default=0)
+    number = window.last - window.first
+    # Of the largest face all frames are shown, as in training; of a person those in which they are.
+    self.shown = np.flatnonzero(self.track.found) if person and self.track else np.arange(number)
+    self.times = np.append(times[self.shown], times[self.shown[-1] + 1])
+    chosen = (
+      sample_at_times(self.times, num_segments=inputs.num_frames)
+      if inputs.frame_choice == "time"
+      else sample_frames(len(self.shown), train=False, num_segments=inputs.num_frames)
+    )
+    self.chosen: list[int] = np.unique(window.first + self.shown[chosen]).tolist()
 
   def take(self, number: int, pixels: np.ndarray, changes: Iterable[str], *, coded: bool = True) -> None:
     place = number - self.window.first
@@ -278,7 +282,13 @@ class OpenWindow:
     self.frames[place] = encode_frame(pixels) if coded else pixels
 
   def sample(self, sound: dict[str, Any], heard: dict[str, Any], inputs: Inputs) -> Sample:
-    record = {"frames": self.frames, "times": self.times, "label": 0, "clip_id": b"", **sound}
+    record = {
+      "frames": [self.frames[i] for i in self.shown],
+      "times": self.times,
+      "label": 0,
+      "clip_id": b"",
+      **sound,
+    }
     example = make_example(record, inputs)
     found = None if self.track is None else self.track.found
     of_pictures = {"size": (self.width, self.height), "changes": tuple(self.changes), "rates": self.rates, "turned": self.turned,
