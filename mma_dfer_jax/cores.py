@@ -1,8 +1,14 @@
-"""How many processor cores this process may use, which on shared machines are fewer than there are."""
+"""How many processor cores this process may use, which on shared machines are fewer than there are; and threads for them."""
 
+import collections
+from collections.abc import Callable, Iterable, Iterator
+import concurrent.futures
+import contextlib
 import math
 import os
 from pathlib import Path
+import threading
+from typing import Any
 
 CGROUPS = Path("/sys/fs/cgroup")
 _processes = 1  # that share the cores with this one
@@ -48,3 +54,37 @@ def _quotas(groups: Path, own: Path) -> list[float]:
     except (OSError, ValueError):
       continue
   return found
+
+
+@contextlib.contextmanager
+def working_ahead(
+  work: Callable[[Any, Callable[[], None]], Any], items: Iterable[Any], threads: int
+) -> Iterator[Iterator[Any]]:
+  """What `work(item, check)` gives for each item, in their order, from threads that keep two results each ready.
+
+  When the block is left early, `check()` raises in the threads, so that nobody waits for long work that nobody wants.
+  """
+  left = threading.Event()
+
+  def check() -> None:
+    if left.is_set():
+      raise concurrent.futures.CancelledError
+
+  def results() -> Iterator[Any]:
+    rest, running = iter(items), collections.deque[concurrent.futures.Future]()
+    for item in rest:
+      running.append(pool.submit(work, item, check))
+      if len(running) > 2 * threads:
+        yield running.popleft().result()
+    while running:
+      yield running.popleft().result()
+
+  others = _processes
+  share_cores(others * threads)
+  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+    try:
+      yield results()
+    finally:
+      share_cores(others)
+      left.set()
+      pool.shutdown(wait=False, cancel_futures=True)

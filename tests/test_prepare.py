@@ -58,6 +58,7 @@ def test_the_command(clips, tmp_path):
   data_set = open_data_set(tmp_path / "data", "clips")
   assert data_set.classes == ("1", "2", "10")
   assert data_set.recipe == RECIPE | {"missing_sound": "refused"}
+  assert data_set.typical == {"seconds": [0.6, 0.6], "shape": [1.5, 1.5], "side": [48, 48]}
   records = records_of(tmp_path / "data")
   for clip_id, grey in {"a.mp4": 20, "b.mp4": 40, "c.mp4": 60, "rate.mp4": 30}.items():
     record, rate = records[clip_id], 44_100 if clip_id == "rate.mp4" else RATE

@@ -15,6 +15,7 @@ import os
 from pathlib import Path
 import re
 import tempfile
+import threading
 from typing import Any, NamedTuple
 import urllib.request
 
@@ -118,6 +119,7 @@ class Detector:
 
   def __init__(self, model: Path):
     """Loads an ONNX file; raises UserError if it cannot be read or is another model."""
+    self._lock = threading.Lock()  # two clips may be looked at beside each other
     try:
       data = model.read_bytes()
     except OSError as error:
@@ -147,8 +149,9 @@ class Detector:
       seen = cv2.resize(frame, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
       right, below = (max(0, SHORTEST_SIDE - length) for length in size)
       seen = cv2.copyMakeBorder(seen, 0, below, 0, right, cv2.BORDER_CONSTANT)
-      self._net.setInputSize((seen.shape[1], seen.shape[0]))
-      rows = self._net.detect(cv2.cvtColor(seen, cv2.COLOR_RGB2BGR))[1]
+      with self._lock:
+        self._net.setInputSize((seen.shape[1], seen.shape[0]))
+        rows = self._net.detect(cv2.cvtColor(seen, cv2.COLOR_RGB2BGR))[1]
       x, y = width / size[0], height / size[1]
       boxes = [Box(left * x, top * y, (left + w) * x, (top + h) * y, score,
                    math.degrees(math.atan2((points[3] - points[1]) * y, (points[2] - points[0]) * x)))

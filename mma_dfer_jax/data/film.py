@@ -197,12 +197,17 @@ def windows(film: Film, window: float | None = None, hop: float | None = None) -
   for k in range(math.ceil(film.seconds / hop)):
     start, end = k * hop, k * hop + window
     end = end if end < film.seconds - LEFTOVER else film.seconds
-    first, last = np.searchsorted(film.times, (start - EPSILON, end - EPSILON)).tolist()
-    first = first if first < last else max(0, first - 1)
-    found.append(Window(start, end, first, max(last, first + 1)))
+    found.append(window_between(film, start, end))
     if end == film.seconds:
       break
   return found
+
+
+def window_between(film: Film, start: float, end: float) -> Window:
+  """The window of these seconds, with the frames that begin in it; if none does, the one that is still shown."""
+  first, last = np.searchsorted(film.times, (start - EPSILON, end - EPSILON)).tolist()
+  first = first if first < last else max(0, first - 1)
+  return Window(start, end, first, max(last, first + 1))
 
 
 def check_windows(window: float, hop: float) -> None:

@@ -218,6 +218,21 @@ def holds_pictures(path: str | os.PathLike[str]) -> bool:
     return _chosen(container, "video", path)[0] is not None
 
 
+def why_no_video(path: str | os.PathLike[str]) -> str | None:
+  """Why a file is no video, in words: it is a picture, has none, or is of another kind; None if it is, damaged or not."""
+  try:
+    with _opened(path) as (container, _):
+      if container.format.name.endswith(PICTURES):
+        return "is a picture"
+      return None if _chosen(container, "video", path)[0] else "holds no pictures"
+  except MediaError as error:
+    return (
+      "is no video"
+      if "no video or sound of a kind" in str(error) or "device or a pipe" in str(error)
+      else None
+    )
+
+
 def tracks_taken(path: str | os.PathLike[str]) -> tuple[str, ...]:
   """Which tracks are used and why, of a file that has several of a kind; raises MediaError as the others."""
   with _opened(path) as (container, _):

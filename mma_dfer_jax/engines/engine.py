@@ -14,6 +14,7 @@ and imports nothing heavy at its top. (`jax` does, for it uses the code of train
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import importlib
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -32,6 +33,11 @@ FACTS = {"streams": tuple, "classes": tuple, "class_order": str, "recipe": dict,
          "sample_rates": tuple}  # fmt: skip
 # Fields of `About` that not every training knows, with what stands for that; files keep those that are known.
 IF_KNOWN: Mapping[str, Any] = {"seconds_of_sound": 0.0, "typical": {}, "temperature": 1.0}
+
+
+NO_FEATURES = (
+  "{} gives no features, only logits; load the run or the model folder that it was made of, with JAX"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +61,15 @@ class About:
   )
   # Flat fields of its run; empty if converted.
   config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    typical = list(self.typical.values()) if isinstance(self.typical, Mapping) else [self.typical]
+    pairs = [of for of in typical if isinstance(of, list | tuple) and len(of) == 2]
+    numbers = [self.temperature, *itertools.chain(*pairs)]
+    known = len(pairs) == len(typical) and all(isinstance(n, int | float) and n >= 0 for n in numbers)
+    if not (known and self.temperature):
+      facts = f"typical={self.typical!r}, temperature={self.temperature!r}"
+      raise UserError(f"the model's description is damaged: {facts}")
 
   @property
   def known(self) -> dict[str, Any]:
@@ -117,9 +132,11 @@ class Engine:
     self, video: UInt8[np.ndarray, "B T H W 3"], spectrogram: Float[np.ndarray, "B F K"]
   ) -> dict[str, np.ndarray]:
     """The same of a batch of clips that are prepared, each array with a first axis B; UserError if this engine has none."""
-    raise UserError(
-      f"{self.path} gives no features, only logits; load the run or the model folder that it was made of"
-    )
+    raise UserError(NO_FEATURES.format(self.path))
+
+  def gates(self) -> dict[str, tuple[float, ...]]:
+    """tanh of Fusion Bottleneck's gates by layer, "to picture" and "to sound"; empty if this engine shows none."""
+    return {}
 
   def choosing_frames(self, by: str) -> "Engine":
     """The same model, given frames chosen by "number" or "time", however it was trained."""

@@ -64,6 +64,13 @@ class JaxEngine(Engine):
     found = jax.device_get(self._compiled_features(self.tunable, self.frozen, video, spectrogram))
     return {name: value[:, 0] if name == "audio" else value for name, value in found.items()}
 
+  def gates(self) -> dict[str, tuple[float, ...]]:
+    fusions = nnx.merge(self.graphdef, self.tunable, self.frozen).fusion
+    named = {"to picture": "image_gate", "to sound": "audio_gate"}
+    found = {name: [getattr(one, gate, None) for one in fusions] for name, gate in named.items()}
+    return {name: tuple(0.0 if one is None else float(np.tanh(np.float32(one[0]))) for one in gates)
+            for name, gates in found.items() if any(one is not None for one in gates)}  # fmt: skip
+
   def parameters(self) -> str:
     tunable, frozen = count(self.tunable), count(self.frozen)
     return f"{tunable + frozen:,}, of which {tunable:,} tunable"

@@ -11,6 +11,9 @@ from mma_dfer_jax.training.predictions import Predictions
 
 BINS = 15  # of confidence, equally wide: Guo et al. 2017, arXiv:1706.04599
 LIMITS = 0.05, 20.0  # of a temperature
+# Standard deviation of log T: clips that are all right would have T = 0. Fitted on 14, 35, 70 of the demo's test clips, T gives
+# 70 others a loss of 0.52, 0.29, 0.11 without this and of 0.11 with it; T = 1 gives that model, which is well calibrated, 0.10.
+PRIOR = 0.5
 LARGEST_SHARE = 0.5  # that may be held out
 
 
@@ -42,16 +45,13 @@ class Some(Sequence):
 
 
 def fit_temperature(logits: Float[np.ndarray, "N C"], labels: Int[np.ndarray, "N"]) -> float:
-  """The temperature T with the highest likelihood of softmax(logits / T), and of one more clip of any class.
-
-  That one keeps T from 0 where all of a few clips are right (as Platt 1999 smooths his targets).
-  """
+  """The most probable temperature T of softmax(logits / T), if log T is about 0 ± `PRIOR` before the clips are seen."""
   from scipy.optimize import minimize_scalar
   from scipy.special import log_softmax
 
   def loss(log_t: float) -> float:
     of_classes = log_softmax(logits / np.exp(log_t), axis=1)
-    return -of_classes[np.arange(len(labels)), labels].sum() - of_classes.mean()
+    return -of_classes[np.arange(len(labels)), labels].sum() + (log_t / PRIOR) ** 2 / 2
 
   return float(np.exp(minimize_scalar(loss, bounds=np.log(LIMITS), method="bounded").x))
 

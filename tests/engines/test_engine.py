@@ -54,9 +54,15 @@ np.save(sys.argv[3], names["logits"])
 """
 
 
+KNOWN = {"typical": {"seconds": [1.5, 4.0], "shape": [1.0, 1.8]}, "temperature": 1.25}  # by a run
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-  return model_folder(tmp_path_factory.mktemp("engines") / "model")
+  path = model_folder(tmp_path_factory.mktemp("engines") / "model")
+  facts = json.loads((path / "model.json").read_text()) | KNOWN
+  (path / "model.json").write_text(json.dumps(facts))
+  return path
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -140,6 +146,7 @@ def test_every_engine_opens_its_own_and_answers_as_jax(paths, engines):
     assert isinstance(answering, Engine)
     assert type(answering).__module__ == modules[name].__name__
     assert answering.about == describe(path, engine=name)
+    assert answering.about.known == KNOWN
     for field in ("inputs", "streams", "classes", "class_order", "recipe", "origin", "precision"):
       assert getattr(answering.about, field) == getattr(reference.about, field), field
     logits = answering(*inputs)

@@ -104,7 +104,8 @@ def test_wrong_flags_and_files_end_with_a_message(tmp_path, monkeypatch):
 def test_a_folder_of_a_run_comes_back_from_safetensors_as_it_was(checkpoint, tmp_path):
   """What only the run knows stays, and no tensors are added; the original gets all of its own."""
   stored = with_classes(open_checkpoint(checkpoint), "dfew")
-  run = {"tunable": ["classifier/.*"], "precision": "bfloat16", "sample_rates": [16000]}
+  run = {"tunable": ["classifier/.*"], "precision": "bfloat16", "sample_rates": [16000], "typical": {"seconds": [1.5, 4.0]},
+         "temperature": 1.25}  # fmt: skip
   about = stored.about | run | {"source": {"run": "clips", "step": 7, "version": "0.2.0"}}
   ours = {path: tensor for path, tensor in stored.tensors.items() if not path.startswith("unused.")}
   write_folder(tmp_path / "folder", StoredModel(tmp_path, stored.model, about, ours, ""))
