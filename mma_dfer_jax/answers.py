@@ -254,9 +254,6 @@ class Answers:
       say(f"{file}{who}: {told(summary)}")
     say(f"{file}: {number} in {self._path(file)} and beside it, .csv .srt .png")
 
-  def _of_windows(self, seconds: float) -> Iterator[str]:
-    yield from warnings_of_windows(self.engine.about, seconds) if seconds else ()
-
   def _kept(self, number: int) -> list[dict[str, np.ndarray]]:
     """The features of so many clips that were just answered, each empty if nobody asked for them."""
     return self.engine.taken(number) if isinstance(self.engine, WithFeatures) else [{}] * number
@@ -307,7 +304,7 @@ class Answers:
         _write_text(path.with_suffix(".srt"), to_srt(timeline))
         rows = [of_person(timeline, one) for one in timeline.persons] or [timeline]
         summaries = [summarise(row) for row in rows]
-        warnings += self._of_windows(timeline.window)
+        warnings += warnings_of_windows(self.engine.about, timeline.window)
       if timeline.persons:
         of_each = summaries or [{}] * len(timeline.persons)
         facts["persons"] = [_written(one, path, summary)

@@ -188,9 +188,9 @@ def _padding(seconds: float, room: float, training: str) -> str:
 
 
 def warnings_of_windows(about: About, window: float) -> Iterator[str]:
-  """What holds for all windows of so many seconds, whatever the film, if nothing is known of the training clips."""
+  """What holds for all windows of so many seconds (0: on sentences), whatever the film, if nothing is known of the training clips."""
   room = 0.015 + 0.01 * about.inputs.audio_shape[0]
-  if "audio" in about.streams and not about.seconds_of_sound and window < MOSTLY_PADDING * room:
+  if "audio" in about.streams and not about.seconds_of_sound and 0 < window < MOSTLY_PADDING * room:
     yield _padding(
       window, room, f"clips of DFEW and MAFW fill most of it; --window={math.ceil(room) - 1:g} does, too"
     )

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 import itertools
 from typing import Any
 
+from mma_dfer_jax.errors import count
 from mma_dfer_jax.prediction import Prediction, Timeline
 from mma_dfer_jax.timeline import spans
 
@@ -69,4 +70,4 @@ def steady(predictions: Sequence[Prediction]) -> list[str | None]:
 def described(summary: dict[str, Any]) -> str:
   """The same in one line."""
   shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in summary["shares"].items())
-  return f"{shares} of the time, in {len(summary['segments'])} segments"
+  return f"{shares} of the time, in {count(len(summary['segments']), 'segment')}"

@@ -73,6 +73,9 @@ def load(path: Path, about: About, sharding: Any) -> OnnxRuntimeEngine:
   options = onnxruntime.SessionOptions()
   options.intra_op_num_threads = usable_cores()
   options.log_severity_level = 3  # errors
+  options.enable_mem_pattern = (
+    False  # one block for all that is computed: 60 to 170 MiB more at full size, and no faster
+  )
   # Threads that have nothing to do sleep: those that decode the next clip need the cores.
   options.add_session_config_entry("session.intra_op.allow_spinning", "0")
   try:
