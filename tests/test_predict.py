@@ -279,6 +279,11 @@ def test_odd_names_of_files(tmp_path, command):
     (["a.mkv", "--faces=foo"], 2, r"auto\|yunet\|none"),
     (["a.mkv", "--faces=yunet", "--face_model=nowhere.onnx"], 1, r"nowhere\.onnx cannot be read"),
     (["a.mkv", "--out=a.mkv/out"], 1, "a.mkv"),
+    *(
+      (["a.mkv", f"--person={value}"], 1, f"--person={value}: choose largest, all")
+      for value in ("0", "-1", "two")
+    ),
+    (["a.mkv", "--person=2"], 1, "--person=2: the pictures are taken as they are"),
     (["a.mkv", "--out=/dev/full"], 1, "/dev/full cannot be written"),
     (["a.mkv", "--precision=int8"], 1, "precision='int8': choose one of float32, bfloat16"),
     (["a.mkv", "--model=nowhere"], 1, "nowhere does not exist; a model is"),
@@ -565,3 +570,57 @@ def test_progress_thumbnails_and_loudness_of_a_timeline(tmp_path, model):
   assert np.diff([seconds for seconds, _ in timeline.thumbnails]).min() >= 1
   loud = hum(20.0).reshape(400, 800)
   np.testing.assert_array_equal(timeline.soundtrack.extremes, np.stack([loud.min(1), loud.max(1)], 1))
+
+
+# Persons
+
+
+def test_each_person_of_a_film_is_answered(tmp_path, command, monkeypatch):
+  """Red is there for all of the 4 s and green, smaller, for the first two."""
+  monkeypatch.setattr(faces, "Detector", Spots)
+  monkeypatch.setattr(faces, "face_model", lambda path: Path("none"))
+  pictures = [np.full((64, 120, 3), 90, np.uint8) for _ in range(100)]
+  for i, picture in enumerate(pictures):
+    picture[16:46, 8 + i // 20 :][:, :30] = (255, 0, 0)
+    if i < 50:
+      picture[30:46, 80:96] = (0, 255, 0)
+  film = write_film(tmp_path / "film.mkv", pictures, hum(4.0))
+  status, _, err = command(
+    tmp_path, "--faces=yunet", "--out=out", "--person=all", "--window=1", "--hop=1", film
+  )
+  assert status == 0, err
+  answer, rows = read(tmp_path / "out/film.json"), table(tmp_path / "out/film.csv")
+  assert [(row["start"], row["person"]) for row in rows] == [
+    ("0.000", "1"), ("0.000", "2"), ("1.000", "1"), ("1.000", "2"), ("2.000", "1"), ("3.000", "1")
+  ]  # fmt: skip
+  assert [one["person"] for one in answer["windows"]] == [1, 2, 1, 2, 1, 1]
+  assert any("whose speech" in warning for warning in answer["warnings"])
+  for one, (person, end, box) in zip(
+    answer["persons"], [(1, 4.0, [8, 16, 38, 46]), (2, 2.0, [80, 30, 96, 46])], strict=True
+  ):
+    assert (one["person"], one["spans"], one["score"]) == (person, [[0.0, end]], pytest.approx(0.9))
+    assert one["boxes"][0] == [0.0, *box, 0.9]
+    with Image.open(tmp_path / "out" / one["thumbnail"]) as face:
+      assert np.asarray(face).mean(axis=(0, 1)).argmax() == person - 1
+  blocks = (tmp_path / "out/film.srt").read_text().strip().split("\n\n")
+  assert [[line[:9] for line in block.split("\n")[2:]] for block in blocks] == (
+    [["person 1:", "person 2:"]] * 2 + [["person 1:"]] * 2
+  )
+  with Image.open(tmp_path / "out/film.png") as picture:
+    assert picture.size == (1200, 800)  # two rows
+  # The whole film: red alone is what is largest; green is there for half of it.
+  assert command(tmp_path, "--faces=yunet", "--out=out", "--person=2", film)[0] == 0
+  assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+    "answers.csv",
+    "film.json",
+    "film.person2.jpg",
+  ]
+  (second,) = read(tmp_path / "out/film.json")["windows"]
+  assert (second["person"], second["start"], second["end"], second["frames_with_face"]) == (2, 0.0, 4.0, 49)
+  status, _, err = command(tmp_path, "--faces=yunet", "--out=other", "--person=3", film)
+  assert (status, "there is no such person: 2 persons found" in err) == (1, True)
+  answers = []
+  for person in ("largest", "1"):
+    assert command(tmp_path, "--faces=yunet", "--out=other", f"--person={person}", film)[0] == 0
+    answers.append(read(tmp_path / "other/film.json"))
+  assert answers[0]["probabilities"] == answers[1]["windows"][0]["probabilities"] != second["probabilities"]

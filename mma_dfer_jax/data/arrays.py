@@ -7,7 +7,7 @@ from jaxtyping import Float32, Int16, UInt8
 import numpy as np
 
 from mma_dfer_jax.data.channels import CHANNELS, SILENT, Heard, names_of, take
-from mma_dfer_jax.data.faces import FaceFinder, Lookout, detect_every
+from mma_dfer_jax.data.faces import FaceFinder, look_over
 from mma_dfer_jax.data.fbank import window_and_hop
 from mma_dfer_jax.data.film import Film, OpenWindow, Sample, Window
 from mma_dfer_jax.data.media import LOWEST_RATE, is_long_enough
@@ -70,10 +70,9 @@ def sample_of(
   if times is None:
     times = np.linspace(0.0, seconds or len(frames) * FRAME, len(frames) + 1)
   times = np.asarray(times, np.float64) - times[0]
-  lookout = Lookout(finder.detector.detect) if finder else None
-  detections, sizes = detect_every(iter(frames), lookout.detect if lookout else lambda frame: [])
-  film = Film("", times[:-1], float(times[-1]), sizes, detections if finder else None, None, (),
-              lookout.turned() if lookout else "")  # fmt: skip
+  looked = look_over(iter(frames), finder)
+  film = Film("", times[:-1], float(times[-1]), looked.sizes, looked.detections, None, (), looked.turned,
+              cuts=looked.cuts)  # fmt: skip
   window = OpenWindow(film, Window(0.0, film.seconds, 0, len(frames)), inputs, finder)
   for number in window.chosen:
     window.take(number, np.ascontiguousarray(frames[number]), (), coded=coded)

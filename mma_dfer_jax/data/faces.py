@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 import numpy as np
 
 from mma_dfer_jax.data.frames import resize
+from mma_dfer_jax.data.shots import Shots
 from mma_dfer_jax.disk import sha256_of
 from mma_dfer_jax.errors import UserError
 
@@ -66,6 +67,7 @@ SLACK = 0.1  # of a side: how far smoothing may move or resize a box, so that a 
 # data sets come with.
 MARGIN = 1.1
 CROP_SIDE = 224  # pixels, as DFEW's own crops
+LOOK, LOOK_SIDES = 4, 2.0  # pixels, and sides of the face's box, of what is remembered of how it looks
 
 
 class Box(NamedTuple):
@@ -77,6 +79,7 @@ class Box(NamedTuple):
   bottom: float
   score: float
   tilt: float = 0.0  # degrees by which the line from eye to eye is turned clockwise
+  look: bytes = b""  # RGB of the face and what is around it, 4x4 coarse pixels; empty if nobody looked
 
   @property
   def square(self) -> tuple[float, float, float]:
@@ -210,22 +213,29 @@ class FaceFinder:
     `frames` gives all frames (H, W, 3) uint8 RGB from the start; it is called twice, so that no more than two frames are
     in memory. Raises ValueError if there are none; while iterating, if their number differs the second time.
     """
-    lookout = Lookout(self.detector.detect)
-    track = self.track(*detect_every(frames(), lookout.detect))
-    return cut(frames(), track.boxes, self.size), track._replace(turned=lookout.turned())
+    looked = look_over(frames(), self)
+    track = self.track(looked.detections or [], looked.sizes, looked.cuts)
+    return cut(frames(), track.boxes, self.size), track._replace(turned=looked.turned)
 
-  def track(self, detections: Detections, sizes: Int[np.ndarray, "N 2"]) -> FaceTrack:
-    """Where to cut a clip, from the faces of the frames that were looked at, and height and width of all frames."""
-    if not any(boxes for _, boxes in detections):
+  def track(
+    self, detections: Detections, sizes: Int[np.ndarray, "N 2"], cuts: Sequence[int] = (),
+    tracks: Sequence[Track] | None = None,
+  ) -> FaceTrack:  # fmt: skip
+    """Where to cut a clip, from the faces of the frames that were looked at, and height and width of all frames.
+
+    `cuts` are the frames that begin a new shot; `tracks` those of the person who is cut out, None: of the largest face.
+    """
+    if not any(boxes for _, boxes in detections) or tracks == []:
       middle = np.stack([sizes[:, 1] / 2, sizes[:, 0] / 2, sizes.min(axis=1)], axis=1)
       return FaceTrack(fit(middle, sizes), np.zeros(len(sizes), bool))
-    tracks = choose(link(detections))
+    followed = tracks or choose(link(detections, cuts))
     if self.policy == "follow":
-      squares, found = follow(tracks, len(sizes))
+      squares, found = follow(followed, len(sizes), cuts)
       squares[:, 2] *= MARGIN
     else:
-      squares, found = union(detections, len(sizes))
-    score = float(np.median([box.score for track in tracks for _, box in track]))
+      of_one = [(i, [box]) for track in tracks or () for i, box in track]
+      squares, found = union(of_one or detections, len(sizes))
+    score = float(np.median([box.score for track in followed for _, box in track]))
     return FaceTrack(fit(squares, sizes), found, score=score)
 
 
@@ -245,7 +255,7 @@ class Lookout:
       self._tried.append((small, _surest(boxes)))
     self._seen += 1
     self._tilts += [box.tilt for box in boxes[:1]]  # of the largest
-    return boxes
+    return [box._replace(look=_look(frame, box)) for box in boxes]
 
   def turned(self) -> str:
     """What is wrong with the orientation, in words; empty if nothing is seen of that."""
@@ -264,6 +274,14 @@ class Lookout:
     return (
       f"faces are tilted by {round(tilt, -1):+.0f} degrees: is the video turned?" if abs(tilt) > TILT else ""
     )
+
+
+def _look(frame: UInt8[np.ndarray, "H W 3"], box: Box) -> bytes:
+  x, y, side = box.square
+  around = [(x, y, side * LOOK_SIDES)]
+  ((left, top, right, bottom),) = fit(np.array(around), np.array([frame.shape[:2]])).tolist()
+  part = np.ascontiguousarray(frame[top:bottom, left:right])
+  return cv2.resize(part, (LOOK, LOOK), interpolation=cv2.INTER_AREA).tobytes()
 
 
 def _surest(boxes: Sequence[Box]) -> float:
@@ -318,15 +336,41 @@ def detect_every(
   return detections, np.array(sizes)
 
 
-def link(detections: Detections) -> list[Track]:
+class Looked(NamedTuple):
+  """What is remembered of the frames of a clip or film."""
+
+  detections: Detections | None  # None: no detector looked for faces
+  sizes: Int[np.ndarray, "N 2"]  # height and width
+  cuts: Sequence[int]  # frames that begin a new shot; () without a detector
+  turned: str  # what faces show of a wrong orientation, in words
+
+
+def look_over(
+  frames: Iterable[Any], finder: FaceFinder | None, due: Callable[[], bool] = lambda: False
+) -> Looked:
+  """Looks for faces and cuts, if there is a finder: frames are (H, W, 3) uint8 RGB then. Else only their shape is read.
+
+  `due` and errors as for `detect_every`.
+  """
+  if finder is None:
+    return Looked(None, detect_every(frames, lambda frame: [], due)[1], (), "")
+  lookout, shots = Lookout(finder.detector.detect), Shots()
+  detections, sizes = detect_every(shots.watch(frames), lookout.detect, due)
+  return Looked(detections, sizes, shots.cuts(), lookout.turned())
+
+
+def link(detections: Detections, cuts: Sequence[int] = ()) -> list[Track]:
   """Tracks of all faces: each box goes to the track whose last box is nearest, if it is near enough and of like size.
 
   Near means up to 0.8 sides of the larger box between the centres, like means a side up to twice as long; a track that
-  was not seen for more than 24 frames has ended.
+  was not seen for more than 24 frames has ended, and so has every track at a cut.
   """
   tracks: list[Track] = []
+  alive: list[int] = []
   for i, faces in detections:
-    recent = [(k, *track[-1]) for k, track in enumerate(tracks) if i - track[-1][0] <= MAX_GAP]
+    begin = max(i - MAX_GAP, *cuts[: bisect_right(cuts, i)][-1:], 0)  # of what a track may have been seen in
+    alive = [k for k in alive if tracks[k][-1][0] >= begin]
+    recent = [(k, *tracks[k][-1]) for k in alive]
     pairs = []
     for (k, _, last), (j, face) in product(recent, enumerate(faces)):
       (x, y, side), (face_x, face_y, face_side) = last.square, face.square
@@ -339,6 +383,7 @@ def link(detections: Detections) -> list[Track]:
         taken[j] = k
     for j, face in enumerate(faces):
       if j not in taken:
+        alive.append(len(tracks))
         tracks.append([])
       tracks[taken.get(j, -1)].append((i, face))
   return tracks
@@ -368,23 +413,30 @@ def choose(tracks: Sequence[Track]) -> list[Track]:
   return sorted(chosen, key=lambda track: track[0][0])
 
 
-def follow(tracks: Sequence[Track], num_frames: int) -> Squares:
+def follow(tracks: Sequence[Track], num_frames: int, cuts: Sequence[int] = ()) -> Squares:
   """A square for every frame, and whether it lies in one of the tracks: one or more, in time order, without overlap.
 
-  Within a track: linear between detections, then smoothed. Elsewhere: as in the nearest frame that has a track.
+  Within a track: linear between detections, then smoothed. Frames between a cut and the detection next to it belong to the
+  track. Elsewhere: as in the nearest frame of the same shot that has a track, or else of any.
   """
   squares, found = np.zeros((num_frames, 3)), np.zeros(num_frames, bool)
   for track in tracks:
     at, boxes = zip(*track, strict=True)
-    frames = np.arange(at[0], at[-1] + 1)
+    begins, ends = ([cut for cut in cuts if abs(cut - near) <= EVERY] for near in (at[0], at[-1] + 1))
+    first = max([cut for cut in begins if cut <= at[0]], default=at[0])
+    last = min([cut - 1 for cut in ends if cut > at[-1]], default=at[-1])
+    frames = np.arange(first, last + 1)
     known = np.array([box.square for box in boxes])
     squares[frames] = smooth(np.stack([np.interp(frames, at, column) for column in known.T], axis=1))
     found[frames] = True
   i, known = np.arange(num_frames), np.flatnonzero(found)
   after = np.searchsorted(known, i).clip(max=len(known) - 1)
   before = (after - 1).clip(min=0)
-  nearest = np.where(np.abs(known[after] - i) < np.abs(known[before] - i), known[after], known[before])
-  return squares[nearest], found
+  shot = np.searchsorted(cuts, i, side="right")
+  far_after, far_before = (
+    np.abs(known[side] - i) + num_frames * (shot[known[side]] != shot) for side in (after, before)
+  )
+  return squares[np.where(far_after < far_before, known[after], known[before])], found
 
 
 def smooth(squares: Float[np.ndarray, "N 3"]) -> Float[np.ndarray, "N 3"]:
@@ -405,9 +457,9 @@ def union(detections: Detections, num_frames: int) -> Squares:
 
   A frame counts as found if a face was detected in it, or before and after it at most 24 frames apart.
   """
-  faces = np.array([box for _, boxes in detections for box in boxes])
+  faces = np.array([box[:4] for _, boxes in detections for box in boxes])
   left, top = faces[:, :2].min(axis=0)
-  right, bottom = faces[:, 2:4].max(axis=0)
+  right, bottom = faces[:, 2:].max(axis=0)
   found = np.zeros(num_frames, bool)
   at = [i for i, boxes in detections if boxes]
   for one, other in zip(at, [*at[1:], at[-1]], strict=True):

@@ -20,9 +20,10 @@ import numpy as np
 
 from mma_dfer_jax.data import media
 from mma_dfer_jax.data.channels import SILENT, Heard
-from mma_dfer_jax.data.faces import Detections, FaceFinder, Lookout, cut, detect_every
+from mma_dfer_jax.data.faces import Detections, FaceFinder, cut, look_over
 from mma_dfer_jax.data.fbank import window_and_hop
 from mma_dfer_jax.data.frames import encode_frame, sample_at_times, sample_frames, uneven_rate
+from mma_dfer_jax.data.persons import Person
 from mma_dfer_jax.data.pipeline import make_example
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.inputs import Inputs
@@ -62,6 +63,7 @@ class Film:
   stamp: tuple[int, ...]  # which file it was, to notice another in its place
   turned: str = ""  # what its faces show of a wrong orientation
   tracks: tuple[str, ...] = ()  # which were taken, if there are several of a kind
+  cuts: Sequence[int] = ()  # frames that begin a new shot; () without a detector
 
   @property
   def notes(self) -> tuple[str, ...]:
@@ -98,6 +100,7 @@ class Sample:
   waveform: Int16[np.ndarray, "S"]  # that the spectrogram was made of
   rates: tuple[float, float] | None  # frames a second in the densest and rarest quarter, if uneven
   notes: tuple[str, ...]  # of a whole film, as there
+  person: int | None = None  # number of the one who was cut out; None: the largest face over time
 
 
 def survey(
@@ -121,7 +124,7 @@ def survey(
   times: list[float] = []
   duration = upcoming = 0.0
 
-  def seen() -> Iterator[media.Picture]:
+  def seen() -> Iterator[Any]:  # pixels if faces are looked for
     nonlocal duration, upcoming
     for picture, after in itertools.pairwise(itertools.chain(media.iterate_pictures(path), [None])):
       assert picture is not None
@@ -133,23 +136,19 @@ def survey(
       times.append(max([picture.time, *times[-1:]]))
       duration = picture.duration
       progress(picture.time)
-      yield picture
+      yield picture.pixels() if finder else picture
 
   def due() -> bool:
     """Whether the frame that was seen last is the first or the last of a hop."""
     around = (times[-2], times[-1], max(times[-1], upcoming))
     return hop is not None and len({math.floor((time + EPSILON) / hop) for time in around}) > 1
 
-  lookout = Lookout(finder.detector.detect) if finder else None
-  detections, sizes = detect_every(
-    seen(), lambda picture: lookout.detect(picture.pixels()) if lookout else [], due
-  )
+  looked = look_over(seen(), finder, due)
   end = media.end_of_last(times, times[-1] + duration)
-  found = detections if finder else None
-  turned = lookout.turned() if lookout else ""
   return Film(
-    os.fspath(path), np.array(times), end, sizes, found, sound, stamp, turned, media.tracks_taken(path)
-  )
+    os.fspath(path), np.array(times), end, looked.sizes, looked.detections, sound, stamp, looked.turned,
+    media.tracks_taken(path), looked.cuts,
+  )  # fmt: skip
 
 
 def _stamp(path: str | os.PathLike[str]) -> tuple[int, ...]:
@@ -219,21 +218,24 @@ def check_windows(window: float, hop: float) -> None:
 
 
 def samples(
-  film: Film, wanted: Sequence[Window], inputs: Inputs, finder: FaceFinder | None = None
-) -> Iterator[Sample]:
+  film: Film, wanted: Sequence[Window], inputs: Inputs, finder: FaceFinder | None = None,
+  persons: Sequence[Person | None] | None = None,
+) -> Iterator[Sample]:  # fmt: skip
   """What the model is given of each window: what `prepare` and `make_example` would make of a clip cut out there.
 
-  `survey` saw the film with the same finder; the windows are in the order of time. Raises MediaError while iterating, if
-  the file is another than it was.
+  `survey` saw the film with the same finder; the windows are in the order of time. `persons` are who is cut out of each,
+  None: the largest face over time. Raises MediaError while iterating, if the file is another than it was.
   """
-  upcoming, opened = deque(wanted), deque[OpenWindow]()
+  upcoming = deque(zip(wanted, persons or [None] * len(wanted), strict=True))
+  opened = deque[OpenWindow]()
   sounds = _excerpts(film, wanted, inputs.audio_shape[0])
   changed = media.MediaError(f"{film.path}: was changed while it was read")
   if _stamp(film.path) != film.stamp:
     raise changed
   for number, picture in enumerate(media.iterate_pictures(film.path)):
-    while upcoming and upcoming[0].first <= number:
-      opened.append(OpenWindow(film, upcoming.popleft(), inputs, finder))
+    while upcoming and upcoming[0][0].first <= number:
+      begun, person = upcoming.popleft()
+      opened.append(OpenWindow(film, begun, inputs, finder, person))
     if takers := [window for window in opened if number in window.chosen]:
       if picture.shape[:2] != tuple(film.sizes[number]):
         raise changed
@@ -249,25 +251,33 @@ def samples(
 class OpenWindow:
   """A window some of whose frames are still to come."""
 
-  def __init__(self, film: Film, window: Window, inputs: Inputs, finder: FaceFinder | None):
-    self.window, self.finder = window, finder
+  def __init__(
+    self, film: Film, window: Window, inputs: Inputs, finder: FaceFinder | None, person: Person | None = None
+  ):
+    self.window, self.finder, self.person = window, finder, person
     times = np.append(film.times[window.first : window.last], window.end)
     self.rates = uneven_rate(times)
-    chosen = window.first + (
-      sample_at_times(times, num_segments=inputs.num_frames)
-      if inputs.frame_choice == "time"
-      else sample_frames(window.last - window.first, train=False, num_segments=inputs.num_frames)
-    )
-    self.chosen: list[int] = np.unique(chosen).tolist()
     self.frames: list[Any] = [b""] * (window.last - window.first)
-    self.turned, self.times, self.changes = film.turned, times, dict[str, None]()
+    self.turned, self.changes = film.turned, dict[str, None]()
     self.height, self.width = film.sizes[window.first].tolist()
     self.track = self.faces_at_once = None
     if finder is not None and film.detections is not None:
       at, until = (bisect_left(film.detections, i, key=itemgetter(0)) for i in (window.first, window.last))
       detections = [(number - window.first, boxes) for number, boxes in film.detections[at:until]]
-      self.track = finder.track(detections, film.sizes[window.first : window.last])
+      cuts = [cut - window.first for cut in film.cuts if window.first < cut < window.last]
+      tracks = person.within(window.first, window.last) if person else None
+      self.track = finder.track(detections, film.sizes[window.first : window.last], cuts, tracks)
       self.faces_at_once = max((len(boxes) for _, boxes in detections), default=0)
+    number = window.last - window.first
+    # Of the largest face all frames are shown, as in training; of a person those in which they are.
+    self.shown = np.flatnonzero(self.track.found) if person and self.track else np.arange(number)
+    self.times = np.append(times[self.shown], times[self.shown[-1] + 1])
+    chosen = (
+      sample_at_times(self.times, num_segments=inputs.num_frames)
+      if inputs.frame_choice == "time"
+      else sample_frames(len(self.shown), train=False, num_segments=inputs.num_frames)
+    )
+    self.chosen: list[int] = np.unique(window.first + self.shown[chosen]).tolist()
 
   def take(self, number: int, pixels: np.ndarray, changes: Iterable[str], *, coded: bool = True) -> None:
     place = number - self.window.first
@@ -277,11 +287,17 @@ class OpenWindow:
     self.frames[place] = encode_frame(pixels) if coded else pixels
 
   def sample(self, sound: dict[str, Any], heard: dict[str, Any], inputs: Inputs) -> Sample:
-    record = {"frames": self.frames, "times": self.times, "label": 0, "clip_id": b"", **sound}
+    record = {
+      "frames": [self.frames[i] for i in self.shown],
+      "times": self.times,
+      "label": 0,
+      "clip_id": b"",
+      **sound,
+    }
     example = make_example(record, inputs)
     found = None if self.track is None else self.track.found
     of_pictures = {"size": (self.width, self.height), "changes": tuple(self.changes), "rates": self.rates, "turned": self.turned,
-                   "waveform": sound["waveform"]}  # fmt: skip
+                   "waveform": sound["waveform"], "person": self.person.number if self.person else None}  # fmt: skip
     return Sample(
       self.window,
       example["video"],
