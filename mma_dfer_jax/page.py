@@ -35,6 +35,9 @@ from mma_dfer_jax.prediction import (
   predict_samples,
   predict_timeline,
 )
+from mma_dfer_jax.summary import described as told
+from mma_dfer_jax.summary import summarise
+from mma_dfer_jax.timeline import of_person
 
 HOST = "127.0.0.1"
 ROW_SECONDS = 0.01  # from one row of the spectrogram to the next
@@ -70,6 +73,7 @@ class Page:
   window: float  # seconds, of a timeline
   hop: float
   channel: str = "first"  # of the sound
+  person: str = "largest"  # for whom a timeline is, as for `predict_timeline`
 
   def __post_init__(self):
     self.computing = threading.Lock()
@@ -127,9 +131,18 @@ class Page:
     if prediction.seconds > self.window:
       how: Json = {"window": self.window, "hop": self.hop}
       film = predict_timeline(
-        self.engine, path, **how, progress=tell_seldom, channel=self.channel, faces=self.finder
+        self.engine,
+        path,
+        **how,
+        progress=tell_seldom,
+        channel=self.channel,
+        faces=self.finder,
+        person=self.person,
       )
       facts |= how | {"windows": [dataclasses.asdict(one) | {"clip": path.name} for one in film.predictions]}
+      rows = [of_person(film, one) for one in film.persons] or [film]
+      facts["summaries"] = [told(summarise(row)) for row in rows]
+      facts["warnings"] = list(dict.fromkeys([*facts["warnings"], *film.warnings]))
     return {"json": facts, "took": time.monotonic() - started, "seen": self._seen(sample, prediction)}
 
   def _facts_of(self, prediction: Prediction, name: str) -> Json:
