@@ -99,7 +99,7 @@ function shown(found) {
   const sound = one.sound ? `${one.seconds_of_sound.toFixed(2)} s of sound` : "no sound";
   answer.replaceChildren(make("p", {class: "small name"}, one.clip), ...headline(one), make("p", {class: "small"},
     `${one.seconds.toFixed(2)} s, ${one.frames} frames,${face} ${sound}; answered in ${found.took.toFixed(1)} s, and the server's copy is deleted`));
-  seen.replaceChildren(...timelines(one), ...pictures(found.seen), json(one));
+  seen.replaceChildren(...timelines(one, found.seen.persons), ...pictures(found.seen), json(one));
 }
 
 // ---- over time
@@ -111,16 +111,16 @@ function spans(windows) {
     i + 1 < windows.length ? Math.min(one.end, (middles[i] + middles[i + 1]) / 2) : one.end]);
 }
 
-function timelines(one) {
+function timelines(one, faces) {
   if (!one.windows) return [make("h2", {}, "Over time"),
     make("p", {class: "small"}, `No timeline: the video is no longer than one window of ${setup.window} s.`)];
   video.ontimeupdate = () => marks.forEach(mark => mark(video.currentTime));
   const persons = [...new Set(one.windows.map(window => window.person))], marks = [];
   return persons.flatMap((person, i) => timeline(one, one.windows.filter(window => window.person === person),
-    person ? `Person ${person} over time` : "Over time", one.summaries[i], marks));
+    person ? `Person ${person} over time` : "Over time", one.summaries[i], faces[i], marks));
 }
 
-function timeline(one, windows, title, summary, marks) {
+function timeline(one, windows, title, summary, face, marks) {
   const names = Object.keys(one.probabilities), of = spans(windows), length = one.seconds;
   const hatch = make("svg:pattern", {id: "hatch", width: 6, height: 6, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)"},
     make("svg:rect", {width: 3, height: 6, fill: "var(--hatch)"}));
@@ -169,7 +169,7 @@ function timeline(one, windows, title, summary, marks) {
   const table = make("table", {}, make("caption", {class: "small"}, "probabilities of each window"), make("thead", {}, head),
     make("tbody", {}, ...windows.map(window => make("tr", {},
       ...[window.start.toFixed(2), window.end.toFixed(2), window.top ?? "–", ...names.map(name => percent(window.probabilities[name]))].map(text => make("td", {}, text))))));
-  return [make("h2", {}, `${title}: ${windows.length} windows of ${one.window} s, one every ${one.hop} s; click to go there`),
+  return [make("h2", {}, face ? make("img", {class: "face", alt: "", src: face}) : "", `${title}: ${windows.length} windows of ${one.window} s, one every ${one.hop} s; click to go there`),
     make("p", {class: "small"}, summary), make("div", {class: "timeline"}, drawing, slider, make("p", {class: "small ends"},
       make("span", {}, "0 s"), make("span", {}, `${length.toFixed(1)} s`))), value, legend,
     make("details", {class: "table"}, make("summary", {}, "The timeline as a table"), make("div", {class: "scroll", tabindex: 0}, table))];

@@ -128,6 +128,7 @@ class Page:
     asked = clip_sample(self.engine.about.inputs, path, self.finder, channel=self.channel, progress=look)
     ((sample, prediction),) = predict_samples(self.engine, [asked], 1)
     facts = self._facts_of(prediction, path.name)
+    film = None
     if prediction.seconds > self.window:
       how: Json = {"window": self.window, "hop": self.hop}
       film = predict_timeline(
@@ -143,7 +144,11 @@ class Page:
       rows = [of_person(film, one) for one in film.persons] or [film]
       facts["summaries"] = [told(summarise(row)) for row in rows]
       facts["warnings"] = list(dict.fromkeys([*facts["warnings"], *film.warnings]))
-    return {"json": facts, "took": time.monotonic() - started, "seen": self._seen(sample, prediction)}
+    persons = [
+      _address("jpeg", one.thumbnails[len(one.thumbnails) // 2][1]) for one in (film.persons if film else ())
+    ]
+    seen = self._seen(sample, prediction) | {"persons": persons}
+    return {"json": facts, "took": time.monotonic() - started, "seen": seen}
 
   def _facts_of(self, prediction: Prediction, name: str) -> Json:
     precision = self.engine.about.precision
