@@ -4,6 +4,8 @@ The names below are the public ones. They are imported when first asked for, so 
 """
 
 import importlib
+import importlib.util
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,6 +34,20 @@ _HOMES = {
   "confusion_matrix": "training.scores",
 }  # fmt: skip
 __all__ = list(_HOMES)
+
+
+def _without_training(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+  """A sentence for whoever starts a command that trains where only what answers is installed."""
+  if isinstance(error, ModuleNotFoundError):
+    from mma_dfer_jax.errors import missing
+
+    print(f"error: {missing(error)}", file=sys.stderr)
+  else:
+    sys.__excepthook__(kind, error, trace)
+
+
+if importlib.util.find_spec("jax") is None:
+  sys.excepthook = _without_training
 
 
 def __getattr__(name: str) -> Any:

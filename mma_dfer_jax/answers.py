@@ -54,18 +54,17 @@ Json = dict[str, Any]
 
 
 def check(
-  files: Sequence[str], window: float | str | None, hop: float | None, abstain: float = 0.0, *, explained: bool = False,
+  names: Mapping[str, str], window: float | str | None, hop: float | None, abstain: float = 0.0, *, out: Path, explained: bool = False,
   features: bool = False, person: str = "largest",
 ) -> None:  # fmt: skip
-  """Raises UserError with all that is wrong with a command line."""
-  problems = [] if files else ["name at least one video file"]
-  stems = [Path(file).stem for file in files]
-  for stem in sorted({stem for stem in stems if stems.count(stem) > 1}):
-    same = ", ".join(file for file in files if Path(file).stem == stem)
-    problems.append(f"{same} would all be answered in {stem}.json; give each its own --out")
+  """Raises UserError with all that is wrong with a command line; `names` are those of the answers, by file."""
+  problems = [] if names else ["name at least one video file"]
+  for name in sorted({name for name in names.values() if [*names.values()].count(name) > 1}):
+    same = ", ".join(file for file in names if names[file] == name)
+    problems.append(f"{same} would all be answered in {name}.json; give each its own --out")
   ending = max(ENDINGS, key=len) if explained or features else ".json"
-  problems += [f"{stem}{ending} would be too long a name for an answer; rename the video"
-               for stem in stems if len(os.fsencode(f"{stem}{ending}.partial")) > LONGEST_NAME]  # fmt: skip
+  problems += [f"{name}{ending} would be too long a name for an answer; rename the video"
+               for name in names.values() if len(os.fsencode(f"{Path(name).name}{ending}.partial")) > LONGEST_NAME]  # fmt: skip
   if explained and window is not None:
     problems.append("--explain is about whole clips: leave out --window, or cut out the part that you mean")
   if explained and person != "largest":
@@ -77,7 +76,7 @@ def check(
     problems += ["--hop needs --window"] * (hop is not None)
   else:
     clash = f"{TABLE}, the table of all clips, would be written over; rename the video of that name"
-    problems += [clash] * (Path(TABLE).stem in stems)
+    problems += [clash] * (Path(TABLE).stem in names.values())
     try:
       if isinstance(window, str):
         problems += ["--hop needs --window in seconds"] * (hop is not None)
@@ -86,6 +85,8 @@ def check(
         film.check_windows(window, hop or 0.0)
     except UserError as error:
       problems.append(str(error))
+  if out.exists() and not out.is_dir():
+    problems.append(f"--out={out} is a file; give a folder")
   for check_value in (lambda: check_abstain(abstain), lambda: check_person(person)):
     try:
       check_value()
@@ -100,6 +101,7 @@ class Answers:
   """A folder of answers of one model. An answer keeps all that it depends on as `asked`."""
 
   out: Path
+  names: Mapping[str, str]  # of the answers, without ending, by file
   model: str
   engine: Engine
   finder: Finder
@@ -113,13 +115,16 @@ class Answers:
   explain: bool = False  # each clip, in its answer and a picture
   person: str = "largest"  # who is answered for: largest, all, or a number
 
-  def answer(self, files: Sequence[str]) -> int:
+  def answer(self) -> int:
     """Answers videos and writes the table of all; 1 if some cannot be read, which are reported, else 0."""
-    about = self.engine.about
-    self.out.mkdir(parents=True, exist_ok=True)
+    about, files = self.engine.about, list(self.names)
+    for folder in {self.out, *(self._path(file).parent for file in files)}:
+      folder.mkdir(parents=True, exist_ok=True)
     compiles = ", which compiles it for the first clip" * (self.engine.name == "jax")
     print(f"faces: {described(self.finder)}; classes: {', '.join(about.classes)}; precision: {about.precision}; "
           f"engine: {self.engine.name}{compiles}", file=sys.stderr)  # fmt: skip
+    if not isinstance(self.engine, WithFeatures):
+      (self.out / FEATURES_TABLE).unlink(missing_ok=True)  # an earlier command's, of other answers
     asked = self._asked(files)
     there = {file: _read(self._path(file)) for file in files}
     answers = {file: found for file, found in there.items() if found and found["asked"] == asked[file]}
@@ -130,7 +135,7 @@ class Answers:
       if found := there[file]:  # the answer to another question
         if found["asked"].get("file") != asked[file]["file"]:
           print(f"{self._path(file)}: was about {found['clip']}, and is replaced", file=sys.stderr)
-        faces = self.out.glob(f"{glob.escape(Path(file).stem)}.person*.jpg")
+        faces = self._path(file).parent.glob(f"{glob.escape(self._path(file).stem)}.person*.jpg")
         for old in [*faces, *map(self._path(file).with_suffix, ENDINGS)]:
           old.unlink(missing_ok=True)
     began, before = time.monotonic(), len(answers)
@@ -154,7 +159,7 @@ class Answers:
     write_table(self.out / FEATURES_TABLE, [(file, npz) for file, npz in there if npz.exists()])
 
   def _path(self, file: str) -> Path:
-    return self.out / f"{Path(file).stem}.json"
+    return self.out / f"{self.names[file]}.json"
 
   @property
   def _doubt(self) -> Json:
@@ -214,13 +219,12 @@ class Answers:
     self, rest: Iterator[tuple[str, film.Sample]], asked: Mapping[str, Json]
   ) -> Iterator[tuple[str, Json]]:
     """(file, answer) of each clip, in batches of clips from different files."""
-    while batch := list(itertools.islice(rest, self.batch_size)):
+    size = min(self.batch_size, len(asked) or 1)
+    while batch := list(itertools.islice(rest, size)):
       self._kept(0)  # of what went wrong before
       try:
         with media.one_clip(batch[0][0]):
-          predictions = [
-            one for _, one in predict_samples(self.engine, batch, self.batch_size, **self._doubt)
-          ]
+          predictions = [one for _, one in predict_samples(self.engine, batch, size, **self._doubt)]
           kept = self._kept(len(batch))
           explained = [self._explained(file, sample) for file, sample in batch]
       except UserError as error:
@@ -246,7 +250,7 @@ class Answers:
     unit = "answer" if timeline.persons else "window"
     number = count(len(timeline.predictions), unit)
     if withheld := sum(not one.reliable for one in timeline.predictions):
-      say(f"{file}: {withheld} of {number} are not reliable")
+      say(f"{file}: not reliable: {withheld} of {number}")
       reasons = Counter(reason for one in timeline.predictions for reason in one.reasons)
       say("\n".join(f"  {count(often, unit)}: {reason}" for reason, often in reasons.most_common(3)))
     whose = [f", person {one.person}" for one in timeline.persons] or [""]

@@ -47,7 +47,8 @@ class AutoencoderConfig:
       raise UserError(
         f"model.encoder is {parts.place_of(self.encoder)}, which has no patches to remove: choose mae"
       )
-    problems += self.encoder.problems_with(self.stream, self.inputs)
+    of_encoder = self.encoder.problems_with(self.stream, self.inputs)
+    problems += [line.replace(f"model.{self.stream}.", "model.encoder.") for line in of_encoder]
     problems += [f"model.{name}.width={width} must be a multiple of 4, for its positions are sines and cosines of x and y"
                  for name, width in (("encoder", self.encoder.width), ("decoder", self.decoder.width)) if width % 4]  # fmt: skip
     if not problems:

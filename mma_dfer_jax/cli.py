@@ -16,7 +16,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-from mma_dfer_jax.errors import UserError, listed, of_type, print_traceback
+from mma_dfer_jax.errors import UserError, listed, missing, of_type, print_traceback
 from mma_dfer_jax.help import config_text, shipped_configs
 from mma_dfer_jax.paths import define_path
 from mma_dfer_jax.streams import make_lasting
@@ -112,6 +112,8 @@ def _words(error: Exception) -> str | None:
   """What a user should read of an error that can be expected."""
   if isinstance(error, UserError):
     return str(error)
+  if isinstance(error, ModuleNotFoundError) and not (error.name or "mma_dfer_jax").startswith("mma_dfer_jax"):
+    return missing(error)
   if isinstance(error, FileNotFoundError):
     return f"no such file or folder: {error.filename or error}"
   if isinstance(error, OSError) and (error.filename or error.errno in _OF_DISKS):

@@ -27,6 +27,7 @@ _PORT = flags.DEFINE_integer("port", 7860, "Port on 127.0.0.1; 0: any free one."
 _FACES = cli.shared_flag("faces")
 _FACE_MODEL = cli.shared_flag("face_model")
 _CHANNEL = cli.shared_flag("channel")
+_ABSTAIN = flags.DEFINE_float("abstain", 0.0, "Name no class whose probability is below this, as 0.6.")
 _PERSON = cli.shared_flag(
   "person",
   help="For whom a timeline is: largest over time, all (a row for each), or a number, 1 is the largest.",
@@ -43,10 +44,12 @@ _PREFIX = "mma_dfer_page_"
 def main(argv: Sequence[str]) -> int:
   from mma_dfer_jax.data import film  # here: --help need not wait for OpenCV
   from mma_dfer_jax.data.persons import check_person
+  from mma_dfer_jax.doubt import check_abstain
   from mma_dfer_jax.engines.engine import load_model
 
   film.check_windows(_WINDOW.value, _HOP.value)
   check_person(_PERSON.value)
+  check_abstain(_ABSTAIN.value)
   try:  # first, so that a taken port is known before a model is loaded
     door = socket.create_server(("127.0.0.1", _PORT.value))
   except OSError as error:
@@ -67,7 +70,16 @@ def main(argv: Sequence[str]) -> int:
     model, limits = Path(_MODEL.value).resolve().name, (_MAX_MB.value, _MAX_SECONDS.value)
     channel = sound_channel(engine.about.recipe, _CHANNEL.value)
     page = Page(
-      engine, model, finder, Path(folder), *limits, _WINDOW.value, _HOP.value, channel, _PERSON.value
+      engine,
+      model,
+      finder,
+      Path(folder),
+      *limits,
+      _WINDOW.value,
+      _HOP.value,
+      channel,
+      _PERSON.value,
+      _ABSTAIN.value,
     )
     print("compiling it, once …", flush=True)
     page.warm_up()

@@ -24,6 +24,11 @@ def of_type(error: Exception) -> str:
   return f"{type(error).__name__}{words and ': '}{words}"
 
 
+def missing(error: ImportError) -> str:
+  """What to do about a package that is not installed."""
+  return f"{error.name or error} is not installed: pip install 'mma_dfer_jax[train]' brings all that training needs"
+
+
 def shown(name: object) -> str:
   """A name from a file as a message can show it: no control characters, at most 200 characters."""
   text = str(name)

@@ -94,6 +94,8 @@ def check_flags() -> tuple[str, ...]:
     f"--{name} does not go with --format={_FORMAT.value}": flags.FLAGS[name].present for name in of_other
   }
   problems |= {
+    f"--limit={_LIMIT.value} must be a probability": not 0 <= _LIMIT.value <= 1,
+    "--clips names no clip": onnx and flags.FLAGS["clips"].present and not any(_CLIPS.value or ()),
     "--limit goes with --quantise=int8": onnx and flags.FLAGS["limit"].present and not _QUANTISE.value,
     f"--precision={_PRECISION.value}: an ONNX file holds float32, or int8 with --quantise=int8; OpenVINO computes a float32 "
     "file in bfloat16, too": onnx and _PRECISION.value not in (None, "float32"),

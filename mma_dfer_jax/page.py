@@ -74,6 +74,7 @@ class Page:
   hop: float
   channel: str = "first"  # of the sound
   person: str = "largest"  # for whom a timeline is, as for `predict_timeline`
+  abstain: float = 0.0  # least probability of a class that is named
 
   def __post_init__(self):
     self.computing = threading.Lock()
@@ -126,7 +127,7 @@ class Page:
       tell_seldom("look", seconds, declared)
 
     asked = clip_sample(self.engine.about.inputs, path, self.finder, channel=self.channel, progress=look)
-    ((sample, prediction),) = predict_samples(self.engine, [asked], 1)
+    ((sample, prediction),) = predict_samples(self.engine, [asked], 1, abstain=self.abstain)
     facts = self._facts_of(prediction, path.name)
     film = None
     if prediction.seconds > self.window:
@@ -139,6 +140,7 @@ class Page:
         channel=self.channel,
         faces=self.finder,
         person=self.person,
+        abstain=self.abstain,
       )
       facts |= how | {"windows": [dataclasses.asdict(one) | {"clip": path.name} for one in film.predictions]}
       rows = [of_person(film, one) for one in film.persons] or [film]
@@ -188,7 +190,7 @@ class Page:
         sound = np.frombuffer(base64.b64decode(given["sound"]), np.int16) if given.get("rate") else None
         sample = sample_of(frames, sound, given.get("rate"), self.engine.about.inputs, times=times,
                            channel=self.channel, finder=finder_for_frames(self.finder, frames))  # fmt: skip
-        ((_, prediction),) = predict_samples(self.engine, [("camera", sample)], 1)
+        ((_, prediction),) = predict_samples(self.engine, [("camera", sample)], 1, abstain=self.abstain)
         return self._facts_of(prediction, "camera")
     finally:
       self.computing.release()
@@ -222,7 +224,7 @@ def seldom(show: Callable[..., None], every: float = 0.1) -> Callable[..., None]
 
 def _address(kind: str, picture: np.ndarray) -> str:
   """An address that holds the picture itself: nothing is written to a disk, and nothing need be removed."""
-  _, data = cv2.imencode(f".{kind}", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 90])
+  _, data = cv2.imencode(f".{kind}", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
   return f"data:image/{kind};base64,{base64.b64encode(data.tobytes()).decode()}"
 
 
@@ -317,7 +319,7 @@ class Visit(BaseHTTPRequestHandler):
     try:
       answer = self.page.live(json.loads(body))
     except (ValueError, KeyError, TypeError) as error:  # a UserError is a ValueError
-      answer = {"error": str(error)}
+      answer = {"error": str(error) if isinstance(error, UserError) else "this is no window of a camera"}
     self._send(200, "application/json", json.dumps(answer).encode())
 
   def _tell(self, line: Json) -> None:
@@ -332,6 +334,9 @@ class Visit(BaseHTTPRequestHandler):
   def _send(self, status: int, kind: str, body: bytes) -> None:
     self._head(status, kind, **{"Content-Length": len(body)})
     self.wfile.write(body)
+
+  def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+    self._send(code, "text/plain; charset=utf-8", (message or explain or "This cannot be asked.").encode())
 
   def version_string(self) -> str:
     return "mma_dfer_jax"

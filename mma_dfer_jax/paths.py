@@ -93,6 +93,9 @@ def user_files(given: Sequence[str]) -> list[str]:
   return files
 
 
+flags.disclaim_key_flags()  # what is defined here is a flag of whoever calls, and stands in its --help
+
+
 class PathParser(flags.ArgumentParser):
   """Reads a path flag."""
 

@@ -64,12 +64,21 @@ def main(argv: Sequence[str]) -> int:
   from mma_dfer_jax.features import WithFeatures
   from mma_dfer_jax.prediction import face_finder, sound_channel
 
-  (files, left_out), window = with_folders(user_files(argv[1:]), _OUT.value), _WINDOW.value
+  (names, left_out), window = with_folders(user_files(argv[1:]), _OUT.value), _WINDOW.value
   for note in left_out:
     print(f"left out: {note}", file=sys.stderr)
   hop = window / 4 if isinstance(window, float) and _HOP.value is None else _HOP.value
   features, person = _FEATURES.value != "none", _PERSON.value
-  check(files, window, hop, _ABSTAIN.value, explained=_EXPLAIN.value, features=features, person=person)
+  check(
+    names,
+    window,
+    hop,
+    _ABSTAIN.value,
+    out=Path(_OUT.value),
+    explained=_EXPLAIN.value,
+    features=features,
+    person=person,
+  )
   cli.end_as_by_interrupt()
   print(f"loading {_MODEL.value} …", file=sys.stderr, flush=True)
   engine = load_model(_MODEL.value, precision=_PRECISION.value, engine=_ENGINE.value)
@@ -81,10 +90,10 @@ def main(argv: Sequence[str]) -> int:
   engine = WithFeatures(engine.about, engine.path, engine) if features else engine
   channel = sound_channel(engine.about.recipe, _CHANNEL.value)
   how = _FACE_MODEL.value, window, hop, _BATCH_SIZE.value, channel, _FORCE.value, _ABSTAIN.value
-  answers = Answers(Path(_OUT.value), _MODEL.value, engine, finder, *how, _EXPLAIN.value, person)
-  status = answers.answer(files)
+  answers = Answers(Path(_OUT.value), names, _MODEL.value, engine, finder, *how, _EXPLAIN.value, person)
+  status = answers.answer()
   if _FEATURES.value == "parquet":
-    answers.write_features(files)
+    answers.write_features(list(names))
   return status
 
 

@@ -174,7 +174,9 @@ def predict_timeline(
     predictions, thumbnails = [], dict[int | None, list[tuple[float, np.ndarray]]]()
     shown = film.samples(seen, [one for one, _ in wanted], engine.about.inputs, finder, whose)
     samples = ((str(file), one) for one in shown)
-    answers = predict_samples(engine, samples, batch_size, force=force, abstain=abstain)
+    answers = predict_samples(
+      engine, samples, min(batch_size, max(1, len(wanted))), force=force, abstain=abstain
+    )
     for i, (sample, prediction) in enumerate(answers):
       predictions.append(prediction)
       if i in pictured:

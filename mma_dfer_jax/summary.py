@@ -9,10 +9,10 @@ from mma_dfer_jax.prediction import Prediction, Timeline
 from mma_dfer_jax.timeline import spans
 
 LEAD = 0.2  # in probability, by which another emotion must lead to take over at once; if it leads by less,
-WINDOWS = 3  # then it takes over once it has led in so many windows on end, from the first of them
+WINDOWS = 3  # then it takes over once it has led in so many windows in a row, from the first of them
 NOT_ANSWERED = "not answered"
 NO_SPEECH = "nobody speaks"  # between the windows, if they are on sentences
-RULE = f"another emotion takes over if it leads by {LEAD:g}, or in {WINDOWS} windows on end"
+RULE = f"another emotion takes over if it leads by {LEAD:g}, or in {WINDOWS} windows in a row"
 
 
 def summarise(timeline: Timeline) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def steady(predictions: Sequence[Prediction]) -> list[str | None]:
   """The emotion of each window with hysteresis; None where the answer is withheld."""
   labels: list[str | None] = []
   current = rival = None
-  led = 0  # windows on end that the rival has led in
+  led = 0  # windows in a row that the rival has led in
   for number, one in enumerate(predictions):
     leader = max(one.probabilities, key=one.probabilities.__getitem__)
     if one.top is None or current is None:

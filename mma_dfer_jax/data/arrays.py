@@ -60,6 +60,8 @@ def sample_of(
   problems = [*_of_frames(frames), *_of_sound(sound, sample_rate, waveform is None)]
   if times is not None and not problems:
     problems += _of_times(np.asarray(times), len(frames))
+  if not isinstance(inputs, Inputs):
+    problems.append(f"inputs must be those of a model, engine.about.inputs; they are {type(inputs).__name__}")
   if channel not in CHANNELS:
     problems.append(f"channel={channel!r}: choose one of {', '.join(CHANNELS)}")
   if problems:
@@ -97,7 +99,7 @@ def _heard(pcm: Int16[np.ndarray, "C S"], channel: str) -> tuple[Int16[np.ndarra
 
 def _of_frames(frames: Any) -> Iterator[str]:
   """What is wrong with the pictures of a clip."""
-  want = "frames must be uint8 RGB, (N, H, W, 3), at least one"
+  want = "frames must be uint8 RGB, (N, H, W, 3), at least one (files are for predict_video)"
   if isinstance(frames, np.ndarray) and (frames.ndim != 4 or not len(frames)):
     yield f"{want}; they are {frames.dtype} {frames.shape}"
     return

@@ -2,26 +2,48 @@
 
 from collections.abc import Iterator, Sequence
 import os
+from pathlib import Path
 
 from mma_dfer_jax.data import media
-from mma_dfer_jax.errors import UserError, counted
+from mma_dfer_jax.errors import UserError, counted, listed
+
+VIDEOS = (
+  ".mp4",
+  ".mov",
+  ".mkv",
+  ".avi",
+  ".webm",
+  ".m4v",
+  ".flv",
+  ".mpg",
+  ".mpeg",
+  ".wmv",
+)  # names that promise one
 
 
-def with_folders(files: Sequence[str], leave_out: str = "") -> tuple[list[str], list[str]]:
+def with_folders(files: Sequence[str], leave_out: str = "") -> tuple[dict[str, str], list[str]]:
   """Files, with all videos in folders and the folders below them in their place, sorted; and why what else lies there is none.
 
-  What was named stays if it is a file, or a folder without a video. A damaged video is one: reading it says what is wrong; a
-  picture is none. What lies in `leave_out` is not looked at.
+  Each has the name of its answer: its own without ending, below folders as those lie in the one that was given.
+
+  What was named stays if it is a file. A damaged video is one, and so is whatever has a video's name: reading it says what is
+  wrong; a picture is none. What lies in `leave_out` is not looked at.
 
   Raises:
-    UserError: if a folder cannot be read.
+    UserError: if a folder cannot be read, or holds no video.
   """
-  videos, others = [], list[tuple[str, str]]()
+  videos, others, empty = dict[str, str](), list[tuple[str, str]](), []
   for file in files:
-    inside = sorted(_below(file, leave_out)) if os.path.isdir(file) else []
-    reasons = {path: media.why_no_video(path) for path in inside}
-    others += [(path, reason) for path, reason in reasons.items() if reason]
-    videos += [path for path, reason in reasons.items() if not reason] or [file]
+    if not os.path.isdir(file):
+      videos[file] = Path(file).stem
+      continue
+    reasons = {path: media.why_no_video(path) for path in sorted(_below(file, leave_out))}
+    found = [path for path, reason in reasons.items() if not reason or path.lower().endswith(VIDEOS)]
+    others += [(path, reason) for path, reason in reasons.items() if reason and path not in found]
+    videos |= {path: str(Path(path).relative_to(file).with_suffix("")) for path in found}
+    empty += [f"{file}: holds no video"] * (not found)
+  if empty:
+    raise listed("there is nothing to answer", [*empty, *counted(others, "files")])
   return videos, counted(others, "files")
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,8 @@ def describe(path: Path, step: int | str, precision: str | None) -> About:
 def load(path: Path, about: About, sharding: Any) -> OnnxRuntimeEngine:
   """Opens the file; `sharding` is not used."""
   del sharding
+  # It would tell its makers over the network that it runs; its own switch for that comes too late.
+  os.environ["ORT_DISABLE_TELEMETRY"] = "1"
   try:
     import onnxruntime
   except ImportError as error:

@@ -50,7 +50,8 @@ def describe(path: Path, step: int | str, precision: str | None) -> About:
       f"{path} is damaged, or {json_beside(path).name} describes another file; export the model again"
     )
   if precision not in (None, about.precision):
-    again = f"for {precision} export the model again with --precision={precision}"
+    how = "--format=onnx --quantise=int8" if precision == "int8" else f"--precision={precision}"
+    again = f"for {precision} export the model again with {how}"
     raise UserError(f"{path} was exported in {about.precision}; {again}")
   return about
 

@@ -24,8 +24,8 @@ class Described(NamedTuple):
   size: int
 
   def is_whole(self, path: Path) -> bool:
-    """Whether the graph is the one that was written."""
-    digest = hashlib.sha256()
+    """Whether description and graph are those that were written."""
+    digest = _digest(self.said)
     with path.open("rb") as file:
       file.seek(self.begin)
       rest = self.size
@@ -36,14 +36,22 @@ class Described(NamedTuple):
 
 
 def write(path: Path, model: Any, said: dict[str, Any]) -> dict[str, Any]:
-  """Writes a ModelProto with a description of it; returns the description, with the sha256 of the graph in it."""
+  """Writes a ModelProto with a description of it; returns the description, with the sha256 of both in it."""
   graph = model.graph.SerializeToString()
-  said = said | {"sha256": hashlib.sha256(graph).hexdigest()}
+  digest = _digest(said)
+  digest.update(graph)
+  said = said | {"sha256": digest.hexdigest()}
   head = type(model)(ir_version=model.ir_version, producer_name=KEY.decode(), opset_import=model.opset_import)
   head.metadata_props.add(key=KEY.decode(), value=json.dumps(said, allow_nan=False))
   with path.open("wb") as file:
     file.writelines([head.SerializeToString(), *field(GRAPH, graph)])
   return said
+
+
+def _digest(said: dict[str, Any]) -> Any:
+  """Of a description, for the graph to follow."""
+  rest = {key: value for key, value in said.items() if key != "sha256"}
+  return hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
 
 
 def read(path: Path) -> Described | None:

@@ -78,6 +78,7 @@ def problems_of_values(config: ml_collections.ConfigDict, positive: Sequence[str
     *((f"{name}={c[name]}", "must be positive", c[name] > 0) for name in positive),
     *((f"{name}={c[name]}", "must be finite", math.isfinite(c[name])) for name in ("learning_rate", "weight_decay")),
     (f"weight_decay={c.weight_decay}", "must not be negative", not c.weight_decay < 0),
+    (f"seed={c.seed}", "must not be negative", c.seed >= 0),
     (f"save_every_steps={c.save_every_steps}", "must be 0 (no more than the others) or more", c.save_every_steps >= 0),
     *((f"{name}={c[name]!r}:", f"choose one of {', '.join(of)}", c[name] in of) for name, of in choices.items()),
     ("data.data_dir", "is empty: give the folder that mma_dfer_jax.data.prepare wrote", bool(d.data_dir)),
@@ -100,6 +101,8 @@ def problems_of_values(config: ml_collections.ConfigDict, positive: Sequence[str
 
 def check_model_and_data(config: ml_collections.ConfigDict) -> tuple[ModelConfig | None, DataSet | None, list[Start], list[str]]:  # fmt: skip
   """Model, data set and weights of a run, as far as they are found, and all that is wrong but for fold and devices."""
+  if "stream" in config.model:
+    raise UserError("this config is for pretraining; give one for training, as --config=configs/dfew.py")
   problems = problems_of_values(config)
   problems += resolve_paths(config)
   problems += [f"loss: {error}" for error in first_error(lambda: parts.read("losses", config.loss.to_dict()))]
@@ -159,6 +162,7 @@ def check_run(config: ml_collections.ConfigDict, *, devices: bool = True) -> Che
     try:
       train, test = data_set.train_and_test(config.data.fold)
       of_class, share = clips_of(data_set, train), config.data.get("held_out", 0.0)
+      share = share if 0 <= share <= LARGEST_SHARE else 0.0  # of which more is said above
       held_out = sum(number_held_out(clips, share) for clips in of_class.values())
       if share and not held_out:
         problems.append(f"data.held_out={share}, but no class of {train} has two clips: set it to 0")

@@ -191,7 +191,7 @@ class Pretraining:
     lines = [
       f"pretrain the {m.stream} encoder on {self.checked.splits}: {of}, labels unread; {c.num_steps:,} steps of "
       f"{errors.count(c.batch_size, self.unit)} are {passes:.1f} passes",
-      f"the encoder sees {m.kept} of {m.patches} patches; {errors.count(m.decoder.depth, 'block')} restore the others",
+      f"the encoder sees {m.kept} of {m.patches} patches; the decoder of {errors.count(m.decoder.depth, 'block')} restores the others",
     ]
     folds = [split for split in self.checked.splits.split("+") if split.startswith("fold")]
     if not c.data.fold and len(folds) == len(self.checked.data_set.splits):

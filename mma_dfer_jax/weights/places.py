@@ -78,7 +78,9 @@ def _in_folder(folder: Path) -> Path:
   """The file with the weights of a folder, or with the list of their pieces."""
   names = sorted(entry.name for entry in folder.iterdir())
   if {"run.json", "model.json"} & set(names):
-    raise UserError(f"{folder} is a whole model of this program; give it as config.init_from")
+    raise UserError(
+      f"{folder} is a whole model of this program, for config.init_from of training; here give the file of an encoder"
+    )
   tag = "checkpoint"  # Lightning's name for DeepSpeed's folder
   if "latest" in names:
     tag = (folder / "latest").read_bytes()[:255].decode(errors="replace").strip()
