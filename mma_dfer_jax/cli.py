@@ -48,6 +48,10 @@ _SHARED = {
     "What computes: jax, onnxruntime, openvino, stablehlo; if not given, the first that opens the model.",
   ),
   "faces": ("auto", "Cut out faces: as in training; always; never, for videos already cropped to the face."),
+  "person": (
+    "largest",
+    "Whose face: largest over time, all (an answer for each), or a number, 1 is the largest.",
+  ),
   "channel": ("auto", "Which channel of the sound is heard; auto: as in training."),
   "face_model": (None, "YuNet's .onnx file; if not given, it is downloaded once."),
 }

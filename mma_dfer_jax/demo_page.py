@@ -27,6 +27,10 @@ _PORT = flags.DEFINE_integer("port", 7860, "Port on 127.0.0.1; 0: any free one."
 _FACES = cli.shared_flag("faces")
 _FACE_MODEL = cli.shared_flag("face_model")
 _CHANNEL = cli.shared_flag("channel")
+_PERSON = cli.shared_flag(
+  "person",
+  help="For whom a timeline is: largest over time, all (a row for each), or a number, 1 is the largest.",
+)
 _ENGINE = cli.shared_flag("engine")
 _PRECISION = cli.shared_flag("precision")
 _MAX_MB = flags.DEFINE_integer("max_mb", 100, "Largest video that is taken, MiB.", lower_bound=1)
@@ -38,9 +42,11 @@ _PREFIX = "mma_dfer_page_"
 
 def main(argv: Sequence[str]) -> int:
   from mma_dfer_jax.data import film  # here: --help need not wait for OpenCV
+  from mma_dfer_jax.data.persons import check_person
   from mma_dfer_jax.engines.engine import load_model
 
   film.check_windows(_WINDOW.value, _HOP.value)
+  check_person(_PERSON.value)
   try:  # first, so that a taken port is known before a model is loaded
     door = socket.create_server(("127.0.0.1", _PORT.value))
   except OSError as error:
@@ -60,7 +66,9 @@ def main(argv: Sequence[str]) -> int:
     finder = face_finder(engine, _FACES.value, _FACE_MODEL.value)
     model, limits = Path(_MODEL.value).resolve().name, (_MAX_MB.value, _MAX_SECONDS.value)
     channel = sound_channel(engine.about.recipe, _CHANNEL.value)
-    page = Page(engine, model, finder, Path(folder), *limits, _WINDOW.value, _HOP.value, channel)
+    page = Page(
+      engine, model, finder, Path(folder), *limits, _WINDOW.value, _HOP.value, channel, _PERSON.value
+    )
     print("compiling it, once …", flush=True)
     page.warm_up()
     about = engine.about

@@ -99,7 +99,7 @@ function shown(found) {
   const sound = one.sound ? `${one.seconds_of_sound.toFixed(2)} s of sound` : "no sound";
   answer.replaceChildren(make("p", {class: "small name"}, one.clip), ...headline(one), make("p", {class: "small"},
     `${one.seconds.toFixed(2)} s, ${one.frames} frames,${face} ${sound}; answered in ${found.took.toFixed(1)} s, and the server's copy is deleted`));
-  seen.replaceChildren(...timeline(one), ...pictures(found.seen), json(one));
+  seen.replaceChildren(...timelines(one, found.seen.persons), ...pictures(found.seen), json(one));
 }
 
 // ---- over time
@@ -107,14 +107,21 @@ function shown(found) {
 // For each window the seconds for which it speaks: those nearer to its middle than to that of any other.
 function spans(windows) {
   const middles = windows.map(one => (one.start + one.end) / 2);
-  return windows.map((one, i) => [i ? (middles[i - 1] + middles[i]) / 2 : 0,
-    i + 1 < windows.length ? (middles[i] + middles[i + 1]) / 2 : one.end]);
+  return windows.map((one, i) => [i ? Math.max(one.start, (middles[i - 1] + middles[i]) / 2) : one.start,
+    i + 1 < windows.length ? Math.min(one.end, (middles[i] + middles[i + 1]) / 2) : one.end]);
 }
 
-function timeline(one) {
+function timelines(one, faces) {
   if (!one.windows) return [make("h2", {}, "Over time"),
     make("p", {class: "small"}, `No timeline: the video is no longer than one window of ${setup.window} s.`)];
-  const {windows} = one, names = Object.keys(one.probabilities), of = spans(windows), length = of.at(-1)[1];
+  video.ontimeupdate = () => marks.forEach(mark => mark(video.currentTime));
+  const persons = [...new Set(one.windows.map(window => window.person))], marks = [];
+  return persons.flatMap((person, i) => timeline(one, one.windows.filter(window => window.person === person),
+    person ? `Person ${person} over time` : "Over time", one.summaries[i], faces[i], marks));
+}
+
+function timeline(one, windows, title, summary, face, marks) {
+  const names = Object.keys(one.probabilities), of = spans(windows), length = one.seconds;
   const hatch = make("svg:pattern", {id: "hatch", width: 6, height: 6, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)"},
     make("svg:rect", {width: 3, height: 6, fill: "var(--hatch)"}));
   const drawing = make("svg:svg", {viewBox: "0 0 1000 220", preserveAspectRatio: "none", "aria-hidden": "true"}, make("svg:defs", {}, hatch));
@@ -131,11 +138,11 @@ function timeline(one) {
   });
   const here = make("svg:line", {y1: 0, y2: 220, stroke: "var(--ink)", "stroke-width": 2, "vector-effect": "non-scaling-stroke"});
   drawing.append(here);
-  const value = make("p", {id: "value"});
+  const value = make("p", {class: "value"});
   const slider = make("input", {type: "range", min: 0, max: length.toFixed(3), step: 0.1, value: 0, "aria-label": "moment of the video, seconds"});
-  const at = seconds => Math.max(0, of.findIndex(([, end]) => seconds < end || end === length));
-  const words = seconds => {
-    const window = windows[at(seconds)];
+  const words = seconds => { // a person is not always there
+    const window = windows[of.findIndex(([start, end]) => seconds >= start && (seconds < end || end >= length))];
+    if (!window) return `${seconds.toFixed(1)} s: not there`;
     const most = ranked(window.probabilities).slice(0, 3).map(([name, share]) => `${name} ${percent(share)}`).join(" · ");
     return `${seconds.toFixed(1)} s: ${reliable(window) ? most : `no answer (${(window.reasons ?? []).join("; ")})`}`;
   };
@@ -151,7 +158,7 @@ function timeline(one) {
   drawing.addEventListener("mousemove", event => { value.textContent = words(Math.min(Math.max(seconds(event), 0), length)); });
   drawing.addEventListener("mouseleave", () => mark(Number(slider.value)));
   slider.addEventListener("input", () => seek(Number(slider.value)));
-  video.ontimeupdate = () => mark(Math.min(video.currentTime, length));
+  marks.push(seconds => mark(Math.min(seconds, length)));
   mark(0);
   const legend = make("p", {class: "legend"}, ...names.map((name, k) => {
     const square = make("i");
@@ -162,8 +169,9 @@ function timeline(one) {
   const table = make("table", {}, make("caption", {class: "small"}, "probabilities of each window"), make("thead", {}, head),
     make("tbody", {}, ...windows.map(window => make("tr", {},
       ...[window.start.toFixed(2), window.end.toFixed(2), window.top ?? "–", ...names.map(name => percent(window.probabilities[name]))].map(text => make("td", {}, text))))));
-  return [make("h2", {}, `Over time: ${windows.length} windows of ${one.window} s, one every ${one.hop} s; click to go there`),
-    make("div", {id: "timeline"}, drawing, slider, make("p", {class: "small ends"}, make("span", {}, "0 s"), make("span", {}, `${length.toFixed(1)} s`))), value, legend,
+  return [make("h2", {}, face ? make("img", {class: "face", alt: "", src: face}) : "", `${title}: ${windows.length} windows of ${one.window} s, one every ${one.hop} s; click to go there`),
+    make("p", {class: "small"}, summary), make("div", {class: "timeline"}, drawing, slider, make("p", {class: "small ends"},
+      make("span", {}, "0 s"), make("span", {}, `${length.toFixed(1)} s`))), value, legend,
     make("details", {class: "table"}, make("summary", {}, "The timeline as a table"), make("div", {class: "scroll", tabindex: 0}, table))];
 }
 

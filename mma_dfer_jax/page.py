@@ -35,6 +35,9 @@ from mma_dfer_jax.prediction import (
   predict_samples,
   predict_timeline,
 )
+from mma_dfer_jax.summary import described as told
+from mma_dfer_jax.summary import summarise
+from mma_dfer_jax.timeline import of_person
 
 HOST = "127.0.0.1"
 ROW_SECONDS = 0.01  # from one row of the spectrogram to the next
@@ -70,6 +73,7 @@ class Page:
   window: float  # seconds, of a timeline
   hop: float
   channel: str = "first"  # of the sound
+  person: str = "largest"  # for whom a timeline is, as for `predict_timeline`
 
   def __post_init__(self):
     self.computing = threading.Lock()
@@ -124,13 +128,27 @@ class Page:
     asked = clip_sample(self.engine.about.inputs, path, self.finder, channel=self.channel, progress=look)
     ((sample, prediction),) = predict_samples(self.engine, [asked], 1)
     facts = self._facts_of(prediction, path.name)
+    film = None
     if prediction.seconds > self.window:
       how: Json = {"window": self.window, "hop": self.hop}
       film = predict_timeline(
-        self.engine, path, **how, progress=tell_seldom, channel=self.channel, faces=self.finder
+        self.engine,
+        path,
+        **how,
+        progress=tell_seldom,
+        channel=self.channel,
+        faces=self.finder,
+        person=self.person,
       )
       facts |= how | {"windows": [dataclasses.asdict(one) | {"clip": path.name} for one in film.predictions]}
-    return {"json": facts, "took": time.monotonic() - started, "seen": self._seen(sample, prediction)}
+      rows = [of_person(film, one) for one in film.persons] or [film]
+      facts["summaries"] = [told(summarise(row)) for row in rows]
+      facts["warnings"] = list(dict.fromkeys([*facts["warnings"], *film.warnings]))
+    persons = [
+      _address("jpeg", one.thumbnails[len(one.thumbnails) // 2][1]) for one in (film.persons if film else ())
+    ]
+    seen = self._seen(sample, prediction) | {"persons": persons}
+    return {"json": facts, "took": time.monotonic() - started, "seen": seen}
 
   def _facts_of(self, prediction: Prediction, name: str) -> Json:
     precision = self.engine.about.precision

@@ -46,8 +46,7 @@ _CHANNEL = cli.shared_flag("channel")
 _FACES = cli.shared_flag("faces")
 _FACE_MODEL = cli.shared_flag("face_model")
 _ENGINE = cli.shared_flag("engine")
-_PERSON = flags.DEFINE_string("person", "largest", "Whose face: largest over time, all (an answer for each), or a number, 1 "
-                              "is the largest.")  # fmt: skip
+_PERSON = cli.shared_flag("person")
 _PRECISION = cli.shared_flag("precision")
 _FEATURES = flags.DEFINE_enum("features", "none", FEATURES,
                               "Also write what the model makes of each clip: an .npz for each, or besides a table of all in Parquet.")  # fmt: skip

@@ -161,8 +161,8 @@ def predict_timeline(
     declared = media.declared_seconds(file)
     show = lambda seconds: progress("look", seconds, declared)  # noqa: E731
     seen = film.survey(file, finder, hop=hop or (1.0 if window else None), channel=channel, progress=show)
-    longest = 0.015 + 0.01 * engine.about.inputs.audio_shape[0]
     if window == "speech":
+      longest = 0.015 + 0.01 * engine.about.inputs.audio_shape[0]
       windows = [film.window_between(seen, *one) for one in sentences(file, channel, longest)]
     else:
       windows = film.windows(seen, seconds or None, hop or None)
@@ -170,12 +170,10 @@ def predict_timeline(
     wanted = [
       (one, who) for one in windows for who in people if who is None or who.within(one.first, one.last)
     ]
-    pictured = {
-      i for who in people for i in _spread([i for i, (_, other) in enumerate(wanted) if other is who])
-    }
+    pictured = _pictured(whose := [who for _, who in wanted])
     predictions, thumbnails = [], dict[int | None, list[tuple[float, np.ndarray]]]()
-    shown, whose = zip(*wanted, strict=True)
-    samples = ((str(file), one) for one in film.samples(seen, shown, engine.about.inputs, finder, whose))
+    shown = film.samples(seen, [one for one, _ in wanted], engine.about.inputs, finder, whose)
+    samples = ((str(file), one) for one in shown)
     answers = predict_samples(engine, samples, batch_size, force=force, abstain=abstain)
     for i, (sample, prediction) in enumerate(answers):
       predictions.append(prediction)
@@ -192,10 +190,14 @@ def predict_timeline(
     )  # fmt: skip
 
 
-def _spread(indices: Sequence[int]) -> list[int]:
-  """At most 12 of them, evenly spread."""
-  number = min(THUMBNAILS, len(indices))
-  return [indices[(2 * i + 1) * len(indices) // (2 * number)] for i in range(number)]
+def _pictured(whose: Sequence[Person | None]) -> set[int]:
+  """Of windows, each of a person, those whose face is kept: at most 12 of each person, evenly spread."""
+  found: set[int] = set()
+  for person in {one.number if one else None for one in whose}:
+    places = [i for i, one in enumerate(whose) if (one.number if one else None) == person]
+    number = min(THUMBNAILS, len(places))
+    found |= {places[(2 * i + 1) * len(places) // (2 * number)] for i in range(number)}
+  return found
 
 
 def _presence(who: Person, seen: film.Film, thumbnails: Sequence[tuple[float, np.ndarray]]) -> Presence:

@@ -218,12 +218,12 @@ def test_the_page_in_a_browser(model, clips, tmp_path, browser):
 def check_timeline(browser, said: dict, keys, by) -> None:
   """A click on the timeline, and the keys of its slider, move the video; the table holds every value."""
   where = "return document.getElementById('video').currentTime"
-  drawing = browser.find_element(by.CSS_SELECTOR, "#timeline svg")
+  drawing = browser.find_element(by.CSS_SELECTOR, ".timeline svg")
   browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", drawing)
   drawing.click()  # in the middle
   assert eventually(lambda: browser.execute_script(where)) == pytest.approx(0.75, abs=0.1)
-  assert re.match(r"0\.7 s: |0\.8 s: ", texts(browser, "#value")[0])
-  slider = browser.find_element(by.CSS_SELECTOR, "#timeline input")
+  assert re.match(r"0\.7 s: |0\.8 s: ", texts(browser, ".value")[0])
+  slider = browser.find_element(by.CSS_SELECTOR, ".timeline input")
   slider.send_keys(keys.HOME)
   eventually(lambda: browser.execute_script(where) == 0)
   slider.send_keys(keys.ARROW_RIGHT)

@@ -58,9 +58,12 @@ def describe(path: Path, step: int | str, precision: str | None) -> About:
 def load(path: Path, about: About, sharding: Any) -> StableHloEngine:
   """Reads the program, which runs on the first device; `sharding` is not used."""
   del sharding
-  import jax
-  from jax import export
-
+  try:
+    import jax
+    from jax import export
+  except ImportError as error:
+    advice = "pip install 'mma_dfer_jax[train]'"
+    raise UserError(f"{path} needs JAX, which cannot be imported ({error}): {advice}") from error
   exported = export.deserialize(path.read_bytes())  # type: ignore[arg-type] # bytes do, without a copy
   platform = jax.default_backend()
   if platform not in exported.platforms and not (platform == "gpu" and "cuda" in exported.platforms):

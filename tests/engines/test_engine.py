@@ -268,7 +268,7 @@ def test_bfloat16_by_openvino(paths, engines):
 
 
 @pytest.mark.slow
-def test_an_onnx_file_answers_without_what_trains(in_onnx, tmp_path):
+def test_an_onnx_file_answers_without_what_trains(in_onnx, exported, tmp_path):
   """No module of [train] can be imported; nor `onnx`."""
   write_clip(tmp_path / "a.mp4", clip_picture("raised", rng := np.random.default_rng(0), 20),
              clip_voice("soft", rng, 1.0), 20, 16000)  # fmt: skip
@@ -285,6 +285,7 @@ def test_an_onnx_file_answers_without_what_trains(in_onnx, tmp_path):
   for more, words in (
     ["--window=1", "pip install matplotlib"],
     [f"--model={ROOT}/tests", "mma_dfer_jax[train]"],
+    [f"--model={exported['float32'][0]}", "mma_dfer_jax[train]"],
   ):
     done = subprocess.run([*command, more], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, "Traceback" in done.stderr, words in done.stderr) == (1, False, True), (
