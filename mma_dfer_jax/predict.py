@@ -18,14 +18,19 @@ from typing import Any
 from absl import flags
 
 from mma_dfer_jax import cli
-from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.inputs import FRAME_CHOICES
 from mma_dfer_jax.paths import define_path, user_files
 
 FEATURES = ("none", "npz", "parquet")
 
 _MODEL = cli.shared_flag("model", required=True)
-_OUT = define_path("out", None, "Folder for the answers.", required=True)
+_OUT = define_path(
+  "out", None, "Folder for the answers; needed unless a camera, pipe or address is answered."
+)
+_CAMERA = flags.DEFINE_string("camera", None, "Answer live, a line of JSON each --hop: number of a camera, - for a pipe, an "
+                              "address (rtsp://…).")  # fmt: skip
+_SECONDS = flags.DEFINE_float("seconds", None, "Stop --camera after so many seconds.", lower_bound=0.0)
 
 
 class _Window(flags.FloatParser):
@@ -60,10 +65,16 @@ def main(argv: Sequence[str]) -> int:
   from mma_dfer_jax.answers import Answers, check  # here: --help need not wait for OpenCV, FFmpeg and SciPy
   from mma_dfer_jax.data.folder import with_folders
   from mma_dfer_jax.data.persons import NO_FACES
+  from mma_dfer_jax.data.stream import is_live
   from mma_dfer_jax.engines.engine import load_model
   from mma_dfer_jax.features import WithFeatures
   from mma_dfer_jax.prediction import face_finder, sound_channel
 
+  source = _CAMERA.value or (argv[1] if len(argv) == 2 and is_live(argv[1]) else None)
+  if source is not None:
+    return _live(source, argv[1:])
+  if _OUT.value is None:
+    raise UserError("--out=FOLDER is needed, for the answers")
   (names, left_out), window = with_folders(user_files(argv[1:]), _OUT.value), _WINDOW.value
   for note in left_out:
     print(f"left out: {note}", file=sys.stderr)
@@ -95,6 +106,32 @@ def main(argv: Sequence[str]) -> int:
   if _FEATURES.value == "parquet":
     answers.write_features(list(names))
   return status
+
+
+def _live(source: str, others: Sequence[str]) -> int:
+  from mma_dfer_jax.data.stream import is_live
+  from mma_dfer_jax.engines.engine import load_model
+  from mma_dfer_jax.live import Live
+  from mma_dfer_jax.prediction import face_finder, sound_channel
+
+  window = 4.0 if _WINDOW.value is None else _WINDOW.value
+  asked = {"explain": _EXPLAIN.value, "features": _FEATURES.value != "none", "person": _PERSON.value != "largest",
+           "window=speech": window == "speech"}  # fmt: skip
+  problems = [f"--{flag} needs a finished film" for flag, given in asked.items() if given]
+  problems += [f"{one}: a camera, pipe or address is answered alone" for one in others if one != source]
+  if not (source.isdecimal() or is_live(source)):
+    problems.append(f"--camera={source}: give the number of a camera, - for a pipe, or an address (rtsp://…)")
+  if problems:
+    raise listed("the command line has problems", problems)
+  cli.end_as_by_interrupt()
+  print(f"loading {_MODEL.value} …", file=sys.stderr, flush=True)
+  engine = load_model(_MODEL.value, precision=_PRECISION.value, engine=_ENGINE.value)
+  if _FRAME_CHOICE.value != "auto":
+    engine = engine.choosing_frames(_FRAME_CHOICE.value)
+  finder = face_finder(engine, _FACES.value, _FACE_MODEL.value)
+  channel, hop = sound_channel(engine.about.recipe, _CHANNEL.value), _HOP.value or window / 4
+  Live(engine, source, finder, window, hop, channel, _FORCE.value, _ABSTAIN.value).run(_SECONDS.value)
+  return 0
 
 
 if __name__ == "__main__":

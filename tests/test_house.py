@@ -28,7 +28,7 @@ COMMANDS = {
 } - {"data.demo"}  # whose drawn clips are compared after an export, too
 # From the ground up: a module imports only from lower floors, or from its own folder. `data` stands beside, on the ground.
 FLOORS = [{"errors", "help", "progress", "streams", "cores", "lookalikes"}, {"disk", "inputs", "layers", "paths"}, {"parts", "cli", "onnx_graph"},
-          set(parts.KINDS) | {"model", "autoencoder"}, {"parameters", "ablations"}, {"config"}, {"weights"}, {"training"}, {"engines"}, {"doubt"}, {"prediction"}, {"timeline", "in_memory", "explain", "features"}, {"summary"}, {"answers", "page", "onnx_export"}]  # fmt: skip
+          set(parts.KINDS) | {"model", "autoencoder"}, {"parameters", "ablations"}, {"config"}, {"weights"}, {"training"}, {"engines"}, {"doubt"}, {"prediction"}, {"timeline", "in_memory", "explain", "features"}, {"summary"}, {"answers", "page", "onnx_export", "live"}]  # fmt: skip
 FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py") if not path.stem.startswith("pretrain"))
 

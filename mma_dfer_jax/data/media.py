@@ -194,7 +194,7 @@ def iterate_sound(
         start = frame.time or 0.0 if start is None else start
       if frame.sample_rate != sample_rate:
         raise MediaError(f"{path}: its sample rate changes from {sample_rate} to {frame.sample_rate} Hz")
-      pcm = _as_int16(_by_channel(frame), path)
+      pcm = as_int16(by_channel(frame), path)
       names = names_of([one.name for one in frame.layout.channels], len(pcm))
       samples = take(pcm, names, channel, loudest)
       heard.add(names, pcm, samples)
@@ -253,7 +253,7 @@ def _speaks(path: str | os.PathLike[str], index: int) -> bool:
     with _opened(path) as (container, _):
       frames: Iterator[Any] = container.decode(container.streams[index])
       for frame in frames:
-        if np.abs(_as_int16(_by_channel(frame), path).astype(np.int32)).max(initial=0) >= SILENT:
+        if np.abs(as_int16(by_channel(frame), path).astype(np.int32)).max(initial=0) >= SILENT:
           return True
   except (MediaError, ValueError):  # ValueError: there is no decoder
     pass
@@ -492,7 +492,7 @@ def _seconds(time: int | None, source: Any) -> float:
   return float((time or 0) * source.time_base)
 
 
-def _by_channel(frame: av.AudioFrame) -> np.ndarray:
+def by_channel(frame: av.AudioFrame) -> np.ndarray:
   """(C, S): the samples of each channel."""
   number = frame.layout.nb_channels
   if frame.format.is_planar and number > MOST_PLANES:
@@ -502,7 +502,7 @@ def _by_channel(frame: av.AudioFrame) -> np.ndarray:
   return samples if frame.format.is_planar else samples.reshape(-1, number).T
 
 
-def _as_int16(samples: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray:
+def as_int16(samples: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray:
   """Samples of any decoder as 16-bit: floats are rounded and cut at full scale, integers lose or gain low bits."""
   if samples.dtype.kind == "f":
     if not np.isfinite(samples).all():
