@@ -161,11 +161,9 @@ def predict_timeline(
     declared = media.declared_seconds(file)
     show = lambda seconds: progress("look", seconds, declared)  # noqa: E731
     seen = film.survey(file, finder, hop=hop or (1.0 if window else None), channel=channel, progress=show)
-    if window == "speech":
-      longest = 0.015 + 0.01 * engine.about.inputs.audio_shape[0]
-      windows = [film.window_between(seen, *one) for one in sentences(file, channel, longest)]
-    else:
-      windows = film.windows(seen, seconds or None, hop or None)
+    longest = 0.015 + 0.01 * engine.about.inputs.audio_shape[0]
+    windows = (film.windows(seen, seconds or None, hop or None) if window != "speech" else
+               [film.window_between(seen, *one) for one in sentences(file, channel, longest)])  # fmt: skip
     people = chosen_persons(person, seen.detections, len(seen.times), seen.cuts)
     wanted = [
       (one, who) for one in windows for who in people if who is None or who.within(one.first, one.last)

@@ -25,7 +25,8 @@ import pytest
 from mma_dfer_jax.model import ModelConfig, paper, read_model
 from mma_dfer_jax.training.sharding import start_jax
 
-ONE_DEVICE = os.environ["XLA_FLAGS"].rpartition(" ")[0]  # for processes without simulated devices
+# For processes without simulated devices; a process of xdist has the flags twice.
+ONE_DEVICE = " ".join(flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag)
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(GOLDEN))  # make_weights.py and gen_preprocess_helpers.py, which made the golden inputs

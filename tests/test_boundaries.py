@@ -67,7 +67,14 @@ def test_a_stopped_command_keeps_what_is_answered(tmp_path, model, monkeypatch, 
   for name in ("a.mkv", "b.mkv", "c.mkv"):
     write_film(tmp_path / name, noise(20), hum(0.8))
   survey = film.survey
-  kill = lambda *_, **__: os.kill(os.getpid(), signal.Signals[number])  # noqa: E731
+
+  def kill(*_, **__):
+    for _ in range(1000):  # clips are decoded ahead of answers
+      if (tmp_path / "out/a.json").exists():
+        break
+      time.sleep(0.02)
+    os.kill(os.getpid(), signal.Signals[number])
+
   before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
   with monkeypatch.context() as patch:
     patch.setattr(
@@ -98,7 +105,7 @@ def test_what_ends_a_command_is_one_line(tmp_path, monkeypatch, error, says):
   monkeypatch.setattr(engine, "load_model", raising(error))
   monkeypatch.setenv("MMA_DFER_TRACEBACK", "0")
   arguments = ["--model=m", "--out=out", "a.mkv"]
-  assert run("predict", *arguments, at=tmp_path) == (1, "", f"error: {says}\n")
+  assert run("predict", *arguments, at=tmp_path) == (1, "", f"loading {tmp_path}/m …\nerror: {says}\n")
   assert "in fail" in run("predict", *arguments, "--traceback", at=tmp_path)[2]
 
 

@@ -45,12 +45,13 @@ def test_which_files_are_videos(clips):
   (clips / "answers").mkdir()
   shutil.copy(clips / "b/one.two.mkv", clips / "answers")
   videos, notes = with_folders([str(clips), "named.xyz"], str(clips / "answers"))
-  assert videos == [f"{clips}/{name}" for name in ("a.mkv", "b/deep/z.txt", "b/one.two.mkv")] + ["named.xyz"]
+  assert videos == {f"{clips}/a.mkv": "a", f"{clips}/b/deep/z.txt": "b/deep/z", f"{clips}/b/one.two.mkv": "b/one.two",
+                    "named.xyz": "named"}  # fmt: skip
   assert notes == [f"{clips}/.hidden.mp4: is no video", f"{clips}/b/sound.wav: holds no pictures",
                    f"{clips}/cover.png: is a picture"]  # fmt: skip
   shutil.rmtree(clips / "answers")
   (clips.parent / "empty").mkdir()
-  assert with_folders([str(clips.parent / "empty")]) == ({}, [])
+  assert with_folders([str(clips.parent / "empty")]) == ({f"{clips.parent}/empty": "empty"}, [])
 
 
 @pytest.mark.slow

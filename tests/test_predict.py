@@ -265,7 +265,6 @@ def test_odd_names_of_files(tmp_path, command):
   ("argv", "status", "says"),
   [
     ([], 1, "name at least one video"),
-    (["a.mkv", "a.mkv"], 1, r"a\.mkv, a\.mkv would all be answered in a\.json"),
     (["a.mkv", "there/a.mp4", "--hop=1"], 1, r"(?s)answered in a\.json.*--hop needs --window"),
     (["x" * 251 + ".mkv"], 1, "too long a name"),
     *(
@@ -284,7 +283,7 @@ def test_odd_names_of_files(tmp_path, command):
       for value in ("0", "-1", "two")
     ),
     (["a.mkv", "--person=2"], 1, "--person=2: the pictures are taken as they are"),
-    (["a.mkv", "--out=/dev/full"], 1, "/dev/full cannot be written"),
+    (["a.mkv", "--out=/dev/full"], 1, "/dev/full is a file; give a folder"),
     (["a.mkv", "--precision=int8"], 1, "precision='int8': choose one of float32, bfloat16"),
     (["a.mkv", "--model=nowhere"], 1, "nowhere does not exist; a model is"),
   ],

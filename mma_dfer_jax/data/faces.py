@@ -84,7 +84,7 @@ class Box(NamedTuple):
   @property
   def square(self) -> tuple[float, float, float]:
     """Centre (x, y) and longer side."""
-    side = max(self.right - self.left, self.bottom - self.top)
+    side = float(max(self.right - self.left, self.bottom - self.top))
     return (self.left + self.right) / 2, (self.top + self.bottom) / 2, side
 
   @property

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from mma_dfer_jax.data import media
-from mma_dfer_jax.errors import UserError, counted, listed
+from mma_dfer_jax.errors import UserError, counted
 
 VIDEOS = (
   ".mp4",
@@ -26,13 +26,13 @@ def with_folders(files: Sequence[str], leave_out: str = "") -> tuple[dict[str, s
 
   Each has the name of its answer: its own without ending, below folders as those lie in the one that was given.
 
-  What was named stays if it is a file. A damaged video is one, and so is whatever has a video's name: reading it says what is
+  What was named stays if it is a file, or a folder without a video. A damaged video is one, and so is whatever has a video's name: reading it says what is
   wrong; a picture is none. What lies in `leave_out` is not looked at.
 
   Raises:
-    UserError: if a folder cannot be read, or holds no video.
+    UserError: if a folder cannot be read.
   """
-  videos, others, empty = dict[str, str](), list[tuple[str, str]](), []
+  videos, others = dict[str, str](), list[tuple[str, str]]()
   for file in files:
     if not os.path.isdir(file):
       videos[file] = Path(file).stem
@@ -41,9 +41,8 @@ def with_folders(files: Sequence[str], leave_out: str = "") -> tuple[dict[str, s
     found = [path for path, reason in reasons.items() if not reason or path.lower().endswith(VIDEOS)]
     others += [(path, reason) for path, reason in reasons.items() if reason and path not in found]
     videos |= {path: str(Path(path).relative_to(file).with_suffix("")) for path in found}
-    empty += [f"{file}: holds no video"] * (not found)
-  if empty:
-    raise listed("there is nothing to answer", [*empty, *counted(others, "files")])
+    if not found:
+      videos[file] = Path(file).stem  # reading it says what is wrong
   return videos, counted(others, "files")
 
 

@@ -308,7 +308,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, Endi
     reason = "is an address, not a file; download it first" if address else getattr(error, "strerror", error)
     raise MediaError(f"{path}: {reason}") from error
   for wrong, reason in (
-    (stat.S_ISDIR(status.st_mode), "is a folder, not a video file: give the files in it"),
+    (stat.S_ISDIR(status.st_mode), "is a folder, not a video file"),
     (not stat.S_ISREG(status.st_mode), "is a device or a pipe, not a regular file"),  # it might never end
     (status.st_size == 0, "is empty"),
   ):

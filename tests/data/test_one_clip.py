@@ -34,7 +34,7 @@ def clips(tmp_path_factory):
 def test_what_a_library_raises(clips, tmp_path, monkeypatch, raised, said, at):
   functions = {
     "pictures": (media.Picture, "pixels"),
-    "sound": (media, "_as_int16"),
+    "sound": (media, "as_int16"),
     "opening": (media.av, "open"),
   }
   place, name = functions[at]
