@@ -38,12 +38,17 @@ def with_folders(files: Sequence[str], leave_out: str = "") -> tuple[dict[str, s
       videos[file] = Path(file).stem
       continue
     reasons = {path: media.why_no_video(path) for path in sorted(_below(file, leave_out))}
-    found = [path for path, reason in reasons.items() if not reason or path.lower().endswith(VIDEOS)]
+    found = [path for path, reason in reasons.items() if not reason or _promises(Path(path).name)]
     others += [(path, reason) for path, reason in reasons.items() if reason and path not in found]
     videos |= {path: str(Path(path).relative_to(file).with_suffix("")) for path in found}
     if not found:
       videos[file] = Path(file).stem  # reading it says what is wrong
   return videos, counted(others, "files")
+
+
+def _promises(name: str) -> bool:
+  """Whether a file should be a video, by its name; hidden ones are what macOS leaves beside a file."""
+  return name.lower().endswith(VIDEOS) and not name.startswith(".")
 
 
 def _below(folder: str, leave_out: str) -> Iterator[str]:
