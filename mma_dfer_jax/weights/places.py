@@ -79,7 +79,7 @@ def _in_folder(folder: Path) -> Path:
   names = sorted(entry.name for entry in folder.iterdir())
   if {"run.json", "model.json"} & set(names):
     raise UserError(
-      f"{folder} is a whole model of this program, for config.init_from of training; here give the file of an encoder"
+      f"{folder} is a whole model of this program, which config.init_from of training takes; here give a file of weights"
     )
   tag = "checkpoint"  # Lightning's name for DeepSpeed's folder
   if "latest" in names:

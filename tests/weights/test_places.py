@@ -102,7 +102,7 @@ def test_folders_of_other_tools_are_read(tmp_path):
   (["checkpoint", "model.ckpt-7.index", "model.ckpt-7.data-00000-of-00001"], "a TensorFlow model"),
   (["model.onnx"], "an ONNX model"), (["flax_model.msgpack"], "a model not of PyTorch"),
   (["d", "manifest.ocdbt"], r"Orbax; .*workdir .* run\.json"),
-  (["run.json"], "a whole model of this program; give it as config.init_from"),
+  (["run.json"], "a whole model of this program, which config.init_from of training takes"),
   (["a.pth", "b.safetensors", "c.txt"], r"neither the workdir .* nor a model folder .*; give one of its files: a\.pth, b\.safetensors$"),
   (["c.txt"], r"nor a model folder \(no model\.json\)$"),
 ])  # fmt: skip
