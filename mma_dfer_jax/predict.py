@@ -66,9 +66,7 @@ def main(argv: Sequence[str]) -> int:
   from mma_dfer_jax.data.folder import with_folders
   from mma_dfer_jax.data.persons import NO_FACES
   from mma_dfer_jax.data.stream import is_live
-  from mma_dfer_jax.engines.engine import load_model
   from mma_dfer_jax.features import WithFeatures
-  from mma_dfer_jax.prediction import face_finder, sound_channel
 
   source = _CAMERA.value or (argv[1] if len(argv) == 2 and is_live(argv[1]) else None)
   if source is not None:
@@ -90,16 +88,10 @@ def main(argv: Sequence[str]) -> int:
     features=features,
     person=person,
   )
-  cli.end_as_by_interrupt()
-  print(f"loading {_MODEL.value} …", file=sys.stderr, flush=True)
-  engine = load_model(_MODEL.value, precision=_PRECISION.value, engine=_ENGINE.value)
-  if _FRAME_CHOICE.value != "auto":
-    engine = engine.choosing_frames(_FRAME_CHOICE.value)
-  finder = face_finder(engine, _FACES.value, _FACE_MODEL.value)
+  engine, finder, channel = _opened()
   if person != "largest" and finder is None:
     raise UserError(f"--person={person}: {NO_FACES}")
   engine = WithFeatures(engine.about, engine.path, engine) if features else engine
-  channel = sound_channel(engine.about.recipe, _CHANNEL.value)
   how = _FACE_MODEL.value, window, hop, _BATCH_SIZE.value, channel, _FORCE.value, _ABSTAIN.value
   answers = Answers(Path(_OUT.value), names, _MODEL.value, engine, finder, *how, _EXPLAIN.value, person)
   status = answers.answer()
@@ -108,11 +100,23 @@ def main(argv: Sequence[str]) -> int:
   return status
 
 
+def _opened() -> tuple[Any, Any, str]:
+  """The model, what cuts out faces, and the channel of the sound, by the flags."""
+  from mma_dfer_jax.engines.engine import load_model
+  from mma_dfer_jax.prediction import face_finder, sound_channel
+
+  cli.end_as_by_interrupt()
+  print(f"loading {_MODEL.value} …", file=sys.stderr, flush=True)
+  engine = load_model(_MODEL.value, precision=_PRECISION.value, engine=_ENGINE.value)
+  if _FRAME_CHOICE.value != "auto":
+    engine = engine.choosing_frames(_FRAME_CHOICE.value)
+  finder = face_finder(engine, _FACES.value, _FACE_MODEL.value)
+  return engine, finder, sound_channel(engine.about.recipe, _CHANNEL.value)
+
+
 def _live(source: str, others: Sequence[str]) -> int:
   from mma_dfer_jax.data.stream import is_live
-  from mma_dfer_jax.engines.engine import load_model
   from mma_dfer_jax.live import Live
-  from mma_dfer_jax.prediction import face_finder, sound_channel
 
   window = 4.0 if _WINDOW.value is None else _WINDOW.value
   asked = {"explain": _EXPLAIN.value, "features": _FEATURES.value != "none", "person": _PERSON.value != "largest",
@@ -123,14 +127,10 @@ def _live(source: str, others: Sequence[str]) -> int:
     problems.append(f"--camera={source}: give the number of a camera, - for a pipe, or an address (rtsp://…)")
   if problems:
     raise listed("the command line has problems", problems)
-  cli.end_as_by_interrupt()
-  print(f"loading {_MODEL.value} …", file=sys.stderr, flush=True)
-  engine = load_model(_MODEL.value, precision=_PRECISION.value, engine=_ENGINE.value)
-  if _FRAME_CHOICE.value != "auto":
-    engine = engine.choosing_frames(_FRAME_CHOICE.value)
-  finder = face_finder(engine, _FACES.value, _FACE_MODEL.value)
-  channel, hop = sound_channel(engine.about.recipe, _CHANNEL.value), _HOP.value or window / 4
-  Live(engine, source, finder, window, hop, channel, _FORCE.value, _ABSTAIN.value).run(_SECONDS.value)
+  engine, finder, channel = _opened()
+  Live(engine, source, finder, window, _HOP.value or window / 4, channel, _FORCE.value, _ABSTAIN.value).run(
+    _SECONDS.value
+  )
   return 0
 
 
