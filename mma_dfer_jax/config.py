@@ -37,8 +37,12 @@ def default_config() -> ml_collections.ConfigDict:
   c.model.audio = part("encoders", "mae")  # AudioMAE
   c.model.prompts = part("adapters", "prompts")  # intra-modality adaptation
   c.model.fusion = part("fusion", "bottleneck")  # cross-modal alignment
+  c.model.layer_pool = part("layer_pools", "last")
+  c.model.frame_mask = part("frame_masks", "none")
+  c.model.landmarks = part("landmarks", "none")
   c.model.temporal = part("temporal", "transformer")
   c.model.head = part("heads", "linear")
+  c.model.auxiliary = part("auxiliary", "none")
   c.loss = part("losses", "cross_entropy")
 
   c.pretrained = ml_collections.ConfigDict()

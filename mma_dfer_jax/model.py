@@ -6,6 +6,7 @@ Letters in shapes: see `parts.py`.
 from collections.abc import Mapping
 import dataclasses
 import functools
+import math
 import re
 from typing import Any, NamedTuple
 
@@ -30,9 +31,16 @@ SLOTS = {
   "audio": Slot("encoders", ("audio_encoder",)),
   "prompts": Slot("adapters", ("image_prompts", "audio_prompts")),
   "fusion": Slot("fusion", (r"fusion/\d+",)),
+  "layer_pool": Slot("layer_pools", ("layer_pool",)),
+  "frame_mask": Slot("frame_masks", ("frame_mask",)),
+  "landmarks": Slot("landmarks", ("landmark_graph",)),
   "temporal": Slot("temporal", ("temporal",)),
   "head": Slot("heads", ("classifier",)),
+  "auxiliary": Slot("auxiliary", ("cascade",)),
 }
+PAPER = {"image": "mae", "audio": "mae", "prompts": "prompts", "fusion": "bottleneck", "layer_pool": "last",
+         "frame_mask": "none", "landmarks": "none", "temporal": "transformer", "head": "linear",
+         "auxiliary": "none"}  # the part in each slot  # fmt: skip
 AUTHORS = (("proj", "vision_proj", "linear"),)  # of `joint_adaptation`, as the tables of parts
 
 
@@ -49,8 +57,12 @@ class ModelConfig:
   audio: Any
   prompts: Any  # of an adapter; each stream gets one
   fusion: Any
+  layer_pool: Any
+  frame_mask: Any
+  landmarks: Any
   temporal: Any
   head: Any
+  auxiliary: Any
 
   def __post_init__(self):
     problems = []
@@ -59,9 +71,6 @@ class ModelConfig:
     depths = self.image.depth, self.audio.depth
     if not any(depths):
       problems.append("model.image and model.audio are both none: choose an encoder for at least one")
-    elif all(depths) and max(depths) % min(depths):
-      given = f"model.image.depth={depths[0]} and model.audio.depth={depths[1]}"
-      problems.append(f"{given}: one must be a multiple of the other")
     else:
       problems += self.prompts.problems_with(self.layers) + self.fusion.problems_with(self.layers)
     for stream in ("image", "audio"):
@@ -71,8 +80,8 @@ class ModelConfig:
 
   @property
   def layers(self) -> int:
-    """Layers of adapters and fusions: as many as the shallower encoder has blocks."""
-    return min(depth for depth in (self.image.depth, self.audio.depth) if depth)
+    """Layers of adapters and fusions, each of as many blocks of each encoder: 12 blocks beside 16 are 4 layers of 3 and 4."""
+    return math.gcd(self.image.depth, self.audio.depth)
 
   def tunable(self) -> dict[str, list[str]]:
     """Patterns of whole parameter paths that are 🔥 by default, with the field that each one comes from."""
@@ -114,9 +123,7 @@ def read_model(fields: Mapping[str, Any]) -> ModelConfig:
 
 def paper(num_classes: int = 7, **sizes: Any) -> ModelConfig:
   """The paper's model: ViT-B/16 encoders, 224 px; keyword arguments are those of `Inputs`."""
-  chosen = {"image": "mae", "audio": "mae", "prompts": "prompts", "fusion": "bottleneck", "temporal": "transformer",
-            "head": "linear"}  # fmt: skip
-  fields = {name: {"name": part} for name, part in chosen.items()}
+  fields = {name: {"name": part} for name, part in PAPER.items()}
   return read_model({"num_classes": num_classes, "inputs": sizes, **fields})
 
 
@@ -178,8 +185,13 @@ class MmaDfer(nnx.Module):
     fusions = [cfg.fusion.build(image, audio, i, layers, rngs=draws(f"fusion/{i}")) for i in range(layers)]
     self.fusion = nnx.List(fusions)
     self.joint_adaptation = JointAdaptation(image, audio, cfg.temporal.width, rngs=draws("joint_adaptation"))
-    self.temporal = cfg.temporal.build(image.moments or audio.moments, rngs=draws("temporal"))
-    self.classifier = cfg.head.build(self.joint_adaptation.width, cfg.num_classes, rngs=draws("classifier"))
+    width, moments = self.joint_adaptation.width, image.moments or audio.moments
+    self.layer_pool = cfg.layer_pool.build(image.width, audio.width, layers, rngs=draws("layer_pool"))
+    self.frame_mask = cfg.frame_mask.build(rngs=draws("frame_mask"))
+    self.landmark_graph = cfg.landmarks.build(width, rngs=draws("landmark_graph"))
+    self.temporal = cfg.temporal.build(moments, rngs=draws("temporal"))
+    self.classifier = cfg.head.build(width, cfg.num_classes, rngs=draws("classifier"))
+    self.cascade = cfg.auxiliary.build(width, moments, cfg.num_classes, rngs=draws("cascade"))
     self.cfg = cfg
 
   def __repr__(self) -> str:
@@ -194,22 +206,28 @@ class MmaDfer(nnx.Module):
   __str__ = __repr__
 
   def __call__(
-    self, video: Float[Array, "B T H W 3"] | UInt8[Array, "B T H W 3"], spectrogram: Float[Array, "B F K"], *,
-    dropped: DropPath = (None, None), remat: str = "none",
+    self, video: Float[Array, "B T H W 3"] | UInt8[Array, "B T H W 3"], spectrogram: Float[Array, "B F K"],
+    landmarks: Float[Array, "B T p 3"] | None = None, *, dropped: DropPath = (None, None), remat: str = "none",
   ) -> parts.Outputs:  # fmt: skip
-    """Logits (B, C) of a batch of clips, and the answers of auxiliary heads.
+    """Logits (B, C) of a batch of clips, and what the parts say besides.
 
     Args:
       video: (B, T, H, W, 3) RGB, uint8 or float in [0, 1]; an encoder normalises as it was pretrained.
       spectrogram: (B, F, K) float, log-mel energies normalised as AudioMAE's, 10 ms per row.
+      landmarks: (B, T, p, 3), points of the face as `parts.Landmarks` takes them; None if the model takes none.
       dropped: factors of drop path from `draw_drop_path` in training; None in evaluation.
       remat: what the forward pass keeps for the backward pass, one of `layers.REMAT`; it changes no number.
     """
-    return self.classifier(self.features(video, spectrogram, dropped=dropped, remat=remat).clip)  # 🔥 (B, C)
+    return self.answer(self.features(video, spectrogram, landmarks, dropped=dropped, remat=remat))
+
+  def answer(self, features: parts.Features) -> parts.Outputs:
+    """Logits (B, C) of features, and what the parts say besides."""
+    outputs = self.cascade(self.classifier(features.clip), features.moments)  # 🔥
+    return outputs._replace(extra={**features.extra, **outputs.extra})
 
   def features(
-    self, video: Float[Array, "B T H W 3"] | UInt8[Array, "B T H W 3"], spectrogram: Float[Array, "B F K"], *,
-    dropped: DropPath = (None, None), remat: str = "none",
+    self, video: Float[Array, "B T H W 3"] | UInt8[Array, "B T H W 3"], spectrogram: Float[Array, "B F K"],
+    landmarks: Float[Array, "B T p 3"] | None = None, *, dropped: DropPath = (None, None), remat: str = "none",
   ) -> parts.Features:  # fmt: skip
     """What the classifier's answer is made of; arguments as for a call."""
     if (video.shape[1:], spectrogram.shape[1:]) != (self.cfg.inputs.video_shape, self.cfg.inputs.audio_shape):
@@ -219,13 +237,20 @@ class MmaDfer(nnx.Module):
     image_blocks = self._by_layer(self.image_encoder, dropped[0])
     audio_blocks = self._by_layer(self.audio_encoder, dropped[1])
     layer = REMAT[remat](adapted_layer)  # modules are its arguments, so that equal layers are traced once
+    summaries: tuple[list, list] = ([], [])  # after each layer that the layer pool reads
     for number, of_layer in enumerate(zip(image_blocks, audio_blocks, self.fusion, strict=True)):
       image, audio = layer(*of_layer, image, audio)
       image = self.image_prompts.update(image, number)  # 🔥
       audio = self.audio_prompts.update(audio, number)  # 🔥
-    image, audio = self.image_encoder.summary(image), self.audio_encoder.summary(audio)
+      if self.cfg.layer_pool.EVERY_LAYER or number + 1 == len(self.fusion):
+        summaries[0].append(self.image_encoder.summary(image))
+        summaries[1].append(self.audio_encoder.summary(audio))
+    image, audio, said = self.layer_pool(*summaries)  # 🔥
     joint = self.joint_adaptation(image, audio)  # 🔥 (B, S, W)
-    return parts.Features(image, audio, joint, self.temporal(joint))  # 🔥 (B, W)
+    joint = self.landmark_graph(joint, landmarks)  # 🔥
+    joint, bias, of_frames = self.frame_mask(image, joint)  # 🔥
+    clip, moments = self.temporal(joint, bias)  # 🔥 (B, W), (B, S, W)
+    return parts.Features(image, audio, joint, clip, moments, {**said, **of_frames})
 
   def draw_drop_path(self, rngs: nnx.Rngs, clips: int) -> DropPath:
     """Draws, for one training step, which branches of which blocks are dropped for which sequences."""

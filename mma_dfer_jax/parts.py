@@ -4,12 +4,12 @@ A part is a file: `fusion/bottleneck.py` is the fusion "bottleneck". Its folder 
 registry. The file holds a frozen dataclass `Config`, whose fields are the config's fields, the module that
 `Config.build` makes, and, if the authors' files can hold the part, a table `AUTHORS` (see `weights/names.py`).
 
-A temporal model makes (B, W) of (B, S, W), a head `Outputs` of (B, W), a decoder, which only pretraining needs, is a list of
-blocks that keep the shape of their tokens; the protocols below describe all other kinds.
+A head makes `Outputs` of (B, W), a decoder, which only pretraining needs, is a list of blocks that keep the shape of their
+tokens; the protocols below describe all other kinds.
 
 Letters in shapes: B clips, V sequences of tokens per clip (16 for an encoder of frames, 1 for sound), N tokens of a
 sequence, M of the sound's, S moments in time, D and E widths of the two encoders, W of the temporal model, P prompts,
-C classes, L layers.
+C classes, L layers, p points of a face.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,8 @@ import ml_collections
 
 from mma_dfer_jax.errors import UserError, listed
 
-KINDS = ("encoders", "adapters", "fusion", "temporal", "heads", "losses", "decoders")  # the folders of parts
+KINDS = ("encoders", "adapters", "fusion", "layer_pools", "frame_masks", "landmarks", "temporal", "heads", "auxiliary",
+         "losses", "decoders")  # the folders of parts  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,9 @@ class Outputs(NamedTuple):
   """What the model answers for each clip."""
 
   logits: Float[Array, "B C"]
-  extra: Mapping[str, Array] = {}  # of auxiliary heads, by the target that a loss compares them with
+  extra: Mapping[
+    str, Array
+  ] = {}  # what else it says of each clip, first axis B: weights of frames, an auxiliary task's answers
 
 
 class Features(NamedTuple):
@@ -72,6 +75,8 @@ class Features(NamedTuple):
   audio: Float[Array, "B 1 E"] | None
   joint: Float[Array, "B S W"]  # both together, moment by moment
   clip: Float[Array, "B W"]  # what the temporal model makes of them, which the head reads
+  moments: Float[Array, "B S W"]  # and of each moment
+  extra: Mapping[str, Array] = {}  # as of `Outputs`
 
 
 @runtime_checkable  # tests enforce annotations
@@ -108,6 +113,53 @@ class Fusion(Protocol):
   def __call__(
     self, image: Float[Array, "BV N D"] | None, audio: Float[Array, "B M E"] | None
   ) -> tuple[Float[Array, "BV N D"] | None, Float[Array, "B M E"] | None]: ...
+
+
+@runtime_checkable
+class LayerPool(Protocol):
+  """Makes one summary of each stream of those after every layer (the last alone without `Config.EVERY_LAYER`)."""
+
+  def __call__(
+    self, image: Sequence[Float[Array, "B S D"] | None], audio: Sequence[Float[Array, "B 1 E"] | None]
+  ) -> tuple[Float[Array, "B S D"] | None, Float[Array, "B 1 E"] | None, Mapping[str, Array]]:
+    """Summaries, and what it says of each clip."""
+
+
+@runtime_checkable
+class FrameMask(Protocol):
+  """Weighs the moments before the temporal model reads them."""
+
+  def __call__(
+    self, image: Float[Array, "B S D"] | None, joint: Float[Array, "B S W"]
+  ) -> tuple[Float[Array, "B S W"], Float[Array, "B S"] | None, Mapping[str, Array]]:
+    """Joint features, what the temporal model adds to its attention to each moment, and what it says of each clip."""
+
+
+@runtime_checkable
+class Landmarks(Protocol):
+  """Adds what `Config.POINTS` points of the face say of each moment."""
+
+  def __call__(
+    self, joint: Float[Array, "B S W"], landmarks: Float[Array, "B S p 3"] | None
+  ) -> Float[Array, "B S W"]:
+    """Landmarks are x and y from 0 to 1 from the frame's upper left corner, and 1 if the point is known, else 0."""
+
+
+@runtime_checkable
+class Temporal(Protocol):
+  """Makes one vector of all moments of a clip, and one of each."""
+
+  def __call__(
+    self, joint: Float[Array, "B S W"], bias: Float[Array, "B S"] | None = None
+  ) -> tuple[Float[Array, "B W"], Float[Array, "B S W"]]:
+    """`bias` is added to the logits of attention to each moment."""
+
+
+@runtime_checkable
+class Auxiliary(Protocol):
+  """Learns something else of the moments, which may change the answer."""
+
+  def __call__(self, outputs: Outputs, moments: Float[Array, "B S W"]) -> Outputs: ...
 
 
 @runtime_checkable

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 import pytest
 
-from mma_dfer_jax.model import ModelConfig, paper, read_model
+from mma_dfer_jax.model import PAPER, ModelConfig, paper, read_model
 from mma_dfer_jax.training.sharding import start_jax
 
 # For processes without simulated devices; a process of xdist has the flags twice.
@@ -36,13 +36,12 @@ import make_weights  # noqa: E402
 start_jax()
 flags.FLAGS.mark_as_parsed()  # grain's worker processes ask for it
 
-SIZES = {  # of the golden tiny model
+SIZES = {slot: {"name": part} for slot, part in PAPER.items()} | {  # of the golden tiny model
   "image": {"name": "mae", "width": 48, "heads": 4, "mlp_dim": 192},
   "audio": {"name": "mae", "width": 48, "heads": 4, "mlp_dim": 192},
   "prompts": {"name": "prompts"},
   "fusion": {"name": "bottleneck", "width": 16},
   "temporal": {"name": "transformer", "width": 32, "heads": 8, "head_dim": 8, "mlp_dim": 64},
-  "head": {"name": "linear"},
 }
 
 

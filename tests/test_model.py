@@ -85,7 +85,7 @@ def test_wrong_sizes_are_all_named():
     ({"image": {"width": 0}}, ("positive whole number",)),
     ({"image": {"drop_path": 1.0}}, ("drop_path",)),
     ({"image": {"name": "none"}, "audio": {"name": "none"}}, ("both none",)),
-    ({"image": {"depth": 12}, "audio": {"depth": 5}}, ("one must be a multiple of the other",)),
+    ({"image": {"depth": 12}, "audio": {"depth": 5}}, ("the 1 layers must be a multiple of model.prompts.layers_per_stage=6",)),
     ({"audio": {"mean": (0.5, 0.5, 0.5)}}, ("model.audio.mean and model.audio.std are for pixels",)),
     # Parts and fields that are not there; only files of a part's folder can be named.
     ({"fusion": {"name": "attention"}}, ("no 'attention' in fusion; choose one of bottleneck, none",)),

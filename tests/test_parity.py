@@ -68,7 +68,8 @@ def record(mp: pytest.MonkeyPatch, net: model.MmaDfer) -> dict[str, np.ndarray]:
     def wrapper(self, *args, **kwargs):
       out = original(self, *args, **kwargs)
       if name := probes.get(id(self)):
-        seen[name.format(args[1] if method == "update" else "")] = np.asarray(out)
+        value = out[0] if isinstance(out, tuple) else out  # the clip, of clip and moments
+        seen[name.format(args[1] if method == "update" else "")] = np.asarray(value)
       if cls is model.JointAdaptation:
         seen["fused_features"] = np.asarray(args[0] + args[1])
       return out

@@ -54,8 +54,9 @@ class JaxEngine(Engine):
       with jax.default_matmul_precision(MATMUL_PRECISION):
         model = nnx.merge(self.graphdef, tunable, frozen)
         found = model.features(video, spectrogram.astype(PRECISIONS[self.about.precision]))
-        there = {name: value for name, value in found._asdict().items() if value is not None}
-        return in_float32(there | {"logits": model.classifier(found.clip).logits})
+        kept = ("image", "audio", "joint", "clip")
+        there = {name: getattr(found, name) for name in kept if getattr(found, name) is not None}
+        return in_float32(there | {"logits": model.answer(found).logits})
 
     return jax.jit(compute)
 

@@ -26,5 +26,8 @@ class Config(parts.Part):
 class Mean(nnx.Module):
   """Has no parameters."""
 
-  def __call__(self, joint: Float[Array, "B S W"]) -> Float[Array, "B W"]:
-    return joint.mean(axis=1)
+  def __call__(
+    self, joint: Float[Array, "B S W"], bias: Float[Array, "B S"] | None = None
+  ) -> tuple[Float[Array, "B W"], Float[Array, "B S W"]]:
+    assert bias is None  # it has no attention
+    return joint.mean(axis=1), joint

@@ -49,9 +49,11 @@ class MultimodalTemporalTransformer(nnx.Module):
       for _ in range(cfg.depth)
     )
 
-  def __call__(self, joint: Float[Array, "B S W"]) -> Float[Array, "B W"]:
+  def __call__(
+    self, joint: Float[Array, "B S W"], bias: Float[Array, "B S"] | None = None
+  ) -> tuple[Float[Array, "B W"], Float[Array, "B S W"]]:
     cls = jnp.broadcast_to(self.cls_token[...], (joint.shape[0], 1, joint.shape[-1]))
     tokens = jnp.concatenate([cls, joint], axis=1) + self.pos_embed[...]
     for block in self.blocks:
       tokens = block(tokens)
-    return tokens[:, 0]
+    return tokens[:, 0], tokens[:, 1:]

@@ -23,7 +23,7 @@ from mma_dfer_jax import parts
 from mma_dfer_jax.engines.engine import About
 from mma_dfer_jax.engines.jax import JaxEngine
 from mma_dfer_jax.errors import UserError
-from mma_dfer_jax.model import SLOTS, MmaDfer, ModelConfig, read_model
+from mma_dfer_jax.model import PAPER, SLOTS, MmaDfer, ModelConfig, read_model
 from mma_dfer_jax.onnx_export import graph_of
 from mma_dfer_jax.onnx_graph.writer import to_onnx
 from mma_dfer_jax.parameters import abstract_model, cast, flat_params, split_tunable, tunable_patterns
@@ -33,11 +33,9 @@ from mma_dfer_jax.weights import names
 PACKAGE = Path(parts.__file__).parent
 # Small values for fields that parts usually have; a field of another name keeps its default.
 SMALL = {"width": 16, "depth": 2, "heads": 2, "head_dim": 8, "mlp_dim": 32, "layers_per_stage": 1}
-CHOSEN = {"image": "mae", "audio": "mae", "prompts": "prompts", "fusion": "bottleneck", "temporal": "transformer",
-          "head": "linear"}  # fmt: skip
 # The paper's model, and each other part in its place.
 IN_SLOTS = [("image", "mae")]
-IN_SLOTS += [(slot, name) for slot in SLOTS for name in parts.names(SLOTS[slot].kind) if name != CHOSEN[slot]]
+IN_SLOTS += [(slot, name) for slot in SLOTS for name in parts.names(SLOTS[slot].kind) if name != PAPER[slot]]
 EVERY_PART = [(kind, name) for kind in parts.KINDS for name in parts.names(kind)]
 
 
@@ -49,7 +47,7 @@ def fields(kind: str, name: str) -> dict:
 @functools.cache
 def config(slot: str, name: str) -> ModelConfig:
   """A small model with one part in its place, and the paper's in all others."""
-  chosen = CHOSEN | {slot: name}
+  chosen = PAPER | {slot: name}
   inputs = {"image_size": 32, "num_frames": 4, "audio_shape": (48, 32)}
   of_slots = {place: fields(SLOTS[place].kind, part) for place, part in chosen.items()}
   return read_model({"num_classes": 5, "inputs": inputs, **of_slots})

@@ -1,0 +1,1 @@
+"""What else is learned beside the classes. Each file is an auxiliary task; see `parts.Auxiliary`."""

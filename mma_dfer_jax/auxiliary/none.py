@@ -1,0 +1,27 @@
+"""No auxiliary task: the model learns the classes alone, as in the paper."""
+
+import dataclasses
+from typing import Any
+
+from flax import nnx
+
+from mma_dfer_jax import parts
+
+AUTHORS = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(parts.Part):
+  """Leaves the head's answer as it is."""
+
+  tunable: tuple[str, ...] = ()
+
+  def build(self, *args: Any, **kwargs: Any) -> "NoAuxiliary":
+    return NoAuxiliary()
+
+
+class NoAuxiliary(nnx.Module):
+  """Has no parameters."""
+
+  def __call__(self, outputs, moments):
+    return outputs

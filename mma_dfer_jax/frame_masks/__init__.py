@@ -1,0 +1,1 @@
+"""Which frames count. Each file is a frame mask; see `parts.FrameMask`."""

@@ -1,0 +1,1 @@
+"""What points of the face add to the frames. Each file is a use of landmarks; see `parts.Landmarks`."""
