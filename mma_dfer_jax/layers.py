@@ -1,6 +1,6 @@
 """How attention, MLP, LayerNorm, GELU, drop path and pixels are computed: what all parts are built from.
 
-Letters in shapes: B examples (clips, or frames of clips), N and M tokens, D width, L blocks, F branches of a block.
+Letters in shapes: B examples (clips, or frames of clips), N and M tokens, D width, L blocks, r branches of a block.
 """
 
 from collections.abc import Callable, Sequence
@@ -69,7 +69,7 @@ def sine_positions(grid: tuple[int, int], width: int) -> np.ndarray:
   return table
 
 
-def drop_path(key: Array, rates: Sequence[float], examples: int, branches: int = 2) -> Float[Array, "L F B"]:
+def drop_path(key: Array, rates: Sequence[float], examples: int, branches: int = 2) -> Float[Array, "L r B"]:
   """Stochastic depth: factors 0 (dropped, at its block's rate) or 1 / (1 - rate) by block, residual branch and example.
 
   One draw for all: one for each branch doubled the time to compile the training step. Source: timm 0.9.16 `DropPath`.
@@ -78,7 +78,7 @@ def drop_path(key: Array, rates: Sequence[float], examples: int, branches: int =
   return jax.random.bernoulli(key, kept, (len(rates), branches, examples)) / kept
 
 
-def of_each_block(scales: Float[Array, "L F B"] | None, blocks: int) -> Sequence[Float[Array, "F B"] | None]:
+def of_each_block(scales: Float[Array, "L r B"] | None, blocks: int) -> Sequence[Float[Array, "r B"] | None]:
   """The drop path factors of each block; None for all if nothing is dropped."""
   if scales is None:
     return [None] * blocks

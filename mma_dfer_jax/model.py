@@ -160,7 +160,7 @@ def adapted_layer(image_blocks, audio_blocks, fusion, image, audio):
   return fusion(image, audio)  # 🔥
 
 
-DropPath = tuple[Float[Array, "L F BV"] | None, Float[Array, "J G B"] | None]  # of both encoders' blocks
+DropPath = tuple[Float[Array, "L r BV"] | None, Float[Array, "J s B"] | None]  # of both encoders' blocks
 
 
 class MmaDfer(nnx.Module):

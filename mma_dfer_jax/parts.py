@@ -86,8 +86,8 @@ class Encoder(Protocol):
   width: int  # D; 0 if there is no such stream
   views: int  # V
   moments: int  # S
-  branches: int  # F, of a block, each dropped by itself for each sequence
-  blocks: Sequence[Any]  # each (B·V, N, D) and factors (F, B·V) of drop path or None -> (B·V, N, D)
+  branches: int  # r, of a block, each dropped by itself for each sequence
+  blocks: Sequence[Any]  # each (B·V, N, D) and factors (r, B·V) of drop path or None -> (B·V, N, D)
   drop_path_rates: Sequence[float]  # of the blocks
 
   def embed(self, x: Array, prompts: Float[Array, "P D"] | None) -> Float[Array, "BV N D"] | None:

@@ -150,9 +150,9 @@ class LgiBlock(nnx.Module):
     self.mlp = Mlp(cfg.width, cfg.mlp_dim, tanh_gelu=False, linear=_linear, rngs=rngs)
 
   def __call__(
-    self, tokens: Float[Array, "B N D"], factors: Float[Array, "F B"] | None = None
+    self, tokens: Float[Array, "B N D"], factors: Float[Array, "r B"] | None = None
   ) -> Float[Array, "B N D"]:
-    """One block; factors of drop path are of region 1…R, messengers, readers, region 1…R: F = 2R + 2."""
+    """One block; factors of drop path are of region 1…R, messengers, readers, region 1…R: 2R + 2."""
     b, _, d = tokens.shape
     within, among, readers, mlp = (
       (1.0,) * 4 if factors is None else self._by_branch(factors.astype(tokens.dtype))
@@ -168,7 +168,7 @@ class LgiBlock(nnx.Module):
     x = x + mlp * self.mlp(self.norm2(x).reshape(tokens.shape)).reshape(x.shape)
     return x.reshape(tokens.shape)
 
-  def _by_branch(self, factors: Float[Array, "F B"]) -> tuple[Array, ...]:
+  def _by_branch(self, factors: Float[Array, "r B"]) -> tuple[Array, ...]:
     r = self.regions
     within, among, readers, mlp = jnp.split(factors, (r, r + 1, r + 2))
     return within.T[:, :, None, None], among.T[:, :, None], readers.T[:, :, None], mlp.T[:, :, None, None]
