@@ -166,7 +166,8 @@ class Encoder(Protocol):
   width: int  # D; 0 if there is no such stream
   views: int  # V
   moments: int  # S
-  blocks: Sequence[Any]  # each (B·V, N, D) and factors (2, B·V) of drop path or None -> (B·V, N, D)
+  branches: int  # r, of a block, each dropped by itself for each sequence
+  blocks: Sequence[Any]  # each (B·V, N, D) and factors (r, B·V) of drop path or None -> (B·V, N, D)
   drop_path_rates: Sequence[float]  # of the blocks
 
   def embed(self, x: Array, prompts: Float[Array, "P D"] | None) -> Float[Array, "BV N D"] | None:
@@ -331,3 +332,8 @@ def place_of(config: Any) -> str:
 def authors_table(config: Any) -> tuple[tuple[Any, ...], ...] | None:
   """The rows (our path, their names, layout) of a part in an authors' file; None if such files cannot hold it."""
   return getattr(sys.modules[type(config).__module__], "AUTHORS", None)
+
+
+def pretraining_table(config: Any) -> tuple[tuple[Any, ...], ...] | None:
+  """The same of an encoder in its own authors' file; None if they are those of MMA-DFER's."""
+  return getattr(sys.modules[type(config).__module__], "PRETRAINED", None)
