@@ -65,13 +65,8 @@ class Objective:
 
   def terms(self, outputs: parts.Outputs, batch: Batch, shared: Statistics) -> Terms:
     """Of a batch or a part of it; `ce` or the loss's own name, and `ial`."""
-    c, clips, weights, labels = (
-      self.config,
-      shared["clips"],
-      shared.get("weights"),
-      self.config.labels(batch),
-    )
-    adjusted = outputs
+    c, clips, weights = self.config, jnp.asarray(shared["clips"]), shared.get("weights")
+    labels, adjusted = c.labels(batch), outputs
     if c.logit_adjustment:
       prior = jnp.log(clips / clips.sum())
       adjusted = outputs._replace(logits=outputs.logits + c.logit_adjustment * prior)
