@@ -30,6 +30,7 @@ from mma_dfer_jax.errors import UserError, listed
 
 KINDS = ("encoders", "adapters", "fusion", "layer_pools", "frame_masks", "landmarks", "temporal", "heads", "auxiliary",
          "losses", "decoders")  # the folders of parts  # fmt: skip
+ONE_STREAM = "model.layer_pool weighs picture against sound, but this model has one of them: leave the weights of streams out"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
