@@ -119,6 +119,9 @@ ROWS = {
   "frame_mask_soft": _row("frames are weighed", frame_mask="soft"),
   "frame_mask_bias": _row("attention to frames is weighed", frame_mask="soft", frame_mask__form="bias"),
   "frame_mask_half": Row("frames are weighed, and from a third of the layers on only the better half is kept", _half_the_frames),
+  "layer_pool_softmax": _row("summaries of all layers, one weight a layer", layer_pool="softmax"),
+  "layer_pool_attention": _row("summaries of all layers, weighed by attention", layer_pool="attention"),
+  "stream_weights": _row("a learned factor for picture and one for sound", layer_pool="streams"),
   "image_only": _row("picture alone", "image"),
   "image_only_no_fusion": _row("picture alone, no bottlenecks", "image", fusion="none"),
   "audio_only": _row("sound alone", "audio", temporal="mean"),  # one moment needs no model of time

@@ -12,6 +12,7 @@ import re
 from typing import Any, NamedTuple
 
 from flax import nnx
+import jax
 from jaxtyping import Array, Float, Int, UInt8
 
 from mma_dfer_jax import parts
@@ -73,7 +74,12 @@ class ModelConfig:
     if not any(depths):
       problems.append("model.image and model.audio are both none: choose an encoder for at least one")
     else:
-      problems += self.prompts.problems_with(self.layers) + self.fusion.problems_with(self.layers)
+      if self.image.takes_prompts or self.audio.takes_prompts:
+        problems += self.prompts.problems_with(self.layers)
+      elif self.prompts.count(self.layers):
+        problems.append("model.prompts: no encoder of this model takes prompts; choose none")
+      problems += self.fusion.problems_with(self.layers)
+      problems += self.layer_pool.problems_with(*depths)
       problems += self.frame_mask.problems_with(self.image, self.temporal, self.inputs, self.layers)
     for stream in ("image", "audio"):
       problems += getattr(self, stream).problems_with(stream, self.inputs)
@@ -158,7 +164,7 @@ def adapted_layer(image_blocks, audio_blocks, fusion, image, audio):
   return fusion(image, audio)  # 🔥
 
 
-DropPath = tuple[Float[Array, "L 2 BV"] | None, Float[Array, "J 2 B"] | None]  # of both encoders' blocks
+DropPath = tuple[Float[Array, "L r BV"] | None, Float[Array, "J s B"] | None]  # of both encoders' blocks
 
 
 class MmaDfer(nnx.Module):
@@ -174,8 +180,8 @@ class MmaDfer(nnx.Module):
   def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs):
     draws = functools.partial(parts.own, rngs)
 
-    def adapter(encoder: parts.Encoder, place: str) -> parts.Adapter:
-      chosen = cfg.prompts if encoder.width else parts.read("adapters", {"name": "none"})
+    def adapter(encoder: parts.Encoder, takes: bool, place: str) -> parts.Adapter:
+      chosen = cfg.prompts if takes else parts.read("adapters", {"name": "none"})
       return chosen.build(encoder.width, cfg.layers, rngs=draws(place))
 
     prompts, layers = cfg.prompts.count(cfg.layers), cfg.layers
@@ -183,8 +189,8 @@ class MmaDfer(nnx.Module):
     audio = cfg.audio.build("audio", cfg.inputs, prompts, rngs=draws("audio_encoder"))
     self.image_encoder, self.audio_encoder = image, audio
     self.frame_mask = cfg.frame_mask.build(image.views, rngs=draws("frame_mask"))
-    self.image_prompts = adapter(image, "image_prompts")
-    self.audio_prompts = adapter(audio, "audio_prompts")
+    self.image_prompts = adapter(image, cfg.image.takes_prompts, "image_prompts")
+    self.audio_prompts = adapter(audio, cfg.audio.takes_prompts, "audio_prompts")
     self.fusion = nnx.List(
       cfg.fusion.build(self._image_encoder(i), audio, i, layers, rngs=draws(f"fusion/{i}"))
       for i in range(layers)
@@ -242,14 +248,18 @@ class MmaDfer(nnx.Module):
     audio_blocks = self._by_layer(self.audio_encoder, dropped[1])
     layer = REMAT[remat](adapted_layer)  # modules are its arguments, so that equal layers are traced once
     summaries: tuple[list, list] = ([], [])  # after each layer that the layer pool reads
+    every = self.cfg.layer_pool.EVERY_LAYER
+    # A summary normalises all tokens: of a dozen layers the backward pass does that again rather than keep them.
+    remade: Any = jax.checkpoint if every and remat != "none" else lambda summary: summary
+    of_audio = remade(self.audio_encoder.summary)
     places: tuple[Array, ...] = ()  # of the frames that the mask keeps, if not all
     for number, fusion in enumerate(self.fusion):
       image, audio = layer(image_blocks[number], audio_blocks[number], fusion, image, audio)
       image = self.image_prompts.update(image, number)  # 🔥
       audio = self.audio_prompts.update(audio, number)  # 🔥
-      if self.cfg.layer_pool.EVERY_LAYER or number + 1 == len(self.fusion):
-        summaries[0].append(self._image_encoder(number).summary(image))
-        summaries[1].append(self.audio_encoder.summary(audio))
+      if every or number + 1 == len(self.fusion):
+        summaries[0].append(remade(self._image_encoder(number).summary)(image))
+        summaries[1].append(of_audio(audio))
       if number + 1 == self.frame_mask.after:
         places = (self.frame_mask.choose(self.image_encoder.summary(image)),)
         image, fewer_dropped = self._fewer_frames(*places, image, dropped[0])
@@ -291,7 +301,7 @@ class MmaDfer(nnx.Module):
 
     def draw(key: Array, encoder: parts.Encoder):
       rates = encoder.drop_path_rates
-      return drop_path(key, rates, clips * encoder.views) if any(rates) else None
+      return drop_path(key, rates, clips * encoder.views, encoder.branches) if any(rates) else None
 
     return draw(rngs.drop_path(), self.image_encoder), draw(rngs.drop_path(), self.audio_encoder)
 

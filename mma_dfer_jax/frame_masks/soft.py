@@ -47,9 +47,9 @@ class Config(parts.Part):
       return ["model.frame_mask=soft weighs frames, but model.image is none: choose frame_mask=none"]
     found, frames = [], inputs.num_frames
     if not image.problems_with("image", inputs):
-      views = nnx.eval_shape(lambda: image.build("image", inputs, 0, rngs=nnx.Rngs(0))).views
+      encoder = nnx.eval_shape(lambda: image.build("image", inputs, 0, rngs=nnx.Rngs(0)))
       name = parts.place_of(image).partition("/")[2]
-      if views != frames:
+      if not frames == encoder.views == encoder.moments:
         found.append(
           f"model.frame_mask=soft weighs frames, and model.image={name} reads none by itself: choose frame_mask=none"
         )

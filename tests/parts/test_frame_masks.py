@@ -202,3 +202,14 @@ def test_one_frame_cannot_be_weighed():
   fields = tiny(frame_mask={"name": "soft"}).to_fields()
   with pytest.raises(UserError, match=r"at least 2 frames to weigh, and inputs\.num_frames=1"):
     read_model(fields | {"inputs": fields["inputs"] | {"num_frames": 1}})
+
+
+def test_an_encoder_of_whole_clips_has_no_frames_to_weigh():
+  fields = tiny(frame_mask={"name": "soft"}).to_fields()
+  fields |= {
+    "image": {"name": "lgi"},
+    "inputs": {"image_size": 160, "num_frames": 16},
+    "prompts": {"name": "none"},
+  }
+  with pytest.raises(UserError, match="model.image=lgi reads none by itself"):
+    read_model(fields)
