@@ -1,6 +1,6 @@
 """How attention, MLP, LayerNorm, GELU, drop path and pixels are computed: what all parts are built from.
 
-Letters in shapes: B examples (clips, or frames of clips), N tokens, D width, L blocks.
+Letters in shapes: B examples (clips, or frames of clips), N and M tokens, D width, L blocks, r branches of a block.
 """
 
 from collections.abc import Callable, Sequence
@@ -69,16 +69,16 @@ def sine_positions(grid: tuple[int, int], width: int) -> np.ndarray:
   return table
 
 
-def drop_path(key: Array, rates: Sequence[float], examples: int) -> Float[Array, "L 2 B"]:
+def drop_path(key: Array, rates: Sequence[float], examples: int, branches: int = 2) -> Float[Array, "L r B"]:
   """Stochastic depth: factors 0 (dropped, at its block's rate) or 1 / (1 - rate) by block, residual branch and example.
 
   One draw for all: one for each branch doubled the time to compile the training step. Source: timm 0.9.16 `DropPath`.
   """
   kept = 1.0 - jnp.asarray(rates, jnp.float32)[:, None, None]
-  return jax.random.bernoulli(key, kept, (len(rates), 2, examples)) / kept
+  return jax.random.bernoulli(key, kept, (len(rates), branches, examples)) / kept
 
 
-def of_each_block(scales: Float[Array, "L 2 B"] | None, blocks: int) -> Sequence[Float[Array, "2 B"] | None]:
+def of_each_block(scales: Float[Array, "L r B"] | None, blocks: int) -> Sequence[Float[Array, "r B"] | None]:
   """The drop path factors of each block; None for all if nothing is dropped."""
   if scales is None:
     return [None] * blocks
@@ -160,9 +160,9 @@ class LayerNorm(nnx.LayerNorm):
 
 @jax.custom_vjp
 def attend(
-  q: Float[Array, "B h N d"], k: Float[Array, "B h N d"], v: Float[Array, "B h N d"]
+  q: Float[Array, "B h N d"], k: Float[Array, "B h M d"], v: Float[Array, "B h M d"]
 ) -> Float[Array, "B h N d"]:
-  """softmax(q kᵀ / √d) v for each head; keeps only q, k and v for the backward pass, not the (N, N) weights.
+  """softmax(q kᵀ / √d) v for each head; keeps only q, k and v for the backward pass, not the (N, M) weights.
 
   NVIDIA's GPUs use cuDNN's fused kernel for bfloat16, its only type, where it takes the width of a head; XLA compiles all
   other cases.
@@ -179,19 +179,21 @@ def _is_fused(q) -> bool:
 
 def _fused_attention(q, k, v, even: bool = False):
   """With `even`, an odd number of tokens gets one more, which nothing attends to: JAX refuses the gradient without."""
-  n = q.shape[2]
-  more = n % 2 if even else 0
+  n, m = q.shape[2], k.shape[2]
+  odd = even and (n % 2 or m % 2)
   # cuDNN takes (B, N, heads, d)
-  q, k, v = (jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, more), (0, 0), (0, 0))) for x in (q, k, v))
-  lengths = jnp.full(q.shape[0], n, jnp.int32) if more else None
+  q, k, v = (
+    jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, even * (x.shape[2] % 2)), (0, 0), (0, 0))) for x in (q, k, v)
+  )
+  of_q, of_k = (jnp.full(q.shape[0], length, jnp.int32) if odd else None for length in (n, m))
   mixed = jax.nn.dot_product_attention(
-    q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation="cudnn"
+    q, k, v, query_seq_lengths=of_q, key_value_seq_lengths=of_k, implementation="cudnn"
   )
   return mixed[:, :n].swapaxes(1, 2)
 
 
 def _attention_weights(q, k):
-  return jax.nn.softmax(q @ k.swapaxes(-1, -2) * q.shape[-1] ** -0.5, axis=-1)  # (B, heads, N, N)
+  return jax.nn.softmax(q @ k.swapaxes(-1, -2) * q.shape[-1] ** -0.5, axis=-1)  # (B, heads, N, M)
 
 
 def _attend_backward(kept, gradient):

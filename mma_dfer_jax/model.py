@@ -73,7 +73,11 @@ class ModelConfig:
     if not any(depths):
       problems.append("model.image and model.audio are both none: choose an encoder for at least one")
     else:
-      problems += self.prompts.problems_with(self.layers) + self.fusion.problems_with(self.layers)
+      if self.image.takes_prompts or self.audio.takes_prompts:
+        problems += self.prompts.problems_with(self.layers)
+      elif self.prompts.count(self.layers):
+        problems.append("model.prompts: no encoder of this model takes prompts; choose none")
+      problems += self.fusion.problems_with(self.layers)
       problems += self.layer_pool.problems_with(*depths)
     for stream in ("image", "audio"):
       problems += getattr(self, stream).problems_with(stream, self.inputs)
@@ -158,7 +162,7 @@ def adapted_layer(image_blocks, audio_blocks, fusion, image, audio):
   return fusion(image, audio)  # 🔥
 
 
-DropPath = tuple[Float[Array, "L 2 BV"] | None, Float[Array, "J 2 B"] | None]  # of both encoders' blocks
+DropPath = tuple[Float[Array, "L r BV"] | None, Float[Array, "J s B"] | None]  # of both encoders' blocks
 
 
 class MmaDfer(nnx.Module):
@@ -174,16 +178,16 @@ class MmaDfer(nnx.Module):
   def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs):
     draws = functools.partial(parts.own, rngs)
 
-    def adapter(encoder: parts.Encoder, place: str) -> parts.Adapter:
-      chosen = cfg.prompts if encoder.width else parts.read("adapters", {"name": "none"})
+    def adapter(encoder: parts.Encoder, takes: bool, place: str) -> parts.Adapter:
+      chosen = cfg.prompts if takes else parts.read("adapters", {"name": "none"})
       return chosen.build(encoder.width, cfg.layers, rngs=draws(place))
 
     prompts, layers = cfg.prompts.count(cfg.layers), cfg.layers
     image = cfg.image.build("image", cfg.inputs, prompts, rngs=draws("image_encoder"))
     audio = cfg.audio.build("audio", cfg.inputs, prompts, rngs=draws("audio_encoder"))
     self.image_encoder, self.audio_encoder = image, audio
-    self.image_prompts = adapter(image, "image_prompts")
-    self.audio_prompts = adapter(audio, "audio_prompts")
+    self.image_prompts = adapter(image, cfg.image.takes_prompts, "image_prompts")
+    self.audio_prompts = adapter(audio, cfg.audio.takes_prompts, "audio_prompts")
     fusions = [cfg.fusion.build(image, audio, i, layers, rngs=draws(f"fusion/{i}")) for i in range(layers)]
     self.fusion = nnx.List(fusions)
     self.joint_adaptation = JointAdaptation(image, audio, cfg.temporal.width, rngs=draws("joint_adaptation"))
@@ -265,7 +269,7 @@ class MmaDfer(nnx.Module):
 
     def draw(key: Array, encoder: parts.Encoder):
       rates = encoder.drop_path_rates
-      return drop_path(key, rates, clips * encoder.views) if any(rates) else None
+      return drop_path(key, rates, clips * encoder.views, encoder.branches) if any(rates) else None
 
     return draw(rngs.drop_path(), self.image_encoder), draw(rngs.drop_path(), self.audio_encoder)
 

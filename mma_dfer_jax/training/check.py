@@ -34,6 +34,7 @@ class Checked:
   data_set: DataSet
   train_split: str
   test_split: str
+  loss: parts.LossPart
   starts: tuple[Start, ...]
   held_out: float = 0.0  # share of the training clips that is not trained on
 
@@ -100,13 +101,19 @@ def problems_of_values(config: ml_collections.ConfigDict, positive: Sequence[str
   return [f"{what} {rule}" for what, rule, holds in rules if not holds]
 
 
+def loss_of(config: ml_collections.ConfigDict) -> parts.LossPart:
+  """Of a config; UserError if it has other fields or values than it may have."""
+  loss: parts.LossPart = parts.read("losses", config.loss.to_dict())
+  return loss
+
+
 def check_model_and_data(config: ml_collections.ConfigDict) -> tuple[ModelConfig | None, DataSet | None, list[Start], list[str]]:  # fmt: skip
   """Model, data set and weights of a run, as far as they are found, and all that is wrong but for fold and devices."""
   if "stream" in config.model:
     raise UserError("this config is for pretraining; give one for training, as --config=configs/dfew.py")
   problems = problems_of_values(config)
   problems += resolve_paths(config)
-  problems += [f"loss: {error}" for error in first_error(lambda: parts.read("losses", config.loss.to_dict()))]
+  problems += [f"loss: {error}" for error in first_error(lambda: loss_of(config))]
   starts: list[Start] = []
   model, data_set = None, None
   try:
@@ -180,12 +187,17 @@ def check_run(config: ml_collections.ConfigDict, *, devices: bool = True) -> Che
         problems.append(f"data.held_out={share}, but no class of {train} has two clips: set it to 0")
       whose = f"{train}{' without those held out' * bool(held_out)} has"
       clips = sum(of_class.values()) - held_out
+      if model and not first_error(lambda: loss_of(config)):
+        left = {name: number - number_held_out(number, share) for name, number in of_class.items()}
+        problems += loss_of(config).problems_with(model.head, left)
       problems += too_few_clips(config.batch_size, clips, whose, jax.device_count() if devices else 1)
     except UserError as error:
       problems.append(str(error))
   if problems or not (model and data_set):
     raise listed("this run cannot start", problems)
-  return Checked(model, data_set, train, test, tuple(starts), config.data.get("held_out", 0.0))
+  return Checked(
+    model, data_set, train, test, loss_of(config), tuple(starts), config.data.get("held_out", 0.0)
+  )
 
 
 def problems_of_devices(config: ml_collections.ConfigDict) -> list[str]:

@@ -222,6 +222,11 @@ def looks_like(shapes: Mapping[str, tuple[int, ...]]) -> str:
   """What a file is, judging by names and shapes, in words for a message."""
   if any(name.startswith(("image_encoder.", "audio_model.", "temporal_net.")) for name in shapes):
     return "an MMA-DFER checkpoint"
+  if "lg_region_tokens" in shapes:
+    head = shapes.get("head.weight", ())
+    return "MAE-DFER's LGI-Former" + (
+      f", fine-tuned to {head[0]} classes" if len(head) == 2 else ", an encoder of clips"
+    )
   patch, head = shapes.get("patch_embed.proj.weight", ()), shapes.get("head.weight", ())
   if any(name.endswith("embeddings.patch_embeddings.projection.weight") for name in shapes):
     return (
