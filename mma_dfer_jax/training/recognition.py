@@ -25,7 +25,7 @@ from mma_dfer_jax.training.loop import Evaluated
 from mma_dfer_jax.training.predictions import read_predictions
 from mma_dfer_jax.training.report import percent, write_report
 from mma_dfer_jax.training.run import Run
-from mma_dfer_jax.training.state import TrainState, by_epoch, cosine_rates, make_optimizer
+from mma_dfer_jax.training.state import TrainState, by_epoch, by_step, cosine_rates, make_optimizer
 from mma_dfer_jax.training.steps import Batch, Metrics, abstract_batch, in_float32, model_inputs
 
 
@@ -55,8 +55,14 @@ class Recognition:
     return MmaDfer(self.checked.model, rngs=nnx.Rngs(params=self.config.seed))
 
   def optimizer(self, *constants: Any) -> tuple[optax.Schedule, optax.GradientTransformation]:
-    rate = by_epoch(*constants)
-    return rate, make_optimizer(rate, self.config.weight_decay)
+    c, model, (rates, steps_per_epoch) = self.config, self.checked.model, constants
+    rate = by_epoch(rates, steps_per_epoch)
+    if c.schedule == "step":
+      ends = {"start": c.warmup_learning_rate, "end": c.min_learning_rate}
+      rate = by_step(c.learning_rate, c.num_epochs, steps_per_epoch, warmup_epochs=c.warmup_epochs, **ends)
+    depths = {"image_encoder": model.image.depth, "audio_encoder": model.audio.depth}
+    how = {"kernels_only": c.decayed == "kernels", "depths": depths, "layer_decay": c.layer_decay}
+    return rate, make_optimizer(rate, c.weight_decay, **how)
 
   def losses(self, model: MmaDfer, batch: Batch, drawn: DropPath, remat: str) -> tuple[jax.Array, Metrics]:
     video, spectrogram = model_inputs(batch, self.config.precision)
