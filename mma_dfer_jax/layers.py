@@ -94,6 +94,11 @@ def of_each_block(scales: Float[Array, "L r B"] | None, blocks: int) -> Sequence
   return [pick(one, scales) for one in np.eye(blocks, dtype=np.float32)]
 
 
+def unit(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+  """x / max(|x|, 1e-12) over the last axis; the gradient at 0 is finite."""
+  return x / jnp.sqrt(jnp.maximum((x * x).sum(axis=-1, keepdims=True), 1e-24))
+
+
 def normalised(
   video: UInt8[Array, "B T H W 3"] | Float[Array, "B T H W 3"], mean: Sequence[float], std: Sequence[float]
 ) -> Float[Array, "B T H W 3"]:
