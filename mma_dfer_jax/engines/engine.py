@@ -139,6 +139,12 @@ class Engine:
     """tanh of Fusion Bottleneck's gates by layer, "to picture" and "to sound"; empty if this engine shows none."""
     return {}
 
+  def layers(
+    self, video: UInt8[np.ndarray, "B T H W 3"], spectrogram: Float[np.ndarray, "B F K"]
+  ) -> dict[str, np.ndarray]:
+    """What a layer pool says of clips (`parts.OF_LAYERS`), each with a first axis B; empty if this engine shows nothing."""
+    return {}
+
   def choosing_frames(self, by: str) -> "Engine":
     """The same model, given frames chosen by "number" or "time", however it was trained."""
     about = dataclasses.replace(self.about, inputs=dataclasses.replace(self.about.inputs, frame_choice=by))

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from flax import nnx
 import jax
@@ -16,6 +17,7 @@ from mma_dfer_jax.engines.engine import IF_KNOWN, OWN_CLASSES, About, Engine, ch
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.model import ModelConfig
 from mma_dfer_jax.parameters import PRECISIONS, abstract_model, cast, count, split_tunable, tunable_patterns
+from mma_dfer_jax.parts import OF_LAYERS, place_of
 from mma_dfer_jax.training.run import read_run
 from mma_dfer_jax.training.sharding import check_precision, keep_compiled
 from mma_dfer_jax.training.start import class_axes, open_stored
@@ -51,21 +53,28 @@ class JaxEngine(Engine):
     return self._compiled(self.tunable, self.frozen, video, spectrogram)
 
   @functools.cached_property
-  def _compiled_features(self) -> Callable[..., dict[str, Array]]:
-    def compute(tunable: nnx.State, frozen: nnx.State, video: Array, spectrogram: Array) -> dict[str, Array]:
+  def _compiled_features(self) -> Callable[..., tuple[dict[str, Array], dict[str, Array]]]:
+    def compute(tunable: nnx.State, frozen: nnx.State, video: Array, spectrogram: Array) -> Any:
       with jax.default_matmul_precision(MATMUL_PRECISION):
         model = nnx.merge(self.graphdef, tunable, frozen)
         found = model.features(video, spectrogram.astype(PRECISIONS[self.about.precision]))
         kept = ("image", "audio", "joint", "clip")
         there = {name: getattr(found, name) for name in kept if getattr(found, name) is not None}
-        return in_float32(there | {"logits": model.answer(found).logits})
+        layers = {name: found.extra[name] for name in OF_LAYERS if name in found.extra}
+        return in_float32((there | {"logits": model.answer(found).logits}, layers))
 
     return jax.jit(compute)
 
   def compute_features(self, video: np.ndarray, spectrogram: np.ndarray) -> dict[str, np.ndarray]:
     check_inputs(self.about.inputs, video, spectrogram)
-    found = jax.device_get(self._compiled_features(self.tunable, self.frozen, video, spectrogram))
+    found, _ = jax.device_get(self._compiled_features(self.tunable, self.frozen, video, spectrogram))
     return {name: value[:, 0] if name == "audio" else value for name, value in found.items()}
+
+  def layers(self, video: np.ndarray, spectrogram: np.ndarray) -> dict[str, np.ndarray]:
+    if place_of(self.cfg.layer_pool) == "layer_pools/last":  # it says nothing: do not compile for that
+      return {}
+    _, layers = jax.device_get(self._compiled_features(self.tunable, self.frozen, video, spectrogram))
+    return layers
 
   def gates(self) -> dict[str, tuple[float, ...]]:
     fusions = nnx.merge(self.graphdef, self.tunable, self.frozen).fusion
