@@ -98,6 +98,24 @@ def problems_of_values(config: ml_collections.ConfigDict, positive: Sequence[str
     (f"mesh={dict(c.mesh)}:", "data is positive or -1 (all that remain), fsdp is positive",
      (c.mesh.data == -1 or c.mesh.data > 0) and c.mesh.fsdp >= 1),
   ]  # fmt: skip
+  return [f"{what} {rule}" for what, rule, holds in rules if not holds] + _of_optimizer(c)
+
+
+def _of_optimizer(c: ml_collections.ConfigDict) -> list[str]:
+  """What is wrong with the learning rates and the decay of a training; pretraining has its own."""
+  if "schedule" not in c:
+    return []
+  by_step = ("warmup_epochs", "warmup_learning_rate", "min_learning_rate")
+  rules = [
+    *((f"{name}={c[name]!r}:", f"choose {' or '.join(of)}", c[name] in of)
+      for name, of in {"schedule": ("epoch", "step"), "decayed": ("all", "kernels")}.items()),
+    (f"layer_decay={c.layer_decay}", "must lie in (0, 1]", 0 < c.layer_decay <= 1),
+    (f"warmup_epochs={c.warmup_epochs}", f"must lie from 0 to below num_epochs={c.num_epochs}",
+     c.warmup_epochs == 0 or 0 < c.warmup_epochs < c.num_epochs),
+    *((f"{name}={c[name]}", f"must lie from 0 to learning_rate={c.learning_rate}", 0 <= c[name] <= c.learning_rate)
+      for name in by_step[1:]),
+    *((f"{name}={c[name]}", "needs schedule=step", not c[name] or c.schedule == "step") for name in by_step),
+  ]  # fmt: skip
   return [f"{what} {rule}" for what, rule, holds in rules if not holds]
 
 

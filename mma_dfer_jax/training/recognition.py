@@ -26,7 +26,7 @@ from mma_dfer_jax.training.objective import Objective, Statistics, Terms
 from mma_dfer_jax.training.predictions import read_predictions
 from mma_dfer_jax.training.report import percent, write_report
 from mma_dfer_jax.training.run import Run
-from mma_dfer_jax.training.state import TrainState, by_epoch, cosine_rates, make_optimizer
+from mma_dfer_jax.training.state import TrainState, by_epoch, by_step, cosine_rates, make_optimizer
 from mma_dfer_jax.training.steps import Batch, Metrics, abstract_batch, in_float32, model_inputs
 
 
@@ -57,8 +57,14 @@ class Recognition:
     return MmaDfer(self.checked.model, rngs=nnx.Rngs(params=self.config.seed))
 
   def optimizer(self, rates: Any, steps_per_epoch: Any, statistics: Statistics) -> tuple[optax.Schedule, optax.GradientTransformation]:  # fmt: skip
+    c, model = self.config, self.checked.model
     rate = by_epoch(rates, steps_per_epoch)
-    return rate, make_optimizer(rate, self.config.weight_decay)
+    if c.schedule == "step":
+      ends = {"start": c.warmup_learning_rate, "end": c.min_learning_rate}
+      rate = by_step(c.learning_rate, c.num_epochs, steps_per_epoch, warmup_epochs=c.warmup_epochs, **ends)
+    depths = {"image_encoder": model.image.depth, "audio_encoder": model.audio.depth}
+    how = {"kernels_only": c.decayed == "kernels", "depths": depths, "layer_decay": c.layer_decay}
+    return rate, make_optimizer(rate, c.weight_decay, **how)
 
   def whole(self, batch: Batch, key: jax.Array, step: jax.Array, rates: Any, steps_per_epoch: Any, statistics: Statistics) -> tuple[Batch, Statistics]:  # fmt: skip
     return batch, self.objective.whole(batch, step // steps_per_epoch, statistics)
