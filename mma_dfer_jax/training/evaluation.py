@@ -40,7 +40,8 @@ def evaluate_split(
     without: "sound" or "picture" to take that away from every clip.
     stop: asked before each batch; if true, the evaluation ends without a result.
   Returns:
-    {confusion_matrix (C, C), test_loss (mean), clips_without_sound}, and all answers in all processes; None if stopped.
+    {confusion_matrix (C, C), test_loss (mean), clips_without_sound}, and `layers` (means of `parts.OF_LAYERS`) if the model
+    says them, and all answers in all processes; None if stopped.
   """
   order = EvalOrder(records, 0, batch_size, 1, jax.process_index(), jax.process_count())
   share, clips, answers = batch_size // order.num_hosts, [], []
@@ -68,8 +69,9 @@ def evaluate_split(
   )
   if not (sums["confusion"] == predictions.scores.confusion).all() or sums["confusion"].sum() != len(records):
     raise RuntimeError(f"{sums['confusion'].sum()} clips were counted, the split has {len(records)}")
+  layers = {name: (value / len(records)).tolist() for name, value in sums["said"].items()}
   return {
     "confusion_matrix": sums["confusion"].tolist(),
     "test_loss": float(sums["loss"]) / len(records),
     "clips_without_sound": int(sums["without_sound"]),
-  }, predictions
+  } | ({"layers": layers} if layers else {}), predictions
