@@ -110,6 +110,9 @@ ROWS = {
   "no_exchange": _row("bottlenecks as adapters: each stream sees itself only", fusion__direction="own"),
   "temporal_mean": _row("the mean over time, no temporal transformer", temporal="mean"),
   "temporal_depth_2": _row("two blocks in the temporal transformer", temporal__depth=2),
+  "layer_pool_softmax": _row("summaries of all layers, one weight a layer", layer_pool="softmax"),
+  "layer_pool_attention": _row("summaries of all layers, weighed by attention", layer_pool="attention"),
+  "stream_weights": _row("a learned factor for picture and one for sound", layer_pool="streams"),
   "image_only": _row("picture alone", "image"),
   "image_only_no_fusion": _row("picture alone, no bottlenecks", "image", fusion="none"),
   "audio_only": _row("sound alone", "audio", temporal="mean"),  # one moment needs no model of time

@@ -31,6 +31,8 @@ def default_config() -> ml_collections.ConfigDict:
   )
   c.weight_decay = 1e-2  # AdamW; main.py
   c.decayed = "all"  # every tunable parameter, biases and gates included, as main.py; "kernels": only the layers' matrices
+  c.mixup = 0.0  # alpha of Beta(alpha, alpha), the share of a clip that another one is added to; 0: none; 0.8 is usual
+  c.cutmix = 0.0  # the same of boxes of another clip; 1.0 is usual. With both, each in half of the steps
   c.tunable = ()  # patterns of whole parameter paths; empty: those of each part (`model.fusion.tunable`, …)
   c.precision = "float32"  # or "bfloat16"; tunable parameters, moments, means and logits stay float32
   c.matmul_precision = "float32"  # of float32 on accelerators; "bfloat16", "tensorfloat32": coarser

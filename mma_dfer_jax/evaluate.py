@@ -31,7 +31,6 @@ from mma_dfer_jax.disk import write_json
 from mma_dfer_jax.engines.engine import About, Engine, describe, load_model
 from mma_dfer_jax.engines.jax import JaxEngine
 from mma_dfer_jax.errors import UserError, count, listed
-from mma_dfer_jax.losses.cross_entropy import cross_entropy
 from mma_dfer_jax.paths import define_path, define_paths, hint, user_path
 from mma_dfer_jax.training import hosts, report
 from mma_dfer_jax.training.calibration import calibrated, reliability
@@ -153,16 +152,15 @@ def evaluations_of_folds() -> list[Evaluation]:
 
 def evaluator(engine: Engine, mesh: Mesh) -> Callable[[Batch], dict[str, jax.Array]]:
   """Of a batch its sums, as `evaluate_split` needs them."""
-  loss = cross_entropy  # whatever a run was trained with, so that models can be compared
   if isinstance(engine, JaxEngine):
-    eval_fn = jit_eval(engine.graphdef, mesh, loss, engine.about.precision)
+    eval_fn = jit_eval(engine.graphdef, mesh, engine.about.precision)
     return functools.partial(eval_fn, engine.tunable, engine.frozen)
   if jax.process_count() > 1:
     raise UserError(f"several processes can evaluate a run or a model folder, not a {type(engine).__name__}")
 
   def call(batch):
     logits = engine(*(np.asarray(batch[name]) for name in ("video", "spectrogram")))
-    found = sums(parts.Outputs(jnp.asarray(logits)), batch, loss)
+    found = sums(parts.Outputs(jnp.asarray(logits)), batch)
     return found | {name: batch[name] for name in ("label", "position")}
 
   return call

@@ -261,3 +261,53 @@ class TransformerBlock(nnx.Module):
     attention, mlp = (1.0, 1.0) if branch_scale is None else branch_scale.astype(x.dtype)[:, :, None, None]
     x = x + attention * self.attn(self.norm1(x))
     return x + mlp * self.mlp(self.norm2(x))
+
+
+class GatedMean(nnx.Module):
+  """A mean over layers in place of the last one, through a gate that starts shut; a subclass has `weights`.
+
+  Source: ours, after FaVChat (arXiv 2503.09158).
+  """
+
+  def __init__(self):
+    self.gate = nnx.Param(jnp.zeros((1,)))
+
+  def __call__(self, of_layers: Sequence[Float[Array, "B S D"]]) -> tuple[Float[Array, "B S D"], Array, Float[Array, "B"]]:  # fmt: skip
+    """The summary, the weights of the layers (B, L) or (B, S, L), and tanh of the gate."""
+    summaries = jnp.stack(of_layers, axis=2)  # (B, S, L, D)
+    weights = self.weights(summaries)
+    gate = jnp.tanh(self.gate[...])
+    of_moments = weights if weights.ndim == 3 else weights[:, None]
+    mean = (of_moments[..., None] * summaries).sum(axis=2)
+    said = weights, jnp.broadcast_to(gate, weights.shape[:1])
+    return of_layers[-1] + gate * (mean - of_layers[-1]), *said
+
+  weights: Callable[..., Array]  # of summaries (B, S, L, D)
+
+
+class LayersAndStreams(nnx.Module):
+  """A `parts.LayerPool`: each stream's mean over layers (None: the last one), and a factor for each stream (if `weighed`).
+
+  The factors 2 softmax(phi) add up to 2 and start at 1.
+  """
+
+  def __init__(self, image: GatedMean | None, audio: GatedMean | None, *, weighed: bool):
+    self.image, self.audio = image, audio
+    self.phi = nnx.Param(jnp.zeros((2,))) if weighed else None
+
+  def __call__(
+    self, image: Sequence[Float[Array, "B S D"] | None], audio: Sequence[Float[Array, "B 1 E"] | None]
+  ) -> tuple[Float[Array, "B S D"] | None, Float[Array, "B 1 E"] | None, dict[str, Array]]:
+    said: dict[str, Array] = {}
+
+    def of_stream(name: str, pool: GatedMean | None, of_layers: Sequence[Any], number: int) -> Any:
+      summary = of_layers[-1]
+      if pool is not None:
+        summary, said[f"layers_of_{name}"], said[f"layer_gate_of_{name}"] = pool(of_layers)
+      if self.phi is None:
+        return summary
+      factors = 2 * jax.nn.softmax(self.phi[...])
+      said["streams"] = jnp.broadcast_to(factors, (summary.shape[0], 2))
+      return factors[number] * summary
+
+    return of_stream("image", self.image, image, 0), of_stream("audio", self.audio, audio, 1), said

@@ -11,6 +11,7 @@ import re
 from typing import Any, NamedTuple
 
 from flax import nnx
+import jax
 from jaxtyping import Array, Float, UInt8
 
 from mma_dfer_jax import parts
@@ -77,6 +78,7 @@ class ModelConfig:
       elif self.prompts.count(self.layers):
         problems.append("model.prompts: no encoder of this model takes prompts; choose none")
       problems += self.fusion.problems_with(self.layers)
+      problems += self.layer_pool.problems_with(*depths)
     for stream in ("image", "audio"):
       problems += getattr(self, stream).problems_with(stream, self.inputs)
     if problems:
@@ -242,13 +244,19 @@ class MmaDfer(nnx.Module):
     audio_blocks = self._by_layer(self.audio_encoder, dropped[1])
     layer = REMAT[remat](adapted_layer)  # modules are its arguments, so that equal layers are traced once
     summaries: tuple[list, list] = ([], [])  # after each layer that the layer pool reads
+    every = self.cfg.layer_pool.EVERY_LAYER
+    # A summary normalises all tokens: of a dozen layers the backward pass does that again rather than keep them.
+    of_image, of_audio = (
+      jax.checkpoint(encoder.summary) if every and remat != "none" else encoder.summary
+      for encoder in (self.image_encoder, self.audio_encoder)
+    )
     for number, of_layer in enumerate(zip(image_blocks, audio_blocks, self.fusion, strict=True)):
       image, audio = layer(*of_layer, image, audio)
       image = self.image_prompts.update(image, number)  # 🔥
       audio = self.audio_prompts.update(audio, number)  # 🔥
-      if self.cfg.layer_pool.EVERY_LAYER or number + 1 == len(self.fusion):
-        summaries[0].append(self.image_encoder.summary(image))
-        summaries[1].append(self.audio_encoder.summary(audio))
+      if every or number + 1 == len(self.fusion):
+        summaries[0].append(of_image(image))
+        summaries[1].append(of_audio(audio))
     image, audio, said = self.layer_pool(*summaries)  # 🔥
     joint = self.joint_adaptation(image, audio)  # 🔥 (B, S, W)
     joint = self.landmark_graph(joint, landmarks)  # 🔥

@@ -33,6 +33,7 @@ class Checked:
   data_set: DataSet
   train_split: str
   test_split: str
+  loss: parts.LossPart
   starts: tuple[Start, ...]
   held_out: float = 0.0  # share of the training clips that is not trained on
 
@@ -96,11 +97,11 @@ def problems_of_values(config: ml_collections.ConfigDict, positive: Sequence[str
     (f"mesh={dict(c.mesh)}:", "data is positive or -1 (all that remain), fsdp is positive",
      (c.mesh.data == -1 or c.mesh.data > 0) and c.mesh.fsdp >= 1),
   ]  # fmt: skip
-  return [f"{what} {rule}" for what, rule, holds in rules if not holds] + _of_optimizer(c)
+  return [f"{what} {rule}" for what, rule, holds in rules if not holds] + _of_recipe(c)
 
 
-def _of_optimizer(c: ml_collections.ConfigDict) -> list[str]:
-  """What is wrong with the learning rates and the decay of a training; pretraining has its own."""
+def _of_recipe(c: ml_collections.ConfigDict) -> list[str]:
+  """What is wrong with learning rates, decay and mixing of a training; pretraining has its own."""
   if "schedule" not in c:
     return []
   by_step = ("warmup_epochs", "warmup_learning_rate", "min_learning_rate")
@@ -112,9 +113,16 @@ def _of_optimizer(c: ml_collections.ConfigDict) -> list[str]:
      c.warmup_epochs == 0 or 0 < c.warmup_epochs < c.num_epochs),
     *((f"{name}={c[name]}", f"must lie from 0 to learning_rate={c.learning_rate}", 0 <= c[name] <= c.learning_rate)
       for name in by_step[1:]),
+    *((f"{name}={c[name]}", "must be 0 (off) or more", 0 <= c[name] < math.inf) for name in ("mixup", "cutmix")),
     *((f"{name}={c[name]}", "needs schedule=step", not c[name] or c.schedule == "step") for name in by_step),
   ]  # fmt: skip
   return [f"{what} {rule}" for what, rule, holds in rules if not holds]
+
+
+def loss_of(config: ml_collections.ConfigDict) -> parts.LossPart:
+  """Of a config; UserError if it has other fields or values than it may have."""
+  loss: parts.LossPart = parts.read("losses", config.loss.to_dict())
+  return loss
 
 
 def check_model_and_data(config: ml_collections.ConfigDict) -> tuple[ModelConfig | None, DataSet | None, list[Start], list[str]]:  # fmt: skip
@@ -123,7 +131,7 @@ def check_model_and_data(config: ml_collections.ConfigDict) -> tuple[ModelConfig
     raise UserError("this config is for pretraining; give one for training, as --config=configs/dfew.py")
   problems = problems_of_values(config)
   problems += resolve_paths(config)
-  problems += [f"loss: {error}" for error in first_error(lambda: parts.read("losses", config.loss.to_dict()))]
+  problems += [f"loss: {error}" for error in first_error(lambda: loss_of(config))]
   starts: list[Start] = []
   model, data_set = None, None
   try:
@@ -141,6 +149,10 @@ def check_model_and_data(config: ml_collections.ConfigDict) -> tuple[ModelConfig
       problems += [f"model.{name}.tunable={part.tunable} has no effect, for {why}"
                    for name, part in chosen.items() if part.tunable != type(part)().tunable]  # fmt: skip
       tunable_patterns(model, config.tunable)
+      if config.mixup or config.cutmix:
+        problems += [f"mixup and cutmix have no mixture of points of the face for model.{name}={place}: set them to 0"
+                     for name in ("landmarks", "auxiliary")
+                     if (place := parts.place_of(getattr(model, name)).partition("/")[2]) != "none"]  # fmt: skip
       if model.inputs.frame_choice == "time" and TIMES not in data_set.recipe:
         problems.append("inputs.frame_choice=time, but the data set does not keep the times of its frames: prepare it "
                         "again with --keep_times --overwrite")  # fmt: skip
@@ -186,12 +198,17 @@ def check_run(config: ml_collections.ConfigDict, *, devices: bool = True) -> Che
         problems.append(f"data.held_out={share}, but no class of {train} has two clips: set it to 0")
       whose = f"{train}{' without those held out' * bool(held_out)} has"
       clips = sum(of_class.values()) - held_out
+      if model and not first_error(lambda: loss_of(config)):
+        left = {name: number - number_held_out(number, share) for name, number in of_class.items()}
+        problems += loss_of(config).problems_with(model.head, left)
       problems += too_few_clips(config.batch_size, clips, whose, jax.device_count() if devices else 1)
     except UserError as error:
       problems.append(str(error))
   if problems or not (model and data_set):
     raise listed("this run cannot start", problems)
-  return Checked(model, data_set, train, test, tuple(starts), config.data.get("held_out", 0.0))
+  return Checked(
+    model, data_set, train, test, loss_of(config), tuple(starts), config.data.get("held_out", 0.0)
+  )
 
 
 def problems_of_devices(config: ml_collections.ConfigDict) -> list[str]:

@@ -236,7 +236,7 @@ def test_fields_have_comments_and_refuse_what_they_are_not(kind, name):
 
 @pytest.mark.parametrize("name", parts.names("losses"))
 def test_losses_give_a_number_for_each_clip(name):
-  loss = parts.read("losses", {"name": name}).build((3, 1, 4, 1, 5))
+  loss = parts.read("losses", {"name": name}).build(jnp.array([3.0, 1, 4, 1, 5]))
   rng = np.random.default_rng(0)
   logits = jnp.asarray(rng.normal(size=(4, 5)), jnp.float32)
   batch = {"label": jnp.asarray([0, 1, 4, 2], jnp.int32)}
