@@ -87,6 +87,11 @@ def _set_data(c: ml_collections.ConfigDict) -> None:
   c.data.crop_ratio = (3 / 4, 4 / 3)  # width over height of the crop; video_transform.py
   c.data.flip = 0.5  # probability of a mirrored clip; video_transform.py
   c.data.brightness = 0.5  # factor within 1 ± this; video_transform.py
+  c.data.rand_augment = (
+    0  # operations that RandAugment chooses for a clip, each then done half of the time; MAE-DFER 4
+  )
+  c.data.rand_magnitude = 7.0  # of them, from 0 to 10
+  c.data.erase = 0.0  # probability of a box with noise in all frames of a clip; MAE-DFER 0.25
   c.data.num_workers = 8  # processes that decode, per host; 0: threads of the training process
   c.data.prefetch = 2  # batches that each of them keeps ready
 

@@ -278,6 +278,9 @@ class Augment:
   crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height, before they are swapped half of the time
   flip: float = 0.5  # probability of mirroring
   brightness: float = 0.5  # factor within 1 ± this
+  rand_augment: int = 0  # operations of RandAugment that are chosen; see `augment.draw_effects`
+  rand_magnitude: float = 7.0
+  erase: float = 0.0  # probability of a box with noise
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mma_dfer_jax.data.augment import draw_effects
 from mma_dfer_jax.data.data_set import start_worker
 from mma_dfer_jax.data.fbank import missing_spectrogram, spectrogram
 from mma_dfer_jax.data.frames import (
@@ -49,7 +50,9 @@ def make_example(
     UserError: if the clip cannot be read; it is never skipped.
   """
   video = np.empty(inputs.video_shape, np.uint8) if video is None else video
-  size, frames, augmentation = inputs.image_size, record["frames"], None
+  size, frames = inputs.image_size, record["frames"]
+  augmentation: Any = None
+  effects: Any = None
   try:
     if inputs.frame_choice == "time":
       if "times" not in record:
@@ -70,7 +73,9 @@ def make_example(
       if augmentation is None:  # the box of all frames comes from the first
         height, width, _ = pixels.shape
         augmentation = draw_augmentation(height, width, size, rng, ranges or Augment())
+        effects = draw_effects(size, rng, ranges or Augment())
       augment(pixels, augmentation, size, video[place])
+      effects(video[place])
     if record["has_audio"]:
       waveform = np.asarray(record["waveform"], np.float32) / 32768.0  # as a 16-bit wav is read
       sound = spectrogram(waveform, int(record["sample_rate"]), *inputs.audio_shape)

@@ -87,7 +87,9 @@ def problems_of_values(config: ml_collections.ConfigDict, positive: Sequence[str
       len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1) for scale in [d.get("crop_scale")] if scale is not None),
     *((f"data.crop_ratio={ratio}", "must be (smallest, largest), both positive",
       len(ratio) == 2 and 0 < ratio[0] <= ratio[1]) for ratio in [d.get("crop_ratio")] if ratio is not None),
-    *((f"data.{name}={d[name]}", "must lie in [0, 1]", 0 <= d[name] <= 1) for name in ("flip", "brightness") if name in d),
+    *((f"data.{name}={d[name]}", "must lie in [0, 1]", 0 <= d[name] <= 1) for name in ("flip", "brightness", "erase") if name in d),
+    *((f"data.rand_augment={n}", "must be 0 (off) or more", n >= 0) for n in [d.get("rand_augment")] if n is not None),
+    *((f"data.rand_magnitude={x}", "must lie in [0, 10]", 0 <= x <= 10) for x in [d.get("rand_magnitude")] if x is not None),
     *((f"data.held_out={share}", f"must lie in [0, {LARGEST_SHARE}]", 0 <= share <= LARGEST_SHARE)
       for share in [d.get("held_out")] if share is not None),
     (f"micro_batch={c.micro_batch}", "must be -1 (the whole batch), 0 (as suits the devices) or more",
@@ -149,8 +151,9 @@ def check_model_and_data(config: ml_collections.ConfigDict) -> tuple[ModelConfig
       problems += [f"model.{name}.tunable={part.tunable} has no effect, for {why}"
                    for name, part in chosen.items() if part.tunable != type(part)().tunable]  # fmt: skip
       tunable_patterns(model, config.tunable)
-      if config.mixup or config.cutmix:
-        problems += [f"mixup and cutmix have no mixture of points of the face for model.{name}={place}: set them to 0"
+      if config.mixup or config.cutmix or config.data.rand_augment:
+        problems += [f"mixup, cutmix and data.rand_augment do not move points of the face along, which model.{name}={place} "
+                     "needs: set them to 0"
                      for name in ("landmarks", "auxiliary")
                      if (place := parts.place_of(getattr(model, name)).partition("/")[2]) != "none"]  # fmt: skip
       if model.inputs.frame_choice == "time" and TIMES not in data_set.recipe:

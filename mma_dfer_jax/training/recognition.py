@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -86,8 +87,9 @@ class Recognition:
 
   def batches(self, start_step: int) -> contextlib.AbstractContextManager[Iterator[Mapping[str, np.ndarray]]]:
     d = self.config.data
-    crop = {name: tuple(d[name]) for name in ("crop_scale", "crop_ratio")}  # lists in a run.json
-    augment, inputs = Augment(**crop, flip=d.flip, brightness=d.brightness), self.checked.model.inputs
+    ranges = {field.name: d[field.name] for field in dataclasses.fields(Augment)}
+    ranges |= {name: tuple(d[name]) for name in ("crop_scale", "crop_ratio")}  # lists in a run.json
+    augment, inputs = Augment(**ranges), self.checked.model.inputs
     how = {"start_step": start_step, "num_workers": d.num_workers, "prefetch": d.prefetch}
     return load_batches(self.order, inputs, augment, **how)
 
