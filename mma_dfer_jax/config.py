@@ -58,6 +58,9 @@ def default_config() -> ml_collections.ConfigDict:
   c.pretrained = ml_collections.ConfigDict()
   c.pretrained.image = ""  # MAE-Face's file, mae_face_pretrain_vit_base.pth; empty: random weights
   c.pretrained.audio = ""  # AudioMAE's file, pretrained.pth; empty: random weights
+  c.pretrained.text = (
+    ""  # class vectors of the head "text", .npz; docs/weights.md says how to make such a file
+  )
   c.init_from = ""  # a run, a model folder or an authors' .pth: whatever fits is taken, the rest starts fresh; empty: none
 
   _set_data(c)
@@ -136,7 +139,8 @@ def model_config(config: Mapping[str, Any], classes: Sequence[str]) -> ModelConf
 
 
 # Fields that are paths, of training or of pretraining.
-PATHS = ("pretrained.image", "pretrained.audio", "init_from", "init.image", "init.audio", "data.data_dir")
+PATHS = ("pretrained.image", "pretrained.audio", "pretrained.text", "init_from", "init.image", "init.audio",
+         "data.data_dir")  # fmt: skip
 
 
 def resolve_paths(config: ml_collections.ConfigDict) -> list[str]:

@@ -209,12 +209,21 @@ class LayerPool(Protocol):
 
 @runtime_checkable
 class FrameMask(Protocol):
-  """Weighs the moments before the temporal model reads them."""
+  """Weighs the moments before the temporal model reads them; if `after` is not 0, it also chooses some of the frames."""
+
+  # Layers, after which `choose(summaries (B, T, D))` gives the places (B, keep) of frames to go on with; 0: all frames.
+  after: int
 
   def __call__(
-    self, image: Float[Array, "B S D"] | None, joint: Float[Array, "B S W"]
+    self,
+    image: Float[Array, "B S D"] | None,
+    joint: Float[Array, "B S W"],
+    places: Int[Array, "B S"] | None = None,
   ) -> tuple[Float[Array, "B S W"], Float[Array, "B S"] | None, Mapping[str, Array]]:
-    """Joint features, what the temporal model adds to its attention to each moment, and what it says of each clip."""
+    """Joint features, what the temporal model adds to its attention to each moment, and what it says of each clip.
+
+    `places` are those of the chosen frames; not given if all are there.
+    """
 
 
 @runtime_checkable
@@ -232,9 +241,12 @@ class Temporal(Protocol):
   """Makes one vector of all moments of a clip, and one of each."""
 
   def __call__(
-    self, joint: Float[Array, "B S W"], bias: Float[Array, "B S"] | None = None
-  ) -> tuple[Float[Array, "B W"], Float[Array, "B S W"]]:
-    """`bias` is added to the logits of attention to each moment."""
+    self, joint: Float[Array, "B S W"], bias: Float[Array, "B S"] | None = None, places: Int[Array, "B S"] | None = None
+  ) -> tuple[Float[Array, "B W"], Float[Array, "B S W"]]:  # fmt: skip
+    """`bias` is added to the logits of attention to each moment; `places` are those of the moments, given if some are left out.
+
+    A `Config` that takes no bias has ATTENDS = False.
+    """
 
 
 @runtime_checkable

@@ -14,10 +14,11 @@ from mma_dfer_jax.data.data_set import TIMES, DataSet, open_data_set
 from mma_dfer_jax.errors import UserError, count, listed
 from mma_dfer_jax.layers import REMAT
 from mma_dfer_jax.model import SLOTS, ModelConfig
-from mma_dfer_jax.parameters import PRECISIONS, tunable_patterns
+from mma_dfer_jax.parameters import PRECISIONS, parameter_shapes, tunable_patterns
 from mma_dfer_jax.training.calibration import LARGEST_SHARE, number_held_out
 from mma_dfer_jax.training.sharding import check_batch_size, check_precision, make_mesh
 from mma_dfer_jax.training.start import open_init
+from mma_dfer_jax.weights import class_vectors
 from mma_dfer_jax.weights.files import Start
 from mma_dfer_jax.weights.pretrained import open_pretrained
 
@@ -179,6 +180,17 @@ def open_starts(config: ml_collections.ConfigDict, model: ModelConfig, classes: 
       problems.append(f"pretrained.{stream}={path}, but model.{stream} is none")
     elif path:
       problems += first_error(lambda: starts.append(open_pretrained(stream, path, model)))  # noqa: B023 # called at once
+  path, wanted = config.pretrained.text, class_vectors.PATH in parameter_shapes(model)
+  if path and not wanted:
+    problems.append(
+      f"pretrained.text={path}, but model.head is {parts.place_of(model.head).partition('/')[2]}"
+    )
+  elif path:
+    problems += first_error(lambda: starts.append(class_vectors.open_text(path, model, classes)))
+  elif wanted and not any(class_vectors.PATH in start.taken for start in starts):
+    problems.append(
+      "pretrained.text is empty: the head text needs a file of class vectors; docs/weights.md says how to make one"
+    )
   return starts, problems
 
 
