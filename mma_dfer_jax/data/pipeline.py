@@ -20,11 +20,10 @@ from mma_dfer_jax.data.fbank import missing_spectrogram, spectrogram
 from mma_dfer_jax.data.frames import (
   Augment,
   augment,
+  choose_frames,
   decode_frame,
   draw_augmentation,
   resize,
-  sample_at_times,
-  sample_frames,
 )
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.inputs import Inputs
@@ -37,7 +36,7 @@ AGAIN = "prepare the data again with --overwrite"
 
 def make_example(
   record: Record, inputs: Inputs, video: np.ndarray | None = None, *, rng: np.random.Generator | None = None,
-  ranges: Augment | None = None,
+  ranges: Augment | None = None, view: int | None = None,
 ) -> Example:  # fmt: skip
   """A clip as the model sees it: video (T, H, W, 3) uint8, spectrogram (F, K) float32, label, has_audio, mask, clip_id.
 
@@ -46,6 +45,7 @@ def make_example(
     video: (T, H, W, 3) uint8 in C order, which the frames are written to; None for a new one.
     rng: for training: draws a frame of each segment, and one augmentation for all of them, within `ranges`, or else the
       paper's. None: the segments' middle frames, stretched to the model's size.
+    view: which of `inputs.test_views` parts of the clip; None: the middle.
   Raises:
     UserError: if the clip cannot be read; it is never skipped.
   """
@@ -54,14 +54,9 @@ def make_example(
   augmentation: Any = None
   effects: Any = None
   try:
-    if inputs.frame_choice == "time":
-      if "times" not in record:
-        raise UserError(
-          f"frame_choice=time needs data that keep the times of frames: {AGAIN} and --keep_times"
-        )
-      chosen = sample_at_times(record["times"], rng=rng, num_segments=inputs.num_frames)
-    else:
-      chosen = sample_frames(len(frames), train=rng is not None, rng=rng, num_segments=inputs.num_frames)
+    if inputs.frame_choice == "time" and "times" not in record:
+      raise UserError(f"frame_choice=time needs data that keep the times of frames: {AGAIN} and --keep_times")
+    chosen = choose_frames(inputs, len(frames), record.get("times"), rng=rng, view=view)
     for place, i in enumerate(chosen.tolist()):
       if place and i == chosen[place - 1]:  # a short clip repeats its last frame
         video[place] = video[place - 1]
@@ -149,7 +144,9 @@ class EvalOrder(TrainOrder):
     return position % (self.steps_per_epoch * self.batch_size)
 
 
-def make_batch(order: TrainOrder, inputs: Inputs, ranges: Augment | None, without: str, step: int) -> Batch:
+def make_batch(
+  order: TrainOrder, inputs: Inputs, ranges: Augment | None, without: str, view: int | None, step: int
+) -> Batch:
   """Batch `step` of an order. Frames are written in place: 2.4 MB for each clip are not copied together later."""
   videos = np.zeros((order.share, *inputs.video_shape), np.uint8)
   nothing = {"spectrogram": np.zeros(inputs.audio_shape, np.float32), "label": np.int32(0), "clip_id": b"",
@@ -161,7 +158,7 @@ def make_batch(order: TrainOrder, inputs: Inputs, ranges: Augment | None, withou
       examples.append(nothing)
       continue
     rng = np.random.default_rng([order.seed, position]) if ranges is not None else None
-    example = make_example(record, inputs, video, rng=rng, ranges=ranges)
+    example = make_example(record, inputs, video, rng=rng, ranges=ranges, view=view)
     if without == "sound":
       example |= {"spectrogram": missing_spectrogram(*inputs.audio_shape), "has_audio": np.bool_(False)}
     examples.append(example)
@@ -174,7 +171,7 @@ def make_batch(order: TrainOrder, inputs: Inputs, ranges: Augment | None, withou
 @contextlib.contextmanager
 def load_batches(
   order: TrainOrder, inputs: Inputs, ranges: Augment | None = None, *, num_workers: int, prefetch: int,
-  start_step: int = 0, without: str = "",
+  start_step: int = 0, without: str = "", view: int | None = None,
 ) -> Iterator[Iterator[Batch]]:  # fmt: skip
   """Batches of this host from `start_step` to the end of the last epoch.
 
@@ -184,8 +181,12 @@ def load_batches(
     num_workers: processes that decode; 0: threads of this one.
     prefetch: batches that each keeps ready.
     without: "sound" or "picture": as if that had been missing.
+    view: as for make_example.
   """
-  make, num_steps = functools.partial(make_batch, order, inputs, ranges, without), len(order) // order.share
+  make, num_steps = (
+    functools.partial(make_batch, order, inputs, ranges, without, view),
+    len(order) // order.share,
+  )
   with stream_batches(make, start_step, num_steps, num_workers=num_workers, prefetch=prefetch) as batches:
     yield batches
 
