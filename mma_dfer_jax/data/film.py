@@ -22,7 +22,7 @@ from mma_dfer_jax.data import media
 from mma_dfer_jax.data.channels import SILENT, Heard
 from mma_dfer_jax.data.faces import Detections, FaceFinder, cut, look_over
 from mma_dfer_jax.data.fbank import window_and_hop
-from mma_dfer_jax.data.frames import encode_frame, sample_at_times, sample_frames, uneven_rate
+from mma_dfer_jax.data.frames import choose_frames, encode_frame, uneven_rate
 from mma_dfer_jax.data.persons import Person
 from mma_dfer_jax.data.pipeline import make_example
 from mma_dfer_jax.errors import UserError
@@ -273,11 +273,7 @@ class OpenWindow:
     # Of the largest face all frames are shown, as in training; of a person those in which they are.
     self.shown = np.flatnonzero(self.track.found) if person and self.track else np.arange(number)
     self.times = np.append(times[self.shown], times[self.shown[-1] + 1])
-    chosen = (
-      sample_at_times(self.times, num_segments=inputs.num_frames)
-      if inputs.frame_choice == "time"
-      else sample_frames(len(self.shown), train=False, num_segments=inputs.num_frames)
-    )
+    chosen = choose_frames(inputs, len(self.shown), self.times)
     self.seconds = tuple(self.times[chosen].tolist())
     self.chosen: list[int] = np.unique(window.first + self.shown[chosen]).tolist()
 

@@ -117,7 +117,8 @@ class Engine:
   ) -> dict[str, np.ndarray]:
     """Logits (B, C), as "logits", and what the model's parts say besides; arguments and errors as for a call.
 
-    A frame mask says "frame_weights" (B, T): what each frame counts, 1 on average over those that it keeps; 0: not kept.
+    A frame mask says "frame_weights" (B, T): what each frame counts, 1 on average over those that it keeps; 0: not kept. A layer
+    pool says what `parts.OF_LAYERS` names.
     """
     video, spectrogram = np.asarray(video), np.asarray(spectrogram)
     check_inputs(self.about.inputs, video, spectrogram)

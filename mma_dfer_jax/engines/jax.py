@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from flax import nnx
 import jax
@@ -69,7 +70,7 @@ class JaxEngine(Engine):
 
   @functools.cached_property
   def _compiled_features(self) -> Callable[..., dict[str, Array]]:
-    def compute(tunable: nnx.State, frozen: nnx.State, video: Array, spectrogram: Array) -> dict[str, Array]:
+    def compute(tunable: nnx.State, frozen: nnx.State, video: Array, spectrogram: Array) -> Any:
       with jax.default_matmul_precision(MATMUL_PRECISION):
         model = nnx.merge(self.graphdef, tunable, frozen)
         found = model.features(video, spectrogram.astype(PRECISIONS[self.about.precision]))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from mma_dfer_jax.training.calibration import Some, calibrated, fitted_to, hold_
 from mma_dfer_jax.training.check import Checked, few_clips, micro_batch_of
 from mma_dfer_jax.training.evaluation import evaluate_split, jit_eval
 from mma_dfer_jax.training.loop import Evaluated
+from mma_dfer_jax.training.mixing import mix, terms_of
 from mma_dfer_jax.training.objective import Objective, Statistics, Terms
 from mma_dfer_jax.training.predictions import read_predictions
 from mma_dfer_jax.training.report import percent, write_report
@@ -80,13 +82,15 @@ class Recognition:
     return rate, make_optimizer(rate, c.weight_decay, **how)
 
   def whole(self, batch: Batch, key: jax.Array, step: jax.Array, rates: Any, steps_per_epoch: Any, statistics: Statistics) -> tuple[Batch, Statistics]:  # fmt: skip
-    return batch, self.objective.whole(batch, step // steps_per_epoch, statistics)
+    shared = self.objective.whole(batch, step // steps_per_epoch, statistics)
+    mixup, cutmix = self.config.mixup, self.config.cutmix
+    return mix(batch, key, mixup, cutmix) if mixup or cutmix else batch, shared
 
   def losses(self, model: MmaDfer, batch: Batch, drawn: DropPath, remat: str, shared: Statistics) -> tuple[Terms, Metrics]:  # fmt: skip
     video, spectrogram = model_inputs(batch, self.config.precision)
     outputs = in_float32(model(video, spectrogram, dropped=drawn, remat=remat))
     right = outputs.logits.argmax(axis=-1) == batch["label"]
-    return self.objective.terms(outputs, batch, shared), {"accuracy": 100.0 * right, **of_frames(outputs)}
+    return terms_of(self.objective, outputs, batch, shared), {"accuracy": 100.0 * right, **of_frames(outputs)}
 
   def draw(self, model: MmaDfer, rngs: nnx.Rngs, examples: int) -> DropPath:
     return model.draw_drop_path(rngs, examples)
@@ -96,8 +100,9 @@ class Recognition:
 
   def batches(self, start_step: int) -> contextlib.AbstractContextManager[Iterator[Mapping[str, np.ndarray]]]:
     d = self.config.data
-    crop = {name: tuple(d[name]) for name in ("crop_scale", "crop_ratio")}  # lists in a run.json
-    augment, inputs = Augment(**crop, flip=d.flip, brightness=d.brightness), self.checked.model.inputs
+    ranges = {field.name: d[field.name] for field in dataclasses.fields(Augment)}
+    ranges |= {name: tuple(d[name]) for name in ("crop_scale", "crop_ratio")}  # lists in a run.json
+    augment, inputs = Augment(**ranges), self.checked.model.inputs
     how = {"start_step": start_step, "num_workers": d.num_workers, "prefetch": d.prefetch}
     return load_batches(self.order, inputs, augment, **how)
 
