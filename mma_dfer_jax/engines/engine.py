@@ -106,9 +106,23 @@ class Engine:
       video: (B, T, H, W, 3) RGB, uint8 or float in [0, 1].
       spectrogram: (B, F, K), normalised log-mel, as `mma_dfer_jax.data.fbank.spectrogram` makes it.
     """
+    return self.outputs(video, spectrogram)["logits"]
+
+  def outputs(
+    self,
+    video: UInt8[np.ndarray, "B T H W 3"] | Float[np.ndarray, "B T H W 3"],
+    spectrogram: Float[np.ndarray, "B F K"],
+  ) -> dict[str, np.ndarray]:
+    """Logits (B, C), as "logits", and what the model's parts say besides; arguments and errors as for a call.
+
+    A frame mask says "frame_weights" (B, T): what each frame counts, 1 on average over those that it keeps; 0: not kept. A layer
+    pool says what `parts.OF_LAYERS` names.
+    """
     video, spectrogram = np.asarray(video), np.asarray(spectrogram)
     check_inputs(self.about.inputs, video, spectrogram)
-    return np.asarray(self.answer(video, spectrogram))
+    found = self.answer(video, spectrogram)
+    named = found if isinstance(found, Mapping) else {"logits": found}
+    return {name: np.asarray(value) for name, value in named.items()}
 
   def predict(self, frames: Any, waveform: Any = None, sample_rate: Any = None, **how: Any) -> "Prediction":
     """What the model says of a clip in memory; arguments as for `predict_arrays`."""
@@ -155,7 +169,8 @@ class Engine:
     """
     raise UserError(OWN_CLASSES.format(self.path))
 
-  answer: ClassVar[Callable[..., Any]]  # (self, video, spectrogram) -> logits, of inputs that fit
+  # (self, video, spectrogram) -> logits, or all outputs by name, of inputs that fit.
+  answer: ClassVar[Callable[..., Any]]
   parameters: ClassVar[Callable[[Any], str]]  # how many there are, or where, in words
 
   def __repr__(self) -> str:

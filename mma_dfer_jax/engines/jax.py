@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from flax import nnx
 import jax
@@ -16,6 +17,7 @@ from mma_dfer_jax.engines.engine import IF_KNOWN, OWN_CLASSES, About, Engine, ch
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.model import ModelConfig
 from mma_dfer_jax.parameters import PRECISIONS, abstract_model, cast, count, split_tunable, tunable_patterns
+from mma_dfer_jax.parts import Outputs
 from mma_dfer_jax.training.run import read_run
 from mma_dfer_jax.training.sharding import check_precision, keep_compiled
 from mma_dfer_jax.training.start import class_axes, open_stored
@@ -35,30 +37,38 @@ class JaxEngine(Engine):
   tunable: nnx.State
   frozen: nnx.State
 
-  def logits(
+  def compute(
     self, tunable: nnx.State, frozen: nnx.State, video: Array, spectrogram: Float[Array, "B F K"]
-  ) -> Float32[Array, "B C"]:
-    """The computation, to be traced."""
+  ) -> dict[str, Float32[Array, "B ..."]]:
+    """The computation of all outputs, to be traced."""
     with jax.default_matmul_precision(MATMUL_PRECISION):
       model = nnx.merge(self.graphdef, tunable, frozen)
-      return in_float32(model(video, spectrogram.astype(PRECISIONS[self.about.precision]))).logits
+      return by_name(model(video, spectrogram.astype(PRECISIONS[self.about.precision])))
 
   @functools.cached_property
-  def _compiled(self) -> Callable[..., Array]:
-    return jax.jit(self.logits)  # once for each shape
+  def extras(self) -> dict[str, tuple[int, ...]]:
+    """Shapes of the outputs beside the logits, without their first axis B."""
+    video, sound = self.about.inputs.video_shape, self.about.inputs.audio_shape
+    clips = jax.ShapeDtypeStruct((1, *video), np.uint8), jax.ShapeDtypeStruct((1, *sound), np.float32)
+    found = jax.eval_shape(self.compute, self.tunable, self.frozen, *clips)
+    return {name: tuple(of.shape[1:]) for name, of in found.items() if name != "logits"}
 
-  def answer(self, video: np.ndarray, spectrogram: np.ndarray) -> Array:
-    return self._compiled(self.tunable, self.frozen, video, spectrogram)
+  @functools.cached_property
+  def _compiled(self) -> Callable[..., dict[str, Array]]:
+    return jax.jit(self.compute)  # once for each shape
+
+  def answer(self, video: np.ndarray, spectrogram: np.ndarray) -> dict[str, np.ndarray]:
+    return jax.device_get(self._compiled(self.tunable, self.frozen, video, spectrogram))
 
   @functools.cached_property
   def _compiled_features(self) -> Callable[..., dict[str, Array]]:
-    def compute(tunable: nnx.State, frozen: nnx.State, video: Array, spectrogram: Array) -> dict[str, Array]:
+    def compute(tunable: nnx.State, frozen: nnx.State, video: Array, spectrogram: Array) -> Any:
       with jax.default_matmul_precision(MATMUL_PRECISION):
         model = nnx.merge(self.graphdef, tunable, frozen)
         found = model.features(video, spectrogram.astype(PRECISIONS[self.about.precision]))
         kept = ("image", "audio", "joint", "clip")
         there = {name: getattr(found, name) for name in kept if getattr(found, name) is not None}
-        return in_float32(there | {"logits": model.answer(found).logits})
+        return in_float32(there) | by_name(model.answer(found))
 
     return jax.jit(compute)
 
@@ -107,6 +117,12 @@ class JaxEngine(Engine):
   def parameters(self) -> str:
     tunable, frozen = count(self.tunable), count(self.frozen)
     return f"{tunable + frozen:,}, of which {tunable:,} tunable"
+
+
+def by_name(outputs: Outputs) -> dict[str, Array]:
+  """All that a model answers, in float32."""
+  outputs = in_float32(outputs)
+  return {"logits": outputs.logits, **outputs.extra}
 
 
 def opens(path: Path) -> bool:

@@ -43,7 +43,8 @@ def evaluate_split(
     without: "sound" or "picture" to take that away from every clip.
     stop: asked before each batch; if true, the evaluation ends without a result.
   Returns:
-    {confusion_matrix (C, C), test_loss (mean), clips_without_sound}, and all answers in all processes; None if stopped.
+    {confusion_matrix (C, C), test_loss (mean), clips_without_sound}, and `layers` (means of `parts.OF_LAYERS`) if the model
+    says them, and all answers in all processes; None if stopped.
   """
   views: list[tuple[Any, Predictions]] = []
   for view in range(inputs.test_views):
@@ -57,12 +58,14 @@ def evaluate_split(
     mean = np.mean([of.probabilities for _, of in views], axis=0)
     predictions = dataclasses.replace(predictions, probabilities=mean)
     right = np.take_along_axis(mean, predictions.labels[:, None], axis=1)
-    sums = {**sums, "confusion": predictions.scores.confusion, "loss": -np.log(right).sum()}
+    said = jax.tree.map(lambda *of_views: np.mean(of_views, axis=0), *(of["said"] for of, _ in views))
+    sums = {**sums, "confusion": predictions.scores.confusion, "loss": -np.log(right).sum(), "said": said}
+  layers = {name: (value / len(records)).tolist() for name, value in sums["said"].items()}
   return {
     "confusion_matrix": sums["confusion"].tolist(),
     "test_loss": float(sums["loss"]) / len(records),
     "clips_without_sound": int(sums["without_sound"]),
-  }, predictions
+  } | ({"layers": layers} if layers else {}), predictions
 
 
 def _one_view(
