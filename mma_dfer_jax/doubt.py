@@ -41,7 +41,7 @@ Doubt = tuple[bool, str]
 
 def doubts(about: About, sample: Sample) -> Doubts:
   """What there is to say against an answer, whatever it is."""
-  found: list[Doubt] = [(WARNED, note) for note in sample.notes]
+  found: list[Doubt] = [(WARNED, note) for note in (*about.warnings, *sample.notes)]
   found += _about_length(about, sample)
   if "image" in about.streams:
     found += _about_pictures(about, sample)

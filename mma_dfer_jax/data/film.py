@@ -101,6 +101,7 @@ class Sample:
   rates: tuple[float, float] | None  # frames a second in the densest and rarest quarter, if uneven
   notes: tuple[str, ...]  # of a whole film, as there
   person: int | None = None  # number of the one who was cut out; None: the largest face over time
+  times: tuple[float, ...] = ()  # seconds of each frame of `video` since the first of the film
 
 
 def survey(
@@ -273,6 +274,7 @@ class OpenWindow:
     self.shown = np.flatnonzero(self.track.found) if person and self.track else np.arange(number)
     self.times = np.append(times[self.shown], times[self.shown[-1] + 1])
     chosen = choose_frames(inputs, len(self.shown), self.times)
+    self.seconds = tuple(self.times[chosen].tolist())
     self.chosen: list[int] = np.unique(window.first + self.shown[chosen]).tolist()
 
   def take(self, number: int, pixels: np.ndarray, changes: Iterable[str], *, coded: bool = True) -> None:
@@ -293,7 +295,8 @@ class OpenWindow:
     example = make_example(record, inputs)
     found = None if self.track is None else self.track.found
     of_pictures = {"size": (self.width, self.height), "changes": tuple(self.changes), "rates": self.rates, "turned": self.turned,
-                   "waveform": sound["waveform"], "person": self.person.number if self.person else None}  # fmt: skip
+                   "waveform": sound["waveform"], "person": self.person.number if self.person else None,
+                   "times": self.seconds}  # fmt: skip
     return Sample(
       self.window,
       example["video"],

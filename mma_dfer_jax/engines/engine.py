@@ -36,6 +36,7 @@ IF_KNOWN: Mapping[str, Any] = {"seconds_of_sound": 0.0, "typical": {}, "temperat
 
 
 OWN_CLASSES = "{} answers with its own classes only; others need a model with head=text, as a run or a model folder, with JAX"
+NO_FRAMES = "{} keeps as many frames as it was {}; fewer need a model with frame_mask=soft, as a run or a model folder, with JAX"
 NO_FEATURES = (
   "{} gives no features, only logits; load the run or the model folder that it was made of, with JAX"
 )
@@ -57,6 +58,7 @@ class About:
   seconds_of_sound: float = 0.0  # median of these clips; 0 if unknown
   # Between which values 90 % of its training clips lie (`DataSet.typical`), as far as known.
   typical: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
+  warnings: tuple[str, ...] = ()  # of every answer: what is otherwise than in its training
   temperature: float = (
     1.0  # logits / this are logits of probabilities; fitted on held-out clips, 1 if there were none
   )
@@ -157,6 +159,14 @@ class Engine:
     """The same model, given frames chosen by "number" or "time", however it was trained."""
     about = dataclasses.replace(self.about, inputs=dataclasses.replace(self.about.inputs, frame_choice=by))
     return dataclasses.replace(self, about=about)
+
+  def keeping_frames(self, number: int) -> "Engine":
+    """The same model, whose frame mask keeps fewer frames than in its training: faster, with a warning in every answer.
+
+    Raises:
+      UserError: if the model has no frame mask, or keeps no more frames already.
+    """
+    raise UserError(NO_FRAMES.format(self.path, "exported with"))
 
   def with_classes(self, path: str | Path, order: Sequence[str] = ()) -> "Engine":
     """The same model, answering with the classes of a file of vectors: names that it was never trained on, too.

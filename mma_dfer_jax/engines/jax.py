@@ -13,7 +13,15 @@ from jax.sharding import Sharding
 from jaxtyping import Array, Float, Float32
 import numpy as np
 
-from mma_dfer_jax.engines.engine import IF_KNOWN, OWN_CLASSES, About, Engine, check_inputs, refuse_step
+from mma_dfer_jax.engines.engine import (
+  IF_KNOWN,
+  NO_FRAMES,
+  OWN_CLASSES,
+  About,
+  Engine,
+  check_inputs,
+  refuse_step,
+)
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.model import ModelConfig
 from mma_dfer_jax.parameters import PRECISIONS, abstract_model, cast, count, split_tunable, tunable_patterns
@@ -83,6 +91,18 @@ class JaxEngine(Engine):
     found = {name: [getattr(one, gate, None) for one in fusions] for name, gate in named.items()}
     return {name: tuple(0.0 if one is None else float(np.tanh(np.float32(one[0]))) for one in gates)
             for name, gates in found.items() if any(one is not None for one in gates)}  # fmt: skip
+
+  def keeping_frames(self, number: int) -> "JaxEngine":
+    mask, frames = self.cfg.frame_mask, self.about.inputs.num_frames
+    if not hasattr(mask, "keep"):
+      raise UserError(NO_FRAMES.format(self.path, "trained with"))
+    if not number < (kept := mask.keep or frames):
+      raise UserError(f"keep_frames={number}: {self.path} keeps {kept} already; give fewer")
+    cfg = dataclasses.replace(self.cfg, frame_mask=dataclasses.replace(mask, keep=number))
+    warning = f"the model goes on with {number} of {frames} frames, but was trained with {kept}"
+    origin = {**self.about.origin, "keep_frames": number}
+    about = dataclasses.replace(self.about, origin=origin, warnings=(*self.about.warnings, warning))
+    return dataclasses.replace(self, about=about, cfg=cfg, graphdef=abstract_model(cfg)[0])
 
   def with_classes(self, path: str | Path, order: Sequence[str] = ()) -> "JaxEngine":
     axes = class_axes(self.cfg)

@@ -9,12 +9,13 @@ from typing import Any
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 import optax
 
-from mma_dfer_jax import errors
+from mma_dfer_jax import errors, parts
 from mma_dfer_jax.data.pipeline import Augment, TrainOrder, load_batches
 from mma_dfer_jax.model import DropPath, MmaDfer
 from mma_dfer_jax.parameters import count, tunable_patterns
@@ -30,6 +31,18 @@ from mma_dfer_jax.training.report import percent, write_report
 from mma_dfer_jax.training.run import Run
 from mma_dfer_jax.training.state import TrainState, by_epoch, by_step, cosine_rates, make_optimizer
 from mma_dfer_jax.training.steps import Batch, Metrics, abstract_batch, in_float32, model_inputs
+
+
+def of_frames(outputs: parts.Outputs) -> Metrics:
+  """What a frame mask does to each clip: its least weight of a kept frame, and the entropy of all weights, at most ln(kept)."""
+  if "frame_weights" not in outputs.extra:
+    return {}
+  weights = jax.lax.stop_gradient(outputs.extra["frame_weights"])
+  shares = weights / weights.sum(axis=1, keepdims=True)
+  return {
+    "frame_weight_min": jnp.where(weights > 0, weights, jnp.inf).min(axis=1),
+    "frame_weight_entropy": jax.scipy.special.entr(shares).sum(axis=1),
+  }
 
 
 class Recognition:
@@ -77,7 +90,7 @@ class Recognition:
     video, spectrogram = model_inputs(batch, self.config.precision)
     outputs = in_float32(model(video, spectrogram, dropped=drawn, remat=remat))
     right = outputs.logits.argmax(axis=-1) == batch["label"]
-    return terms_of(self.objective, outputs, batch, shared), {"accuracy": 100.0 * right}
+    return terms_of(self.objective, outputs, batch, shared), {"accuracy": 100.0 * right, **of_frames(outputs)}
 
   def draw(self, model: MmaDfer, rngs: nnx.Rngs, examples: int) -> DropPath:
     return model.draw_drop_path(rngs, examples)
