@@ -51,6 +51,7 @@ _SPLIT = flags.DEFINE_string("split", None, "Split to evaluate; if not given, th
 _WITHOUT = flags.DEFINE_list("without", ["none"], "Modality removed: none, sound, picture (comma-separated).")
 _ENGINE = cli.shared_flag("engine")
 _PRECISION = cli.shared_flag("precision")
+_CLASS_VECTORS = cli.shared_flag("class_vectors")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 0, "Clips at a time; 0: as in training.", lower_bound=0)
 _FORMS = ("workdir", "workdirs", "compare")
 flags.register_multi_flags_validator(_FORMS, lambda given: [*given.values()].count(None) == len(_FORMS) - 1,
@@ -59,7 +60,7 @@ flags.register_multi_flags_validator(_FORMS, lambda given: [*given.values()].cou
 _MODELS = _FORMS[:2]
 _GOES_WITH = {
   **{name: _MODELS for name in ("step", "data_dir", "data_name", "engine", "precision", "batch_size", *hosts.FLAGS)},
-  "split": ("workdir",), "without": ("workdir",), "splits": ("workdirs",), "out": ("workdirs", "compare"),
+  "split": ("workdir",), "class_vectors": ("workdir",), "without": ("workdir",), "splits": ("workdirs",), "out": ("workdirs", "compare"),
 }  # fmt: skip
 
 MODALITIES = {"none": "picture and sound", "sound": "picture only", "picture": "sound only"}  # by --without
@@ -88,7 +89,7 @@ def evaluation_of(path: Path, split: str) -> Evaluation:
     data_set = open_data_set(data_dir, _DATA_NAME.value or trained["data.name"])
   except UserError as error:
     raise error if _DATA_DIR.value else UserError(f"{error}; where is it now? Give --data_dir") from error
-  if data_set.classes != about.classes:
+  if data_set.classes != about.classes and not _CLASS_VECTORS.value:
     raise UserError(f"the model tells apart {', '.join(about.classes)}; the data have {', '.join(data_set.classes)}")  # fmt: skip
   if different := differences(about.recipe, data_set.recipe):
     lines = [f"{key}: the model was trained on {there!r}, these data have {here!r}" for key, there, here in different]  # fmt: skip
@@ -175,6 +176,8 @@ def evaluate(evaluation: Evaluation) -> report.Fold:
       print(f"loading {path} …", flush=True)
     how = {"precision": _PRECISION.value, "engine": _ENGINE.value, "sharding": replicated(mesh)}
     engine = load_model(path, step=_STEP.value, **how)
+    if _CLASS_VECTORS.value:
+      engine = engine.with_classes(_CLASS_VECTORS.value, evaluation.data_set.classes)
     eval_fn = evaluator(engine, mesh)
   about = engine.about
   facts = {"split": split, "model": about.origin, "precision": about.precision, "classes": list(about.classes),
@@ -197,6 +200,7 @@ def evaluate(evaluation: Evaluation) -> report.Fold:
       **report.scores_as_json(scores),
       **no_sound,
       "cross_entropy": result["test_loss"],
+      **{name: result[name] for name in ("layers",) if name in result},
       "ece": ece,
     }
     of_fold = {"folder": str(path), "step": about.step, **no_sound, "model": about.origin, "data_set": facts["data_set"]}  # fmt: skip
@@ -290,7 +294,10 @@ def main(argv: Sequence[str]) -> None:
     evaluations = [one] if one else evaluations_of_folds()
   asked = {f"model {number}": [str(e.path), e.split, e.batch_size, e.data_set.fingerprint, e.about.precision]
            for number, e in enumerate(evaluations, start=1)}  # fmt: skip
-  hosts.check_equal_on_all("evaluation", {"step": _STEP.value, "without": _WITHOUT.value, **asked})
+  hosts.check_equal_on_all(
+    "evaluation",
+    {"step": _STEP.value, "without": _WITHOUT.value, "class_vectors": _CLASS_VECTORS.value, **asked},
+  )
   folds = [evaluate(one) for one in evaluations]
   if _WORKDIRS.value and jax.process_index() == 0:
     report_folds([one.about for one in evaluations], folds)

@@ -22,7 +22,7 @@ from typing import Any
 from absl import flags
 import jax
 from jax import export
-from jaxtyping import Array, Float, Float32, UInt8
+from jaxtyping import Array, Float, UInt8
 import numpy as np
 
 from mma_dfer_jax import __version__, cli
@@ -114,7 +114,8 @@ def largest_difference(
   exported = export.deserialize(artifact.read_bytes())  # type: ignore[arg-type] # bytes do, without a copy
   differences = []
   for batch, wanted in zip(inputs, expected, strict=True):
-    logits = np.asarray(jax.jit(exported.call)(*batch))
+    found = jax.device_get(jax.jit(exported.call)(*batch))
+    logits = found["logits"] if isinstance(found, dict) else found
     _free_constants()  # each compiled batch size holds a copy of all weights
     same = (logits.shape, logits.dtype) == (wanted.shape, wanted.dtype)
     differences.append(float(np.abs(logits - wanted).max()) if same else np.nan)
@@ -132,6 +133,9 @@ def _free_constants() -> None:
   gc.collect()
   with contextlib.suppress(AttributeError, OSError):  # only glibc keeps freed memory
     ctypes.CDLL(None).malloc_trim(0)
+
+
+SAID = {"frame_weights": "what each frame counts, 1 on average over the frames that are kept; 0: not kept"}
 
 
 def describe(engine: JaxEngine, platforms: Sequence[str]) -> dict[str, Any]:
@@ -152,6 +156,8 @@ def describe(engine: JaxEngine, platforms: Sequence[str]) -> dict[str, Any]:
     "arguments": [array("video", inputs.video_shape, "uint8", video),
                   array("spectrogram", inputs.audio_shape, "float32", sound)],
     "output": array("logits", (len(about.classes),), "float32", logits),
+    "extra_outputs": [array(name, shape, "float32", SAID.get(name, "said by a part of the model"))
+                      for name, shape in engine.extras.items()],
     "b": "any number of clips from 1 on; each number that is used is compiled for itself",
     "platforms": list(platforms),
     "matmul_precision": MATMUL_PRECISION,
@@ -162,12 +168,12 @@ def describe(engine: JaxEngine, platforms: Sequence[str]) -> dict[str, Any]:
   }  # fmt: skip
 
 
-def how_to_call(out: Path) -> list[str]:
-  """Three lines of Python that call an exported file."""
+def how_to_call(out: Path, extras: bool = False) -> list[str]:
+  """Three lines of Python that call an exported file; with further outputs it gives all of them by name."""
   return [
     "import jax, jax.export",
     f'model = jax.jit(jax.export.deserialize(open({json.dumps(str(out))}, "rb").read()).call)',
-    "logits = model(video, spectrogram)",
+    "logits = model(video, spectrogram)" + '["logits"]' * extras,
   ]
 
 
@@ -225,13 +231,15 @@ def write_artifact(
   sound = 0.5 * rng.standard_normal((len(video), *sizes.audio_shape), np.float32)
   inputs = [(video[:clips], sound[:clips]) for clips in CHECKED_BATCHES]
   expected = [engine(*batch) for batch in inputs]
+  extras = bool(engine.extras)
   print(f"exporting {elements:,} parameters in {said['precision']} for {', '.join(platforms)} …", flush=True)
   (any_number,) = export.symbolic_shape("b")
   shapes = [jax.ShapeDtypeStruct((any_number, *array.shape[1:]), array.dtype) for array in (video, sound)]
 
   @jax.jit
-  def mma_dfer(video: UInt8[Array, "B T H W 3"], spectrogram: Float[Array, "B F K"]) -> Float32[Array, "B C"]:
-    return engine.logits(engine.tunable, engine.frozen, video, spectrogram)
+  def mma_dfer(video: UInt8[Array, "B T H W 3"], spectrogram: Float[Array, "B F K"]) -> Any:
+    found = engine.compute(engine.tunable, engine.frozen, video, spectrogram)
+    return found if extras else found["logits"]
 
   exported = export.export(mma_dfer, platforms=platforms)(*shapes)
   said["calling_convention_version"] = exported.calling_convention_version
@@ -245,7 +253,7 @@ def write_artifact(
     )
     difference = largest_difference(artifact, inputs, expected, TOLERANCE[said["precision"]])
     said["checked"] = {"on": "cpu", "b": list(CHECKED_BATCHES), "largest_difference": difference}
-    said |= {"how_to_call": how_to_call(Path(out.name)), "file": out.name}
+    said |= {"how_to_call": how_to_call(Path(out.name), extras), "file": out.name}
     said |= {"bytes": artifact.stat().st_size, "sha256": sha256_of(artifact)}
     with new_file(json_beside(out), replace=True) as description:  # before the file: where that is, this is
       description.write_text(json.dumps(said, indent=2, allow_nan=False) + "\n")
@@ -260,7 +268,7 @@ def main(argv: Sequence[str]) -> None:
   start_jax()
   # Weights are constants of what is compiled here: the cache would keep a copy of them for each batch size.
   jax.config.update("jax_enable_compilation_cache", False)
-  path, call = Path(_MODEL.value or ""), how_to_call(out)
+  path = Path(_MODEL.value or "")
   if _FORMAT.value == "onnx":
     export_onnx(path, _STEP.value, out)
     files, needs, call = (
@@ -271,6 +279,7 @@ def main(argv: Sequence[str]) -> None:
   else:
     said = write_artifact(path, _STEP.value, _PRECISION.value, out, platforms)
     print(f"largest difference of a logit: {said['checked']['largest_difference']:.1e}")
+    call = how_to_call(out, bool(said["extra_outputs"]))
     files, needs = f"{out} ({said['bytes'] / 1e6:.1f} MB) and {json_beside(out).name}", "jax and flatbuffers"
   print(f"wrote {files} in {time.monotonic() - started:.0f} s")
   print(f"to call it with {needs} alone:\n\n  " + "\n  ".join(call))

@@ -28,17 +28,20 @@ Clip = tuple[str, np.ndarray, np.ndarray]  # name, (T, H, W, 3) uint8 and (F, K)
 
 
 def graph_of(engine: JaxEngine) -> Any:
-  """The engine's computation as an ONNX model of any number of clips; it takes video in uint8."""
+  """The engine's computation as an ONNX model of any number of clips, logits first; it takes video in uint8."""
   from mma_dfer_jax.onnx_graph.writer import to_onnx
 
   states = [nnx.to_flat_state(state) for state in (engine.tunable, engine.frozen)]
 
-  def logits(weights: dict[str, Any], video: Any, spectrogram: Any) -> Any:
+  outputs = ["logits", *engine.extras]
+
+  def compute(weights: dict[str, Any], video: Any, spectrogram: Any) -> Any:
     tunable, frozen = (
       nnx.from_flat_state((path, v.replace(weights["/".join(map(str, path))])) for path, v in state)
       for state in states
     )
-    return engine.logits(tunable, frozen, video, spectrogram)
+    found = engine.compute(tunable, frozen, video, spectrogram)
+    return [found[name] for name in outputs]
 
   (any_number,) = export.symbolic_shape("b")
   inputs = engine.about.inputs
@@ -47,7 +50,7 @@ def graph_of(engine: JaxEngine) -> Any:
   weights = {
     path: v[...] for state in (engine.tunable, engine.frozen) for path, v in flat_params(state).items()
   }
-  return to_onnx(logits, weights, shapes, "logits")
+  return to_onnx(compute, weights, shapes, *outputs)
 
 
 def given_clips(engine: Engine, files: Sequence[str], face_model: str | None) -> list[Clip]:

@@ -30,6 +30,9 @@ from mma_dfer_jax.errors import UserError, listed
 
 KINDS = ("encoders", "adapters", "fusion", "layer_pools", "frame_masks", "landmarks", "temporal", "heads", "auxiliary",
          "losses", "decoders")  # the folders of parts  # fmt: skip
+# What a layer pool may say of each clip (B, …): weights of the layers, tanh of the gate behind them, factors of the streams.
+OF_LAYERS = ("layers_of_image", "layer_gate_of_image", "layers_of_audio", "layer_gate_of_audio", "streams")
+ONE_STREAM = "model.layer_pool weighs picture against sound, but this model has one of them: leave the weights of streams out"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -214,12 +217,21 @@ class LayerPool(Protocol):
 
 @runtime_checkable
 class FrameMask(Protocol):
-  """Weighs the moments before the temporal model reads them."""
+  """Weighs the moments before the temporal model reads them; if `after` is not 0, it also chooses some of the frames."""
+
+  # Layers, after which `choose(summaries (B, T, D))` gives the places (B, keep) of frames to go on with; 0: all frames.
+  after: int
 
   def __call__(
-    self, image: Float[Array, "B S D"] | None, joint: Float[Array, "B S W"]
+    self,
+    image: Float[Array, "B S D"] | None,
+    joint: Float[Array, "B S W"],
+    places: Int[Array, "B S"] | None = None,
   ) -> tuple[Float[Array, "B S W"], Float[Array, "B S"] | None, Mapping[str, Array]]:
-    """Joint features, what the temporal model adds to its attention to each moment, and what it says of each clip."""
+    """Joint features, what the temporal model adds to its attention to each moment, and what it says of each clip.
+
+    `places` are those of the chosen frames; not given if all are there.
+    """
 
 
 @runtime_checkable
@@ -237,9 +249,12 @@ class Temporal(Protocol):
   """Makes one vector of all moments of a clip, and one of each."""
 
   def __call__(
-    self, joint: Float[Array, "B S W"], bias: Float[Array, "B S"] | None = None
-  ) -> tuple[Float[Array, "B W"], Float[Array, "B S W"]]:
-    """`bias` is added to the logits of attention to each moment."""
+    self, joint: Float[Array, "B S W"], bias: Float[Array, "B S"] | None = None, places: Int[Array, "B S"] | None = None
+  ) -> tuple[Float[Array, "B W"], Float[Array, "B S W"]]:  # fmt: skip
+    """`bias` is added to the logits of attention to each moment; `places` are those of the moments, given if some are left out.
+
+    A `Config` that takes no bias has ATTENDS = False.
+    """
 
 
 @runtime_checkable

@@ -1,8 +1,10 @@
 """Every row of the ablations: logits as computed by hand, parameters as in the table, equal starts, gradients."""
 
+from collections.abc import Mapping
 import functools
 import math
 import re
+from types import MappingProxyType
 
 from conftest import GOLDEN, ROOT, SIZES, golden_inputs, golden_weights
 from flax import nnx
@@ -53,10 +55,10 @@ def weights() -> dict[str, np.ndarray]:
   return golden_weights("tiny_64_7")
 
 
-def put_in(cfg: ModelConfig) -> MmaDfer:
-  """A model with the authors' weights in float64: those that it has a place for."""
+def put_in(cfg: ModelConfig, ours: Mapping[str, np.ndarray] = MappingProxyType({})) -> MmaDfer:
+  """A model with the authors' weights in float64, those that it has a place for, and others by path."""
   graphdef, state = abstract_model(cfg)
-  arrays = from_torch(weights(), names.name_table(cfg))
+  arrays = {**from_torch(weights(), names.name_table(model_of(tiny_config()))), **ours}
   leaves = []
   for path, variable in flat_params(state).items():
     array = arrays[path][:, : variable.shape[1]] if path.endswith("pos_embed") else arrays[path]

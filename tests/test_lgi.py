@@ -182,3 +182,20 @@ def test_logits_at_full_size():
   features = model.features(video, sound)
   np.testing.assert_allclose(model.answer(features).logits, numbers()["full/logits"], rtol=0, atol=1e-5)
   np.testing.assert_allclose(features.clip, numbers()["full/feature"], rtol=0, atol=1e-5)
+
+
+def test_beside_sound_sixteen_blocks_meet_twelve_in_four_layers():
+  fields = {slot: {"name": name} for slot, name in PAPER.items()}
+  fields |= {
+    "image": {"name": "lgi", "readout": "slots"},
+    "prompts": {"name": "prompts", "layers_per_stage": 2},
+  }
+  cfg = read_model({"num_classes": 7, "inputs": {"image_size": 160}, **fields})
+  model, shapes = nnx.merge(*abstract_model(cfg)), parameter_shapes(cfg)
+  for encoder, blocks in ((model.image_encoder, 4), (model.audio_encoder, 3)):
+    assert [len(layer) for layer in model._by_layer(encoder, None)] == [blocks] * 4
+  assert model.image_encoder.moments == 8
+  assert model.image_prompts.tokens is None
+  assert shapes["temporal/pos_embed"] == (1, 9, 512)
+  assert shapes["joint_adaptation/audio_proj/kernel"] == (768, 512)
+  assert shapes["fusion/3/image_down/kernel"] == (512, 128)

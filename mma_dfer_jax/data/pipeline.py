@@ -14,16 +14,16 @@ from typing import Any
 
 import numpy as np
 
+from mma_dfer_jax.data.augment import draw_effects
 from mma_dfer_jax.data.data_set import start_worker
 from mma_dfer_jax.data.fbank import missing_spectrogram, spectrogram
 from mma_dfer_jax.data.frames import (
   Augment,
   augment,
+  choose_frames,
   decode_frame,
   draw_augmentation,
   resize,
-  sample_at_times,
-  sample_frames,
 )
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.inputs import Inputs
@@ -36,7 +36,7 @@ AGAIN = "prepare the data again with --overwrite"
 
 def make_example(
   record: Record, inputs: Inputs, video: np.ndarray | None = None, *, rng: np.random.Generator | None = None,
-  ranges: Augment | None = None,
+  ranges: Augment | None = None, view: int | None = None,
 ) -> Example:  # fmt: skip
   """A clip as the model sees it: video (T, H, W, 3) uint8, spectrogram (F, K) float32, label, has_audio, mask, clip_id.
 
@@ -45,20 +45,18 @@ def make_example(
     video: (T, H, W, 3) uint8 in C order, which the frames are written to; None for a new one.
     rng: for training: draws a frame of each segment, and one augmentation for all of them, within `ranges`, or else the
       paper's. None: the segments' middle frames, stretched to the model's size.
+    view: which of `inputs.test_views` parts of the clip; None: the middle.
   Raises:
     UserError: if the clip cannot be read; it is never skipped.
   """
   video = np.empty(inputs.video_shape, np.uint8) if video is None else video
-  size, frames, augmentation = inputs.image_size, record["frames"], None
+  size, frames = inputs.image_size, record["frames"]
+  augmentation: Any = None
+  effects: Any = None
   try:
-    if inputs.frame_choice == "time":
-      if "times" not in record:
-        raise UserError(
-          f"frame_choice=time needs data that keep the times of frames: {AGAIN} and --keep_times"
-        )
-      chosen = sample_at_times(record["times"], rng=rng, num_segments=inputs.num_frames)
-    else:
-      chosen = sample_frames(len(frames), train=rng is not None, rng=rng, num_segments=inputs.num_frames)
+    if inputs.frame_choice == "time" and "times" not in record:
+      raise UserError(f"frame_choice=time needs data that keep the times of frames: {AGAIN} and --keep_times")
+    chosen = choose_frames(inputs, len(frames), record.get("times"), rng=rng, view=view)
     for place, i in enumerate(chosen.tolist()):
       if place and i == chosen[place - 1]:  # a short clip repeats its last frame
         video[place] = video[place - 1]
@@ -70,7 +68,9 @@ def make_example(
       if augmentation is None:  # the box of all frames comes from the first
         height, width, _ = pixels.shape
         augmentation = draw_augmentation(height, width, size, rng, ranges or Augment())
+        effects = draw_effects(size, rng, ranges or Augment())
       augment(pixels, augmentation, size, video[place])
+      effects(video[place])
     if record["has_audio"]:
       waveform = np.asarray(record["waveform"], np.float32) / 32768.0  # as a 16-bit wav is read
       sound = spectrogram(waveform, int(record["sample_rate"]), *inputs.audio_shape)
@@ -144,7 +144,9 @@ class EvalOrder(TrainOrder):
     return position % (self.steps_per_epoch * self.batch_size)
 
 
-def make_batch(order: TrainOrder, inputs: Inputs, ranges: Augment | None, without: str, step: int) -> Batch:
+def make_batch(
+  order: TrainOrder, inputs: Inputs, ranges: Augment | None, without: str, view: int | None, step: int
+) -> Batch:
   """Batch `step` of an order. Frames are written in place: 2.4 MB for each clip are not copied together later."""
   videos = np.zeros((order.share, *inputs.video_shape), np.uint8)
   nothing = {"spectrogram": np.zeros(inputs.audio_shape, np.float32), "label": np.int32(0), "clip_id": b"",
@@ -156,7 +158,7 @@ def make_batch(order: TrainOrder, inputs: Inputs, ranges: Augment | None, withou
       examples.append(nothing)
       continue
     rng = np.random.default_rng([order.seed, position]) if ranges is not None else None
-    example = make_example(record, inputs, video, rng=rng, ranges=ranges)
+    example = make_example(record, inputs, video, rng=rng, ranges=ranges, view=view)
     if without == "sound":
       example |= {"spectrogram": missing_spectrogram(*inputs.audio_shape), "has_audio": np.bool_(False)}
     examples.append(example)
@@ -169,7 +171,7 @@ def make_batch(order: TrainOrder, inputs: Inputs, ranges: Augment | None, withou
 @contextlib.contextmanager
 def load_batches(
   order: TrainOrder, inputs: Inputs, ranges: Augment | None = None, *, num_workers: int, prefetch: int,
-  start_step: int = 0, without: str = "",
+  start_step: int = 0, without: str = "", view: int | None = None,
 ) -> Iterator[Iterator[Batch]]:  # fmt: skip
   """Batches of this host from `start_step` to the end of the last epoch.
 
@@ -179,8 +181,12 @@ def load_batches(
     num_workers: processes that decode; 0: threads of this one.
     prefetch: batches that each keeps ready.
     without: "sound" or "picture": as if that had been missing.
+    view: as for make_example.
   """
-  make, num_steps = functools.partial(make_batch, order, inputs, ranges, without), len(order) // order.share
+  make, num_steps = (
+    functools.partial(make_batch, order, inputs, ranges, without, view),
+    len(order) // order.share,
+  )
   with stream_batches(make, start_step, num_steps, num_workers=num_workers, prefetch=prefetch) as batches:
     yield batches
 

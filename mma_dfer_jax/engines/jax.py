@@ -1,9 +1,11 @@
 """Answers with a run or a model folder, by JAX: the same program as in training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
+import hashlib
 from pathlib import Path
+from typing import Any
 
 from flax import nnx
 import jax
@@ -11,14 +13,24 @@ from jax.sharding import Sharding
 from jaxtyping import Array, Float, Float32
 import numpy as np
 
-from mma_dfer_jax.engines.engine import IF_KNOWN, About, Engine, check_inputs, refuse_step
+from mma_dfer_jax.engines.engine import (
+  IF_KNOWN,
+  NO_FRAMES,
+  OWN_CLASSES,
+  About,
+  Engine,
+  check_inputs,
+  refuse_step,
+)
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.model import ModelConfig
 from mma_dfer_jax.parameters import PRECISIONS, abstract_model, cast, count, split_tunable, tunable_patterns
+from mma_dfer_jax.parts import Outputs
 from mma_dfer_jax.training.run import read_run
 from mma_dfer_jax.training.sharding import check_precision, keep_compiled
-from mma_dfer_jax.training.start import open_stored
+from mma_dfer_jax.training.start import class_axes, open_stored
 from mma_dfer_jax.training.steps import in_float32
+from mma_dfer_jax.weights.class_vectors import PATH, open_class_vectors
 
 OPENS = "the workdir of a run (with run.json), or a folder that convert wrote (with model.json)"
 MATMUL_PRECISION = "float32"  # accelerators would otherwise compute float32 in TF32 or bfloat16
@@ -33,30 +45,38 @@ class JaxEngine(Engine):
   tunable: nnx.State
   frozen: nnx.State
 
-  def logits(
+  def compute(
     self, tunable: nnx.State, frozen: nnx.State, video: Array, spectrogram: Float[Array, "B F K"]
-  ) -> Float32[Array, "B C"]:
-    """The computation, to be traced."""
+  ) -> dict[str, Float32[Array, "B ..."]]:
+    """The computation of all outputs, to be traced."""
     with jax.default_matmul_precision(MATMUL_PRECISION):
       model = nnx.merge(self.graphdef, tunable, frozen)
-      return in_float32(model(video, spectrogram.astype(PRECISIONS[self.about.precision]))).logits
+      return by_name(model(video, spectrogram.astype(PRECISIONS[self.about.precision])))
 
   @functools.cached_property
-  def _compiled(self) -> Callable[..., Array]:
-    return jax.jit(self.logits)  # once for each shape
+  def extras(self) -> dict[str, tuple[int, ...]]:
+    """Shapes of the outputs beside the logits, without their first axis B."""
+    video, sound = self.about.inputs.video_shape, self.about.inputs.audio_shape
+    clips = jax.ShapeDtypeStruct((1, *video), np.uint8), jax.ShapeDtypeStruct((1, *sound), np.float32)
+    found = jax.eval_shape(self.compute, self.tunable, self.frozen, *clips)
+    return {name: tuple(of.shape[1:]) for name, of in found.items() if name != "logits"}
 
-  def answer(self, video: np.ndarray, spectrogram: np.ndarray) -> Array:
-    return self._compiled(self.tunable, self.frozen, video, spectrogram)
+  @functools.cached_property
+  def _compiled(self) -> Callable[..., dict[str, Array]]:
+    return jax.jit(self.compute)  # once for each shape
+
+  def answer(self, video: np.ndarray, spectrogram: np.ndarray) -> dict[str, np.ndarray]:
+    return jax.device_get(self._compiled(self.tunable, self.frozen, video, spectrogram))
 
   @functools.cached_property
   def _compiled_features(self) -> Callable[..., dict[str, Array]]:
-    def compute(tunable: nnx.State, frozen: nnx.State, video: Array, spectrogram: Array) -> dict[str, Array]:
+    def compute(tunable: nnx.State, frozen: nnx.State, video: Array, spectrogram: Array) -> Any:
       with jax.default_matmul_precision(MATMUL_PRECISION):
         model = nnx.merge(self.graphdef, tunable, frozen)
         found = model.features(video, spectrogram.astype(PRECISIONS[self.about.precision]))
         kept = ("image", "audio", "joint", "clip")
         there = {name: getattr(found, name) for name in kept if getattr(found, name) is not None}
-        return in_float32(there | {"logits": model.answer(found).logits})
+        return in_float32(there) | by_name(model.answer(found))
 
     return jax.jit(compute)
 
@@ -72,9 +92,57 @@ class JaxEngine(Engine):
     return {name: tuple(0.0 if one is None else float(np.tanh(np.float32(one[0]))) for one in gates)
             for name, gates in found.items() if any(one is not None for one in gates)}  # fmt: skip
 
+  def keeping_frames(self, number: int) -> "JaxEngine":
+    mask, frames = self.cfg.frame_mask, self.about.inputs.num_frames
+    if not hasattr(mask, "keep"):
+      raise UserError(NO_FRAMES.format(self.path, "trained with"))
+    if not number < (kept := mask.keep or frames):
+      raise UserError(f"keep_frames={number}: {self.path} keeps {kept} already; give fewer")
+    cfg = dataclasses.replace(self.cfg, frame_mask=dataclasses.replace(mask, keep=number))
+    warning = f"the model goes on with {number} of {frames} frames, but was trained with {kept}"
+    origin = {**self.about.origin, "keep_frames": number}
+    about = dataclasses.replace(self.about, origin=origin, warnings=(*self.about.warnings, warning))
+    return dataclasses.replace(self, about=about, cfg=cfg, graphdef=abstract_model(cfg)[0])
+
+  def with_classes(self, path: str | Path, order: Sequence[str] = ()) -> "JaxEngine":
+    axes = class_axes(self.cfg)
+    if PATH not in axes:
+      raise UserError(OWN_CLASSES.format(self.path))
+    if others := sorted({name.partition("/")[0] for name in axes.keys() - {PATH}}):
+      raise UserError(f"{self.path} answers with its own classes only: {', '.join(others)} learned these")
+    found = open_class_vectors(path, self.cfg.head.embedding)
+    names, sha256 = tuple(order) or found.classes, found.sha256
+    vectors = found.in_order(names)
+
+    def put(state: nnx.State) -> nnx.State:
+      return nnx.from_flat_state(
+        (
+          where,
+          v.replace(jax.device_put(vectors, v[...].sharding)) if "/".join(map(str, where)) == PATH else v,
+        )
+        for where, v in nnx.to_flat_state(state)
+      )
+
+    states = put(self.tunable), put(self.frozen)
+    model = nnx.merge(self.graphdef, *states)
+    model.cfg = dataclasses.replace(self.cfg, num_classes=len(names))
+    digest = hashlib.sha256(f"{self.about.fingerprint} {sha256} {names}".encode()).hexdigest()
+    origin = {**self.about.origin, "class_vectors": {"source": found.source, "sha256": sha256}}
+    # The temperature was fitted to logits of the classes that it was trained on.
+    about = dataclasses.replace(
+      self.about, classes=names, class_order=f"of {path}", origin=origin, fingerprint=digest, temperature=1.0
+    )
+    return JaxEngine(about, self.path, model.cfg, nnx.split(model)[0], *states)
+
   def parameters(self) -> str:
     tunable, frozen = count(self.tunable), count(self.frozen)
     return f"{tunable + frozen:,}, of which {tunable:,} tunable"
+
+
+def by_name(outputs: Outputs) -> dict[str, Array]:
+  """All that a model answers, in float32."""
+  outputs = in_float32(outputs)
+  return {"logits": outputs.logits, **outputs.extra}
 
 
 def opens(path: Path) -> bool:
@@ -91,6 +159,8 @@ def describe(path: Path, step: int | str, precision: str | None) -> About:
   stored = open_stored(path, step)
   said = stored.about
   origin = {"converted_from": said["source"]} if not is_run else {"step": said["source"]["step"]}
+  if "class_vectors" in said:
+    origin["class_vectors"] = said["class_vectors"]
   origin["version"] = (said["source"] if is_run else said)["version"]
   precision = precision or said.get("precision", "float32")
   if precision not in PRECISIONS:

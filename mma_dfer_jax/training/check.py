@@ -14,10 +14,11 @@ from mma_dfer_jax.data.data_set import TIMES, DataSet, open_data_set
 from mma_dfer_jax.errors import UserError, count, listed
 from mma_dfer_jax.layers import REMAT
 from mma_dfer_jax.model import SLOTS, ModelConfig
-from mma_dfer_jax.parameters import PRECISIONS, tunable_patterns
+from mma_dfer_jax.parameters import PRECISIONS, parameter_shapes, tunable_patterns
 from mma_dfer_jax.training.calibration import LARGEST_SHARE, number_held_out
 from mma_dfer_jax.training.sharding import check_batch_size, check_precision, make_mesh
 from mma_dfer_jax.training.start import open_init
+from mma_dfer_jax.weights import class_vectors
 from mma_dfer_jax.weights.files import Start
 from mma_dfer_jax.weights.pretrained import open_pretrained
 
@@ -87,7 +88,9 @@ def problems_of_values(config: ml_collections.ConfigDict, positive: Sequence[str
       len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1) for scale in [d.get("crop_scale")] if scale is not None),
     *((f"data.crop_ratio={ratio}", "must be (smallest, largest), both positive",
       len(ratio) == 2 and 0 < ratio[0] <= ratio[1]) for ratio in [d.get("crop_ratio")] if ratio is not None),
-    *((f"data.{name}={d[name]}", "must lie in [0, 1]", 0 <= d[name] <= 1) for name in ("flip", "brightness") if name in d),
+    *((f"data.{name}={d[name]}", "must lie in [0, 1]", 0 <= d[name] <= 1) for name in ("flip", "brightness", "erase") if name in d),
+    *((f"data.rand_augment={n}", "must be 0 (off) or more", n >= 0) for n in [d.get("rand_augment")] if n is not None),
+    *((f"data.rand_magnitude={x}", "must lie in [0, 10]", 0 <= x <= 10) for x in [d.get("rand_magnitude")] if x is not None),
     *((f"data.held_out={share}", f"must lie in [0, {LARGEST_SHARE}]", 0 <= share <= LARGEST_SHARE)
       for share in [d.get("held_out")] if share is not None),
     (f"micro_batch={c.micro_batch}", "must be -1 (the whole batch), 0 (as suits the devices) or more",
@@ -96,6 +99,25 @@ def problems_of_values(config: ml_collections.ConfigDict, positive: Sequence[str
     (f"data.prefetch={d.prefetch}", "must be positive", d.prefetch >= 1),
     (f"mesh={dict(c.mesh)}:", "data is positive or -1 (all that remain), fsdp is positive",
      (c.mesh.data == -1 or c.mesh.data > 0) and c.mesh.fsdp >= 1),
+  ]  # fmt: skip
+  return [f"{what} {rule}" for what, rule, holds in rules if not holds] + _of_recipe(c)
+
+
+def _of_recipe(c: ml_collections.ConfigDict) -> list[str]:
+  """What is wrong with learning rates, decay and mixing of a training; pretraining has its own."""
+  if "schedule" not in c:
+    return []
+  by_step = ("warmup_epochs", "warmup_learning_rate", "min_learning_rate")
+  rules = [
+    *((f"{name}={c[name]!r}:", f"choose {' or '.join(of)}", c[name] in of)
+      for name, of in {"schedule": ("epoch", "step"), "decayed": ("all", "kernels")}.items()),
+    (f"layer_decay={c.layer_decay}", "must lie in (0, 1]", 0 < c.layer_decay <= 1),
+    (f"warmup_epochs={c.warmup_epochs}", f"must lie from 0 to below num_epochs={c.num_epochs}",
+     c.warmup_epochs == 0 or 0 < c.warmup_epochs < c.num_epochs),
+    *((f"{name}={c[name]}", f"must lie from 0 to learning_rate={c.learning_rate}", 0 <= c[name] <= c.learning_rate)
+      for name in by_step[1:]),
+    *((f"{name}={c[name]}", "must be 0 (off) or more", 0 <= c[name] < math.inf) for name in ("mixup", "cutmix")),
+    *((f"{name}={c[name]}", "needs schedule=step", not c[name] or c.schedule == "step") for name in by_step),
   ]  # fmt: skip
   return [f"{what} {rule}" for what, rule, holds in rules if not holds]
 
@@ -130,6 +152,11 @@ def check_model_and_data(config: ml_collections.ConfigDict) -> tuple[ModelConfig
       problems += [f"model.{name}.tunable={part.tunable} has no effect, for {why}"
                    for name, part in chosen.items() if part.tunable != type(part)().tunable]  # fmt: skip
       tunable_patterns(model, config.tunable)
+      if config.mixup or config.cutmix or config.data.rand_augment:
+        problems += [f"mixup, cutmix and data.rand_augment do not move points of the face along, which model.{name}={place} "
+                     "needs: set them to 0"
+                     for name in ("landmarks", "auxiliary")
+                     if (place := parts.place_of(getattr(model, name)).partition("/")[2]) != "none"]  # fmt: skip
       if model.inputs.frame_choice == "time" and TIMES not in data_set.recipe:
         problems.append("inputs.frame_choice=time, but the data set does not keep the times of its frames: prepare it "
                         "again with --keep_times --overwrite")  # fmt: skip
@@ -153,6 +180,17 @@ def open_starts(config: ml_collections.ConfigDict, model: ModelConfig, classes: 
       problems.append(f"pretrained.{stream}={path}, but model.{stream} is none")
     elif path:
       problems += first_error(lambda: starts.append(open_pretrained(stream, path, model)))  # noqa: B023 # called at once
+  path, wanted = config.pretrained.text, class_vectors.PATH in parameter_shapes(model)
+  if path and not wanted:
+    problems.append(
+      f"pretrained.text={path}, but model.head is {parts.place_of(model.head).partition('/')[2]}"
+    )
+  elif path:
+    problems += first_error(lambda: starts.append(class_vectors.open_text(path, model, classes)))
+  elif wanted and not any(class_vectors.PATH in start.taken for start in starts):
+    problems.append(
+      "pretrained.text is empty: the head text needs a file of class vectors; docs/weights.md says how to make one"
+    )
   return starts, problems
 
 

@@ -2,18 +2,20 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 import optax
 
-from mma_dfer_jax import errors
+from mma_dfer_jax import errors, parts
 from mma_dfer_jax.data.pipeline import Augment, TrainOrder, load_batches
 from mma_dfer_jax.model import DropPath, MmaDfer
 from mma_dfer_jax.parameters import count, tunable_patterns
@@ -22,12 +24,25 @@ from mma_dfer_jax.training.calibration import Some, calibrated, fitted_to, hold_
 from mma_dfer_jax.training.check import Checked, few_clips, micro_batch_of
 from mma_dfer_jax.training.evaluation import evaluate_split, jit_eval
 from mma_dfer_jax.training.loop import Evaluated
+from mma_dfer_jax.training.mixing import mix, terms_of
 from mma_dfer_jax.training.objective import Objective, Statistics, Terms
 from mma_dfer_jax.training.predictions import read_predictions
 from mma_dfer_jax.training.report import percent, write_report
 from mma_dfer_jax.training.run import Run
-from mma_dfer_jax.training.state import TrainState, by_epoch, cosine_rates, make_optimizer
+from mma_dfer_jax.training.state import TrainState, by_epoch, by_step, cosine_rates, make_optimizer
 from mma_dfer_jax.training.steps import Batch, Metrics, abstract_batch, in_float32, model_inputs
+
+
+def of_frames(outputs: parts.Outputs) -> Metrics:
+  """What a frame mask does to each clip: its least weight of a kept frame, and the entropy of all weights, at most ln(kept)."""
+  if "frame_weights" not in outputs.extra:
+    return {}
+  weights = jax.lax.stop_gradient(outputs.extra["frame_weights"])
+  shares = weights / weights.sum(axis=1, keepdims=True)
+  return {
+    "frame_weight_min": jnp.where(weights > 0, weights, jnp.inf).min(axis=1),
+    "frame_weight_entropy": jax.scipy.special.entr(shares).sum(axis=1),
+  }
 
 
 class Recognition:
@@ -57,17 +72,25 @@ class Recognition:
     return MmaDfer(self.checked.model, rngs=nnx.Rngs(params=self.config.seed))
 
   def optimizer(self, rates: Any, steps_per_epoch: Any, statistics: Statistics) -> tuple[optax.Schedule, optax.GradientTransformation]:  # fmt: skip
+    c, model = self.config, self.checked.model
     rate = by_epoch(rates, steps_per_epoch)
-    return rate, make_optimizer(rate, self.config.weight_decay)
+    if c.schedule == "step":
+      ends = {"start": c.warmup_learning_rate, "end": c.min_learning_rate}
+      rate = by_step(c.learning_rate, c.num_epochs, steps_per_epoch, warmup_epochs=c.warmup_epochs, **ends)
+    depths = {"image_encoder": model.image.depth, "audio_encoder": model.audio.depth}
+    how = {"kernels_only": c.decayed == "kernels", "depths": depths, "layer_decay": c.layer_decay}
+    return rate, make_optimizer(rate, c.weight_decay, **how)
 
   def whole(self, batch: Batch, key: jax.Array, step: jax.Array, rates: Any, steps_per_epoch: Any, statistics: Statistics) -> tuple[Batch, Statistics]:  # fmt: skip
-    return batch, self.objective.whole(batch, step // steps_per_epoch, statistics)
+    shared = self.objective.whole(batch, step // steps_per_epoch, statistics)
+    mixup, cutmix = self.config.mixup, self.config.cutmix
+    return mix(batch, key, mixup, cutmix) if mixup or cutmix else batch, shared
 
   def losses(self, model: MmaDfer, batch: Batch, drawn: DropPath, remat: str, shared: Statistics) -> tuple[Terms, Metrics]:  # fmt: skip
     video, spectrogram = model_inputs(batch, self.config.precision)
     outputs = in_float32(model(video, spectrogram, dropped=drawn, remat=remat))
     right = outputs.logits.argmax(axis=-1) == batch["label"]
-    return self.objective.terms(outputs, batch, shared), {"accuracy": 100.0 * right}
+    return terms_of(self.objective, outputs, batch, shared), {"accuracy": 100.0 * right, **of_frames(outputs)}
 
   def draw(self, model: MmaDfer, rngs: nnx.Rngs, examples: int) -> DropPath:
     return model.draw_drop_path(rngs, examples)
@@ -77,8 +100,9 @@ class Recognition:
 
   def batches(self, start_step: int) -> contextlib.AbstractContextManager[Iterator[Mapping[str, np.ndarray]]]:
     d = self.config.data
-    crop = {name: tuple(d[name]) for name in ("crop_scale", "crop_ratio")}  # lists in a run.json
-    augment, inputs = Augment(**crop, flip=d.flip, brightness=d.brightness), self.checked.model.inputs
+    ranges = {field.name: d[field.name] for field in dataclasses.fields(Augment)}
+    ranges |= {name: tuple(d[name]) for name in ("crop_scale", "crop_ratio")}  # lists in a run.json
+    augment, inputs = Augment(**ranges), self.checked.model.inputs
     how = {"start_step": start_step, "num_workers": d.num_workers, "prefetch": d.prefetch}
     return load_batches(self.order, inputs, augment, **how)
 
