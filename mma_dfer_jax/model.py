@@ -12,7 +12,6 @@ import re
 from typing import Any, NamedTuple
 
 from flax import nnx
-import jax
 from jaxtyping import Array, Float, Int, UInt8
 
 from mma_dfer_jax import parts
@@ -164,6 +163,15 @@ def adapted_layer(image_blocks, audio_blocks, fusion, image, audio):
   return fusion(image, audio)  # 🔥
 
 
+def summary_of(encoder: parts.Encoder, tokens: Array | None, every_layer: bool) -> Array | None:
+  """A stream's summary, of every layer or of the last alone."""
+  if (
+    every_layer and tokens is not None
+  ):  # all tokens, normalised a dozen times, would be kept for the backward pass
+    tokens = tokens[:, : getattr(encoder, "summarised", None)]
+  return encoder.summary(tokens)  # type: ignore[arg-type] # an absent stream takes None and gives None
+
+
 DropPath = tuple[Float[Array, "L r BV"] | None, Float[Array, "J s B"] | None]  # of both encoders' blocks
 
 
@@ -249,17 +257,14 @@ class MmaDfer(nnx.Module):
     layer = REMAT[remat](adapted_layer)  # modules are its arguments, so that equal layers are traced once
     summaries: tuple[list, list] = ([], [])  # after each layer that the layer pool reads
     every = self.cfg.layer_pool.EVERY_LAYER
-    # A summary normalises all tokens: of a dozen layers the backward pass does that again rather than keep them.
-    remade: Any = jax.checkpoint if every and remat != "none" else lambda summary: summary
-    of_audio = remade(self.audio_encoder.summary)
     places: tuple[Array, ...] = ()  # of the frames that the mask keeps, if not all
     for number, fusion in enumerate(self.fusion):
       image, audio = layer(image_blocks[number], audio_blocks[number], fusion, image, audio)
       image = self.image_prompts.update(image, number)  # 🔥
       audio = self.audio_prompts.update(audio, number)  # 🔥
       if every or number + 1 == len(self.fusion):
-        summaries[0].append(remade(self._image_encoder(number).summary)(image))
-        summaries[1].append(of_audio(audio))
+        summaries[0].append(summary_of(self._image_encoder(number), image, every))
+        summaries[1].append(summary_of(self.audio_encoder, audio, every))
       if number + 1 == self.frame_mask.after:
         places = (self.frame_mask.choose(self.image_encoder.summary(image)),)
         image, fewer_dropped = self._fewer_frames(*places, image, dropped[0])

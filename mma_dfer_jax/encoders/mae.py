@@ -139,5 +139,7 @@ class MaeEncoder(nnx.Module):
     assert bias is not None
     return values.astype(kernel.dtype) @ kernel.reshape(-1, self.width) + bias[...]
 
+  summarised = 1  # tokens at the front that the summary reads
+
   def summary(self, tokens: Float[Array, "BV N D"]) -> Float[Array, "B S D"]:
     return self.norm(tokens)[:, 0].reshape(-1, self.views, self.width)
