@@ -96,6 +96,7 @@ class LossPart(Fields):
   logit_adjustment: float = 0.0
   # Of weighted losses the sum is divided by that of the weights of the batch, as PyTorch does; False: by its clips.
   BY_WEIGHTS: ClassVar[bool] = True
+  NEEDS_VOTES: ClassVar[bool] = False  # of people for each class, in the batch
   NEEDS_EVERY_CLASS: ClassVar[bool] = False  # divides by each class's number of training clips
 
   def problems(self) -> list[str]:
