@@ -150,7 +150,7 @@ class Answers:
       seconds = time.monotonic() - began
       print(f"{new} files in {seconds:.1f} s: {new / seconds:.2f} files/s", file=sys.stderr)
     if failed := len(files) - len(answers):
-      print(f"{failed} of {len(files)} clips could not be read", file=sys.stderr)
+      print(f"{failed} of {len(files)} clips could not be answered", file=sys.stderr)
     return 1 if failed else 0
 
   def write_features(self, files: Sequence[str]) -> None:
@@ -309,11 +309,11 @@ class Answers:
         rows = [of_person(timeline, one) for one in timeline.persons] or [timeline]
         summaries = [summarise(row) for row in rows]
         warnings += warnings_of_windows(self.engine.about, timeline.window)
-      if timeline.persons:
+      if self.person != "largest":
         of_each = summaries or [{}] * len(timeline.persons)
         facts["persons"] = [_written(one, path, summary)
                             for one, summary in zip(timeline.persons, of_each, strict=True)]  # fmt: skip
-      elif summaries:
+      if summaries and not timeline.persons:
         facts["summary"] = summaries[0]
       facts["windows"] = windows
       if warnings:

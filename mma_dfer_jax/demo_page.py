@@ -30,7 +30,7 @@ _CHANNEL = cli.shared_flag("channel")
 _ABSTAIN = flags.DEFINE_float("abstain", 0.0, "Name no class whose probability is below this, as 0.6.")
 _PERSON = cli.shared_flag(
   "person",
-  help="For whom a timeline is: largest over time, all (a row for each), or a number, 1 is the largest.",
+  help="Who is answered for: largest over time, all (a row for each), or a number, 1 is the largest.",
 )
 _ENGINE = cli.shared_flag("engine")
 _PRECISION = cli.shared_flag("precision")
@@ -43,7 +43,7 @@ _PREFIX = "mma_dfer_page_"
 
 def main(argv: Sequence[str]) -> int:
   from mma_dfer_jax.data import film  # here: --help need not wait for OpenCV
-  from mma_dfer_jax.data.persons import check_person
+  from mma_dfer_jax.data.persons import NO_FACES, check_person
   from mma_dfer_jax.doubt import check_abstain
   from mma_dfer_jax.engines.engine import load_model
 
@@ -67,6 +67,8 @@ def main(argv: Sequence[str]) -> int:
     print(f"loading {_MODEL.value} …", flush=True)
     engine = load_model(_MODEL.value, precision=_PRECISION.value, engine=_ENGINE.value)
     finder = face_finder(engine, _FACES.value, _FACE_MODEL.value)
+    if _PERSON.value != "largest" and finder is None:
+      raise UserError(f"--person={_PERSON.value}: {NO_FACES}")
     model, limits = Path(_MODEL.value).resolve().name, (_MAX_MB.value, _MAX_SECONDS.value)
     channel = sound_channel(engine.about.recipe, _CHANNEL.value)
     page = Page(

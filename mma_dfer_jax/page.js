@@ -5,8 +5,9 @@
 const SVG = "http://www.w3.org/2000/svg";
 const COLOURS = ["#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf",
   "#66c2a5", "#d2b48c", "#000080"];
-const [video, still, answer, seen] = ["video", "still", "answer", "seen"].map(id => document.getElementById(id));
-let setup = null, running = null, local = null;
+const [video, still, note, answer, seen, recordButton, liveButton] =
+  ["video", "still", "note", "answer", "seen", "record", "live"].map(id => document.getElementById(id));
+let setup = null, running = null, local = null, name = "";
 
 function make(name, attributes = {}, ...inside) {
   const one = name.startsWith("svg:") ? document.createElementNS(SVG, name.slice(4)) : document.createElement(name);
@@ -23,7 +24,20 @@ function fail(words) {
   seen.replaceChildren();
 }
 
-// ---- one video
+// ---- where the pictures come from: a file, or one camera at a time
+
+let source = null; // {kind: "asking" | "recording" | "live", stop()}: the camera
+
+function take(mine) { // ends whatever was there before
+  const before = source;
+  source = mine;
+  running?.abort();
+  before?.stop();
+  recordButton.disabled = liveButton.disabled = mine?.kind === "asking";
+  recordButton.textContent = mine?.kind === "recording" ? "Stop and answer" : "Record";
+  liveButton.setAttribute("aria-pressed", mine?.kind === "live");
+  liveButton.textContent = mine?.kind === "live" ? "Stop" : "Live camera";
+}
 
 function show(file) { // it stays on the page, and is this browser's own copy
   const before = local, moving = file.type.startsWith("image/");
@@ -31,6 +45,7 @@ function show(file) { // it stays on the page, and is this browser's own copy
   [video.hidden, still.hidden] = [moving, !moving];
   video.srcObject = null;
   video.muted = false;
+  seekable(!moving, "");
   for (const one of [video, still]) one.removeAttribute("src");
   video.load();
   (moving ? still : video).src = local;
@@ -38,10 +53,19 @@ function show(file) { // it stays on the page, and is this browser's own copy
   document.getElementById("hint").hidden = true;
 }
 
+function seekable(can, words) {
+  document.body.classList.toggle("unseekable", !can);
+  note.textContent = words;
+}
+video.addEventListener("error", () => {
+  if (!video.getAttribute("src")) return; // it was taken away
+  seekable(false, `This browser cannot play ${name.match(/\.[^.]*$/)?.[0] ?? "this video"}; the answer is not affected.`);
+});
+
 async function send(file) {
-  stopLive();
+  take(null);
+  name = file.name;
   show(file);
-  running?.abort();
   const mine = running = new AbortController();
   const bar = make("progress"), doing = make("p", {class: "small"}, "sending the video …");
   answer.replaceChildren(make("p", {class: "small"}, file.name), bar, doing);
@@ -93,14 +117,21 @@ function headline(one) {
   ].filter(Boolean);
 }
 
+const whose = row => row.person ? `Person ${row.person}` : null;
+
 function shown(found) {
-  const one = found.json;
-  const face = one.frames_with_face === null ? "" : ` a face in ${one.frames_with_face},`;
-  const sound = one.sound ? `${one.seconds_of_sound.toFixed(2)} s of sound` : "no sound";
-  answer.replaceChildren(make("p", {class: "small name"}, one.clip), ...headline(one), make("p", {class: "small"},
-    `${one.seconds.toFixed(2)} s, ${one.frames} frames,${face} ${sound}; answered in ${found.took.toFixed(1)} s, and the server's copy is deleted`));
-  seen.replaceChildren(...timelines(one, found.seen.persons), ...pictures(found.seen), json(one));
+  const heads = found.rows.flatMap(row => {
+    const one = row.answer, face = one.frames_with_face === null ? "" : ` a face in ${one.frames_with_face},`;
+    const sound = one.sound ? `${one.seconds_of_sound.toFixed(2)} s of sound` : "no sound";
+    return [row.person ? make("h2", {}, portrait(row), whose(row)) : null, ...headline(one),
+      make("p", {class: "small"}, `${one.seconds.toFixed(2)} s, ${one.frames} frames,${face} ${sound}`)];
+  });
+  answer.replaceChildren(make("p", {class: "small name"}, found.json.clip), ...heads.filter(Boolean),
+    make("p", {class: "small"}, `answered in ${found.took.toFixed(1)} s, and the server's copy is deleted`));
+  seen.replaceChildren(...timelines(found.json, found.rows), ...found.rows.flatMap(pictures), json(found.json));
 }
+
+const portrait = row => row.face ? make("img", {class: "face", alt: "", src: row.face}) : "";
 
 // ---- over time
 
@@ -111,17 +142,17 @@ function spans(windows) {
     i + 1 < windows.length ? Math.min(one.end, (middles[i] + middles[i + 1]) / 2) : one.end]);
 }
 
-function timelines(one, faces) {
+function timelines(one, rows) {
+  const marks = [];
+  video.ontimeupdate = () => marks.forEach(mark => mark(video.currentTime));
   if (!one.windows) return [make("h2", {}, "Over time"),
     make("p", {class: "small"}, `No timeline: the video is no longer than one window of ${setup.window} s.`)];
-  video.ontimeupdate = () => marks.forEach(mark => mark(video.currentTime));
-  const persons = [...new Set(one.windows.map(window => window.person))], marks = [];
-  return persons.flatMap((person, i) => timeline(one, one.windows.filter(window => window.person === person),
-    person ? `Person ${person} over time` : "Over time", one.summaries[i], faces[i], marks));
+  return rows.flatMap(row => timeline(one, one.windows.filter(window => window.person === row.person), row, marks));
 }
 
-function timeline(one, windows, title, summary, face, marks) {
-  const names = Object.keys(one.probabilities), of = spans(windows), length = one.seconds;
+function timeline(one, windows, row, marks) {
+  const title = [whose(row), "over time"].filter(Boolean).join(" ").replace(/^o/, "O");
+  const names = Object.keys(row.answer.probabilities), of = spans(windows), length = one.seconds;
   const hatch = make("svg:pattern", {id: "hatch", width: 6, height: 6, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)"},
     make("svg:rect", {width: 3, height: 6, fill: "var(--hatch)"}));
   const drawing = make("svg:svg", {viewBox: "0 0 1000 220", preserveAspectRatio: "none", "aria-hidden": "true"}, make("svg:defs", {}, hatch));
@@ -139,7 +170,7 @@ function timeline(one, windows, title, summary, face, marks) {
   const here = make("svg:line", {y1: 0, y2: 220, stroke: "var(--ink)", "stroke-width": 2, "vector-effect": "non-scaling-stroke"});
   drawing.append(here);
   const value = make("p", {class: "value"});
-  const slider = make("input", {type: "range", min: 0, max: length.toFixed(3), step: 0.1, value: 0, "aria-label": "moment of the video, seconds"});
+  const slider = make("input", {type: "range", min: 0, max: length.toFixed(3), step: 0.1, value: 0, "aria-label": `${title}: moment of the video, seconds`});
   const words = seconds => { // a person is not always there
     const window = windows[of.findIndex(([start, end]) => seconds >= start && (seconds < end || end >= length))];
     if (!window) return `${seconds.toFixed(1)} s: not there`;
@@ -153,7 +184,7 @@ function timeline(one, windows, title, summary, face, marks) {
     value.textContent = words(seconds);
   };
   const seconds = event => length * (event.clientX - drawing.getBoundingClientRect().left) / drawing.getBoundingClientRect().width;
-  const seek = to => { mark(to); if (!video.hidden) video.currentTime = to; };
+  const seek = to => { mark(to); if (!document.body.classList.contains("unseekable")) video.currentTime = to; };
   drawing.addEventListener("click", event => seek(seconds(event)));
   drawing.addEventListener("mousemove", event => { value.textContent = words(Math.min(Math.max(seconds(event), 0), length)); });
   drawing.addEventListener("mouseleave", () => mark(Number(slider.value)));
@@ -168,21 +199,23 @@ function timeline(one, windows, title, summary, face, marks) {
   const head = make("tr", {}, ...["start, s", "end, s", "answer", ...names].map(name => make("th", {scope: "col"}, name)));
   const table = make("table", {}, make("caption", {class: "small"}, "probabilities of each window"), make("thead", {}, head),
     make("tbody", {}, ...windows.map(window => make("tr", {},
-      ...[window.start.toFixed(2), window.end.toFixed(2), window.top ?? "–", ...names.map(name => percent(window.probabilities[name]))].map(text => make("td", {}, text))))));
-  return [make("h2", {}, face ? make("img", {class: "face", alt: "", src: face}) : "", `${title}: ${windows.length} windows of ${one.window} s, one every ${one.hop} s; click to go there`),
-    make("p", {class: "small"}, summary), make("div", {class: "timeline"}, drawing, slider, make("p", {class: "small ends"},
+      ...[window.start.toFixed(2), window.end.toFixed(2), window.top ?? "–", ...names.map(name => percent(window.probabilities[name]))].map((text, k) => k ? make("td", {}, text) : make("th", {scope: "row"}, text))))));
+  const number = windows.length === 1 ? "1 window" : `${windows.length} windows`;
+  return [make("h2", {}, portrait(row), `${title}: ${number} of ${one.window} s, one every ${one.hop} s`, make("span", {class: "go"}, "; click to go there")),
+    make("p", {class: "small"}, row.summary), make("div", {class: "timeline"}, drawing, slider, make("p", {class: "small ends"},
       make("span", {}, "0 s"), make("span", {}, `${length.toFixed(1)} s`))), value, legend,
     make("details", {class: "table"}, make("summary", {}, "The timeline as a table"), make("div", {class: "scroll", tabindex: 0}, table))];
 }
 
-function pictures(of) {
-  const found = [], weighed = of.weights.length > 0, kept = of.weights.filter(weight => weight > 0).length;
+function pictures(row) {
+  const of = row.seen, who = row.person ? `, person ${row.person}` : "", found = [], weighed = of.weights.length > 0, kept = of.weights.filter(weight => weight > 0).length;
   const counts = !weighed ? "" : `; below each what it counts, 1 on average${kept < of.weights.length ? `; ${kept} were kept` : ""}`;
   const counted = (picture, weight) => make("figure", {class: weight > 0 ? "" : "left"}, picture,
     make("figcaption", {}, weight > 0 ? weight.toFixed(2) : "–"));
-  if (of.frames) found.push(make("h2", {}, `What the model saw: ${of.frames.length} frames of ${of.size} x ${of.size} pixels, evenly spread${counts}`),
+  if (of.frames) found.push(make("h2", {}, `What the model saw${who}: ${of.frames.length} frames of ${of.size} x ${of.size} pixels, evenly spread${counts}`),
     make("div", {class: "strip"}, ...of.frames.map((src, i) => make("img", {alt: `frame ${i + 1}`, src}))
       .map((picture, i) => weighed ? counted(picture, of.weights[i]) : picture)));
+  if (row.person > 1) return found; // all that is heard is heard with each person
   if (of.sound) {
     const padding = of.sound.heard < 0.95 * of.sound.seconds ? `; the last ${(of.sound.seconds - of.sound.heard).toFixed(2)} s are padding` : "";
     found.push(make("h2", {}, `What it heard: the first ${of.sound.seconds.toFixed(2)} s, log-mel in ${of.sound.bins} bins${padding}`),
@@ -203,63 +236,63 @@ function json(one) {
 
 // ---- camera
 
-async function camera() {
+async function camera(start) {
+  const mine = {kind: "asking", stop() {}};
+  take(mine);
+  let stream = null;
   try {
-    const stream = await navigator.mediaDevices.getUserMedia({video: {width: 640, height: 480}, audio: true});
+    stream = await navigator.mediaDevices.getUserMedia({video: {width: 640, height: 480}, audio: true});
+    if (source !== mine) return end(stream); // something else was started meanwhile
     [video.hidden, still.hidden, video.muted, video.controls] = [false, true, true, false];
+    seekable(false, "");
     video.srcObject = stream;
     await video.play();
-    return stream;
+    if (source === mine) start(stream); else end(stream);
   } catch (error) {
+    if (stream) end(stream);
+    if (source !== mine) return;
+    take(null);
     fail(`The camera cannot be used: ${error.message}`);
-    return null;
   }
 }
 
 function end(stream) {
   for (const track of stream.getTracks()) track.stop();
+  if (video.srcObject !== stream) return;
   video.srcObject = null;
   video.controls = true;
 }
 
-const recordButton = document.getElementById("record");
-let recorder = null;
-recordButton.addEventListener("click", async () => {
-  if (recorder) return recorder.stop();
-  stopLive();
-  const stream = await camera();
-  if (!stream) return;
-  const parts = [], mine = recorder = new MediaRecorder(stream);
-  recordButton.textContent = "Stop and answer";
-  mine.ondataavailable = event => parts.push(event.data);
-  mine.onstop = () => {
-    recorder = null;
-    recordButton.textContent = "Record";
+function record(stream) {
+  const parts = [], recorder = new MediaRecorder(stream);
+  recorder.ondataavailable = event => parts.push(event.data);
+  recorder.onstop = () => send(new File(parts, "recording.webm", {type: recorder.mimeType}));
+  recorder.start();
+  take({kind: "recording", recorder, stop() { // without an answer
+    recorder.onstop = null;
+    if (recorder.state !== "inactive") recorder.stop();
     end(stream);
-    send(new File(parts, "recording.webm", {type: mine.mimeType}));
-  };
-  mine.start();
-});
+  }});
+}
+recordButton.addEventListener("click", () => source?.kind === "recording" ? source.recorder.stop() : camera(record));
 
 // Live: a ring of the last window's frames and sound; every hop it is answered, unless the answer before is not there yet.
-const liveButton = document.getElementById("live");
 const FRAMES_A_SECOND = 12;
-let live = null;
-liveButton.addEventListener("click", () => live ? stopLive() : startLive());
+liveButton.addEventListener("click", () => source?.kind === "live" ? take(null) : camera(startLive));
 
-async function startLive() {
-  running?.abort();
-  const stream = await camera();
-  if (!stream) return;
-  liveButton.setAttribute("aria-pressed", "true");
-  liveButton.textContent = "Stop";
+async function startLive(stream) {
+  const mine = {kind: "live", frames: [], sound: [], taken: 0, started: performance.now(), latencies: [], dropped: 0, busy: false,
+    context: new AudioContext(), timers: [], stop() {
+      mine.timers.forEach(clearInterval);
+      mine.context.close();
+      end(stream);
+    }};
+  take(mine);
   seen.replaceChildren();
   answer.replaceChildren(make("p", {class: "empty"}, `The first answer comes after ${setup.window} s.`));
-  const mine = live = {stream, frames: [], sound: [], taken: 0, started: performance.now(), latencies: [], dropped: 0, busy: false,
-    context: new AudioContext()};
   const canvas = document.createElement("canvas"), pen = canvas.getContext("2d");
-  await mine.context.audioWorklet.addModule("page_sound.js");
-  if (live !== mine) return; // stopped meanwhile
+  await mine.context.audioWorklet.addModule("page_sound.js").catch(() => {});
+  if (source !== mine) return; // stopped meanwhile
   const blocks = new AudioWorkletNode(mine.context, "blocks");
   blocks.port.onmessage = event => mine.sound.push(event.data);
   mine.context.createMediaStreamSource(stream).connect(blocks).connect(mine.context.destination); // silent: it has no output
@@ -289,25 +322,20 @@ async function hop(mine, end) {
   const body = JSON.stringify({frames: mine.frames.map(([, jpeg]) => jpeg), times: mine.frames.map(([time]) => time - begin), end: end - begin,
     sound: btoa(text.join("")), rate: sound.length ? mine.context.sampleRate : null});
   try {
-    const one = await (await fetch("live", {method: "POST", body})).json();
-    if (mine !== live) return;
+    const reply = await fetch("live", {method: "POST", body});
+    const one = reply.ok ? await reply.json() : {error: await reply.text()};
+    if (mine !== source) return;
     if (one.error) return fail(one.error);
     if (!one.probabilities) return void (mine.dropped += 1);
     mine.latencies.push(performance.now() - started);
     const sorted = [...mine.latencies].sort((a, b) => a - b), of = share => Math.round(sorted[Math.floor(share * (sorted.length - 1))]);
     answer.replaceChildren(...headline(one), make("p", {class: "small live"}, `live: ${(mine.taken / end).toFixed(1)} frames a second, ` +
       `an answer takes ${of(0.5)} ms (half of them), ${of(0.95)} ms (95 %), ${mine.dropped} of ${mine.dropped + mine.latencies.length} windows dropped`));
-  } catch { fail("The server does not answer."); stopLive(); } finally { mine.busy = false; }
-}
-
-function stopLive() {
-  if (!live) return;
-  live.timers.forEach(clearInterval);
-  live.context.close();
-  end(live.stream);
-  live = null;
-  liveButton.setAttribute("aria-pressed", "false");
-  liveButton.textContent = "Live camera";
+  } catch {
+    if (mine !== source) return;
+    take(null);
+    fail("The server does not answer.");
+  } finally { mine.busy = false; }
 }
 
 // ---- what starts it
@@ -323,5 +351,5 @@ for (const [kind, over] of [["dragover", true], ["dragleave", false], ["drop", f
 }
 fetch("setup").then(reply => reply.json()).then(found => {
   setup = found;
-  for (const id of ["facts", "max_mb", "max_seconds"]) document.getElementById(id).textContent = setup[id];
+  for (const id of ["facts", "whom", "max_mb", "max_seconds"]) document.getElementById(id).textContent = setup[id];
 }).catch(() => fail("The server does not answer."));

@@ -6,11 +6,13 @@ of JSON: {"doing", "share"} while it goes on, then {"answer"} or {"error"}. Whoe
 
 import base64
 from collections.abc import Callable, Iterator
+import contextlib
 import dataclasses
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import itertools
 import json
 from pathlib import Path
+import re
 import socket
 import tempfile
 import threading
@@ -29,9 +31,10 @@ from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.prediction import (
   Finder,
   Prediction,
-  clip_sample,
+  Timeline,
   described,
   finder_for_frames,
+  person_samples,
   predict_samples,
   predict_timeline,
 )
@@ -45,6 +48,7 @@ CROP_PIXELS = 160  # at most, of a frame on the page
 MIB = 2**20
 WAITING = 8  # videos in the queue; the page refuses the next
 LIVE_MIB = 16  # most of a live window: 16 s of frames of 40 kB, 25 a second
+UNREAD = 2**14  # most pieces of a refused request that are read and dropped
 STALE = 60  # seconds without a byte after which a connection is closed
 FILES = {"/": ("page.html", "text/html; charset=utf-8"), "/page.css": ("page.css", "text/css; charset=utf-8"),
          **{f"/{name}": (name, "text/javascript; charset=utf-8") for name in ("page.js", "page_sound.js")}}  # fmt: skip
@@ -57,7 +61,7 @@ HEADERS = {
   "X-Content-Type-Options": "nosniff",
 }
 Json = dict[str, Any]
-Tell = Callable[[Json], None]  # sends a line to the page; OSError if nobody reads it any more
+Tell = Callable[[Json], None]  # sends a line to the page; ConnectionError if nobody reads it any more
 
 
 @dataclasses.dataclass
@@ -73,7 +77,7 @@ class Page:
   window: float  # seconds, of a timeline
   hop: float
   channel: str = "first"  # of the sound
-  person: str = "largest"  # for whom a timeline is, as for `predict_timeline`
+  person: str = "largest"  # who is answered for, as for `predict_timeline`
   abstain: float = 0.0  # least probability of a class that is named
 
   def __post_init__(self):
@@ -85,8 +89,11 @@ class Page:
     inputs = self.engine.about.inputs
     self.engine(np.zeros((1, *inputs.video_shape), np.uint8), np.zeros((1, *inputs.audio_shape), np.float32))
 
-  def answer(self, path: Path, tell: Tell) -> Json:
-    """The answer to a file, after those that came before it; UserError if there is none, OSError if the visitor has gone."""
+  def answer(self, path: Path, name: str, tell: Tell) -> Json:
+    """The answer to a file, which the visitor calls `name`, after those that came before it.
+
+    UserError if there is none; ConnectionError if the visitor has gone.
+    """
     if self.waiting >= WAITING:
       raise UserError(f"{WAITING} videos are waiting already; try again in a minute")
     self.waiting += 1
@@ -96,14 +103,15 @@ class Page:
     finally:
       self.waiting -= 1
     try:
-      with media.one_clip(path.name):
-        return self._answer(path, tell)
+      with media.one_clip(name):
+        return self._answer(path, name, tell)
     except UserError as error:
-      raise UserError(str(error).replace(str(path), path.name)) from error
+      words = _without_flags(str(error).replace(str(path), name))
+      raise UserError(words if words.startswith(name) else f"{name}: {words}") from error
     finally:
       self.computing.release()
 
-  def _answer(self, path: Path, tell: Tell) -> Json:
+  def _answer(self, path: Path, name: str, tell: Tell) -> Json:
     def check(seconds: float) -> None:
       if seconds > self.max_seconds:
         raise UserError(f"the video is longer than {self.max_seconds:g} s; cut out the part that you mean")
@@ -126,31 +134,46 @@ class Page:
       check(seconds)
       tell_seldom("look", seconds, declared)
 
-    asked = clip_sample(self.engine.about.inputs, path, self.finder, channel=self.channel, progress=look)
-    ((sample, prediction),) = predict_samples(self.engine, [asked], 1, abstain=self.abstain)
-    facts = self._facts_of(prediction, path.name)
-    film = None
-    if prediction.seconds > self.window:
-      how: Json = {"window": self.window, "hop": self.hop}
-      film = predict_timeline(
-        self.engine,
-        path,
-        **how,
-        progress=tell_seldom,
-        channel=self.channel,
-        faces=self.finder,
-        person=self.person,
-        abstain=self.abstain,
-      )
-      facts |= how | {"windows": [dataclasses.asdict(one) | {"clip": path.name} for one in film.predictions]}
-      rows = [of_person(film, one) for one in film.persons] or [film]
-      facts["summaries"] = [told(summarise(row)) for row in rows]
-      facts["warnings"] = list(dict.fromkeys([*facts["warnings"], *film.warnings]))
-    persons = [
-      _address("jpeg", one.thumbnails[len(one.thumbnails) // 2][1]) for one in (film.persons if film else ())
-    ]
-    seen = self._seen(sample, prediction) | {"persons": persons}
-    return {"json": facts, "took": time.monotonic() - started, "seen": seen}
+    how: Json = {"channel": self.channel, "progress": look}
+    hop = None if self.person == "largest" else self.hop  # so that persons have the same numbers over time
+    people = person_samples(self.engine.about.inputs, path, self.finder, self.person, hop=hop, **how)
+    asked = [(str(path), sample) for _, sample in people]
+    answers = [one for _, one in predict_samples(self.engine, asked, 1, abstain=self.abstain)]
+    film = self._over_time(path, tell_seldom) if answers[0].seconds > self.window else None
+    rows: list[Json] = []
+    for (who, sample), prediction in zip(people, answers, strict=True):
+      row: Json = {"person": prediction.person, "answer": self._facts_of(prediction, name)}
+      if who:
+        row |= {"spans": who.spans, "face": _address("jpeg", sample.video[len(sample.video) // 2])}
+      if film:
+        of_one = [one for one in film.persons if one.person == prediction.person]
+        row["summary"] = summarise(of_person(film, of_one[0]) if of_one else film)
+      rows.append(row | {"seen": self._seen(sample, prediction)})
+    kept = [{key: row[key] for key in ("person", "spans", "summary") if key in row} for row in rows]
+    facts: Json = {"clip": name, "seconds": answers[0].seconds}
+    if self.person == "largest":
+      facts = rows[0]["answer"] | kept[0]
+    else:
+      of_persons = [
+        one | {"answer": row["answer"]} for one, row in zip(kept, rows, strict=True) if one["person"]
+      ]
+      facts |= {"persons": of_persons} if of_persons else rows[0]["answer"] | kept[0] | {"persons": []}
+    if film:
+      facts |= {
+        "window": self.window,
+        "hop": self.hop,
+        "windows": [self._facts_of(one, name) for one in film.predictions],
+      }
+      facts["warnings"] = list(dict.fromkeys([*facts.get("warnings", ()), *film.warnings]))
+    for row in rows:
+      row["summary"] = told(row["summary"]) if film else None
+    return {"json": facts, "rows": rows, "took": time.monotonic() - started}
+
+  def _over_time(self, path: Path, progress: Callable[..., None]) -> Timeline:
+    return predict_timeline(
+      self.engine, path, window=self.window, hop=self.hop, progress=progress, channel=self.channel, faces=self.finder,
+      person=self.person, abstain=self.abstain,
+    )  # fmt: skip
 
   def _facts_of(self, prediction: Prediction, name: str) -> Json:
     precision = self.engine.about.precision
@@ -158,6 +181,8 @@ class Page:
       "clip": name,
       "seconds": prediction.seconds,
       "precision": precision,
+      "reasons": [*map(_without_flags, prediction.reasons)],
+      "warnings": [*map(_without_flags, prediction.warnings)],
     }
 
   def _seen(self, sample: Sample, prediction: Prediction) -> Json:
@@ -184,10 +209,10 @@ class Page:
     if not self.computing.acquire(blocking=False):
       return {}
     try:
+      frames = [_picture(one) for one in given["frames"]]
+      times = [*map(float, given["times"]), float(given["end"])]
+      sound = np.frombuffer(base64.b64decode(given["sound"]), np.int16) if given.get("rate") else None
       with media.one_clip("the camera's window"):
-        frames = [_picture(one) for one in given["frames"]]
-        times = [*given["times"], given["end"]]
-        sound = np.frombuffer(base64.b64decode(given["sound"]), np.int16) if given.get("rate") else None
         sample = sample_of(frames, sound, given.get("rate"), self.engine.about.inputs, times=times,
                            channel=self.channel, finder=finder_for_frames(self.finder, frames))  # fmt: skip
         ((_, prediction),) = predict_samples(self.engine, [("camera", sample)], 1, abstain=self.abstain)
@@ -205,8 +230,10 @@ class Page:
     if self.channel != "first":
       origin["channel of the sound"] = self.channel
     facts = " · ".join(f"{key.replace('_', ' ')}: {value}" for key, value in origin.items())
+    whom = {"largest": "the face that is largest over time", "all": "each person in the picture"}
+    words = {"facts": facts, "whom": whom.get(self.person, f"person {self.person}, by size over time")}
     limits = {"max_mb": self.max_mb, "max_seconds": self.max_seconds, "window": self.window, "hop": self.hop}
-    return {"facts": facts, "classes": about.classes, **limits}
+    return {**words, "classes": about.classes, **limits}
 
 
 def seldom(show: Callable[..., None], every: float = 0.1) -> Callable[..., None]:
@@ -226,6 +253,11 @@ def _address(kind: str, picture: np.ndarray) -> str:
   """An address that holds the picture itself: nothing is written to a disk, and nothing need be removed."""
   _, data = cv2.imencode(f".{kind}", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
   return f"data:image/{kind};base64,{base64.b64encode(data.tobytes()).decode()}"
+
+
+def _without_flags(words: str) -> str:
+  """Without advice for a command line, which the page's visitor does not have."""
+  return re.sub(r"[:;] --\w.*|--(?=\w+=)", "", words)
 
 
 def _picture(coded: str) -> np.ndarray:
@@ -256,16 +288,27 @@ class Visit(BaseHTTPRequestHandler):
       self._check_origin()
       answer()
     except Refused as refused:
-      status, words = refused.args
-      self._send(status, "text/plain; charset=utf-8", words.encode())
-    except OSError:
+      self._refuse(*refused.args)
+    except (ConnectionError, TimeoutError):
       pass  # the visitor has gone
+    except OSError as error:
+      self._refuse(507, f"The server cannot keep the video ({error.strerror or error}).")
+
+  def _refuse(self, status: int, words: str) -> None:
+    """Reads on after the reply: a browser that still sends when the connection is closed does not read it."""
+    with contextlib.suppress(OSError):
+      self._send(status, "text/plain; charset=utf-8", words.encode())
+      self.connection.shutdown(socket.SHUT_WR)
+      self.connection.settimeout(1)
+      for _ in range(UNREAD):
+        if not self.rfile.read1(MIB):
+          break
 
   def _check_origin(self) -> None:
     """A page of another host, open in the same browser, could else send files here, or reach this server under a name of
     its own that leads to 127.0.0.1."""
     host, origin = self.headers.get("host", ""), self.headers.get("origin")
-    named = urlsplit(f"//{host}").hostname in (HOST, "localhost")
+    named = re.fullmatch(rf"({re.escape(HOST)}|localhost)(:\d*)?", host, re.IGNORECASE)
     strange = self.headers.get("sec-fetch-site", "none") not in ("same-origin", "none")
     if not named or origin not in (None, f"http://{host}") or strange:
       raise Refused(403, "This page can be used only from the machine it runs on.")
@@ -285,9 +328,9 @@ class Visit(BaseHTTPRequestHandler):
 
   def _length(self, most_mib: int) -> int:
     length = self.headers.get("content-length", "")
-    if not length.isdecimal():
+    if not (length.isascii() and length.isdecimal()):
       raise Refused(411, "The request does not say how long it is.")
-    if int(length) > most_mib * MIB:
+    if len(length) > 18 or int(length) > most_mib * MIB:
       raise Refused(413, f"The video is larger than {most_mib} MiB.")
     return int(length)
 
@@ -296,13 +339,14 @@ class Visit(BaseHTTPRequestHandler):
     asked = parse_qs(urlsplit(self.path).query).get("name", ["video"])[0]
     name = "".join(c for c in asked if c.isprintable() and c not in "/\\")[-100:].lstrip(".") or "video"
     with tempfile.TemporaryDirectory(dir=self.page.folder) as own:
-      path = Path(own, name)
-      with path.open("wb") as file:
+      # The visitor's name may be too long for this disk; its end helps FFmpeg to guess the format.
+      path = Path(own, f"video{Path(name).suffix if re.search(r'[.][a-zA-Z0-9]{1,8}$', name) else ''}")
+      with path.open("wb", buffering=MIB) as file:
         for piece in self._pieces(length):
           file.write(piece)
       self._head(200, "application/x-ndjson")
       try:
-        self._tell({"answer": self.page.answer(path, self._tell)})
+        self._tell({"answer": self.page.answer(path, name, self._tell)})
       except UserError as error:
         self._tell({"error": str(error)})
 

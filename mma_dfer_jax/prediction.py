@@ -109,11 +109,12 @@ class Timeline:
   thumbnails: tuple[tuple[float, UInt8[np.ndarray, "H W 3"]], ...]
   warnings: tuple[str, ...] = ()  # that concern all windows
   persons: tuple[Presence, ...] = ()  # who was asked for; () if that is the largest face
+  spoken: float = 0.0  # seconds in which somebody speaks, if there is a window for each sentence
 
 
 def predict_video(
   engine: Engine, file: str | Path, *, faces: Faces = "auto", face_model: str | Path | None = None,
-  channel: str = "auto", force: bool = False, abstain: float = 0.0,
+  channel: str = "auto", force: bool = False, abstain: float = 0.0, person: str = "largest",
 ) -> Prediction:  # fmt: skip
   """What the model says of one video file, from frames over all of it (16) and the beginning of its sound (5.12 s).
 
@@ -128,14 +129,18 @@ def predict_video(
     channel: of the sound, "first", "loudest", "centre" or "mix"; "auto": as in the model's training.
     force: name the most probable class, whatever speaks against it.
     abstain: name no class whose probability is below this.
+    person: "largest" follows the face that is largest over time; "2" is the second largest person.
   Raises:
     MediaError: if the file is no video, has no picture, or is damaged. (A UserError, whose text is for people.)
-    UserError: if the face detector is needed and not there, or `abstain` is no probability.
+    UserError: if the face detector is needed and not there, `abstain` is no probability, or there is no such person.
   """
   check_abstain(abstain)
+  if person == "all":
+    raise UserError("person=all: predict_timeline(…, window=None) answers for everybody in a video")
   finder = face_finder(engine, faces, face_model)
-  sample = clip_sample(engine.about.inputs, file, finder, channel=sound_channel(engine.about.recipe, channel))
-  ((_, prediction),) = predict_samples(engine, [sample], 1, force=force, abstain=abstain)
+  channel = sound_channel(engine.about.recipe, channel)
+  ((_, sample),) = person_samples(engine.about.inputs, file, finder, person, channel=channel)
+  ((_, prediction),) = predict_samples(engine, [(str(file), sample)], 1, force=force, abstain=abstain)
   return prediction
 
 
@@ -195,9 +200,10 @@ def predict_timeline(
       progress("predict", i + 1, len(wanted))
     persons = tuple(_presence(who, seen, thumbnails.get(who.number, [])) for who in people if who)
     warnings = seen.notes + (WHOSE_SPEECH,) * bool(persons and seen.sound)
+    spoken = sum(one.end - one.start for one in windows) if window == "speech" else 0.0
     return Timeline(
       str(file), seen.seconds, seconds, hop, tuple(predictions), seen.sound, tuple(thumbnails.get(None, ())), warnings,
-      persons,
+      persons, spoken,
     )  # fmt: skip
 
 
@@ -227,11 +233,24 @@ def clip_sample(
 
   `progress` gets the seconds of each frame; what it raises ends the reading.
   """
+  ((_, sample),) = person_samples(inputs, file, finder, "largest", channel=channel, progress=progress)
+  return str(file), sample
+
+
+def person_samples(
+  inputs: Inputs, file: str | Path, finder: Finder, person: str, *, hop: float | None = None, channel: str = "first",
+  progress: Callable[[float], object] = lambda seconds: None,
+) -> list[tuple[Presence | None, Sample]]:  # fmt: skip
+  """Of each who is asked for, where they are in a file, and what a model is given of the whole of it.
+
+  None is the largest face. `hop` is that of a timeline in which persons have the same numbers. Else as `clip_sample`.
+  """
   with media.one_clip(file):
     of_file = _for_file(finder, file)
-    seen = film.survey(file, of_file, channel=channel, progress=progress)
-    (sample,) = film.samples(seen, film.windows(seen), inputs, of_file)
-  return str(file), sample
+    seen = film.survey(file, of_file, hop=hop, channel=channel, progress=progress)
+    people = chosen_persons(person, seen.detections, len(seen.times), seen.cuts)
+    shown = film.samples(seen, film.windows(seen) * len(people), inputs, of_file, people)
+    return [(who and _presence(who, seen, ()), one) for who, one in zip(people, shown, strict=True)]
 
 
 def predict_samples(

@@ -12,6 +12,7 @@ LEAD = 0.2  # in probability, by which another emotion must lead to take over at
 WINDOWS = 3  # then it takes over once it has led in so many windows in a row, from the first of them
 NOT_ANSWERED = "not answered"
 NO_SPEECH = "nobody speaks"  # between the windows, if they are on sentences
+NOT_THERE = "not there"  # while others speak or are in the picture
 RULE = f"another emotion takes over if it leads by {LEAD:g}, or in {WINDOWS} windows in a row"
 
 
@@ -19,7 +20,8 @@ def summarise(timeline: Timeline) -> dict[str, Any]:
   """Shares of time by emotion, largest first, and segments (emotion, start, end in seconds, mean probability).
 
   A window speaks for the time that is nearer to its middle than to any other's; one whose answer is withheld is
-  "not answered", and the next that is answered begins anew.
+  "not answered", and the next that is answered begins anew. What no window speaks for is "nobody speaks" between sentences, and
+  "not there" where the person has no window.
   """
   segments: list[dict[str, Any]] = []
   shares: dict[str, float] = {}
@@ -41,8 +43,10 @@ def summarise(timeline: Timeline) -> dict[str, Any]:
     seconds = sum(end - start for _, _, (start, end) in found)
     shares[segment["emotion"]] = shares.get(segment["emotion"], 0.0) + seconds / timeline.seconds
     rest -= seconds
-  if rest > 0.01 * timeline.seconds:
-    shares[NO_SPEECH] = rest / timeline.seconds
+  nobody = 0.0 if timeline.window else max(0.0, timeline.seconds - timeline.spoken)
+  for words, seconds in ((NO_SPEECH, nobody), (NOT_THERE, rest - nobody)):
+    if seconds > 0.01 * timeline.seconds:
+      shares[words] = seconds / timeline.seconds
   ranked = sorted(shares.items(), key=lambda item: -item[1])
   return {"shares": {name: round(share, 4) for name, share in ranked}, "segments": segments, "rule": RULE}
 

@@ -230,8 +230,8 @@ def check_timeline(browser, said: dict, keys, by) -> None:
   eventually(lambda: browser.execute_script(where) == pytest.approx(0.1, abs=0.01))
   cells = texts(browser, "#seen table td")
   names = list(said["probabilities"])
-  assert texts(browser, "#seen table th") == ["start, s", "end, s", "answer", *names]
-  assert cells[3 : 3 + len(names)] == [f"{100 * said['windows'][0]['probabilities'][n]:.1f} %" for n in names]
+  assert texts(browser, "#seen table thead th") == ["start, s", "end, s", "answer", *names]
+  assert cells[2 : 2 + len(names)] == [f"{100 * said['windows'][0]['probabilities'][n]:.1f} %" for n in names]
 
 
 def check_looks(browser) -> None:
@@ -352,21 +352,21 @@ def test_uploads_take_turns_and_the_channel_is_heard(tmp_path):
   file = tmp_path / "a.mp4"
   file.write_text("no video")
   with pytest.raises(UserError, match=r"^a\.mp4: is not supported"):
-    page.answer(file, lambda line: None)
+    page.answer(file, file.name, lambda line: None)
   with mock.patch.object(page, "_answer", side_effect=TypeError("31 is odd")), pytest.raises(UserError, match=r"^a\.mp4: cannot be decoded \(TypeError: 31 is odd"):  # fmt: skip
-    page.answer(file, lambda line: None)
+    page.answer(file, file.name, lambda line: None)
   with (
     mock.patch.object(module, "media", one_clip=media.one_clip, **{"iterate_sound.return_value": [], "declared_seconds.return_value": 1.0}),
-    mock.patch.object(module, "clip_sample", side_effect=UserError("heard")) as asked,
+    mock.patch.object(module, "person_samples", side_effect=UserError("heard")) as asked,
     pytest.raises(UserError, match="heard"),
   ):  # fmt: skip
-    page.answer(file, lambda line: None)
+    page.answer(file, file.name, lambda line: None)
   assert asked.call_args.kwargs["channel"] == "loudest"
   with page.computing:
     with mock.patch.object(module, "WAITING", 0), pytest.raises(UserError, match="waiting already"):
-      page.answer(file, lambda line: None)
+      page.answer(file, file.name, lambda line: None)
     with pytest.raises(BrokenPipeError):
-      page.answer(file, mock.Mock(side_effect=BrokenPipeError))
+      page.answer(file, file.name, mock.Mock(side_effect=BrokenPipeError))
     assert page.live({}) == {}
   assert page.waiting == 0
 
