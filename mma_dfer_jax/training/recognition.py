@@ -139,7 +139,7 @@ class Recognition:
         return None
       result, predictions = found
       if c.data_set.votes.get(c.test_split):
-        result |= {"votes": against_votes(predictions, self.test_votes())}
+        result |= {"test_votes": against_votes(predictions, self.test_votes())}
       if held_out:
         result |= {"held_out": held_out}
         predictions = calibrated(predictions, held_out["temperature"])
@@ -210,7 +210,7 @@ class Recognition:
             **votes
           )
         }
-        if (votes := history[-1].get("votes"))
+        if (votes := history[-1].get("test_votes"))
         else {}
       ),
     }
