@@ -99,6 +99,22 @@ def _half_the_frames(c: ConfigDict) -> None:
   put(c, "frame_mask.after", max(1, c.model.image.get("depth", 0) // 3))
 
 
+def _of_loss(says: str, name: str = "", head: str = "", balanced: bool = False, **fields: Any) -> Row:
+  """A row that changes what is minimised, or which clips are drawn."""
+
+  def change(c: ConfigDict) -> None:
+    if name:
+      c.loss = parts.successor("losses", c.loss, name)
+    if head:
+      put(c, "head", head)
+    if balanced:
+      c.data.balanced = True
+    c.loss.update(fields)
+
+  return Row(says, change)
+
+
+_DRW: dict[str, Any] = {"class_weights": "effective", "reweight_from": 0.8}
 ROWS = {
   "base": Row("nothing: the config as it is", lambda c: None),
   "no_prompts": _row("no prompts", prompts="none"),
@@ -131,6 +147,17 @@ ROWS = {
   "frozen_positions": Row("position tables frozen, as in the paper's figure; the prompts' rows stay at 0", _frozen_positions),
   "frozen_encoders": Row("trained is what the parts say: encoders frozen except positions", lambda c: setattr(c, "tunable", ())),
   "unfrozen": Row("everything is trained", lambda c: setattr(c, "tunable", (".*",))),
+  "ial": _of_loss("the intensity-aware loss added, 0.1 of it", ial_weight=0.1),
+  "focal": _of_loss("focal loss, gamma 2", "focal"),
+  "inverse_weights": _of_loss("class weights by the inverse number of clips", class_weights="inverse"),
+  "class_weights": _of_loss("class weights by the effective number of clips", class_weights="effective"),
+  "drw": _of_loss("these class weights in the last fifth of the epochs only", **_DRW),
+  "ldam": _of_loss("cosine head and margins by the number of clips", "ldam", "cosine"),
+  "ldam_drw": _of_loss("the same, and class weights in the last fifth of the epochs", "ldam", "cosine", **_DRW),
+  "logit_adjusted": _of_loss("logits adjusted by the classes' shares in training", logit_adjustment=1.0),
+  "smoothing": _of_loss("labels smoothed by 0.1", "cross_entropy", label_smoothing=0.1),
+  "votes": _of_loss("the votes of people in place of labels", "votes"),
+  "balanced": _of_loss("clips drawn so that all classes are equally frequent", balanced=True),
   "last_1_block": _last_blocks(1),
   "last_2_blocks": _last_blocks(2),
   "linear_probe": _linear_probe("linear probe: frozen encoders, one linear layer"),

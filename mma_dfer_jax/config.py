@@ -88,6 +88,9 @@ def _set_data(c: ml_collections.ConfigDict) -> None:
   c.data.classes = ()  # if given, the class names that the data set must have, in this order
   c.data.crop_scale = (0.08, 1.0)  # share of the frame's area; one draw per clip; video_transform.py
   c.data.crop_ratio = (3 / 4, 4 / 3)  # width over height of the crop; video_transform.py
+  c.data.balanced = (
+    False  # draw a class for each place of a batch, then one of its clips; epochs stay as long
+  )
   c.data.flip = 0.5  # probability of a mirrored clip; video_transform.py
   c.data.brightness = 0.5  # factor within 1 ± this; video_transform.py
   c.data.rand_augment = (

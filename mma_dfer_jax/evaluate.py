@@ -33,9 +33,11 @@ from mma_dfer_jax.engines.jax import JaxEngine
 from mma_dfer_jax.errors import UserError, count, listed
 from mma_dfer_jax.paths import define_path, define_paths, hint, user_path
 from mma_dfer_jax.training import hosts, report
-from mma_dfer_jax.training.calibration import calibrated, reliability
+from mma_dfer_jax.training.calibration import calibrated, number_held_out, reliability
 from mma_dfer_jax.training.comparison import as_table, compare
 from mma_dfer_jax.training.evaluation import evaluate_split, jit_eval
+from mma_dfer_jax.training.predictions import Predictions
+from mma_dfer_jax.training.run import read_run
 from mma_dfer_jax.training.sharding import check_batch_size, make_mesh, replicated, start_jax
 from mma_dfer_jax.training.steps import Batch, sums
 
@@ -49,6 +51,8 @@ _DATA_DIR = define_path("data_dir", None, "Where the data set is now; if not giv
 _DATA_NAME = flags.DEFINE_string("data_name", None, "Folder below data_dir; if not given, as in training, or clips.")  # fmt: skip
 _SPLIT = flags.DEFINE_string("split", None, "Split to evaluate; if not given, the run's test split.")
 _WITHOUT = flags.DEFINE_list("without", ["none"], "Modality removed: none, sound, picture (comma-separated).")
+_LOGIT_ADJUSTMENT = flags.DEFINE_float("logit_adjustment", 0.0, "Subtracts so many times log(share of the class in the training "
+                                      "clips) from the logits; 1: the paper's.", lower_bound=0.0)  # fmt: skip
 _ENGINE = cli.shared_flag("engine")
 _PRECISION = cli.shared_flag("precision")
 _CLASS_VECTORS = cli.shared_flag("class_vectors")
@@ -59,7 +63,7 @@ flags.register_multi_flags_validator(_FORMS, lambda given: [*given.values()].cou
 # Which of these forms each flag goes with.
 _MODELS = _FORMS[:2]
 _GOES_WITH = {
-  **{name: _MODELS for name in ("step", "data_dir", "data_name", "engine", "precision", "batch_size", *hosts.FLAGS)},
+  **{name: _MODELS for name in ("step", "data_dir", "data_name", "engine", "precision", "batch_size", "logit_adjustment", *hosts.FLAGS)},
   "split": ("workdir",), "class_vectors": ("workdir",), "without": ("workdir",), "splits": ("workdirs",), "out": ("workdirs", "compare"),
 }  # fmt: skip
 
@@ -108,6 +112,30 @@ def evaluation_of(path: Path, split: str) -> Evaluation:
   batch_size = _BATCH_SIZE.value or trained["batch_size"]
   check_batch_size(batch_size)
   return Evaluation(path, about, data_set, split, batch_size)
+
+
+def log_prior(path: Path, about: About) -> np.ndarray:
+  """log(share of each class in the clips that a run was trained on); UserError if they are not known, or it has used them."""
+  place = f"--logit_adjustment={_LOGIT_ADJUSTMENT.value}"
+  if not (path / "run.json").exists():
+    raise UserError(f"{place} needs the training clips of each class, which only a run keeps: {path} is none")
+  run = read_run(path)
+  c = run["config"]
+  if c["loss.logit_adjustment"]:
+    raise UserError(
+      f"{place}: {path} was trained with loss.logit_adjustment={c['loss.logit_adjustment']} already; never use both"
+    )
+  fold = c["data.fold"]
+  splits = (
+    [one for one in run["data_set"]["splits"] if one.startswith("fold") and one != f"fold{fold}"]
+    if fold
+    else ["train"]
+  )
+  clips = [sum(run["data_set"]["clips"][split][name] for split in splits) for name in about.classes]
+  clips = [number - number_held_out(number, c["data.held_out"]) for number in clips]
+  if without := [name for name, number in zip(about.classes, clips, strict=True) if not number]:
+    raise UserError(f"{place} cannot be used, for no training clip is {' or '.join(without)}")
+  return np.log(np.array(clips) / sum(clips))
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
@@ -180,11 +208,14 @@ def evaluate(evaluation: Evaluation) -> report.Fold:
       engine = engine.with_classes(_CLASS_VECTORS.value, evaluation.data_set.classes)
     eval_fn = evaluator(engine, mesh)
   about = engine.about
-  facts = {"split": split, "model": about.origin, "precision": about.precision, "classes": list(about.classes),
+  facts: dict[str, Any] = {"split": split, "model": about.origin, "precision": about.precision, "classes": list(about.classes),
            "data_set": evaluation.data_set.fingerprint, "weights": about.fingerprint}  # fmt: skip
+  if _LOGIT_ADJUSTMENT.value:
+    facts["logit_adjustment"] = _LOGIT_ADJUSTMENT.value
   if engine.name != "jax":
     facts["engine"] = engine.name
   files, evaluations = files_of(path, facts) if chief else ("", {})
+  prior = _LOGIT_ADJUSTMENT.value and _LOGIT_ADJUSTMENT.value * log_prior(path, about)
   folds = []
   for without in _WITHOUT.value:
     found = evaluate_split(
@@ -193,6 +224,10 @@ def evaluate(evaluation: Evaluation) -> report.Fold:
     )  # fmt: skip
     assert found is not None  # nothing stops it
     result, predictions = found
+    if _LOGIT_ADJUSTMENT.value:
+      adjusted = np.log(np.maximum(predictions.probabilities, np.finfo(float).tiny)) - prior
+      predictions = dataclasses.replace(Predictions.of_logits(predictions.classes, predictions.clips, predictions.labels, adjusted),
+                                        data_set=predictions.data_set)  # fmt: skip
     predictions = calibrated(predictions, about.temperature)
     ece = reliability(predictions).ece
     scores, no_sound = predictions.scores, {"clips_without_sound": result["clips_without_sound"]}
@@ -210,7 +245,10 @@ def evaluate(evaluation: Evaluation) -> report.Fold:
       predictions.write(Path(f"{files}_without_{without}_predictions.csv"))
       war, uar = report.percent(scores.war), report.percent(scores.uar)
       shown = f"WAR {war}, UAR {uar}, ECE {report.percent(ece)}, {count(scores.clips, 'clip')}"
-      print(f"\n{split}, {MODALITIES[without]}, {about.precision}: {shown}\n{report.recall_table(scores)}")
+      tau = f", logit adjustment {_LOGIT_ADJUSTMENT.value}" * bool(_LOGIT_ADJUSTMENT.value)
+      print(
+        f"\n{split}, {MODALITIES[without]}, {about.precision}{tau}: {shown}\n{report.recall_table(scores)}"
+      )
       write_json(Path(f"{files}.json"), {**facts, "without": evaluations})
   if chief:
     print(f"\nwrote {files}.json")
@@ -229,6 +267,7 @@ def files_of(path: Path, facts: Mapping[str, Any]) -> tuple[str, dict[str, Any]]
     for key, flag in (("engine", _ENGINE), ("precision", _PRECISION))
     if flag.value and key in facts
   )
+  name += f"_logit_adjustment_{facts['logit_adjustment']}" if "logit_adjustment" in facts else ""
   begin = str(path / name if path.is_dir() else path.with_name(f"{path.name}.{name}"))
   for files in (begin, f"{begin}_{facts['data_set'][:8]}_{facts['weights'][:8]}"):
     try:

@@ -135,7 +135,12 @@ def _free_constants() -> None:
     ctypes.CDLL(None).malloc_trim(0)
 
 
-SAID = {"frame_weights": "what each frame counts, 1 on average over the frames that are kept; 0: not kept"}
+SAID = {
+  "frame_weights": "what each frame counts, 1 on average over the frames that are kept; 0: not kept",
+  **{f"layers_of_{stream}": "weights of the layers, which add up to 1" for stream in ("image", "audio")},
+  **{f"layer_gate_of_{stream}": "share of their mean in the summary; the rest is the last layer's" for stream in ("image", "audio")},
+  "streams": "factors of picture and sound, which add up to 2",
+}  # fmt: skip
 
 
 def describe(engine: JaxEngine, platforms: Sequence[str]) -> dict[str, Any]:

@@ -57,6 +57,20 @@ class Fields:
         found.append(f"{field.name}={value} must be a positive whole number{'' if least else ' or 0'}")
     return found
 
+  def outside(self, **ranges: str) -> list[str]:
+    """One line for each number outside of its range, such as "(0, 1]"; wrong types are told elsewhere."""
+    found = []
+    for name, text in ranges.items():
+      value, (least, most) = getattr(self, name), map(float, text[1:-1].split(","))
+      if type(value) in (int, float):
+        inside = (
+          least <= value <= most
+          and not (text[0] == "(" and value == least)
+          and not (text[-1] == ")" and value == most)
+        )
+        found += [f"{name}={value} must lie in {text}"] * (not inside)
+    return found
+
   def problems_with(self, *args: Any) -> list[str]:
     """One line for each reason why this part does not fit the rest of the model."""
     return []
@@ -74,16 +88,15 @@ class LossPart(Fields):
   """What every `Config` of a loss has: what goes with any loss, put together in `training/objective.py`."""
 
   ial_weight: float = 0.0  # of the intensity-aware loss, which is added; its authors use 0.1
-  class_weights: str | tuple[float, ...] = (
-    "none"  # or inverse, effective, or numbers in label order: "1,1,2.5"
-  )
+  # Of clips: none, inverse, effective, or numbers in label order, "1,1,2.5".
+  class_weights: str | tuple[float, ...] = "none"
   effective_beta: float = 0.9999  # of class_weights=effective
   reweight_from: float = 0.0  # share of the epochs after which class weights act; 0.8 in DRW
-  logit_adjustment: float = (
-    0.0  # factor of log(share of the training clips), added to the logits in training; 1: the paper's
-  )
+  # Times log(share of the class in the training clips) is added to the logits in training; 1.0 is the paper's.
+  logit_adjustment: float = 0.0
   # Of weighted losses the sum is divided by that of the weights of the batch, as PyTorch does; False: by its clips.
   BY_WEIGHTS: ClassVar[bool] = True
+  NEEDS_VOTES: ClassVar[bool] = False  # of people for each class, in the batch
   NEEDS_EVERY_CLASS: ClassVar[bool] = False  # divides by each class's number of training clips
 
   def problems(self) -> list[str]:
@@ -94,15 +107,9 @@ class LossPart(Fields):
       wrong = given not in CLASS_WEIGHTS and not all(0 < w < math.inf for w in self.numbers)
     except (TypeError, ValueError):
       wrong = True
-    ranges = {
-      "effective_beta": "below 1",
-      "reweight_from": "below 1",
-      "ial_weight": "",
-      "logit_adjustment": "",
-    }
-    rules = {name: (0 <= getattr(self, name) < (1 if least else math.inf), f"must be 0 or more{least and ', '}{least}")
-             for name, least in ranges.items() if type(getattr(self, name)) in (int, float)}  # fmt: skip
-    found += [f"{name}={getattr(self, name)} {words}" for name, (holds, words) in rules.items() if not holds]
+    found += self.outside(
+      ial_weight="[0, inf)", logit_adjustment="[0, inf)", effective_beta="[0, 1)", reweight_from="[0, 1)"
+    )
     if wrong:
       found.append(f"class_weights={given!r}: choose one of {', '.join(CLASS_WEIGHTS)}, or give a positive number for each class, "
                    'such as "1,1,2.5"')  # fmt: skip

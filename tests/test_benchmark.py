@@ -14,7 +14,7 @@ from mma_dfer_jax.data import speed
 from mma_dfer_jax.data.data_set import open_data_set
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.inputs import Inputs
-from mma_dfer_jax.model import paper
+from mma_dfer_jax.model import paper, read_model
 
 benchmark = load("benchmark")
 
@@ -22,6 +22,13 @@ benchmark = load("benchmark")
 @pytest.mark.parametrize(("size", "flops"), [(224, 643.7e9), (160, 356.2e9)])
 def test_operations_are_those_that_the_original_counts(size, flops):
   assert benchmark.step_flops(paper(image_size=size)) == pytest.approx(flops, abs=0.05e9)
+
+
+@pytest.mark.parametrize(("after", "keep", "flops"), [(2, 4, 274.1e9), (4, 8, 446.6e9), (8, 12, 594.4e9)])
+def test_frames_that_are_not_kept_are_not_counted(after, keep, flops):
+  mask = {"name": "soft", "after": after, "keep": keep}
+  cfg = read_model(paper().to_fields() | {"frame_mask": mask})
+  assert benchmark.step_flops(cfg) == pytest.approx(flops, abs=0.05e9)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import signal
 import threading
 from typing import Any
 
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 import numpy as np
 
 from mma_dfer_jax.cores import share_cores
@@ -48,6 +48,15 @@ class DataSet:
   seconds_of_sound: float = 0.0  # median of the clips with sound; 0 if there are none
   # Between which values 90 % of the clips but those of `test` lie: `records.typical_of`.
   typical: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
+
+  votes: Mapping[str, int] = dataclasses.field(
+    default_factory=dict
+  )  # clips with votes by split; empty: none are stored
+
+  def votes_of(self, split: str) -> UInt8[np.ndarray, "N C"]:
+    """Votes for each class, of all records of a split, which are read for it; all 0: there are none."""
+    records = self.records(split)
+    return np.stack([records[i]["votes"] for i in range(len(records))]).astype(np.uint8)
 
   def notes(self) -> list[tuple[str, list[str]]]:
     """What prepare noted, and of which clips."""

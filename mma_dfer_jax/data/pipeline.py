@@ -81,8 +81,9 @@ def make_example(
   except ValueError as error:
     name = record["clip_id"].decode()
     raise UserError(f"clip {name} cannot be read: {error}; {AGAIN}") from error
+  votes = {"votes": np.asarray(record["votes"], np.uint8)} if "votes" in record else {}
   return {"video": video, "spectrogram": sound, "label": np.int32(record["label"]), "clip_id": record["clip_id"],
-          "has_audio": np.bool_(record["has_audio"]), "mask": np.bool_(True)}  # fmt: skip
+          "has_audio": np.bool_(record["has_audio"]), "mask": np.bool_(True), **votes}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +100,9 @@ class TrainOrder:
   num_epochs: int
   host: int = 0
   num_hosts: int = 1
+  labels: tuple[
+    int, ...
+  ] = ()  # of the records; if given, a class is drawn for each place, and then one of its clips
 
   @property
   def steps_per_epoch(self) -> int:
@@ -124,6 +128,8 @@ class TrainOrder:
   def clip_at(self, position: int) -> int:
     """Which record stands at a position of the global order."""
     epoch, place = divmod(position, self.steps_per_epoch * self.batch_size)
+    if self.labels:
+      return int(balanced(self.labels, self.seed, epoch)[place])
     return int(permutation(len(self.records), self.seed, epoch)[place])
 
 
@@ -131,6 +137,17 @@ class TrainOrder:
 def permutation(size: int, seed: int, epoch: int) -> np.ndarray:
   """The order of one epoch; the last few are kept."""
   return np.random.default_rng([seed, epoch]).permutation(size)
+
+
+@functools.lru_cache(maxsize=4)
+def balanced(labels: tuple[int, ...], seed: int, epoch: int) -> np.ndarray:
+  """As many clips as there are, each of a class that is drawn evenly; the last few epochs are kept."""
+  rng, of_clips = np.random.default_rng([seed, epoch, 1]), np.array(labels)
+  of_classes = [np.flatnonzero(of_clips == label) for label in np.unique(of_clips)]
+  classes, shares = rng.integers(len(of_classes), size=len(labels)), rng.random(len(labels))
+  return np.array(
+    [of_classes[one][int(share * len(of_classes[one]))] for one, share in zip(classes, shares, strict=True)]
+  )
 
 
 class EvalOrder(TrainOrder):
@@ -145,7 +162,13 @@ class EvalOrder(TrainOrder):
 
 
 def make_batch(
-  order: TrainOrder, inputs: Inputs, ranges: Augment | None, without: str, view: int | None, step: int
+  order: TrainOrder,
+  inputs: Inputs,
+  ranges: Augment | None,
+  without: str,
+  view: int | None,
+  votes: int,
+  step: int,
 ) -> Batch:
   """Batch `step` of an order. Frames are written in place: 2.4 MB for each clip are not copied together later."""
   videos = np.zeros((order.share, *inputs.video_shape), np.uint8)
@@ -164,14 +187,16 @@ def make_batch(
     examples.append(example)
   if without == "picture":
     videos[...] = 0
-  rest = {key: np.stack([example[key] for example in examples]) for key in nothing}
+  if votes:
+    nothing["votes"] = np.zeros(votes, np.uint8)
+  rest = {key: np.stack([example.get(key, nothing[key]) for example in examples]) for key in nothing}
   return {"video": videos} | rest
 
 
 @contextlib.contextmanager
 def load_batches(
   order: TrainOrder, inputs: Inputs, ranges: Augment | None = None, *, num_workers: int, prefetch: int,
-  start_step: int = 0, without: str = "", view: int | None = None,
+  start_step: int = 0, without: str = "", view: int | None = None, votes: int = 0,
 ) -> Iterator[Iterator[Batch]]:  # fmt: skip
   """Batches of this host from `start_step` to the end of the last epoch.
 
@@ -182,9 +207,10 @@ def load_batches(
     prefetch: batches that each keeps ready.
     without: "sound" or "picture": as if that had been missing.
     view: as for make_example.
+    votes: classes, if batches bring votes (B, C) uint8 of people; 0: they do not.
   """
   make, num_steps = (
-    functools.partial(make_batch, order, inputs, ranges, without, view),
+    functools.partial(make_batch, order, inputs, ranges, without, view, votes),
     len(order) // order.share,
   )
   with stream_batches(make, start_step, num_steps, num_workers=num_workers, prefetch=prefetch) as batches:

@@ -291,7 +291,7 @@ def prepare(
   recipe = RECIPE | layout.recipe | decoding.recipe
   if not layout.classes:
     recipe["missing_sound"] = "taken, and sounds without pictures too, for pretraining"
-  described = [(c.clip_id, c.label, c.split, _key(c, decoding)) for c in layout.clips]
+  described = [(c.clip_id, c.label, c.split, _key(c, decoding), *c.votes) for c in layout.clips]
   facts = [described, layout.problems, layout.classes, recipe, allow_bad]
   fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
   with _alone_in(data_dir / name) as scratch:

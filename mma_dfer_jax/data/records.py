@@ -234,6 +234,10 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
       "typical": typical_of(clips),
       "without_sound": {split: silent[split] for split in splits},
     }
+    if any(clip.votes for clip in clips):
+      self.facts["votes"] = {
+        split: sum(bool(clip.votes) for clip in clips if clip.split == split) for split in splits
+      }
     super().__init__(data_dir=data_dir, file_format="array_record")
 
   @classmethod
@@ -254,6 +258,8 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
     }
     if TIMES in self.facts["recipe"]:  # seconds at which frames begin, and at which the last one ends
       features["times"] = tfds.features.Tensor(shape=(None,), dtype=np.float64)
+    if "votes" in self.facts:  # of people for each class; all 0: nobody was asked
+      features["votes"] = tfds.features.Tensor(shape=(len(self.classes),), dtype=np.uint8)
     # As text: tfds would bring back lists of metadata as something else.
     metadata = tfds.core.MetadataDict(facts=json.dumps(self.facts))
     return _Info(builder=self, features=tfds.features.FeaturesDict(features), metadata=metadata)
@@ -281,6 +287,8 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
           }
           if TIMES in self.facts["recipe"]:
             record["times"] = arrays["times"][frames.start : frames.stop + 1]
+          if "votes" in self.facts:
+            record["votes"] = np.array(clip.votes or [0] * len(self.classes), np.uint8)
           yield record["clip_id"], record
 
   def write(self) -> Path:

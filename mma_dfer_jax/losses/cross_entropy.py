@@ -17,9 +17,7 @@ class Config(parts.LossPart):
   label_smoothing: float = 0.0  # share of the target that is spread evenly over all classes; 0.1 is usual
 
   def problems(self) -> list[str]:
-    share = self.label_smoothing
-    wrong = isinstance(share, float) and not 0 <= share < 1
-    return super().problems() + [f"label_smoothing={share} must lie in [0, 1)"] * wrong
+    return super().problems() + self.outside(label_smoothing="[0, 1)")
 
   def build(self, clips_per_class: Float[Array, "C"]) -> parts.Loss:
     return self

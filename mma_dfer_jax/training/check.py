@@ -216,6 +216,9 @@ def check_run(config: ml_collections.ConfigDict, *, devices: bool = True) -> Che
       if model and not first_error(lambda: loss_of(config)):
         left = {name: number - number_held_out(number, share) for name, number in of_class.items()}
         problems += loss_of(config).problems_with(model.head, left)
+        if loss_of(config).NEEDS_VOTES and not data_set.votes:
+          problems.append("loss=votes needs the votes of people, but the data set keeps none: prepare it again with --overwrite from "
+                          "an archive that has them (DFEW: Annotation/annotation.csv)")  # fmt: skip
       problems += too_few_clips(config.batch_size, clips, whose, jax.device_count() if devices else 1)
     except UserError as error:
       problems.append(str(error))

@@ -5,6 +5,7 @@ Sources: class weights by effective number, Cui et al. 2019 (arXiv 1901.05555); 
 """
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import functools
 import math
 import operator
@@ -38,6 +39,25 @@ def total(means: Mapping[str, Any], terms: Terms) -> Any:
   )
 
 
+def in_words(config: parts.LossPart, num_epochs: int) -> str:
+  """What is minimised, for reports: the loss with its own fields, and what goes with it."""
+  own = parts.fields_of(config)
+  common = {field.name for field in dataclasses.fields(parts.LossPart)}
+  fields = ", ".join(f"{name}={value}" for name, value in own.items() if name not in common | {"name"})
+  weights = f"class_weights={config.class_weights}"
+  if config.class_weights == "effective":
+    weights += f" (beta {config.effective_beta})"
+  if config.reweight_from:
+    weights += f" from epoch {first_weighted_epoch(config, num_epochs) + 1}"
+  found = [
+    own["name"] + f" ({fields})" * bool(fields),
+    weights * (config.class_weights != "none"),
+    f"logit_adjustment={config.logit_adjustment}" * bool(config.logit_adjustment),
+    f"{config.ial_weight} x intensity-aware loss" * bool(config.ial_weight),
+  ]
+  return ", ".join(filter(None, found))
+
+
 class Objective:
   """What is minimised, and with which numbers of training clips.
 
@@ -65,13 +85,8 @@ class Objective:
 
   def terms(self, outputs: parts.Outputs, batch: Batch, shared: Statistics) -> Terms:
     """Of a batch or a part of it; `ce` or the loss's own name, and `ial`."""
-    c, clips, weights, labels = (
-      self.config,
-      shared["clips"],
-      shared.get("weights"),
-      self.config.labels(batch),
-    )
-    adjusted = outputs
+    c, clips, weights = self.config, jnp.asarray(shared["clips"]), shared.get("weights")
+    labels, adjusted = c.labels(batch), outputs
     if c.logit_adjustment:
       prior = jnp.log(clips / clips.sum())
       adjusted = outputs._replace(logits=outputs.logits + c.logit_adjustment * prior)

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 import numpy as np
 
 from mma_dfer_jax.disk import new_file
@@ -60,6 +60,18 @@ class Predictions:
       writer = csv.writer(file, lineterminator="\n")
       writer.writerow(["clip", "label", *self.classes])
       writer.writerows([clip, self.classes[label], *row] for clip, label, row in rows)
+
+
+def against_votes(predictions: Predictions, votes: UInt8[np.ndarray, "N C"]) -> dict[str, float]:
+  """How well answers agree with the votes of people, for clips that have any.
+
+  Returns: clips; cross_entropy to their shares, in nats; won, percent of the votes that were for the answered class.
+  """
+  there = votes.sum(axis=1) > 0
+  shares = votes[there] / votes[there].sum(axis=1, keepdims=True)
+  log_p = np.log(np.maximum(predictions.probabilities[there], np.finfo(np.float64).tiny))
+  won = np.take_along_axis(shares, predictions.answers[there][:, None], axis=1)
+  return {"clips": int(there.sum()), "cross_entropy": float(-(shares * log_p).sum(axis=1).mean()), "won": 100 * float(won.mean())}  # fmt: skip
 
 
 def read_predictions(path: Path) -> Predictions:

@@ -25,8 +25,8 @@ from mma_dfer_jax.training.check import Checked, few_clips, micro_batch_of
 from mma_dfer_jax.training.evaluation import evaluate_split, jit_eval
 from mma_dfer_jax.training.loop import Evaluated
 from mma_dfer_jax.training.mixing import mix, terms_of
-from mma_dfer_jax.training.objective import Objective, Statistics, Terms
-from mma_dfer_jax.training.predictions import read_predictions
+from mma_dfer_jax.training.objective import Objective, Statistics, Terms, in_words
+from mma_dfer_jax.training.predictions import against_votes, read_predictions
 from mma_dfer_jax.training.report import percent, write_report
 from mma_dfer_jax.training.run import Run
 from mma_dfer_jax.training.state import TrainState, by_epoch, by_step, cosine_rates, make_optimizer
@@ -57,7 +57,12 @@ class Recognition:
       chosen = hold_out(data_set.labels(checked.train_split), checked.held_out, c.seed)
       self.held_out = Some(records, chosen)
       records = Some(records, np.setdiff1d(np.arange(len(records)), chosen))
-    self.order = TrainOrder(records, c.seed, c.batch_size, c.num_epochs, *hosts_of_run)
+    labels: tuple[int, ...] = ()
+    if c.data.balanced:
+      of_all = data_set.labels(checked.train_split)
+      labels = tuple(np.delete(of_all, chosen if checked.held_out else []).tolist())
+    self.order = TrainOrder(records, c.seed, c.batch_size, c.num_epochs, *hosts_of_run, labels)
+    self.votes = len(data_set.classes) if checked.loss.NEEDS_VOTES else 0  # of a batch
     self.train_clips = checked.train_clips
     self.objective = Objective(checked.loss, tuple(self.train_clips.values()), c.num_epochs)
     self.patterns = tunable_patterns(checked.model, c.tunable)
@@ -96,7 +101,7 @@ class Recognition:
     return model.draw_drop_path(rngs, examples)
 
   def abstract_batch(self, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    return abstract_batch(self.checked.model.inputs, self.config.batch_size, mesh)
+    return abstract_batch(self.checked.model.inputs, self.config.batch_size, mesh, self.votes)
 
   def batches(self, start_step: int) -> contextlib.AbstractContextManager[Iterator[Mapping[str, np.ndarray]]]:
     d = self.config.data
@@ -104,7 +109,7 @@ class Recognition:
     ranges |= {name: tuple(d[name]) for name in ("crop_scale", "crop_ratio")}  # lists in a run.json
     augment, inputs = Augment(**ranges), self.checked.model.inputs
     how = {"start_step": start_step, "num_workers": d.num_workers, "prefetch": d.prefetch}
-    return load_batches(self.order, inputs, augment, **how)
+    return load_batches(self.order, inputs, augment, votes=self.votes, **how)
 
   def evaluator(
     self, graphdef: nnx.GraphDef, mesh: Mesh
@@ -133,6 +138,8 @@ class Recognition:
       if found is None:
         return None
       result, predictions = found
+      if c.data_set.votes.get(c.test_split):
+        result |= {"votes": against_votes(predictions, self.test_votes())}
       if held_out:
         result |= {"held_out": held_out}
         predictions = calibrated(predictions, held_out["temperature"])
@@ -146,6 +153,15 @@ class Recognition:
 
     return evaluate
 
+  @property
+  def clips_without_votes(self) -> int:
+    splits, data_set = self.checked.train_split.split("+"), self.checked.data_set
+    return sum(data_set.splits[split] - data_set.votes.get(split, 0) for split in splits)
+
+  @functools.cache  # noqa: B019 # one task in a process
+  def test_votes(self) -> np.ndarray:
+    return self.checked.data_set.votes_of(self.checked.test_split)
+
   def facts(self) -> list[str]:
     c, started = self.checked, {start.name for start in self.checked.starts}
     return [
@@ -154,6 +170,9 @@ class Recognition:
       *[f"held out of training, for the temperature: {errors.count(len(self.held_out), 'clip')}"] * bool(self.held_out),
       *(f"{stream} encoder: random weights, nothing pretrained (config.pretrained.{stream} is empty)"
         for stream in ("image", "audio") if getattr(c.model, stream).depth and not {stream, "init_from"} & started),
+      *["balanced: each place of a batch draws a class first, then one of its clips"] * self.config.data.balanced,
+      *[f"note: {without} of them have no votes; their target is their label"
+        for without in [self.clips_without_votes] if self.votes and without],
       *(f"note: no training clip is {name}, so the model cannot learn it"
         for name, clips in self.train_clips.items() if not clips),
       *filter(None, [few_clips(self.train_clips)]),
@@ -175,6 +194,25 @@ class Recognition:
       or "nothing: all parameters were drawn",
       "data_set": f"{self.config.data.name}, fingerprint {data_set.fingerprint[:12]}",
       "splits": f"train {c.train_split}, test {c.test_split}",
+      "loss": in_words(c.loss, self.config.num_epochs),
+      **{
+        f"training_{name}": f"{history[-1][name]:.4f}"
+        for name in ("ce", "ial", *parts.names("losses"))
+        if name in history[-1]
+      },
+      "sampling": "balanced: a class first, then one of its clips"
+      if self.order.labels
+      else "every clip once an epoch",
+      **({"clips_without_votes": self.clips_without_votes} if self.votes else {}),
+      **(
+        {
+          "votes": "cross-entropy {cross_entropy:.4f}, {won:.2f} % of the votes won, {clips} test clips".format(
+            **votes
+          )
+        }
+        if (votes := history[-1].get("votes"))
+        else {}
+      ),
     }
     predictions = read_predictions(workdir / "predictions.csv")  # of the last evaluation
     how: dict[str, Any] = {"predictions": predictions, "held_out": held_out, "split": c.test_split}

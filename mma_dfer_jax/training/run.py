@@ -41,7 +41,7 @@ def describe_run(
     "recipe": data_set.recipe | model.inputs.to_fields(),
     "tunable": tunable_patterns(model, config.tunable),
     "starts": {start.name: start.sha256 for start in starts},
-    "data_set": {name: getattr(data_set, name) for name in ("fingerprint", "splits", "sample_rates")}
+    "data_set": {name: getattr(data_set, name) for name in ("fingerprint", "splits", "sample_rates", "clips")}
     | {name: known for name in ("seconds_of_sound", "typical") if (known := getattr(data_set, name))},
     "version": __version__,
     **about_vectors(starts),

@@ -28,10 +28,14 @@ WholeFn = Callable[[Batch, jax.Array, jax.Array], tuple[Batch, Any]]
 DrawFn = Callable[[Any, nnx.Rngs, int], Any]
 
 
-def abstract_batch(inputs: Inputs, batch_size: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(
+  inputs: Inputs, batch_size: int, mesh: Mesh, votes: int = 0
+) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes and types of a batch as the pipeline makes them and `to_global` spreads them."""
   shapes = {"video": (inputs.video_shape, jnp.uint8), "spectrogram": (inputs.audio_shape, jnp.float32),
             "label": ((), jnp.int32), "has_audio": ((), jnp.bool_), "mask": ((), jnp.bool_)}  # fmt: skip
+  if votes:
+    shapes["votes"] = (votes,), jnp.uint8
   sharding = batch_sharding(mesh)
   return {n: jax.ShapeDtypeStruct((batch_size, *s), of, sharding=sharding) for n, (s, of) in shapes.items()}
 

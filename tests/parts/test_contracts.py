@@ -240,7 +240,8 @@ def test_losses_give_a_number_for_each_clip(name):
   loss = parts.read("losses", {"name": name}).build(jnp.array([3.0, 1, 4, 1, 5]))
   rng = np.random.default_rng(0)
   logits = jnp.asarray(rng.normal(size=(4, 5)), jnp.float32)
-  batch = {"label": jnp.asarray([0, 1, 4, 2], jnp.int32)}
+  votes = jnp.asarray([[10, 0, 0, 0, 0], [2, 8, 0, 0, 0], [0, 0, 0, 0, 0], [0, 5, 5, 0, 0]], jnp.uint8)
+  batch = {"label": jnp.asarray([0, 1, 4, 2], jnp.int32), "votes": votes}
 
   def each(logits, batch):
     return loss(parts.Outputs(logits), batch)
@@ -250,7 +251,7 @@ def test_losses_give_a_number_for_each_clip(name):
   assert losses.dtype == jnp.float32
   gradient = jax.grad(lambda x: each(x, batch).sum())(logits)
   assert (np.abs(gradient).max(axis=1) > 0).all()
-  alone = [each(logits[i : i + 1], {"label": batch["label"][i : i + 1]})[0] for i in range(4)]
+  alone = [each(logits[i : i + 1], {name: of[i : i + 1] for name, of in batch.items()})[0] for i in range(4)]
   np.testing.assert_allclose(losses, alone, rtol=1e-6)  # no clip changes another's
 
 

@@ -213,3 +213,29 @@ def test_an_encoder_of_whole_clips_has_no_frames_to_weigh():
   }
   with pytest.raises(UserError, match=r"model\.image=lgi reads none by itself"):
     read_model(fields)
+
+
+@pytest.mark.slow
+def test_a_mask_learns_to_leave_out_a_frozen_half():
+  """Frames 8 to 15 are one picture, which speaks for another class than the frames before."""
+  rng = np.random.default_rng(0)
+  image = rng.normal(size=(8, 16, 12))
+  image[:, 8:] = image[:, 7:8]
+  labels = np.arange(8) % 2
+  joint = np.where(np.arange(16) < 8, 1.0, -1.5)[None, :, None] * np.eye(2)[labels][:, None]
+  graphdef, state = nnx.split(Config().build(16, rngs=nnx.Rngs(0)))
+  images, joints = jnp.asarray(image, jnp.float32), jnp.asarray(joint, jnp.float32)
+
+  @jax.jit
+  def loss(state):
+    masked, _, said = nnx.merge(graphdef, state)(images, joints)
+    chosen = jax.nn.log_softmax(masked.mean(axis=1))[np.arange(8), labels]
+    return -chosen.mean(), said["frame_weights"]
+
+  step = jax.jit(jax.grad(loss, has_aux=True))
+  first = loss(state)[0]
+  for _ in range(60):
+    state = jax.tree.map(lambda value, slope: value - 0.5 * slope, state, step(state)[0])
+  last, weights = loss(state)
+  assert last < 0.8 * first
+  assert weights[:, 9:].max() < 0.5 < 1.2 < weights[:, :8].mean()
