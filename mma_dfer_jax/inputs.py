@@ -22,6 +22,7 @@ class Inputs:
   num_frames: int = 16  # per clip
   audio_shape: tuple[int, int] = (512, 128)  # spectrogram rows of 10 ms, and mel bins
   frame_choice: str = "number"  # one frame of equally many, as the original; "time": of equally long segments
+  points: int = 0  # of a face, known for every frame, that the model takes; follows from `model.landmarks`
 
   def __post_init__(self):
     object.__setattr__(self, "audio_shape", tuple(self.audio_shape))
@@ -29,6 +30,8 @@ class Inputs:
     problems = [f"audio_shape={self.audio_shape} {two}"] if len(self.audio_shape) != 2 else []
     sizes = {"image_size": self.image_size, "num_frames": self.num_frames}
     sizes |= {f"audio_shape[{i}]": n for i, n in enumerate(self.audio_shape)}
+    if type(self.points) is not int or self.points < 0:
+      problems.append(f"points={self.points!r} must be a whole number, 0 or more")
     wrong = {name: value for name, value in sizes.items() if type(value) is not int or value < 1}
     problems += [f"{name}={value!r} must be a positive whole number" for name, value in wrong.items()]
     if self.frame_choice not in FRAME_CHOICES:
@@ -37,15 +40,21 @@ class Inputs:
       raise listed("inputs: these values cannot be", problems)
 
   def to_fields(self) -> dict[str, Any]:
-    """As files keep them: how frames are chosen only if that is not as in the original."""
+    """As files keep them: how frames are chosen, and points, only if that is not as in the original."""
     fields = dataclasses.asdict(self)
-    return {key: value for key, value in fields.items() if (key, value) != ("frame_choice", "number")}
+    return {k: v for k, v in fields.items() if (k, v) not in (("frame_choice", "number"), ("points", 0))}
 
   @property
   def video_shape(self) -> tuple[int, int, int, int]:
     """(T, H, W, 3) of one clip, uint8 RGB."""
     return (self.num_frames, self.image_size, self.image_size, 3)
 
+  @property
+  def points_shape(self) -> tuple[int, int, int]:
+    """(T, p, 3) of one clip, float32: x and y from 0 to 1, and 1 if the point is known."""
+    return (self.num_frames, self.points, 3)
+
   def __str__(self) -> str:
-    video, audio = (", ".join(map(str, shape)) for shape in (self.video_shape, self.audio_shape))
-    return f"video (B, {video}), spectrogram (B, {audio})"
+    shapes = {"video": self.video_shape, "spectrogram": self.audio_shape}
+    shapes |= {"landmarks": self.points_shape} if self.points else {}
+    return ", ".join(f"{name} (B, {', '.join(map(str, shape))})" for name, shape in shapes.items())

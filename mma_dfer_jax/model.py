@@ -75,8 +75,18 @@ class ModelConfig:
       problems += self.prompts.problems_with(self.layers) + self.fusion.problems_with(self.layers)
     for stream in ("image", "audio"):
       problems += getattr(self, stream).problems_with(stream, self.inputs)
+    if self.inputs.points not in (0, self.landmarks.POINTS):
+      problems.append(
+        f"inputs.points={self.inputs.points}, but model.landmarks takes {self.landmarks.POINTS}"
+      )
+    object.__setattr__(self, "inputs", dataclasses.replace(self.inputs, points=self.landmarks.POINTS))
     if problems:
       raise listed("this model cannot be built", problems)
+
+  @property
+  def wants_faces(self) -> bool:
+    """Whether training needs boxes and points of faces."""
+    return self.landmarks.POINTS > 0 or self.auxiliary.FACES
 
   @property
   def layers(self) -> int:

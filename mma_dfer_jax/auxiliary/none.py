@@ -1,7 +1,7 @@
 """No auxiliary task: the model learns the classes alone, as in the paper."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 from flax import nnx
 
@@ -15,6 +15,7 @@ class Config(parts.Part):
   """Leaves the head's answer as it is."""
 
   tunable: tuple[str, ...] = ()
+  FACES: ClassVar[bool] = False  # whether it learns from boxes and points of faces
 
   def build(self, *args: Any, **kwargs: Any) -> "NoAuxiliary":
     return NoAuxiliary()

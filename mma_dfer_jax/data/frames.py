@@ -349,3 +349,18 @@ def augment(
   if augmentation.shorter_side is None:
     pixels = cv2.LUT(pixels, table)
   return resize(pixels, size, out, flip=augmentation.flip)
+
+
+def move_points(
+  points: Float[np.ndarray, "N 2"], frame: tuple[int, int], augmentation: Augmentation
+) -> Float[np.ndarray, "N 2"]:
+  """Where points of a frame are after `augment`: x and y as shares of width and height, before and after.
+
+  `frame` is (height, width) of the frame before; a point that the box leaves out is not in [0, 1].
+  """
+  width, height = frame[1], frame[0]
+  if augmentation.shorter_side is not None:
+    width, height = _scaled(width, height, augmentation.shorter_side)
+  left, top, right, bottom = augmentation.box
+  moved = (points * (width, height) - (left, top)) / (right - left, bottom - top)
+  return np.stack([1 - moved[:, 0], moved[:, 1]], axis=1) if augmentation.flip else moved

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mma_dfer_jax.data.data_set import start_worker
+from mma_dfer_jax.data.data_set import NO_LANDMARKS, start_worker
 from mma_dfer_jax.data.fbank import missing_spectrogram, spectrogram
 from mma_dfer_jax.data.frames import (
   Augment,
@@ -25,6 +25,7 @@ from mma_dfer_jax.data.frames import (
   sample_at_times,
   sample_frames,
 )
+from mma_dfer_jax.data.landmarks import POINTS, STORED, as_shown
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.inputs import Inputs
 
@@ -36,9 +37,11 @@ AGAIN = "prepare the data again with --overwrite"
 
 def make_example(
   record: Record, inputs: Inputs, video: np.ndarray | None = None, *, rng: np.random.Generator | None = None,
-  ranges: Augment | None = None,
+  ranges: Augment | None = None, faces: bool = False,
 ) -> Example:  # fmt: skip
   """A clip as the model sees it: video (T, H, W, 3) uint8, spectrogram (F, K) float32, label, has_audio, mask, clip_id.
+
+  If the model takes points of faces, or with `faces`, also landmarks and face_box, as `landmarks.as_shown`.
 
   Args:
     record: as a data set holds it; frames may be pixels (H, W, 3) uint8, too.
@@ -50,6 +53,9 @@ def make_example(
   """
   video = np.empty(inputs.video_shape, np.uint8) if video is None else video
   size, frames, augmentation = inputs.image_size, record["frames"], None
+  sizes: list[tuple[int, int]] = []  # of the chosen frames
+  if (faces := faces or inputs.points > 0) and "faces" not in record:
+    raise UserError(NO_LANDMARKS)
   try:
     if inputs.frame_choice == "time":
       if "times" not in record:
@@ -62,8 +68,10 @@ def make_example(
     for place, i in enumerate(chosen.tolist()):
       if place and i == chosen[place - 1]:  # a short clip repeats its last frame
         video[place] = video[place - 1]
+        sizes += sizes[-1:]
         continue
       pixels = frames[i] if isinstance(frames[i], np.ndarray) else decode_frame(frames[i])
+      sizes.append(pixels.shape[:2])
       if rng is None:
         resize(pixels, size, video[place])
         continue
@@ -81,7 +89,8 @@ def make_example(
   except ValueError as error:
     name = record["clip_id"].decode()
     raise UserError(f"clip {name} cannot be read: {error}; {AGAIN}") from error
-  return {"video": video, "spectrogram": sound, "label": np.int32(record["label"]), "clip_id": record["clip_id"],
+  of_faces = as_shown(np.frombuffer(record["faces"], STORED)[chosen], sizes, augmentation) if faces else {}
+  return of_faces | {"video": video, "spectrogram": sound, "label": np.int32(record["label"]), "clip_id": record["clip_id"],
           "has_audio": np.bool_(record["has_audio"]), "mask": np.bool_(True)}  # fmt: skip
 
 
@@ -144,11 +153,16 @@ class EvalOrder(TrainOrder):
     return position % (self.steps_per_epoch * self.batch_size)
 
 
-def make_batch(order: TrainOrder, inputs: Inputs, ranges: Augment | None, without: str, step: int) -> Batch:
+def make_batch(
+  order: TrainOrder, inputs: Inputs, ranges: Augment | None, without: str, faces: bool, step: int
+) -> Batch:
   """Batch `step` of an order. Frames are written in place: 2.4 MB for each clip are not copied together later."""
   videos = np.zeros((order.share, *inputs.video_shape), np.uint8)
   nothing = {"spectrogram": np.zeros(inputs.audio_shape, np.float32), "label": np.int32(0), "clip_id": b"",
              "has_audio": np.bool_(False), "mask": np.bool_(False)}  # fmt: skip
+  if faces := faces or inputs.points > 0:
+    shapes = {"landmarks": (inputs.num_frames, POINTS, 3), "face_box": (inputs.num_frames, 5)}
+    nothing |= {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
   examples: list[Example] = []
   for row, video in enumerate(videos):
     position, record = order[step * order.share + row]
@@ -156,9 +170,11 @@ def make_batch(order: TrainOrder, inputs: Inputs, ranges: Augment | None, withou
       examples.append(nothing)
       continue
     rng = np.random.default_rng([order.seed, position]) if ranges is not None else None
-    example = make_example(record, inputs, video, rng=rng, ranges=ranges)
+    example = make_example(record, inputs, video, rng=rng, ranges=ranges, faces=faces)
     if without == "sound":
       example |= {"spectrogram": missing_spectrogram(*inputs.audio_shape), "has_audio": np.bool_(False)}
+    if without == "picture" and faces:
+      example |= {name: nothing[name] for name in shapes}
     examples.append(example)
   if without == "picture":
     videos[...] = 0
@@ -169,7 +185,7 @@ def make_batch(order: TrainOrder, inputs: Inputs, ranges: Augment | None, withou
 @contextlib.contextmanager
 def load_batches(
   order: TrainOrder, inputs: Inputs, ranges: Augment | None = None, *, num_workers: int, prefetch: int,
-  start_step: int = 0, without: str = "",
+  start_step: int = 0, without: str = "", faces: bool = False,
 ) -> Iterator[Iterator[Batch]]:  # fmt: skip
   """Batches of this host from `start_step` to the end of the last epoch.
 
@@ -179,8 +195,12 @@ def load_batches(
     num_workers: processes that decode; 0: threads of this one.
     prefetch: batches that each keeps ready.
     without: "sound" or "picture": as if that had been missing.
+    faces: whether batches have the targets of tasks about faces, too.
   """
-  make, num_steps = functools.partial(make_batch, order, inputs, ranges, without), len(order) // order.share
+  make, num_steps = (
+    functools.partial(make_batch, order, inputs, ranges, without, faces),
+    len(order) // order.share,
+  )
   with stream_batches(make, start_step, num_steps, num_workers=num_workers, prefetch=prefetch) as batches:
     yield batches
 
