@@ -4,6 +4,6 @@ from setuptools import find_packages, setup
 
 setup(
   packages=[*find_packages(include=["mma_dfer_jax*"]), "mma_dfer_jax.configs"],
-  package_data={"mma_dfer_jax": ["page.html", "page.css", "page.js"]},
+  package_data={"mma_dfer_jax": ["page.html", "page.css", "page.js", "page_sound.js"]},
   package_dir={"mma_dfer_jax.configs": "configs"},
 )

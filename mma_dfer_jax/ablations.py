@@ -93,6 +93,12 @@ def _linear_probe(says: str, only: str = "") -> Row:
   return _encoders(says, lambda c, stream: put(c, f"{stream}.tunable", ()), bare)
 
 
+def _half_the_frames(c: ConfigDict) -> None:
+  put(c, "frame_mask", "soft")
+  put(c, "frame_mask.keep", c.inputs.num_frames // 2)
+  put(c, "frame_mask.after", max(1, c.model.image.get("depth", 0) // 3))
+
+
 ROWS = {
   "base": Row("nothing: the config as it is", lambda c: None),
   "no_prompts": _row("no prompts", prompts="none"),
@@ -110,6 +116,12 @@ ROWS = {
   "no_exchange": _row("bottlenecks as adapters: each stream sees itself only", fusion__direction="own"),
   "temporal_mean": _row("the mean over time, no temporal transformer", temporal="mean"),
   "temporal_depth_2": _row("two blocks in the temporal transformer", temporal__depth=2),
+  "frame_mask_soft": _row("frames are weighed", frame_mask="soft"),
+  "frame_mask_bias": _row("attention to frames is weighed", frame_mask="soft", frame_mask__form="bias"),
+  "frame_mask_half": Row("frames are weighed, and from a third of the layers on only the better half is kept", _half_the_frames),
+  "layer_pool_softmax": _row("summaries of all layers, one weight a layer", layer_pool="softmax"),
+  "layer_pool_attention": _row("summaries of all layers, weighed by attention", layer_pool="attention"),
+  "stream_weights": _row("a learned factor for picture and one for sound", layer_pool="streams"),
   "image_only": _row("picture alone", "image"),
   "image_only_no_fusion": _row("picture alone, no bottlenecks", "image", fusion="none"),
   "audio_only": _row("sound alone", "audio", temporal="mean"),  # one moment needs no model of time

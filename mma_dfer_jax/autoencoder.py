@@ -43,7 +43,7 @@ class AutoencoderConfig:
     problems = []
     if self.stream not in STREAMS:
       raise UserError(f"model.stream={self.stream!r}: choose {' or '.join(STREAMS)}")
-    if not hasattr(self.encoder, "patch_size"):
+    if not hasattr(self.encoder, "grid"):
       raise UserError(
         f"model.encoder is {parts.place_of(self.encoder)}, which has no patches to remove: choose mae"
       )

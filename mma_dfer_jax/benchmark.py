@@ -33,6 +33,7 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 import numpy as np
+import optax
 
 from mma_dfer_jax import cli
 from mma_dfer_jax.cores import usable_cores
@@ -42,12 +43,12 @@ from mma_dfer_jax.data.pipeline import Record
 from mma_dfer_jax.disk import write_json
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.layers import REMAT
-from mma_dfer_jax.losses.cross_entropy import cross_entropy
 from mma_dfer_jax.model import MmaDfer, ModelConfig, paper
 from mma_dfer_jax.parameters import PRECISIONS, cast, tunable_patterns
 from mma_dfer_jax.paths import define_path
 from mma_dfer_jax.progress import watched
 from mma_dfer_jax.training import sharding
+from mma_dfer_jax.training.objective import Term
 from mma_dfer_jax.training.state import create_train_state, make_optimizer
 from mma_dfer_jax.training.steps import eval_step, in_float32, model_inputs, train_step
 
@@ -186,13 +187,14 @@ def compiled_step(
   state = state._replace(frozen=cast(state.frozen, variant.precision))
   trains, how = variant.step == "train", {"graphdef": graphdef, "precision": variant.precision}
 
-  def loss_of_clips(model: MmaDfer, batch: Any, dropped: Any, remat: str) -> tuple[Any, dict]:
+  def loss_of_clips(model: MmaDfer, batch: Any, dropped: Any, remat: str, shared: Any) -> tuple[Any, dict]:
     outputs = in_float32(model(*model_inputs(batch, variant.precision), dropped=dropped, remat=remat))
-    return cross_entropy(outputs, batch), {}
+    losses = optax.softmax_cross_entropy_with_integer_labels(outputs.logits, batch["label"])
+    return {"ce": Term(losses)}, {}
 
   def new_state_and_loss(state, batch):
     if not trains:
-      sums = eval_step(state.tunable, state.frozen, batch, loss=cross_entropy, **how)
+      sums = eval_step(state.tunable, state.frozen, batch, **how)
       return None, sums["loss"] / variant.batch_size
     state, metrics = train_step(
       state, batch, jax.random.key(0), tx=tx, loss_fn=loss_of_clips, draw_fn=MmaDfer.draw_drop_path, mesh=mesh,

@@ -47,6 +47,10 @@ _SHARED = {
     None,
     "What computes: jax, onnxruntime, openvino, stablehlo; if not given, the first that opens the model.",
   ),
+  "class_vectors": (
+    None,
+    "Answer with the classes of this .npz file of vectors; for a model with head=text.",
+  ),
   "faces": ("auto", "Cut out faces: as in training; always; never, for videos already cropped to the face."),
   "person": (
     "largest",
@@ -65,7 +69,7 @@ def shared_flag(key: str, **changes: Any) -> flags.FlagHolder[Any]:
     return flags.DEFINE_enum(enum_values=["auto", "yunet", "none"], **how)
   if key == "channel":
     return flags.DEFINE_enum(enum_values=["auto", "first", "loudest", "centre", "mix"], **how)
-  return define_path(**how) if key in ("model", "face_model") else flags.DEFINE_string(**how)
+  return define_path(**how) if key in ("model", "face_model", "class_vectors") else flags.DEFINE_string(**how)
 
 
 def run(

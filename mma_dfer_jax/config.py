@@ -21,8 +21,16 @@ def default_config() -> ml_collections.ConfigDict:
   c.seed = 1  # of new parameters, clip order, augmentation and drop path
   c.num_epochs = 25  # train_DFEW.sh; the last epoch is the one that counts
   c.batch_size = 8  # clips per update over all devices and hosts; train_DFEW.sh
-  c.learning_rate = 1e-4  # at epoch 0; cosine to 0 over the epochs, constant within one; main.py
-  c.weight_decay = 1e-2  # AdamW, on every tunable parameter, biases and gates included; main.py
+  c.learning_rate = 1e-4  # the highest; cosine over the epochs; main.py
+  c.schedule = "epoch"  # constant within an epoch, as main.py; "step": another rate in every step
+  c.warmup_epochs = 0  # with schedule=step, of a linear rise from warmup_learning_rate
+  c.warmup_learning_rate = 0.0
+  c.min_learning_rate = 0.0  # at the end of the cosine, with schedule=step
+  c.layer_decay = (
+    1.0  # factor of the learning rate from each block of an encoder to the one before; 1: the same for all
+  )
+  c.weight_decay = 1e-2  # AdamW; main.py
+  c.decayed = "all"  # every tunable parameter, biases and gates included, as main.py; "kernels": only the layers' matrices
   c.tunable = ()  # patterns of whole parameter paths; empty: those of each part (`model.fusion.tunable`, …)
   c.precision = "float32"  # or "bfloat16"; tunable parameters, moments, means and logits stay float32
   c.matmul_precision = "float32"  # of float32 on accelerators; "bfloat16", "tensorfloat32": coarser
@@ -50,8 +58,26 @@ def default_config() -> ml_collections.ConfigDict:
   c.pretrained = ml_collections.ConfigDict()
   c.pretrained.image = ""  # MAE-Face's file, mae_face_pretrain_vit_base.pth; empty: random weights
   c.pretrained.audio = ""  # AudioMAE's file, pretrained.pth; empty: random weights
+  c.pretrained.text = (
+    ""  # class vectors of the head "text", .npz; docs/weights.md says how to make such a file
+  )
   c.init_from = ""  # a run, a model folder or an authors' .pth: whatever fits is taken, the rest starts fresh; empty: none
 
+  _set_data(c)
+  c.mesh = ml_collections.ConfigDict()
+  c.mesh.data = -1  # devices along which the batch is split; -1: all that remain
+  c.mesh.fsdp = 1  # devices along which large parameters are split as well
+  c.fsdp_min_size_mb = 4.0  # smaller tensors stay whole
+
+  c.log_every_steps = 10  # print-freq of the original
+  c.save_every_steps = 0  # besides the end of each epoch; 0: only then
+  c.eval_every = 1  # epochs from one evaluation to the next; the last epoch is always evaluated
+  c.keep_checkpoints = 2  # newest ones; the best by WAR is kept besides
+  return c
+
+
+def _set_data(c: ml_collections.ConfigDict) -> None:
+  """Where the clips are, how they are read, and what training does to them."""
   c.data = ml_collections.ConfigDict()
   c.data.name = "clips"  # folder below data_dir, as written by mma_dfer_jax.data.prepare
   c.data.data_dir = ""  # required
@@ -66,17 +92,6 @@ def default_config() -> ml_collections.ConfigDict:
   c.data.brightness = 0.5  # factor within 1 ± this; video_transform.py
   c.data.num_workers = 8  # processes that decode, per host; 0: threads of the training process
   c.data.prefetch = 2  # batches that each of them keeps ready
-
-  c.mesh = ml_collections.ConfigDict()
-  c.mesh.data = -1  # devices along which the batch is split; -1: all that remain
-  c.mesh.fsdp = 1  # devices along which large parameters are split as well
-  c.fsdp_min_size_mb = 4.0  # smaller tensors stay whole
-
-  c.log_every_steps = 10  # print-freq of the original
-  c.save_every_steps = 0  # besides the end of each epoch; 0: only then
-  c.eval_every = 1  # epochs from one evaluation to the next; the last epoch is always evaluated
-  c.keep_checkpoints = 2  # newest ones; the best by WAR is kept besides
-  return c
 
 
 def choose(c: ml_collections.ConfigDict, choices: str) -> ml_collections.ConfigDict:
@@ -119,7 +134,8 @@ def model_config(config: Mapping[str, Any], classes: Sequence[str]) -> ModelConf
 
 
 # Fields that are paths, of training or of pretraining.
-PATHS = ("pretrained.image", "pretrained.audio", "init_from", "init.image", "init.audio", "data.data_dir")
+PATHS = ("pretrained.image", "pretrained.audio", "pretrained.text", "init_from", "init.image", "init.audio",
+         "data.data_dir")  # fmt: skip
 
 
 def resolve_paths(config: ml_collections.ConfigDict) -> list[str]:

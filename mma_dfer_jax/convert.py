@@ -30,6 +30,7 @@ from mma_dfer_jax.paths import define_path
 from mma_dfer_jax.training.check import open_starts
 from mma_dfer_jax.training.sharding import start_jax
 from mma_dfer_jax.training.start import open_stored
+from mma_dfer_jax.weights.class_vectors import about_vectors
 from mma_dfer_jax.weights.files import StoredModel, held
 from mma_dfer_jax.weights.folder import write_folder
 from mma_dfer_jax.weights.mma_dfer import export, recipe_of, with_classes
@@ -91,6 +92,7 @@ def start_of_training(config) -> StoredModel:
   arrays = {path: np.asarray(variable[...]) for path, variable in flat_params(nnx.state(net)).items()}
   source = {"untrained": True, "seed": config.seed} | {start.name: start.sha256 for start in starts}
   about = {"assumed": {}, "classes": list(order), "class_order": origin, "recipe": recipe_of(model.inputs)}
+  about |= about_vectors(starts)
   return StoredModel(Path("the start"), model, about | {"source": source}, held(arrays), sha256="")
 
 

@@ -31,7 +31,6 @@ from mma_dfer_jax.disk import write_json
 from mma_dfer_jax.engines.engine import About, Engine, describe, load_model
 from mma_dfer_jax.engines.jax import JaxEngine
 from mma_dfer_jax.errors import UserError, count, listed
-from mma_dfer_jax.losses.cross_entropy import cross_entropy
 from mma_dfer_jax.paths import define_path, define_paths, hint, user_path
 from mma_dfer_jax.training import hosts, report
 from mma_dfer_jax.training.calibration import calibrated, reliability
@@ -52,6 +51,7 @@ _SPLIT = flags.DEFINE_string("split", None, "Split to evaluate; if not given, th
 _WITHOUT = flags.DEFINE_list("without", ["none"], "Modality removed: none, sound, picture (comma-separated).")
 _ENGINE = cli.shared_flag("engine")
 _PRECISION = cli.shared_flag("precision")
+_CLASS_VECTORS = cli.shared_flag("class_vectors")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 0, "Clips at a time; 0: as in training.", lower_bound=0)
 _FORMS = ("workdir", "workdirs", "compare")
 flags.register_multi_flags_validator(_FORMS, lambda given: [*given.values()].count(None) == len(_FORMS) - 1,
@@ -60,7 +60,7 @@ flags.register_multi_flags_validator(_FORMS, lambda given: [*given.values()].cou
 _MODELS = _FORMS[:2]
 _GOES_WITH = {
   **{name: _MODELS for name in ("step", "data_dir", "data_name", "engine", "precision", "batch_size", *hosts.FLAGS)},
-  "split": ("workdir",), "without": ("workdir",), "splits": ("workdirs",), "out": ("workdirs", "compare"),
+  "split": ("workdir",), "class_vectors": ("workdir",), "without": ("workdir",), "splits": ("workdirs",), "out": ("workdirs", "compare"),
 }  # fmt: skip
 
 MODALITIES = {"none": "picture and sound", "sound": "picture only", "picture": "sound only"}  # by --without
@@ -89,7 +89,7 @@ def evaluation_of(path: Path, split: str) -> Evaluation:
     data_set = open_data_set(data_dir, _DATA_NAME.value or trained["data.name"])
   except UserError as error:
     raise error if _DATA_DIR.value else UserError(f"{error}; where is it now? Give --data_dir") from error
-  if data_set.classes != about.classes:
+  if data_set.classes != about.classes and not _CLASS_VECTORS.value:
     raise UserError(f"the model tells apart {', '.join(about.classes)}; the data have {', '.join(data_set.classes)}")  # fmt: skip
   if different := differences(about.recipe, data_set.recipe):
     lines = [f"{key}: the model was trained on {there!r}, these data have {here!r}" for key, there, here in different]  # fmt: skip
@@ -155,16 +155,15 @@ def evaluations_of_folds() -> list[Evaluation]:
 
 def evaluator(engine: Engine, mesh: Mesh) -> Callable[[Batch], dict[str, jax.Array]]:
   """Of a batch its sums, as `evaluate_split` needs them."""
-  loss = cross_entropy  # whatever a run was trained with, so that models can be compared
   if isinstance(engine, JaxEngine):
-    eval_fn = jit_eval(engine.graphdef, mesh, loss, engine.about.precision)
+    eval_fn = jit_eval(engine.graphdef, mesh, engine.about.precision)
     return functools.partial(eval_fn, engine.tunable, engine.frozen)
   if jax.process_count() > 1:
     raise UserError(f"several processes can evaluate a run or a model folder, not a {type(engine).__name__}")
 
   def call(batch):
     logits = engine(*(np.asarray(batch[name]) for name in ("video", "spectrogram")))
-    found = sums(parts.Outputs(jnp.asarray(logits)), batch, loss)
+    found = sums(parts.Outputs(jnp.asarray(logits)), batch)
     return found | {name: batch[name] for name in ("label", "position")}
 
   return call
@@ -179,6 +178,8 @@ def evaluate(evaluation: Evaluation) -> report.Fold:
       print(f"loading {path} …", flush=True)
     how = {"precision": _PRECISION.value, "engine": _ENGINE.value, "sharding": replicated(mesh)}
     engine = load_model(path, step=_STEP.value, **how)
+    if _CLASS_VECTORS.value:
+      engine = engine.with_classes(_CLASS_VECTORS.value, evaluation.data_set.classes)
     eval_fn = evaluator(engine, mesh)
   about = engine.about
   facts = {"split": split, "model": about.origin, "precision": about.precision, "classes": list(about.classes),
@@ -294,7 +295,10 @@ def main(argv: Sequence[str]) -> None:
     evaluations = [one] if one else evaluations_of_folds()
   asked = {f"model {number}": [str(e.path), e.split, e.batch_size, e.data_set.fingerprint, e.about.precision]
            for number, e in enumerate(evaluations, start=1)}  # fmt: skip
-  hosts.check_equal_on_all("evaluation", {"step": _STEP.value, "without": _WITHOUT.value, **asked})
+  hosts.check_equal_on_all(
+    "evaluation",
+    {"step": _STEP.value, "without": _WITHOUT.value, "class_vectors": _CLASS_VECTORS.value, **asked},
+  )
   folds = [evaluate(one) for one in evaluations]
   if _WORKDIRS.value and jax.process_index() == 0:
     report_folds([one.about for one in evaluations], folds)

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 import numpy as np
 import optax
 
-from mma_dfer_jax import cli, parts
+from mma_dfer_jax import cli
 from mma_dfer_jax.cores import usable_cores
 from mma_dfer_jax.data.pipeline import EvalOrder, load_batches
 from mma_dfer_jax.disk import write_json
@@ -35,6 +35,7 @@ from mma_dfer_jax.parameters import cast, put_over, split_tunable, tunable_patte
 from mma_dfer_jax.paths import define_path
 from mma_dfer_jax.progress import Progress
 from mma_dfer_jax.training.check import Checked, check_run, clips_of
+from mma_dfer_jax.training.objective import Objective
 from mma_dfer_jax.training.report import (
   empty_figure,
   mean_and_deviation,
@@ -75,9 +76,9 @@ class Study:
   def __init__(self, config: ConfigDict, checked: Checked, steps: int):
     self.config, self.checked, self.steps = config, checked, steps
     self.train, self.test = (self._clips(split) for split in (checked.train_split, checked.test_split))
-    self.loss = parts.read("losses", config.loss.to_dict()).build(
-      tuple(np.bincount(self.train["label"]).tolist())
-    )
+    # An update is its epoch. Class weights are of the whole split, whatever is drawn of it.
+    of_class = np.bincount(self.train["label"], minlength=len(checked.data_set.classes))
+    self.objective = Objective(checked.loss, of_class.tolist(), steps)
     self.compiled: dict[tuple[str, ...], Any] = {}
     self.lock = threading.Lock()
 
@@ -141,16 +142,19 @@ class Study:
     c = self.config
     tx = make_optimizer(optax.cosine_decay_schedule(highest_rate, self.steps), c.weight_decay)
 
-    def losses(model, batch, drawn, remat):
+    def whole(batch, key, step):
+      return batch, self.objective.whole(batch, step, self.objective.statistics)
+
+    def losses(model, batch, drawn, remat, shared):
       outputs = in_float32(model(batch["video"], batch["spectrogram"], dropped=drawn, remat=remat))
-      return self.loss(outputs, batch), {}
+      return self.objective.terms(outputs, batch, shared), {}
 
     def answer(tunable, frozen, batch, real):
       model = nnx.merge(graphdef, cast(tunable, c.precision), frozen)
       return confusion_matrix(model(batch["video"], batch["spectrogram"]).logits, batch["label"], real)
 
     step = functools.partial(
-      train_step, graphdef=graphdef, tx=tx, loss_fn=losses, draw_fn=MmaDfer.draw_drop_path, remat=c.remat,
+      train_step, graphdef=graphdef, tx=tx, loss_fn=losses, whole_fn=whole, draw_fn=MmaDfer.draw_drop_path, remat=c.remat,
       precision=c.precision,
     )  # fmt: skip
     return (

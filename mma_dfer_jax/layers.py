@@ -1,6 +1,6 @@
 """How attention, MLP, LayerNorm, GELU, drop path and pixels are computed: what all parts are built from.
 
-Letters in shapes: B examples (clips, or frames of clips), N tokens, D width, L blocks.
+Letters in shapes: B examples (clips, or frames of clips), N and M tokens, D width, L blocks, r branches of a block.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from flax import nnx
 import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 import numpy as np
 
 # LayerNorm epsilons of the original: timm's 1e-6 in the encoders, PyTorch's default in everything the paper adds.
@@ -69,16 +69,22 @@ def sine_positions(grid: tuple[int, int], width: int) -> np.ndarray:
   return table
 
 
-def drop_path(key: Array, rates: Sequence[float], examples: int) -> Float[Array, "L 2 B"]:
+def at_places(x: Float[Array, "B T ..."], places: Int[Array, "B k"]) -> Float[Array, "B k ..."]:
+  """The rows of each clip that are at its places."""
+  index = places.reshape(*places.shape, *[1] * (x.ndim - 2))
+  return jnp.take_along_axis(x, index, axis=1, mode="promise_in_bounds")
+
+
+def drop_path(key: Array, rates: Sequence[float], examples: int, branches: int = 2) -> Float[Array, "L r B"]:
   """Stochastic depth: factors 0 (dropped, at its block's rate) or 1 / (1 - rate) by block, residual branch and example.
 
   One draw for all: one for each branch doubled the time to compile the training step. Source: timm 0.9.16 `DropPath`.
   """
   kept = 1.0 - jnp.asarray(rates, jnp.float32)[:, None, None]
-  return jax.random.bernoulli(key, kept, (len(rates), 2, examples)) / kept
+  return jax.random.bernoulli(key, kept, (len(rates), branches, examples)) / kept
 
 
-def of_each_block(scales: Float[Array, "L 2 B"] | None, blocks: int) -> Sequence[Float[Array, "2 B"] | None]:
+def of_each_block(scales: Float[Array, "L r B"] | None, blocks: int) -> Sequence[Float[Array, "r B"] | None]:
   """The drop path factors of each block; None for all if nothing is dropped."""
   if scales is None:
     return [None] * blocks
@@ -86,6 +92,11 @@ def of_each_block(scales: Float[Array, "L 2 B"] | None, blocks: int) -> Sequence
   # and be compiled one by one: 14 s instead of 10 for the training step.
   pick = functools.partial(jnp.einsum, "l,lab->ab", precision=jax.lax.Precision.HIGHEST)
   return [pick(one, scales) for one in np.eye(blocks, dtype=np.float32)]
+
+
+def unit(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+  """x / max(|x|, 1e-12) over the last axis; the gradient at 0 is finite."""
+  return x / jnp.sqrt(jnp.maximum((x * x).sum(axis=-1, keepdims=True), 1e-24))
 
 
 def normalised(
@@ -155,51 +166,57 @@ class LayerNorm(nnx.LayerNorm):
 
 @jax.custom_vjp
 def attend(
-  q: Float[Array, "B h N d"], k: Float[Array, "B h N d"], v: Float[Array, "B h N d"]
-) -> Float[Array, "B h N d"]:
-  """softmax(q kᵀ / √d) v for each head; keeps only q, k and v for the backward pass, not the (N, N) weights.
+  q: Float[Array, "B h N d"], k: Float[Array, "B h M d"], v: Float[Array, "B h M d"], bias: Float[Array, "B M"] | None = None
+) -> Float[Array, "B h N d"]:  # fmt: skip
+  """softmax(q kᵀ / √d + bias) v for each head; keeps only its inputs for the backward pass, not the (N, M) weights.
 
   NVIDIA's GPUs use cuDNN's fused kernel for bfloat16, its only type, where it takes the width of a head; XLA compiles all
   other cases.
   """
-  if _is_fused(q):
+  if _is_fused(q, bias):
     return _fused_attention(q, k, v)
-  return _attention_weights(q, k) @ v
+  return _attention_weights(q, k, bias) @ v
 
 
-def _is_fused(q) -> bool:
+def _is_fused(q, bias) -> bool:
   width = q.shape[-1]  # cuDNN takes multiples of 8, up to 128 on all GPUs that compute in bfloat16
-  return jax.default_backend() == "gpu" and q.dtype == jnp.bfloat16 and width % 8 == 0 and width <= 128
+  takes = q.dtype == jnp.bfloat16 and width % 8 == 0 and width <= 128 and bias is None
+  return jax.default_backend() == "gpu" and takes
 
 
 def _fused_attention(q, k, v, even: bool = False):
   """With `even`, an odd number of tokens gets one more, which nothing attends to: JAX refuses the gradient without."""
-  n = q.shape[2]
-  more = n % 2 if even else 0
+  n, m = q.shape[2], k.shape[2]
+  odd = even and (n % 2 or m % 2)
   # cuDNN takes (B, N, heads, d)
-  q, k, v = (jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, more), (0, 0), (0, 0))) for x in (q, k, v))
-  lengths = jnp.full(q.shape[0], n, jnp.int32) if more else None
+  q, k, v = (
+    jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, even * (x.shape[2] % 2)), (0, 0), (0, 0))) for x in (q, k, v)
+  )
+  of_q, of_k = (jnp.full(q.shape[0], length, jnp.int32) if odd else None for length in (n, m))
   mixed = jax.nn.dot_product_attention(
-    q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation="cudnn"
+    q, k, v, query_seq_lengths=of_q, key_value_seq_lengths=of_k, implementation="cudnn"
   )
   return mixed[:, :n].swapaxes(1, 2)
 
 
-def _attention_weights(q, k):
-  return jax.nn.softmax(q @ k.swapaxes(-1, -2) * q.shape[-1] ** -0.5, axis=-1)  # (B, heads, N, N)
+def _attention_weights(q, k, bias):
+  scores = q @ k.swapaxes(-1, -2) * q.shape[-1] ** -0.5  # (B, heads, N, M)
+  return jax.nn.softmax(scores if bias is None else scores + bias[:, None, None], axis=-1)
 
 
 def _attend_backward(kept, gradient):
-  q, k, v = kept
-  if _is_fused(q):
-    return jax.vjp(functools.partial(_fused_attention, even=True), q, k, v)[1](gradient)
-  weights = _attention_weights(q, k)
+  q, k, v, bias = kept
+  if _is_fused(q, bias):
+    return *jax.vjp(functools.partial(_fused_attention, even=True), q, k, v)[1](gradient), None
+  weights = _attention_weights(q, k, bias)
   to_weights = gradient @ v.swapaxes(-1, -2)
-  to_scores = weights * (to_weights - (to_weights * weights).sum(-1, keepdims=True)) * q.shape[-1] ** -0.5
-  return to_scores @ k, to_scores.swapaxes(-1, -2) @ q, weights.swapaxes(-1, -2) @ gradient
+  to_sums = weights * (to_weights - (to_weights * weights).sum(-1, keepdims=True))
+  to_scores = to_sums * q.shape[-1] ** -0.5
+  to_bias = None if bias is None else to_sums.sum((1, 2))
+  return to_scores @ k, to_scores.swapaxes(-1, -2) @ q, weights.swapaxes(-1, -2) @ gradient, to_bias
 
 
-attend.defvjp(lambda q, k, v: (attend(q, k, v), (q, k, v)), _attend_backward)
+attend.defvjp(lambda *inputs: (attend(*inputs), inputs), _attend_backward)
 
 
 class Attention(nnx.Module):
@@ -213,12 +230,14 @@ class Attention(nnx.Module):
     self.qkv = linear(width, 3 * inner, use_bias=qkv_bias, rngs=rngs)
     self.proj = linear(inner, width, rngs=rngs)
 
-  def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+  def __call__(
+    self, x: Float[Array, "B N D"], bias: Float[Array, "B N"] | None = None
+  ) -> Float[Array, "B N D"]:
     b, n, _ = x.shape
     qkv = checkpoint_name(self.qkv(x), "qkv").reshape(b, n, 3, self.heads, -1)
     # Batch dimensions lead: contracting (B, N, heads, d) directly is 3-5 times slower on CPU.
     q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # 3 x (B, heads, N, d)
-    mixed = attend(q, k, v).swapaxes(1, 2)  # (B, N, heads, d)
+    mixed = attend(q, k, v, bias).swapaxes(1, 2)  # (B, N, heads, d)
     return checkpoint_name(self.proj(mixed.reshape(b, n, -1)), "proj")
 
 
@@ -253,9 +272,59 @@ class TransformerBlock(nnx.Module):
     self.mlp = Mlp(width, mlp_dim, tanh_gelu=tanh_gelu, linear=linear, rngs=rngs)
 
   def __call__(
-    self, x: Float[Array, "B N D"], branch_scale: Float[Array, "2 B"] | None = None
-  ) -> Float[Array, "B N D"]:
-    """One block; `branch_scale` holds the factors of `drop_path`, None if nothing is dropped."""
+    self, x: Float[Array, "B N D"], branch_scale: Float[Array, "2 B"] | None = None, bias: Float[Array, "B N"] | None = None
+  ) -> Float[Array, "B N D"]:  # fmt: skip
+    """One block; `branch_scale` holds the factors of `drop_path`, `bias` is added to the logits of attention to each token."""
     attention, mlp = (1.0, 1.0) if branch_scale is None else branch_scale.astype(x.dtype)[:, :, None, None]
-    x = x + attention * self.attn(self.norm1(x))
+    x = x + attention * self.attn(self.norm1(x), bias)
     return x + mlp * self.mlp(self.norm2(x))
+
+
+class GatedMean(nnx.Module):
+  """A mean over layers in place of the last one, through a gate that starts shut; a subclass has `weights`.
+
+  Source: ours, after FaVChat (arXiv 2503.09158).
+  """
+
+  def __init__(self):
+    self.gate = nnx.Param(jnp.zeros((1,)))
+
+  def __call__(self, of_layers: Sequence[Float[Array, "B S D"]]) -> tuple[Float[Array, "B S D"], Array, Float[Array, "B"]]:  # fmt: skip
+    """The summary, the weights of the layers (B, L) or (B, S, L), and tanh of the gate."""
+    summaries = jnp.stack(of_layers, axis=2)  # (B, S, L, D)
+    weights = self.weights(summaries)
+    gate = jnp.tanh(self.gate[...])
+    of_moments = weights if weights.ndim == 3 else weights[:, None]
+    mean = (of_moments[..., None] * summaries).sum(axis=2)
+    said = weights, jnp.broadcast_to(gate, weights.shape[:1])
+    return of_layers[-1] + gate * (mean - of_layers[-1]), *said
+
+  weights: Callable[..., Array]  # of summaries (B, S, L, D)
+
+
+class LayersAndStreams(nnx.Module):
+  """A `parts.LayerPool`: each stream's mean over layers (None: the last one), and a factor for each stream (if `weighed`).
+
+  The factors 2 softmax(phi) add up to 2 and start at 1.
+  """
+
+  def __init__(self, image: GatedMean | None, audio: GatedMean | None, *, weighed: bool):
+    self.image, self.audio = image, audio
+    self.phi = nnx.Param(jnp.zeros((2,))) if weighed else None
+
+  def __call__(
+    self, image: Sequence[Float[Array, "B S D"] | None], audio: Sequence[Float[Array, "B 1 E"] | None]
+  ) -> tuple[Float[Array, "B S D"] | None, Float[Array, "B 1 E"] | None, dict[str, Array]]:
+    said: dict[str, Array] = {}
+
+    def of_stream(name: str, pool: GatedMean | None, of_layers: Sequence[Any], number: int) -> Any:
+      summary = of_layers[-1]
+      if pool is not None:
+        summary, said[f"layers_of_{name}"], said[f"layer_gate_of_{name}"] = pool(of_layers)
+      if self.phi is None:
+        return summary
+      factors = 2 * jax.nn.softmax(self.phi[...])
+      said["streams"] = jnp.broadcast_to(factors, (summary.shape[0], 2))
+      return factors[number] * summary
+
+    return of_stream("image", self.image, image, 0), of_stream("audio", self.audio, audio, 1), said

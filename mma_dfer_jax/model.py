@@ -4,6 +4,7 @@ Letters in shapes: see `parts.py`.
 """
 
 from collections.abc import Mapping
+import copy
 import dataclasses
 import functools
 import math
@@ -11,12 +12,13 @@ import re
 from typing import Any, NamedTuple
 
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+import jax
+from jaxtyping import Array, Float, Int, UInt8
 
 from mma_dfer_jax import parts
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.inputs import Inputs
-from mma_dfer_jax.layers import REMAT, TorchLinear, drop_path, of_each_block
+from mma_dfer_jax.layers import REMAT, TorchLinear, at_places, drop_path, of_each_block
 
 
 class Slot(NamedTuple):
@@ -72,7 +74,13 @@ class ModelConfig:
     if not any(depths):
       problems.append("model.image and model.audio are both none: choose an encoder for at least one")
     else:
-      problems += self.prompts.problems_with(self.layers) + self.fusion.problems_with(self.layers)
+      if self.image.takes_prompts or self.audio.takes_prompts:
+        problems += self.prompts.problems_with(self.layers)
+      elif self.prompts.count(self.layers):
+        problems.append("model.prompts: no encoder of this model takes prompts; choose none")
+      problems += self.fusion.problems_with(self.layers)
+      problems += self.layer_pool.problems_with(*depths)
+      problems += self.frame_mask.problems_with(self.image, self.temporal, self.inputs, self.layers)
     for stream in ("image", "audio"):
       problems += getattr(self, stream).problems_with(stream, self.inputs)
     if self.inputs.points not in (0, self.landmarks.POINTS):
@@ -166,7 +174,7 @@ def adapted_layer(image_blocks, audio_blocks, fusion, image, audio):
   return fusion(image, audio)  # 🔥
 
 
-DropPath = tuple[Float[Array, "L 2 BV"] | None, Float[Array, "J 2 B"] | None]  # of both encoders' blocks
+DropPath = tuple[Float[Array, "L r BV"] | None, Float[Array, "J s B"] | None]  # of both encoders' blocks
 
 
 class MmaDfer(nnx.Module):
@@ -177,27 +185,29 @@ class MmaDfer(nnx.Module):
   stream, so that two ablations start with the same weights in all other parts.
   """
 
-  FLOAT32 = ("classifier",)  # float32 in any precision, and so are the logits
+  FLOAT32 = ("classifier", "frame_mask")  # float32 in any precision, and so are the logits
 
   def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs):
     draws = functools.partial(parts.own, rngs)
 
-    def adapter(encoder: parts.Encoder, place: str) -> parts.Adapter:
-      chosen = cfg.prompts if encoder.width else parts.read("adapters", {"name": "none"})
+    def adapter(encoder: parts.Encoder, takes: bool, place: str) -> parts.Adapter:
+      chosen = cfg.prompts if takes else parts.read("adapters", {"name": "none"})
       return chosen.build(encoder.width, cfg.layers, rngs=draws(place))
 
     prompts, layers = cfg.prompts.count(cfg.layers), cfg.layers
     image = cfg.image.build("image", cfg.inputs, prompts, rngs=draws("image_encoder"))
     audio = cfg.audio.build("audio", cfg.inputs, prompts, rngs=draws("audio_encoder"))
     self.image_encoder, self.audio_encoder = image, audio
-    self.image_prompts = adapter(image, "image_prompts")
-    self.audio_prompts = adapter(audio, "audio_prompts")
-    fusions = [cfg.fusion.build(image, audio, i, layers, rngs=draws(f"fusion/{i}")) for i in range(layers)]
-    self.fusion = nnx.List(fusions)
+    self.frame_mask = cfg.frame_mask.build(image.views, rngs=draws("frame_mask"))
+    self.image_prompts = adapter(image, cfg.image.takes_prompts, "image_prompts")
+    self.audio_prompts = adapter(audio, cfg.audio.takes_prompts, "audio_prompts")
+    self.fusion = nnx.List(
+      cfg.fusion.build(self._image_encoder(i), audio, i, layers, rngs=draws(f"fusion/{i}"))
+      for i in range(layers)
+    )
     self.joint_adaptation = JointAdaptation(image, audio, cfg.temporal.width, rngs=draws("joint_adaptation"))
     width, moments = self.joint_adaptation.width, image.moments or audio.moments
     self.layer_pool = cfg.layer_pool.build(image.width, audio.width, layers, rngs=draws("layer_pool"))
-    self.frame_mask = cfg.frame_mask.build(rngs=draws("frame_mask"))
     self.landmark_graph = cfg.landmarks.build(width, rngs=draws("landmark_graph"))
     self.temporal = cfg.temporal.build(moments, rngs=draws("temporal"))
     self.classifier = cfg.head.build(width, cfg.num_classes, rngs=draws("classifier"))
@@ -248,26 +258,60 @@ class MmaDfer(nnx.Module):
     audio_blocks = self._by_layer(self.audio_encoder, dropped[1])
     layer = REMAT[remat](adapted_layer)  # modules are its arguments, so that equal layers are traced once
     summaries: tuple[list, list] = ([], [])  # after each layer that the layer pool reads
-    for number, of_layer in enumerate(zip(image_blocks, audio_blocks, self.fusion, strict=True)):
-      image, audio = layer(*of_layer, image, audio)
+    every = self.cfg.layer_pool.EVERY_LAYER
+    # A summary normalises all tokens: of a dozen layers the backward pass does that again rather than keep them.
+    remade: Any = jax.checkpoint if every and remat != "none" else lambda summary: summary
+    of_audio = remade(self.audio_encoder.summary)
+    places: tuple[Array, ...] = ()  # of the frames that the mask keeps, if not all
+    for number, fusion in enumerate(self.fusion):
+      image, audio = layer(image_blocks[number], audio_blocks[number], fusion, image, audio)
       image = self.image_prompts.update(image, number)  # 🔥
       audio = self.audio_prompts.update(audio, number)  # 🔥
-      if self.cfg.layer_pool.EVERY_LAYER or number + 1 == len(self.fusion):
-        summaries[0].append(self.image_encoder.summary(image))
-        summaries[1].append(self.audio_encoder.summary(audio))
+      if every or number + 1 == len(self.fusion):
+        summaries[0].append(remade(self._image_encoder(number).summary)(image))
+        summaries[1].append(of_audio(audio))
+      if number + 1 == self.frame_mask.after:
+        places = (self.frame_mask.choose(self.image_encoder.summary(image)),)
+        image, fewer_dropped = self._fewer_frames(*places, image, dropped[0])
+        image_blocks = self._by_layer(self.image_encoder, fewer_dropped)
+        summaries[0][:] = [at_places(summary, *places) for summary in summaries[0]]
+        landmarks = landmarks if landmarks is None else at_places(landmarks, *places)
     image, audio, said = self.layer_pool(*summaries)  # 🔥
     joint = self.joint_adaptation(image, audio)  # 🔥 (B, S, W)
     joint = self.landmark_graph(joint, landmarks)  # 🔥
-    joint, bias, of_frames = self.frame_mask(image, joint)  # 🔥
-    clip, moments = self.temporal(joint, bias)  # 🔥 (B, W), (B, S, W)
+    joint, bias, of_frames = self.frame_mask(image, joint, *places)  # 🔥
+    clip, moments = self.temporal(joint, bias, *places)  # 🔥 (B, W), (B, S, W)
     return parts.Features(image, audio, joint, clip, moments, {**said, **of_frames})
+
+  def _image_encoder(self, layer: int) -> parts.Encoder:
+    """The encoder of frames as a layer sees it, perhaps with fewer frames of each clip."""
+    if not 0 < self.frame_mask.after <= layer:
+      return self.image_encoder
+    fewer = copy.copy(self.image_encoder)
+    vars(fewer).update(
+      dict.fromkeys(("views", "moments"), self.frame_mask.keep)
+    )  # Flax would refuse, inside of a jit
+    return fewer
+
+  def _fewer_frames(
+    self, places: Int[Array, "B k"], image: Float[Array, "BT N D"], dropped: Array | None
+  ) -> tuple[Float[Array, "Bk N D"], Array | None]:
+    """Tokens and drop path factors of the frames at these places of each clip."""
+    frames = self.image_encoder.views
+    image = at_places(image.reshape(-1, frames, *image.shape[1:]), places)
+    image = image.reshape(-1, *image.shape[2:])
+    if dropped is None:
+      return image, None
+    of_clips = dropped.reshape(*dropped.shape[:2], -1, frames).transpose(2, 3, 0, 1)  # (B, T, L, 2)
+    kept = at_places(of_clips, places).transpose(2, 3, 0, 1)
+    return image, kept.reshape(*dropped.shape[:2], -1)
 
   def draw_drop_path(self, rngs: nnx.Rngs, clips: int) -> DropPath:
     """Draws, for one training step, which branches of which blocks are dropped for which sequences."""
 
     def draw(key: Array, encoder: parts.Encoder):
       rates = encoder.drop_path_rates
-      return drop_path(key, rates, clips * encoder.views) if any(rates) else None
+      return drop_path(key, rates, clips * encoder.views, encoder.branches) if any(rates) else None
 
     return draw(rngs.drop_path(), self.image_encoder), draw(rngs.drop_path(), self.audio_encoder)
 

@@ -254,10 +254,11 @@ async function startLive() {
   const mine = live = {stream, frames: [], sound: [], taken: 0, started: performance.now(), latencies: [], dropped: 0, busy: false,
     context: new AudioContext()};
   const canvas = document.createElement("canvas"), pen = canvas.getContext("2d");
-  const source = mine.context.createMediaStreamSource(stream), tap = mine.context.createScriptProcessor(4096, 1, 1);
-  tap.onaudioprocess = event => mine.sound.push(event.inputBuffer.getChannelData(0).slice());
-  source.connect(tap);
-  tap.connect(mine.context.destination); // silent: nothing is written to its output
+  await mine.context.audioWorklet.addModule("page_sound.js");
+  if (live !== mine) return; // stopped meanwhile
+  const blocks = new AudioWorkletNode(mine.context, "blocks");
+  blocks.port.onmessage = event => mine.sound.push(event.data);
+  mine.context.createMediaStreamSource(stream).connect(blocks).connect(mine.context.destination); // silent: it has no output
   const now = () => (performance.now() - mine.started) / 1000;
   mine.timers = [
     setInterval(() => {
@@ -268,7 +269,7 @@ async function startLive() {
       mine.taken += 1;
       while (mine.frames[0][0] < now() - setup.window) mine.frames.shift();
       const most = setup.window * mine.context.sampleRate;
-      while (mine.sound.length > 1 && (mine.sound.length - 1) * 4096 > most) mine.sound.shift();
+      while (mine.sound.length > 1 && (mine.sound.length - 1) * mine.sound[0].length > most) mine.sound.shift();
     }, 1000 / FRAMES_A_SECOND),
     setInterval(() => now() >= setup.window && hop(mine, now()), 1000 * setup.hop),
   ];

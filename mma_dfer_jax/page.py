@@ -1,6 +1,6 @@
 """The page's server: answers uploads and a live camera one at a time, and lets in only this machine's own page.
 
-The page is three static files, page.html, page.css and page.js. An upload and its answer are one request, answered by lines
+The page is static: page.html, page.css, page.js and page_sound.js. An upload and its answer are one request, answered by lines
 of JSON: {"doing", "share"} while it goes on, then {"answer"} or {"error"}. Whoever goes away ends it.
 """
 
@@ -47,8 +47,8 @@ WAITING = 8  # videos in the queue; the page refuses the next
 LIVE_MIB = 16  # most of a live window: 16 s of frames of 40 kB, 25 a second
 STALE = 60  # seconds without a byte after which a connection is closed
 FILES = {"/": ("page.html", "text/html; charset=utf-8"), "/page.css": ("page.css", "text/css; charset=utf-8"),
-         "/page.js": ("page.js", "text/javascript; charset=utf-8")}  # fmt: skip
-# The browser itself refuses what would go to another host, and code that is not page.js.
+         **{f"/{name}": (name, "text/javascript; charset=utf-8") for name in ("page.js", "page_sound.js")}}  # fmt: skip
+# The browser itself refuses what would go to another host, and code that is not in these files.
 HEADERS = {
   "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
   "img-src data: blob:; media-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",

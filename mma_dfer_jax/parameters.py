@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mma_dfer_jax.errors import listed
-from mma_dfer_jax.model import MmaDfer, ModelConfig
+from mma_dfer_jax.model import SLOTS, MmaDfer, ModelConfig
 
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}  # of the computation
 
@@ -46,11 +46,13 @@ def tunable_patterns(cfg: ModelConfig, patterns: Sequence[Any] = ()) -> tuple[st
   UserError names every pattern that is no regular expression or matches no parameter.
   """
   paths, problems = list(parameter_shapes(cfg)), []
+  # What a part trains by default may be nothing: the head "text" has fixed vectors, and maybe no more.
+  usual = {f"model.{slot}.tunable {p!r}" for slot in SLOTS for p in type(getattr(cfg, slot))().tunable}
   # A stranger's file may hold anything, nested too deeply to be shown.
   given = {f"tunable {p!r}" if isinstance(p, str) else "tunable": [p] for p in patterns} or cfg.tunable()
   for name, of_name in given.items():
     try:
-      if not any(re.fullmatch(pattern, path) for pattern in of_name for path in paths):
+      if not any(re.fullmatch(pattern, path) for pattern in of_name for path in paths) and name not in usual:
         problems.append(f"{name} matches no parameter")
     except (re.error, TypeError) as error:
       problems.append(f"{name} is no regular expression: {error}")

@@ -15,6 +15,7 @@ C classes, L layers, p points of a face.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import importlib
+import math
 from pathlib import Path
 import sys
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
@@ -22,20 +23,20 @@ import zlib
 
 from flax import nnx
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 import ml_collections
 
 from mma_dfer_jax.errors import UserError, listed
 
 KINDS = ("encoders", "adapters", "fusion", "layer_pools", "frame_masks", "landmarks", "temporal", "heads", "auxiliary",
          "losses", "decoders")  # the folders of parts  # fmt: skip
+ONE_STREAM = "model.layer_pool weighs picture against sound, but this model has one of them: leave the weights of streams out"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Part:
-  """What every `Config` of a part with parameters has; construction raises UserError with all wrong values."""
+class Fields:
+  """What every `Config` of a part has; construction raises UserError with all wrong values."""
 
-  tunable: tuple[str, ...] = (".*",)  # 🔥 parameters of the part, as regular expressions; all others are ❄
   MAY_BE_ZERO: ClassVar[tuple[str, ...]] = ()
 
   def __post_init__(self):
@@ -57,6 +58,86 @@ class Part:
   def problems_with(self, *args: Any) -> list[str]:
     """One line for each reason why this part does not fit the rest of the model."""
     return []
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part(Fields):
+  """What every `Config` of a part with parameters has."""
+
+  tunable: tuple[str, ...] = (".*",)  # 🔥 parameters of the part, as regular expressions; all others are ❄
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossPart(Fields):
+  """What every `Config` of a loss has: what goes with any loss, put together in `training/objective.py`."""
+
+  ial_weight: float = 0.0  # of the intensity-aware loss, which is added; its authors use 0.1
+  class_weights: str | tuple[float, ...] = (
+    "none"  # or inverse, effective, or numbers in label order: "1,1,2.5"
+  )
+  effective_beta: float = 0.9999  # of class_weights=effective
+  reweight_from: float = 0.0  # share of the epochs after which class weights act; 0.8 in DRW
+  logit_adjustment: float = (
+    0.0  # factor of log(share of the training clips), added to the logits in training; 1: the paper's
+  )
+  # Of weighted losses the sum is divided by that of the weights of the batch, as PyTorch does; False: by its clips.
+  BY_WEIGHTS: ClassVar[bool] = True
+  NEEDS_EVERY_CLASS: ClassVar[bool] = False  # divides by each class's number of training clips
+
+  def problems(self) -> list[str]:
+    given, found = self.class_weights, super().problems()
+    if isinstance(given, tuple):
+      found = [line for line in found if not line.startswith("class_weights=")]
+    try:
+      wrong = given not in CLASS_WEIGHTS and not all(0 < w < math.inf for w in self.numbers)
+    except (TypeError, ValueError):
+      wrong = True
+    ranges = {
+      "effective_beta": "below 1",
+      "reweight_from": "below 1",
+      "ial_weight": "",
+      "logit_adjustment": "",
+    }
+    rules = {name: (0 <= getattr(self, name) < (1 if least else math.inf), f"must be 0 or more{least and ', '}{least}")
+             for name, least in ranges.items() if type(getattr(self, name)) in (int, float)}  # fmt: skip
+    found += [f"{name}={getattr(self, name)} {words}" for name, (holds, words) in rules.items() if not holds]
+    if wrong:
+      found.append(f"class_weights={given!r}: choose one of {', '.join(CLASS_WEIGHTS)}, or give a positive number for each class, "
+                   'such as "1,1,2.5"')  # fmt: skip
+    if self.reweight_from and given == "none":
+      found.append(
+        f"reweight_from={self.reweight_from} says when class weights act: set class_weights=effective, or 0"
+      )
+    return found
+
+  def build(self, clips_per_class: Float[Array, "C"]) -> "Loss":
+    raise NotImplementedError
+
+  @property
+  def numbers(self) -> tuple[float, ...]:
+    """Class weights that are given as numbers."""
+    given = self.class_weights
+    return tuple(map(float, given.strip("()[] ").split(",") if isinstance(given, str) else given))
+
+  def labels(self, batch: Mapping[str, Array]) -> Int[Array, "B"]:
+    """Of each clip the class whose weight it gets, and which the intensity-aware loss pushes."""
+    return batch["label"]
+
+  def problems_with(self, head: Any, clips: Mapping[str, int]) -> list[str]:  # type: ignore[override]
+    """Why this loss does not go with a head, or with so many training clips of each class."""
+    given, found = self.class_weights, list[str]()
+    if given not in CLASS_WEIGHTS and len(self.numbers) != len(clips):
+      found.append(f"loss.class_weights={given!r} are {len(self.numbers)} numbers, but there are {len(clips)} classes: "
+                   f"{', '.join(clips)}")  # fmt: skip
+    dividing = [f"loss={place_of(self).partition('/')[2]}"] * self.NEEDS_EVERY_CLASS
+    dividing += [f"loss.class_weights={given}"] * (given in ("inverse", "effective"))
+    dividing += [f"loss.logit_adjustment={self.logit_adjustment}"] * bool(self.logit_adjustment)
+    if dividing and (without := [name for name, number in clips.items() if not number]):
+      found.append(f"{' and '.join(dividing)} cannot be used, for no training clip is {' or '.join(without)}")
+    return found
+
+
+CLASS_WEIGHTS = ("none", "inverse", "effective")
 
 
 class Outputs(NamedTuple):
@@ -86,7 +167,8 @@ class Encoder(Protocol):
   width: int  # D; 0 if there is no such stream
   views: int  # V
   moments: int  # S
-  blocks: Sequence[Any]  # each (B·V, N, D) and factors (2, B·V) of drop path or None -> (B·V, N, D)
+  branches: int  # r, of a block, each dropped by itself for each sequence
+  blocks: Sequence[Any]  # each (B·V, N, D) and factors (r, B·V) of drop path or None -> (B·V, N, D)
   drop_path_rates: Sequence[float]  # of the blocks
 
   def embed(self, x: Array, prompts: Float[Array, "P D"] | None) -> Float[Array, "BV N D"] | None:
@@ -127,12 +209,21 @@ class LayerPool(Protocol):
 
 @runtime_checkable
 class FrameMask(Protocol):
-  """Weighs the moments before the temporal model reads them."""
+  """Weighs the moments before the temporal model reads them; if `after` is not 0, it also chooses some of the frames."""
+
+  # Layers, after which `choose(summaries (B, T, D))` gives the places (B, keep) of frames to go on with; 0: all frames.
+  after: int
 
   def __call__(
-    self, image: Float[Array, "B S D"] | None, joint: Float[Array, "B S W"]
+    self,
+    image: Float[Array, "B S D"] | None,
+    joint: Float[Array, "B S W"],
+    places: Int[Array, "B S"] | None = None,
   ) -> tuple[Float[Array, "B S W"], Float[Array, "B S"] | None, Mapping[str, Array]]:
-    """Joint features, what the temporal model adds to its attention to each moment, and what it says of each clip."""
+    """Joint features, what the temporal model adds to its attention to each moment, and what it says of each clip.
+
+    `places` are those of the chosen frames; not given if all are there.
+    """
 
 
 @runtime_checkable
@@ -150,9 +241,12 @@ class Temporal(Protocol):
   """Makes one vector of all moments of a clip, and one of each."""
 
   def __call__(
-    self, joint: Float[Array, "B S W"], bias: Float[Array, "B S"] | None = None
-  ) -> tuple[Float[Array, "B W"], Float[Array, "B S W"]]:
-    """`bias` is added to the logits of attention to each moment."""
+    self, joint: Float[Array, "B S W"], bias: Float[Array, "B S"] | None = None, places: Int[Array, "B S"] | None = None
+  ) -> tuple[Float[Array, "B W"], Float[Array, "B S W"]]:  # fmt: skip
+    """`bias` is added to the logits of attention to each moment; `places` are those of the moments, given if some are left out.
+
+    A `Config` that takes no bias has ATTENDS = False.
+    """
 
 
 @runtime_checkable
@@ -164,9 +258,19 @@ class Auxiliary(Protocol):
 
 @runtime_checkable
 class Loss(Protocol):
-  """One number for each clip; a training step takes the mean, an evaluation the sum over real clips."""
+  """One number for each clip, of which a training step takes the mean; `Config.build` is given the training clips per class."""
 
-  def __call__(self, outputs: Outputs, batch: Mapping[str, Array]) -> Float[Array, "B"]: ...
+  def __call__(
+    self, outputs: Outputs, batch: Mapping[str, Array], weights: Float[Array, "C"] | None = None
+  ) -> Float[Array, "B"]:
+    """`weights` are factors of the classes; None: all are 1."""
+
+
+def weighted(
+  losses: Float[Array, "B"], weights: Float[Array, "C"] | None, labels: Int[Array, "B"]
+) -> Float[Array, "B"]:
+  """Losses of clips times the weight of the clip's class."""
+  return losses if weights is None else losses * weights[labels]
 
 
 class Apart(nnx.Module):
@@ -241,3 +345,8 @@ def place_of(config: Any) -> str:
 def authors_table(config: Any) -> tuple[tuple[Any, ...], ...] | None:
   """The rows (our path, their names, layout) of a part in an authors' file; None if such files cannot hold it."""
   return getattr(sys.modules[type(config).__module__], "AUTHORS", None)
+
+
+def pretraining_table(config: Any) -> tuple[tuple[Any, ...], ...] | None:
+  """The same of an encoder in its own authors' file; None if they are those of MMA-DFER's."""
+  return getattr(sys.modules[type(config).__module__], "PRETRAINED", None)

@@ -53,6 +53,7 @@ _FACE_MODEL = cli.shared_flag("face_model")
 _ENGINE = cli.shared_flag("engine")
 _PERSON = cli.shared_flag("person")
 _PRECISION = cli.shared_flag("precision")
+_CLASS_VECTORS = cli.shared_flag("class_vectors")
 _FEATURES = flags.DEFINE_enum("features", "none", FEATURES,
                               "Also write what the model makes of each clip: an .npz for each, or besides a table of all in Parquet.")  # fmt: skip
 _EXPLAIN = flags.DEFINE_bool("explain", False, "Also say what each frame, each second of sound, and picture and sound as a whole add to the answer; takes about 40 times as long.")  # fmt: skip
@@ -108,6 +109,8 @@ def _opened() -> tuple[Any, Any, str]:
   cli.end_as_by_interrupt()
   print(f"loading {_MODEL.value} …", file=sys.stderr, flush=True)
   engine = load_model(_MODEL.value, precision=_PRECISION.value, engine=_ENGINE.value)
+  if _CLASS_VECTORS.value:
+    engine = engine.with_classes(_CLASS_VECTORS.value)
   if _FRAME_CHOICE.value != "auto":
     engine = engine.choosing_frames(_FRAME_CHOICE.value)
   finder = face_finder(engine, _FACES.value, _FACE_MODEL.value)

@@ -15,6 +15,7 @@ from torch_files import from_torch
 from mma_dfer_jax import autoencoder
 from mma_dfer_jax.autoencoder import MaskedAutoencoder, read_autoencoder
 from mma_dfer_jax.parameters import flat_params, split_tunable
+from mma_dfer_jax.training.objective import Term
 from mma_dfer_jax.training.state import TrainState, make_mae_optimizer
 from mma_dfer_jax.training.steps import train_step
 from mma_dfer_jax.weights.encoder_file import rows
@@ -123,7 +124,7 @@ def test_three_updates(case):
   losses = []
   step = jax.jit(functools.partial(
     train_step, graphdef=graphdef, tx=tx, draw_fn=lambda model, rngs, clips: 0,
-    loss_fn=lambda model, batch, drawn, remat: (model.losses(model(batch["x"], batch["noise"].T)), {}),
+    loss_fn=lambda model, batch, drawn, remat, _: ({"": Term(model.losses(model(batch["x"], batch["noise"].T)))}, {}),
   ))  # fmt: skip
   for k in range(3):
     state, metrics = step(state, {"x": pixels, "noise": examples(case, str(k))[1].T}, jax.random.key(0))

@@ -93,7 +93,7 @@ def test_every_field_of_the_config_is_read_from_its_source():
   fields = [line.split(" = ")[0].strip() for line in text.splitlines()]
   assert set(fields) == set(flat_config(default_config().to_dict()))
   assert fields[:2] == ["seed", "num_epochs"], "in the order of the source"
-  assert "  learning_rate = 0.0001                  at epoch 0; cosine" in text
+  assert "  learning_rate = 0.0001                  the highest; cosine" in text
 
 
 def test_fields_of_parts_are_read_from_the_parts(tmp_path, monkeypatch):

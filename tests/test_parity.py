@@ -22,9 +22,9 @@ from mma_dfer_jax import layers, model
 from mma_dfer_jax.adapters.prompts import ProgressivePrompts
 from mma_dfer_jax.encoders.mae import MaeEncoder
 from mma_dfer_jax.engines.engine import load_model
-from mma_dfer_jax.losses.cross_entropy import cross_entropy
 from mma_dfer_jax.parameters import Tunable, abstract_model, flat_params, split_tunable, tunable_patterns
 from mma_dfer_jax.temporal.transformer import MultimodalTemporalTransformer
+from mma_dfer_jax.training.objective import Term
 from mma_dfer_jax.training.state import TrainState, by_epoch, cosine_rates, make_optimizer
 from mma_dfer_jax.training.steps import train_step
 from mma_dfer_jax.weights import names
@@ -265,8 +265,9 @@ def test_train_step_is_that_update():
   assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), frozen, new.frozen))
 
 
-def loss_of_step(net, batch, dropped, remat):
-  return cross_entropy(net(batch["video"], batch["spectrogram"], dropped=dropped, remat=remat), batch), {}
+def loss_of_step(net, batch, dropped, remat, shared):
+  logits = net(batch["video"], batch["spectrogram"], dropped=dropped, remat=remat).logits
+  return {"ce": Term(optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]))}, {}
 
 
 def draw(net, rngs, clips):

@@ -14,10 +14,10 @@ import optax
 import pytest
 
 from mma_dfer_jax.errors import UserError
-from mma_dfer_jax.losses.cross_entropy import cross_entropy
 from mma_dfer_jax.model import MmaDfer
 from mma_dfer_jax.parameters import flat_params, tunable_patterns
 from mma_dfer_jax.training import sharding
+from mma_dfer_jax.training.objective import Term
 from mma_dfer_jax.training.state import create_train_state
 from mma_dfer_jax.training.steps import train_step
 
@@ -41,8 +41,9 @@ def fresh() -> MmaDfer:
   return MmaDfer(SMALL, rngs=nnx.Rngs(3))
 
 
-def loss_fn(model, batch, dropped, remat):
-  return cross_entropy(model(batch["video"], batch["spectrogram"], dropped=dropped, remat=remat), batch), {}
+def loss_fn(model, batch, dropped, remat, shared):
+  logits = model(batch["video"], batch["spectrogram"], dropped=dropped, remat=remat).logits
+  return {"ce": Term(optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]))}, {}
 
 
 @functools.cache

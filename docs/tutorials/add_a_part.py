@@ -59,7 +59,8 @@ class TwoLayers(nnx.Module):
 
 # %% [markdown]
 # ## 2. The loss
-# One number for each clip. A loss has no parameters.
+# One number for each clip. A loss has no parameters; its fields for class weights, logit adjustment and the intensity-aware
+# loss come from `parts.LossPart`.
 
 # %%
 (
@@ -76,17 +77,20 @@ from mma_dfer_jax import parts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-  """It has no fields."""
+class Config(parts.LossPart):
+  """It has no fields of its own."""
 
-  def build(self, clips_per_class: tuple[int, ...]) -> parts.Loss:
+  def build(self, clips_per_class: Float[Array, "C"]) -> parts.Loss:
     del clips_per_class
     return brier
 
 
-def brier(outputs: parts.Outputs, batch: Mapping[str, Array]) -> Float[Array, "B"]:
+def brier(
+  outputs: parts.Outputs, batch: Mapping[str, Array], weights: Float[Array, "C"] | None = None
+) -> Float[Array, "B"]:
   truth = jax.nn.one_hot(batch["label"], outputs.logits.shape[-1])
-  return ((jax.nn.softmax(outputs.logits) - truth) ** 2).sum(-1)
+  losses = ((jax.nn.softmax(outputs.logits) - truth) ** 2).sum(-1)
+  return parts.weighted(losses, weights, batch["label"])
 ''')
 
 # %% [markdown]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import ClassVar
 
 from flax import nnx
 import jax.numpy as jnp
@@ -42,6 +43,7 @@ class Config(parts.Part):
   std: tuple[float, ...] = (1.0, 1.0, 1.0)
   prompt_positions: float = 1.0  # deviation of the prompts' fresh position rows; the original draws N(0, 1)
   tunable: tuple[str, ...] = ("pos_embed",)  # not in the figure, but trained by the released code
+  takes_prompts: ClassVar[bool] = True  # with a row of `pos_embed` each
 
   def problems(self) -> list[str]:
     found = super().problems()
@@ -82,6 +84,8 @@ class MaeEncoder(nnx.Module):
 
   Source: MAE's `models_vit.py` as called by MMA-DFER.
   """
+
+  branches = 2  # attention and MLP
 
   def __init__(self, cfg: Config, stream: str, inputs: Inputs, num_prompts: int, *, rngs: nnx.Rngs):
     frames = stream == "image"

@@ -16,6 +16,7 @@ class Config(parts.Part):
 
   tunable: tuple[str, ...] = ()
   depth: ClassVar[int] = 0
+  takes_prompts: ClassVar[bool] = False  # there is nothing to prompt
 
   def build(self, *args: Any, **kwargs: Any) -> "NoEncoder":
     return NoEncoder()
@@ -24,7 +25,7 @@ class Config(parts.Part):
 class NoEncoder(nnx.Module):
   """Its tokens and its summary are None."""
 
-  width = views = moments = 0
+  width = views = moments = branches = 0
   blocks = drop_path_rates = ()
 
   def embed(self, x, prompts):

@@ -35,6 +35,7 @@ FACTS = {"streams": tuple, "classes": tuple, "class_order": str, "recipe": dict,
 IF_KNOWN: Mapping[str, Any] = {"seconds_of_sound": 0.0, "typical": {}, "temperature": 1.0}
 
 
+OWN_CLASSES = "{} answers with its own classes only; others need a model with head=text, as a run or a model folder, with JAX"
 NO_FEATURES = (
   "{} gives no features, only logits; load the run or the model folder that it was made of, with JAX"
 )
@@ -142,6 +143,17 @@ class Engine:
     """The same model, given frames chosen by "number" or "time", however it was trained."""
     about = dataclasses.replace(self.about, inputs=dataclasses.replace(self.about.inputs, frame_choice=by))
     return dataclasses.replace(self, about=about)
+
+  def with_classes(self, path: str | Path, order: Sequence[str] = ()) -> "Engine":
+    """The same model, answering with the classes of a file of vectors: names that it was never trained on, too.
+
+    Args:
+      path: an .npz file as `config.pretrained.text` takes it.
+      order: these classes, in the order of the answers; empty: those of the file, in its order.
+    Raises:
+      UserError: if the model has no head that knows its classes by vectors, or the file does not fit it.
+    """
+    raise UserError(OWN_CLASSES.format(self.path))
 
   answer: ClassVar[Callable[..., Any]]  # (self, video, spectrogram) -> logits, of inputs that fit
   parameters: ClassVar[Callable[[Any], str]]  # how many there are, or where, in words

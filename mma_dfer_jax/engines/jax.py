@@ -1,8 +1,9 @@
 """Answers with a run or a model folder, by JAX: the same program as in training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
+import hashlib
 from pathlib import Path
 
 from flax import nnx
@@ -11,14 +12,15 @@ from jax.sharding import Sharding
 from jaxtyping import Array, Float, Float32
 import numpy as np
 
-from mma_dfer_jax.engines.engine import IF_KNOWN, About, Engine, check_inputs, refuse_step
+from mma_dfer_jax.engines.engine import IF_KNOWN, OWN_CLASSES, About, Engine, check_inputs, refuse_step
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.model import ModelConfig
 from mma_dfer_jax.parameters import PRECISIONS, abstract_model, cast, count, split_tunable, tunable_patterns
 from mma_dfer_jax.training.run import read_run
 from mma_dfer_jax.training.sharding import check_precision, keep_compiled
-from mma_dfer_jax.training.start import open_stored
+from mma_dfer_jax.training.start import class_axes, open_stored
 from mma_dfer_jax.training.steps import in_float32
+from mma_dfer_jax.weights.class_vectors import PATH, open_class_vectors
 
 OPENS = "the workdir of a run (with run.json), or a folder that convert wrote (with model.json)"
 MATMUL_PRECISION = "float32"  # accelerators would otherwise compute float32 in TF32 or bfloat16
@@ -72,6 +74,36 @@ class JaxEngine(Engine):
     return {name: tuple(0.0 if one is None else float(np.tanh(np.float32(one[0]))) for one in gates)
             for name, gates in found.items() if any(one is not None for one in gates)}  # fmt: skip
 
+  def with_classes(self, path: str | Path, order: Sequence[str] = ()) -> "JaxEngine":
+    axes = class_axes(self.cfg)
+    if PATH not in axes:
+      raise UserError(OWN_CLASSES.format(self.path))
+    if others := sorted({name.partition("/")[0] for name in axes.keys() - {PATH}}):
+      raise UserError(f"{self.path} answers with its own classes only: {', '.join(others)} learned these")
+    found = open_class_vectors(path, self.cfg.head.embedding)
+    names, sha256 = tuple(order) or found.classes, found.sha256
+    vectors = found.in_order(names)
+
+    def put(state: nnx.State) -> nnx.State:
+      return nnx.from_flat_state(
+        (
+          where,
+          v.replace(jax.device_put(vectors, v[...].sharding)) if "/".join(map(str, where)) == PATH else v,
+        )
+        for where, v in nnx.to_flat_state(state)
+      )
+
+    states = put(self.tunable), put(self.frozen)
+    model = nnx.merge(self.graphdef, *states)
+    model.cfg = dataclasses.replace(self.cfg, num_classes=len(names))
+    digest = hashlib.sha256(f"{self.about.fingerprint} {sha256} {names}".encode()).hexdigest()
+    origin = {**self.about.origin, "class_vectors": {"source": found.source, "sha256": sha256}}
+    # The temperature was fitted to logits of the classes that it was trained on.
+    about = dataclasses.replace(
+      self.about, classes=names, class_order=f"of {path}", origin=origin, fingerprint=digest, temperature=1.0
+    )
+    return JaxEngine(about, self.path, model.cfg, nnx.split(model)[0], *states)
+
   def parameters(self) -> str:
     tunable, frozen = count(self.tunable), count(self.frozen)
     return f"{tunable + frozen:,}, of which {tunable:,} tunable"
@@ -91,6 +123,8 @@ def describe(path: Path, step: int | str, precision: str | None) -> About:
   stored = open_stored(path, step)
   said = stored.about
   origin = {"converted_from": said["source"]} if not is_run else {"step": said["source"]["step"]}
+  if "class_vectors" in said:
+    origin["class_vectors"] = said["class_vectors"]
   origin["version"] = (said["source"] if is_run else said)["version"]
   precision = precision or said.get("precision", "float32")
   if precision not in PRECISIONS:

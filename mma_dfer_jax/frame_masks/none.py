@@ -23,5 +23,7 @@ class Config(parts.Part):
 class NoMask(nnx.Module):
   """Has no parameters."""
 
+  after = 0
+
   def __call__(self, image, joint):
     return joint, None, {}

@@ -1,9 +1,10 @@
 """The mean over time: the ablation "without the Multimodal Temporal Transformer"."""
 
 import dataclasses
+from typing import ClassVar
 
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from mma_dfer_jax import parts
 
@@ -18,6 +19,7 @@ class Config(parts.Part):
   width: int = 512
   tunable: tuple[str, ...] = ()
   MAY_BE_ZERO = ("width",)
+  ATTENDS: ClassVar[bool] = False  # it takes no bias
 
   def build(self, moments: int, *, rngs: nnx.Rngs) -> "Mean":
     return Mean()
@@ -27,7 +29,7 @@ class Mean(nnx.Module):
   """Has no parameters."""
 
   def __call__(
-    self, joint: Float[Array, "B S W"], bias: Float[Array, "B S"] | None = None
-  ) -> tuple[Float[Array, "B W"], Float[Array, "B S W"]]:
+    self, joint: Float[Array, "B S W"], bias: Float[Array, "B S"] | None = None, places: Int[Array, "B S"] | None = None
+  ) -> tuple[Float[Array, "B W"], Float[Array, "B S W"]]:  # fmt: skip
     assert bias is None  # it has no attention
     return joint.mean(axis=1), joint

@@ -5,10 +5,10 @@ from typing import Any
 
 from flax import nnx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from mma_dfer_jax import parts
-from mma_dfer_jax.layers import TORCH_EPS, TorchLinear, TransformerBlock
+from mma_dfer_jax.layers import TORCH_EPS, TorchLinear, TransformerBlock, at_places
 
 _LAYER = "temporal_net.temporal_transformer.layers.{}"
 AUTHORS = (
@@ -50,10 +50,16 @@ class MultimodalTemporalTransformer(nnx.Module):
     )
 
   def __call__(
-    self, joint: Float[Array, "B S W"], bias: Float[Array, "B S"] | None = None
-  ) -> tuple[Float[Array, "B W"], Float[Array, "B S W"]]:
+    self, joint: Float[Array, "B S W"], bias: Float[Array, "B S"] | None = None, places: Int[Array, "B S"] | None = None
+  ) -> tuple[Float[Array, "B W"], Float[Array, "B S W"]]:  # fmt: skip
     cls = jnp.broadcast_to(self.cls_token[...], (joint.shape[0], 1, joint.shape[-1]))
-    tokens = jnp.concatenate([cls, joint], axis=1) + self.pos_embed[...]
+    positions = self.pos_embed[...]
+    if places is not None:
+      table = jnp.broadcast_to(positions, (joint.shape[0], *positions.shape[1:]))
+      positions = jnp.concatenate([table[:, :1], at_places(table[:, 1:], places)], axis=1)
+    tokens = jnp.concatenate([cls, joint], axis=1) + positions
+    if bias is not None:
+      bias = jnp.concatenate([jnp.zeros_like(bias[:, :1]), bias], axis=1).astype(tokens.dtype)
     for block in self.blocks:
-      tokens = block(tokens)
+      tokens = block(tokens, None, bias)
     return tokens[:, 0], tokens[:, 1:]

@@ -14,10 +14,11 @@ from mma_dfer_jax.data.data_set import LANDMARKS, NO_LANDMARKS, TIMES, DataSet, 
 from mma_dfer_jax.errors import UserError, count, listed
 from mma_dfer_jax.layers import REMAT
 from mma_dfer_jax.model import SLOTS, ModelConfig
-from mma_dfer_jax.parameters import PRECISIONS, tunable_patterns
+from mma_dfer_jax.parameters import PRECISIONS, parameter_shapes, tunable_patterns
 from mma_dfer_jax.training.calibration import LARGEST_SHARE, number_held_out
 from mma_dfer_jax.training.sharding import check_batch_size, check_precision, make_mesh
 from mma_dfer_jax.training.start import open_init
+from mma_dfer_jax.weights import class_vectors
 from mma_dfer_jax.weights.files import Start
 from mma_dfer_jax.weights.pretrained import open_pretrained
 
@@ -33,6 +34,7 @@ class Checked:
   data_set: DataSet
   train_split: str
   test_split: str
+  loss: parts.LossPart
   starts: tuple[Start, ...]
   held_out: float = 0.0  # share of the training clips that is not trained on
 
@@ -96,7 +98,31 @@ def problems_of_values(config: ml_collections.ConfigDict, positive: Sequence[str
     (f"mesh={dict(c.mesh)}:", "data is positive or -1 (all that remain), fsdp is positive",
      (c.mesh.data == -1 or c.mesh.data > 0) and c.mesh.fsdp >= 1),
   ]  # fmt: skip
+  return [f"{what} {rule}" for what, rule, holds in rules if not holds] + _of_optimizer(c)
+
+
+def _of_optimizer(c: ml_collections.ConfigDict) -> list[str]:
+  """What is wrong with the learning rates and the decay of a training; pretraining has its own."""
+  if "schedule" not in c:
+    return []
+  by_step = ("warmup_epochs", "warmup_learning_rate", "min_learning_rate")
+  rules = [
+    *((f"{name}={c[name]!r}:", f"choose {' or '.join(of)}", c[name] in of)
+      for name, of in {"schedule": ("epoch", "step"), "decayed": ("all", "kernels")}.items()),
+    (f"layer_decay={c.layer_decay}", "must lie in (0, 1]", 0 < c.layer_decay <= 1),
+    (f"warmup_epochs={c.warmup_epochs}", f"must lie from 0 to below num_epochs={c.num_epochs}",
+     c.warmup_epochs == 0 or 0 < c.warmup_epochs < c.num_epochs),
+    *((f"{name}={c[name]}", f"must lie from 0 to learning_rate={c.learning_rate}", 0 <= c[name] <= c.learning_rate)
+      for name in by_step[1:]),
+    *((f"{name}={c[name]}", "needs schedule=step", not c[name] or c.schedule == "step") for name in by_step),
+  ]  # fmt: skip
   return [f"{what} {rule}" for what, rule, holds in rules if not holds]
+
+
+def loss_of(config: ml_collections.ConfigDict) -> parts.LossPart:
+  """Of a config; UserError if it has other fields or values than it may have."""
+  loss: parts.LossPart = parts.read("losses", config.loss.to_dict())
+  return loss
 
 
 def check_model_and_data(config: ml_collections.ConfigDict) -> tuple[ModelConfig | None, DataSet | None, list[Start], list[str]]:  # fmt: skip
@@ -105,7 +131,7 @@ def check_model_and_data(config: ml_collections.ConfigDict) -> tuple[ModelConfig
     raise UserError("this config is for pretraining; give one for training, as --config=configs/dfew.py")
   problems = problems_of_values(config)
   problems += resolve_paths(config)
-  problems += [f"loss: {error}" for error in first_error(lambda: parts.read("losses", config.loss.to_dict()))]
+  problems += [f"loss: {error}" for error in first_error(lambda: loss_of(config))]
   starts: list[Start] = []
   model, data_set = None, None
   try:
@@ -148,6 +174,17 @@ def open_starts(config: ml_collections.ConfigDict, model: ModelConfig, classes: 
       problems.append(f"pretrained.{stream}={path}, but model.{stream} is none")
     elif path:
       problems += first_error(lambda: starts.append(open_pretrained(stream, path, model)))  # noqa: B023 # called at once
+  path, wanted = config.pretrained.text, class_vectors.PATH in parameter_shapes(model)
+  if path and not wanted:
+    problems.append(
+      f"pretrained.text={path}, but model.head is {parts.place_of(model.head).partition('/')[2]}"
+    )
+  elif path:
+    problems += first_error(lambda: starts.append(class_vectors.open_text(path, model, classes)))
+  elif wanted and not any(class_vectors.PATH in start.taken for start in starts):
+    problems.append(
+      "pretrained.text is empty: the head text needs a file of class vectors; docs/weights.md says how to make one"
+    )
   return starts, problems
 
 
@@ -170,12 +207,17 @@ def check_run(config: ml_collections.ConfigDict, *, devices: bool = True) -> Che
         problems.append(f"data.held_out={share}, but no class of {train} has two clips: set it to 0")
       whose = f"{train}{' without those held out' * bool(held_out)} has"
       clips = sum(of_class.values()) - held_out
+      if model and not first_error(lambda: loss_of(config)):
+        left = {name: number - number_held_out(number, share) for name, number in of_class.items()}
+        problems += loss_of(config).problems_with(model.head, left)
       problems += too_few_clips(config.batch_size, clips, whose, jax.device_count() if devices else 1)
     except UserError as error:
       problems.append(str(error))
   if problems or not (model and data_set):
     raise listed("this run cannot start", problems)
-  return Checked(model, data_set, train, test, tuple(starts), config.data.get("held_out", 0.0))
+  return Checked(
+    model, data_set, train, test, loss_of(config), tuple(starts), config.data.get("held_out", 0.0)
+  )
 
 
 def problems_of_devices(config: ml_collections.ConfigDict) -> list[str]:

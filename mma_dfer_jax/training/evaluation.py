@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from mma_dfer_jax import parts
 from mma_dfer_jax.data.pipeline import EvalOrder, load_batches
 from mma_dfer_jax.inputs import Inputs
 from mma_dfer_jax.progress import Progress
@@ -19,11 +18,11 @@ from mma_dfer_jax.training.sharding import compiler_options, replicated, to_glob
 from mma_dfer_jax.training.steps import Batch, Metrics, eval_step
 
 
-def jit_eval(graphdef: nnx.GraphDef, mesh: Mesh, loss: parts.Loss, precision: str) -> Callable[..., Metrics]:
+def jit_eval(graphdef: nnx.GraphDef, mesh: Mesh, precision: str) -> Callable[..., Metrics]:
   """`eval_step`, jitted: (tunable, frozen, batch) -> its sums and logits, with the clips' places, on all devices."""
 
   def evaluate(tunable, frozen, batch):
-    found = eval_step(tunable, frozen, batch, graphdef=graphdef, loss=loss, precision=precision)
+    found = eval_step(tunable, frozen, batch, graphdef=graphdef, precision=precision)
     return found | {"label": batch["label"], "position": batch["position"]}
 
   return jax.jit(evaluate, out_shardings=replicated(mesh), compiler_options=compiler_options())

@@ -22,6 +22,7 @@ from mma_dfer_jax.parameters import cast, count, parameter_table, put_over
 from mma_dfer_jax.progress import Progress, say
 from mma_dfer_jax.training import hosts, sharding
 from mma_dfer_jax.training.checkpoints import Checkpointer, load_frozen, save_frozen
+from mma_dfer_jax.training.objective import Terms
 from mma_dfer_jax.training.report import MetricsLog
 from mma_dfer_jax.training.run import Run, check_same_run, claim_workdir
 from mma_dfer_jax.training.state import TrainState, create_train_state
@@ -54,15 +55,23 @@ class Task(Protocol):
   steps_per_epoch: int
   eval_every: int  # epochs
   total_steps: int
-  constants: tuple[Any, ...]  # what the optimizer is made of: inputs of the compiled step, not parts of it
+  constants: tuple[
+    Any, ...
+  ]  # what optimizer and loss are made of: inputs of the compiled step, not parts of it
 
   def fresh_model(self) -> nnx.Module: ...
 
   def optimizer(self, *constants: Any) -> tuple[optax.Schedule, optax.GradientTransformation]:
     """The learning rate by step, and the optimizer that follows it."""
 
-  def losses(self, model: Any, batch: Batch, drawn: Any, remat: str) -> tuple[jax.Array, Metrics]:
-    """The loss of each example (B,), and other numbers of each (B,) that are logged as means."""
+  def whole(self, batch: Batch, key: jax.Array, step: jax.Array, *constants: Any) -> tuple[Batch, Any]:
+    """The batch to train on, and what its losses share: whatever needs all examples of a step at once.
+
+    `key` is that of this step; draw from a stream of your own.
+    """
+
+  def losses(self, model: Any, batch: Batch, drawn: Any, remat: str, shared: Any) -> tuple[Terms, Metrics]:
+    """The terms of the loss, and other numbers of each example (B,) that are logged as means."""
 
   def draw(self, model: Any, rngs: nnx.Rngs, examples: int) -> Any:
     """What is drawn for one step; the last axis of each array is of examples."""
@@ -181,7 +190,7 @@ class _Run:
       # Inputs, not constants: folds with other numbers of clips then find the step compiled.
       _, tx = task.optimizer(*constants)
       return train_step(state, batch, key, graphdef=self.graphdef, tx=tx, loss_fn=task.losses, draw_fn=task.draw,
-                        micro_batch=task.micro_batch, mesh=self.mesh, remat=c.remat, precision=c.precision)  # fmt: skip
+                        whole_fn=lambda *of_step: task.whole(*of_step, *constants), micro_batch=task.micro_batch, mesh=self.mesh, remat=c.remat, precision=c.precision)  # fmt: skip
 
     outputs = jax.tree.map(lambda x: x.sharding, self.state), sharding.replicated(self.mesh)
     options = sharding.compiler_options()

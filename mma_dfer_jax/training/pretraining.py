@@ -35,6 +35,7 @@ from mma_dfer_jax.parameters import PRECISIONS
 from mma_dfer_jax.training import pretraining_report
 from mma_dfer_jax.training.check import first_error, micro_batch_of, problems_of_devices, problems_of_values
 from mma_dfer_jax.training.loop import Evaluated
+from mma_dfer_jax.training.objective import Term, Terms
 from mma_dfer_jax.training.run import Run
 from mma_dfer_jax.training.sharding import batch_sharding
 from mma_dfer_jax.training.state import TrainState, make_mae_optimizer, warm_up_and_cosine
@@ -146,11 +147,14 @@ class Pretraining:
     )
     return rate, make_mae_optimizer(rate, c.weight_decay)
 
-  def losses(self, model: MaskedAutoencoder, batch: Mapping[str, jax.Array], noise: jax.Array, remat: str) -> tuple[jax.Array, Metrics]:  # fmt: skip
+  def whole(self, batch: Mapping[str, jax.Array], key: jax.Array, step: jax.Array) -> tuple[Mapping[str, jax.Array], None]:  # fmt: skip
+    return batch, None
+
+  def losses(self, model: MaskedAutoencoder, batch: Mapping[str, jax.Array], noise: jax.Array, remat: str, shared: None) -> tuple[Terms, Metrics]:  # fmt: skip
     (examples,) = batch.values()
     if examples.dtype != jnp.uint8:
       examples = examples.astype(PRECISIONS[self.config.precision])
-    return model.losses(model(examples, noise, remat)), {}
+    return {"restoring": Term(model.losses(model(examples, noise, remat)))}, {}
 
   def draw(self, model: MaskedAutoencoder, rngs: nnx.Rngs, examples: int) -> jax.Array:
     return model.draw_noise(rngs, examples)

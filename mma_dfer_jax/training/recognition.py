@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 import numpy as np
 import optax
 
-from mma_dfer_jax import errors, parts
+from mma_dfer_jax import errors
 from mma_dfer_jax.data.pipeline import Augment, TrainOrder, load_batches
 from mma_dfer_jax.model import DropPath, MmaDfer
 from mma_dfer_jax.parameters import count, tunable_patterns
@@ -22,10 +22,11 @@ from mma_dfer_jax.training.calibration import Some, calibrated, fitted_to, hold_
 from mma_dfer_jax.training.check import Checked, few_clips, micro_batch_of
 from mma_dfer_jax.training.evaluation import evaluate_split, jit_eval
 from mma_dfer_jax.training.loop import Evaluated
+from mma_dfer_jax.training.objective import Objective, Statistics, Terms
 from mma_dfer_jax.training.predictions import read_predictions
 from mma_dfer_jax.training.report import percent, write_report
 from mma_dfer_jax.training.run import Run
-from mma_dfer_jax.training.state import TrainState, by_epoch, cosine_rates, make_optimizer
+from mma_dfer_jax.training.state import TrainState, by_epoch, by_step, cosine_rates, make_optimizer
 from mma_dfer_jax.training.steps import Batch, Metrics, abstract_batch, in_float32, model_inputs
 
 
@@ -43,26 +44,36 @@ class Recognition:
       records = Some(records, np.setdiff1d(np.arange(len(records)), chosen))
     self.order = TrainOrder(records, c.seed, c.batch_size, c.num_epochs, *hosts_of_run)
     self.train_clips = checked.train_clips
-    self.loss = parts.read("losses", c.loss.to_dict()).build(tuple(self.train_clips.values()))
+    self.objective = Objective(checked.loss, tuple(self.train_clips.values()), c.num_epochs)
     self.patterns = tunable_patterns(checked.model, c.tunable)
     self.micro_batch = micro_batch_of(c)
     self.eval_every = c.eval_every
     self.steps_per_epoch = self.order.steps_per_epoch
     self.total_steps = self.steps_per_epoch * c.num_epochs
-    self.constants = cosine_rates(c.learning_rate, c.num_epochs), np.int32(self.steps_per_epoch)
+    rates, of_epoch = cosine_rates(c.learning_rate, c.num_epochs), np.int32(self.steps_per_epoch)
+    self.constants = rates, of_epoch, self.objective.statistics
 
   def fresh_model(self) -> MmaDfer:
     return MmaDfer(self.checked.model, rngs=nnx.Rngs(params=self.config.seed))
 
-  def optimizer(self, *constants: Any) -> tuple[optax.Schedule, optax.GradientTransformation]:
-    rate = by_epoch(*constants)
-    return rate, make_optimizer(rate, self.config.weight_decay)
+  def optimizer(self, rates: Any, steps_per_epoch: Any, statistics: Statistics) -> tuple[optax.Schedule, optax.GradientTransformation]:  # fmt: skip
+    c, model = self.config, self.checked.model
+    rate = by_epoch(rates, steps_per_epoch)
+    if c.schedule == "step":
+      ends = {"start": c.warmup_learning_rate, "end": c.min_learning_rate}
+      rate = by_step(c.learning_rate, c.num_epochs, steps_per_epoch, warmup_epochs=c.warmup_epochs, **ends)
+    depths = {"image_encoder": model.image.depth, "audio_encoder": model.audio.depth}
+    how = {"kernels_only": c.decayed == "kernels", "depths": depths, "layer_decay": c.layer_decay}
+    return rate, make_optimizer(rate, c.weight_decay, **how)
 
-  def losses(self, model: MmaDfer, batch: Batch, drawn: DropPath, remat: str) -> tuple[jax.Array, Metrics]:
+  def whole(self, batch: Batch, key: jax.Array, step: jax.Array, rates: Any, steps_per_epoch: Any, statistics: Statistics) -> tuple[Batch, Statistics]:  # fmt: skip
+    return batch, self.objective.whole(batch, step // steps_per_epoch, statistics)
+
+  def losses(self, model: MmaDfer, batch: Batch, drawn: DropPath, remat: str, shared: Statistics) -> tuple[Terms, Metrics]:  # fmt: skip
     video, spectrogram = model_inputs(batch, self.config.precision)
     outputs = in_float32(model(video, spectrogram, dropped=drawn, remat=remat))
     right = outputs.logits.argmax(axis=-1) == batch["label"]
-    return self.loss(outputs, batch), {"accuracy": 100.0 * right}
+    return self.objective.terms(outputs, batch, shared), {"accuracy": 100.0 * right}
 
   def draw(self, model: MmaDfer, rngs: nnx.Rngs, examples: int) -> DropPath:
     return model.draw_drop_path(rngs, examples)
@@ -81,7 +92,7 @@ class Recognition:
     self, graphdef: nnx.GraphDef, mesh: Mesh
   ) -> Callable[[TrainState, Path, Callable[[], bool]], Evaluated | None]:
     c, d, batch_size = self.checked, self.config.data, self.config.batch_size
-    eval_fn = jit_eval(graphdef, mesh, self.loss, self.config.precision)
+    eval_fn = jit_eval(graphdef, mesh, self.config.precision)
 
     def evaluate(state: TrainState, workdir: Path, stop: Callable[[], bool]) -> Evaluated | None:
       answer = functools.partial(

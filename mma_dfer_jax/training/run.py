@@ -17,6 +17,7 @@ from mma_dfer_jax.disk import write_json
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.model import ModelConfig
 from mma_dfer_jax.parameters import tunable_patterns
+from mma_dfer_jax.weights.class_vectors import about_vectors
 
 Run = dict[str, Any]  # the content of run.json
 KEYS = {"config", "classes", "recipe", "tunable", "starts", "data_set", "version"}
@@ -43,6 +44,7 @@ def describe_run(
     "data_set": {name: getattr(data_set, name) for name in ("fingerprint", "splits", "sample_rates")}
     | {name: known for name in ("seconds_of_sound", "typical") if (known := getattr(data_set, name))},
     "version": __version__,
+    **about_vectors(starts),
   }
   return json.loads(json.dumps(run))
 

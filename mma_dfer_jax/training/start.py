@@ -1,6 +1,7 @@
 """Starts from the weights of another model (a run, a model folder or an authors' file): takes whatever fits."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+import dataclasses
 import functools
 import hashlib
 import json
@@ -69,6 +70,7 @@ def open_run(workdir: Path, step: int | str = "last") -> StoredModel:
     "precision": run["config"]["precision"],
     "sample_rates": run["data_set"]["sample_rates"],
     **{name: run["data_set"][name] for name in ("seconds_of_sound", "typical") if name in run["data_set"]},
+    **{name: run[name] for name in ("class_vectors",) if name in run},
     **temperature,
     "source": {"run": workdir.resolve().name, "step": found, "version": run["version"]},
   }
@@ -90,7 +92,7 @@ def open_init(path: str | Path, model: ModelConfig, classes: Sequence[str]) -> S
   """Opens the weights of another model and fits them to this one; UserError if heads differ or nothing fits.
 
   A part is taken if both models have the same one, and within it every tensor of the same shape. Encoders' positions
-  are resized; their rows for prompts are taken with the prompts only. A classifier is reordered by the class names.
+  are resized; their rows for prompts are taken with the prompts only. What has an axis of classes is reordered by their names.
   """
   stored = open_stored(Path(path))
   # Shapes are the same for any number of heads, so they are compared unless the source had to assume them.
@@ -130,8 +132,8 @@ def _fitted(
       return {}, f"{what}, {parts.place_of(there)} there and {parts.place_of(here)} here"
     old, new = parts.fields_of(there), parts.fields_of(here)
     notes = [f"{k}={new[k]} instead of {old[k]}" for k in new if k not in OF_TRAINING and new[k] != old[k]]
-  if slot == "head":
-    notes += _by_class(found, stored.about["classes"], classes, parts.place_of(model.head))
+  if stored.about["classes"] is None or list(stored.about["classes"]) != list(classes):
+    notes += _by_class(found, class_axes(stored.model), stored.about["classes"], classes)
   if slot in ("image", "audio") and f"{place}/pos_embed" in found:
     notes += _positions(found, f"{place}/pos_embed", slot, stored.model, model)
   taken, fresh = {}, []
@@ -149,17 +151,32 @@ def _fitted(
   return taken, ", ".join([count, *notes])
 
 
+def class_axes(model: ModelConfig) -> dict[str, int]:
+  """Which axis is of the classes, by path of all parameters that have one."""
+  more = parameter_shapes(dataclasses.replace(model, num_classes=model.num_classes + 1))
+  shapes = parameter_shapes(model).items()
+  return {
+    path: [n == m for n, m in zip(shape, more[path], strict=True)].index(False)
+    for path, shape in shapes
+    if shape != more[path]
+  }
+
+
 def _by_class(
-  found: dict[str, Tensor], theirs: Sequence[str] | None, ours: Sequence[str], head: str
+  found: dict[str, Tensor], axes: Mapping[str, int], theirs: Sequence[str] | None, ours: Sequence[str]
 ) -> list[str]:
-  """Changes the classifier to this model's classes: as it is, reordered by name, or nothing of it."""
-  if theirs is not None and list(theirs) == list(ours):
+  """Changes what has an axis of other classes to this model's: reordered by name, or nothing of it."""
+  bound = [path for path in found if path in axes]
+  if not bound:
     return []
-  if theirs is not None and sorted(theirs) == sorted(ours) and head == "heads/linear":
+  if theirs is not None and sorted(theirs) == sorted(ours):
     order = [theirs.index(name) for name in ours]
-    found |= {path: t.changed(t.shape, lambda array: array[..., order]) for path, t in found.items()}
+    for path in bound:
+      reorder = functools.partial(np.take, indices=order, axis=axes[path])
+      found[path] = found[path].changed(found[path].shape, reorder)
     return [f"reordered by name, from {', '.join(theirs)}"]
-  found.clear()
+  for path in bound:
+    del found[path]
   if theirs is None:
     return ["the file does not name its classes: convert it with --classes to keep its classifier"]
   if len(theirs) != len(ours):

@@ -1,6 +1,6 @@
 """What training carries along: the tunable and the frozen parameters, the optimizer's moments, the step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from flax import nnx
@@ -35,9 +35,66 @@ def by_epoch(rates: Any, steps_per_epoch: Any) -> optax.Schedule:
   return lambda step: jnp.asarray(rates)[step // steps_per_epoch]
 
 
-def make_optimizer(learning_rate: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
-  """PyTorch's AdamW with its defaults; decay on every parameter it is given, as in the original."""
-  return optax.adamw(learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=weight_decay)
+def by_step(
+  peak: float, num_epochs: int, steps_per_epoch: Any, *, warmup_epochs: int = 0, start: float = 0.0, end: float = 0.0
+) -> optax.Schedule:  # fmt: skip
+  """Linear from `start` to the peak, then half a cosine to `end`, another rate in every step.
+
+  Source: `cosine_scheduler` of VideoMAE's and MAE-DFER's `utils.py`.
+  """
+
+  def rate(step):
+    warmup, total = warmup_epochs * steps_per_epoch, num_epochs * steps_per_epoch
+    rising = start + (peak - start) * step / jnp.maximum(warmup - 1, 1)
+    # cos² of half the angle: close to the end 1 + cos loses half of float32's digits.
+    falling = (
+      end + (peak - end) * jnp.cos(0.5 * np.pi * (step - warmup) / jnp.maximum(total - warmup, 1)) ** 2
+    )
+    return jnp.where(step < warmup, rising, falling)
+
+  return rate
+
+
+def make_optimizer(
+  learning_rate: optax.Schedule, weight_decay: float, *, kernels_only: bool = False,
+  depths: Mapping[str, int] | None = None, layer_decay: float = 1.0,
+) -> optax.GradientTransformation:  # fmt: skip
+  """PyTorch's AdamW with its defaults; decay on every parameter it is given, as in the original.
+
+  Args:
+    kernels_only: decay on matrices of layers only, not on biases, norms, tokens and positions.
+    depths: blocks of each encoder, "image_encoder" and "audio_encoder"; needed with a layer decay.
+    layer_decay: of learning rates, see `layer_scale`; 1: none.
+  """
+  mask = by_path(lambda path: path[-1] == "kernel") if kernels_only else None
+  adamw = optax.adamw(learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=weight_decay, mask=mask)
+  if layer_decay == 1:
+    return adamw
+  scales = by_path(lambda path: layer_scale(path, depths or {}, layer_decay))
+  return optax.chain(
+    adamw, optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, scales(updates)))
+  )
+
+
+def by_path(value: Callable[[tuple[Any, ...]], Any]) -> Callable[[nnx.State], nnx.State]:
+  """Makes of a tree of parameters one of what `value` says of their paths."""
+
+  def of(tree: nnx.State) -> nnx.State:
+    flat = nnx.to_flat_state(tree)
+    return nnx.from_flat_state((path, jax.tree.map(lambda _: value(path), leaf)) for path, leaf in flat)  # noqa: B023 # called at once
+
+  return of
+
+
+def layer_scale(path: tuple[Any, ...], depths: Mapping[str, int], decay: float) -> float:
+  """A parameter's factor of the learning rate: decay^(blocks that follow it in its encoder), of the input one more.
+
+  What follows the last block, and all outside of encoders, has 1. Source: MAE-DFER's `optim_factory.py`.
+  """
+  depth = depths.get(path[0], 0)
+  if depth and path[1] == "blocks":
+    return decay ** (depth - path[2])
+  return decay ** (depth + 1) if depth and path[1] in ("patch_embed", "cls_token", "pos_embed") else 1.0
 
 
 def warm_up_and_cosine(peak: float, warm_up_steps: int, num_steps: int) -> optax.Schedule:

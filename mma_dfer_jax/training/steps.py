@@ -11,15 +11,19 @@ import optax
 
 from mma_dfer_jax.inputs import Inputs
 from mma_dfer_jax.parameters import PRECISIONS, cast
-from mma_dfer_jax.parts import Loss, Outputs
+from mma_dfer_jax.parts import Outputs
+from mma_dfer_jax.training.objective import Terms, total
 from mma_dfer_jax.training.scores import confusion_matrix
 from mma_dfer_jax.training.sharding import batch_sharding
 from mma_dfer_jax.training.state import TrainState
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
-# (model, batch, what was drawn for it, remat) -> the loss of each clip, and other numbers of each clip to be logged.
-LossFn = Callable[[Any, Batch, Any, str], tuple[jax.Array, Metrics]]
+# (model, batch, what was drawn for it, remat, what `WholeFn` shares) -> the terms of the loss, and other numbers of each
+# clip to be logged.
+LossFn = Callable[[Any, Batch, Any, str, Any], tuple[Terms, Metrics]]
+# (batch, key, step) -> the batch to train on, and what the losses of all its clips share: whatever needs all clips at once.
+WholeFn = Callable[[Batch, jax.Array, jax.Array], tuple[Batch, Any]]
 # (model, rngs, clips) -> arrays whose last axis is of clips, or of sequences clip by clip.
 DrawFn = Callable[[Any, nnx.Rngs, int], Any]
 
@@ -39,13 +43,14 @@ def model_inputs(batch: Batch, precision: str) -> tuple[jax.Array, jax.Array]:
 
 def train_step(
   state: TrainState, batch: Batch, key: jax.Array, *, graphdef: nnx.GraphDef, tx: optax.GradientTransformation,
-  loss_fn: LossFn, draw_fn: DrawFn, micro_batch: int = 0, mesh: Mesh | None = None, remat: str = "none",
+  loss_fn: LossFn, draw_fn: DrawFn, whole_fn: WholeFn = lambda batch, key, step: (batch, None), micro_batch: int = 0, mesh: Mesh | None = None, remat: str = "none",
   precision: str = "float32",
 ) -> tuple[TrainState, Metrics]:  # fmt: skip
   """One update on the mean loss of a batch; what is drawn for a step depends on key and step alone.
 
   Args:
     state, batch, key: tunable parameters and moments are float32, whatever the precision; the key is that of the run.
+    whole_fn: called before a batch is cut into micro-batches, with the key of this step.
     micro_batch: clips that go through the model at once, a divisor of the batch; 0: all. It changes only the order of
       sums; memory is that of one micro-batch.
     mesh: over which a batch is spread; None: one device.
@@ -57,12 +62,15 @@ def train_step(
   key = jax.random.fold_in(key, state.step)
   rngs = nnx.Rngs(drop_path=key, masks=key)
   # For all clips, before they are divided.
+  batch, shared = whole_fn(batch, key, state.step)
   drawn = draw_fn(nnx.merge(graphdef, state.tunable, state.frozen), rngs, clips)
 
   def loss_of(tunable, part, drawn):
     model = nnx.merge(graphdef, cast(tunable, precision), state.frozen)
-    losses, metrics = loss_fn(model, part, drawn, remat)
-    return losses.mean(), jax.tree.map(jnp.mean, metrics)
+    terms, metrics = loss_fn(model, part, drawn, remat, shared)
+    means = {name: term.losses.mean() for name, term in terms.items()}
+    apart = means if len(means) > 1 else {}  # a single one is the loss
+    return total(means, terms), {**apart, **jax.tree.map(jnp.mean, metrics)}
 
   def add(total, part):
     (loss, metrics), grads = gradient(state.tunable, *part)
@@ -102,17 +110,21 @@ def _divided(batch: Batch, drawn: Any, parts: int, mesh: Mesh | None) -> tuple[d
   return here, jax.tree.map(lambda x: split(x, x.shape[-1] // clips, x.ndim - 1), drawn)
 
 
-def eval_step(tunable: nnx.State, frozen: nnx.State, batch: Batch, *, graphdef: nnx.GraphDef, loss: Loss, precision: str = "float32") -> Metrics:  # fmt: skip
+def eval_step(tunable: nnx.State, frozen: nnx.State, batch: Batch, *, graphdef: nnx.GraphDef, precision: str = "float32") -> Metrics:  # fmt: skip
   """What `sums` says of the model's answers to a batch."""
   model = nnx.merge(graphdef, cast(tunable, precision), cast(frozen, precision))
-  return sums(in_float32(model(*model_inputs(batch, precision))), batch, loss)
+  return sums(in_float32(model(*model_inputs(batch, precision))), batch)
 
 
-def sums(outputs: Outputs, batch: Batch, loss: Loss) -> Metrics:
-  """Sums over the real clips of a batch: confusion matrix (C, C) int32, loss, clips without sound; and its logits."""
+def sums(outputs: Outputs, batch: Batch) -> Metrics:
+  """Sums over the real clips of a batch: confusion matrix (C, C) int32, cross-entropy, clips without sound; and its logits.
+
+  The loss is cross-entropy whatever a model was trained with, so that models can be compared.
+  """
+  losses = optax.softmax_cross_entropy_with_integer_labels(outputs.logits, batch["label"])
   return {
     "confusion": confusion_matrix(outputs.logits, batch["label"], batch["mask"]),
-    "loss": (loss(outputs, batch) * batch["mask"]).sum(),
+    "loss": (losses * batch["mask"]).sum(),
     "without_sound": (batch["mask"] & ~batch["has_audio"]).sum(),
     "logits": outputs.logits,
   }

@@ -36,9 +36,10 @@ _COUNTS = {
   "U8": np.dtype("u1"),
   "BOOL": np.dtype("?"),
 }  # of training tools
-# Facts that only a run knows: which parameters it trained, its precision, what its clips were like, its temperature.
+# Facts that only a run knows: which parameters it trained, its precision, what its clips were like, its temperature, and
+# where its class vectors are from.
 OF_A_RUN = {"tunable": list, "precision": str, "sample_rates": list, "seconds_of_sound": float, "typical": dict,
-            "temperature": float}  # fmt: skip
+            "temperature": float, "class_vectors": dict}  # fmt: skip
 
 
 def held(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
@@ -97,7 +98,7 @@ class Weights:
 class Start:
   """Weights that a run starts from, checked, but not read yet."""
 
-  name: str  # what they are for: "init_from", "image" or "audio"
+  name: str  # what they are for: "init_from", "image", "audio" or "text"
   source: StoredModel | Weights
   facts: tuple[str, ...]  # what is taken and what is not, for people
   taken: dict[str, Tensor]  # by path; a table of positions may lack the rows of prompts
@@ -107,7 +108,9 @@ class Start:
     return self.source.sha256
 
   def describe(self) -> str:
-    what = self.name + " encoder" * (self.name in ("image", "audio"))
+    what = {"text": "class vectors"}.get(
+      self.name, self.name + " encoder" * (self.name in ("image", "audio"))
+    )
     return f"{what}: {self.source.path}, sha256 {self.sha256[:16]}…; {'; '.join(self.facts)}"
 
   def read(self) -> dict[str, np.ndarray]:
@@ -219,6 +222,11 @@ def looks_like(shapes: Mapping[str, tuple[int, ...]]) -> str:
   """What a file is, judging by names and shapes, in words for a message."""
   if any(name.startswith(("image_encoder.", "audio_model.", "temporal_net.")) for name in shapes):
     return "an MMA-DFER checkpoint"
+  if "lg_region_tokens" in shapes:
+    head = shapes.get("head.weight", ())
+    return "MAE-DFER's LGI-Former" + (
+      f", fine-tuned to {head[0]} classes" if len(head) == 2 else ", an encoder of clips"
+    )
   patch, head = shapes.get("patch_embed.proj.weight", ()), shapes.get("head.weight", ())
   if any(name.endswith("embeddings.patch_embeddings.projection.weight") for name in shapes):
     return (

@@ -17,9 +17,9 @@ from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.inputs import Inputs
 from mma_dfer_jax.model import ModelConfig, paper, read_model
 from mma_dfer_jax.parameters import parameter_shapes
-from mma_dfer_jax.weights import files
+from mma_dfer_jax.weights import files, mae_dfer
 from mma_dfer_jax.weights.files import OF_A_RUN, OURS, StoredModel, Tensor, Weights
-from mma_dfer_jax.weights.names import Row, check_fit, name_table, unused_shapes, used_shapes
+from mma_dfer_jax.weights.names import Row, check_fit, name_table, their_shapes, unused_shapes, used_shapes
 from mma_dfer_jax.weights.names import ours as ours_of
 
 UNUSED = "unused."  # before the authors' names of tensors that never take part
@@ -39,21 +39,26 @@ def recipe_of(inputs: Inputs) -> dict[str, Any]:
 
 
 def open_checkpoint(path: Path, heads: int | None = None, wanted: str | None = None) -> StoredModel:
-  """An MMA-DFER checkpoint, as `open_weights` takes it; `about["classes"]` is None if it does not name its classes.
+  """An MMA-DFER checkpoint, or a fine-tuned one of MAE-DFER, as `open_weights` takes it.
+
+  `about["classes"]` is None if it does not name its classes.
 
   Raises:
     CheckpointMismatchError: with everything missing, unexpected and of the wrong shape.
     UserError: if it is something else, and what it looks like.
   """
   weights = files.open_weights(path, wanted)
-  if (what := files.looks_like(weights.shapes)) != "an MMA-DFER checkpoint":
+  of_mae_dfer = mae_dfer.MARK in weights.shapes
+  if not of_mae_dfer and (what := files.looks_like(weights.shapes)) != "an MMA-DFER checkpoint":
     advice = "; give the two pretraining files as --config.pretrained.image and --config.pretrained.audio"
     raise UserError(
       f"{path} is not an MMA-DFER checkpoint; it looks like {what}{advice * ('encoder' in what)}"
     )
-  model, assumed = find_model(weights, heads)
-  unused, ours, tensors = unused_shapes(model), weights.ours, weights.tensors
-  check_fit(f"{path} does not fit the model", weights.shapes, used_shapes(model), allowed=unused)
+  model, assumed = (mae_dfer.find_model if of_mae_dfer else find_model)(weights, heads)
+  rows, shapes = (mae_dfer.rows_of if of_mae_dfer else name_table)(model), parameter_shapes(model)
+  unused, ours, tensors = {} if of_mae_dfer else unused_shapes(model), weights.ours, weights.tensors
+  allowed = mae_dfer.unused_in(weights) if of_mae_dfer else unused
+  check_fit(f"{path} does not fit the model", weights.shapes, their_shapes(rows, shapes), allowed=allowed)
   classes, recipe, trained_as = (ours.get(key) for key in ("classes", "recipe", "trained_as"))
   names = classes if isinstance(classes, list) and all(isinstance(name, str) for name in classes) else []
   if classes is not None and len(names) != model.num_classes:
@@ -70,7 +75,7 @@ def open_checkpoint(path: Path, heads: int | None = None, wanted: str | None = N
     "source": source,
   }
   try:
-    found = ours_of(parameter_shapes(model), name_table(model), tensors)
+    found = ours_of(shapes, rows, tensors)
   except UserError as error:
     raise UserError(f"{path}: {error}") from error
   kept = {} if ours.get("unused") == "fresh" else {UNUSED + n: tensors[n] for n in unused if n in tensors}

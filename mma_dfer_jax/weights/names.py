@@ -19,12 +19,16 @@ from mma_dfer_jax.model import SLOTS, ModelConfig
 from mma_dfer_jax.parameters import parameter_shapes
 from mma_dfer_jax.weights.pickles import Tensor
 
-# PyTorch keeps linear weights as (out, in) and convolutions as (out, in, height, width).
+# PyTorch keeps linear weights as (out, in) and convolutions as (out, in, [time,] height, width).
 # Of each layout: from the authors' tensors to our array, and back.
 LAYOUTS: dict[str, tuple[Callable[..., np.ndarray], Callable[[np.ndarray], Iterable[np.ndarray]]]] = {
   "keep": (lambda tensors: tensors[0], lambda array: [array]),
   "linear": (lambda tensors: tensors[0].T, lambda array: [array.T]),
   "conv": (lambda tensors: tensors[0].transpose(2, 3, 1, 0), lambda array: [array.transpose(3, 2, 0, 1)]),
+  "conv3d": (
+    lambda tensors: tensors[0].transpose(2, 3, 4, 1, 0),
+    lambda array: [array.transpose(4, 3, 0, 1, 2)],
+  ),
   # to_q (q), to_kv (k, v) -> one qkv
   "concat": (
     lambda tensors: np.concatenate(tensors).T,
@@ -73,6 +77,18 @@ def name_table(cfg: ModelConfig) -> list[Row]:
       homeless.add(path.split("/")[0])
   if homeless:
     raise listed("an authors' file has no place for these parts of the model", sorted(homeless))
+  return rows
+
+
+def encoder_rows(stream: str, cfg: ModelConfig) -> list[Row]:
+  """The parameters of one encoder with their names in its pretraining file."""
+  place, encoder, rows = f"{stream}_encoder", getattr(cfg, stream), []
+  table = parts.pretraining_table(encoder) or parts.authors_table(encoder) or ()
+  for path, shape in parameter_shapes(cfg).items():
+    row = row_of(path, shape, place, table) if path.startswith(f"{place}/") else None
+    if row:
+      theirs = tuple(name.removeprefix(OWNERS[place]) for name in row.torch_names)
+      rows.append(dataclasses.replace(row, torch_names=theirs))
   return rows
 
 

@@ -1,7 +1,6 @@
 """Pretraining files, MAE-Face's, AudioMAE's and our own: checks that a file fits an encoder, and reads it."""
 
 from collections.abc import Mapping, Sequence
-import dataclasses
 import math
 from pathlib import Path
 import re
@@ -12,12 +11,12 @@ from mma_dfer_jax.inputs import Inputs
 from mma_dfer_jax.model import ModelConfig
 from mma_dfer_jax.parameters import parameter_shapes
 from mma_dfer_jax.weights.files import Start, Tensor, Weights, looks_like, open_weights
+from mma_dfer_jax.weights.mae_dfer import open_lgi
 from mma_dfer_jax.weights.names import (
-  OWNERS,
   CheckpointMismatchError,
   Row,
   check_fit,
-  name_table,
+  encoder_rows,
   ours,
   their_shapes,
 )
@@ -36,13 +35,9 @@ def open_pretrained(stream: str, path: str | Path, cfg: ModelConfig) -> Start:
   The table of positions is resized to the model's grid; rows of prompts are not in the file. UserError names all that is
   missing, unexpected and of the wrong shape. Source: the original's constructors, which accept any file.
   """
-  place = f"{stream}_encoder"
-  rows = [
-    dataclasses.replace(row, torch_names=tuple(name.removeprefix(OWNERS[place]) for name in row.torch_names))
-    for row in name_table(cfg)
-    if row.path.startswith(f"{place}/")
-  ]
-  weights = open_weights(path)
+  rows, weights = encoder_rows(stream, cfg), open_weights(path)
+  if not hasattr(getattr(cfg, stream), "grid"):  # the encoder has no table of positions
+    return open_lgi(stream, weights, cfg)
   taken, facts = take_encoder(stream, weights, getattr(cfg, stream), cfg.inputs, rows, parameter_shapes(cfg))
   decoder = sum(1 for name in weights.tensors if DECODER.fullmatch(name))
   *first, last = facts
