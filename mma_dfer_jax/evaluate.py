@@ -162,7 +162,7 @@ def evaluator(engine: Engine, mesh: Mesh) -> Callable[[Batch], dict[str, jax.Arr
     raise UserError(f"several processes can evaluate a run or a model folder, not a {type(engine).__name__}")
 
   def call(batch):
-    logits = engine(*(np.asarray(batch[name]) for name in ("video", "spectrogram")))
+    logits = engine(*(np.asarray(batch[name]) for name in engine.about.inputs.shapes))
     found = sums(parts.Outputs(jnp.asarray(logits)), batch)
     return found | {name: batch[name] for name in ("label", "position")}
 

@@ -47,7 +47,9 @@ def _flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _comments(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
   """(path, comment) of the fields in `default_config` or `pretraining_config`, and of the parts that these values choose."""
   file = "pretraining_config.py" if "model.stream" in values else "config.py"
-  source = re.split(r"\ndef _?chos", (_PACKAGE / file).read_text(encoding="utf-8"))[0]  # what chooses parts comes after
+  source = re.split(r"\ndef _?chos", (_PACKAGE / file).read_text(encoding="utf-8"))[
+    0
+  ]  # what chooses parts comes after
   for path, value, comment in re.findall(r"^ +c\.([\w.]+) = (.*?)(?:  # (.*))?$", source, re.M):
     if kind := re.match(r'part\("(\w+)"', value):
       names = sorted(file.stem for file in (_PACKAGE / kind[1]).glob("[a-z]*.py"))

@@ -54,7 +54,11 @@ class Inputs:
     """(T, p, 3) of one clip, float32: x and y from 0 to 1, and 1 if the point is known."""
     return (self.num_frames, self.points, 3)
 
-  def __str__(self) -> str:
+  @property
+  def shapes(self) -> dict[str, tuple[int, ...]]:
+    """Of one clip, of each array that the model takes, in their order."""
     shapes = {"video": self.video_shape, "spectrogram": self.audio_shape}
-    shapes |= {"landmarks": self.points_shape} if self.points else {}
-    return ", ".join(f"{name} (B, {', '.join(map(str, shape))})" for name, shape in shapes.items())
+    return shapes | ({"landmarks": self.points_shape} if self.points else {})
+
+  def __str__(self) -> str:
+    return ", ".join(f"{name} (B, {', '.join(map(str, shape))})" for name, shape in self.shapes.items())

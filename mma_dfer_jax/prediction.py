@@ -235,7 +235,7 @@ def predict_samples(
   rest = iter(samples)
   while batch := list(itertools.islice(rest, batch_size)):
     filled = [sample for _, sample in batch] + [batch[-1][1]] * (batch_size - len(batch))
-    logits = engine(np.stack([one.video for one in filled]), np.stack([one.spectrogram for one in filled]))
+    logits = engine(*map(np.stack, zip(*(one.arrays for one in filled), strict=True)))
     for (clip, sample), row in zip(batch, logits, strict=False):
       yield sample, _prediction(engine.about, clip, sample, row, force, abstain)
 

@@ -44,6 +44,16 @@ class Config(parts.Part):
       found.append(f"targets={self.targets!r}: choose one of {', '.join(TARGETS)}")
     return found
 
+  @property
+  def weights(self) -> dict[str, float]:
+    """Of the terms of the loss: of all that concern the classes, and of each task."""
+    return {"classes": self.weight, "box": self.box_weight, "landmarks": self.landmarks_weight}
+
+  def numbers(self, batch: Mapping[str, Array]) -> dict[str, Float[Array, "B"]]:
+    """For each task, how many numbers of each clip are known, by which errors are divided."""
+    face, seen = batch["face_box"][..., 4], batch["landmarks"][..., 2]
+    return {"box": 4 * face.sum(axis=1), "landmarks": 2 * seen.sum(axis=(1, 2))}
+
   def build(self, width: int, moments: int, num_classes: int, *, rngs: nnx.Rngs) -> "Cascade":
     return Cascade(self, width, moments, num_classes, rngs=rngs)
 
@@ -121,10 +131,12 @@ class Cascade(nnx.Module):
       landmarks = landmarks * self.targets.landmarks_deviation[...] + self.targets.landmarks_mean[...]
     # Float32 as the classifier's, in any precision.
     logits = outputs.logits + jnp.tanh(self.gate[...].astype(outputs.logits.dtype)) * expression
-    return outputs._replace(logits=logits, extra={**outputs.extra, "box": box, "landmarks": landmarks})
+    return outputs._replace(
+      logits=logits.astype(outputs.logits.dtype), extra={**outputs.extra, "box": box, "landmarks": landmarks}
+    )
 
-  def errors(self, extra: Mapping[str, Array], batch: Mapping[str, Array]) -> dict[str, tuple[Array, Array]]:
-    """For each task (B,) sums of squared errors over its frames or points, and (B,) numbers that are summed."""
+  def errors(self, extra: Mapping[str, Array], batch: Mapping[str, Array]) -> dict[str, Float[Array, "B"]]:
+    """For each task, the sums of squared errors over what is known of each clip."""
     found = {}
     face, seen = batch["face_box"][..., 4:], batch["landmarks"][..., 2:]
     pairs = {"box": (face, batch["face_box"][..., :4]), "landmarks": (seen, batch["landmarks"][..., :2])}
@@ -132,6 +144,5 @@ class Cascade(nnx.Module):
       difference = extra[name] - target
       if self.targets:
         difference = difference / getattr(self.targets, f"{name}_deviation")[...]
-      axes = tuple(range(1, difference.ndim))
-      found[name] = (known * difference**2).sum(axes), known.sum(axes) * difference.shape[-1]
+      found[name] = (known * difference**2).sum(axis=tuple(range(1, difference.ndim)))
     return found

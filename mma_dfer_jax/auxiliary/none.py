@@ -16,6 +16,7 @@ class Config(parts.Part):
 
   tunable: tuple[str, ...] = ()
   FACES: ClassVar[bool] = False  # whether it learns from boxes and points of faces
+  weights: ClassVar[dict[str, float]] = {}  # of the terms of the loss
 
   def build(self, *args: Any, **kwargs: Any) -> "NoAuxiliary":
     return NoAuxiliary()

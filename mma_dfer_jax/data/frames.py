@@ -115,6 +115,17 @@ def decode_as_meant(data: bytes) -> tuple[UInt8[np.ndarray, "H W 3"], tuple[str,
     raise ValueError(f"{len(data)} bytes cannot be decoded as a picture: {_fault(data, error)}") from error
 
 
+def frame_size(data: bytes | np.ndarray) -> tuple[int, int]:
+  """Height and width of a picture as `decode_frame` gives it; most JPEGs are not decoded for it."""
+  if isinstance(data, bytes) and data.startswith(b"\xff\xd8"):
+    before = data[: data.find(b"\xff\xda")]
+    if not any(tag in before for tag in TAGS):
+      height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+      return height, width
+  height, width, _ = (decode_frame(data) if isinstance(data, bytes) else data).shape
+  return height, width
+
+
 class _Fault(Exception):
   """What is wrong with a picture, in the words of `ends`."""
 

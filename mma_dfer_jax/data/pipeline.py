@@ -21,6 +21,7 @@ from mma_dfer_jax.data.frames import (
   augment,
   decode_frame,
   draw_augmentation,
+  frame_size,
   resize,
   sample_at_times,
   sample_frames,
@@ -28,10 +29,12 @@ from mma_dfer_jax.data.frames import (
 from mma_dfer_jax.data.landmarks import POINTS, STORED, as_shown
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.inputs import Inputs
+from mma_dfer_jax.progress import watched
 
 Record = Mapping[str, Any]
 Example = dict[str, Any]
 Batch = dict[str, np.ndarray]
+LEAST_DEVIATION = 1e-3  # of targets, as shares of the frame: half of what float16 rounds
 AGAIN = "prepare the data again with --overwrite"
 
 
@@ -57,14 +60,7 @@ def make_example(
   if (faces := faces or inputs.points > 0) and "faces" not in record:
     raise UserError(NO_LANDMARKS)
   try:
-    if inputs.frame_choice == "time":
-      if "times" not in record:
-        raise UserError(
-          f"frame_choice=time needs data that keep the times of frames: {AGAIN} and --keep_times"
-        )
-      chosen = sample_at_times(record["times"], rng=rng, num_segments=inputs.num_frames)
-    else:
-      chosen = sample_frames(len(frames), train=rng is not None, rng=rng, num_segments=inputs.num_frames)
+    chosen = _chosen(record, inputs, rng)
     for place, i in enumerate(chosen.tolist()):
       if place and i == chosen[place - 1]:  # a short clip repeats its last frame
         video[place] = video[place - 1]
@@ -92,6 +88,48 @@ def make_example(
   of_faces = as_shown(np.frombuffer(record["faces"], STORED)[chosen], sizes, augmentation) if faces else {}
   return of_faces | {"video": video, "spectrogram": sound, "label": np.int32(record["label"]), "clip_id": record["clip_id"],
           "has_audio": np.bool_(record["has_audio"]), "mask": np.bool_(True)}  # fmt: skip
+
+
+def _chosen(record: Record, inputs: Inputs, rng: np.random.Generator | None) -> np.ndarray:
+  """Numbers of the frames that stand for a clip."""
+  if inputs.frame_choice != "time":
+    return sample_frames(
+      len(record["frames"]), train=rng is not None, rng=rng, num_segments=inputs.num_frames
+    )
+  if "times" not in record:
+    raise UserError(f"frame_choice=time needs data that keep the times of frames: {AGAIN} and --keep_times")
+  return sample_at_times(record["times"], rng=rng, num_segments=inputs.num_frames)
+
+
+def training_faces(
+  order: "TrainOrder", inputs: Inputs, ranges: Augment, position: int
+) -> dict[str, np.ndarray]:
+  """landmarks and face_box of one training example, as `make_batch` makes them, without decoding its frames."""
+  record, rng = order.records[order.clip_at(position)], np.random.default_rng([order.seed, position])
+  chosen = _chosen(record, inputs, rng)
+  sizes = [frame_size(record["frames"][i]) for i in chosen.tolist()]
+  augmentation = draw_augmentation(*sizes[0], inputs.image_size, rng, ranges)
+  return as_shown(np.frombuffer(record["faces"], STORED)[chosen], sizes, augmentation)
+
+
+def mean_faces(
+  order: "TrainOrder", inputs: Inputs, ranges: Augment
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """Mean and deviation (at least 1e-3) of boxes (4,) and points (p, 2) that are seen in the first epoch's training clips."""
+  number = order.steps_per_epoch * order.batch_size
+  found = [
+    training_faces(order, inputs, ranges, i)
+    for i in watched(range(number), "look at faces", number, leave=False)
+  ]
+  box, points = (np.concatenate([one[name] for one in found]) for name in ("face_box", "landmarks"))
+  result = {}
+  for name, values in (("box", box[:, None]), ("landmarks", points)):
+    known, values = values[..., -1:], values[..., :-1].astype(np.float64)
+    count = known.sum(axis=0).clip(1)
+    mean = (values * known).sum(axis=0) / count
+    variance = ((values - mean) ** 2 * known).sum(axis=0) / count
+    result[name] = mean.squeeze(), np.sqrt(variance).clip(LEAST_DEVIATION).squeeze()
+  return result
 
 
 @dataclasses.dataclass(frozen=True)

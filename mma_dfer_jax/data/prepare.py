@@ -498,7 +498,11 @@ def main(argv: Sequence[str]) -> int:
   model = str(face_model(given_model)) if "yunet" in (options.faces, _LANDMARKS.value) else ""
   decoding = Decoding(options.allow_missing_sound, landmarks=model * (_LANDMARKS.value == "yunet"))
   if options.faces == "yunet":
-    how = {"face_model": model, "face_policy": _FACE_POLICY.value, "face_size": _FACE_SIZE.value}
+    how: dict[str, Any] = {
+      "face_model": model,
+      "face_policy": _FACE_POLICY.value,
+      "face_size": _FACE_SIZE.value,
+    }
     decoding = dataclasses.replace(decoding, **how)
   if _KEEP_TIMES.value and any(clip.frames for clip in layout.clips):
     raise UserError("--keep_times is for videos; pictures in folders have no times")

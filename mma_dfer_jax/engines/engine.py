@@ -99,16 +99,19 @@ class Engine:
     self,
     video: UInt8[np.ndarray, "B T H W 3"] | Float[np.ndarray, "B T H W 3"],
     spectrogram: Float[np.ndarray, "B F K"],
+    landmarks: Float[np.ndarray, "B T p 3"] | None = None,
   ) -> Float32[np.ndarray, "B C"]:
     """Logits (B, C); UserError with everything that is wrong with the inputs.
 
     Args:
       video: (B, T, H, W, 3) RGB, uint8 or float in [0, 1].
       spectrogram: (B, F, K), normalised log-mel, as `mma_dfer_jax.data.fbank.spectrogram` makes it.
+      landmarks: (B, T, p, 3) of a model that takes points of the face, as `mma_dfer_jax.data.landmarks.as_shown` gives them;
+        None of all others.
     """
-    video, spectrogram = np.asarray(video), np.asarray(spectrogram)
-    check_inputs(self.about.inputs, video, spectrogram)
-    return np.asarray(self.answer(video, spectrogram))
+    arrays = [np.asarray(array) for array in (video, spectrogram, landmarks) if array is not None]
+    check_inputs(self.about.inputs, *arrays)
+    return np.asarray(self.answer(*arrays))
 
   def predict(self, frames: Any, waveform: Any = None, sample_rate: Any = None, **how: Any) -> "Prediction":
     """What the model says of a clip in memory; arguments as for `predict_arrays`."""
@@ -130,7 +133,10 @@ class Engine:
     return features_of_arrays(self, frames, waveform, sample_rate, **how)
 
   def compute_features(
-    self, video: UInt8[np.ndarray, "B T H W 3"], spectrogram: Float[np.ndarray, "B F K"]
+    self,
+    video: UInt8[np.ndarray, "B T H W 3"],
+    spectrogram: Float[np.ndarray, "B F K"],
+    *landmarks: np.ndarray,
   ) -> dict[str, np.ndarray]:
     """The same of a batch of clips that are prepared, each array with a first axis B; UserError if this engine has none."""
     raise UserError(NO_FEATURES.format(self.path))
@@ -155,7 +161,9 @@ class Engine:
     """
     raise UserError(OWN_CLASSES.format(self.path))
 
-  answer: ClassVar[Callable[..., Any]]  # (self, video, spectrogram) -> logits, of inputs that fit
+  answer: ClassVar[
+    Callable[..., Any]
+  ]  # (self, video, spectrogram[, landmarks]) -> logits, of inputs that fit
   parameters: ClassVar[Callable[[Any], str]]  # how many there are, or where, in words
 
   def __repr__(self) -> str:
@@ -225,14 +233,22 @@ def about_of(said: Mapping[str, Any]) -> About:
   return About(inputs=inputs, fingerprint=said["sha256"], **facts)
 
 
-def check_inputs(inputs: Inputs, video: np.ndarray, spectrogram: np.ndarray) -> None:
+def check_inputs(inputs: Inputs, video: np.ndarray, spectrogram: np.ndarray, *landmarks: np.ndarray) -> None:
   """Raises UserError with everything that is wrong with a batch of clips."""
-  problems = []
+  problems, arrays = [], (video, spectrogram, *landmarks)
+  if len(arrays) != len(inputs.shapes):
+    raise UserError(
+      f"this batch cannot be answered: the model takes {', '.join(inputs.shapes)}; {len(arrays)} were given"
+    )
+  for points in landmarks:
+    if points.dtype.kind != "f" or not np.isfinite(points).all():
+      problems.append(f"landmarks must be finite floating point; they are {points.dtype}")
+    if len(points) != len(video):
+      problems.append(f"{len(video)} videos, {len(points)} of landmarks: give as many of each")
   if len(video) != len(spectrogram) or not len(video):
     given = f"{len(video)} videos, {len(spectrogram)} spectrograms"
     problems.append(f"{given}: give as many of each, at least one")
-  shapes = inputs.video_shape, inputs.audio_shape
-  for name, array, shape in zip(("video", "spectrogram"), (video, spectrogram), shapes, strict=True):
+  for (name, shape), array in zip(inputs.shapes.items(), arrays, strict=True):
     if array.shape[1:] != shape:
       problems.append(f"{name} must be (B, {', '.join(map(str, shape))}); it is {array.shape}")
   if video.dtype != np.uint8 and not (video.dtype.kind == "f" and video.min() >= 0 and video.max() <= 1):

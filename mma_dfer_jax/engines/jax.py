@@ -36,35 +36,43 @@ class JaxEngine(Engine):
   frozen: nnx.State
 
   def logits(
-    self, tunable: nnx.State, frozen: nnx.State, video: Array, spectrogram: Float[Array, "B F K"]
+    self,
+    tunable: nnx.State,
+    frozen: nnx.State,
+    video: Array,
+    spectrogram: Float[Array, "B F K"],
+    *landmarks: Array,
   ) -> Float32[Array, "B C"]:
     """The computation, to be traced."""
     with jax.default_matmul_precision(MATMUL_PRECISION):
       model = nnx.merge(self.graphdef, tunable, frozen)
-      return in_float32(model(video, spectrogram.astype(PRECISIONS[self.about.precision]))).logits
+      sound = spectrogram.astype(PRECISIONS[self.about.precision])
+      return in_float32(model(video, sound, *landmarks)).logits
 
   @functools.cached_property
   def _compiled(self) -> Callable[..., Array]:
     return jax.jit(self.logits)  # once for each shape
 
-  def answer(self, video: np.ndarray, spectrogram: np.ndarray) -> Array:
-    return self._compiled(self.tunable, self.frozen, video, spectrogram)
+  def answer(self, *arrays: np.ndarray) -> Array:
+    return self._compiled(self.tunable, self.frozen, *arrays)
 
   @functools.cached_property
   def _compiled_features(self) -> Callable[..., dict[str, Array]]:
-    def compute(tunable: nnx.State, frozen: nnx.State, video: Array, spectrogram: Array) -> dict[str, Array]:
+    def compute(
+      tunable: nnx.State, frozen: nnx.State, video: Array, spectrogram: Array, *landmarks: Array
+    ) -> dict[str, Array]:
       with jax.default_matmul_precision(MATMUL_PRECISION):
         model = nnx.merge(self.graphdef, tunable, frozen)
-        found = model.features(video, spectrogram.astype(PRECISIONS[self.about.precision]))
+        found = model.features(video, spectrogram.astype(PRECISIONS[self.about.precision]), *landmarks)
         kept = ("image", "audio", "joint", "clip")
         there = {name: getattr(found, name) for name in kept if getattr(found, name) is not None}
         return in_float32(there | {"logits": model.answer(found).logits})
 
     return jax.jit(compute)
 
-  def compute_features(self, video: np.ndarray, spectrogram: np.ndarray) -> dict[str, np.ndarray]:
-    check_inputs(self.about.inputs, video, spectrogram)
-    found = jax.device_get(self._compiled_features(self.tunable, self.frozen, video, spectrogram))
+  def compute_features(self, *arrays: np.ndarray) -> dict[str, np.ndarray]:
+    check_inputs(self.about.inputs, *arrays)
+    found = jax.device_get(self._compiled_features(self.tunable, self.frozen, *arrays))
     return {name: value[:, 0] if name == "audio" else value for name, value in found.items()}
 
   def gates(self) -> dict[str, tuple[float, ...]]:

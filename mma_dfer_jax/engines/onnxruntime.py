@@ -21,14 +21,17 @@ AGAIN = "export the model again"
 class OnnxRuntimeEngine(Engine):
   """A model in ONNX."""
 
-  run: Callable[[dict[str, np.ndarray]], Any]  # video (1, T, H, W, 3) uint8, spectrogram (1, F, K) -> (1, C)
+  run: Callable[
+    [dict[str, np.ndarray]], Any
+  ]  # video (1, T, H, W, 3) uint8, spectrogram (1, F, K), … -> (1, C)
 
-  def answer(self, video: np.ndarray, spectrogram: np.ndarray) -> np.ndarray:
+  def answer(self, video: np.ndarray, *others: np.ndarray) -> np.ndarray:
     """One by one: a CPU gains nothing by more at once, and an int8 file would round all clips of a call by one scale."""
     if video.dtype != np.uint8:
       raise UserError(f"{self.path} was exported for uint8 video; it is {video.dtype}")
-    clips = zip(video[:, None], spectrogram[:, None].astype(np.float32), strict=True)
-    return np.concatenate([self.run({"video": one, "spectrogram": sound}) for one, sound in clips])
+    clips = zip(video[:, None], *(other[:, None].astype(np.float32) for other in others), strict=True)
+    names = self.about.inputs.shapes
+    return np.concatenate([self.run(dict(zip(names, clip, strict=True))) for clip in clips])
 
   def parameters(self) -> str:
     return f"in a file of {self.path.stat().st_size / 1e6:,.1f} MB"

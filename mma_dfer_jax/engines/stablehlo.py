@@ -24,12 +24,12 @@ def json_beside(path: Path) -> Path:
 class StableHloEngine(Engine):
   """An exported model."""
 
-  logits: Callable[..., Any]  # (B, T, H, W, 3) uint8 and (B, F, K) float32 -> (B, C), jitted
+  logits: Callable[..., Any]  # (B, T, H, W, 3) uint8, (B, F, K) float32, … -> (B, C), jitted
 
-  def answer(self, video: np.ndarray, spectrogram: np.ndarray) -> Any:
+  def answer(self, video: np.ndarray, *others: np.ndarray) -> Any:
     if video.dtype != np.uint8:
       raise UserError(f"{self.path} was exported for uint8 video; it is {video.dtype}")
-    return self.logits(video, spectrogram.astype(np.float32))
+    return self.logits(video, *(other.astype(np.float32) for other in others))
 
   def parameters(self) -> str:
     return f"in a file of {self.path.stat().st_size / 1e6:,.1f} MB"

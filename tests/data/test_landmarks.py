@@ -2,10 +2,10 @@
 
 from archives import prepare
 from clip_files import make, manifest
+from commands import load
 import numpy as np
 import pytest
-from test_pipeline import RATE, jpeg
-
+from test_pipeline import RATE
 
 from mma_dfer_jax.data.data_set import open_data_set
 from mma_dfer_jax.data.faces import Box, Detector
@@ -15,6 +15,7 @@ from mma_dfer_jax.data.pipeline import Augment, EvalOrder, TrainOrder, load_batc
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.inputs import Inputs
 
+PREPARE = load("data.prepare")
 COLOURS = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [255, 0, 255]], np.uint8)
 
 
@@ -116,11 +117,11 @@ def test_gaps_of_up_to_four_frames_are_interpolated():
 
 
 def test_prepare_keeps_them_and_batches_have_them_only_if_wanted(tmp_path, monkeypatch):
-  monkeypatch.setattr("mma_dfer_jax.data.prepare.detector", lambda path: FakeDetector({3}))
-  monkeypatch.setattr("mma_dfer_jax.data.prepare.face_model", lambda path: __file__)
+  monkeypatch.setattr(PREPARE, "detector", lambda path: FakeDetector({3}))
+  monkeypatch.setattr(PREPARE, "face_model", lambda path: __file__)
   for name in ("a", "b"):
     make(tmp_path / f"{name}.mp4", 90)
-  rows = "path,label,split\na.mp4,x,train\nb.mp4,y,test\n"
+  rows = ["a.mp4,x,train", "b.mp4,y,test"]
   flags = ["--manifest", manifest(tmp_path, rows), "--data_dir", tmp_path / "data", "--num_workers=0"]
   assert "landmarks: yunet, box and five points" in prepare(*flags, "--landmarks=yunet")
   data_set = open_data_set(tmp_path / "data", "clips")

@@ -73,8 +73,8 @@ def test_the_cascade_in_float64(golden):
     module = nnx.merge(graphdef, state)
     outputs = module(parts.Outputs(logits), tokens)
     ce = -jax.nn.log_softmax(outputs.logits)[jnp.arange(2), g["labels"]].mean()
-    errors = module.errors(outputs.extra, batch)
-    box, landmarks = (errors[name][0].sum() / errors[name][1].sum() for name in ("box", "landmarks"))
+    errors, numbers = module.errors(outputs.extra, batch), module.cfg.numbers(batch)
+    box, landmarks = (errors[name].sum() / numbers[name].sum() for name in ("box", "landmarks"))
     return 1.5 * ce + 0.5 * box + 0.5 * landmarks, (outputs, ce, box, landmarks)
 
   arguments = state, jnp.asarray(g["tokens"]), jnp.asarray(g["base_logits"])
@@ -111,8 +111,8 @@ def test_standardised_targets_change_units_not_answers(golden):
   face = np.ones((2, 4, 1))
   batch = {"face_box": jnp.concatenate([np.full((2, 4, 4), 0.3 + 0.1), face], axis=-1),
            "landmarks": jnp.concatenate([np.full((2, 4, 5, 2), 0.4 - 0.2), np.ones((2, 4, 5, 1))], axis=-1)}  # fmt: skip
-  for errors, numbers in scaled.errors(guess, batch).values():  # each one deviation away from the guess
-    np.testing.assert_allclose(errors / numbers, 1.0)
+  for name, errors in scaled.errors(guess, batch).items():  # each one deviation away from the guess
+    np.testing.assert_allclose(errors / scaled.cfg.numbers(batch)[name], 1.0)
 
 
 def test_sizes_and_the_start_at_the_model_without():
