@@ -208,10 +208,12 @@ class MmaDfer(nnx.Module):
     self.joint_adaptation = JointAdaptation(image, audio, cfg.temporal.width, rngs=draws("joint_adaptation"))
     width, moments = self.joint_adaptation.width, image.moments or audio.moments
     self.layer_pool = cfg.layer_pool.build(image.width, audio.width, layers, rngs=draws("layer_pool"))
-    self.landmark_graph = cfg.landmarks.build(width, rngs=draws("landmark_graph"))
+    self.landmark_graph = cfg.landmarks.build(
+      width, moments, cfg.inputs.num_frames, rngs=draws("landmark_graph")
+    )
     self.temporal = cfg.temporal.build(moments, rngs=draws("temporal"))
     self.classifier = cfg.head.build(width, cfg.num_classes, rngs=draws("classifier"))
-    self.cascade = cfg.auxiliary.build(width, moments, cfg.num_classes, rngs=draws("cascade"))
+    self.cascade = cfg.auxiliary.build(width, cfg.inputs.num_frames, cfg.num_classes, rngs=draws("cascade"))
     self.cfg = cfg
 
   def __repr__(self) -> str:

@@ -54,8 +54,8 @@ class Config(parts.Part):
     face, seen = batch["face_box"][..., 4], batch["landmarks"][..., 2]
     return {"box": 4 * face.sum(axis=1), "landmarks": 2 * seen.sum(axis=(1, 2))}
 
-  def build(self, width: int, moments: int, num_classes: int, *, rngs: nnx.Rngs) -> "Cascade":
-    return Cascade(self, width, moments, num_classes, rngs=rngs)
+  def build(self, width: int, frames: int, num_classes: int, *, rngs: nnx.Rngs) -> "Cascade":
+    return Cascade(self, width, frames, num_classes, rngs=rngs)
 
 
 class Block(nnx.Module):
@@ -108,13 +108,13 @@ class Targets(nnx.Module):
 
 
 class Cascade(nnx.Module):
-  """Adds a gated expression head to the logits, and says boxes (B, S, 4) and points (B, S, 5, 2) as shares of the frame."""
+  """Adds a gated expression head to the logits, and says boxes (B, T, 4) and points (B, T, 5, 2) as shares of the frame."""
 
-  def __init__(self, cfg: Config, width: int, moments: int, num_classes: int, *, rngs: nnx.Rngs):
-    self.cfg, self.moments = cfg, moments
+  def __init__(self, cfg: Config, width: int, frames: int, num_classes: int, *, rngs: nnx.Rngs):
+    self.cfg, self.frames = cfg, frames
     self.project = TorchLinear(width, cfg.width, use_bias=False, rngs=rngs)
-    self.box = Decoder(cfg, 4 * moments, rngs=rngs)
-    self.landmarks = Decoder(cfg, 2 * POINTS * moments, rngs=rngs)
+    self.box = Decoder(cfg, 4 * frames, rngs=rngs)
+    self.landmarks = Decoder(cfg, 2 * POINTS * frames, rngs=rngs)
     self.expression = Decoder(cfg, num_classes, rngs=rngs)
     self.gate = nnx.Param(jnp.zeros(1))
     self.targets = Targets() if cfg.targets == "standardised" else None
@@ -124,8 +124,8 @@ class Cascade(nnx.Module):
     queries, box = self.box(tokens, tokens)
     queries, landmarks = self.landmarks(tokens, queries)
     _, expression = self.expression(tokens, queries)
-    box = box.reshape(-1, self.moments, 4)
-    landmarks = landmarks.reshape(-1, self.moments, POINTS, 2)
+    box = box.reshape(-1, self.frames, 4)
+    landmarks = landmarks.reshape(-1, self.frames, POINTS, 2)
     if self.targets:
       box = box * self.targets.box_deviation[...] + self.targets.box_mean[...]
       landmarks = landmarks * self.targets.landmarks_deviation[...] + self.targets.landmarks_mean[...]

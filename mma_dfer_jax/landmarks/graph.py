@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 import numpy as np
 
 from mma_dfer_jax import parts
+from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.layers import TorchLinear
 
 # Points in the order of YuNet, as data keep them: eyes 0 and 1, tip of the nose 2, corners of the mouth 3 and 4.
@@ -30,7 +31,10 @@ class Config(parts.Part):
   width: int = 64  # of the two layers between the points
   POINTS: ClassVar[int] = 5  # of the face that the model takes with every frame
 
-  def build(self, width: int, *, rngs: nnx.Rngs) -> "LandmarkGraph":
+  def build(self, width: int, moments: int, frames: int, *, rngs: nnx.Rngs) -> "LandmarkGraph":
+    if moments != frames:
+      raise UserError(f"model.landmarks=graph adds the points of each frame to its features, but the encoders give {moments} "
+                      f"moments for {frames} frames: choose landmarks=none")  # fmt: skip
     return LandmarkGraph(self, width, rngs=rngs)
 
 

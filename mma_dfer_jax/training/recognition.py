@@ -184,7 +184,7 @@ class Recognition:
       or "nothing: all parameters were drawn",
       "data_set": f"{self.config.data.name}, fingerprint {data_set.fingerprint[:12]}",
       "splits": f"train {c.train_split}, test {c.test_split}",
-      **{f"training_loss_of_{name}": f"{history[-1][name]:.3g} in the last epoch; {loss:.3g} of a constant guess"
+      **{f"training_loss_of_{name}": f"{history[-1][name]:.3g} since the evaluation before; {loss:.3g} of a constant guess"
          for name, loss in self.constant_guess.items() if name in history[-1]},
     }  # fmt: skip
     predictions = read_predictions(workdir / "predictions.csv")  # of the last evaluation

@@ -108,7 +108,8 @@ def write_report(
   published = _published_rows(report["published"])
   among = f" among the {count(len(history), 'evaluated epoch')}" * (len(history) < newest["epoch"])
   listed = ("clips", "clips_without_sound", "train_clips", "train_clips_without_sound", "clips_seen", "step", "tunable_parameters",
-            "frozen_parameters", "peak_memory_gib", "started_from", "data_set", "splits", "version")  # fmt: skip
+            "frozen_parameters", "peak_memory_gib", "started_from", "data_set", "splits",
+            *(name for name in facts if name.startswith("training_loss")), "version")  # fmt: skip
   _draw_learning_curves(workdir, history, every, run["config"]["loss.name"])
   _draw_reliability(workdir, predictions, held_out)
   _write(

@@ -47,7 +47,7 @@ def model_inputs(batch: Batch, precision: str) -> tuple[jax.Array, ...]:
   """Video (B, T, H, W, 3) uint8, as it travelled, spectrogram (B, F, K) in the precision of the computation, and landmarks
   (B, T, p, 3) float32 if the batch has them.
   """
-  points = [batch["landmarks"]] * ("landmarks" in batch)
+  points = [batch[name] for name in ("landmarks",) if name in batch]
   return batch["video"], batch["spectrogram"].astype(PRECISIONS[precision]), *points
 
 

@@ -37,7 +37,7 @@ def test_the_graph_token_in_float64(golden):
   np.testing.assert_allclose(graph.normalise_points(jnp.asarray(g["landmarks"])), g["normalised"], atol=1e-12)
   names = {"layer1/kernel": "w1", "layer1/bias": "b1", "layer2/kernel": "w2", "layer2/bias": "b2", "out/kernel": "w3",
            "out/bias": "b3", "gate": "gate"}  # fmt: skip
-  module = parts.read("landmarks", {"name": "graph", "width": 5}).build(4, rngs=nnx.Rngs(0))
+  module = parts.read("landmarks", {"name": "graph", "width": 5}).build(4, 3, 3, rngs=nnx.Rngs(0))
   graphdef, state = filled(module, {path: g[f"w/{name}"] for path, name in names.items()})
   seen = np.broadcast_to(g["has_face"][..., None, None], (*g["landmarks"].shape[:3], 1))
   given = jnp.concatenate([g["landmarks"], seen], axis=-1)
@@ -120,7 +120,7 @@ def test_sizes_and_the_start_at_the_model_without():
 
   def built(kind, **fields):
     config = parts.read(kind, fields)
-    sizes = (512,) if kind == "landmarks" else (512, 16, 7)
+    sizes = (512, 16, 16) if kind == "landmarks" else (512, 16, 7)
     return nnx.eval_shape(lambda: config.build(*sizes, rngs=nnx.Rngs(0)))
 
   def count(module):
