@@ -349,6 +349,10 @@ def _say_prediction(one: Prediction) -> None:
   said = ", ".join(f"{label} {100 * p:.1f} %" for label, p in ranked)
   who = f", person {one.person}" if one.person else ""
   say(f"{one.clip}{who}: {said if one.top else '– (withheld; --force names a class all the same)'}")
+  if one.frame_weights:
+    kept = sorted((of for of in one.frame_weights if of.weight), key=lambda of: -of.weight)
+    most = ", ".join(f"{of.seconds:.2f} s ({of.weight:.2f})" for of in kept[:3])
+    say(f"  frames: {len(kept)} of {len(one.frame_weights)} kept; those count most at {most}")
   for reason in one.reasons:
     say(f"  {'not reliable' if one.top else 'withheld'}: {reason}")
   for warning in one.warnings:

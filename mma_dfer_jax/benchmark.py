@@ -1,6 +1,7 @@
 """How fast a training step and an evaluation are, or the loading of clips: time, memory and share of the peak.
 
   python -m mma_dfer_jax.benchmark                                  # the paper's model, one clip, float32
+  python -m mma_dfer_jax.benchmark --config=configs/dfew.py:frame_mask_half     # the model of a config
   python -m mma_dfer_jax.benchmark --batch_size=8,64 --precision=float32,bfloat16 --remat=none,names --peak_tflops=790
   python -m mma_dfer_jax.benchmark --data_dir=data --name=dfew      # and the step fed by the input pipeline
   python -m mma_dfer_jax.benchmark --loading                        # the input pipeline alone, on generated clips
@@ -10,7 +11,7 @@ Every variant of the model runs in a process of its own, on random clips and ran
 loss is compared with that of the first. Prints a table; with --out writes all numbers as JSON.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import itertools
@@ -35,7 +36,8 @@ from jax.sharding import Mesh
 import numpy as np
 import optax
 
-from mma_dfer_jax import cli
+from mma_dfer_jax import cli, parts
+from mma_dfer_jax.config import model_config
 from mma_dfer_jax.cores import usable_cores
 from mma_dfer_jax.data import counts, speed
 from mma_dfer_jax.data.data_set import open_data_set
@@ -43,7 +45,7 @@ from mma_dfer_jax.data.pipeline import Record
 from mma_dfer_jax.disk import write_json
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.layers import REMAT
-from mma_dfer_jax.model import MmaDfer, ModelConfig, paper
+from mma_dfer_jax.model import SLOTS, MmaDfer, ModelConfig, paper, read_model
 from mma_dfer_jax.parameters import PRECISIONS, cast, tunable_patterns
 from mma_dfer_jax.paths import define_path
 from mma_dfer_jax.progress import watched
@@ -52,6 +54,7 @@ from mma_dfer_jax.training.objective import Term
 from mma_dfer_jax.training.state import create_train_state, make_optimizer
 from mma_dfer_jax.training.steps import eval_step, in_float32, model_inputs, train_step
 
+_CONFIG = cli.define_config()
 _STEPS = flags.DEFINE_list("steps", ["eval", "train"], "eval, train or both.")
 _IMAGE_SIZE = flags.DEFINE_list("image_size", ["224"], "Side of the frames, pixels.")
 _DEPTH = flags.DEFINE_integer("depth", 12, "Layers; fewer for a quick look.", lower_bound=1)
@@ -80,7 +83,7 @@ _NUM_WORKERS = flags.DEFINE_integer(
 _OUT = define_path("out", None, "Write the numbers to this JSON file too.")
 _CHILD = flags.DEFINE_string("variant", None, "For processes that this command starts: a variant as JSON.")
 
-OF_MODEL = (_STEPS, _IMAGE_SIZE, _DEPTH, _MICRO_BATCH, _PRECISION, _REMAT, _MESH, _PEAK)
+OF_MODEL = (_CONFIG, _STEPS, _IMAGE_SIZE, _DEPTH, _MICRO_BATCH, _PRECISION, _REMAT, _MESH, _PEAK)
 POSITIVE = r"[1-9]\d*", "whole numbers of at least 1"
 # What makes a variant: its flag, a pattern of the values, and what is allowed in words. All run with --depth.
 FIELDS = {
@@ -99,7 +102,7 @@ NAMES = {"step": "{step}", "px": "{image_size}", "clips": "{batch_size}", "micro
 NUMBERS = {
   "trace s": "{trace_seconds:.1f}", "compile s": "{compile_seconds[cold]:.1f}", "cached s": "{compile_seconds[cached]:.1f}",
   "step s": "{median_seconds:.3f}", "spread": "{low:.3f} to {high:.3f}", "clips/s": "{clips_per_second:.2f}",
-  "TFLOP/s": "{tflops:.2f}", "of peak": "{share}", "GiB": "{peak_memory_gib:.2f}", "loss": "{verdict}",
+  "TFLOP/s": "{done}", "of peak": "{share}", "GiB": "{peak_memory_gib:.2f}", "loss": "{verdict}",
 }  # fmt: skip
 
 
@@ -109,7 +112,14 @@ def variants() -> list[dict[str, Any]]:
   for flag, pattern, allowed in FIELDS.values():
     if wrong := [value for value in flag.value if not re.fullmatch(pattern, value)]:
       problems.append(f"--{flag.name}={','.join(wrong)}: give {allowed}")
-  for size in filter(str.isdecimal, _IMAGE_SIZE.value):
+  of_config: dict[str, Any] = {}
+  if _CONFIG.value:
+    problems += [
+      f"--{flag.name} is said by --config; leave it out" for flag in (_IMAGE_SIZE, _DEPTH) if flag.present
+    ]
+    cfg = model_config(_CONFIG.value.to_dict(), [f"class {i}" for i in range(7)])
+    of_config = {"image_size": cfg.inputs.image_size, "depth": cfg.layers, "model": cfg.to_fields()}
+  for size in filter(str.isdecimal, () if of_config else _IMAGE_SIZE.value):
     try:
       paper_of_depth(int(size), _DEPTH.value)
     except UserError as error:
@@ -125,33 +135,54 @@ def variants() -> list[dict[str, Any]]:
   found: list[dict[str, Any]] = []
   for values in itertools.product(*(flag.value for flag, *_ in FIELDS.values())):
     one = {name: int(v) if v.isdecimal() else v for name, v in zip(FIELDS, values, strict=True)}
-    one["depth"] = _DEPTH.value
+    one |= {"depth": _DEPTH.value, **of_config}
     if one["step"] == "eval":  # it is not divided, and keeps nothing for a backward pass
       one |= {"micro_batch": 0, "remat": "none"}
     found += [one] if one not in found else []
   return found
 
 
-def step_flops(cfg: ModelConfig, step: str = "eval") -> float:
+COUNTED = {
+  "encoders/mae", "encoders/none", "adapters/prompts", "adapters/none", "fusion/bottleneck", "fusion/none", "layer_pools/last",
+  "frame_masks/none", "frame_masks/soft", "landmarks/none", "temporal/transformer", "temporal/mean", "heads/linear",
+  "auxiliary/none",
+}  # fmt: skip
+
+
+def step_flops(cfg: ModelConfig, step: str = "eval") -> float | None:
   """Floating-point operations of one clip, a multiplication and an addition counted as two; matrix products alone.
 
   A forward pass has 643.7e9 at 224 px and 356.2e9 at 160 px, as a counter in the original finds. A training step adds
   the products back to the activations, and those to the weights that are tunable; what `remat` repeats does not count.
+  None: the model has a part of which this knows nothing.
   """
+  if not {parts.place_of(getattr(cfg, slot)) for slot in SLOTS} <= COUNTED:
+    return None
   # Products with frozen weights; of two activations or with tunable ones; without a way back.
   frozen = both = once = 0.0
-  prompts = cfg.prompts.count(cfg.layers)
-  for stream, sequences, channels in ((cfg.image, cfg.inputs.num_frames, 3), (cfg.audio, 1, 1)):
-    rows, columns = stream.grid("image" if channels == 3 else "audio", cfg.inputs)
+  prompts, t = cfg.prompts.count(cfg.layers), cfg.temporal
+  mask, frames = cfg.frame_mask, cfg.inputs.num_frames
+  kept = getattr(mask, "keep", 0) or frames
+  for name, stream, channels in (("image", cfg.image, 3), ("audio", cfg.audio, 1)):
+    if not stream.depth:
+      continue
+    rows, columns = stream.grid(name, cfg.inputs)
     patches, d = rows * columns, stream.width
     tokens = 1 + patches + prompts
-    frozen += sequences * stream.depth * tokens * d * (4 * d + 2 * stream.mlp_dim)
-    both += sequences * stream.depth * (2 * tokens**2 * d + 2 * tokens * d * cfg.fusion.width)
-    once += sequences * patches * channels * stream.patch_size**2 * d
-  t, frames = cfg.temporal, cfg.inputs.num_frames
-  inner, tokens = t.heads * t.head_dim, 1 + frames
-  block = tokens * t.width * (4 * inner + 2 * t.mlp_dim) + 2 * tokens**2 * inner
-  both += t.depth * block + frames * cfg.image.width * t.width + t.width * cfg.num_classes
+    for layer in range(cfg.layers):
+      sequences = 1 if name == "audio" else frames if kept == frames or layer < mask.after else kept
+      blocks = sequences * stream.depth // cfg.layers
+      frozen += blocks * tokens * d * (4 * d + 2 * stream.mlp_dim)
+      both += blocks * 2 * tokens**2 * d
+      if parts.place_of(cfg.fusion) == "fusion/bottleneck" and cfg.fusion.acts_in(layer, cfg.layers):
+        down_and_up = 2 if cfg.fusion.direction in ("both", "own", f"to_{name}") else 1
+        both += down_and_up * sequences * tokens * d * cfg.fusion.width
+    once += (1 if name == "audio" else frames) * patches * channels * stream.patch_size**2 * d
+  moments, width = kept if cfg.image.depth else 1, cfg.image.width if cfg.image.depth else cfg.audio.width
+  both += moments * width * t.width + (t.width or width) * cfg.num_classes
+  if parts.place_of(t) == "temporal/transformer":
+    inner, tokens = t.heads * t.head_dim, 1 + moments
+    both += t.depth * (tokens * t.width * (4 * inner + 2 * t.mlp_dim) + 2 * tokens**2 * inner)
   return 2 * (frozen + both + once + (frozen + 2 * both) * (step == "train"))
 
 
@@ -162,6 +193,12 @@ def paper_of_depth(image_size: int, depth: int) -> ModelConfig:
   per_stage = cfg.prompts.layers_per_stage
   prompts = dataclasses.replace(cfg.prompts, layers_per_stage=per_stage if per_stage % depth else depth)
   return dataclasses.replace(cfg, image=image, audio=audio, prompts=prompts)
+
+
+def model_of(variant: Mapping[str, Any]) -> ModelConfig:
+  """The model of --config, or the paper's."""
+  fields = variant.get("model")
+  return read_model(fields) if fields else paper_of_depth(variant["image_size"], variant["depth"])
 
 
 def random_batch(cfg: ModelConfig, batch_size: int) -> dict[str, np.ndarray]:
@@ -240,7 +277,7 @@ def measure(variant: SimpleNamespace, records: Sequence[Record] | None) -> dict[
   sharding.check_precision(variant.precision)
   sharding.start_jax()
   with tempfile.TemporaryDirectory() as cache:  # new: the first compilation is a cold one
-    cfg = paper_of_depth(variant.image_size, variant.depth)
+    cfg = model_of(vars(variant))
     mesh = sharding.make_mesh(*map(int, variant.mesh.split("x")))
     batch = sharding.to_global(random_batch(cfg, variant.batch_size), mesh)
     step, (cold, cached) = compiled_step(variant, cfg, mesh, batch, cache)
@@ -282,9 +319,9 @@ def add_row(rows: list[dict[str, Any]], row: dict[str, Any], peak_tflops: float 
   first = next(one for one in rows if "failed" not in one and all(one[key] == row[key] for key in same_size))
   row["median_seconds"] = statistics.median(row["seconds"])
   row["clips_per_second"] = row["batch_size"] / row["median_seconds"]
-  flops = step_flops(paper_of_depth(row["image_size"], row["depth"]), row["step"])
-  row["tflops"] = flops * row["clips_per_second"] / 1e12
-  row["share_of_peak"] = row["tflops"] / peak_tflops if peak_tflops else None
+  flops = step_flops(model_of(row), row["step"])
+  row["tflops"] = flops and flops * row["clips_per_second"] / 1e12
+  row["share_of_peak"] = flops and peak_tflops and row["tflops"] / peak_tflops
   row["loss_difference"] = abs(row["loss"] - first["loss"]) / abs(first["loss"])
   row["agrees"] = row["loss_difference"] <= max(TOLERANCE[one["precision"]] for one in (row, first))
 
@@ -297,7 +334,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
       notes.append(f"{' '.join(names)} failed: {row['failed']}")
       continue
     share = f"{100 * row['share_of_peak']:.1f} %" if row["share_of_peak"] else "-"
-    more = {"low": min(row["seconds"]), "high": max(row["seconds"]), "share": share}
+    done = f"{row['tflops']:.2f}" if row["tflops"] else "-"
+    more = {"low": min(row["seconds"]), "high": max(row["seconds"]), "share": share, "done": done}
     more["verdict"] = "ok" if row["agrees"] else "DIFFERS"
     lines.append(names + [text.format(**row, **more) for text in NUMBERS.values()])
     if "pipeline_clips_per_second" in row:

@@ -31,6 +31,8 @@ def default_config() -> ml_collections.ConfigDict:
   )
   c.weight_decay = 1e-2  # AdamW; main.py
   c.decayed = "all"  # every tunable parameter, biases and gates included, as main.py; "kernels": only the layers' matrices
+  c.mixup = 0.0  # alpha of Beta(alpha, alpha), the share of a clip that another one is added to; 0: none; 0.8 is usual
+  c.cutmix = 0.0  # the same of boxes of another clip; 1.0 is usual. With both, each in half of the steps
   c.tunable = ()  # patterns of whole parameter paths; empty: those of each part (`model.fusion.tunable`, …)
   c.precision = "float32"  # or "bfloat16"; tunable parameters, moments, means and logits stay float32
   c.matmul_precision = "float32"  # of float32 on accelerators; "bfloat16", "tensorfloat32": coarser
@@ -90,6 +92,11 @@ def _set_data(c: ml_collections.ConfigDict) -> None:
   c.data.crop_ratio = (3 / 4, 4 / 3)  # width over height of the crop; video_transform.py
   c.data.flip = 0.5  # probability of a mirrored clip; video_transform.py
   c.data.brightness = 0.5  # factor within 1 ± this; video_transform.py
+  c.data.rand_augment = (
+    0  # operations that RandAugment chooses for a clip, each then done half of the time; MAE-DFER 4
+  )
+  c.data.rand_magnitude = 7.0  # of them, from 0 to 10
+  c.data.erase = 0.0  # probability of a box with noise in all frames of a clip; MAE-DFER 0.25
   c.data.num_workers = 8  # processes that decode, per host; 0: threads of the training process
   c.data.prefetch = 2  # batches that each of them keeps ready
 

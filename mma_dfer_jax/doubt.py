@@ -41,7 +41,7 @@ Doubt = tuple[bool, str]
 
 def doubts(about: About, sample: Sample) -> Doubts:
   """What there is to say against an answer, whatever it is."""
-  found: list[Doubt] = [(WARNED, note) for note in sample.notes]
+  found: list[Doubt] = [(WARNED, note) for note in (*about.warnings, *sample.notes)]
   found += _about_length(about, sample)
   if "image" in about.streams:
     found += _about_pictures(about, sample)
@@ -101,7 +101,7 @@ def _about_pictures(about: About, sample: Sample) -> Iterator[Doubt]:
     frames = int(sample.with_face.sum())  # only those were shown
   yield from ((WARNED, change) for change in sample.changes)
   if frames < about.inputs.num_frames:
-    repeated = "the last is repeated" if about.inputs.frame_choice == "number" else "some are repeated"
+    repeated = "some are repeated" if about.inputs.frame_choice == "time" else "the last is repeated"
     yield WARNED, f"only {frames} of {about.inputs.num_frames} frames: {repeated}"
   if sample.rates and about.inputs.frame_choice == "number":
     most, least = sample.rates

@@ -202,6 +202,7 @@ def evaluate(evaluation: Evaluation) -> report.Fold:
       **report.scores_as_json(scores),
       **no_sound,
       "cross_entropy": result["test_loss"],
+      **{name: result[name] for name in ("layers",) if name in result},
       "ece": ece,
     }
     of_fold = {"folder": str(path), "step": about.step, **no_sound, "model": about.origin, "data_set": facts["data_set"]}  # fmt: skip

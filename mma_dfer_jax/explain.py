@@ -34,6 +34,11 @@ class Explanation:
   gates: dict[
     str, tuple[float, ...]
   ]  # how much of the other stream each layer lets in, tanh of Fusion Bottleneck's gates
+  # Of a layer pool, by stream: weights of the layers, mean over frames, and tanh of the gate, the share of that mean in the
+  # summary; and the streams' factors.
+  layers: dict[str, tuple[float, ...]]
+  layer_gates: dict[str, float]
+  factors: dict[str, float]
 
 
 def explain(
@@ -61,8 +66,15 @@ def explain(
   adds = {name: tuple((odds[0] - odds[: len(names)][np.array(names) == name]).tolist()) for name in names}
   streams = {name: adds[name][0] for name in STREAMS.values() if name in adds}
   alone = tuple(streams["picture"] - without for without in adds.get("alone", ()))
-  return Explanation(classes[chosen], float(1 / (1 + np.exp(-odds[0]))), adds.get("frame", ()), alone,
-                     adds.get("second", ()), streams, engine.gates())  # fmt: skip
+  said = engine.outputs(*(np.stack([one] * batch_size) for one in (video, spectrogram)))
+  there = {name: words for name, words in STREAMS.items() if f"layers_of_{name}" in said}
+  weights = {words: np.atleast_2d(said[f"layers_of_{name}"][0]).mean(axis=0) for name, words in there.items()}
+  return Explanation(
+    classes[chosen], float(1 / (1 + np.exp(-odds[0]))), adds.get("frame", ()), alone, adds.get("second", ()), streams,
+    engine.gates(), {words: tuple(of.tolist()) for words, of in weights.items()},
+    {words: float(said[f"layer_gate_of_{name}"][0]) for name, words in there.items()},
+    dict(zip(STREAMS.values(), said["streams"][0].tolist(), strict=True)) if "streams" in said else {},
+  )  # fmt: skip
 
 
 def _variants(
@@ -100,7 +112,7 @@ def draw(
   halves: Any = figure.subfigures(1, 2, width_ratios=(4, 1))
   clip, beside = halves
   strip, frames, sound, seconds = clip.subplots(4, height_ratios=(0.9, 2, 1.6, 2))
-  columns = beside.subplots(1 + bool(found.gates))
+  columns = beside.subplots(1 + bool(found.gates) + bool(found.layers))
   strip.imshow(np.concatenate(list(video), axis=1), extent=(0.5, len(video) + 0.5, 0, 1), aspect="auto")
   strip.set_axis_off()
   numbers = np.arange(1, len(found.frames) + 1)
@@ -123,15 +135,18 @@ def draw(
   ]  # on one scale, or small ones would look large
   for axes in (frames, seconds):
     axes.set_ylim(1.1 * min(*bars, -1e-3), 1.1 * max(*bars, 1e-3))
-  of_streams, *of_gates = np.atleast_1d(columns)
+  of_streams, *by_layer = np.atleast_1d(columns)
   _draw_bars(of_streams, np.arange(len(found.streams)), list(found.streams.values()), 0.7)
   of_streams.set_xticks(range(len(found.streams)), list(found.streams))
   of_streams.set(title="whole streams", ylabel="added log-odds")
-  for axes in of_gates:
-    for name, values in found.gates.items():
+  shown = [("fusion gates", "tanh(gate)", found.gates)] * bool(found.gates)
+  shown += [("layers of the summary", "weight", {f"{name}, gate {found.layer_gates[name]:.2f}": weights
+                                                 for name, weights in found.layers.items()})] * bool(found.layers)  # fmt: skip
+  for axes, (title_of, label, lines) in zip(by_layer, shown, strict=True):
+    for name, values in lines.items():
       axes.plot(range(1, len(values) + 1), values, marker=".", label=name)
     axes.axhline(0, color="0.7", linewidth=0.8)
-    axes.set(title="fusion gates", xlabel="layer", ylabel="tanh(gate)")
+    axes.set(title=title_of, xlabel="layer", ylabel=label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)
   figure.suptitle(f"{title}    {found.label} {100 * found.probability:.1f} %", parse_math=False)

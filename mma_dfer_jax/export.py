@@ -22,7 +22,7 @@ from typing import Any
 from absl import flags
 import jax
 from jax import export
-from jaxtyping import Array, Float, Float32, UInt8
+from jaxtyping import Array, Float, UInt8
 import numpy as np
 
 from mma_dfer_jax import __version__, cli
@@ -114,7 +114,8 @@ def largest_difference(
   exported = export.deserialize(artifact.read_bytes())  # type: ignore[arg-type] # bytes do, without a copy
   differences = []
   for batch, wanted in zip(inputs, expected, strict=True):
-    logits = np.asarray(jax.jit(exported.call)(*batch))
+    found = jax.device_get(jax.jit(exported.call)(*batch))
+    logits = found["logits"] if isinstance(found, dict) else found
     _free_constants()  # each compiled batch size holds a copy of all weights
     same = (logits.shape, logits.dtype) == (wanted.shape, wanted.dtype)
     differences.append(float(np.abs(logits - wanted).max()) if same else np.nan)
@@ -132,6 +133,9 @@ def _free_constants() -> None:
   gc.collect()
   with contextlib.suppress(AttributeError, OSError):  # only glibc keeps freed memory
     ctypes.CDLL(None).malloc_trim(0)
+
+
+SAID = {"frame_weights": "what each frame counts, 1 on average over the frames that are kept; 0: not kept"}
 
 
 def describe(engine: JaxEngine, platforms: Sequence[str]) -> dict[str, Any]:
@@ -156,6 +160,8 @@ def describe(engine: JaxEngine, platforms: Sequence[str]) -> dict[str, Any]:
     "arguments": [array(name, shape, "uint8" if name == "video" else "float32", meanings[name])
                   for name, shape in inputs.shapes.items()],
     "output": array("logits", (len(about.classes),), "float32", logits),
+    "extra_outputs": [array(name, shape, "float32", SAID.get(name, "said by a part of the model"))
+                      for name, shape in engine.extras.items()],
     "b": "any number of clips from 1 on; each number that is used is compiled for itself",
     "platforms": list(platforms),
     "matmul_precision": MATMUL_PRECISION,
@@ -166,12 +172,12 @@ def describe(engine: JaxEngine, platforms: Sequence[str]) -> dict[str, Any]:
   }  # fmt: skip
 
 
-def how_to_call(out: Path, names: Iterable[str]) -> list[str]:
-  """Three lines of Python that call an exported file."""
+def how_to_call(out: Path, names: Iterable[str], extras: bool = False) -> list[str]:
+  """Three lines of Python that call an exported file; with further outputs it gives all of them by name."""
   return [
     "import jax, jax.export",
     f'model = jax.jit(jax.export.deserialize(open({json.dumps(str(out))}, "rb").read()).call)',
-    f"logits = model({', '.join(names)})",
+    f"logits = model({', '.join(names)})" + '["logits"]' * extras,
   ]
 
 
@@ -232,6 +238,7 @@ def write_artifact(
   points = [rng.random((len(video), *sizes.points_shape), np.float32)] * (sizes.points > 0)
   inputs = [tuple(array[:clips] for array in (video, sound, *points)) for clips in CHECKED_BATCHES]
   expected = [engine(*batch) for batch in inputs]
+  extras = bool(engine.extras)
   print(f"exporting {elements:,} parameters in {said['precision']} for {', '.join(platforms)} …", flush=True)
   (any_number,) = export.symbolic_shape("b")
   shapes = [
@@ -241,8 +248,9 @@ def write_artifact(
   @jax.jit
   def mma_dfer(
     video: UInt8[Array, "B T H W 3"], spectrogram: Float[Array, "B F K"], *landmarks: Float[Array, "B T p 3"]
-  ) -> Float32[Array, "B C"]:
-    return engine.logits(engine.tunable, engine.frozen, video, spectrogram, *landmarks)
+  ) -> Any:
+    found = engine.compute(engine.tunable, engine.frozen, video, spectrogram, *landmarks)
+    return found if extras else found["logits"]
 
   exported = export.export(mma_dfer, platforms=platforms)(*shapes)
   said["calling_convention_version"] = exported.calling_convention_version
@@ -256,7 +264,7 @@ def write_artifact(
     )
     difference = largest_difference(artifact, inputs, expected, TOLERANCE[said["precision"]])
     said["checked"] = {"on": "cpu", "b": list(CHECKED_BATCHES), "largest_difference": difference}
-    said |= {"how_to_call": how_to_call(Path(out.name), sizes.shapes), "file": out.name}
+    said |= {"how_to_call": how_to_call(Path(out.name), sizes.shapes, extras), "file": out.name}
     said |= {"bytes": artifact.stat().st_size, "sha256": sha256_of(artifact)}
     with new_file(json_beside(out), replace=True) as description:  # before the file: where that is, this is
       description.write_text(json.dumps(said, indent=2, allow_nan=False) + "\n")
@@ -283,7 +291,7 @@ def main(argv: Sequence[str]) -> None:
     said = write_artifact(path, _STEP.value, _PRECISION.value, out, platforms)
     print(f"largest difference of a logit: {said['checked']['largest_difference']:.1e}")
     files, needs = f"{out} ({said['bytes'] / 1e6:.1f} MB) and {json_beside(out).name}", "jax and flatbuffers"
-    call = how_to_call(out, [argument["name"] for argument in said["arguments"]])
+    call = how_to_call(out, [argument["name"] for argument in said["arguments"]], bool(said["extra_outputs"]))
   print(f"wrote {files} in {time.monotonic() - started:.0f} s")
   print(f"to call it with {needs} alone:\n\n  " + "\n  ".join(call))
 

@@ -11,6 +11,7 @@ from mma_dfer_jax.disk import new_file
 from mma_dfer_jax.engines.engine import NO_FEATURES, Engine
 from mma_dfer_jax.errors import UserError
 
+FEATURES = ("image", "audio", "joint", "clip")  # the others are outputs of any engine
 ENDING = ".features.npz"
 TABLE = "features.parquet"
 
@@ -30,10 +31,10 @@ class WithFeatures(Engine):
   def name(self) -> str:
     return self.engine.name
 
-  def answer(self, *arrays: np.ndarray) -> np.ndarray:
+  def answer(self, *arrays: np.ndarray) -> dict[str, np.ndarray]:
     found = self.engine.compute_features(*arrays)
     self.kept.extend({name: value[i] for name, value in found.items()} for i in range(len(arrays[0])))
-    return found["logits"]
+    return {name: value for name, value in found.items() if name not in FEATURES}
 
   def taken(self, number: int) -> list[dict[str, np.ndarray]]:
     """Of the first so many clips; what filled up their last batch is dropped with them."""

@@ -101,7 +101,7 @@ class Study:
     self, seed: int, pretrained: bool, patterns: tuple[str, ...]
   ) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     model = MmaDfer(self.checked.model, rngs=nnx.Rngs(params=seed))
-    for start in self.checked.starts if pretrained else ():
+    for start in (one for one in self.checked.starts if pretrained or one.name == "text"):
       put_over(model, start.read())
     return split_tunable(model, patterns)
 

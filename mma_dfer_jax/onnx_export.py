@@ -28,17 +28,20 @@ Clip = tuple[str, tuple[np.ndarray, ...]]  # name, and what the model takes: (T,
 
 
 def graph_of(engine: JaxEngine) -> Any:
-  """The engine's computation as an ONNX model of any number of clips; it takes video in uint8."""
+  """The engine's computation as an ONNX model of any number of clips, logits first; it takes video in uint8."""
   from mma_dfer_jax.onnx_graph.writer import to_onnx
 
   states = [nnx.to_flat_state(state) for state in (engine.tunable, engine.frozen)]
 
-  def logits(weights: dict[str, Any], *arrays: Any) -> Any:
+  outputs = ["logits", *engine.extras]
+
+  def compute(weights: dict[str, Any], *arrays: Any) -> Any:
     tunable, frozen = (
       nnx.from_flat_state((path, v.replace(weights["/".join(map(str, path))])) for path, v in state)
       for state in states
     )
-    return engine.logits(tunable, frozen, *arrays)
+    found = engine.compute(tunable, frozen, *arrays)
+    return [found[name] for name in outputs]
 
   (any_number,) = export.symbolic_shape("b")
   kinds = {"video": np.uint8}
@@ -47,7 +50,7 @@ def graph_of(engine: JaxEngine) -> Any:
   weights = {
     path: v[...] for state in (engine.tunable, engine.frozen) for path, v in flat_params(state).items()
   }
-  return to_onnx(logits, weights, shapes, "logits")
+  return to_onnx(compute, weights, shapes, *outputs)
 
 
 def given_clips(engine: Engine, files: Sequence[str], face_model: str | None) -> list[Clip]:

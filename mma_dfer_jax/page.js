@@ -176,9 +176,13 @@ function timeline(one, windows, title, summary, face, marks) {
 }
 
 function pictures(of) {
-  const found = [];
-  if (of.frames) found.push(make("h2", {}, `What the model saw: ${of.frames.length} frames of ${of.size} x ${of.size} pixels, evenly spread`),
-    make("div", {class: "strip"}, ...of.frames.map((src, i) => make("img", {alt: `frame ${i + 1}`, src}))));
+  const found = [], weighed = of.weights.length > 0, kept = of.weights.filter(weight => weight > 0).length;
+  const counts = !weighed ? "" : `; below each what it counts, 1 on average${kept < of.weights.length ? `; ${kept} were kept` : ""}`;
+  const counted = (picture, weight) => make("figure", {class: weight > 0 ? "" : "left"}, picture,
+    make("figcaption", {}, weight > 0 ? weight.toFixed(2) : "–"));
+  if (of.frames) found.push(make("h2", {}, `What the model saw: ${of.frames.length} frames of ${of.size} x ${of.size} pixels, evenly spread${counts}`),
+    make("div", {class: "strip"}, ...of.frames.map((src, i) => make("img", {alt: `frame ${i + 1}`, src}))
+      .map((picture, i) => weighed ? counted(picture, of.weights[i]) : picture)));
   if (of.sound) {
     const padding = of.sound.heard < 0.95 * of.sound.seconds ? `; the last ${(of.sound.seconds - of.sound.heard).toFixed(2)} s are padding` : "";
     found.push(make("h2", {}, `What it heard: the first ${of.sound.seconds.toFixed(2)} s, log-mel in ${of.sound.bins} bins${padding}`),

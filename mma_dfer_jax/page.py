@@ -167,7 +167,7 @@ class Page:
 
   def _seen(self, sample: Sample, prediction: Prediction) -> Json:
     """What the model saw and heard, as pictures."""
-    about, seen = self.engine.about, Json()
+    about, seen = self.engine.about, Json(weights=[one.weight for one in prediction.frame_weights])
     if "image" in about.streams:
       scale = min(1.0, CROP_PIXELS / about.inputs.image_size)
       small = (

@@ -30,6 +30,8 @@ from mma_dfer_jax.errors import UserError, listed
 
 KINDS = ("encoders", "adapters", "fusion", "layer_pools", "frame_masks", "landmarks", "temporal", "heads", "auxiliary",
          "losses", "decoders")  # the folders of parts  # fmt: skip
+# What a layer pool may say of each clip (B, …): weights of the layers, tanh of the gate behind them, factors of the streams.
+OF_LAYERS = ("layers_of_image", "layer_gate_of_image", "layers_of_audio", "layer_gate_of_audio", "streams")
 ONE_STREAM = "model.layer_pool weighs picture against sound, but this model has one of them: leave the weights of streams out"
 
 

@@ -8,7 +8,7 @@ import itertools
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 import numpy as np
 
 from mma_dfer_jax.data import film, media
@@ -44,6 +44,14 @@ Faces = str | Finder  # how to cut out faces, see `predict_video`
 
 
 @dataclasses.dataclass(frozen=True)
+class FrameWeight:
+  """What a frame counts for a model with a frame mask."""
+
+  seconds: float  # since the first picture of the film
+  weight: float  # 1 on average over the frames that are kept; 0: not kept
+
+
+@dataclasses.dataclass(frozen=True)
 class Prediction:
   """What the model says of a video, or of a window of it."""
 
@@ -65,6 +73,9 @@ class Prediction:
   person: int | None = (
     None  # number of the one who was cut out, 1 is the largest over time; None: the largest face
   )
+  frame_weights: tuple[
+    FrameWeight, ...
+  ] = ()  # of each frame that the model was given; () without a frame mask
 
   @property
   def seconds(self) -> float:
@@ -235,14 +246,16 @@ def predict_samples(
   rest = iter(samples)
   while batch := list(itertools.islice(rest, batch_size)):
     filled = [sample for _, sample in batch] + [batch[-1][1]] * (batch_size - len(batch))
-    logits = engine(*map(np.stack, zip(*(one.arrays for one in filled), strict=True)))
-    for (clip, sample), row in zip(batch, logits, strict=False):
-      yield sample, _prediction(engine.about, clip, sample, row, force, abstain)
+    found = engine.outputs(*map(np.stack, zip(*(one.arrays for one in filled), strict=True)))
+    for place, (clip, sample) in enumerate(batch):
+      outputs = {name: value[place] for name, value in found.items()}
+      yield sample, _prediction(engine.about, clip, sample, outputs, force, abstain)
 
 
 def _prediction(
-  about: About, clip: str, sample: Sample, logits: Float[np.ndarray, "C"], force: bool, abstain: float
+  about: About, clip: str, sample: Sample, outputs: Mapping[str, np.ndarray], force: bool, abstain: float
 ) -> Prediction:
+  logits = outputs["logits"]
   shifted = np.exp((logits.astype(np.float64) - logits.max()) / about.temperature)
   shares = dict(zip(about.classes, (shifted / shifted.sum()).tolist(), strict=True))
   top, (reasons, warnings) = about.classes[int(logits.argmax())], doubts(about, sample)
@@ -255,6 +268,7 @@ def _prediction(
     faces_at_once=sample.faces_at_once, sound=sample.seconds_of_sound > 0, silent=sample.silent,
     seconds_of_sound=sample.seconds_of_sound, sample_rate=sample.sample_rate, warnings=warnings, reasons=reasons,
     reliable=not reasons, person=sample.person,
+    frame_weights=tuple(map(FrameWeight, sample.times, outputs.get("frame_weights", np.zeros(0)).tolist())),
   )  # fmt: skip
 
 

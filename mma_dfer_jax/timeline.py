@@ -91,7 +91,9 @@ def _stamp(seconds: float) -> str:
 
 
 def draw(timeline: Timeline) -> "Figure":
-  """Faces, stacked probabilities over time, and the waveform; windows without face or sound are marked below it.
+  """Faces, stacked probabilities over time, what each frame counts if a mask weighs them, and the waveform.
+
+  Windows without face or sound are marked below it.
 
   Windows that are not reliable are covered by white and hatched. With persons, the eight largest have rows of their own.
   """
@@ -103,7 +105,13 @@ def draw(timeline: Timeline) -> "Figure":
   first, _ = _by_window(timeline)
   of_windows = list(zip(spans(first), map(what_is_missing, first.predictions), strict=True))
   rows = [name for name in greys if any(name in missing for _, missing in of_windows)]
-  heights = [*[1.1, 4 if len(rows_of) == 1 else 2] * len(rows_of), 1.2, *[0.2 + 0.2 * len(rows)] * bool(rows)]
+  weighed = any(one.frame_weights for one in timeline.predictions)
+  heights = [
+    *[1.1, 4 if len(rows_of) == 1 else 2] * len(rows_of),
+    *[0.7] * weighed,
+    1.2,
+    *[0.2 + 0.2 * len(rows)] * bool(rows),
+  ]
   axes_of = list(figure.subplots(len(heights), sharex=True, height_ratios=heights))
   for number, of_one in enumerate(rows_of):
     faces, stack = axes_of[2 * number : 2 * number + 2]
@@ -111,6 +119,8 @@ def draw(timeline: Timeline) -> "Figure":
     _draw_probabilities(stack, of_one, legend=number == 0)
     if timeline.persons:
       stack.set_ylabel(f"person {of_one.predictions[0].person}")
+  if weighed:
+    _draw_frames(axes_of.pop(2 * len(rows_of)), timeline)
   wave, *below = axes_of[2 * len(rows_of) :]
   _draw_wave(wave, timeline)
   for axes in below:
@@ -163,6 +173,17 @@ def _draw_faces(axes, timeline: Timeline) -> None:
     free = seconds + width / 2
     picture = OffsetImage(pixels, zoom=FACE_INCHES * 72 / len(pixels), resample=True)
     axes.add_artist(AnnotationBbox(picture, (seconds, 0.5), frameon=False, pad=0))
+
+
+def _draw_frames(axes, timeline: Timeline) -> None:
+  """A bar for each frame of each window, as high as the frame counts; those that are not kept have none."""
+  weights = [of for one in timeline.predictions for of in one.frame_weights]
+  axes.vlines(
+    [of.seconds for of in weights], 0, [of.weight for of in weights], color="0.3", alpha=0.6, linewidth=1.5
+  )
+  axes.axhline(1, color="0.7", linewidth=0.8)  # the average
+  axes.set(yticks=[], ylim=(0, None))
+  axes.set_ylabel("frames\ncount", rotation=0, ha="right", va="center")
 
 
 def _draw_wave(axes, timeline: Timeline) -> None:

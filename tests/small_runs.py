@@ -64,12 +64,12 @@ def make_clips(folder: Path) -> None:
   prepare_clips(folder / "clips/folds.csv", folder / "folds")
 
 
-def config_of(data_dir: Path, **overrides):
-  """The config of a small run; keyword arguments override it."""
+def config_of(data_dir: Path, choices: str = "", **overrides):
+  """The config of a small run, with choices as after the colon of --config; keyword arguments override it."""
   spec = importlib.util.spec_from_file_location("demo_config", ROOT / "configs/demo.py")
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  config = module.get_config()
+  config = module.get_config(choices)
   config.update_from_flattened_dict({**SMALL, "data.data_dir": str(data_dir), **overrides})
   return config
 

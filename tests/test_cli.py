@@ -65,7 +65,7 @@ def test_help_shows_the_config_that_was_given():
      ["model.fusion=none: parts are chosen after the colon of --config: --config=demo:fusion=none"]),
     (["--config=demo:temporal=mean", "--config.loss=focal", "--config.inputs=3", "--config.seed.x=1"],
      ["loss=focal: parts are chosen after the colon of --config: --config=demo:temporal=mean,loss=focal",
-      "inputs=3: this is a group of fields; set one of inputs.audio_shape, inputs.frame_choice, inputs.image_size, inputs.num_frames",
+      "inputs=3: this is a group of fields; set one of inputs.audio_shape, inputs.frame_choice, inputs.frame_stride, inputs.image_size, inputs.num_frames, inputs.test_views",
       "seed.x: there is no 'x' here; there is no further key"]),
     (["--config.model.fusion=none"], ["model.fusion: give --config=NAME first"]),
   ],

@@ -187,6 +187,12 @@ def make_inputs(folder: Path) -> None:
   images, audio, _ = make_weights.make_inputs(about["inputs_seed"], about["batch"], about["img_size"])
   logits = np.load(GOLDEN / "tiny_checkpoint_forward.npz")["logits"]
   np.savez(folder / "known.npz", images=images, audio=audio, logits=logits)
+  for name, classes in (
+    ("class_vectors", sorted({label for _, label, _ in clips})),
+    ("other_names", ["laughs", "weeps"]),
+  ):
+    vectors = np.eye(len(classes), 512, dtype=np.float32)
+    np.savez(folder / f"{name}.npz", classes=np.array(classes), vectors=vectors, source="a test")
   for name, spec, seed in (("mae_face_pretrain_vit_base", "maeface", 102), ("pretrained", "audiomae", 101)):
     state = make_weights.make_state_dict(golden_json(f"spec_{spec}_tiny"), seed)
     state = {key: value for key, value in state.items() if not re.match(r"blocks\.[1-9]", key)}

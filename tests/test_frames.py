@@ -141,3 +141,22 @@ def test_settings_switch_single_augmentations_off():
     drawn = frames.draw_augmentation(64, 64, 64, rng, off)
     assert drawn == frames.Augmentation((0, 0, 64, 64), 1.0, flip=False)
   assert frames.draw_augmentation(64, 64, 64, rng, frames.Augment(flip=1.0)).flip
+
+
+@pytest.mark.parametrize(("number", "how", "expected"), [
+  (20, {}, [6, 8, 10, 12]), (20, {"view": 0, "views": 2}, [0, 2, 4, 6]), (20, {"view": 1, "views": 2}, [12, 14, 16, 18]),
+  (20, {"view": 1, "views": 3}, [6, 8, 10, 12]), (5, {}, [0, 2, 4, 4]), (1, {"view": 1, "views": 2}, [0, 0, 0, 0]),
+  (7, {"rng": np.random.default_rng(0)}, [0, 3, 6, 6]), (1, {"rng": np.random.default_rng(0)}, [0, 0, 0, 0]),
+])  # fmt: skip
+def test_every_second_frame_of_a_part(number, how, expected):
+  assert frames.sample_with_stride(number, 2, num_segments=4, **how).tolist() == expected
+
+
+def test_training_takes_any_part():
+  drawn = np.array(
+    [frames.sample_with_stride(12, 2, rng=np.random.default_rng(i), num_segments=4) for i in range(60)]
+  )
+  assert set(drawn[:, 0].tolist()) == {0, 1, 2, 3}
+  np.testing.assert_array_equal(
+    drawn - drawn[:, :1], np.tile([0, 2, 5, 7], (60, 1))
+  )  # eighths of eight, rounded down

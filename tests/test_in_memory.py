@@ -48,7 +48,7 @@ def test_features(model):
   module = nnx.merge(model.graphdef, model.tunable, model.frozen)
   joint = module.joint_adaptation(jnp.array(found["image"])[None], jnp.array(found["audio"])[None, None])
   np.testing.assert_allclose(joint[0], found["joint"], atol=1e-5)
-  np.testing.assert_allclose(module.temporal(joint)[0], found["clip"], atol=1e-5)
+  np.testing.assert_allclose(module.temporal(joint)[0][0], found["clip"], atol=1e-5)
   np.testing.assert_allclose(
     module.classifier(jnp.array(found["clip"])[None]).logits[0], found["logits"], atol=1e-5
   )

@@ -143,10 +143,10 @@ def test_interrupted_in_every_way_it_ends_with_the_same_bits(uninterrupted, data
 
 @contextlib.contextmanager
 def a_disk_for_small_files():
-  """Like a full disk: files of 4 kB are written, arrays are not."""
+  """Like a full disk: files of 8 kB are written, arrays are not."""
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+  resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
   try:
     yield
   finally:

@@ -22,7 +22,7 @@ from mma_dfer_jax.data import media
 from mma_dfer_jax.data.channels import SILENT, Heard
 from mma_dfer_jax.data.faces import Detections, FaceFinder, cut, look_over
 from mma_dfer_jax.data.fbank import window_and_hop
-from mma_dfer_jax.data.frames import encode_frame, sample_at_times, sample_frames, uneven_rate
+from mma_dfer_jax.data.frames import choose_frames, encode_frame, uneven_rate
 from mma_dfer_jax.data.landmarks import STORED, Watcher, detector
 from mma_dfer_jax.data.persons import Person
 from mma_dfer_jax.data.pipeline import make_example
@@ -102,6 +102,7 @@ class Sample:
   rates: tuple[float, float] | None  # frames a second in the densest and rarest quarter, if uneven
   notes: tuple[str, ...]  # of a whole film, as there
   person: int | None = None  # number of the one who was cut out; None: the largest face over time
+  times: tuple[float, ...] = ()  # seconds of each frame of `video` since the first of the film
   landmarks: Float32[np.ndarray, "T p 3"] | None = None  # of a model that takes points of the face
 
   @property
@@ -282,11 +283,8 @@ class OpenWindow:
     # Of the largest face all frames are shown, as in training; of a person those in which they are.
     self.shown = np.flatnonzero(self.track.found) if person and self.track else np.arange(number)
     self.times = np.append(times[self.shown], times[self.shown[-1] + 1])
-    chosen = (
-      sample_at_times(self.times, num_segments=inputs.num_frames)
-      if inputs.frame_choice == "time"
-      else sample_frames(len(self.shown), train=False, num_segments=inputs.num_frames)
-    )
+    chosen = choose_frames(inputs, len(self.shown), self.times)
+    self.seconds = tuple(self.times[chosen].tolist())
     self.chosen: list[int] = np.unique(window.first + self.shown[chosen]).tolist()
 
   def take(self, number: int, pixels: np.ndarray, changes: Iterable[str], *, coded: bool = True) -> None:
@@ -313,7 +311,8 @@ class OpenWindow:
     example = make_example(record, inputs)
     found = None if self.track is None else self.track.found
     of_pictures = {"size": (self.width, self.height), "changes": tuple(self.changes), "rates": self.rates, "turned": self.turned,
-                   "waveform": sound["waveform"], "person": self.person.number if self.person else None}  # fmt: skip
+                   "waveform": sound["waveform"], "person": self.person.number if self.person else None,
+                   "times": self.seconds}  # fmt: skip
     return Sample(
       self.window,
       example["video"],

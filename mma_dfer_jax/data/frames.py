@@ -6,6 +6,7 @@ import functools
 import inspect
 import math
 import re
+from typing import Any
 
 import cv2
 from jaxtyping import Float, Int, UInt8
@@ -15,6 +16,7 @@ import simplejpeg
 
 from mma_dfer_jax.data.ends import ending_of
 from mma_dfer_jax.data.pictures import Unclear, as_meant, ends_in_vain, quiet
+from mma_dfer_jax.inputs import Inputs
 
 JPEG_QUALITY = 95  # of frames that are taken from videos
 CROP_ATTEMPTS = 10  # as torchvision's RandomResizedCrop and the original
@@ -72,6 +74,49 @@ def sample_at_times(
   moments = np.arange(num_segments) + (0.5 if rng is None else rng.random(num_segments))
   seconds = times[0] + moments * (times[-1] - times[0]) / num_segments
   return np.clip(np.searchsorted(times[:-1], seconds, "right") - 1, 0, None)
+
+
+def sample_with_stride(
+  num_frames: int, stride: int, *, rng: np.random.Generator | None = None, num_segments: int = 16, view: int = 0, views: int = 1
+) -> Int[np.ndarray, "T"]:  # fmt: skip
+  """Indices of every `stride`-th frame of a part of a clip: of one of `views` parts spread over it, or in training of any.
+
+  A single view is in the middle. Of a clip that is too short the last frame is repeated.
+
+  Source: MAE-DFER's `kinetics.py`, `load_video` and `__getitem__`.
+  """
+  span = num_segments * stride
+  if rng is None:
+    every = np.arange(0, num_frames, stride)
+    spare = max(len(every) - num_segments, 0)
+    start = spare // 2 if views == 1 else int(view * spare / (views - 1))
+    return every[np.minimum(start + np.arange(num_segments), len(every) - 1)]
+  if num_frames > span:
+    end = int(rng.integers(span, num_frames))
+    return np.linspace(end - span, end, num_segments).clip(0, end - 1).astype(np.int64)
+  whole = num_frames // stride
+  index = np.concatenate([np.linspace(0, num_frames, whole), np.full(num_segments - whole, num_frames)])
+  return index.clip(0, num_frames - 1).astype(np.int64)
+
+
+def choose_frames(
+  inputs: Inputs, num_frames: int, times: Any, *, rng: np.random.Generator | None = None,
+  view: int | None = None,
+) -> Int[np.ndarray, "T"]:  # fmt: skip
+  """Indices of the frames of a clip that a model takes.
+
+  Args:
+    times: as `sample_at_times` takes them, needed by frame_choice=time only.
+    view: which of `inputs.test_views` parts; None: the middle.
+  """
+  if inputs.frame_choice == "stride":
+    how: dict[str, Any] = {"num_segments": inputs.num_frames}
+    how |= {} if view is None else {"view": view, "views": inputs.test_views}
+    return sample_with_stride(num_frames, inputs.frame_stride, rng=rng, **how)
+  if inputs.frame_choice == "time":
+    assert times is not None
+    return sample_at_times(times, rng=rng, num_segments=inputs.num_frames)
+  return sample_frames(num_frames, train=rng is not None, rng=rng, num_segments=inputs.num_frames)
 
 
 def uneven_rate(times: Float[np.ndarray, "E"]) -> tuple[float, float] | None:
@@ -289,6 +334,9 @@ class Augment:
   crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height, before they are swapped half of the time
   flip: float = 0.5  # probability of mirroring
   brightness: float = 0.5  # factor within 1 ± this
+  rand_augment: int = 0  # operations of RandAugment that are chosen; see `augment.draw_effects`
+  rand_magnitude: float = 7.0
+  erase: float = 0.0  # probability of a box with noise
 
 
 @dataclass(frozen=True)

@@ -14,17 +14,17 @@ from typing import Any
 
 import numpy as np
 
+from mma_dfer_jax.data.augment import draw_effects
 from mma_dfer_jax.data.data_set import NO_LANDMARKS, start_worker
 from mma_dfer_jax.data.fbank import missing_spectrogram, spectrogram
 from mma_dfer_jax.data.frames import (
   Augment,
   augment,
+  choose_frames,
   decode_frame,
   draw_augmentation,
   frame_size,
   resize,
-  sample_at_times,
-  sample_frames,
 )
 from mma_dfer_jax.data.landmarks import POINTS, STORED, as_shown
 from mma_dfer_jax.errors import UserError
@@ -40,7 +40,7 @@ AGAIN = "prepare the data again with --overwrite"
 
 def make_example(
   record: Record, inputs: Inputs, video: np.ndarray | None = None, *, rng: np.random.Generator | None = None,
-  ranges: Augment | None = None, faces: bool = False,
+  ranges: Augment | None = None, view: int | None = None, faces: bool = False,
 ) -> Example:  # fmt: skip
   """A clip as the model sees it: video (T, H, W, 3) uint8, spectrogram (F, K) float32, label, has_audio, mask, clip_id.
 
@@ -51,16 +51,19 @@ def make_example(
     video: (T, H, W, 3) uint8 in C order, which the frames are written to; None for a new one.
     rng: for training: draws a frame of each segment, and one augmentation for all of them, within `ranges`, or else the
       paper's. None: the segments' middle frames, stretched to the model's size.
+    view: which of `inputs.test_views` parts of the clip; None: the middle.
   Raises:
     UserError: if the clip cannot be read; it is never skipped.
   """
   video = np.empty(inputs.video_shape, np.uint8) if video is None else video
-  size, frames, augmentation = inputs.image_size, record["frames"], None
+  size, frames = inputs.image_size, record["frames"]
+  augmentation: Any = None
+  effects: Any = None
   sizes: list[tuple[int, int]] = []  # of the chosen frames
   if (faces := faces or inputs.points > 0) and "faces" not in record:
     raise UserError(NO_LANDMARKS)
   try:
-    chosen = _chosen(record, inputs, rng)
+    chosen = _chosen(record, inputs, rng, view)
     for place, i in enumerate(chosen.tolist()):
       if place and i == chosen[place - 1]:  # a short clip repeats its last frame
         video[place] = video[place - 1]
@@ -74,7 +77,9 @@ def make_example(
       if augmentation is None:  # the box of all frames comes from the first
         height, width, _ = pixels.shape
         augmentation = draw_augmentation(height, width, size, rng, ranges or Augment())
+        effects = draw_effects(size, rng, ranges or Augment())
       augment(pixels, augmentation, size, video[place])
+      effects(video[place])
     if record["has_audio"]:
       waveform = np.asarray(record["waveform"], np.float32) / 32768.0  # as a 16-bit wav is read
       sound = spectrogram(waveform, int(record["sample_rate"]), *inputs.audio_shape)
@@ -90,15 +95,11 @@ def make_example(
           "has_audio": np.bool_(record["has_audio"]), "mask": np.bool_(True)}  # fmt: skip
 
 
-def _chosen(record: Record, inputs: Inputs, rng: np.random.Generator | None) -> np.ndarray:
+def _chosen(record: Record, inputs: Inputs, rng: np.random.Generator | None, view: int | None) -> np.ndarray:
   """Numbers of the frames that stand for a clip."""
-  if inputs.frame_choice != "time":
-    return sample_frames(
-      len(record["frames"]), train=rng is not None, rng=rng, num_segments=inputs.num_frames
-    )
-  if "times" not in record:
+  if inputs.frame_choice == "time" and "times" not in record:
     raise UserError(f"frame_choice=time needs data that keep the times of frames: {AGAIN} and --keep_times")
-  return sample_at_times(record["times"], rng=rng, num_segments=inputs.num_frames)
+  return choose_frames(inputs, len(record["frames"]), record.get("times"), rng=rng, view=view)
 
 
 def training_faces(
@@ -106,7 +107,7 @@ def training_faces(
 ) -> dict[str, np.ndarray]:
   """landmarks and face_box of one training example, as `make_batch` makes them, without decoding its frames."""
   record, rng = order.records[order.clip_at(position)], np.random.default_rng([order.seed, position])
-  chosen = _chosen(record, inputs, rng)
+  chosen = _chosen(record, inputs, rng, None)
   sizes = [frame_size(record["frames"][i]) for i in chosen.tolist()]
   augmentation = draw_augmentation(*sizes[0], inputs.image_size, rng, ranges)
   return as_shown(np.frombuffer(record["faces"], STORED)[chosen], sizes, augmentation)
@@ -192,7 +193,13 @@ class EvalOrder(TrainOrder):
 
 
 def make_batch(
-  order: TrainOrder, inputs: Inputs, ranges: Augment | None, without: str, faces: bool, step: int
+  order: TrainOrder,
+  inputs: Inputs,
+  ranges: Augment | None,
+  without: str,
+  view: int | None,
+  faces: bool,
+  step: int,
 ) -> Batch:
   """Batch `step` of an order. Frames are written in place: 2.4 MB for each clip are not copied together later."""
   videos = np.zeros((order.share, *inputs.video_shape), np.uint8)
@@ -208,7 +215,7 @@ def make_batch(
       examples.append(nothing)
       continue
     rng = np.random.default_rng([order.seed, position]) if ranges is not None else None
-    example = make_example(record, inputs, video, rng=rng, ranges=ranges, faces=faces)
+    example = make_example(record, inputs, video, rng=rng, ranges=ranges, view=view, faces=faces)
     if without == "sound":
       example |= {"spectrogram": missing_spectrogram(*inputs.audio_shape), "has_audio": np.bool_(False)}
     if without == "picture" and faces:
@@ -223,7 +230,7 @@ def make_batch(
 @contextlib.contextmanager
 def load_batches(
   order: TrainOrder, inputs: Inputs, ranges: Augment | None = None, *, num_workers: int, prefetch: int,
-  start_step: int = 0, without: str = "", faces: bool = False,
+  start_step: int = 0, without: str = "", view: int | None = None, faces: bool = False,
 ) -> Iterator[Iterator[Batch]]:  # fmt: skip
   """Batches of this host from `start_step` to the end of the last epoch.
 
@@ -233,10 +240,11 @@ def load_batches(
     num_workers: processes that decode; 0: threads of this one.
     prefetch: batches that each keeps ready.
     without: "sound" or "picture": as if that had been missing.
+    view: as for make_example.
     faces: whether batches have the targets of tasks about faces, too.
   """
   make, num_steps = (
-    functools.partial(make_batch, order, inputs, ranges, without, faces),
+    functools.partial(make_batch, order, inputs, ranges, without, view, faces),
     len(order) // order.share,
   )
   with stream_batches(make, start_step, num_steps, num_workers=num_workers, prefetch=prefetch) as batches:

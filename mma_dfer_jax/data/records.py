@@ -93,17 +93,10 @@ def read_clip(
     )
 
   source: Iterable[Any] = images if video or finder else pictures
-
-  def encoded() -> Iterator[bytes]:
-    for i, one in enumerate(source):
-      if taken is None or i in taken:
-        data, pixels = (None, one) if video or finder else _checked(one, changes)
-        if watcher:
-          watcher.look(i, pixels)
-        yield data or encode_frame(pixels)
+  chosen = ((i, one) for i, one in enumerate(source) if taken is None or i in taken)
 
   def frames() -> Iterator[bytes]:
-    yield from _limited(encoded(), place)
+    yield from _limited(_encoded(chosen, changes, watcher), place)
     if taken is not None and times:
       times[:-1] = [times[i] for i in sorted(taken)]
 
@@ -117,6 +110,17 @@ def read_clip(
     "turned": track.turned if track else "",
     "notes": notes,
   }
+
+
+def _encoded(
+  numbered: Iterable[tuple[int, Any]], changes: dict[str, None], watcher: Watcher | None
+) -> Iterator[bytes]:
+  """Frames, given as pixels or as files, with their numbers; the watcher sees them."""
+  for i, one in numbered:
+    data, pixels = _checked(one, changes) if isinstance(one, Path) else (None, one)
+    if watcher:
+      watcher.look(i, pixels)
+    yield data or encode_frame(pixels)
 
 
 def _heard(video: Path | None, sound: Path | None, channel: str) -> tuple[media.Sound | None, list[str]]:

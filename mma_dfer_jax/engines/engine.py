@@ -36,6 +36,7 @@ IF_KNOWN: Mapping[str, Any] = {"seconds_of_sound": 0.0, "typical": {}, "temperat
 
 
 OWN_CLASSES = "{} answers with its own classes only; others need a model with head=text, as a run or a model folder, with JAX"
+NO_FRAMES = "{} keeps as many frames as it was {}; fewer need a model with frame_mask=soft, as a run or a model folder, with JAX"
 NO_FEATURES = (
   "{} gives no features, only logits; load the run or the model folder that it was made of, with JAX"
 )
@@ -57,6 +58,7 @@ class About:
   seconds_of_sound: float = 0.0  # median of these clips; 0 if unknown
   # Between which values 90 % of its training clips lie (`DataSet.typical`), as far as known.
   typical: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
+  warnings: tuple[str, ...] = ()  # of every answer: what is otherwise than in its training
   temperature: float = (
     1.0  # logits / this are logits of probabilities; fitted on held-out clips, 1 if there were none
   )
@@ -109,9 +111,24 @@ class Engine:
       landmarks: (B, T, p, 3) of a model that takes points of the face, as `mma_dfer_jax.data.landmarks.as_shown` gives them;
         None of all others.
     """
+    return self.outputs(video, spectrogram, landmarks)["logits"]
+
+  def outputs(
+    self,
+    video: UInt8[np.ndarray, "B T H W 3"] | Float[np.ndarray, "B T H W 3"],
+    spectrogram: Float[np.ndarray, "B F K"],
+    landmarks: Float[np.ndarray, "B T p 3"] | None = None,
+  ) -> dict[str, np.ndarray]:
+    """Logits (B, C), as "logits", and what the model's parts say besides; arguments and errors as for a call.
+
+    A frame mask says "frame_weights" (B, T): what each frame counts, 1 on average over those that it keeps; 0: not kept. A layer
+    pool says what `parts.OF_LAYERS` names.
+    """
     arrays = [np.asarray(array) for array in (video, spectrogram, landmarks) if array is not None]
     check_inputs(self.about.inputs, *arrays)
-    return np.asarray(self.answer(*arrays))
+    found = self.answer(*arrays)
+    named = found if isinstance(found, Mapping) else {"logits": found}
+    return {name: np.asarray(value) for name, value in named.items()}
 
   def predict(self, frames: Any, waveform: Any = None, sample_rate: Any = None, **how: Any) -> "Prediction":
     """What the model says of a clip in memory; arguments as for `predict_arrays`."""
@@ -150,6 +167,14 @@ class Engine:
     about = dataclasses.replace(self.about, inputs=dataclasses.replace(self.about.inputs, frame_choice=by))
     return dataclasses.replace(self, about=about)
 
+  def keeping_frames(self, number: int) -> "Engine":
+    """The same model, whose frame mask keeps fewer frames than in its training: faster, with a warning in every answer.
+
+    Raises:
+      UserError: if the model has no frame mask, or keeps no more frames already.
+    """
+    raise UserError(NO_FRAMES.format(self.path, "exported with"))
+
   def with_classes(self, path: str | Path, order: Sequence[str] = ()) -> "Engine":
     """The same model, answering with the classes of a file of vectors: names that it was never trained on, too.
 
@@ -161,9 +186,8 @@ class Engine:
     """
     raise UserError(OWN_CLASSES.format(self.path))
 
-  answer: ClassVar[
-    Callable[..., Any]
-  ]  # (self, video, spectrogram[, landmarks]) -> logits, of inputs that fit
+  # (self, video, spectrogram[, landmarks]) -> logits, or all outputs by name, of inputs that fit.
+  answer: ClassVar[Callable[..., Any]]
   parameters: ClassVar[Callable[[Any], str]]  # how many there are, or where, in words
 
   def __repr__(self) -> str:

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from flax import nnx
 import jax
@@ -12,10 +13,19 @@ from jax.sharding import Sharding
 from jaxtyping import Array, Float, Float32
 import numpy as np
 
-from mma_dfer_jax.engines.engine import IF_KNOWN, OWN_CLASSES, About, Engine, check_inputs, refuse_step
+from mma_dfer_jax.engines.engine import (
+  IF_KNOWN,
+  NO_FRAMES,
+  OWN_CLASSES,
+  About,
+  Engine,
+  check_inputs,
+  refuse_step,
+)
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.model import ModelConfig
 from mma_dfer_jax.parameters import PRECISIONS, abstract_model, cast, count, split_tunable, tunable_patterns
+from mma_dfer_jax.parts import Outputs
 from mma_dfer_jax.training.run import read_run
 from mma_dfer_jax.training.sharding import check_precision, keep_compiled
 from mma_dfer_jax.training.start import class_axes, open_stored
@@ -35,38 +45,45 @@ class JaxEngine(Engine):
   tunable: nnx.State
   frozen: nnx.State
 
-  def logits(
+  def compute(
     self,
     tunable: nnx.State,
     frozen: nnx.State,
     video: Array,
     spectrogram: Float[Array, "B F K"],
     *landmarks: Array,
-  ) -> Float32[Array, "B C"]:
-    """The computation, to be traced."""
+  ) -> dict[str, Float32[Array, "B ..."]]:
+    """The computation of all outputs, to be traced."""
     with jax.default_matmul_precision(MATMUL_PRECISION):
       model = nnx.merge(self.graphdef, tunable, frozen)
-      sound = spectrogram.astype(PRECISIONS[self.about.precision])
-      return in_float32(model(video, sound, *landmarks)).logits
+      return by_name(model(video, spectrogram.astype(PRECISIONS[self.about.precision]), *landmarks))
 
   @functools.cached_property
-  def _compiled(self) -> Callable[..., Array]:
-    return jax.jit(self.logits)  # once for each shape
+  def extras(self) -> dict[str, tuple[int, ...]]:
+    """Shapes of the outputs beside the logits, without their first axis B."""
+    clips = [jax.ShapeDtypeStruct((1, *shape), np.uint8 if name == "video" else np.float32)
+             for name, shape in self.about.inputs.shapes.items()]  # fmt: skip
+    found = jax.eval_shape(self.compute, self.tunable, self.frozen, *clips)
+    return {name: tuple(of.shape[1:]) for name, of in found.items() if name != "logits"}
 
-  def answer(self, *arrays: np.ndarray) -> Array:
-    return self._compiled(self.tunable, self.frozen, *arrays)
+  @functools.cached_property
+  def _compiled(self) -> Callable[..., dict[str, Array]]:
+    return jax.jit(self.compute)  # once for each shape
+
+  def answer(self, *arrays: np.ndarray) -> dict[str, np.ndarray]:
+    return jax.device_get(self._compiled(self.tunable, self.frozen, *arrays))
 
   @functools.cached_property
   def _compiled_features(self) -> Callable[..., dict[str, Array]]:
     def compute(
       tunable: nnx.State, frozen: nnx.State, video: Array, spectrogram: Array, *landmarks: Array
-    ) -> dict[str, Array]:
+    ) -> Any:
       with jax.default_matmul_precision(MATMUL_PRECISION):
         model = nnx.merge(self.graphdef, tunable, frozen)
         found = model.features(video, spectrogram.astype(PRECISIONS[self.about.precision]), *landmarks)
         kept = ("image", "audio", "joint", "clip")
         there = {name: getattr(found, name) for name in kept if getattr(found, name) is not None}
-        return in_float32(there | {"logits": model.answer(found).logits})
+        return in_float32(there) | by_name(model.answer(found))
 
     return jax.jit(compute)
 
@@ -81,6 +98,18 @@ class JaxEngine(Engine):
     found = {name: [getattr(one, gate, None) for one in fusions] for name, gate in named.items()}
     return {name: tuple(0.0 if one is None else float(np.tanh(np.float32(one[0]))) for one in gates)
             for name, gates in found.items() if any(one is not None for one in gates)}  # fmt: skip
+
+  def keeping_frames(self, number: int) -> "JaxEngine":
+    mask, frames = self.cfg.frame_mask, self.about.inputs.num_frames
+    if not hasattr(mask, "keep"):
+      raise UserError(NO_FRAMES.format(self.path, "trained with"))
+    if not number < (kept := mask.keep or frames):
+      raise UserError(f"keep_frames={number}: {self.path} keeps {kept} already; give fewer")
+    cfg = dataclasses.replace(self.cfg, frame_mask=dataclasses.replace(mask, keep=number))
+    warning = f"the model goes on with {number} of {frames} frames, but was trained with {kept}"
+    origin = {**self.about.origin, "keep_frames": number}
+    about = dataclasses.replace(self.about, origin=origin, warnings=(*self.about.warnings, warning))
+    return dataclasses.replace(self, about=about, cfg=cfg, graphdef=abstract_model(cfg)[0])
 
   def with_classes(self, path: str | Path, order: Sequence[str] = ()) -> "JaxEngine":
     axes = class_axes(self.cfg)
@@ -115,6 +144,12 @@ class JaxEngine(Engine):
   def parameters(self) -> str:
     tunable, frozen = count(self.tunable), count(self.frozen)
     return f"{tunable + frozen:,}, of which {tunable:,} tunable"
+
+
+def by_name(outputs: Outputs) -> dict[str, Array]:
+  """All that a model answers, in float32."""
+  outputs = in_float32(outputs)
+  return {"logits": outputs.logits, **outputs.extra}
 
 
 def opens(path: Path) -> bool:

@@ -21,17 +21,17 @@ AGAIN = "export the model again"
 class OnnxRuntimeEngine(Engine):
   """A model in ONNX."""
 
-  run: Callable[
-    [dict[str, np.ndarray]], Any
-  ]  # video (1, T, H, W, 3) uint8, spectrogram (1, F, K), … -> (1, C)
+  # Video (1, T, H, W, 3) uint8, spectrogram (1, F, K), … -> all outputs by name, each of one clip.
+  run: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 
-  def answer(self, video: np.ndarray, *others: np.ndarray) -> np.ndarray:
+  def answer(self, video: np.ndarray, *others: np.ndarray) -> dict[str, np.ndarray]:
     """One by one: a CPU gains nothing by more at once, and an int8 file would round all clips of a call by one scale."""
     if video.dtype != np.uint8:
       raise UserError(f"{self.path} was exported for uint8 video; it is {video.dtype}")
     clips = zip(video[:, None], *(other[:, None].astype(np.float32) for other in others), strict=True)
     names = self.about.inputs.shapes
-    return np.concatenate([self.run(dict(zip(names, clip, strict=True))) for clip in clips])
+    found = [self.run(dict(zip(names, clip, strict=True))) for clip in clips]
+    return {name: np.concatenate([of_clip[name] for of_clip in found]) for name in found[0]}
 
   def parameters(self) -> str:
     return f"in a file of {self.path.stat().st_size / 1e6:,.1f} MB"
@@ -89,4 +89,5 @@ def load(path: Path, about: About, sharding: Any) -> OnnxRuntimeEngine:
   except Exception as error:
     words = " ".join(str(error).split())[:300]
     raise UserError(f"onnxruntime {onnxruntime.__version__} cannot open {path}: {words}") from error
-  return OnnxRuntimeEngine(about, path, lambda clip: session.run(None, clip)[0])
+  names = [output.name for output in session.get_outputs()]
+  return OnnxRuntimeEngine(about, path, lambda clip: dict(zip(names, session.run(None, clip), strict=True)))

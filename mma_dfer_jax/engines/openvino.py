@@ -9,6 +9,7 @@ from mma_dfer_jax.cores import usable_cores
 from mma_dfer_jax.engines import onnxruntime
 from mma_dfer_jax.engines.engine import About
 from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.onnx_graph import file
 
 OPENS = onnxruntime.OPENS
 opens = onnxruntime.opens
@@ -55,4 +56,12 @@ def load(path: Path, about: About, sharding: Any) -> OpenVinoEngine:
   how = {"INFERENCE_PRECISION_HINT": HINTS[about.precision], "PERFORMANCE_HINT": "LATENCY",
          "INFERENCE_NUM_THREADS": usable_cores()}  # fmt: skip
   compiled = core.compile_model(model, "CPU", how)
-  return OpenVinoEngine(about, path, lambda clip: compiled(clip)[0].copy())
+  found = file.read(path)
+  assert found is not None  # `describe` has read it
+  # OpenVINO gives an output several names, of which one is ours.
+  names = [one["name"] for one in (found.said["output"], *found.said["extra_outputs"])]
+  return OpenVinoEngine(
+    about,
+    path,
+    lambda clip: {name: array.copy() for name, array in zip(names, compiled(clip).values(), strict=True)},
+  )

@@ -3,6 +3,7 @@
 import dataclasses
 
 from flax import nnx
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mma_dfer_jax import parts
@@ -13,10 +14,17 @@ AUTHORS = (("", "our_classifier", "linear"),)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(parts.Part):
-  """It has no fields of its own."""
+  """The paper's starts as PyTorch's layers do."""
+
+  initial: float = 0.0  # deviation of fresh weights, with a bias of 0; 0: PyTorch's way
 
   def build(self, width: int, num_classes: int, *, rngs: nnx.Rngs) -> "LinearHead":
-    return LinearHead(width, num_classes, rngs=rngs)
+    head = LinearHead(width, num_classes, rngs=rngs)
+    if self.initial:
+      assert head.bias is not None
+      draw = nnx.initializers.truncated_normal(self.initial)
+      head.kernel[...], head.bias[...] = draw(rngs.params(), head.kernel.shape), jnp.zeros(num_classes)
+    return head
 
 
 class LinearHead(TorchLinear):

@@ -30,12 +30,14 @@ def _normalise(w: Graph, jaxpr: Any, x: Tensor) -> Tensor | None:
   return Tensor(shape=x.shape, dtype=x.dtype, held=x.shape, normal=(w.full(x), epsilons[0], None))
 
 
-def _attend(w: Graph, _: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _attend(w: Graph, _: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
   q, k, v = map(w.full, (q, k, v))
   rank = len(q.shape)
   q = w.op("Mul", [q, np.array(q.shape[-1] ** -0.5, q.dtype)], q.shape, q.dtype)
   keys = w.transpose(k, [*range(rank - 2), rank - 1, rank - 2])
   scores = w.op("MatMul", [q, keys], (*q.shape[:-1], k.shape[-2]), q.dtype)
+  if bias is not None:
+    scores = w.op("Add", [scores, w.unsqueeze(w.full(bias), [1, 2])], scores.shape, q.dtype)
   weights = w.op("Softmax", [scores], scores.shape, q.dtype, axis=-1)
   return w.op("MatMul", [weights, v], (*q.shape[:-1], v.shape[-1]), q.dtype)
 
@@ -50,7 +52,7 @@ NAMED = {"gelu": _gelu, "normalise": _normalise, "attend": _attend}
 
 ALIKE = {  # one operator of ONNX that means the same
   "add": "Add", "add_any": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "max": "Max", "min": "Min", "pow": "Pow",
-  "neg": "Neg", "exp": "Exp", "log": "Log", "tanh": "Tanh", "logistic": "Sigmoid", "erf": "Erf", "sqrt": "Sqrt", "abs": "Abs",
+  "neg": "Neg", "exp": "Exp", "log": "Log", "tanh": "Tanh", "logistic": "Sigmoid", "erf": "Erf", "sqrt": "Sqrt", "abs": "Abs", "eq": "Equal",
 }  # fmt: skip
 
 
@@ -159,6 +161,17 @@ def _starts(index: Tensor, axes: Any, shape: Any, sizes: Any) -> list[int]:
 @rule("gather")
 def _(w, eqn, x, index):
   numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
+  if (numbers.operand_batching_dims, numbers.start_index_map, numbers.collapsed_slice_dims) == (
+    (0,),
+    (1,),
+    (1,),
+  ):
+    if numbers.start_indices_batching_dims != (0,) or not all(
+      s in (1, d) for s, d in zip(sizes, x.shape, strict=True)
+    ):
+      raise NotWritable("rows of each example, but not whole ones")
+    index = w.cast(w.full(index), np.dtype(np.int64))  # places along the second axis: (B, k, 1), in bounds
+    return w.op("GatherND", [w.full(x), index], eqn.outvars[0].aval.shape, x.dtype, batch_dims=1)
   starts = _starts(index, numbers.start_index_map, x.shape, sizes)
   window = w.cut(x, starts, [s + n for s, n in zip(starts, sizes, strict=True)])
   return w.squeeze(window, list(numbers.collapsed_slice_dims))
@@ -184,7 +197,19 @@ def _(w, eqn, x, index, update):
   return w.each("Add", [x, wider], eqn.outvars[0].aval)
 
 
-# Primitives that reduce and contract.
+# Primitives that sort, reduce and contract.
+
+
+@rule("top_k")
+def _(w, eqn, x):
+  """Of equal elements the first, in both."""
+  values, places = (v.aval for v in eqn.outvars)
+  if eqn.params["axis"] not in (-1, len(x.shape) - 1):
+    raise NotWritable("only along the last axis")
+  found = w.op("TopK", [w.full(x), np.array([eqn.params["k"]], np.int64)], values.shape, x.dtype, axis=-1)
+  w.nodes[-1].output.append(f"{found.name}_places")
+  where = dataclasses.replace(found, dtype=np.dtype(np.int64), name=f"{found.name}_places")
+  return [found, w.cast(where, places.dtype)]
 
 
 @rule("reduce_sum", "reduce_max", "reduce_min")

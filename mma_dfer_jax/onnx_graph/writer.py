@@ -89,29 +89,30 @@ class Writer(Graph):
 
 
 def to_onnx(
-  function: Callable[..., Any], weights: Mapping[str, Any], inputs: Mapping[str, jax.ShapeDtypeStruct], output: str
+  function: Callable[..., Any], weights: Mapping[str, Any], inputs: Mapping[str, jax.ShapeDtypeStruct], *outputs: str
 ) -> onnx.ModelProto:  # fmt: skip
-  """function(weights, *inputs) -> an array, as an ONNX model.
+  """function(weights, *inputs) -> an array, or a list of arrays, as an ONNX model.
 
   Args:
     weights: arrays by name.
     inputs: shapes and types by name; dimensions may be symbols, each of which must stand alone in some shape.
-    output: its name.
+    outputs: a name for each array.
   Raises:
     NotWritable: with the primitive and the line that it comes from.
   """
   arrays = {name: np.asarray(array) for name, array in weights.items()}
   abstract = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in arrays.items()}
   jaxpr, consts = opened(jax.make_jaxpr(function)(abstract, *inputs.values()))
-  w = Writer([*inputs, output])
+  w = Writer([*inputs, *outputs])
   given = [known(arrays[name], name) for name in sorted(arrays)]  # as JAX orders the leaves of a dict
   for name, x in inputs.items():
     given.append(Tensor(shape=tuple(x.shape), dtype=np.dtype(x.dtype), held=tuple(x.shape), name=name))
     w.symbols |= {str(d): (given[-1], axis) for axis, d in enumerate(x.shape) if not is_static([d])}
-  (result,) = (w.full(x) for x in w.run(jaxpr, consts, given))
-  name_of_result = w.name(result)  # may add a node
-  nodes = [*w.nodes, helper.make_node("Identity", [name_of_result], [output])]
-  needed, kept = {output}, []
+  results = [w.full(x) for x in w.run(jaxpr, consts, given)]
+  names = [w.name(x) for x in results]  # may add nodes
+  ends = [helper.make_node("Identity", [name], [end]) for name, end in zip(names, outputs, strict=True)]
+  nodes = [*w.nodes, *ends]
+  needed, kept = set(outputs), []
   for node in reversed(nodes):  # what nothing asks for goes
     if needed & set(node.output):
       kept.append(node)
@@ -121,8 +122,9 @@ def to_onnx(
     dims = [int(d) if is_static([d]) else str(d) for d in x.shape]
     return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(x.dtype)), dims)
 
-  ends = [info(name, x) for name, x in inputs.items()], [info(output, result)]
-  graph = helper.make_graph(kept[::-1], "model", *ends)
+  taken = [info(name, x) for name, x in inputs.items()]
+  given_back = [info(name, x) for name, x in zip(outputs, results, strict=True)]
+  graph = helper.make_graph(kept[::-1], "model", taken, given_back)
   model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
   for (
     name,

@@ -88,7 +88,9 @@ def problems_of_values(config: ml_collections.ConfigDict, positive: Sequence[str
       len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1) for scale in [d.get("crop_scale")] if scale is not None),
     *((f"data.crop_ratio={ratio}", "must be (smallest, largest), both positive",
       len(ratio) == 2 and 0 < ratio[0] <= ratio[1]) for ratio in [d.get("crop_ratio")] if ratio is not None),
-    *((f"data.{name}={d[name]}", "must lie in [0, 1]", 0 <= d[name] <= 1) for name in ("flip", "brightness") if name in d),
+    *((f"data.{name}={d[name]}", "must lie in [0, 1]", 0 <= d[name] <= 1) for name in ("flip", "brightness", "erase") if name in d),
+    *((f"data.rand_augment={n}", "must be 0 (off) or more", n >= 0) for n in [d.get("rand_augment")] if n is not None),
+    *((f"data.rand_magnitude={x}", "must lie in [0, 10]", 0 <= x <= 10) for x in [d.get("rand_magnitude")] if x is not None),
     *((f"data.held_out={share}", f"must lie in [0, {LARGEST_SHARE}]", 0 <= share <= LARGEST_SHARE)
       for share in [d.get("held_out")] if share is not None),
     (f"micro_batch={c.micro_batch}", "must be -1 (the whole batch), 0 (as suits the devices) or more",
@@ -98,11 +100,11 @@ def problems_of_values(config: ml_collections.ConfigDict, positive: Sequence[str
     (f"mesh={dict(c.mesh)}:", "data is positive or -1 (all that remain), fsdp is positive",
      (c.mesh.data == -1 or c.mesh.data > 0) and c.mesh.fsdp >= 1),
   ]  # fmt: skip
-  return [f"{what} {rule}" for what, rule, holds in rules if not holds] + _of_optimizer(c)
+  return [f"{what} {rule}" for what, rule, holds in rules if not holds] + _of_recipe(c)
 
 
-def _of_optimizer(c: ml_collections.ConfigDict) -> list[str]:
-  """What is wrong with the learning rates and the decay of a training; pretraining has its own."""
+def _of_recipe(c: ml_collections.ConfigDict) -> list[str]:
+  """What is wrong with learning rates, decay and mixing of a training; pretraining has its own."""
   if "schedule" not in c:
     return []
   by_step = ("warmup_epochs", "warmup_learning_rate", "min_learning_rate")
@@ -114,6 +116,7 @@ def _of_optimizer(c: ml_collections.ConfigDict) -> list[str]:
      c.warmup_epochs == 0 or 0 < c.warmup_epochs < c.num_epochs),
     *((f"{name}={c[name]}", f"must lie from 0 to learning_rate={c.learning_rate}", 0 <= c[name] <= c.learning_rate)
       for name in by_step[1:]),
+    *((f"{name}={c[name]}", "must be 0 (off) or more", 0 <= c[name] < math.inf) for name in ("mixup", "cutmix")),
     *((f"{name}={c[name]}", "needs schedule=step", not c[name] or c.schedule == "step") for name in by_step),
   ]  # fmt: skip
   return [f"{what} {rule}" for what, rule, holds in rules if not holds]
@@ -149,11 +152,24 @@ def check_model_and_data(config: ml_collections.ConfigDict) -> tuple[ModelConfig
       problems += [f"model.{name}.tunable={part.tunable} has no effect, for {why}"
                    for name, part in chosen.items() if part.tunable != type(part)().tunable]  # fmt: skip
       tunable_patterns(model, config.tunable)
+      if config.mixup or config.cutmix or config.data.rand_augment:
+        problems += [f"mixup, cutmix and data.rand_augment do not move points of the face along, which model.{name}={place} "
+                     "needs: set them to 0"
+                     for name in ("landmarks", "auxiliary")
+                     if (place := parts.place_of(getattr(model, name)).partition("/")[2]) != "none"]  # fmt: skip
       if model.inputs.frame_choice == "time" and TIMES not in data_set.recipe:
         problems.append("inputs.frame_choice=time, but the data set does not keep the times of its frames: prepare it "
                         "again with --keep_times --overwrite")  # fmt: skip
       if model.wants_faces and LANDMARKS not in data_set.recipe:
         problems.append(NO_LANDMARKS)
+      if model.wants_faces:
+        mixed = {
+          "mixup": config.mixup,
+          "cutmix": config.cutmix,
+          "data.rand_augment": config.data.rand_augment,
+        }
+        problems += [f"{name}={value} moves pixels, but not the boxes and points of faces that the model needs: set it to 0"
+                     for name, value in mixed.items() if value]  # fmt: skip
   except UserError as error:
     problems.append(str(error))
   if model and data_set:

@@ -1,6 +1,7 @@
 """How a split is evaluated: every clip through the model, once, on all devices of all processes."""
 
 from collections.abc import Callable, Sequence
+import dataclasses
 from typing import Any
 
 from flax import nnx
@@ -35,17 +36,49 @@ def evaluate_split(
 ) -> tuple[dict[str, Any], Predictions] | None:  # fmt: skip
   """Every clip of a split through the model, once, as `jit_eval` with parameters (`eval_fn`) evaluates a batch.
 
+  With `inputs.test_views` above 1 that many parts of each, whose probabilities are averaged.
+
   Args:
     classes: names, in the order of the logits.
     without: "sound" or "picture" to take that away from every clip.
     stop: asked before each batch; if true, the evaluation ends without a result.
   Returns:
-    {confusion_matrix (C, C), test_loss (mean), clips_without_sound}, and all answers in all processes; None if stopped.
+    {confusion_matrix (C, C), test_loss (mean), clips_without_sound}, and `layers` (means of `parts.OF_LAYERS`) if the model
+    says them, and all answers in all processes; None if stopped.
   """
+  views: list[tuple[Any, Predictions]] = []
+  for view in range(inputs.test_views):
+    found = _one_view(eval_fn, records, inputs, classes, view, mesh=mesh, batch_size=batch_size, num_workers=num_workers,
+                      prefetch=prefetch, without=without, title=title, stop=stop)  # fmt: skip
+    if found is None:
+      return None
+    views.append(found)
+  sums, predictions = views[0]
+  if len(views) > 1:
+    mean = np.mean([of.probabilities for _, of in views], axis=0)
+    predictions = dataclasses.replace(predictions, probabilities=mean)
+    right = np.take_along_axis(mean, predictions.labels[:, None], axis=1)
+    said = jax.tree.map(lambda *of_views: np.mean(of_views, axis=0), *(of["said"] for of, _ in views))
+    sums = {**sums, "confusion": predictions.scores.confusion, "loss": -np.log(right).sum(), "said": said}
+  layers = {name: (value / len(records)).tolist() for name, value in sums["said"].items()}
+  return {
+    "confusion_matrix": sums["confusion"].tolist(),
+    "test_loss": float(sums["loss"]) / len(records),
+    "clips_without_sound": int(sums["without_sound"]),
+  } | ({"layers": layers} if layers else {}), predictions
+
+
+def _one_view(
+  eval_fn: Callable[[Batch], Metrics], records: Sequence[Any], inputs: Inputs, classes: Sequence[str], view: int, *,
+  mesh: Mesh, batch_size: int, num_workers: int, prefetch: int, without: str, title: str, stop: Callable[[], bool],
+) -> tuple[dict[str, Any], Predictions] | None:  # fmt: skip
+  """The sums over one part of each clip, and all answers to it; None if stopped."""
   order = EvalOrder(records, 0, batch_size, 1, jax.process_index(), jax.process_count())
   share, clips, answers = batch_size // order.num_hosts, [], []
   with (
-    load_batches(order, inputs, num_workers=num_workers, prefetch=prefetch, without=without) as batches,
+    load_batches(
+      order, inputs, num_workers=num_workers, prefetch=prefetch, without=without, view=view
+    ) as batches,
     Progress(title, len(records), leave=False, show=order.host == 0) as bar,
   ):
     sums: Any = None
@@ -68,8 +101,4 @@ def evaluate_split(
   )
   if not (sums["confusion"] == predictions.scores.confusion).all() or sums["confusion"].sum() != len(records):
     raise RuntimeError(f"{sums['confusion'].sum()} clips were counted, the split has {len(records)}")
-  return {
-    "confusion_matrix": sums["confusion"].tolist(),
-    "test_loss": float(sums["loss"]) / len(records),
-    "clips_without_sound": int(sums["without_sound"]),
-  }, predictions
+  return sums, predictions

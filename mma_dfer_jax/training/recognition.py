@@ -2,18 +2,20 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 import optax
 
-from mma_dfer_jax import errors
+from mma_dfer_jax import errors, parts
 from mma_dfer_jax.data.pipeline import Augment, TrainOrder, load_batches, mean_faces
 from mma_dfer_jax.model import DropPath, MmaDfer
 from mma_dfer_jax.parameters import count, put_over, tunable_patterns
@@ -22,12 +24,25 @@ from mma_dfer_jax.training.calibration import Some, calibrated, fitted_to, hold_
 from mma_dfer_jax.training.check import Checked, few_clips, micro_batch_of
 from mma_dfer_jax.training.evaluation import evaluate_split, jit_eval
 from mma_dfer_jax.training.loop import Evaluated
+from mma_dfer_jax.training.mixing import mix, terms_of
 from mma_dfer_jax.training.objective import Objective, Statistics, Terms
 from mma_dfer_jax.training.predictions import read_predictions
 from mma_dfer_jax.training.report import percent, write_report
 from mma_dfer_jax.training.run import Run
 from mma_dfer_jax.training.state import TrainState, by_epoch, by_step, cosine_rates, make_optimizer
 from mma_dfer_jax.training.steps import Batch, Metrics, abstract_batch, in_float32, model_inputs
+
+
+def of_frames(outputs: parts.Outputs) -> Metrics:
+  """What a frame mask does to each clip: its least weight of a kept frame, and the entropy of all weights, at most ln(kept)."""
+  if "frame_weights" not in outputs.extra:
+    return {}
+  weights = jax.lax.stop_gradient(outputs.extra["frame_weights"])
+  shares = weights / weights.sum(axis=1, keepdims=True)
+  return {
+    "frame_weight_min": jnp.where(weights > 0, weights, jnp.inf).min(axis=1),
+    "frame_weight_entropy": jax.scipy.special.entr(shares).sum(axis=1),
+  }
 
 
 class Recognition:
@@ -79,8 +94,9 @@ class Recognition:
   @property
   def augment(self) -> Augment:
     d = self.config.data
-    crop = {name: tuple(d[name]) for name in ("crop_scale", "crop_ratio")}  # lists in a run.json
-    return Augment(**crop, flip=d.flip, brightness=d.brightness)
+    ranges = {field.name: d[field.name] for field in dataclasses.fields(Augment)}
+    ranges |= {name: tuple(d[name]) for name in ("crop_scale", "crop_ratio")}  # lists in a run.json
+    return Augment(**ranges)
 
   def optimizer(self, rates: Any, steps_per_epoch: Any, statistics: Statistics) -> tuple[optax.Schedule, optax.GradientTransformation]:  # fmt: skip
     c, model = self.config, self.checked.model
@@ -93,13 +109,16 @@ class Recognition:
     return rate, make_optimizer(rate, c.weight_decay, **how)
 
   def whole(self, batch: Batch, key: jax.Array, step: jax.Array, rates: Any, steps_per_epoch: Any, statistics: Statistics) -> tuple[Batch, Statistics]:  # fmt: skip
-    return batch, self.objective.whole(batch, step // steps_per_epoch, statistics)
+    shared = self.objective.whole(batch, step // steps_per_epoch, statistics)
+    mixup, cutmix = self.config.mixup, self.config.cutmix
+    return mix(batch, key, mixup, cutmix) if mixup or cutmix else batch, shared
 
   def losses(self, model: MmaDfer, batch: Batch, drawn: DropPath, remat: str, shared: Statistics) -> tuple[Terms, Metrics]:  # fmt: skip
     outputs = in_float32(model(*model_inputs(batch, self.config.precision), dropped=drawn, remat=remat))
     right = outputs.logits.argmax(axis=-1) == batch["label"]
-    terms = self.objective.terms(outputs, batch, shared)
-    return self.objective.with_tasks(terms, model, outputs, batch, shared), {"accuracy": 100.0 * right}
+    terms = terms_of(self.objective, outputs, batch, shared)
+    terms = self.objective.with_tasks(terms, model, outputs, batch, shared)
+    return terms, {"accuracy": 100.0 * right, **of_frames(outputs)}
 
   def draw(self, model: MmaDfer, rngs: nnx.Rngs, examples: int) -> DropPath:
     return model.draw_drop_path(rngs, examples)

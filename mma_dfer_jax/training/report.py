@@ -102,6 +102,7 @@ def write_report(
                    "war": _number(highest.war), "uar": _number(highest.uar)},
     "published": published_for(last, [split]),
     "calibration": calibration.describe(predictions, held_out),
+    **{key: newest[key] for key in ("layers",) if key in newest},
     **facts,
     **{key: run[key] for key in ("recipe", "config", "version")},
   }  # fmt: skip
@@ -123,6 +124,7 @@ def write_report(
     _published_note(report["published"]),
     recall_table(last),
     *_matrix_blocks(last),
+    *_layer_blocks(newest.get("layers", {})),
     "## Learning curves",
     "![learning curves](learning_curves.png)",
     "## How sure it may be",
@@ -215,6 +217,27 @@ def _matrix_blocks(scores: Scores, what: str = "") -> list[str]:
   rows = [[name, *row] for name, row in zip(scores.classes, scores.confusion, strict=True)]
   columns = ["true \\ predicted", *(f"{name}>" for name in scores.classes)]
   return [f"## Confusion matrix{what}", table(columns, rows), "![confusion matrix](confusion_matrix.png)"]
+
+
+def _layer_blocks(said: Mapping[str, Any]) -> list[str]:
+  """What a layer pool has learned, as means over the test clips; nothing without one."""
+  blocks = []
+  for name, words in (("image", "picture"), ("audio", "sound")):
+    if weights := said.get(f"layers_of_{name}"):
+      means = np.atleast_2d(weights).mean(axis=0)
+      gate = f"Layers of the {words}: their weighted mean replaces the last one through a gate, tanh(g) = {said[f'layer_gate_of_{name}']:.3f}."
+      blocks += [
+        gate,
+        table(
+          ["layer", *(f"{i}>" for i in range(1, len(means) + 1))],
+          [["weight α", *(f"{w:.3f}" for w in means)]],
+        ),
+      ]
+  if factors := said.get("streams"):
+    blocks.append(
+      f"Factors of the streams: β = {factors[0]:.3f} of the picture, {factors[1]:.3f} of the sound; they add up to 2."
+    )
+  return ["## Layers and streams", *blocks] if blocks else []
 
 
 def _undefined(clips: str, present: str) -> str:

@@ -11,7 +11,7 @@ import optax
 
 from mma_dfer_jax.inputs import Inputs
 from mma_dfer_jax.parameters import PRECISIONS, cast
-from mma_dfer_jax.parts import Outputs
+from mma_dfer_jax.parts import OF_LAYERS, Outputs
 from mma_dfer_jax.training.objective import Terms, total
 from mma_dfer_jax.training.scores import confusion_matrix
 from mma_dfer_jax.training.sharding import batch_sharding
@@ -137,7 +137,10 @@ def sums(outputs: Outputs, batch: Batch) -> Metrics:
     "loss": (losses * batch["mask"]).sum(),
     "without_sound": (batch["mask"] & ~batch["has_audio"]).sum(),
     "logits": outputs.logits,
-  }
+    # What a report says of the model, as means over clips.
+    "said": {name: jnp.tensordot(batch["mask"].astype(jnp.float32), outputs.extra[name], 1)
+             for name in OF_LAYERS if name in outputs.extra},
+  }  # fmt: skip
 
 
 def in_float32(outputs: Any) -> Any:

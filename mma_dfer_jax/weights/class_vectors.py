@@ -61,8 +61,9 @@ def open_class_vectors(path: str | Path, embedding: int) -> ClassVectors:
       said: dict[str, Any] = {name: file[name] for name in KEYS if name in names}
   except UserError:
     raise
+  except OSError as error:
+    raise UserError(f"{path}: {error.strerror or error}") from error
   except (
-    OSError,
     ValueError,
     EOFError,
     zipfile.BadZipFile,
@@ -70,11 +71,8 @@ def open_class_vectors(path: str | Path, embedding: int) -> ClassVectors:
     SyntaxError,
     RuntimeError,
     MemoryError,
-    OverflowError,
   ) as error:
-    raise UserError(
-      f"{path} is no .npz file of names and numbers, which need no pickles: {shown(error)}"
-    ) from error
+    raise UserError(f"{path} is no .npz file of names and numbers without pickles: {shown(error)}") from error
   if missing := [name for name in KEYS if name not in said]:
     raise UserError(f"{path} lacks {', '.join(missing)}; a file of class vectors has {', '.join(KEYS)}")
   if problems := _problems(said, embedding):

@@ -88,7 +88,7 @@ def find_model(weights: Weights, heads: int | None) -> tuple[ModelConfig, dict[s
       f"{path} numbers its blocks up to {sizes['depth'] - 1}; no such model has more than {MOST_BLOCKS}"
     )
   width, published = sizes["width"], "as published (not in the shapes)"
-  assumed = {"inputs": f"16 frames of 160 pixels, {published}", "image.region": f"(2, 5, 10), {published}",
+  assumed = {"inputs": f"every 4th of 64 frames of 160 pixels, {published}", "image.region": f"(2, 5, 10), {published}",
              "image.readout": f"region, {published}"}  # fmt: skip
   if heads is None:
     heads = width // 64 if width >= 192 and width % 64 == 0 else 4
@@ -96,7 +96,7 @@ def find_model(weights: Weights, heads: int | None) -> tuple[ModelConfig, dict[s
   fields: dict[str, Any] = {name: {"name": of} for name, of in PAPER.items()}
   fields |= {name: {"name": "none"} for name in ("audio", "prompts", "fusion")}
   fields |= {"image": {"name": "lgi", "heads": heads, **sizes}, "temporal": {"name": "mean", "width": 0},
-             "inputs": Inputs(image_size=160, num_frames=16).to_fields(), "num_classes": shapes[_HEAD[0]][0]}  # fmt: skip
+             "inputs": Inputs(image_size=160, frame_choice="stride", test_views=2).to_fields(), "num_classes": shapes[_HEAD[0]][0]}  # fmt: skip
   try:
     return read_model(fields), assumed
   except UserError as error:

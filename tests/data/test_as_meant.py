@@ -403,5 +403,5 @@ def test_what_prepare_says_of_clips(tmp_path, capsys):
   del record["times"]
   with pytest.raises(UserError, match="--keep_times"):
     make_example(record, Inputs(frame_choice="time"))
-  with pytest.raises(UserError, match=r"frame_choice='both': choose number or time"):
+  with pytest.raises(UserError, match=r"frame_choice='both': choose number, time or stride"):
     Inputs(frame_choice="both")

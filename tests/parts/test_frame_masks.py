@@ -211,5 +211,5 @@ def test_an_encoder_of_whole_clips_has_no_frames_to_weigh():
     "inputs": {"image_size": 160, "num_frames": 16},
     "prompts": {"name": "none"},
   }
-  with pytest.raises(UserError, match="model.image=lgi reads none by itself"):
+  with pytest.raises(UserError, match=r"model\.image=lgi reads none by itself"):
     read_model(fields)

@@ -1,5 +1,7 @@
 """The head "text": golden numbers, the files of class vectors, and whose names an answer has."""
 
+import dataclasses
+import json
 from pathlib import Path
 import re
 
@@ -7,15 +9,23 @@ from conftest import GOLDEN, golden_inputs, small
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from model_folders import model_folder
 import numpy as np
 import pytest
+from small_runs import train_here
 from test_ablations import model_of, put_in, tiny_config
 
 from mma_dfer_jax import parts
 from mma_dfer_jax.config import choose
+from mma_dfer_jax.data.data_set import open_data_set
+from mma_dfer_jax.disk import sha256_of
+from mma_dfer_jax.engines.engine import load_model
 from mma_dfer_jax.errors import UserError
+from mma_dfer_jax.explain import explain
 from mma_dfer_jax.parameters import parameter_shapes, tunable_patterns
+from mma_dfer_jax.training.start import open_init, open_stored
 from mma_dfer_jax.weights.class_vectors import open_class_vectors, open_text
+from mma_dfer_jax.weights.folder import write_folder
 
 NUMBERS = dict(np.load(GOLDEN / "text_head.npz"))
 CLASSES = ("down", "up", "left")
@@ -118,6 +128,76 @@ def test_files_that_hold_anything_else_are_refused(tmp_path, changes, says):
 def test_other_classes_are_refused_with_both_lists(tmp_path):
   with pytest.raises(UserError, match=r"(?s)has down, up, left.*needed are down, up, right"):
     open_text(write(tmp_path / "a.npz"), small(num_classes=3, head=TEXT), ("down", "up", "right"))
-  for file in (tmp_path / "none.npz", tmp_path):
-    with pytest.raises(UserError, match=r"no \.npz file"):
+  for file, says in (
+    (tmp_path / "none.npz", "No such file"),
+    (tmp_path, "Is a directory"),
+    (Path(__file__), r"no \.npz file"),
+  ):
+    with pytest.raises(UserError, match=says):
       open_class_vectors(file, 32)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, data_dir) -> Path:
+  """A trained model with this head and a layer pool; the file of its vectors, of classes in another order, lies beside."""
+  folder = tmp_path_factory.mktemp("text")
+  names = open_data_set(data_dir, "clips").classes
+  train_here(folder / "run", data_dir, **overrides(write(folder / "a.npz", names[::-1])))
+  return folder / "run"
+
+
+def overrides(file: Path) -> dict:
+  return {"choices": "head=text,layer_pool=attention", "pretrained.text": str(file), "model.head.embedding": 32,
+          "model.layer_pool.streams": True, "num_epochs": 1}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_run_says_where_its_vectors_are_from_and_what_its_layers_weigh(run, data_dir):
+  said, report = json.loads((run / "run.json").read_text()), (run / "report.md").read_text()
+  file = run.with_name("a.npz")
+  assert said["class_vectors"] == {"source": "a test", "sha256": sha256_of(file)}
+  for words in ("a test; reordered by name", "Layers of the picture", "| weight α | 0.", "β = "):
+    assert words in report
+  other = write(run.with_name("b.npz"), said["classes"], vectors=np.ones((7, 32), np.float32))
+  with pytest.raises(UserError, match="starts text"):
+    train_here(run, data_dir, **overrides(other))
+  with pytest.raises(UserError, match="text is empty"):
+    train_here(run, data_dir, **overrides(other) | {"pretrained.text": ""})
+
+
+@pytest.mark.slow
+def test_other_vectors_answer_with_other_names(run, tmp_path):
+  engine = load_model(run)
+  rng, inputs = np.random.default_rng(0), engine.about.inputs
+  clips = (
+    rng.integers(0, 256, (2, *inputs.video_shape), np.uint8),
+    rng.normal(size=(2, *inputs.audio_shape)).astype("f4"),
+  )
+  same = engine.with_classes(run.with_name("a.npz"))
+  assert same.about.classes == engine.about.classes[::-1]
+  logits = engine(*clips)
+  np.testing.assert_array_equal(same(*clips), logits[:, ::-1])
+  other = engine.with_classes(write(tmp_path / "two.npz", ("laughs", "weeps")))
+  assert other(*clips).shape == (2, 2)
+  assert (other.about.classes, other.about.origin["class_vectors"]["source"]) == (
+    ("laughs", "weeps"),
+    "a test",
+  )
+  assert len({one.about.fingerprint for one in (engine, same, other)}) == 3
+  found = explain(engine, clips[0][0], clips[1][0])
+  np.testing.assert_allclose([sum(weights) for weights in found.layers.values()], [1, 1], rtol=1e-5)
+  assert sum(found.factors.values()) == pytest.approx(2)
+  with pytest.raises(UserError, match="its own classes only"):
+    load_model(model_folder(tmp_path / "linear")).with_classes(tmp_path / "two.npz")
+
+
+@pytest.mark.slow
+def test_weights_of_a_run_and_a_folder_made_of_it_know_their_classes(run, tmp_path):
+  stored = open_stored(run)
+  kept = write_folder(tmp_path / "folder", stored)
+  assert kept["class_vectors"]["source"] == "a test"
+  classes = stored.about["classes"][::-1]
+  start = open_init(tmp_path / "folder", stored.model, classes)
+  np.testing.assert_array_equal(start.read()["classifier/vectors"], stored.read()["classifier/vectors"][::-1])
+  other = open_init(run, dataclasses.replace(stored.model, num_classes=2), ("laughs", "weeps"))
+  assert {path for path in other.taken if path.startswith("classifier")} == {"classifier/proj/kernel"}
