@@ -40,7 +40,9 @@ def default_config() -> ml_collections.ConfigDict:
   # Clips that go through the model at once; an update is on the whole batch all the same, in the memory of these.
   c.micro_batch = 0  # 0: one for each device on CPUs, the whole batch on accelerators; -1: the whole batch
 
-  c.inputs = ml_collections.ConfigDict(dataclasses.asdict(Inputs()))
+  c.inputs = ml_collections.ConfigDict(
+    {k: v for k, v in dataclasses.asdict(Inputs()).items() if k != "points"}
+  )
   c.model = ml_collections.ConfigDict()
   c.model.num_classes = 0  # 0: as many as the data set has
   c.model.image = part("encoders", "mae")  # MAE-Face

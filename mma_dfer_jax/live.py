@@ -96,7 +96,12 @@ class Live:
 
   def _warm_up(self) -> None:
     inputs = self.engine.about.inputs
-    self.engine(np.zeros((1, *inputs.video_shape), np.uint8), np.zeros((1, *inputs.audio_shape), np.float32))
+    self.engine(
+      *(
+        np.zeros((1, *shape), np.uint8 if name == "video" else np.float32)
+        for name, shape in inputs.shapes.items()
+      )
+    )
 
   def summary(self) -> dict[str, Any]:
     """Frames a second, latency of a hop, and what was dropped, skipped or damaged."""
