@@ -313,6 +313,8 @@ def check_flags() -> None:
   form = next(name for name in _FORMS if flags.FLAGS[name].value is not None)
   problems = [f"--{name} goes with {' and '.join(f'--{one}' for one in forms)}, not with --{form}"
               for name, forms in _GOES_WITH.items() if name in flags.FLAGS and flags.FLAGS[name].present and form not in forms]  # fmt: skip
+  if _CLASS_VECTORS.value and _LOGIT_ADJUSTMENT.value:
+    problems.append("--logit_adjustment is for the classes of the training, not for those of --class_vectors")
   if not _WITHOUT.value or set(_WITHOUT.value) - MODALITIES.keys():
     problems.append(f"--without={','.join(_WITHOUT.value)}: give none, sound or picture, comma-separated")
   out = Path(_OUT.value or "").absolute()
