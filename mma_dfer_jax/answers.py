@@ -267,7 +267,7 @@ class Answers:
     if not self.explain:
       return {}
     engine = self.engine.engine if isinstance(self.engine, WithFeatures) else self.engine
-    found = explain(engine, sample.video, sample.spectrogram, batch_size=self.batch_size)
+    found = explain(engine, *sample.arrays, batch_size=self.batch_size)
     figure = draw_explanation(found, sample.video, sample.spectrogram, Path(file).name)
     _save(figure, self._path(file).with_suffix(".explained.png"))
     return {"explanation": dataclasses.asdict(found)}

@@ -207,6 +207,11 @@ def random_batch(cfg: ModelConfig, batch_size: int) -> dict[str, np.ndarray]:
   return {
     "video": rng.integers(0, 256, (batch_size, *cfg.inputs.video_shape), dtype=np.uint8),
     "spectrogram": rng.normal(0, 0.5, (batch_size, *cfg.inputs.audio_shape)).astype(np.float32),
+    **{
+      name: rng.random((batch_size, *shape), np.float32)
+      for name, shape in cfg.inputs.shapes.items()
+      if name == "landmarks"
+    },
     "label": rng.integers(0, cfg.num_classes, batch_size, dtype=np.int32),
     "mask": np.ones(batch_size, bool),
     "has_audio": np.ones(batch_size, bool),

@@ -40,21 +40,10 @@ def default_config() -> ml_collections.ConfigDict:
   # Clips that go through the model at once; an update is on the whole batch all the same, in the memory of these.
   c.micro_batch = 0  # 0: one for each device on CPUs, the whole batch on accelerators; -1: the whole batch
 
-  c.inputs = ml_collections.ConfigDict(dataclasses.asdict(Inputs()))
-  c.model = ml_collections.ConfigDict()
-  c.model.num_classes = 0  # 0: as many as the data set has
-  c.model.image = part("encoders", "mae")  # MAE-Face
-  c.model.audio = part("encoders", "mae")  # AudioMAE
-  c.model.prompts = part("adapters", "prompts")  # intra-modality adaptation
-  c.model.fusion = part("fusion", "bottleneck")  # cross-modal alignment
-  c.model.layer_pool = part("layer_pools", "last")
-  c.model.frame_mask = part("frame_masks", "none")
-  c.model.landmarks = part("landmarks", "none")
-  c.model.temporal = part("temporal", "transformer")
-  c.model.head = part("heads", "linear")
-  c.model.auxiliary = part("auxiliary", "none")
-  c.loss = part("losses", "cross_entropy")
-
+  c.inputs = ml_collections.ConfigDict(
+    {k: v for k, v in dataclasses.asdict(Inputs()).items() if k != "points"}
+  )
+  _set_model(c)
   c.pretrained = ml_collections.ConfigDict()
   c.pretrained.image = ""  # MAE-Face's file, mae_face_pretrain_vit_base.pth; empty: random weights
   c.pretrained.audio = ""  # AudioMAE's file, pretrained.pth; empty: random weights
@@ -74,6 +63,23 @@ def default_config() -> ml_collections.ConfigDict:
   c.eval_every = 1  # epochs from one evaluation to the next; the last epoch is always evaluated
   c.keep_checkpoints = 2  # newest ones; the best by WAR is kept besides
   return c
+
+
+def _set_model(c: ml_collections.ConfigDict) -> None:
+  """The paper's parts, and its loss."""
+  c.model = ml_collections.ConfigDict()
+  c.model.num_classes = 0  # 0: as many as the data set has
+  c.model.image = part("encoders", "mae")  # MAE-Face
+  c.model.audio = part("encoders", "mae")  # AudioMAE
+  c.model.prompts = part("adapters", "prompts")  # intra-modality adaptation
+  c.model.fusion = part("fusion", "bottleneck")  # cross-modal alignment
+  c.model.layer_pool = part("layer_pools", "last")
+  c.model.frame_mask = part("frame_masks", "none")
+  c.model.landmarks = part("landmarks", "none")
+  c.model.temporal = part("temporal", "transformer")
+  c.model.head = part("heads", "linear")
+  c.model.auxiliary = part("auxiliary", "none")
+  c.loss = part("losses", "cross_entropy")
 
 
 def _set_data(c: ml_collections.ConfigDict) -> None:

@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 from mma_dfer_jax import __version__, cli, parts
-from mma_dfer_jax.data.data_set import AS_MEANT, DataSet, open_data_set
+from mma_dfer_jax.data.data_set import AS_MEANT, LANDMARKS, NO_LANDMARKS, DataSet, open_data_set
 from mma_dfer_jax.disk import write_json
 from mma_dfer_jax.engines.engine import About, Engine, describe, load_model
 from mma_dfer_jax.engines.jax import JaxEngine
@@ -99,9 +99,11 @@ def evaluation_of(path: Path, split: str) -> Evaluation:
     lines = [f"{key}: the model was trained on {there!r}, these data have {here!r}" for key, there, here in different]  # fmt: skip
     title = "this data set was prepared differently from the model's training data"
     raise listed(title, lines, "prepare it with the same recipe")
-  if missing := sorted(data_set.recipe.keys() - about.recipe.keys() - {AS_MEANT}):
+  if missing := sorted(data_set.recipe.keys() - about.recipe.keys() - {AS_MEANT, LANDMARKS}):
     print(f"note: the checkpoint does not record how its data was prepared ({', '.join(missing)}); prepare yours as its "
           "authors did")  # fmt: skip
+  if about.inputs.points and LANDMARKS not in data_set.recipe:
+    raise UserError(NO_LANDMARKS)
   split = split or data_set.train_and_test(trained["data.fold"])[1]
   if wrong := set(split.split("+")) - set(data_set.splits):
     raise UserError(f"there is no split {', '.join(sorted(wrong))}; there are {', '.join(data_set.splits)}")
@@ -188,7 +190,7 @@ def evaluator(engine: Engine, mesh: Mesh) -> Callable[[Batch], dict[str, jax.Arr
     raise UserError(f"several processes can evaluate a run or a model folder, not a {type(engine).__name__}")
 
   def call(batch):
-    logits = engine(*(np.asarray(batch[name]) for name in ("video", "spectrogram")))
+    logits = engine(*(np.asarray(batch[name]) for name in engine.about.inputs.shapes))
     found = sums(parts.Outputs(jnp.asarray(logits)), batch)
     return found | {name: batch[name] for name in ("label", "position")}
 
@@ -311,6 +313,8 @@ def check_flags() -> None:
   form = next(name for name in _FORMS if flags.FLAGS[name].value is not None)
   problems = [f"--{name} goes with {' and '.join(f'--{one}' for one in forms)}, not with --{form}"
               for name, forms in _GOES_WITH.items() if name in flags.FLAGS and flags.FLAGS[name].present and form not in forms]  # fmt: skip
+  if _CLASS_VECTORS.value and _LOGIT_ADJUSTMENT.value:
+    problems.append("--logit_adjustment is for the classes of the training, not for those of --class_vectors")
   if not _WITHOUT.value or set(_WITHOUT.value) - MODALITIES.keys():
     problems.append(f"--without={','.join(_WITHOUT.value)}: give none, sound or picture, comma-separated")
   out = Path(_OUT.value or "").absolute()

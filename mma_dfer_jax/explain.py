@@ -42,17 +42,17 @@ class Explanation:
 
 
 def explain(
-  engine: Engine, video: UInt8[np.ndarray, "T H W 3"], spectrogram: Float[np.ndarray, "F K"], *,
+  engine: Engine, video: UInt8[np.ndarray, "T H W 3"], spectrogram: Float[np.ndarray, "F K"], *landmarks: np.ndarray,
   label: str | None = None, batch_size: int = 1,
 ) -> Explanation:  # fmt: skip
   """Answers a clip again and again, each time without one part of it: 3 + 2 T + seconds of sound times.
 
   Args:
-    video, spectrogram: as `read_arrays` gives them, or those of a `Sample`.
+    video, spectrogram, landmarks: as `read_arrays` gives them, or `Sample.arrays`; points stay as they are but for "picture".
     label: a class to explain; None: the most probable one.
     batch_size: clips computed at once; the size that predicted compiles nothing.
   """
-  names, clips = zip(*_variants(engine, video, spectrogram), strict=True)
+  names, clips = zip(*_variants(engine, video, spectrogram, *landmarks), strict=True)
   clips += clips[-1:] * (-len(clips) % batch_size)
   logits = np.concatenate([
     engine(*map(np.stack, zip(*clips[start : start + batch_size], strict=True)))
@@ -78,27 +78,27 @@ def explain(
 
 
 def _variants(
-  engine: Engine, video: np.ndarray, spectrogram: np.ndarray
-) -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray]]]:
+  engine: Engine, video: np.ndarray, spectrogram: np.ndarray, *landmarks: np.ndarray
+) -> Iterator[tuple[str, tuple[np.ndarray, ...]]]:
   """The clip, then without each part, by what is missing."""
   missing = missing_spectrogram(*spectrogram.shape).astype(spectrogram.dtype)
   heard = (
     int((spectrogram != missing).any(axis=1).nonzero()[0].max(initial=-1)) + 1
   )  # rows; the rest is padding
-  yield "", (video, spectrogram)
+  yield "", (video, spectrogram, *landmarks)
   if "image" in engine.about.streams:
     for place in range(len(video)):
       changed = video.copy()
       changed[place] = video[place - 1 if place else min(1, len(video) - 1)]
-      yield "frame", (changed, spectrogram)
-      yield "alone", (video[place : place + 1].repeat(len(video), axis=0), spectrogram)
-    yield "picture", (np.zeros_like(video), spectrogram)
+      yield "frame", (changed, spectrogram, *landmarks)
+      yield "alone", (video[place : place + 1].repeat(len(video), axis=0), spectrogram, *landmarks)
+    yield "picture", (np.zeros_like(video), spectrogram, *map(np.zeros_like, landmarks))
   if "audio" in engine.about.streams and heard:
     for start in range(0, heard, ROWS):
       changed = spectrogram.copy()
       changed[start : start + ROWS] = missing[start : start + ROWS]
-      yield "second", (video, changed)
-    yield "sound", (video, missing)
+      yield "second", (video, changed, *landmarks)
+    yield "sound", (video, missing, *landmarks)
 
 
 def draw(

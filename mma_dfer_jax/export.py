@@ -9,7 +9,7 @@ outputs. As ONNX it is for processors (onnxruntime, OpenVINO), and holds that de
 quarter as large and about three times as fast, and its answers are compared with those in float32 before it is written.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import contextlib
 import ctypes
 import gc
@@ -150,16 +150,20 @@ def describe(engine: JaxEngine, platforms: Sequence[str]) -> dict[str, Any]:
   def array(name: str, shape: tuple[int, ...], dtype: str, meaning: str) -> dict[str, Any]:
     return {"name": name, "shape": ["b", *shape], "dtype": dtype, "meaning": meaning}
 
-  video = "clips, frames, height, width, RGB from 0 to 255; the division by 255 is in the file"
-  sound = f"clips, rows of 10 ms, mel bins: Kaldi log-mel energies x as (x + {ENERGY_MEAN}) / {ENERGY_SCALE}"
+  meanings = {
+    "video": "clips, frames, height, width, RGB from 0 to 255; the division by 255 is in the file",
+    "spectrogram": f"clips, rows of 10 ms, mel bins: Kaldi log-mel energies x as (x + {ENERGY_MEAN}) / {ENERGY_SCALE}",
+    "landmarks": "clips, frames, points of the face as YuNet orders them; x and y from 0 to 1 from the frame's upper left "
+                 "corner, and 1 if the point is known, else 0",
+  }  # fmt: skip
   divided = f" after division by the temperature {about.temperature}" * (about.temperature != 1)
   logits = f"one for each class, in the order of `classes`; their softmax{divided} is the distribution"
   run = {"run": engine.path.resolve().name} if about.config else {}
   return {name: getattr(about, name) for name in FACTS} | about.known | {
     "origin": {**run, **about.origin},
     "inputs": inputs.to_fields(),
-    "arguments": [array("video", inputs.video_shape, "uint8", video),
-                  array("spectrogram", inputs.audio_shape, "float32", sound)],
+    "arguments": [array(name, shape, "uint8" if name == "video" else "float32", meanings[name])
+                  for name, shape in inputs.shapes.items()],
     "output": array("logits", (len(about.classes),), "float32", logits),
     "extra_outputs": [array(name, shape, "float32", SAID.get(name, "said by a part of the model"))
                       for name, shape in engine.extras.items()],
@@ -173,21 +177,22 @@ def describe(engine: JaxEngine, platforms: Sequence[str]) -> dict[str, Any]:
   }  # fmt: skip
 
 
-def how_to_call(out: Path, extras: bool = False) -> list[str]:
+def how_to_call(out: Path, names: Iterable[str], extras: bool = False) -> list[str]:
   """Three lines of Python that call an exported file; with further outputs it gives all of them by name."""
   return [
     "import jax, jax.export",
     f'model = jax.jit(jax.export.deserialize(open({json.dumps(str(out))}, "rb").read()).call)',
-    "logits = model(video, spectrogram)" + '["logits"]' * extras,
+    f"logits = model({', '.join(names)})" + '["logits"]' * extras,
   ]
 
 
-def how_to_call_onnx(out: Path) -> list[str]:
+def how_to_call_onnx(out: Path, names: Iterable[str]) -> list[str]:
   """Three lines of Python that call an exported file."""
+  given = ", ".join(f"{json.dumps(name)}: {name}" for name in names)
   return [
     "import onnxruntime",
     f"model = onnxruntime.InferenceSession({json.dumps(str(out))})",
-    'logits = model.run(None, {"video": video, "spectrogram": spectrogram})[0]',
+    f"logits = model.run(None, {{{given}}})[0]",
   ]
 
 
@@ -204,8 +209,8 @@ def open_for_export(path: Path, step: int | str, precision: str | None, out: Pat
   return engine, elements
 
 
-def export_onnx(path: Path, step: int | str, out: Path) -> None:
-  """Exports a model as ONNX, by the flags of the command, and says what its answers are worth."""
+def export_onnx(path: Path, step: int | str, out: Path) -> Iterable[str]:
+  """Exports a model as ONNX, by the flags of the command, and says what its answers are worth; returns its inputs."""
   from mma_dfer_jax.onnx_export import generated_clips, given_clips, in_words, write_onnx
 
   engine, elements = open_for_export(path, step, "float32", out)
@@ -222,6 +227,7 @@ def export_onnx(path: Path, step: int | str, out: Path) -> None:
   }
   said = write_onnx(engine, facts, out, clips, int8=int8, limit=_LIMIT.value)
   print(in_words(said["agreement"]))
+  return engine.about.inputs.shapes
 
 
 def write_artifact(
@@ -234,16 +240,21 @@ def write_artifact(
   # Noise; a normalised spectrogram has about half the deviation of a normal distribution.
   video = rng.integers(0, 256, (max(CHECKED_BATCHES), *sizes.video_shape), np.uint8)
   sound = 0.5 * rng.standard_normal((len(video), *sizes.audio_shape), np.float32)
-  inputs = [(video[:clips], sound[:clips]) for clips in CHECKED_BATCHES]
+  points = [rng.random((len(video), *sizes.points_shape), np.float32)] * (sizes.points > 0)
+  inputs = [tuple(array[:clips] for array in (video, sound, *points)) for clips in CHECKED_BATCHES]
   expected = [engine(*batch) for batch in inputs]
   extras = bool(engine.extras)
   print(f"exporting {elements:,} parameters in {said['precision']} for {', '.join(platforms)} …", flush=True)
   (any_number,) = export.symbolic_shape("b")
-  shapes = [jax.ShapeDtypeStruct((any_number, *array.shape[1:]), array.dtype) for array in (video, sound)]
+  shapes = [
+    jax.ShapeDtypeStruct((any_number, *array.shape[1:]), array.dtype) for array in (video, sound, *points)
+  ]
 
   @jax.jit
-  def mma_dfer(video: UInt8[Array, "B T H W 3"], spectrogram: Float[Array, "B F K"]) -> Any:
-    found = engine.compute(engine.tunable, engine.frozen, video, spectrogram)
+  def mma_dfer(
+    video: UInt8[Array, "B T H W 3"], spectrogram: Float[Array, "B F K"], *landmarks: Float[Array, "B T p 3"]
+  ) -> Any:
+    found = engine.compute(engine.tunable, engine.frozen, video, spectrogram, *landmarks)
     return found if extras else found["logits"]
 
   exported = export.export(mma_dfer, platforms=platforms)(*shapes)
@@ -258,7 +269,7 @@ def write_artifact(
     )
     difference = largest_difference(artifact, inputs, expected, TOLERANCE[said["precision"]])
     said["checked"] = {"on": "cpu", "b": list(CHECKED_BATCHES), "largest_difference": difference}
-    said |= {"how_to_call": how_to_call(Path(out.name), extras), "file": out.name}
+    said |= {"how_to_call": how_to_call(Path(out.name), sizes.shapes, extras), "file": out.name}
     said |= {"bytes": artifact.stat().st_size, "sha256": sha256_of(artifact)}
     with new_file(json_beside(out), replace=True) as description:  # before the file: where that is, this is
       description.write_text(json.dumps(said, indent=2, allow_nan=False) + "\n")
@@ -275,17 +286,17 @@ def main(argv: Sequence[str]) -> None:
   jax.config.update("jax_enable_compilation_cache", False)
   path = Path(_MODEL.value or "")
   if _FORMAT.value == "onnx":
-    export_onnx(path, _STEP.value, out)
+    names = export_onnx(path, _STEP.value, out)
     files, needs, call = (
       f"{out} ({out.stat().st_size / 1e6:.1f} MB)",
       "onnxruntime and numpy",
-      how_to_call_onnx(out),
+      how_to_call_onnx(out, names),
     )
   else:
     said = write_artifact(path, _STEP.value, _PRECISION.value, out, platforms)
     print(f"largest difference of a logit: {said['checked']['largest_difference']:.1e}")
-    call = how_to_call(out, bool(said["extra_outputs"]))
     files, needs = f"{out} ({said['bytes'] / 1e6:.1f} MB) and {json_beside(out).name}", "jax and flatbuffers"
+    call = how_to_call(out, [argument["name"] for argument in said["arguments"]], bool(said["extra_outputs"]))
   print(f"wrote {files} in {time.monotonic() - started:.0f} s")
   print(f"to call it with {needs} alone:\n\n  " + "\n  ".join(call))
 

@@ -31,9 +31,9 @@ class WithFeatures(Engine):
   def name(self) -> str:
     return self.engine.name
 
-  def answer(self, video: np.ndarray, spectrogram: np.ndarray) -> dict[str, np.ndarray]:
-    found = self.engine.compute_features(video, spectrogram)
-    self.kept.extend({name: value[i] for name, value in found.items()} for i in range(len(video)))
+  def answer(self, *arrays: np.ndarray) -> dict[str, np.ndarray]:
+    found = self.engine.compute_features(*arrays)
+    self.kept.extend({name: value[i] for name, value in found.items()} for i in range(len(arrays[0])))
     return {name: value for name, value in found.items() if name not in FEATURES}
 
   def taken(self, number: int) -> list[dict[str, np.ndarray]]:

@@ -47,7 +47,7 @@ def features_of_arrays(
 ) -> dict[str, np.ndarray]:
   """The features of a clip in memory, as `Engine.features` describes them; arguments and errors as for `predict_arrays`."""
   sample = _sample(engine, frames, waveform, sample_rate, **how)
-  found = engine.compute_features(sample.video[None], sample.spectrogram[None])
+  found = engine.compute_features(*(array[None] for array in sample.arrays))
   return {name: value[0] for name, value in found.items()}
 
 

@@ -82,8 +82,18 @@ class ModelConfig:
       problems += self.frame_mask.problems_with(self.image, self.temporal, self.inputs, self.layers)
     for stream in ("image", "audio"):
       problems += getattr(self, stream).problems_with(stream, self.inputs)
+    if self.inputs.points not in (0, self.landmarks.POINTS):
+      problems.append(
+        f"inputs.points={self.inputs.points}, but model.landmarks takes {self.landmarks.POINTS}"
+      )
+    object.__setattr__(self, "inputs", dataclasses.replace(self.inputs, points=self.landmarks.POINTS))
     if problems:
       raise listed("this model cannot be built", problems)
+
+  @property
+  def wants_faces(self) -> bool:
+    """Whether training needs boxes and points of faces."""
+    return self.landmarks.POINTS > 0 or self.auxiliary.FACES
 
   @property
   def layers(self) -> int:
@@ -206,10 +216,12 @@ class MmaDfer(nnx.Module):
     self.joint_adaptation = JointAdaptation(image, audio, cfg.temporal.width, rngs=draws("joint_adaptation"))
     width, moments = self.joint_adaptation.width, image.moments or audio.moments
     self.layer_pool = cfg.layer_pool.build(image.width, audio.width, layers, rngs=draws("layer_pool"))
-    self.landmark_graph = cfg.landmarks.build(width, rngs=draws("landmark_graph"))
+    self.landmark_graph = cfg.landmarks.build(
+      width, moments, cfg.inputs.num_frames, rngs=draws("landmark_graph")
+    )
     self.temporal = cfg.temporal.build(moments, rngs=draws("temporal"))
     self.classifier = cfg.head.build(width, cfg.num_classes, rngs=draws("classifier"))
-    self.cascade = cfg.auxiliary.build(width, moments, cfg.num_classes, rngs=draws("cascade"))
+    self.cascade = cfg.auxiliary.build(width, cfg.inputs.num_frames, cfg.num_classes, rngs=draws("cascade"))
     self.cfg = cfg
 
   def __repr__(self) -> str:

@@ -24,7 +24,7 @@ from mma_dfer_jax.progress import watched
 
 LARGEST = 2**31 - 2**20  # bytes: protobuf's limit for a file, and room for what is no weight
 TOLERANCE = 1e-5  # of a logit, as a share of the largest, or of 1: what the order of sums makes in float32
-Clip = tuple[str, np.ndarray, np.ndarray]  # name, (T, H, W, 3) uint8 and (F, K)
+Clip = tuple[str, tuple[np.ndarray, ...]]  # name, and what the model takes: (T, H, W, 3) uint8, (F, K), …
 
 
 def graph_of(engine: JaxEngine) -> Any:
@@ -35,18 +35,18 @@ def graph_of(engine: JaxEngine) -> Any:
 
   outputs = ["logits", *engine.extras]
 
-  def compute(weights: dict[str, Any], video: Any, spectrogram: Any) -> Any:
+  def compute(weights: dict[str, Any], *arrays: Any) -> Any:
     tunable, frozen = (
       nnx.from_flat_state((path, v.replace(weights["/".join(map(str, path))])) for path, v in state)
       for state in states
     )
-    found = engine.compute(tunable, frozen, video, spectrogram)
+    found = engine.compute(tunable, frozen, *arrays)
     return [found[name] for name in outputs]
 
   (any_number,) = export.symbolic_shape("b")
-  inputs = engine.about.inputs
-  shapes = {"video": jax.ShapeDtypeStruct((any_number, *inputs.video_shape), np.uint8),
-            "spectrogram": jax.ShapeDtypeStruct((any_number, *inputs.audio_shape), np.float32)}  # fmt: skip
+  kinds = {"video": np.uint8}
+  shapes = {name: jax.ShapeDtypeStruct((any_number, *shape), kinds.get(name, np.float32))
+            for name, shape in engine.about.inputs.shapes.items()}  # fmt: skip
   weights = {
     path: v[...] for state in (engine.tunable, engine.frozen) for path, v in flat_params(state).items()
   }
@@ -60,7 +60,7 @@ def given_clips(engine: Engine, files: Sequence[str], face_model: str | None) ->
   samples = (
     clip_sample(about.inputs, one, finder, channel=channel) for one in watched(files, "read", len(files))
   )
-  return [(name, sample.video, sample.spectrogram) for name, sample in samples]
+  return [(name, sample.arrays) for name, sample in samples]
 
 
 def generated_clips(engine: Engine, number: int) -> list[Clip]:
@@ -71,7 +71,7 @@ def generated_clips(engine: Engine, number: int) -> list[Clip]:
     frames = demo.clip_picture(gesture, faces, demo.MAX_FRAMES)
     waveform = demo.clip_voice(style, voice, demo.MAX_FRAMES / demo.FPS)
     inputs = read_arrays(frames, waveform, demo.SAMPLE_RATE, engine.about.inputs)
-    clips.append((f"generated, {label}", *inputs))
+    clips.append((f"generated, {label}", inputs))
   return clips
 
 
@@ -114,18 +114,18 @@ def write_onnx(
 
 def agreement(engine: Engine, other: Engine, clips: Sequence[Clip]) -> dict[str, Any]:
   """How far the answers of two engines to clips are from each other."""
-  logits = np.stack([[one(video[None], sound[None])[0] for one in (engine, other)]
-                     for _, video, sound in watched(clips, "compare", len(clips))])  # (N, 2, C)  # fmt: skip
+  logits = np.stack([[one(*(array[None] for array in arrays))[0] for one in (engine, other)]
+                     for _, arrays in watched(clips, "compare", len(clips))])  # (N, 2, C)  # fmt: skip
   shares = np.exp(logits - logits.max(-1, keepdims=True))
   shares /= shares.sum(-1, keepdims=True)
   top = logits.argmax(-1)
   return {
     "with": f"the same model by {engine.name}, in {engine.about.precision}",
-    "clips": [name for name, _, _ in clips],
+    "clips": [name for name, _ in clips],
     "largest_logit": float(np.abs(logits[:, 0]).max()),
     "largest_logit_difference": float(np.abs(logits[:, 1] - logits[:, 0]).max()),
     "largest_probability_difference": float(np.abs(shares[:, 1] - shares[:, 0]).max()),
-    "another_top_class": [name for (name, _, _), (a, b) in zip(clips, top, strict=True) if a != b],
+    "another_top_class": [name for (name, _), (a, b) in zip(clips, top, strict=True) if a != b],
   }
 
 

@@ -87,7 +87,12 @@ class Page:
   def warm_up(self) -> None:
     """Answers black and silence, so that the model is compiled before the first visitor comes."""
     inputs = self.engine.about.inputs
-    self.engine(np.zeros((1, *inputs.video_shape), np.uint8), np.zeros((1, *inputs.audio_shape), np.float32))
+    self.engine(
+      *(
+        np.zeros((1, *shape), np.uint8 if name == "video" else np.float32)
+        for name, shape in inputs.shapes.items()
+      )
+    )
 
   def answer(self, path: Path, name: str, tell: Tell) -> Json:
     """The answer to a file, which the visitor calls `name`, after those that came before it.

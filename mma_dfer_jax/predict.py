@@ -11,6 +11,7 @@ all videos, also those in folders below it. Clips already answered with the same
 """
 
 from collections.abc import Sequence
+import math
 from pathlib import Path
 import sys
 from typing import Any
@@ -71,9 +72,14 @@ def main(argv: Sequence[str]) -> int:
   from mma_dfer_jax.data.stream import is_live
   from mma_dfer_jax.features import WithFeatures
 
-  source = _CAMERA.value or (argv[1] if len(argv) == 2 and is_live(argv[1]) else None)
+  others = list(argv[1:])
+  source = _CAMERA.value
+  if source is None and (addresses := [one for one in others if is_live(one)]):
+    others.remove(source := addresses[0])
   if source is not None:
-    return _live(source, argv[1:])
+    return _live(source, others)
+  if _SECONDS.value is not None:
+    raise UserError("--seconds needs --camera")
   if _OUT.value is None:
     raise UserError("--out=FOLDER is needed, for the answers")
   (names, left_out), window = with_folders(user_files(argv[1:]), _OUT.value), _WINDOW.value
@@ -123,22 +129,35 @@ def _opened() -> tuple[Any, Any, str]:
 
 
 def _live(source: str, others: Sequence[str]) -> int:
-  from mma_dfer_jax.data.stream import is_live
+  from mma_dfer_jax.data.film import check_windows
+  from mma_dfer_jax.data.stream import is_camera, is_live
+  from mma_dfer_jax.doubt import check_abstain
   from mma_dfer_jax.live import Live
 
   window = 4.0 if _WINDOW.value is None else _WINDOW.value
   asked = {"explain": _EXPLAIN.value, "features": _FEATURES.value != "none", "person": _PERSON.value != "largest",
-           "window=speech": window == "speech"}  # fmt: skip
+           "window=speech": window == "speech", "channel=loudest": _CHANNEL.value == "loudest"}  # fmt: skip
   problems = [f"--{flag} needs a finished film" for flag, given in asked.items() if given]
-  problems += [f"{one}: a camera, pipe or address is answered alone" for one in others if one != source]
-  if not (source.isdecimal() or is_live(source)):
+  problems += [f"--{flag.name} is for files: live answers are printed, one at a time"
+               for flag in (_OUT, _BATCH_SIZE) if flag.present]  # fmt: skip
+  problems += [f"{one}: a camera, pipe or address is answered alone" for one in others]
+  if not (is_camera(source) or is_live(source)):
     problems.append(f"--camera={source}: give the number of a camera, - for a pipe, or an address (rtsp://…)")
+  if _SECONDS.value is not None and not math.isfinite(_SECONDS.value):
+    problems.append(f"--seconds={_SECONDS.value:g}: give a number of seconds")
+  hop: Any = window / 4 if _HOP.value is None and window != "speech" else _HOP.value
+  checks = [lambda: check_abstain(_ABSTAIN.value)]
+  if window != "speech":
+    checks.append(lambda: check_windows(window, hop))
+  for check in checks:
+    try:
+      check()
+    except UserError as error:
+      problems.append(f"--{error}")
   if problems:
     raise listed("the command line has problems", problems)
   engine, finder, channel = _opened()
-  Live(engine, source, finder, window, _HOP.value or window / 4, channel, _FORCE.value, _ABSTAIN.value).run(
-    _SECONDS.value
-  )
+  Live(engine, source, finder, window, hop, channel, _FORCE.value, _ABSTAIN.value).run(_SECONDS.value)
   return 0
 
 

@@ -265,9 +265,7 @@ def predict_samples(
   rest = iter(samples)
   while batch := list(itertools.islice(rest, batch_size)):
     filled = [sample for _, sample in batch] + [batch[-1][1]] * (batch_size - len(batch))
-    found = engine.outputs(
-      *(np.stack([getattr(one, name) for one in filled]) for name in ("video", "spectrogram"))
-    )
+    found = engine.outputs(*map(np.stack, zip(*(one.arrays for one in filled), strict=True)))
     for place, (clip, sample) in enumerate(batch):
       outputs = {name: value[place] for name, value in found.items()}
       yield sample, _prediction(engine.about, clip, sample, outputs, force, abstain)

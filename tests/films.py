@@ -117,10 +117,11 @@ def write_data_set(data_dir: Path, records: Sequence[Mapping[str, Any]], classes
     frames = record["frames"]
     np.savez(
       file, lengths=[len(frame) for frame in frames],
-      waveform=record["waveform"], sample_rate=record["sample_rate"], face_share=record.get("face_share", np.nan),
+      faces=record.get("faces", ()), waveform=record["waveform"], sample_rate=record["sample_rate"], face_share=record.get("face_share", np.nan),
     )  # fmt: skip
     clips.append(ClipFiles(record["clip_id"], "", record["label"], record["split"], decoded=file))
     clips[-1].pictures.write_bytes(b"".join(frames))
-  facts = {"class_order": "as given", "recipe": {}, "left_out": (), "fingerprint": "f"}
+  recipe = {"landmarks": "drawn"} if all("faces" in record for record in records) else {}
+  facts = {"class_order": "as given", "recipe": recipe, "left_out": (), "fingerprint": "f"}
   Clips(clips=clips, classes=classes, data_dir=data_dir, **facts).write()
   return data_dir

@@ -396,3 +396,18 @@ def mapped(pid):
     lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
     return {line.split("/dev/shm/")[1].split()[0] for line in lines if "/dev/shm/psm" in line}
   return set()
+
+
+def test_balanced_clips_follow_from_seed_and_position_and_classes_are_equally_frequent():
+  labels = (0,) * 80 + (1,) * 15 + (2,) * 5
+  orders = [TrainOrder([{"clip": i} for i in range(100)], 3, 10, 20, host, 2, labels) for host in (0, 1)]
+  alone = TrainOrder([{"clip": i} for i in range(100)], 3, 10, 20, labels=labels)
+  assert len(alone) == 20 * 100
+  drawn = [alone.clip_at(position) for position in range(len(alone))]
+  shares = np.bincount(np.array(labels)[drawn]) / len(drawn)
+  np.testing.assert_allclose(shares, 1 / 3, atol=0.04)
+  assert set(drawn) == set(range(100))
+  of_hosts = {
+    position: record["clip"] for order in orders for position, record in (order[i] for i in range(len(order)))
+  }
+  assert [of_hosts[position] for position in range(len(alone))] == drawn

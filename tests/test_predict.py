@@ -283,6 +283,13 @@ def test_odd_names_of_files(tmp_path, command):
       for value in ("0", "-1", "two")
     ),
     (["a.mkv", "--person=2"], 1, "--person=2: the pictures are taken as they are"),
+    (
+      ["--camera=٣", "--hop=0", "--abstain=2", "--seconds=nan"],
+      1,
+      "(?s)--out is for files.*--camera=٣: give.*--seconds=nan.*--abstain=2: give.*hop=0 seconds: choose",
+    ),
+    (["-", "a.mkv"], 1, "a.mkv: a camera, pipe or address is answered alone"),
+    (["a.mkv", "--seconds=1"], 1, "--seconds needs --camera"),
     (["a.mkv", "--out=/dev/full"], 1, "/dev/full is a file; give a folder"),
     (["a.mkv", "--precision=int8"], 1, "precision='int8': choose one of float32, bfloat16"),
     (["a.mkv", "--model=nowhere"], 1, "nowhere does not exist; a model is"),

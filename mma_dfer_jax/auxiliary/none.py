@@ -1,7 +1,7 @@
 """No auxiliary task: the model learns the classes alone, as in the paper."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 from flax import nnx
 
@@ -15,6 +15,8 @@ class Config(parts.Part):
   """Leaves the head's answer as it is."""
 
   tunable: tuple[str, ...] = ()
+  FACES: ClassVar[bool] = False  # whether it learns from boxes and points of faces
+  weights: ClassVar[dict[str, float]] = {}  # of the terms of the loss
 
   def build(self, *args: Any, **kwargs: Any) -> "NoAuxiliary":
     return NoAuxiliary()

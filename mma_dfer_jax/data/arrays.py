@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from jaxtyping import Float32, Int16, UInt8
+from jaxtyping import Int16
 import numpy as np
 
 from mma_dfer_jax.data.channels import CHANNELS, SILENT, Heard, names_of, take
@@ -21,10 +21,11 @@ LOUDEST = 2.0  # of a floating-point sound: decoders overshoot full scale; more 
 def read_arrays(
   frames: Any, waveform: Any, sample_rate: Any, inputs: Inputs, *, times: Any = None, channel: str = "first",
   coded: bool = False, finder: FaceFinder | None = None,
-) -> tuple[UInt8[np.ndarray, "T H W 3"], Float32[np.ndarray, "F K"]]:  # fmt: skip
+) -> tuple[np.ndarray, ...]:  # fmt: skip
   """The video and the spectrogram that a model is given of a clip in memory: sampled, resized and transformed as in evaluation.
 
-  Add a first axis to both for an engine: `engine(video[None], spectrogram[None])`.
+  They are uint8 (T, H, W, 3) and float32 (F, K); of a model that takes points of the face, float32 landmarks (T, p, 3) come
+  third. Add a first axis to all for an engine: `engine(video[None], spectrogram[None])`.
 
   Args:
     frames: uint8 RGB, an array (N, H, W, 3) or a sequence of N arrays (H, W, 3) of any sizes; any N from 1.
@@ -44,7 +45,7 @@ def read_arrays(
   sample = sample_of(
     frames, waveform, sample_rate, inputs, times=times, channel=channel, coded=coded, finder=finder
   )
-  return sample.video, sample.spectrogram
+  return sample.arrays
 
 
 def sample_of(

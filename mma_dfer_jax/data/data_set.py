@@ -26,6 +26,11 @@ NOTES = "notes.txt"  # in a data set: what was noted of its clips, with all name
 # to it; samples of its sound; how many there are a second.
 INDEX = "index-{}.npy"
 TIMES = "frame_times"  # of a recipe, if records keep the times of their frames
+LANDMARKS = "landmarks"  # of a recipe, if records keep box and points of the face in every frame
+NO_LANDMARKS = (
+  "the model needs boxes and points of faces, which these data do not keep: prepare them again with --landmarks=yunet "
+  "--overwrite"
+)
 AS_MEANT = (
   "pixels_as_meant"  # of a recipe: what some clips needed, as their pixels are stored otherwise than meant
 )

@@ -28,6 +28,7 @@ from mma_dfer_jax.data.counts import report
 from mma_dfer_jax.data.data_set import UNEQUAL, UNEVEN, DataSet, open_data_set
 from mma_dfer_jax.data.fbank import ENERGY_FLOOR, LOWEST_FREQUENCY, normalised, spectrogram, window_and_hop
 from mma_dfer_jax.data.frames import decode_frame, sample_frames
+from mma_dfer_jax.data.landmarks import STORED
 from mma_dfer_jax.data.pipeline import Record, make_example
 from mma_dfer_jax.data.source import first_few, rate_warning
 from mma_dfer_jax.disk import write_json
@@ -87,6 +88,9 @@ class RecordStats:
   face_share: float | None  # of the frames; None: `prepare` looked for no faces
   pictures: str  # digest of all frames; empty: there are none
   sound: str  # digest of the waveform; empty: there is none
+  target_share: float | None = (
+    None  # of the frames, those with box and points of a face; None: they are not kept
+  )
 
   def __str__(self) -> str:
     return printable(f"{self.split} {self.clip_id}")
@@ -139,6 +143,9 @@ def look_at(record: Record, split: str, index: int, classes: Sequence[str]) -> R
     face_share=None if math.isnan(share) else round(share, 4),
     pictures=_digest(frames) if frames else "",
     sound=_digest([waveform.tobytes()]) if has_audio else "",
+    target_share=float(np.frombuffer(record["faces"], STORED)["face"].mean())
+    if frames and "faces" in record
+    else None,
   )
 
 
@@ -239,6 +246,9 @@ def diagnose(data_set: DataSet, name: str, seen: Sequence[RecordStats], bad: Seq
     if names:
       report(warnings if what.startswith((UNEVEN, UNEQUAL)) else result.notes, what, names)
   result.splits = {split: _numbers([one for one in seen if one.split == split]) for split in splits}
+  if known := [(one.target_share, one.frames) for one in seen if one.target_share is not None]:
+    share = sum(share * frames for share, frames in known) / sum(frames for _, frames in known)
+    result.notes.append(f"{share:.1%} of the frames have box and points of a face (--landmarks=yunet)")
   report(result.notes, "clips that prepare --allow_bad left out", data_set.left_out)
   return result
 
@@ -289,7 +299,7 @@ def _find_duplicates(result: Diagnosis, seen: Sequence[RecordStats]) -> None:
 def _numbers(seen: Sequence[RecordStats]) -> dict[str, Any]:
   """Of one split: [smallest, median, largest], counts by sample rate and size, and clips by oddity."""
   heard = [one for one in seen if one.has_audio]
-  names = ("frames", "brightness", "motion", "face_share")
+  names = ("frames", "brightness", "motion", "face_share", "target_share")
   measured = {name: [getattr(one, name) for one in seen] for name in names}
   measured["seconds_of_sound"] = [one.seconds for one in heard]
   spreads: dict[str, list[float] | None] = {}

@@ -80,6 +80,7 @@ class Box(NamedTuple):
   score: float
   tilt: float = 0.0  # degrees by which the line from eye to eye is turned clockwise
   look: bytes = b""  # RGB of the face and what is around it, 4x4 coarse pixels; empty if nobody looked
+  points: tuple[float, ...] = ()  # x, y of five points, in the order of `landmarks`
 
   @property
   def square(self) -> tuple[float, float, float]:
@@ -154,7 +155,8 @@ class Detector:
         rows = self._net.detect(cv2.cvtColor(seen, cv2.COLOR_RGB2BGR))[1]
       x, y = width / size[0], height / size[1]
       boxes = [Box(left * x, top * y, (left + w) * x, (top + h) * y, score,
-                   math.degrees(math.atan2((points[3] - points[1]) * y, (points[2] - points[0]) * x)))
+                   math.degrees(math.atan2((points[3] - points[1]) * y, (points[2] - points[0]) * x)),
+                   points=tuple(at * (y if i % 2 else x) for i, at in enumerate(points)))
                for left, top, w, h, *points, score in ([] if rows is None else rows.tolist())]  # fmt: skip
       if boxes or longer <= side:
         break

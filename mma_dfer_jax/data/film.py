@@ -23,6 +23,7 @@ from mma_dfer_jax.data.channels import SILENT, Heard
 from mma_dfer_jax.data.faces import Detections, FaceFinder, cut, look_over
 from mma_dfer_jax.data.fbank import window_and_hop
 from mma_dfer_jax.data.frames import choose_frames, encode_frame, uneven_rate
+from mma_dfer_jax.data.landmarks import STORED, Watcher, detector
 from mma_dfer_jax.data.persons import Person
 from mma_dfer_jax.data.pipeline import make_example
 from mma_dfer_jax.errors import UserError
@@ -102,6 +103,13 @@ class Sample:
   notes: tuple[str, ...]  # of a whole film, as there
   person: int | None = None  # number of the one who was cut out; None: the largest face over time
   times: tuple[float, ...] = ()  # seconds of each frame of `video` since the first of the film
+  landmarks: Float32[np.ndarray, "T p 3"] | None = None  # of a model that takes points of the face
+
+  @property
+  def arrays(self) -> tuple[np.ndarray, ...]:
+    """What the model takes, in its order."""
+    points = () if self.landmarks is None else (self.landmarks,)
+    return (self.video, self.spectrogram, *points)
 
 
 def survey(
@@ -256,6 +264,8 @@ class OpenWindow:
     self, film: Film, window: Window, inputs: Inputs, finder: FaceFinder | None, person: Person | None = None
   ):
     self.window, self.finder, self.person = window, finder, person
+    # Points of the face are looked for in the frames that the model sees; those of training data in all, too.
+    self.watcher = Watcher(finder.detector if finder else detector(None)) if inputs.points else None
     times = np.append(film.times[window.first : window.last], window.end)
     self.rates = uneven_rate(times)
     self.frames: list[Any] = [b""] * (window.last - window.first)
@@ -283,6 +293,8 @@ class OpenWindow:
     if self.finder is not None and self.track is not None:
       (pixels,) = cut([pixels], self.track.boxes[place][None], self.finder.size)
     self.frames[place] = encode_frame(pixels) if coded else pixels
+    if self.watcher:
+      self.watcher.look(number, pixels)
 
   def sample(self, sound: dict[str, Any], heard: dict[str, Any], inputs: Inputs) -> Sample:
     record = {
@@ -292,6 +304,10 @@ class OpenWindow:
       "clip_id": b"",
       **sound,
     }
+    if self.watcher:
+      faces = np.zeros(len(self.shown), STORED)
+      faces[np.searchsorted(self.window.first + self.shown, self.chosen)] = self.watcher.found()
+      record["faces"] = faces.tobytes()
     example = make_example(record, inputs)
     found = None if self.track is None else self.track.found
     of_pictures = {"size": (self.width, self.height), "changes": tuple(self.changes), "rates": self.rates, "turned": self.turned,
@@ -304,6 +320,7 @@ class OpenWindow:
       found,
       self.faces_at_once,
       self.track.score if self.track else 0.0,
+      landmarks=example.get("landmarks"),
       **of_pictures,
       **heard,
     )

@@ -160,6 +160,17 @@ def decode_as_meant(data: bytes) -> tuple[UInt8[np.ndarray, "H W 3"], tuple[str,
     raise ValueError(f"{len(data)} bytes cannot be decoded as a picture: {_fault(data, error)}") from error
 
 
+def frame_size(data: bytes | np.ndarray) -> tuple[int, int]:
+  """Height and width of a picture as `decode_frame` gives it; most JPEGs are not decoded for it."""
+  if isinstance(data, bytes) and data.startswith(b"\xff\xd8"):
+    before = data[: data.find(b"\xff\xda")]
+    if not any(tag in before for tag in TAGS):
+      height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+      return height, width
+  height, width, _ = (decode_frame(data) if isinstance(data, bytes) else data).shape
+  return height, width
+
+
 class _Fault(Exception):
   """What is wrong with a picture, in the words of `ends`."""
 
@@ -397,3 +408,18 @@ def augment(
   if augmentation.shorter_side is None:
     pixels = cv2.LUT(pixels, table)
   return resize(pixels, size, out, flip=augmentation.flip)
+
+
+def move_points(
+  points: Float[np.ndarray, "N 2"], frame: tuple[int, int], augmentation: Augmentation
+) -> Float[np.ndarray, "N 2"]:
+  """Where points of a frame are after `augment`: x and y as shares of width and height, before and after.
+
+  `frame` is (height, width) of the frame before; a point that the box leaves out is not in [0, 1].
+  """
+  width, height = frame[1], frame[0]
+  if augmentation.shorter_side is not None:
+    width, height = _scaled(width, height, augmentation.shorter_side)
+  left, top, right, bottom = augmentation.box
+  moved = (points * (width, height) - (left, top)) / (right - left, bottom - top)
+  return np.stack([1 - moved[:, 0], moved[:, 1]], axis=1) if augmentation.flip else moved

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mma_dfer_jax.data.augment import draw_effects
-from mma_dfer_jax.data.data_set import start_worker
+from mma_dfer_jax.data.data_set import NO_LANDMARKS, start_worker
 from mma_dfer_jax.data.fbank import missing_spectrogram, spectrogram
 from mma_dfer_jax.data.frames import (
   Augment,
@@ -23,22 +23,28 @@ from mma_dfer_jax.data.frames import (
   choose_frames,
   decode_frame,
   draw_augmentation,
+  frame_size,
   resize,
 )
+from mma_dfer_jax.data.landmarks import POINTS, STORED, as_shown
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.inputs import Inputs
+from mma_dfer_jax.progress import watched
 
 Record = Mapping[str, Any]
 Example = dict[str, Any]
 Batch = dict[str, np.ndarray]
+LEAST_DEVIATION = 1e-3  # of targets, as shares of the frame: half of what float16 rounds
 AGAIN = "prepare the data again with --overwrite"
 
 
 def make_example(
   record: Record, inputs: Inputs, video: np.ndarray | None = None, *, rng: np.random.Generator | None = None,
-  ranges: Augment | None = None, view: int | None = None,
+  ranges: Augment | None = None, view: int | None = None, faces: bool = False,
 ) -> Example:  # fmt: skip
   """A clip as the model sees it: video (T, H, W, 3) uint8, spectrogram (F, K) float32, label, has_audio, mask, clip_id.
+
+  If the model takes points of faces, or with `faces`, also landmarks and face_box, as `landmarks.as_shown`.
 
   Args:
     record: as a data set holds it; frames may be pixels (H, W, 3) uint8, too.
@@ -53,15 +59,18 @@ def make_example(
   size, frames = inputs.image_size, record["frames"]
   augmentation: Any = None
   effects: Any = None
+  sizes: list[tuple[int, int]] = []  # of the chosen frames
+  if (faces := faces or inputs.points > 0) and "faces" not in record:
+    raise UserError(NO_LANDMARKS)
   try:
-    if inputs.frame_choice == "time" and "times" not in record:
-      raise UserError(f"frame_choice=time needs data that keep the times of frames: {AGAIN} and --keep_times")
-    chosen = choose_frames(inputs, len(frames), record.get("times"), rng=rng, view=view)
+    chosen = _chosen(record, inputs, rng, view)
     for place, i in enumerate(chosen.tolist()):
       if place and i == chosen[place - 1]:  # a short clip repeats its last frame
         video[place] = video[place - 1]
+        sizes += sizes[-1:]
         continue
       pixels = frames[i] if isinstance(frames[i], np.ndarray) else decode_frame(frames[i])
+      sizes.append(pixels.shape[:2])
       if rng is None:
         resize(pixels, size, video[place])
         continue
@@ -82,8 +91,47 @@ def make_example(
     name = record["clip_id"].decode()
     raise UserError(f"clip {name} cannot be read: {error}; {AGAIN}") from error
   votes = {"votes": np.asarray(record["votes"], np.uint8)} if "votes" in record else {}
+  of_faces = as_shown(np.frombuffer(record["faces"], STORED)[chosen], sizes, augmentation) if faces else {}
   return {"video": video, "spectrogram": sound, "label": np.int32(record["label"]), "clip_id": record["clip_id"],
-          "has_audio": np.bool_(record["has_audio"]), "mask": np.bool_(True), **votes}  # fmt: skip
+          "has_audio": np.bool_(record["has_audio"]), "mask": np.bool_(True), **votes, **of_faces}  # fmt: skip
+
+
+def _chosen(record: Record, inputs: Inputs, rng: np.random.Generator | None, view: int | None) -> np.ndarray:
+  """Numbers of the frames that stand for a clip."""
+  if inputs.frame_choice == "time" and "times" not in record:
+    raise UserError(f"frame_choice=time needs data that keep the times of frames: {AGAIN} and --keep_times")
+  return choose_frames(inputs, len(record["frames"]), record.get("times"), rng=rng, view=view)
+
+
+def training_faces(
+  order: "TrainOrder", inputs: Inputs, ranges: Augment, position: int
+) -> dict[str, np.ndarray]:
+  """landmarks and face_box of one training example, as `make_batch` makes them, without decoding its frames."""
+  record, rng = order.records[order.clip_at(position)], np.random.default_rng([order.seed, position])
+  chosen = _chosen(record, inputs, rng, None)
+  sizes = [frame_size(record["frames"][i]) for i in chosen.tolist()]
+  augmentation = draw_augmentation(*sizes[0], inputs.image_size, rng, ranges)
+  return as_shown(np.frombuffer(record["faces"], STORED)[chosen], sizes, augmentation)
+
+
+def mean_faces(
+  order: "TrainOrder", inputs: Inputs, ranges: Augment
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """Mean and deviation (at least 1e-3) of boxes (4,) and points (p, 2) that are seen in the first epoch's training clips."""
+  number = order.steps_per_epoch * order.batch_size
+  found = [
+    training_faces(order, inputs, ranges, i)
+    for i in watched(range(number), "look at faces", number, leave=False)
+  ]
+  box, points = (np.concatenate([one[name] for one in found]) for name in ("face_box", "landmarks"))
+  result = {}
+  for name, values in (("box", box[:, None]), ("landmarks", points)):
+    known, values = values[..., -1:], values[..., :-1].astype(np.float64)
+    count = known.sum(axis=0).clip(1)
+    mean = (values * known).sum(axis=0) / count
+    variance = ((values - mean) ** 2 * known).sum(axis=0) / count
+    result[name] = mean.squeeze(), np.sqrt(variance).clip(LEAST_DEVIATION).squeeze()
+  return result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,12 +216,16 @@ def make_batch(
   without: str,
   view: int | None,
   votes: int,
+  faces: bool,
   step: int,
 ) -> Batch:
   """Batch `step` of an order. Frames are written in place: 2.4 MB for each clip are not copied together later."""
   videos = np.zeros((order.share, *inputs.video_shape), np.uint8)
   nothing = {"spectrogram": np.zeros(inputs.audio_shape, np.float32), "label": np.int32(0), "clip_id": b"",
              "has_audio": np.bool_(False), "mask": np.bool_(False)}  # fmt: skip
+  if faces := faces or inputs.points > 0:
+    shapes = {"landmarks": (inputs.num_frames, POINTS, 3), "face_box": (inputs.num_frames, 5)}
+    nothing |= {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
   examples: list[Example] = []
   for row, video in enumerate(videos):
     position, record = order[step * order.share + row]
@@ -181,9 +233,11 @@ def make_batch(
       examples.append(nothing)
       continue
     rng = np.random.default_rng([order.seed, position]) if ranges is not None else None
-    example = make_example(record, inputs, video, rng=rng, ranges=ranges, view=view)
+    example = make_example(record, inputs, video, rng=rng, ranges=ranges, view=view, faces=faces)
     if without == "sound":
       example |= {"spectrogram": missing_spectrogram(*inputs.audio_shape), "has_audio": np.bool_(False)}
+    if without == "picture" and faces:
+      example |= {name: nothing[name] for name in shapes}
     examples.append(example)
   if without == "picture":
     videos[...] = 0
@@ -196,7 +250,7 @@ def make_batch(
 @contextlib.contextmanager
 def load_batches(
   order: TrainOrder, inputs: Inputs, ranges: Augment | None = None, *, num_workers: int, prefetch: int,
-  start_step: int = 0, without: str = "", view: int | None = None, votes: int = 0,
+  start_step: int = 0, without: str = "", view: int | None = None, votes: int = 0, faces: bool = False,
 ) -> Iterator[Iterator[Batch]]:  # fmt: skip
   """Batches of this host from `start_step` to the end of the last epoch.
 
@@ -208,9 +262,10 @@ def load_batches(
     without: "sound" or "picture": as if that had been missing.
     view: as for make_example.
     votes: classes, if batches bring votes (B, C) uint8 of people; 0: they do not.
+    faces: whether batches have the targets of tasks about faces, too.
   """
   make, num_steps = (
-    functools.partial(make_batch, order, inputs, ranges, without, view, votes),
+    functools.partial(make_batch, order, inputs, ranges, without, view, votes, faces),
     len(order) // order.share,
   )
   with stream_batches(make, start_step, num_steps, num_workers=num_workers, prefetch=prefetch) as batches:

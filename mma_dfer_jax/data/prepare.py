@@ -41,9 +41,19 @@ from mma_dfer_jax.cores import usable_cores
 from mma_dfer_jax.data import media, source
 from mma_dfer_jax.data.channels import CHANNELS
 from mma_dfer_jax.data.counts import Findings, check_counts, published_counts
-from mma_dfer_jax.data.data_set import AS_MEANT, NOTES, TIMES, UNEQUAL, UNEVEN, open_data_set, start_worker
+from mma_dfer_jax.data.data_set import (
+  AS_MEANT,
+  LANDMARKS,
+  NOTES,
+  TIMES,
+  UNEQUAL,
+  UNEVEN,
+  open_data_set,
+  start_worker,
+)
 from mma_dfer_jax.data.faces import POLICIES, FaceFinder, face_model, face_recipe
 from mma_dfer_jax.data.frames import decode_frame, uneven_rate
+from mma_dfer_jax.data.landmarks import LARGEST_GAP, Watcher, detector
 from mma_dfer_jax.data.pictures import quiet
 from mma_dfer_jax.data.records import RECIPE, Clips, length_of_sound, read_clip
 from mma_dfer_jax.data.source import ClipFiles, Layout, Note, Problem, count, in_lines, natural
@@ -76,6 +86,9 @@ _MAX_FRAMES = flags.DEFINE_integer(
 )
 _KEEP_TIMES = flags.DEFINE_bool(
   "keep_times", False, "Keep the times of frames, for config.inputs.frame_choice=time."
+)
+_LANDMARKS = flags.DEFINE_enum(
+  "landmarks", "none", ["none", "yunet"], "Keep box and five points of the face in every frame."
 )
 flags.register_multi_flags_validator(["data_dir", "check"], lambda given: given["check"] or given["data_dir"],
                                      "give --data_dir=FOLDER to write to, or --check.")  # fmt: skip
@@ -124,6 +137,7 @@ class Decoding:
   max_frames: int = 0  # so many of longer clips, evenly spread; 0: all
   keep_times: bool = False  # of frames
   channel: str = "first"  # of the sound
+  landmarks: str = ""  # YuNet's file, which finds box and points in every frame; empty: they are not kept
 
   @functools.cached_property
   def recipe(self) -> dict[str, str]:
@@ -137,6 +151,9 @@ class Decoding:
       recipe[TIMES] = "kept, as the video is played"
     if self.channel != "first":
       recipe["sound_channel"] = self.channel
+    if self.landmarks:
+      how = f"box and five points in every frame as stored, linear over gaps of up to {LARGEST_GAP} frames"
+      recipe[LANDMARKS] = f"yunet, {how}, sha256 {sha256_of(Path(self.landmarks))}"
     return recipe
 
 
@@ -151,6 +168,7 @@ def decode_clip(files: ClipFiles, decoding: Decoding) -> str | None:
   A clip without a label may lack pictures or sound: pretraining takes what there is.
   """
   finder, video = _finder(decoding), None if files.frames else files.video
+  watcher = Watcher(detector(Path(decoding.landmarks))) if decoding.landmarks else None
   lengths, sizes, shape = [], set(), ()
   try:
     if video and not files.label and not media.holds_pictures(video):
@@ -162,6 +180,7 @@ def decode_clip(files: ClipFiles, decoding: Decoding) -> str | None:
       finder=finder,
       max_frames=decoding.max_frames,
       channel=decoding.channel,
+      watcher=watcher,
     )
     seen = bool(video or files.frames)
     taken = seen and (decoding.allow_missing_sound or not files.label)
@@ -183,6 +202,7 @@ def decode_clip(files: ClipFiles, decoding: Decoding) -> str | None:
   with partial.open("wb") as file:
     kept = {key: record[key] for key in ("waveform", "sample_rate", "face_share")}
     kept |= {key: list(record[key]) for key in ("changes", "times", "notes")} | {"turned": record["turned"]}
+    kept |= {"faces": watcher.found()} if watcher else {}
     np.savez(file, lengths=lengths, sizes=sorted(sizes), shape=shape, **kept)
   partial.replace(files.decoded)  # a killed run keeps no half clip
   return None
@@ -467,7 +487,7 @@ def main(argv: Sequence[str]) -> int:
   given_model = Path(_FACE_MODEL.value) if _FACE_MODEL.value else None
   if _CHECK.value:
     wrong = []
-    if options.faces == "yunet" and given_model:  # without one it would be downloaded
+    if "yunet" in (options.faces, _LANDMARKS.value) and given_model:  # without one it would be downloaded
       try:
         face_model(given_model)
       except UserError as error:
@@ -475,10 +495,15 @@ def main(argv: Sequence[str]) -> int:
     return check(layout, name, *wrong)
   if not Path(_DATA_DIR.value).is_dir() and os.path.lexists(_DATA_DIR.value):
     raise UserError(f"--data_dir={_DATA_DIR.value}: {hint(_DATA_DIR.value, folder=True)}")
-  decoding = Decoding(options.allow_missing_sound)
+  model = str(face_model(given_model)) if "yunet" in (options.faces, _LANDMARKS.value) else ""
+  decoding = Decoding(options.allow_missing_sound, landmarks=model * (_LANDMARKS.value == "yunet"))
   if options.faces == "yunet":
-    model = face_model(given_model)
-    decoding = Decoding(options.allow_missing_sound, str(model), _FACE_POLICY.value, _FACE_SIZE.value)
+    how: dict[str, Any] = {
+      "face_model": model,
+      "face_policy": _FACE_POLICY.value,
+      "face_size": _FACE_SIZE.value,
+    }
+    decoding = dataclasses.replace(decoding, **how)
   if _KEEP_TIMES.value and any(clip.frames for clip in layout.clips):
     raise UserError("--keep_times is for videos; pictures in folders have no times")
   decoding = dataclasses.replace(

@@ -20,9 +20,10 @@ from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from mma_dfer_jax.data import media
 from mma_dfer_jax.data.channels import Heard
-from mma_dfer_jax.data.data_set import INDEX, TIMES
+from mma_dfer_jax.data.data_set import INDEX, LANDMARKS, TIMES
 from mma_dfer_jax.data.faces import FaceFinder
 from mma_dfer_jax.data.frames import JPEG_QUALITY, decode_as_meant, encode_frame, sample_frames
+from mma_dfer_jax.data.landmarks import Watcher
 from mma_dfer_jax.data.source import ClipFiles
 from mma_dfer_jax.data.wire import field, integers, number_of_integers, strings, values, varints
 from mma_dfer_jax.progress import Progress
@@ -52,7 +53,7 @@ def read_record(video: Path | None, sound: Path | None, **how: Any) -> dict[str,
 
 def read_clip(
   video: Path | None, sound: Path | None, *, pictures: Sequence[Path] = (), finder: FaceFinder | None = None,
-  max_frames: int = 0, channel: str = "first",
+  max_frames: int = 0, channel: str = "first", watcher: Watcher | None = None,
 ) -> tuple[Iterator[bytes], dict[str, Any]]:  # fmt: skip
   """The frames of a clip, decoded one by one while they are iterated over, and the other fields of its record.
 
@@ -62,6 +63,7 @@ def read_clip(
     pictures: files in the order of frames; their bytes stay as they are unless faces are cut out.
     max_frames: of a longer clip so many are taken, the middles of equal parts; 0: all.
     channel: of the sound, one of CHANNELS.
+    watcher: sees every frame that is taken, as it is stored.
   Returns:
     JPEG (or the files' own) bytes of every frame; and waveform: (S,) int16, one channel, empty if there is less sound
     than one window; sample_rate in Hz, 0 then; has_audio; face_share of the frames with a face, NaN if none was looked for.
@@ -91,11 +93,10 @@ def read_clip(
     )
 
   source: Iterable[Any] = images if video or finder else pictures
-  encoded = (encode_frame(one) if video or finder else _checked(one, changes)[0] for i, one in enumerate(source)
-             if taken is None or i in taken)  # fmt: skip
+  chosen = ((i, one) for i, one in enumerate(source) if taken is None or i in taken)
 
   def frames() -> Iterator[bytes]:
-    yield from _limited(encoded, place)
+    yield from _limited(_encoded(chosen, changes, watcher), place)
     if taken is not None and times:
       times[:-1] = [times[i] for i in sorted(taken)]
 
@@ -109,6 +110,17 @@ def read_clip(
     "turned": track.turned if track else "",
     "notes": notes,
   }
+
+
+def _encoded(
+  numbered: Iterable[tuple[int, Any]], changes: dict[str, None], watcher: Watcher | None
+) -> Iterator[bytes]:
+  """Frames, given as pixels or as files, with their numbers; the watcher sees them."""
+  for i, one in numbered:
+    data, pixels = _checked(one, changes) if isinstance(one, Path) else (None, one)
+    if watcher:
+      watcher.look(i, pixels)
+    yield data or encode_frame(pixels)
 
 
 def _heard(video: Path | None, sound: Path | None, channel: str) -> tuple[media.Sound | None, list[str]]:
@@ -260,6 +272,8 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
       features["times"] = tfds.features.Tensor(shape=(None,), dtype=np.float64)
     if "votes" in self.facts:  # of people for each class; all 0: nobody was asked
       features["votes"] = tfds.features.Tensor(shape=(len(self.classes),), dtype=np.uint8)
+    if LANDMARKS in self.facts["recipe"]:  # bytes of `landmarks.STORED`, one after the other
+      features["faces"] = tfds.features.Text()
     # As text: tfds would bring back lists of metadata as something else.
     metadata = tfds.core.MetadataDict(facts=json.dumps(self.facts))
     return _Info(builder=self, features=tfds.features.FeaturesDict(features), metadata=metadata)
@@ -289,6 +303,8 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
             record["times"] = arrays["times"][frames.start : frames.stop + 1]
           if "votes" in self.facts:
             record["votes"] = np.array(clip.votes or [0] * len(self.classes), np.uint8)
+          if LANDMARKS in self.facts["recipe"]:
+            record["faces"] = arrays["faces"][frames].tobytes()
           yield record["clip_id"], record
 
   def write(self) -> Path:

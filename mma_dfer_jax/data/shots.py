@@ -21,10 +21,11 @@ LEAST_CHANGE, TIMES_USUAL = 4.0, 4.0
 
 
 class Shots:
-  """Notices cuts while frames (H, W, 3) uint8 pass by; keeps four bytes of each."""
+  """Notices cuts while frames (H, W, 3) uint8 pass by; keeps four bytes of each that is not forgotten."""
 
   def __init__(self) -> None:
     self._changes = array("f")  # of each frame but the latest, against those before it
+    self._first = 0  # number of the frame of the oldest change
     self._recent = deque[np.ndarray](maxlen=2 * REACH)  # small pictures
 
   def watch(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -42,14 +43,21 @@ class Shots:
     before, behind = list(self._recent)[:-after][-REACH:], list(self._recent)[-after:]
     return min((float(np.abs(one - other).mean()) for one in before for other in behind), default=0.0)
 
+  def forget(self, before: int) -> None:
+    """Drops what no cut from frame `before` on depends on."""
+    over = min(max(0, before - AROUND - 1 - self._first), len(self._changes))
+    del self._changes[:over]
+    self._first += over
+
   def cuts(self) -> list[int]:
-    """Numbers of the frames that begin a shot, without the first frame, ascending."""
+    """Numbers of the frames that begin a shot, without the first frame, ascending; those before what was forgotten may be wrong."""
     latest = [self._change(after) for after in range(min(REACH - 1, len(self._recent)), 0, -1)]
     changes = np.array([*self._changes, *latest])
     found = []
     for i in np.flatnonzero(changes >= LEAST_CHANGE).tolist():
-      around = np.concatenate([changes[max(1, i - AROUND) : i], changes[i + 1 : i + 1 + AROUND]])
+      begin = max(i - AROUND, 0 if self._first else 1)  # nothing is before the first frame
+      around = np.concatenate([changes[begin:i], changes[i + 1 : i + 1 + AROUND]])
       usual = max(np.median(around), *changes[i - 1 : i], *changes[i + 1 : i + 2], 0.0)
       if len(around) >= FEWEST and changes[i] >= TIMES_USUAL * usual:
-        found.append(i)
+        found.append(self._first + i)
     return found

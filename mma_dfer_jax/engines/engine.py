@@ -101,28 +101,32 @@ class Engine:
     self,
     video: UInt8[np.ndarray, "B T H W 3"] | Float[np.ndarray, "B T H W 3"],
     spectrogram: Float[np.ndarray, "B F K"],
+    landmarks: Float[np.ndarray, "B T p 3"] | None = None,
   ) -> Float32[np.ndarray, "B C"]:
     """Logits (B, C); UserError with everything that is wrong with the inputs.
 
     Args:
       video: (B, T, H, W, 3) RGB, uint8 or float in [0, 1].
       spectrogram: (B, F, K), normalised log-mel, as `mma_dfer_jax.data.fbank.spectrogram` makes it.
+      landmarks: (B, T, p, 3) of a model that takes points of the face, as `mma_dfer_jax.data.landmarks.as_shown` gives them;
+        None of all others.
     """
-    return self.outputs(video, spectrogram)["logits"]
+    return self.outputs(video, spectrogram, landmarks)["logits"]
 
   def outputs(
     self,
     video: UInt8[np.ndarray, "B T H W 3"] | Float[np.ndarray, "B T H W 3"],
     spectrogram: Float[np.ndarray, "B F K"],
+    landmarks: Float[np.ndarray, "B T p 3"] | None = None,
   ) -> dict[str, np.ndarray]:
     """Logits (B, C), as "logits", and what the model's parts say besides; arguments and errors as for a call.
 
     A frame mask says "frame_weights" (B, T): what each frame counts, 1 on average over those that it keeps; 0: not kept. A layer
     pool says what `parts.OF_LAYERS` names.
     """
-    video, spectrogram = np.asarray(video), np.asarray(spectrogram)
-    check_inputs(self.about.inputs, video, spectrogram)
-    found = self.answer(video, spectrogram)
+    arrays = [np.asarray(array) for array in (video, spectrogram, landmarks) if array is not None]
+    check_inputs(self.about.inputs, *arrays)
+    found = self.answer(*arrays)
     named = found if isinstance(found, Mapping) else {"logits": found}
     return {name: np.asarray(value) for name, value in named.items()}
 
@@ -146,7 +150,10 @@ class Engine:
     return features_of_arrays(self, frames, waveform, sample_rate, **how)
 
   def compute_features(
-    self, video: UInt8[np.ndarray, "B T H W 3"], spectrogram: Float[np.ndarray, "B F K"]
+    self,
+    video: UInt8[np.ndarray, "B T H W 3"],
+    spectrogram: Float[np.ndarray, "B F K"],
+    *landmarks: np.ndarray,
   ) -> dict[str, np.ndarray]:
     """The same of a batch of clips that are prepared, each array with a first axis B; UserError if this engine has none."""
     raise UserError(NO_FEATURES.format(self.path))
@@ -179,7 +186,7 @@ class Engine:
     """
     raise UserError(OWN_CLASSES.format(self.path))
 
-  # (self, video, spectrogram) -> logits, or all outputs by name, of inputs that fit.
+  # (self, video, spectrogram[, landmarks]) -> logits, or all outputs by name, of inputs that fit.
   answer: ClassVar[Callable[..., Any]]
   parameters: ClassVar[Callable[[Any], str]]  # how many there are, or where, in words
 
@@ -250,14 +257,22 @@ def about_of(said: Mapping[str, Any]) -> About:
   return About(inputs=inputs, fingerprint=said["sha256"], **facts)
 
 
-def check_inputs(inputs: Inputs, video: np.ndarray, spectrogram: np.ndarray) -> None:
+def check_inputs(inputs: Inputs, video: np.ndarray, spectrogram: np.ndarray, *landmarks: np.ndarray) -> None:
   """Raises UserError with everything that is wrong with a batch of clips."""
-  problems = []
+  problems, arrays = [], (video, spectrogram, *landmarks)
+  if len(arrays) != len(inputs.shapes):
+    raise UserError(
+      f"this batch cannot be answered: the model takes {', '.join(inputs.shapes)}; {len(arrays)} were given"
+    )
+  for points in landmarks:
+    if points.dtype.kind != "f" or not np.isfinite(points).all():
+      problems.append(f"landmarks must be finite floating point; they are {points.dtype}")
+    if len(points) != len(video):
+      problems.append(f"{len(video)} videos, {len(points)} of landmarks: give as many of each")
   if len(video) != len(spectrogram) or not len(video):
     given = f"{len(video)} videos, {len(spectrogram)} spectrograms"
     problems.append(f"{given}: give as many of each, at least one")
-  shapes = inputs.video_shape, inputs.audio_shape
-  for name, array, shape in zip(("video", "spectrogram"), (video, spectrogram), shapes, strict=True):
+  for (name, shape), array in zip(inputs.shapes.items(), arrays, strict=True):
     if array.shape[1:] != shape:
       problems.append(f"{name} must be (B, {', '.join(map(str, shape))}); it is {array.shape}")
   if video.dtype != np.uint8 and not (video.dtype.kind == "f" and video.min() >= 0 and video.max() <= 1):

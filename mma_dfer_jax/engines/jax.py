@@ -46,18 +46,23 @@ class JaxEngine(Engine):
   frozen: nnx.State
 
   def compute(
-    self, tunable: nnx.State, frozen: nnx.State, video: Array, spectrogram: Float[Array, "B F K"]
+    self,
+    tunable: nnx.State,
+    frozen: nnx.State,
+    video: Array,
+    spectrogram: Float[Array, "B F K"],
+    *landmarks: Array,
   ) -> dict[str, Float32[Array, "B ..."]]:
     """The computation of all outputs, to be traced."""
     with jax.default_matmul_precision(MATMUL_PRECISION):
       model = nnx.merge(self.graphdef, tunable, frozen)
-      return by_name(model(video, spectrogram.astype(PRECISIONS[self.about.precision])))
+      return by_name(model(video, spectrogram.astype(PRECISIONS[self.about.precision]), *landmarks))
 
   @functools.cached_property
   def extras(self) -> dict[str, tuple[int, ...]]:
     """Shapes of the outputs beside the logits, without their first axis B."""
-    video, sound = self.about.inputs.video_shape, self.about.inputs.audio_shape
-    clips = jax.ShapeDtypeStruct((1, *video), np.uint8), jax.ShapeDtypeStruct((1, *sound), np.float32)
+    clips = [jax.ShapeDtypeStruct((1, *shape), np.uint8 if name == "video" else np.float32)
+             for name, shape in self.about.inputs.shapes.items()]  # fmt: skip
     found = jax.eval_shape(self.compute, self.tunable, self.frozen, *clips)
     return {name: tuple(of.shape[1:]) for name, of in found.items() if name != "logits"}
 
@@ -65,24 +70,26 @@ class JaxEngine(Engine):
   def _compiled(self) -> Callable[..., dict[str, Array]]:
     return jax.jit(self.compute)  # once for each shape
 
-  def answer(self, video: np.ndarray, spectrogram: np.ndarray) -> dict[str, np.ndarray]:
-    return jax.device_get(self._compiled(self.tunable, self.frozen, video, spectrogram))
+  def answer(self, *arrays: np.ndarray) -> dict[str, np.ndarray]:
+    return jax.device_get(self._compiled(self.tunable, self.frozen, *arrays))
 
   @functools.cached_property
   def _compiled_features(self) -> Callable[..., dict[str, Array]]:
-    def compute(tunable: nnx.State, frozen: nnx.State, video: Array, spectrogram: Array) -> Any:
+    def compute(
+      tunable: nnx.State, frozen: nnx.State, video: Array, spectrogram: Array, *landmarks: Array
+    ) -> Any:
       with jax.default_matmul_precision(MATMUL_PRECISION):
         model = nnx.merge(self.graphdef, tunable, frozen)
-        found = model.features(video, spectrogram.astype(PRECISIONS[self.about.precision]))
+        found = model.features(video, spectrogram.astype(PRECISIONS[self.about.precision]), *landmarks)
         kept = ("image", "audio", "joint", "clip")
         there = {name: getattr(found, name) for name in kept if getattr(found, name) is not None}
         return in_float32(there) | by_name(model.answer(found))
 
     return jax.jit(compute)
 
-  def compute_features(self, video: np.ndarray, spectrogram: np.ndarray) -> dict[str, np.ndarray]:
-    check_inputs(self.about.inputs, video, spectrogram)
-    found = jax.device_get(self._compiled_features(self.tunable, self.frozen, video, spectrogram))
+  def compute_features(self, *arrays: np.ndarray) -> dict[str, np.ndarray]:
+    check_inputs(self.about.inputs, *arrays)
+    found = jax.device_get(self._compiled_features(self.tunable, self.frozen, *arrays))
     return {name: value[:, 0] if name == "audio" else value for name, value in found.items()}
 
   def gates(self) -> dict[str, tuple[float, ...]]:

@@ -21,15 +21,16 @@ AGAIN = "export the model again"
 class OnnxRuntimeEngine(Engine):
   """A model in ONNX."""
 
-  # Video (1, T, H, W, 3) uint8, spectrogram (1, F, K) -> all outputs by name, each of one clip.
+  # Video (1, T, H, W, 3) uint8, spectrogram (1, F, K), … -> all outputs by name, each of one clip.
   run: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 
-  def answer(self, video: np.ndarray, spectrogram: np.ndarray) -> dict[str, np.ndarray]:
+  def answer(self, video: np.ndarray, *others: np.ndarray) -> dict[str, np.ndarray]:
     """One by one: a CPU gains nothing by more at once, and an int8 file would round all clips of a call by one scale."""
     if video.dtype != np.uint8:
       raise UserError(f"{self.path} was exported for uint8 video; it is {video.dtype}")
-    clips = zip(video[:, None], spectrogram[:, None].astype(np.float32), strict=True)
-    found = [self.run({"video": one, "spectrogram": sound}) for one, sound in clips]
+    clips = zip(video[:, None], *(other[:, None].astype(np.float32) for other in others), strict=True)
+    names = self.about.inputs.shapes
+    found = [self.run(dict(zip(names, clip, strict=True))) for clip in clips]
     return {name: np.concatenate([of_clip[name] for of_clip in found]) for name in found[0]}
 
   def parameters(self) -> str:

@@ -52,8 +52,7 @@ def load(path: Path, about: About, sharding: Any) -> OpenVinoEngine:
       "this processor does not compute in bfloat16 (avx512_bf16 or amx); an int8 file is faster than float32"
     )
   model = core.read_model(path)
-  inputs = about.inputs
-  model.reshape({"video": [1, *inputs.video_shape], "spectrogram": [1, *inputs.audio_shape]})
+  model.reshape({name: [1, *shape] for name, shape in about.inputs.shapes.items()})
   how = {"INFERENCE_PRECISION_HINT": HINTS[about.precision], "PERFORMANCE_HINT": "LATENCY",
          "INFERENCE_NUM_THREADS": usable_cores()}  # fmt: skip
   compiled = core.compile_model(model, "CPU", how)

@@ -24,14 +24,12 @@ def json_beside(path: Path) -> Path:
 class StableHloEngine(Engine):
   """An exported model."""
 
-  call: Callable[
-    ..., Any
-  ]  # (B, T, H, W, 3) uint8 and (B, F, K) float32 -> logits or all outputs by name, jitted
+  call: Callable[..., Any]  # (B, T, H, W, 3) uint8, (B, F, K) float32, … -> logits or all outputs, jitted
 
-  def answer(self, video: np.ndarray, spectrogram: np.ndarray) -> Any:
+  def answer(self, video: np.ndarray, *others: np.ndarray) -> Any:
     if video.dtype != np.uint8:
       raise UserError(f"{self.path} was exported for uint8 video; it is {video.dtype}")
-    return self.call(video, spectrogram.astype(np.float32))
+    return self.call(video, *(other.astype(np.float32) for other in others))
 
   def parameters(self) -> str:
     return f"in a file of {self.path.stat().st_size / 1e6:,.1f} MB"

@@ -10,7 +10,7 @@ import ml_collections
 
 from mma_dfer_jax import parts
 from mma_dfer_jax.config import model_config, resolve_paths
-from mma_dfer_jax.data.data_set import TIMES, DataSet, open_data_set
+from mma_dfer_jax.data.data_set import LANDMARKS, NO_LANDMARKS, TIMES, DataSet, open_data_set
 from mma_dfer_jax.errors import UserError, count, listed
 from mma_dfer_jax.layers import REMAT
 from mma_dfer_jax.model import SLOTS, ModelConfig
@@ -160,6 +160,16 @@ def check_model_and_data(config: ml_collections.ConfigDict) -> tuple[ModelConfig
       if model.inputs.frame_choice == "time" and TIMES not in data_set.recipe:
         problems.append("inputs.frame_choice=time, but the data set does not keep the times of its frames: prepare it "
                         "again with --keep_times --overwrite")  # fmt: skip
+      if model.wants_faces and LANDMARKS not in data_set.recipe:
+        problems.append(NO_LANDMARKS)
+      if model.wants_faces:
+        mixed = {
+          "mixup": config.mixup,
+          "cutmix": config.cutmix,
+          "data.rand_augment": config.data.rand_augment,
+        }
+        problems += [f"{name}={value} moves pixels, but not the boxes and points of faces that the model needs: set it to 0"
+                     for name, value in mixed.items() if value]  # fmt: skip
   except UserError as error:
     problems.append(str(error))
   if model and data_set:

@@ -65,8 +65,10 @@ class Objective:
     statistics: "clips" (C,), training clips of each class; and, if there are any, "class_weights" (epochs, C).
   """
 
-  def __init__(self, config: parts.LossPart, clips_per_class: Sequence[int], num_epochs: int):
-    self.config = config
+  def __init__(
+    self, config: parts.LossPart, clips_per_class: Sequence[int], num_epochs: int, auxiliary: Any = None
+  ):
+    self.config, self.auxiliary = config, auxiliary if auxiliary and auxiliary.weights else None
     self.statistics: Statistics = {"clips": np.array(clips_per_class, float)}
     weights = class_weights(config, clips_per_class)
     if weights is not None:
@@ -81,6 +83,9 @@ class Objective:
       shared = {"clips": statistics["clips"], "weights": weights}
       if self.config.BY_WEIGHTS:
         shared["mean_weight"] = weights[self.config.labels(batch)].mean()
+    if self.auxiliary:  # numbers for each clip, of all tasks
+      means = {name: of_clips.mean() for name, of_clips in self.auxiliary.numbers(batch).items()}
+      shared["known"] = {name: jnp.where(mean > 0, mean, 1.0) for name, mean in means.items()}
     return shared
 
   def terms(self, outputs: parts.Outputs, batch: Batch, shared: Statistics) -> Terms:
@@ -98,6 +103,18 @@ class Objective:
       )
     if "mean_weight" in shared:
       found = {key: term._replace(losses=term.losses / shared["mean_weight"]) for key, term in found.items()}
+    return found
+
+  def with_tasks(
+    self, terms: Terms, model: Any, outputs: parts.Outputs, batch: Batch, shared: Statistics
+  ) -> Terms:
+    """The same, with the weights and the terms of the auxiliary tasks, whose clips without a face count nothing."""
+    if not self.auxiliary:
+      return terms
+    weights = self.auxiliary.weights
+    found = {name: term._replace(factor=weights["classes"] * term.factor) for name, term in terms.items()}
+    for name, errors in model.cascade.errors(outputs.extra, batch).items():
+      found[name] = Term(errors / shared["known"][name], weights[name])
     return found
 
 

@@ -62,7 +62,7 @@ class Predictions:
       writer.writerows([clip, self.classes[label], *row] for clip, label, row in rows)
 
 
-def against_votes(predictions: Predictions, votes: UInt8[np.ndarray, "N C"]) -> dict[str, float]:
+def against_votes(predictions: Predictions, votes: UInt8[np.ndarray, "N C"]) -> dict[str, Any]:
   """How well answers agree with the votes of people, for clips that have any.
 
   Returns: clips; cross_entropy to their shares, in nats; won, percent of the votes that were for the answered class.

@@ -99,7 +99,7 @@ def features(
 
   @jax.jit
   def compute(state, batch):
-    of_stream = dict(zip(("image", "audio"), model_inputs(batch, precision), strict=True))
+    of_stream = dict(zip(("image", "audio"), model_inputs(batch, precision), strict=False))
     merged = nnx.merge(graphdef, state)  # with streams in another order
     found = [[clip_features(there[stream], of_stream[stream], tokens) for stream in group]
              for group, there in zip(groups, merged, strict=True)]  # fmt: skip

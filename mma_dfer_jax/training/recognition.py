@@ -16,9 +16,9 @@ import numpy as np
 import optax
 
 from mma_dfer_jax import errors, parts
-from mma_dfer_jax.data.pipeline import Augment, TrainOrder, load_batches
+from mma_dfer_jax.data.pipeline import Augment, TrainOrder, load_batches, mean_faces
 from mma_dfer_jax.model import DropPath, MmaDfer
-from mma_dfer_jax.parameters import count, tunable_patterns
+from mma_dfer_jax.parameters import count, put_over, tunable_patterns
 from mma_dfer_jax.training import sharding
 from mma_dfer_jax.training.calibration import Some, calibrated, fitted_to, hold_out
 from mma_dfer_jax.training.check import Checked, few_clips, micro_batch_of
@@ -64,7 +64,9 @@ class Recognition:
     self.order = TrainOrder(records, c.seed, c.batch_size, c.num_epochs, *hosts_of_run, labels)
     self.votes = len(data_set.classes) if checked.loss.NEEDS_VOTES else 0  # of a batch
     self.train_clips = checked.train_clips
-    self.objective = Objective(checked.loss, tuple(self.train_clips.values()), c.num_epochs)
+    self.objective = Objective(
+      checked.loss, tuple(self.train_clips.values()), c.num_epochs, checked.model.auxiliary
+    )
     self.patterns = tunable_patterns(checked.model, c.tunable)
     self.micro_batch = micro_batch_of(c)
     self.eval_every = c.eval_every
@@ -74,7 +76,32 @@ class Recognition:
     self.constants = rates, of_epoch, self.objective.statistics
 
   def fresh_model(self) -> MmaDfer:
-    return MmaDfer(self.checked.model, rngs=nnx.Rngs(params=self.config.seed))
+    model = MmaDfer(self.checked.model, rngs=nnx.Rngs(params=self.config.seed))
+    if self.faces and model.cascade.targets:
+      put_over(model, {f"cascade/targets/{name}_{what}": value for name, values in self.faces.items()
+                       for what, value in zip(("mean", "deviation"), values, strict=True)})  # fmt: skip
+    return model
+
+  @functools.cached_property
+  def faces(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Mean and deviation of the targets of auxiliary tasks in training; empty without such tasks."""
+    model = self.checked.model
+    return mean_faces(self.order, model.inputs, self.augment) if model.auxiliary.FACES else {}
+
+  @property
+  def constant_guess(self) -> dict[str, float]:
+    """The losses of a model that says the mean of the training targets, whatever it sees."""
+    unit = not self.faces or self.checked.model.auxiliary.targets == "unit"
+    return {
+      name: float((deviation**2).mean()) if unit else 1.0 for name, (_, deviation) in self.faces.items()
+    }
+
+  @property
+  def augment(self) -> Augment:
+    d = self.config.data
+    ranges = {field.name: d[field.name] for field in dataclasses.fields(Augment)}
+    ranges |= {name: tuple(d[name]) for name in ("crop_scale", "crop_ratio")}  # lists in a run.json
+    return Augment(**ranges)
 
   def optimizer(self, rates: Any, steps_per_epoch: Any, statistics: Statistics) -> tuple[optax.Schedule, optax.GradientTransformation]:  # fmt: skip
     c, model = self.config, self.checked.model
@@ -92,24 +119,26 @@ class Recognition:
     return mix(batch, key, mixup, cutmix) if mixup or cutmix else batch, shared
 
   def losses(self, model: MmaDfer, batch: Batch, drawn: DropPath, remat: str, shared: Statistics) -> tuple[Terms, Metrics]:  # fmt: skip
-    video, spectrogram = model_inputs(batch, self.config.precision)
-    outputs = in_float32(model(video, spectrogram, dropped=drawn, remat=remat))
+    outputs = in_float32(model(*model_inputs(batch, self.config.precision), dropped=drawn, remat=remat))
     right = outputs.logits.argmax(axis=-1) == batch["label"]
-    return terms_of(self.objective, outputs, batch, shared), {"accuracy": 100.0 * right, **of_frames(outputs)}
+    terms = terms_of(self.objective, outputs, batch, shared)
+    terms = self.objective.with_tasks(terms, model, outputs, batch, shared)
+    return terms, {"accuracy": 100.0 * right, **of_frames(outputs)}
 
   def draw(self, model: MmaDfer, rngs: nnx.Rngs, examples: int) -> DropPath:
     return model.draw_drop_path(rngs, examples)
 
   def abstract_batch(self, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    return abstract_batch(self.checked.model.inputs, self.config.batch_size, mesh, self.votes)
+    model = self.checked.model
+    return abstract_batch(model.inputs, self.config.batch_size, mesh, self.votes, model.wants_faces)
 
   def batches(self, start_step: int) -> contextlib.AbstractContextManager[Iterator[Mapping[str, np.ndarray]]]:
     d = self.config.data
-    ranges = {field.name: d[field.name] for field in dataclasses.fields(Augment)}
-    ranges |= {name: tuple(d[name]) for name in ("crop_scale", "crop_ratio")}  # lists in a run.json
-    augment, inputs = Augment(**ranges), self.checked.model.inputs
+    model = self.checked.model
     how = {"start_step": start_step, "num_workers": d.num_workers, "prefetch": d.prefetch}
-    return load_batches(self.order, inputs, augment, votes=self.votes, **how)
+    return load_batches(
+      self.order, model.inputs, self.augment, **how, votes=self.votes, faces=model.wants_faces
+    )
 
   def evaluator(
     self, graphdef: nnx.GraphDef, mesh: Mesh
@@ -139,7 +168,7 @@ class Recognition:
         return None
       result, predictions = found
       if c.data_set.votes.get(c.test_split):
-        result |= {"votes": against_votes(predictions, self.test_votes())}
+        result |= {"test_votes": against_votes(predictions, self.test_votes())}
       if held_out:
         result |= {"held_out": held_out}
         predictions = calibrated(predictions, held_out["temperature"])
@@ -175,6 +204,7 @@ class Recognition:
         for without in [self.clips_without_votes] if self.votes and without],
       *(f"note: no training clip is {name}, so the model cannot learn it"
         for name, clips in self.train_clips.items() if not clips),
+      *(f"a constant guess of {name}: loss {loss:.3g}" for name, loss in self.constant_guess.items()),
       *filter(None, [few_clips(self.train_clips)]),
     ]  # fmt: skip
 
@@ -210,10 +240,12 @@ class Recognition:
             **votes
           )
         }
-        if (votes := history[-1].get("votes"))
+        if (votes := history[-1].get("test_votes"))
         else {}
       ),
-    }
+      **{f"training_loss_of_{name}": f"{history[-1][name]:.3g} since the evaluation before; {loss:.3g} of a constant guess"
+         for name, loss in self.constant_guess.items() if name in history[-1]},
+    }  # fmt: skip
     predictions = read_predictions(workdir / "predictions.csv")  # of the last evaluation
     how: dict[str, Any] = {"predictions": predictions, "held_out": held_out, "split": c.test_split}
     found = write_report(workdir, run=self.run, history=history, facts=facts, **how)

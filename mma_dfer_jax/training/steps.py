@@ -29,20 +29,28 @@ DrawFn = Callable[[Any, nnx.Rngs, int], Any]
 
 
 def abstract_batch(
-  inputs: Inputs, batch_size: int, mesh: Mesh, votes: int = 0
+  inputs: Inputs, batch_size: int, mesh: Mesh, votes: int = 0, faces: bool = False
 ) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes and types of a batch as the pipeline makes them and `to_global` spreads them."""
   shapes = {"video": (inputs.video_shape, jnp.uint8), "spectrogram": (inputs.audio_shape, jnp.float32),
             "label": ((), jnp.int32), "has_audio": ((), jnp.bool_), "mask": ((), jnp.bool_)}  # fmt: skip
   if votes:
     shapes["votes"] = (votes,), jnp.uint8
+  if faces:
+    shapes |= {
+      "landmarks": ((inputs.num_frames, 5, 3), jnp.float32),
+      "face_box": ((inputs.num_frames, 5), jnp.float32),
+    }
   sharding = batch_sharding(mesh)
   return {n: jax.ShapeDtypeStruct((batch_size, *s), of, sharding=sharding) for n, (s, of) in shapes.items()}
 
 
-def model_inputs(batch: Batch, precision: str) -> tuple[jax.Array, jax.Array]:
-  """Video (B, T, H, W, 3) uint8, as it travelled, and spectrogram (B, F, K) in the precision of the computation."""
-  return batch["video"], batch["spectrogram"].astype(PRECISIONS[precision])
+def model_inputs(batch: Batch, precision: str) -> tuple[jax.Array, ...]:
+  """Video (B, T, H, W, 3) uint8, as it travelled, spectrogram (B, F, K) in the precision of the computation, and landmarks
+  (B, T, p, 3) float32 if the batch has them.
+  """
+  points = [batch[name] for name in ("landmarks",) if name in batch]
+  return batch["video"], batch["spectrogram"].astype(PRECISIONS[precision]), *points
 
 
 def train_step(

@@ -78,7 +78,10 @@ def built(slot: str, name: str):
 def inputs(slot: str, name: str, clips: int = 3):
   i, rng = config(slot, name).inputs, np.random.default_rng(1)
   video = rng.integers(0, 256, (clips, *i.video_shape), dtype=np.uint8)
-  return jnp.asarray(video), jnp.asarray(rng.normal(0, 0.5, (clips, *i.audio_shape)), jnp.float32)
+  found = [jnp.asarray(video), jnp.asarray(rng.normal(0, 0.5, (clips, *i.audio_shape)), jnp.float32)]
+  points = rng.uniform(0, 1, (clips, *i.points_shape)).astype(np.float32)
+  points[..., 2] = 1.0
+  return *found, *[jnp.asarray(points)] * (i.points > 0)
 
 
 def shapes_of(state) -> dict:
@@ -95,7 +98,8 @@ def test_builds_without_memory_and_keeps_its_shapes(slot, name):
   for clips in (3, batch):
     video = jax.ShapeDtypeStruct((clips, *i.video_shape), jnp.uint8)
     sound = jax.ShapeDtypeStruct((clips, *i.audio_shape), jnp.float32)
-    outputs = jax.eval_shape(lambda s, v, a: nnx.merge(graphdef, s)(v, a), state, video, sound)
+    points = [jax.ShapeDtypeStruct((clips, *i.points_shape), jnp.float32)] * (i.points > 0)
+    outputs = jax.eval_shape(lambda s, *given: nnx.merge(graphdef, s)(*given), state, video, sound, *points)
     assert isinstance(outputs, parts.Outputs)
     assert (outputs.logits.shape, outputs.logits.dtype) == ((clips, 5), jnp.float32)
 
@@ -115,11 +119,12 @@ def test_has_what_its_kind_promises(slot, name):
 @pytest.mark.parametrize(("slot", "name"), IN_SLOTS)
 def test_answers_alike_twice_also_in_bfloat16_and_gradients_reach_exactly_what_is_tunable(slot, name):
   graphdef, tunable, frozen = built(slot, name)
-  video, sound = inputs(slot, name)
+  given = inputs(slot, name)
 
   def loss(tunable, frozen):
-    logits = nnx.merge(graphdef, tunable, frozen)(video, sound).logits
-    return (jax.nn.log_softmax(logits)[:, 0]).sum(), logits
+    logits, extra = nnx.merge(graphdef, tunable, frozen)(*given)
+    answers = sum((extra[task] ** 2).sum() for task in ("box", "landmarks") if task in extra)
+    return (jax.nn.log_softmax(logits)[:, 0]).sum() + answers, logits
 
   run = jax.jit(jax.value_and_grad(loss, has_aux=True))
   (_, logits), gradients = run(tunable, frozen)
@@ -133,7 +138,7 @@ def test_answers_alike_twice_also_in_bfloat16_and_gradients_reach_exactly_what_i
   @jax.jit
   def in_bfloat16(tunable, frozen):
     model = nnx.merge(graphdef, cast(tunable, "bfloat16"), cast(frozen, "bfloat16"))
-    return in_float32(model(video, sound.astype("bfloat16"))).logits
+    return in_float32(model(given[0], given[1].astype("bfloat16"), *given[2:])).logits
 
   coarse = in_bfloat16(tunable, frozen)
   assert np.abs(coarse - logits).max() < 0.05 * np.abs(logits).max()
@@ -174,11 +179,11 @@ def written(slot: str, name: str):
 @pytest.mark.parametrize(("slot", "name"), IN_SLOTS)
 def test_becomes_an_onnx_graph_that_answers_alike_for_any_number_of_clips(slot, name):
   model, engine = written(slot, name)
-  video, sound = map(np.asarray, inputs(slot, name))
-  expected = engine.outputs(video, sound)
+  given = dict(zip(("video", "spectrogram", "landmarks"), map(np.asarray, inputs(slot, name)), strict=False))
+  expected = engine.outputs(*given.values())
   session = onnxruntime.InferenceSession(model.SerializeToString())
   for clips in (1, 3):
-    found = session.run(list(expected), {"video": video[:clips], "spectrogram": sound[:clips]})
+    found = session.run(list(expected), {name: array[:clips] for name, array in given.items()})
     for name, array in zip(expected, found, strict=True):
       np.testing.assert_allclose(array, expected[name][:clips], atol=1e-5, rtol=0, err_msg=name)
 
