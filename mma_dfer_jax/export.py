@@ -140,6 +140,8 @@ SAID = {
   **{f"layers_of_{stream}": "weights of the layers, which add up to 1" for stream in ("image", "audio")},
   **{f"layer_gate_of_{stream}": "share of their mean in the summary; the rest is the last layer's" for stream in ("image", "audio")},
   "streams": "factors of picture and sound, which add up to 2",
+  "found_box": "the face in each frame: x, y, width, height, shares of the frame's sides",
+  "found_landmarks": "its five points in each frame: x and y, shares of the frame's sides",
 }  # fmt: skip
 
 

@@ -132,7 +132,8 @@ class Cascade(nnx.Module):
     # Float32 as the classifier's, in any precision.
     logits = outputs.logits + jnp.tanh(self.gate[...].astype(outputs.logits.dtype)) * expression
     return outputs._replace(
-      logits=logits.astype(outputs.logits.dtype), extra={**outputs.extra, "box": box, "landmarks": landmarks}
+      logits=logits.astype(outputs.logits.dtype),
+      extra={**outputs.extra, "found_box": box, "found_landmarks": landmarks},
     )
 
   def errors(self, extra: Mapping[str, Array], batch: Mapping[str, Array]) -> dict[str, Float[Array, "B"]]:
@@ -141,7 +142,7 @@ class Cascade(nnx.Module):
     face, seen = batch["face_box"][..., 4:], batch["landmarks"][..., 2:]
     pairs = {"box": (face, batch["face_box"][..., :4]), "landmarks": (seen, batch["landmarks"][..., :2])}
     for name, (known, target) in pairs.items():
-      difference = extra[name] - target
+      difference = extra[f"found_{name}"] - target
       if self.targets:
         difference = difference / getattr(self.targets, f"{name}_deviation")[...]
       found[name] = (known * difference**2).sum(axis=tuple(range(1, difference.ndim)))

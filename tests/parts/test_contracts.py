@@ -123,7 +123,7 @@ def test_answers_alike_twice_also_in_bfloat16_and_gradients_reach_exactly_what_i
 
   def loss(tunable, frozen):
     logits, extra = nnx.merge(graphdef, tunable, frozen)(*given)
-    answers = sum((extra[task] ** 2).sum() for task in ("box", "landmarks") if task in extra)
+    answers = sum((extra[task] ** 2).sum() for task in ("found_box", "found_landmarks") if task in extra)
     return (jax.nn.log_softmax(logits)[:, 0]).sum() + answers, logits
 
   run = jax.jit(jax.value_and_grad(loss, has_aux=True))

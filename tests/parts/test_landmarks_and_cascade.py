@@ -83,8 +83,8 @@ def test_the_cascade_in_float64(golden):
   for value, name in zip([total, *losses], ("total", "ce", "loss_box", "loss_landmarks"), strict=True):
     np.testing.assert_allclose(value, g[name], atol=1e-10, err_msg=name)
   for value, name in (
-    (outputs.extra["box"], "pred_box"),
-    (outputs.extra["landmarks"], "pred_landmarks"),
+    (outputs.extra["found_box"], "pred_box"),
+    (outputs.extra["found_landmarks"], "pred_landmarks"),
     (outputs.logits, "logits"),
     (gradients[1], "grad_tokens"),
     (gradients[2], "grad_base_logits"),
@@ -105,9 +105,9 @@ def test_standardised_targets_change_units_not_answers(golden):
     one(parts.Outputs(jnp.asarray(g["base_logits"])), jnp.asarray(g["tokens"])) for one in (plain, scaled)
   ]
   for name in mean:
-    raw, said = (one.extra[name] for one in outputs)
+    raw, said = (one.extra[f"found_{name}"] for one in outputs)
     np.testing.assert_allclose(said, raw * deviation[name] + mean[name], atol=1e-12)
-  guess = {name: jnp.full_like(outputs[0].extra[name], mean[name]) for name in mean}
+  guess = {f"found_{name}": jnp.full_like(outputs[0].extra[f"found_{name}"], mean[name]) for name in mean}
   face = np.ones((2, 4, 1))
   batch = {"face_box": jnp.concatenate([np.full((2, 4, 4), 0.3 + 0.1), face], axis=-1),
            "landmarks": jnp.concatenate([np.full((2, 4, 5, 2), 0.4 - 0.2), np.ones((2, 4, 5, 1))], axis=-1)}  # fmt: skip
