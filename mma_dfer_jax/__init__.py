@@ -19,6 +19,7 @@ if TYPE_CHECKING:
   from mma_dfer_jax.model import MmaDfer as MmaDfer
   from mma_dfer_jax.model import ModelConfig as ModelConfig
   from mma_dfer_jax.prediction import Prediction as Prediction
+  from mma_dfer_jax.prediction import predict_timeline as predict_timeline
   from mma_dfer_jax.prediction import predict_video as predict_video
   from mma_dfer_jax.training.scores import Scores as Scores
   from mma_dfer_jax.training.scores import confusion_matrix as confusion_matrix
@@ -29,7 +30,7 @@ __version__ = "0.2.0"  # pyproject.toml takes it from here
 _HOMES = {
   "MmaDfer": "model", "ModelConfig": "model", "default_config": "config", "load_model": "engines.engine",
   "predict_arrays": "in_memory", "features_of_arrays": "in_memory",
-  "predict_video": "prediction", "Prediction": "prediction", "convert_checkpoint": "weights.folder",
+  "predict_video": "prediction", "predict_timeline": "prediction", "Prediction": "prediction", "convert_checkpoint": "weights.folder",
   "log_mel_fbank": "data.fbank", "sample_frames": "data.frames", "read_arrays": "data.arrays", "Scores": "training.scores",
   "confusion_matrix": "training.scores",
 }  # fmt: skip

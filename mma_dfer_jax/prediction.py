@@ -181,9 +181,7 @@ def predict_timeline(
     windows = (film.windows(seen, seconds or None, hop or None) if window != "speech" else
                [film.window_between(seen, *one) for one in sentences(file, channel, longest)])  # fmt: skip
     people = chosen_persons(person, seen.detections, len(seen.times), seen.cuts)
-    wanted = [
-      (one, who) for one in windows for who in people if who is None or who.within(one.first, one.last)
-    ]
+    wanted = [(one, who) for one in windows for who in people if not who or who.within(one.first, one.last)]
     pictured = _pictured(whose := [who for _, who in wanted])
     predictions, thumbnails = [], dict[int | None, list[tuple[float, np.ndarray]]]()
     shown = film.samples(seen, [one for one, _ in wanted], engine.about.inputs, finder, whose)
