@@ -20,6 +20,9 @@ MUCH_SHORTER = 0.5  # of the training clips' median sound, or
 MOSTLY_PADDING = 0.4  # where that is not known, of the spectrogram: less is warned of
 # Sides of a picture to each other, and to those of the model or the training clips: more is no cut-out face.
 WIDEST_FACE, LARGEST_FACE = 1.25, 4
+OTHERS = (
+  1 / 8
+)  # share of frames with another person above which the answer is withheld: it would be of two people
 FEW_FACES = 0.5  # share of frames with a face below which an answer is withheld, or of the training clips if those have less
 # Median score of the followed face below which an answer is withheld. Measured with YuNet: 0.92 to 0.96 on RAVDESS, 0.88 to
 # 0.91 on the demo's drawings; 0.76 in a tenth of the light, 0.70 to 0.83 with half of a face hidden; 0.73 on a cheetah.
@@ -100,7 +103,9 @@ def _about_pictures(about: About, sample: Sample) -> Iterator[Doubt]:
   if sample.person is not None and sample.with_face is not None:
     frames = int(sample.with_face.sum())  # only those were shown
   yield from ((WARNED, change) for change in sample.changes)
-  if frames < about.inputs.num_frames:
+  if frames == 1:
+    yield WITHHELD, "it is a single picture: an expression takes time"
+  elif frames < about.inputs.num_frames:
     repeated = "some are repeated" if about.inputs.frame_choice == "time" else "the last is repeated"
     yield WARNED, f"only {frames} of {about.inputs.num_frames} frames: {repeated}"
   if sample.rates and about.inputs.frame_choice == "number":
@@ -148,7 +153,11 @@ def _about_faces(about: About, sample: Sample) -> Iterator[Doubt]:
   if share and sample.face_score < LEAST_SCORE:
     yield WITHHELD, (f"what was followed is hardly a face: the detector's score is {sample.face_score:.2f}, below "
                      f"{LEAST_SCORE}")  # fmt: skip
-  if (sample.faces_at_once or 0) > 1:
+  if sample.of_others:
+    shown, number = sample.of_others, len(sample.video)
+    yield shown > OTHERS * number, (f"{shown} of {number} frames show another person than the rest: --person=all answers "
+                                    "each person")  # fmt: skip
+  elif (sample.faces_at_once or 0) > 1:
     followed = "the largest over time" if sample.person is None else f"person {sample.person}"
     yield WARNED, f"up to {sample.faces_at_once} faces at once: {followed} was followed"
 

@@ -51,6 +51,8 @@ def write(
     name: np.array([one[name] for one in answers], np.float64) for name in ("start", "end")
   }
   facts["top"] = np.array([one["top"] or "" for one in answers])
+  if any(one.get("person") for one in answers):
+    facts["person"] = np.array([one["person"] for one in answers], np.int64)
   arrays: dict[str, Any] = {name: np.stack([one[name] for one in features]) for name in features[0]}
   with new_file(path, replace=True) as partial, partial.open("wb") as file:
     np.savez(file, classes=np.array(list(answers[0]["probabilities"])), **facts, **arrays)
@@ -68,7 +70,7 @@ def write_table(path: Path, clips: Iterable[tuple[str, Path]]) -> None:
         columns = {name: arrays[name].tolist() for name in arrays if name != "classes"}
       number = len(columns["start"])
       rows = pa.table({"path": [clip] * number} | {
-        name: pa.array(values, None if name in ("start", "end", "top") else _float32(values[0]))
+        name: pa.array(values, None if name in ("start", "end", "top", "person") else _float32(values[0]))
         for name, values in columns.items()
       })  # fmt: skip
       writer = writer or parquet.ParquetWriter(partial, rows.schema)

@@ -24,7 +24,7 @@ from mma_dfer_jax.data.faces import Detections, FaceFinder, cut, look_over
 from mma_dfer_jax.data.fbank import window_and_hop
 from mma_dfer_jax.data.frames import choose_frames, encode_frame, uneven_rate
 from mma_dfer_jax.data.landmarks import STORED, Watcher, detector
-from mma_dfer_jax.data.persons import Person
+from mma_dfer_jax.data.persons import Person, persons, present
 from mma_dfer_jax.data.pipeline import make_example
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.inputs import Inputs
@@ -103,6 +103,9 @@ class Sample:
   notes: tuple[str, ...]  # of a whole film, as there
   person: int | None = None  # number of the one who was cut out; None: the largest face over time
   times: tuple[float, ...] = ()  # seconds of each frame of `video` since the first of the film
+  of_others: int = (
+    0  # frames of `video` without the largest person over time, in whose place another was followed
+  )
   landmarks: Float32[np.ndarray, "T p 3"] | None = None  # of a model that takes points of the face
 
   @property
@@ -286,6 +289,11 @@ class OpenWindow:
     chosen = choose_frames(inputs, len(self.shown), self.times)
     self.seconds = tuple(self.times[chosen].tolist())
     self.chosen: list[int] = np.unique(window.first + self.shown[chosen]).tolist()
+    self.of_others = 0
+    if self.track and not person:
+      people, at = persons(detections, number, cuts), self.shown[chosen]
+      if len(people) > 1:
+        self.of_others = int((present(people[1:], at) & ~present(people[:1], at)).sum())
 
   def take(self, number: int, pixels: np.ndarray, changes: Iterable[str], *, coded: bool = True) -> None:
     place = number - self.window.first
@@ -312,7 +320,7 @@ class OpenWindow:
     found = None if self.track is None else self.track.found
     of_pictures = {"size": (self.width, self.height), "changes": tuple(self.changes), "rates": self.rates, "turned": self.turned,
                    "waveform": sound["waveform"], "person": self.person.number if self.person else None,
-                   "times": self.seconds}  # fmt: skip
+                   "times": self.seconds, "of_others": self.of_others}  # fmt: skip
     return Sample(
       self.window,
       example["video"],

@@ -39,6 +39,7 @@ FORMATS_WITH_ONE_LENGTH = (
   "nut",
 )  # of the whole file; FFmpeg may say it of a shorter stream
 # Not opened: these only name other files or addresses; FFmpeg would even wait for a "live" playlist without an end.
+TEXT_AS_PICTURES = {"adf", "bin", "idf", "tty", "xbin"}  # FFmpeg draws the letters of any text
 PLAYLISTS = {"concat", "dash", "hls", "imf", "rtsp", "sdp", "webm_dash_manifest"}
 MOST_PLANES = 7  # of a sound: PyAV reads past the end of more, which ends the process
 FORMATS_WITHOUT_ASPECT = ("mpegts", "mpeg")  # of pixels: the pictures say it, each for itself
@@ -320,7 +321,10 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, Endi
   try:
     # "file:" so that a name with a colon is no protocol; the whitelists keep a file from leading to other places.
     # (As container_options: with plain options PyAV before 18 crashes on Flash files.)
-    options = {"protocol_whitelist": "file", "format_whitelist": ",".join(av.formats_available - PLAYLISTS)}
+    options = {
+      "protocol_whitelist": "file",
+      "format_whitelist": ",".join(av.formats_available - PLAYLISTS - TEXT_AS_PICTURES),
+    }
     source: Any = f"file:{name}"
     if len(found.parts) > 1:
       with PartOfFile(name, {}, 0, status.st_size) as file:

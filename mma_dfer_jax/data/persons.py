@@ -1,11 +1,12 @@
 """Who is in a film: tracks of faces joined to persons. Faces are not recognised: only place, size and look join tracks."""
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby, product
 from operator import itemgetter
 from typing import NamedTuple
 
+from jaxtyping import Bool, Int
 import numpy as np
 
 from mma_dfer_jax.data.faces import LEAST_AREA, Box, Detections, Track, link
@@ -67,6 +68,12 @@ def persons(detections: Detections, num_frames: int, cuts: Sequence[int] = ()) -
   ranked = sorted(there, key=lambda tracks: -sum(_areas(tracks)))
   large = [tracks for tracks in ranked if np.mean(_areas(tracks)) >= LEAST_AREA * np.mean(_areas(ranked[0]))]
   return [Person(number, tracks) for number, tracks in enumerate(large, 1)]
+
+
+def present(people: Iterable[Person], frames: Int[np.ndarray, "N"]) -> Bool[np.ndarray, "N"]:
+  """Whether any of these persons is there in each frame: between the first and the last box of one of their tracks."""
+  spans = [(track[0][0], track[-1][0]) for person in people for track in person.tracks]
+  return np.any([(frames >= first) & (frames <= last) for first, last in spans], axis=0)
 
 
 def check_person(person: str) -> None:

@@ -124,3 +124,6 @@ def test_a_film_of_two_persons_is_answered_for_both(tmp_path, monkeypatch):
   largest = list(film.samples(seen, film.windows(seen, 1.0, 1.0), SPEC, finder))
   np.testing.assert_array_equal(largest[0].video, answers[0].video)
   np.testing.assert_array_equal(largest[3].video, answers[5].video)
+  (whole,) = film.samples(seen, film.windows(seen, None, None), SPEC, finder)
+  assert [one.of_others for one in largest] == [0, 0, 0, 0]
+  assert whole.of_others == 2  # of 4 frames: red is gone in the second room
