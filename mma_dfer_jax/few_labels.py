@@ -26,6 +26,7 @@ import numpy as np
 import optax
 
 from mma_dfer_jax import cli
+from mma_dfer_jax.config import default_config, flat_config
 from mma_dfer_jax.cores import usable_cores
 from mma_dfer_jax.data.pipeline import EvalOrder, load_batches
 from mma_dfer_jax.disk import write_json
@@ -64,6 +65,9 @@ KINDS = {
   "random and frozen": (False, (), 1.0, "tab:blue"),
   "from scratch": (False, (".*",), 0.1, "tab:gray"),
 }
+# Fields that this study does not follow: its clips are in memory, and only mirrored.
+OF_TRAINING = ("schedule", "layer_decay", "decayed", "mixup", "cutmix", "data.held_out", "data.balanced", "data.rand_augment",
+               "data.erase", "inputs.test_views")  # fmt: skip
 NOTES = """\
 WAR in percent on the whole test split: mean ± standard deviation (n − 1) over draws of the labelled clips, each with fresh
 weights of its own. The draws are the same for all three kinds of training. Frozen: the encoders stay as they are, and the
@@ -184,7 +188,13 @@ def plan(config: ConfigDict) -> tuple[Checked, list[int]]:
       problems.append(
         f"give pretrained encoders: {' and '.join(f'--config.pretrained.{s}=FILE' for s in missing)}"
       )
-    problems += ["config.data.held_out is for train"] * bool(checked.held_out)
+    other = flat_config(default_config().to_dict())
+    given = flat_config(config.to_dict())
+    problems += [f"config.{name}={given[name]} is for train: this study trains in a way of its own" for name in OF_TRAINING
+                 if given[name] != other[name]]  # fmt: skip
+    if checked.model.wants_faces or checked.loss.NEEDS_VOTES:
+      what = "landmarks of faces" if checked.model.wants_faces else "votes"
+      problems.append(f"this study reads no {what}: use train, or ablate for several seeds")
     of_class = clips_of(checked.data_set, checked.train_split)
     fewest = min(of_class, key=lambda name: of_class[name])
     problems += [f"--labels={n}, but {checked.train_split} has {of_class[fewest]} clips of {fewest} only; the most is that"
