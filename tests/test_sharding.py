@@ -13,11 +13,12 @@ import numpy as np
 import optax
 import pytest
 
+from mma_dfer_jax import parts
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.model import MmaDfer
 from mma_dfer_jax.parameters import flat_params, tunable_patterns
 from mma_dfer_jax.training import sharding
-from mma_dfer_jax.training.objective import Term
+from mma_dfer_jax.training.objective import Objective
 from mma_dfer_jax.training.state import create_train_state
 from mma_dfer_jax.training.steps import train_step
 
@@ -41,9 +42,21 @@ def fresh() -> MmaDfer:
   return MmaDfer(SMALL, rngs=nnx.Rngs(3))
 
 
+# Of classes so uneven that a mean over a device's or a micro-batch's own weights would be another loss.
+OBJECTIVE = Objective(
+  parts.read("losses", {"name": "focal", "ial_weight": 0.1, "class_weights": "inverse"}),
+  (50, 1, 9, 30, 2, 4, 7),
+  1,
+)
+
+
 def loss_fn(model, batch, dropped, remat, shared):
-  logits = model(batch["video"], batch["spectrogram"], dropped=dropped, remat=remat).logits
-  return {"ce": Term(optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]))}, {}
+  outputs = model(batch["video"], batch["spectrogram"], dropped=dropped, remat=remat)
+  return OBJECTIVE.terms(outputs, batch, shared), {}
+
+
+def whole(batch, key, step):
+  return batch, OBJECTIVE.whole(batch, 0, OBJECTIVE.statistics)
 
 
 @functools.cache
@@ -58,7 +71,7 @@ def loss_and_gradients(data: int, fsdp: int, micro_batch: int = 0):
       variable[...] = jax.device_put(rng.normal(size=1).astype(np.float32), variable[...].sharding)
   spread = {variable[...].sharding.spec for variable in flat_params(state.frozen).values()}
   batch = sharding.to_global(benchmark.random_batch(SMALL, CLIPS), mesh)
-  how = {"graphdef": graphdef, "tx": GRADIENTS, "loss_fn": loss_fn, "draw_fn": MmaDfer.draw_drop_path, "remat": "names"}  # fmt: skip
+  how = {"graphdef": graphdef, "tx": GRADIENTS, "loss_fn": loss_fn, "whole_fn": whole, "draw_fn": MmaDfer.draw_drop_path, "remat": "names"}  # fmt: skip
   step = jax.jit(functools.partial(train_step, micro_batch=micro_batch, mesh=mesh, **how))
   state, metrics = step(state, batch, jax.random.key(0))
   gradients = {path: np.asarray(value[...]) for path, value in flat_params(state.opt_state).items()}
