@@ -244,6 +244,11 @@ def evaluate(evaluation: Evaluation) -> report.Fold:
     folds.append(report.Fold(split, predictions, of_fold))
     if chief:
       report.draw_confusion_matrix(scores, Path(f"{files}_without_{without}.png"))
+      report.draw_reliability(
+        predictions,
+        {"temperature": about.temperature} if about.temperature != 1 else {},
+        Path(f"{files}_without_{without}_reliability.png"),
+      )
       predictions.write(Path(f"{files}_without_{without}_predictions.csv"))
       war, uar = report.percent(scores.war), report.percent(scores.uar)
       shown = f"WAR {war}, UAR {uar}, ECE {report.percent(ece)}, {count(scores.clips, 'clip')}"

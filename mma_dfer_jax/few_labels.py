@@ -188,10 +188,9 @@ def plan(config: ConfigDict) -> tuple[Checked, list[int]]:
       problems.append(
         f"give pretrained encoders: {' and '.join(f'--config.pretrained.{s}=FILE' for s in missing)}"
       )
-    other = flat_config(default_config().to_dict())
-    given = flat_config(config.to_dict())
-    problems += [f"config.{name}={given[name]} is for train: this study trains in a way of its own" for name in OF_TRAINING
-                 if given[name] != other[name]]  # fmt: skip
+    usual, here = (flat_config(one.to_dict()) for one in (default_config(), config))
+    problems += [f"config.{name}={here[name]} is for train: this study trains in a way of its own" for name in OF_TRAINING
+                 if here[name] != usual[name]]  # fmt: skip
     if checked.model.wants_faces or checked.loss.NEEDS_VOTES:
       what = "landmarks of faces" if checked.model.wants_faces else "votes"
       problems.append(f"this study reads no {what}: use train, or ablate for several seeds")

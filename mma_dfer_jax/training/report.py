@@ -112,7 +112,7 @@ def write_report(
             "frozen_parameters", "peak_memory_gib", "started_from", "data_set", "splits", "loss", *(name for name in facts if name.startswith("training_")),
             "sampling", "clips_without_votes", "votes", "version")  # fmt: skip
   _draw_learning_curves(workdir, history, every, run["config"]["loss.name"])
-  _draw_reliability(workdir, predictions, held_out)
+  draw_reliability(predictions, held_out, workdir / "reliability.png")
   _write(
     workdir, "report", report, last, "report of a run", "",
     f"**WAR {percent(last.war)}, UAR {percent(last.uar)}** on {count(last.clips, 'test clip')}, after the last epoch "
@@ -393,7 +393,7 @@ def _draw_learning_curves(workdir: Path, history: Sequence[Mapping[str, Any]], s
   save_figure(figure, workdir / "learning_curves.png")
 
 
-def _draw_reliability(workdir: Path, predictions: Predictions, held_out: Mapping[str, Any]) -> None:
+def draw_reliability(predictions: Predictions, held_out: Mapping[str, Any], path: Path) -> None:
   figure = empty_figure(5.0, 4.6)
   axes = figure.subplots()
   axes.plot([0, 1], [0, 1], color="0.7")
@@ -402,7 +402,7 @@ def _draw_reliability(workdir: Path, predictions: Predictions, held_out: Mapping
   calibration.draw(axes, predictions, f"temperature {held_out.get('temperature', 1.0):.3g}")
   axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="share that is right", title="test clips")
   axes.legend()
-  save_figure(figure, workdir / "reliability.png")
+  save_figure(figure, path)
 
 
 def empty_figure(width: float, height: float) -> Any:
