@@ -74,8 +74,10 @@ def main(argv: Sequence[str]) -> int:
 
   others = list(argv[1:])
   source = _CAMERA.value
-  if source is None and (addresses := [one for one in others if is_live(one)]):
-    others.remove(source := addresses[0])
+  if source is None and (
+    live := [one for one in others if one == "-" or (is_live(one) and len(others) == 1)]
+  ):
+    others.remove(source := live[0])  # among files an address is one that must be downloaded first
   if source is not None:
     return _live(source, others)
   if _SECONDS.value is not None:

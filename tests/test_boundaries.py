@@ -52,7 +52,7 @@ def test_what_a_library_raises_at_a_clip_is_its_own_error(tmp_path, model, monke
   status, _, err = run("predict", *arguments, at=tmp_path)
   assert (status, "Traceback" in err) == (1, False)
   assert "error: b.mkv: cannot be decoded (TypeError: 31 is odd)" in err
-  assert "1 of 3 clips could not be read" in err
+  assert "1 of 3 clips could not be answered" in err
   table = (tmp_path / "out/answers.csv").read_text()
   assert ["a.mkv" in table, "b.mkv" in table, "c.mkv" in table] == [True, False, True]
   monkeypatch.setenv("MMA_DFER_TRACEBACK", "1")
@@ -142,13 +142,13 @@ def test_a_field_that_looks_like_another(tmp_path):
 
 def test_paths_of_a_config_are_absolute_wherever_it_came_from(tmp_path, monkeypatch):
   config, pretraining = default_config(), pretraining_config("image")
-  for one, fields in ((config, PATHS[:3]), (pretraining, PATHS[3:5])):
+  for one, fields in ((config, PATHS[:4]), (pretraining, PATHS[4:6])):
     one.update_from_flattened_dict({field: f"~/{field}" for field in (*fields, "data.data_dir")})
   monkeypatch.setenv("HOME", "/people/me")
   assert resolve_paths(config) == resolve_paths(pretraining) == []
   assert pretraining.init.to_dict() == {s: f"/people/me/init.{s}" for s in ("image", "audio")}
   assert (config.data.data_dir, config.init_from) == ("/people/me/data.data_dir", "/people/me/init_from")
-  assert config.pretrained.to_dict() == {s: f"/people/me/pretrained.{s}" for s in ("image", "audio")}
+  assert config.pretrained.to_dict() == {s: f"/people/me/pretrained.{s}" for s in ("image", "audio", "text")}
   config.pretrained.image = "https://a.org/b.pth"
   assert resolve_paths(config) == [
     "pretrained.image: 'https://a.org/b.pth' is an address, not a path; download or mount it first"

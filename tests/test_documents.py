@@ -82,7 +82,7 @@ def smaller(module: str, args: list[str]) -> list[str]:
     case "benchmark" if "--loading" in args:
       args += ["--clips=4", "--repeats=1", "--num_workers=0"]
     case "benchmark":
-      args += ["--image_size=32", "--depth=1", "--batch_size=2", "--repeats=1", "--precision=float32",
+      args += ["--image_size=32", "--depth=1"] * (not config) + ["--batch_size=2", "--repeats=1", "--precision=float32",
                "--remat=none", "--num_workers=0"] + ["--steps=eval"] * ("--steps=train" not in args)  # fmt: skip
     case "ablate":
       args += [
@@ -105,6 +105,9 @@ def smaller(module: str, args: list[str]) -> list[str]:
     gone = [place for place in ("fusion", "temporal") if re.search(rf"{place}=|no_{place}", config)]
     fields = [field for field in TINY if not any(f"model.{place}." in field for place in gone)]
     args += [f"--config.{field}" for field in fields]
+  if "frame_mask_half" in config:  # of frames and layers that TINY leaves
+    half = ("image.depth=2", "audio.depth=2", "frame_mask.keep=2", "frame_mask.after=1")
+    args += [f"--config.model.{field}" for field in half]
   return [arg for arg in args if arg]
 
 

@@ -238,7 +238,7 @@ def test_unreadable_files_are_reported_and_stop_nothing(tmp_path, command):
   for flags in ([], ["--window=1"]):
     status, _, err = command(tmp_path, "--out=out", *flags, "good.mp4", *bad, "last.mkv")
     assert status == 1
-    assert "9 of 11 clips could not be read" in err
+    assert "9 of 11 clips could not be answered" in err
     for name, reason in bad.items():
       assert re.search(f"^error: {name}: {reason}", err, re.MULTILINE), err
     assert {row["clip"] for row in table(tmp_path / "out/answers.csv")} == {"good.mp4", "last.mkv"}

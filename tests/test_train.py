@@ -364,26 +364,3 @@ def test_a_temperature_is_fitted_on_held_out_clips(data_dir, tmp_path):
   assert predict_video(engine, clip).top == kept.classes[shares.argmax()]
   status, out, err = commands.run("evaluate", f"--workdir={tmp_path}/run")
   assert (status, f"ECE {found['ece']:.2f} %" in out) == (0, True), out + err
-
-
-@pytest.mark.slow
-def test_a_loss_with_late_class_weights_ends_with_the_same_bits_after_a_stop(data_dir, tmp_path):
-  """Stopped before and after class weights begin to act; clips are drawn evenly by class."""
-  how = {
-    "data.balanced": True,
-    "loss.ial_weight": 0.1,
-    "loss.class_weights": "effective",
-    "loss.reweight_from": 0.5,
-  }
-  how |= {"loss.effective_beta": 0.5, "num_epochs": 4}
-  small.train_here(tmp_path / "whole", data_dir, **how)
-  for questions in (4, 14):
-    assert "stopped by" in small.train_here(tmp_path / "parts", data_dir, stop_after=questions, **how)
-  printed = small.train_here(tmp_path / "parts", data_dir, **how)
-  assert 10 < int(re.search(r"resuming after step (\d+) of 20", printed)[1]) < 20
-  small.assert_same_bits(tmp_path / "whole", tmp_path / "parts")
-  lines = [json.loads(line) for line in (tmp_path / "parts/metrics.jsonl").read_text().splitlines()]
-  for line in (line for line in lines if "loss" in line):
-    assert line["loss"] == pytest.approx(line["ce"] + 0.1 * line["ial"], rel=1e-5)
-  words = "class_weights=effective (beta 0.5) from epoch 3, 0.1 x intensity-aware loss"
-  assert words in (tmp_path / "parts/report.md").read_text()

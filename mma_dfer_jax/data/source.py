@@ -182,8 +182,8 @@ class ClipFiles:
   frames: tuple[Path, ...] = ()  # picture files in the order of their use; empty: they come from `video`
   video: Path | None = None
   sound: Path | None = None  # a sound file, or the video; None: there is none for this clip
-  votes: tuple[int, ...] = ()  # of people for each class, in label order; empty: there are none
   decoded: Path = Path()  # .npz: lengths and sizes of frames, waveform, sample_rate, face_share
+  votes: tuple[int, ...] = ()  # of people for each class, in label order; empty: there are none
 
   @property
   def pictures(self) -> Path:

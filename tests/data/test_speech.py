@@ -53,7 +53,7 @@ def test_a_timeline_of_sentences():
     )
     for start, end in ((1.0, 2.0), (3.0, 3.5))
   )
-  timeline = Timeline("a", 5.0, 0.0, 0.0, windows, None, ())
+  timeline = Timeline("a", 5.0, 0.0, 0.0, windows, None, (), spoken=1.5)
   assert spans(timeline) == [(1.0, 2.0), (3.0, 3.5)]
   assert "00:00:03,000 --> 00:00:03,500" in to_srt(timeline)
   summary = summarise(timeline)
