@@ -243,13 +243,7 @@ def evaluate(evaluation: Evaluation) -> report.Fold:
     of_fold = {"folder": str(path), "step": about.step, **no_sound, "model": about.origin, "data_set": facts["data_set"]}  # fmt: skip
     folds.append(report.Fold(split, predictions, of_fold))
     if chief:
-      report.draw_confusion_matrix(scores, Path(f"{files}_without_{without}.png"))
-      report.draw_reliability(
-        predictions,
-        {"temperature": about.temperature} if about.temperature != 1 else {},
-        Path(f"{files}_without_{without}_reliability.png"),
-      )
-      predictions.write(Path(f"{files}_without_{without}_predictions.csv"))
+      _draw(f"{files}_without_{without}", predictions, about)
       war, uar = report.percent(scores.war), report.percent(scores.uar)
       shown = f"WAR {war}, UAR {uar}, ECE {report.percent(ece)}, {count(scores.clips, 'clip')}"
       tau = f", logit adjustment {_LOGIT_ADJUSTMENT.value}" * bool(_LOGIT_ADJUSTMENT.value)
@@ -260,6 +254,14 @@ def evaluate(evaluation: Evaluation) -> report.Fold:
   if chief:
     print(f"\nwrote {files}.json")
   return folds[0]
+
+
+def _draw(files: str, predictions: Predictions, about: About) -> None:
+  """Confusion matrix, reliability diagram and the answers themselves; names of files begin with `files`."""
+  report.draw_confusion_matrix(predictions.scores, Path(f"{files}.png"))
+  held_out = {"temperature": about.temperature} if about.temperature != 1 else {}
+  report.draw_reliability(predictions, held_out, Path(f"{files}_reliability.png"))
+  predictions.write(Path(f"{files}_predictions.csv"))
 
 
 def files_of(path: Path, facts: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

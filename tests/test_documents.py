@@ -105,7 +105,7 @@ def smaller(module: str, args: list[str]) -> list[str]:
     gone = [place for place in ("fusion", "temporal") if re.search(rf"{place}=|no_{place}", config)]
     fields = [field for field in TINY if not any(f"model.{place}." in field for place in gone)]
     args += [f"--config.{field}" for field in fields]
-  if "frame_mask_half" in config:  # of frames and layers that TINY leaves
+  if "frame_mask" in config:  # of frames and layers that TINY leaves
     half = ("image.depth=2", "audio.depth=2", "frame_mask.keep=2", "frame_mask.after=1")
     args += [f"--config.model.{field}" for field in half]
   return [arg for arg in args if arg]
