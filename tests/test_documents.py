@@ -33,6 +33,10 @@ ELSEWHERE = {
   "./launch.sh slurm *": "test_launch.py, as a dry run",
   "*--coordinator=*": "test_hosts.py",
   "*few_labels*": "test_pretrain.py",
+  "*configs/mae_dfer.py*": "needs MAE-DFER's checkpoint; its encoder and files: test_lgi.py, weights/test_mae_dfer.py",
+  "*:image=lgi*": "test_lgi.py, at sizes that fit its regions",
+  "*:head=text*": "parts/test_text_head.py, which writes class vectors",
+  "*--model=runs/text*": "parts/test_text_head.py",
 }
 # One layer of the golden tiny model: the sizes of the small pretraining files.
 TINY = ["inputs.image_size=32", "inputs.num_frames=4", "batch_size=4", "num_epochs=1", "micro_batch=-1", "remat=none",
