@@ -3,12 +3,13 @@
 import json
 import re
 
-from commands import run
+from commands import load, run
 import numpy as np
 import pytest
 import small_runs as small
 
 from mma_dfer_jax import load_model
+from mma_dfer_jax.training.predictions import read_predictions
 
 pytestmark = pytest.mark.slow
 
@@ -85,3 +86,33 @@ def test_it_answers_and_is_evaluated_without_a_stream(workdir, data_dir, tmp_pat
   status, out, err = run("evaluate", f"--workdir={workdir}", "--without=none,picture,sound")
   assert status == 0, err
   assert out.count("7 clips") == 3
+
+
+def test_logit_adjustment_at_evaluation(workdir, monkeypatch):
+  """Of a training on uneven clips, which the small ones are not: their numbers are put in its place."""
+  evaluate, facts = load("evaluate"), small.read_json(workdir / "run.json")
+  clips = dict(zip(facts["classes"], (50, 1, 9, 30, 2, 4, 7), strict=True))
+  changed = facts | {"data_set": facts["data_set"] | {"clips": {"train": clips}}}
+  monkeypatch.setattr(evaluate, "read_run", lambda path: changed)
+  for flags in ([], ["--logit_adjustment=2"]):
+    status, out, err = run("evaluate", f"--workdir={workdir}", *flags)
+    assert status == 0, err
+  assert "logit adjustment 2.0" in out
+  plain, adjusted = (
+    read_predictions(workdir / f"evaluation_test_step15{which}_without_none_predictions.csv").probabilities
+    for which in ("", "_logit_adjustment_2.0")
+  )
+  expected = plain / (np.array(list(clips.values())) / 103) ** 2
+  np.testing.assert_allclose(adjusted, expected / expected.sum(axis=1, keepdims=True), atol=1e-6)
+  for config, numbers, words in (
+    (
+      {"loss.logit_adjustment": 1.0},
+      {},
+      "was trained with loss.logit_adjustment=1.0 already; never use both",
+    ),
+    ({}, {facts["classes"][2]: 0}, f"cannot be used, for no training clip is {facts['classes'][2]}"),
+  ):
+    changed["config"] = facts["config"] | config
+    changed["data_set"] = facts["data_set"] | {"clips": {"train": clips | numbers}}
+    status, _, err = run("evaluate", f"--workdir={workdir}", "--logit_adjustment=2")
+    assert (status, words in err) == (1, True), err
