@@ -9,7 +9,7 @@ tokens; the protocols below describe all other kinds.
 
 Letters in shapes: B clips, V sequences of tokens per clip (16 for an encoder of frames, 1 for sound), N tokens of a
 sequence, M of the sound's, S moments in time, D and E widths of the two encoders, W of the temporal model, P prompts,
-C classes, L layers, p points of a face.
+C classes, L layers, T frames, p points of a face.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -240,12 +240,12 @@ class Landmarks(Protocol):
   """Adds what `Config.POINTS` points of the face say: to each moment, or beside all of them."""
 
   def __call__(
-    self, joint: Float[Array, "B S W"], landmarks: Float[Array, "B S p 3"] | None
+    self, joint: Float[Array, "B S W"], landmarks: Float[Array, "B T p 3"] | None
   ) -> Float[Array, "B S W"]:
     """Landmarks are x and y from 0 to 1 from the frame's upper left corner, and 1 if the point is known, else 0."""
 
   def beside(
-    self, temporal: Callable[..., tuple[Array, Array]], landmarks: Float[Array, "B S p 3"] | None
+    self, temporal: Callable[..., tuple[Array, Array]], landmarks: Float[Array, "B T p 3"] | None
   ) -> tuple[Float[Array, "B W"], Float[Array, "B S W"]]:
     """What `temporal(more=tokens)`, the temporal model of these moments, makes of them."""
 

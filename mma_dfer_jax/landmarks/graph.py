@@ -77,8 +77,8 @@ class LandmarkGraph(nnx.Module):
     self.gate = nnx.Param(jnp.zeros(1))
     self.position = nnx.Param(jnp.zeros((1, 1, width))) if cfg.form == "token" else None
 
-  def tokens(self, points: Float[Array, "B S p 2"]) -> Float[Array, "B S W"]:
-    """What the points of each moment say, without the gate."""
+  def tokens(self, points: Float[Array, "B T p 2"]) -> Float[Array, "B T W"]:
+    """What the points of each frame say, without the gate."""
     dtype = self.out.kernel[...].dtype
     joined = jnp.asarray(adjacency(), dtype)
     hidden = normalise_points(points).astype(dtype)
@@ -87,7 +87,7 @@ class LandmarkGraph(nnx.Module):
     return self.out(hidden.mean(axis=-2))
 
   def __call__(
-    self, joint: Float[Array, "B S W"], landmarks: Float[Array, "B S p 3"] | None
+    self, joint: Float[Array, "B S W"], landmarks: Float[Array, "B T p 3"] | None
   ) -> Float[Array, "B S W"]:
     if landmarks is None:
       raise ValueError("a model with a landmark graph takes landmarks (B, T, 5, 3) as its third input")
@@ -96,19 +96,18 @@ class LandmarkGraph(nnx.Module):
     return joint + _whole(landmarks, joint) * jnp.tanh(self.gate[...]) * self.tokens(landmarks[..., :2])
 
   def beside(
-    self, temporal: Callable[..., tuple[Array, Array]], landmarks: Float[Array, "B S p 3"] | None
+    self, temporal: Callable[..., tuple[Array, Array]], landmarks: Float[Array, "B T p 3"] | None
   ) -> tuple[Float[Array, "B W"], Float[Array, "B S W"]]:
     clip, moments = temporal()
     if self.position is None or landmarks is None:
       return clip, moments
     whole = _whole(landmarks, clip)
-    number = whole.sum(axis=1)  # (B, 1)
-    mean = (whole * self.tokens(landmarks[..., :2])).sum(axis=1) / number.clip(1)
-    gate = (number > 0) * jnp.tanh(self.gate[...])
+    mean = (whole * self.tokens(landmarks[..., :2])).sum(axis=1) / whole.sum(axis=1).clip(1)
+    gate = whole.max(axis=1) * jnp.tanh(self.gate[...])  # (B, 1)
     with_token = temporal(more=mean[:, None] + self.position[...])
     return clip + gate * (with_token[0] - clip), moments + gate[..., None] * (with_token[1] - moments)
 
 
-def _whole(landmarks: Float[Array, "B S p 3"], like: Array) -> Float[Array, "B S 1"]:
+def _whole(landmarks: Float[Array, "B T p 3"], like: Array) -> Float[Array, "B T 1"]:
   """1 for each frame of which all points are known, else 0."""
   return landmarks[..., 2].min(axis=-1)[..., None].astype(like.dtype)
