@@ -107,6 +107,8 @@ class Sample:
     0  # frames of `video` without the largest person over time, in whose place another was followed
   )
   landmarks: Float32[np.ndarray, "T p 3"] | None = None  # of a model that takes points of the face
+  # With `inputs.test_views` above 1: the same of each part, whose probabilities are averaged; this sample is the middle.
+  views: "tuple[Sample, ...]" = ()
 
   @property
   def arrays(self) -> tuple[np.ndarray, ...]:
@@ -286,12 +288,14 @@ class OpenWindow:
     # Of the largest face all frames are shown, as in training; of a person those in which they are.
     self.shown = np.flatnonzero(self.track.found) if person and self.track else np.arange(number)
     self.times = np.append(times[self.shown], times[self.shown[-1] + 1])
-    chosen = choose_frames(inputs, len(self.shown), self.times)
-    self.seconds = tuple(self.times[chosen].tolist())
+    views = (None, *range(inputs.test_views)) if inputs.test_views > 1 else (None,)
+    by_view = {view: choose_frames(inputs, len(self.shown), self.times, view=view) for view in views}
+    self.seconds = {view: tuple(self.times[of].tolist()) for view, of in by_view.items()}
+    chosen = np.concatenate([*by_view.values()])
     self.chosen: list[int] = np.unique(window.first + self.shown[chosen]).tolist()
     self.of_others = 0
     if self.track and not person:
-      people, at = persons(detections, number, cuts), self.shown[chosen]
+      people, at = persons(detections, number, cuts), self.shown[by_view[None]]
       if len(people) > 1:
         self.of_others = int((present(people[1:], at) & ~present(people[:1], at)).sum())
 
@@ -316,22 +320,21 @@ class OpenWindow:
       faces = np.zeros(len(self.shown), STORED)
       faces[np.searchsorted(self.window.first + self.shown, self.chosen)] = self.watcher.found()
       record["faces"] = faces.tobytes()
-    example = make_example(record, inputs)
     found = None if self.track is None else self.track.found
-    of_pictures = {"size": (self.width, self.height), "changes": tuple(self.changes), "rates": self.rates, "turned": self.turned,
+    of_pictures: dict[str, Any] = {"size": (self.width, self.height), "changes": tuple(self.changes), "rates": self.rates, "turned": self.turned,
                    "waveform": sound["waveform"], "person": self.person.number if self.person else None,
-                   "times": self.seconds, "of_others": self.of_others}  # fmt: skip
-    return Sample(
-      self.window,
-      example["video"],
-      example["spectrogram"],
-      found,
-      self.faces_at_once,
-      self.track.score if self.track else 0.0,
-      landmarks=example.get("landmarks"),
-      **of_pictures,
-      **heard,
-    )
+                   "of_others": self.of_others}  # fmt: skip
+    score = self.track.score if self.track else 0.0
+
+    def of_view(view: int | None) -> Sample:
+      example = make_example(record, inputs, view=view)
+      return Sample(
+        self.window, example["video"], example["spectrogram"], found, self.faces_at_once, score,
+        landmarks=example.get("landmarks"), times=self.seconds[view], **of_pictures, **heard,
+      )  # fmt: skip
+
+    middle, *views = map(of_view, self.seconds)
+    return dataclasses.replace(middle, views=tuple(views))
 
 
 def _excerpts(

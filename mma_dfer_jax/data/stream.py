@@ -359,7 +359,9 @@ class Ring:
       pixels = self.pictures[number].pixels()
       opened.take(number, pixels, self.pictures[number].changes)
     opened.window = Window(self.origin + start, self.origin + end, self.first + first, self.first + last)
-    opened.seconds = tuple(self.origin + one for one in opened.seconds)
+    opened.seconds = {
+      view: tuple(self.origin + one for one in times) for view, times in opened.seconds.items()
+    }
     return opened.sample(*self._excerpt(start, end), self.inputs)
 
   def _excerpt(self, start: float, end: float) -> tuple[dict[str, Any], dict[str, Any]]:
