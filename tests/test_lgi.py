@@ -149,7 +149,7 @@ def test_drop_path_leaves_out_one_branch_of_one_clip(branch, regions, of_region)
 
 def test_each_branch_of_each_block_is_dropped_by_itself():
   model = build(model_of("tiny", drop_path=0.5), "tiny", np.float32)
-  drawn, of_sound = model.draw_drop_path(nnx.Rngs(0), 64)
+  drawn, of_sound, _ = model.draw_drop_path(nnx.Rngs(0), 64)
   assert of_sound is None
   assert drawn.shape == (3, 10, 64)
   assert set(np.unique(drawn[0])) == {1.0}

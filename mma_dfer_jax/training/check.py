@@ -153,11 +153,6 @@ def check_model_and_data(config: ml_collections.ConfigDict) -> tuple[ModelConfig
       problems += [f"model.{name}.tunable={part.tunable} has no effect, for {why}"
                    for name, part in chosen.items() if part.tunable != type(part)().tunable]  # fmt: skip
       tunable_patterns(model, config.tunable)
-      if config.mixup or config.cutmix or config.data.rand_augment:
-        problems += [f"mixup, cutmix and data.rand_augment do not move points of the face along, which model.{name}={place} "
-                     "needs: set them to 0"
-                     for name in ("landmarks", "auxiliary")
-                     if (place := parts.place_of(getattr(model, name)).partition("/")[2]) != "none"]  # fmt: skip
       if model.inputs.frame_choice == "time" and TIMES not in data_set.recipe:
         problems.append("inputs.frame_choice=time, but the data set does not keep the times of its frames: prepare it "
                         "again with --keep_times --overwrite")  # fmt: skip
