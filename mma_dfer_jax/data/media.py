@@ -22,7 +22,8 @@ from PIL import Image
 
 from mma_dfer_jax.cores import own_cores
 from mma_dfer_jax.data.channels import SILENT, Heard, names_of, take
-from mma_dfer_jax.data.ends import AGAIN, Ending, PartOfFile, ending
+from mma_dfer_jax.data.ends import AGAIN, PartOfFile, ending
+from mma_dfer_jax.data.formats import Ending
 from mma_dfer_jax.data.frames import is_cut
 from mma_dfer_jax.data.pictures import quiet
 from mma_dfer_jax.data.pixels import Picture
