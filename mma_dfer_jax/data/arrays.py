@@ -6,9 +6,8 @@ from typing import Any
 from jaxtyping import Int16
 import numpy as np
 
-from mma_dfer_jax.data.channels import CHANNELS, SILENT, Heard, names_of, take
+from mma_dfer_jax.data.channels import CHANNELS, Heard, names_of, take
 from mma_dfer_jax.data.faces import FaceFinder, look_over
-from mma_dfer_jax.data.fbank import window_and_hop
 from mma_dfer_jax.data.film import Film, OpenWindow, Sample, Window
 from mma_dfer_jax.data.media import LOWEST_RATE, is_long_enough
 from mma_dfer_jax.errors import listed
@@ -79,14 +78,8 @@ def sample_of(
   window = OpenWindow(film, Window(0.0, film.seconds, 0, len(frames)), inputs, finder)
   for number in window.chosen:
     window.take(number, np.ascontiguousarray(frames[number]), (), coded=coded)
-  room = 0
-  if rate:
-    row, hop = window_and_hop(rate)
-    room = row + hop * (inputs.audio_shape[0] - 1)  # samples of so many rows
-  of_sample = {"heard": room / rate if rate else 0.0, "seconds_of_sound": seconds, "sample_rate": rate, "notes": notes * bool(rate),
-               "silent": rate > 0 and int(np.abs(taken.astype(np.int32)).max()) < SILENT}  # fmt: skip
-  of_record = {"waveform": taken[:room], "sample_rate": rate, "has_audio": rate > 0}
-  return window.sample(of_record, of_sample, inputs)
+  peak = int(np.abs(taken.astype(np.int32)).max(initial=0))
+  return window.sample(inputs, taken, rate, seconds, peak, notes * bool(rate))
 
 
 def _heard(pcm: Int16[np.ndarray, "C S"], channel: str) -> tuple[Int16[np.ndarray, "S"], tuple[str, ...]]:

@@ -28,6 +28,14 @@ def window_and_hop(sample_rate: int) -> tuple[int, int]:
   return int(sample_rate * 25.0 * 0.001), int(sample_rate * 10.0 * 0.001)
 
 
+def samples_for(rows: int, sample_rate: int) -> int:
+  """Samples that so many rows are made of; none at a sample rate of 0, of a sound that is missing."""
+  if not sample_rate:
+    return 0
+  window, hop = window_and_hop(sample_rate)
+  return window + hop * (rows - 1)
+
+
 def mel_triangles(sample_rate: int, padded: int, num_mel_bins: int) -> Float[np.ndarray, "K bins"]:
   """Weights of the mel filters: triangles that are equally spaced and straight-sided on the mel scale.
 
