@@ -66,6 +66,11 @@ def said_by(name: str, what: str) -> Any:
     return None
 
 
+def fields_of(name: str) -> dict[str, dataclasses.Field]:
+  """The fields of a data set's Options by name; none if its file is broken, or not there."""
+  return getattr(said_by(name, "Options"), "__dataclass_fields__", {})
+
+
 def folds_of(classes: Sequence[str], *rows: Sequence[int]) -> Counts:
   """COUNTS from a row of numbers for each fold."""
   return {f"fold{k}": dict(zip(classes, row, strict=True)) for k, row in enumerate(rows, 1)}
