@@ -12,8 +12,9 @@ from pathlib import Path
 from jaxtyping import Float32, Shaped, UInt8
 import numpy as np
 
-from mma_dfer_jax.data.faces import Detector, Track, choose, face_model, link
+from mma_dfer_jax.data.faces import Track, choose, link
 from mma_dfer_jax.data.frames import Augmentation, move_points
+from mma_dfer_jax.data.yunet import Detector, face_model
 
 POINTS = 5
 MIRRORED = [1, 0, 2, 4, 3]  # which point each becomes in a mirrored frame

@@ -9,7 +9,8 @@ from typing import NamedTuple
 from jaxtyping import Bool, Int
 import numpy as np
 
-from mma_dfer_jax.data.faces import LEAST_AREA, Box, Detections, Track, link
+from mma_dfer_jax.data.faces import LEAST_AREA, Detections, Track, link
+from mma_dfer_jax.data.yunet import Box
 from mma_dfer_jax.errors import UserError, count
 
 # Least overlap (intersection over union) of the last box of a person with the first of a track that continues them. Measured

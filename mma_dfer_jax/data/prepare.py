@@ -35,10 +35,11 @@ from mma_dfer_jax.data.channels import CHANNELS
 from mma_dfer_jax.data.counts import Findings, check_counts, published_counts
 from mma_dfer_jax.data.data_set import AS_MEANT, NOTES, UNEQUAL, UNEVEN, open_data_set
 from mma_dfer_jax.data.decoding import Decoding, decode_all, key_of
-from mma_dfer_jax.data.faces import POLICIES, face_model
+from mma_dfer_jax.data.faces import POLICIES
 from mma_dfer_jax.data.frames import uneven_rate
 from mma_dfer_jax.data.records import RECIPE, Clips, length_of_sound
 from mma_dfer_jax.data.source import ClipFiles, Layout, Note, Problem, count, in_lines, natural
+from mma_dfer_jax.data.yunet import face_model
 from mma_dfer_jax.disk import alone_in
 from mma_dfer_jax.errors import UserError, listed, printable
 from mma_dfer_jax.paths import define_path, hint
