@@ -152,8 +152,8 @@ class Lookout:
         return (f"faces look upright only if the pictures are turned by {90 * best} degrees clockwise: turn the "
                 "video")  # fmt: skip
     tilt = float(np.median(self._tilts)) if self._tilts else 0.0
-    turned = f"faces are tilted by {round(tilt, -1):+.0f} degrees: is the video turned?"
-    return turned * (abs(tilt) > TILT)
+    tilted = f"faces are tilted by {round(tilt, -1):+.0f} degrees: is the video turned?"
+    return tilted * (abs(tilt) > TILT)
 
 
 def _surest(boxes: Sequence[Box]) -> float:

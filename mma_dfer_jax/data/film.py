@@ -309,7 +309,8 @@ class OpenWindow:
     waveform, heard = sound[:room].copy(), room / (rate or 1)
     if not media.is_long_enough(len(waveform), rate):
       rate, seconds = 0, 0.0
-    record = {"frames": [self.frames[i] for i in self.shown], "times": self.times, "label": 0, "clip_id": b""}
+    frames = [self.frames[i] for i in self.shown]
+    record: dict[str, Any] = {"frames": frames, "times": self.times, "label": 0, "clip_id": b""}
     record |= {"waveform": waveform, "sample_rate": rate, "has_audio": rate > 0}
     if self.watcher:
       faces = np.zeros(len(self.shown), STORED)
@@ -317,17 +318,13 @@ class OpenWindow:
       record["faces"] = faces.tobytes()
     example = make_example(record, inputs)
     found, score = (self.track.found, self.track.score) if self.track else (None, 0.0)
-    of_faces = found, self.faces_at_once, score
-    of_sound = seconds, heard, rate > 0 and peak < SILENT, rate
-    of_pictures = (self.width, self.height), tuple(self.changes), self.turned, waveform, self.rates, notes
-    whose = (
-      self.person.number if self.person else None,
-      self.seconds,
-      self.of_others,
-      example.get("landmarks"),
-    )
-    arrays = example["video"], example["spectrogram"]
-    return Sample(self.window, *arrays, *of_faces, *of_sound, *of_pictures, *whose)
+    facts: dict[str, Any] = {"with_face": found, "face_score": score, "faces_at_once": self.faces_at_once}
+    facts |= {"size": (self.width, self.height), "changes": tuple(self.changes), "rates": self.rates}
+    facts |= {"waveform": waveform, "seconds_of_sound": seconds, "heard": heard, "sample_rate": rate}
+    facts |= {"silent": rate > 0 and peak < SILENT, "notes": notes, "turned": self.turned}
+    facts |= {"person": self.person.number if self.person else None, "of_others": self.of_others}
+    facts |= {"times": self.seconds, "landmarks": example.get("landmarks")}
+    return Sample(self.window, example["video"], example["spectrogram"], **facts)
 
 
 def _excerpts(film: Film, wanted: Sequence[Window], num_rows: int) -> Iterator[tuple[Any, ...]]:
