@@ -32,6 +32,7 @@ _PERSON = cli.shared_flag(
   "person",
   help="Who is answered for: largest over time, all (a row for each), or a number, 1 is the largest.",
 )
+_CLASS_VECTORS = cli.shared_flag("class_vectors")
 _ENGINE = cli.shared_flag("engine")
 _PRECISION = cli.shared_flag("precision")
 _MAX_MB = flags.DEFINE_integer("max_mb", 100, "Largest video that is taken, MiB.", lower_bound=1)
@@ -66,6 +67,7 @@ def main(argv: Sequence[str]) -> int:
 
     print(f"loading {_MODEL.value} …", flush=True)
     engine = load_model(_MODEL.value, precision=_PRECISION.value, engine=_ENGINE.value)
+    engine = engine.with_classes(_CLASS_VECTORS.value) if _CLASS_VECTORS.value else engine
     finder = face_finder(engine, _FACES.value, _FACE_MODEL.value)
     if _PERSON.value != "largest" and finder is None:
       raise UserError(f"--person={_PERSON.value}: {NO_FACES}")

@@ -36,7 +36,7 @@ from mma_dfer_jax.training import hosts, report
 from mma_dfer_jax.training.calibration import calibrated, number_held_out, reliability
 from mma_dfer_jax.training.comparison import as_table, compare
 from mma_dfer_jax.training.evaluation import evaluate_split, jit_eval
-from mma_dfer_jax.training.predictions import Predictions
+from mma_dfer_jax.training.predictions import Predictions, against_votes
 from mma_dfer_jax.training.run import read_run
 from mma_dfer_jax.training.sharding import check_batch_size, make_mesh, replicated, start_jax
 from mma_dfer_jax.training.steps import Batch, sums
@@ -231,7 +231,9 @@ def evaluate(evaluation: Evaluation) -> report.Fold:
       predictions = dataclasses.replace(Predictions.of_logits(predictions.classes, predictions.clips, predictions.labels, adjusted),
                                         data_set=predictions.data_set)  # fmt: skip
     predictions = calibrated(predictions, about.temperature)
-    ece = reliability(predictions).ece
+    ece, votes = reliability(predictions).ece, {}
+    if evaluation.data_set.votes.get(split) and evaluation.data_set.classes == about.classes:
+      votes = {"votes": against_votes(predictions, evaluation.data_set.votes_of(split))}
     scores, no_sound = predictions.scores, {"clips_without_sound": result["clips_without_sound"]}
     evaluations[without] = {
       **report.scores_as_json(scores),
@@ -239,6 +241,7 @@ def evaluate(evaluation: Evaluation) -> report.Fold:
       "cross_entropy": result["test_loss"],
       **{name: result[name] for name in ("layers",) if name in result},
       "ece": ece,
+      **votes,
     }
     of_fold = {"folder": str(path), "step": about.step, **no_sound, "model": about.origin, "data_set": facts["data_set"]}  # fmt: skip
     folds.append(report.Fold(split, predictions, of_fold))
@@ -246,6 +249,11 @@ def evaluate(evaluation: Evaluation) -> report.Fold:
       _draw(f"{files}_without_{without}", predictions, about)
       war, uar = report.percent(scores.war), report.percent(scores.uar)
       shown = f"WAR {war}, UAR {uar}, ECE {report.percent(ece)}, {count(scores.clips, 'clip')}"
+      shown += (
+        "; {won:.2f} % of the votes won, cross-entropy to them {cross_entropy:.4f}".format(**votes["votes"])
+        if votes
+        else ""
+      )
       tau = f", logit adjustment {_LOGIT_ADJUSTMENT.value}" * bool(_LOGIT_ADJUSTMENT.value)
       print(
         f"\n{split}, {MODALITIES[without]}, {about.precision}{tau}: {shown}\n{report.recall_table(scores)}"

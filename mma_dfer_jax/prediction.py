@@ -256,25 +256,37 @@ def predict_samples(
 ) -> Iterator[tuple[Sample, Prediction]]:  # fmt: skip
   """Answers samples, given with the names of their files; UserError if batch_size is below 1.
 
-  All batches have one size, so that the model is compiled once; the last is filled up.
+  All batches have one size, so that the model is compiled once; the last is filled up. Of several `views` of a sample each is
+  answered, and the probabilities are averaged, as evaluations do.
   """
   if batch_size < 1:
     raise UserError(f"batch_size={batch_size} must be at least 1")
   rest = iter(samples)
   while batch := list(itertools.islice(rest, batch_size)):
     filled = [sample for _, sample in batch] + [batch[-1][1]] * (batch_size - len(batch))
-    found = engine.outputs(*map(np.stack, zip(*(one.arrays for one in filled), strict=True)))
+    views = zip(*(one.views or (one,) for one in filled), strict=True)
+    found = [
+      engine.outputs(*map(np.stack, zip(*(one.arrays for one in view), strict=True))) for view in views
+    ]
     for place, (clip, sample) in enumerate(batch):
-      outputs = {name: value[place] for name, value in found.items()}
+      outputs = [{name: value[place] for name, value in of_view.items()} for of_view in found]
       yield sample, _prediction(engine.about, clip, sample, outputs, force, abstain)
 
 
 def _prediction(
-  about: About, clip: str, sample: Sample, outputs: Mapping[str, np.ndarray], force: bool, abstain: float
+  about: About,
+  clip: str,
+  sample: Sample,
+  outputs: Sequence[Mapping[str, np.ndarray]],
+  force: bool,
+  abstain: float,
 ) -> Prediction:
-  logits = outputs["logits"]
-  shifted = np.exp((logits.astype(np.float64) - logits.max()) / about.temperature)
-  shares = dict(zip(about.classes, (shifted / shifted.sum()).tolist(), strict=True))
+  """`outputs` are of each view."""
+  logits = np.array([of_view["logits"] for of_view in outputs], np.float64)
+  if len(logits) > 1:
+    logits = np.log(_softmax(logits).mean(axis=0, keepdims=True).clip(np.finfo(np.float64).tiny))
+  (logits,) = logits
+  shares = dict(zip(about.classes, _softmax(logits / about.temperature).tolist(), strict=True))
   top, (reasons, warnings) = about.classes[int(logits.argmax())], doubts(about, sample)
   if shares[top] < abstain:
     reasons += (f"the most probable class has {shares[top]:.3f}, below --abstain={abstain:g}",)
@@ -285,8 +297,16 @@ def _prediction(
     faces_at_once=sample.faces_at_once, sound=sample.seconds_of_sound > 0, silent=sample.silent,
     seconds_of_sound=sample.seconds_of_sound, sample_rate=sample.sample_rate, warnings=warnings, reasons=reasons,
     reliable=not reasons, person=sample.person,
-    frame_weights=tuple(map(FrameWeight, sample.times, outputs.get("frame_weights", np.zeros(0)).tolist())),
+    frame_weights=tuple(itertools.chain.from_iterable(
+      map(FrameWeight, view.times, of_view.get("frame_weights", np.zeros(0)).tolist())
+      for view, of_view in zip(sample.views or (sample,), outputs, strict=True)
+    )),
   )  # fmt: skip
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+  shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+  return shifted / shifted.sum(axis=-1, keepdims=True)
 
 
 def sound_channel(recipe: Mapping[str, Any], channel: str) -> str:

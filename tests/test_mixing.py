@@ -63,20 +63,28 @@ def test_with_both_each_is_drawn_and_the_same_step_draws_the_same():
   assert kinds == {"mixup", "cutmix"}
 
 
-def test_the_loss_is_that_of_mixed_targets():
-  """Cross-entropy with smoothing is linear in its target, so that the sum can be written down."""
-  loss = parts.read("losses", {"name": "cross_entropy", "label_smoothing": 0.1})
-  objective, before = Objective(loss, (3, 3, 3, 3), 1), batch()
+@pytest.mark.parametrize(
+  ("name", "fields"), [("cross_entropy", {"label_smoothing": 0.1}), ("votes", {"mix": 0.7})]
+)
+def test_the_loss_is_that_of_mixed_targets(name, fields):
+  """Both are linear in their targets, so that the sum can be written down."""
+  loss = parts.read("losses", {"name": name, **fields})
+  objective, before, hard = Objective(loss, (3, 3, 3, 3), 1), batch(), np.eye(4)
+  target = 0.9 * hard + 0.1 / 4
+  if name == "votes":
+    votes = np.array(
+      [[10, 0, 0, 0], [3, 4, 3, 0], [0, 0, 9, 1], [0, 0, 0, 0]], np.uint8
+    )  # of the last nobody was asked
+    before |= {"votes": jnp.asarray(votes)}
+    target = np.where(votes.any(1, keepdims=True), 0.7 * votes / 10 + 0.3 * hard, hard)
   logits = jnp.asarray(np.random.default_rng(1).normal(size=(4, 4)), jnp.float32)
   shared = jax.tree.map(jnp.asarray, objective.whole(before, 0, objective.statistics))
-  found = {name: jnp.asarray(value) for name, value in mixed(0, 0.8, 0.0).items()}
-  share, hard = found["share"][0], np.eye(4)
-  target = 0.9 * (share * hard + (1 - share) * hard[::-1]) + 0.1 / 4
-  expected = -(target * jax.nn.log_softmax(logits)).sum(-1)
+  found = mix(before, jax.random.key(0), 0.8, 0.0)
+  (of_mixed,), (alone,) = (
+    terms_of(objective, parts.Outputs(logits), one, shared).values() for one in (found, before)
+  )
+  share, log_p = found["share"][0], jax.nn.log_softmax(logits)
   np.testing.assert_allclose(
-    terms_of(objective, parts.Outputs(logits), found, shared)["ce"].losses, expected, rtol=1e-5
+    of_mixed.losses, -((share * target + (1 - share) * target[::-1]) * log_p).sum(-1), rtol=1e-5
   )
-  alone = objective.terms(parts.Outputs(logits), before, shared)["ce"].losses
-  np.testing.assert_array_equal(
-    terms_of(objective, parts.Outputs(logits), before, shared)["ce"].losses, alone
-  )
+  np.testing.assert_allclose(alone.losses, -(target * log_p).sum(-1), rtol=1e-5)

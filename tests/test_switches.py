@@ -86,6 +86,12 @@ def test_it_answers_and_is_evaluated_without_a_stream(workdir, data_dir, tmp_pat
   status, out, err = run("evaluate", f"--workdir={workdir}", "--without=none,picture,sound")
   assert status == 0, err
   assert out.count("7 clips") == 3
+  evaluated = read_predictions(workdir / "evaluation_test_step15_without_none_predictions.csv")
+  for clip in clips:  # of both test views
+    answer = small.read_json(tmp_path / f"{clip.stem}.json")
+    (place,) = [i for i, name in enumerate(evaluated.clips) if clip.stem in name]
+    np.testing.assert_allclose([*answer["probabilities"].values()], evaluated.probabilities[place], atol=1e-5)
+    assert len(answer["frame_weights"]) == 2 * load_model(workdir).about.inputs.num_frames
 
 
 def test_logit_adjustment_at_evaluation(workdir, monkeypatch):

@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 from pathlib import Path
+from typing import Any
 import zipfile
 
 import numpy as np
@@ -77,13 +78,10 @@ def decode_clip(files: ClipFiles, decoding: Decoding) -> str | None:
   try:
     if video and not files.label and not media.holds_pictures(video):
       video = None
-    how = {
-      "max_frames": decoding.max_frames,
-      "channel": decoding.channel,
-      "watcher": watcher,
-      "finder": finder,
-    }
-    frames, record = read_clip(video, files.sound, pictures=files.frames, **how)
+    how: dict[str, Any] = {"max_frames": decoding.max_frames, "channel": decoding.channel}
+    frames, record = read_clip(
+      video, files.sound, pictures=files.frames, finder=finder, watcher=watcher, **how
+    )
     seen = bool(video or files.frames)
     taken = seen and (decoding.allow_missing_sound or not files.label)
     if files.sound and not record["has_audio"] and not taken:

@@ -106,6 +106,8 @@ class Sample:
   # Frames of `video` without the largest person over time, in whose place another was followed.
   of_others: int = 0
   landmarks: Float32[np.ndarray, "T p 3"] | None = None  # of a model that takes points of the face
+  # With `inputs.test_views` above 1: the same of each part, whose probabilities are averaged; this sample is the middle.
+  views: "tuple[Sample, ...]" = ()
 
   @property
   def arrays(self) -> tuple[np.ndarray, ...]:
@@ -283,12 +285,14 @@ class OpenWindow:
     # Of the largest face all frames are shown, as in training; of a person those in which they are.
     self.shown = np.flatnonzero(self.track.found) if person and self.track else np.arange(number)
     self.times = np.append(times[self.shown], times[self.shown[-1] + 1])
-    chosen = choose_frames(inputs, len(self.shown), self.times)
-    self.seconds = tuple(self.times[chosen].tolist())
+    views = (None, *range(inputs.test_views)) if inputs.test_views > 1 else (None,)
+    by_view = {view: choose_frames(inputs, len(self.shown), self.times, view=view) for view in views}
+    self.seconds = {view: tuple(self.times[of].tolist()) for view, of in by_view.items()}
+    chosen = np.concatenate([*by_view.values()])
     self.chosen: list[int] = np.unique(window.first + self.shown[chosen]).tolist()
     self.of_others = 0
     if self.track and not person:
-      people, at = persons(detections, number, cuts), self.shown[chosen]
+      people, at = persons(detections, number, cuts), self.shown[by_view[None]]
       if len(people) > 1:
         self.of_others = int((present(people[1:], at) & ~present(people[:1], at)).sum())
 
@@ -316,15 +320,20 @@ class OpenWindow:
       faces = np.zeros(len(self.shown), STORED)
       faces[np.searchsorted(self.window.first + self.shown, self.chosen)] = self.watcher.found()
       record["faces"] = faces.tobytes()
-    example = make_example(record, inputs)
     found, score = (self.track.found, self.track.score) if self.track else (None, 0.0)
     facts: dict[str, Any] = {"with_face": found, "face_score": score, "faces_at_once": self.faces_at_once}
     facts |= {"size": (self.width, self.height), "changes": tuple(self.changes), "rates": self.rates}
     facts |= {"waveform": waveform, "seconds_of_sound": seconds, "heard": heard, "sample_rate": rate}
     facts |= {"silent": rate > 0 and peak < SILENT, "notes": notes, "turned": self.turned}
     facts |= {"person": self.person.number if self.person else None, "of_others": self.of_others}
-    facts |= {"times": self.seconds, "landmarks": example.get("landmarks")}
-    return Sample(self.window, example["video"], example["spectrogram"], **facts)
+
+    def of_view(view: int | None) -> Sample:
+      example = make_example(record, inputs, view=view)
+      arrays: dict[str, Any] = {name: example.get(name) for name in ("video", "spectrogram", "landmarks")}
+      return Sample(self.window, times=self.seconds[view], **arrays, **facts)
+
+    middle, *views = map(of_view, self.seconds)
+    return dataclasses.replace(middle, views=tuple(views))
 
 
 def _excerpts(film: Film, wanted: Sequence[Window], num_rows: int) -> Iterator[tuple[Any, ...]]:

@@ -347,7 +347,8 @@ class Ring:
       pixels = self.pictures[number].pixels()
       opened.take(number, pixels, self.pictures[number].changes)
     opened.window = Window(self.origin + start, self.origin + end, self.first + first, self.first + last)
-    opened.seconds = tuple(self.origin + one for one in opened.seconds)
+    views = opened.seconds.items()
+    opened.seconds = {view: tuple(self.origin + one for one in times) for view, times in views}
     at, until = (max(0, round(one * self.rate) - self.heard) for one in (start, end))
     part = self.sound[at:until]
     peak = int(np.abs(part.astype(np.int32)).max(initial=0))

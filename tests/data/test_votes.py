@@ -2,6 +2,7 @@
 
 import archives
 from archives import DFEW, prepare, write_text
+from commands import run
 import numpy as np
 import pytest
 import small_runs as small
@@ -124,6 +125,11 @@ def test_a_run_on_votes_says_so(data, tmp_path, monkeypatch):
   assert "of the votes won, 2 test clips" in text
   line = (tmp_path / "run/metrics.jsonl").read_text().splitlines()[0]
   assert all(f'"{name}"' in line for name in ("loss", "votes", "ial"))
+  status, out, err = run("evaluate", f"--workdir={tmp_path / 'run'}")
+  assert status == 0, err
+  reported = small.read_json(next((tmp_path / "run").glob("evaluation_*.json")))["without"]["none"]["votes"]
+  assert f"{reported['won']:.2f} % of the votes won" in text
+  assert f"{reported['won']:.2f} % of the votes won" in out
 
 
 def test_votes_that_were_not_stored_are_asked_for(tmp_path, data_dir):

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 import re
 
+import commands
 from conftest import GOLDEN, golden_inputs, small
 from flax import nnx
 import jax
@@ -189,6 +190,9 @@ def test_other_vectors_answer_with_other_names(run, tmp_path):
   assert sum(found.factors.values()) == pytest.approx(2)
   with pytest.raises(UserError, match="its own classes only"):
     load_model(model_folder(tmp_path / "linear")).with_classes(tmp_path / "two.npz")
+  flags = f"--model={tmp_path / 'linear'}", "--port=0", f"--class_vectors={tmp_path / 'two.npz'}"
+  status, _, err = commands.run("demo_page", *flags)
+  assert (status, "its own classes only" in err) == (1, True)
 
 
 @pytest.mark.slow
