@@ -10,12 +10,13 @@ import threading
 import time
 import weakref
 
+from clip_files import iterate_frames
 from conftest import ROOT
 import numpy as np
 from PIL import Image
 import pytest
 
-from mma_dfer_jax.data import faces, media, yunet
+from mma_dfer_jax.data import faces, yunet
 from mma_dfer_jax.data.faces import Box
 from mma_dfer_jax.errors import UserError
 
@@ -391,7 +392,7 @@ def shared_clips(folder):
 @pytest.fixture(scope="module")
 def face(model):
   """A real face of 224 pixels, with little around it."""
-  return next(media.iterate_frames(shared_clips("ravdess")[0]))
+  return next(iterate_frames(shared_clips("ravdess")[0]))
 
 
 def scene(height, width, *pasted):
@@ -445,13 +446,13 @@ def test_several_tilted_and_no_faces(model, face, capfd):
 def test_filmed_clips(model):
   detector = faces.Detector(model)
   for path in shared_clips("ravdess_hd"):
-    clip = list(itertools.islice(media.iterate_frames(path), 41))
+    clip = list(itertools.islice(iterate_frames(path), 41))
     crops, where = faces.FaceFinder(model).crops(lambda clip=clip: iter(clip))
     assert where.share == 1
     assert np.abs(np.diff(where.boxes, axis=0)).max() <= 6
     for crop in list(crops)[::20]:
       (found,) = detector.detect(crop)
       assert found.square[2] > 0.75 * 224
-  crops, where = faces.FaceFinder(model).crops(lambda: media.iterate_frames(shared_clips("ravdess")[0]))
+  crops, where = faces.FaceFinder(model).crops(lambda: iterate_frames(shared_clips("ravdess")[0]))
   assert where.share == 1
   assert (where.boxes == [0, 0, 224, 224]).all()  # cut already: left as they are

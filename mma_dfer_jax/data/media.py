@@ -16,7 +16,7 @@ import av
 from av.container import InputContainer
 from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import VideoReformatter
-from jaxtyping import Int16, UInt8
+from jaxtyping import Int16
 import numpy as np
 from PIL import Image
 
@@ -122,12 +122,6 @@ def iterate_pictures(path: str | os.PathLike[str]) -> Iterator[Picture]:
       except ValueError as error:
         raise MediaError(f"{path}: {error}") from error
       yield picture
-
-
-def iterate_frames(path: str | os.PathLike[str]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-  """The pixels of `iterate_pictures`: (H, W, 3) uint8 RGB in the video's own size, in the orientation that is shown."""
-  for picture in iterate_pictures(path):
-    yield picture.pixels()
 
 
 def end_of_last(times: Sequence[float], end: float) -> float:

@@ -45,12 +45,6 @@ PART_BYTES, PART_SECONDS = 1 << 21, 20
 SHORTEN = "cut it into shorter clips, or take fewer frames of it with --max_frames=N"
 
 
-def read_record(video: Path | None, sound: Path | None, **how: Any) -> dict[str, Any]:
-  """A clip as `read_clip` decodes it, with all of its frames: the record that training would see."""
-  frames, others = read_clip(video, sound, **how)
-  return {"frames": list(frames), **others}
-
-
 def read_clip(
   video: Path | None, sound: Path | None, *, pictures: Sequence[Path] = (), finder: FaceFinder | None = None,
   max_frames: int = 0, channel: str = "first", watcher: Watcher | None = None,
@@ -88,9 +82,8 @@ def read_clip(
     images, track = finder.crops(decoded) if finder else (decoded(), None)
     number = len(track.boxes) if track else len(pictures)
     number = number or (sum(1 for _ in media.iterate_pictures(place)) if max_frames else 0)
-    taken = (
-      set(sample_frames(number, train=False, num_segments=max_frames)) if 0 < max_frames < number else None
-    )
+    fewer = 0 < max_frames < number
+    taken = set(sample_frames(number, train=False, num_segments=max_frames)) if fewer else None
 
   source: Iterable[Any] = images if video or finder else pictures
   chosen = ((i, one) for i, one in enumerate(source) if taken is None or i in taken)
@@ -194,10 +187,8 @@ def typical_of(clips: Iterable[ClipFiles]) -> dict[str, tuple[float, float]]:
       of_clip |= {"shape": width / height, "side": max(height, width)}
     for name, value in of_clip.items():
       found[name] += [value] * (not math.isnan(value))
-  limits = {
-    name: np.percentile(values, (5, 95)).round(3).tolist() for name, values in found.items() if values
-  }
-  return {name: (least, most) for name, (least, most) in limits.items()}
+  limits = ((name, np.percentile(values, (5, 95))) for name, values in found.items() if values)
+  return {name: tuple(of.round(3).tolist()) for name, of in limits}
 
 
 def parts_of(clip: ClipFiles) -> list[tuple[slice, slice]]:
@@ -209,9 +200,8 @@ def parts_of(clip: ClipFiles) -> list[tuple[slice, slice]]:
     of_frames = min(len(lengths), -(-int(lengths.sum()) // PART_BYTES))
     number = max(1, of_frames, samples // (PART_SECONDS * rate or 1))
   with_sound = min(number, max(1, samples // (rate or 1)))  # at least a second in each
-  frames, sound = (
-    np.arange(of + 1) * size // of for of, size in ((number, len(lengths)), (with_sound, samples))
-  )
+  parts = (number, len(lengths)), (with_sound, samples)
+  frames, sound = (np.arange(of + 1) * size // of for of, size in parts)
   sound = np.pad(sound, (0, number - with_sound), mode="edge")
   return [(slice(*frames[i : i + 2].tolist()), slice(*sound[i : i + 2].tolist())) for i in range(number)]
 
@@ -246,10 +236,8 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
       "typical": typical_of(clips),
       "without_sound": {split: silent[split] for split in splits},
     }
-    if any(clip.votes for clip in clips):
-      self.facts["votes"] = {
-        split: sum(bool(clip.votes) for clip in clips if clip.split == split) for split in splits
-      }
+    if voted := Counter(clip.split for clip in clips if clip.votes):
+      self.facts["votes"] = {split: voted[split] for split in splits}
     super().__init__(data_dir=data_dir, file_format="array_record")
 
   @classmethod
@@ -350,10 +338,8 @@ def _serialized(serializer: ExampleSerializer, example: Mapping[str, Any]) -> by
   rest = ExampleSerializer(specs).get_tf_example(others).features.SerializeToString()
   frames = [part for frame in example["frames"] for part in field(1, frame)]
   samples = list(varints(example["waveform"]))
-  values = {
-    "frames": field(1, *frames),
-    "waveform": field(3, *(field(1, *samples) if samples else [])),
-  }  # of bytes; of integers
+  integers = field(3, *(field(1, *samples) if samples else []))
+  values = {"frames": field(1, *frames), "waveform": integers}
   entries = [field(1, *field(1, name.encode()), *field(2, *value)) for name, value in values.items()]
   whole = b"".join(field(1, rest, *itertools.chain(*entries)))
   example["frames"].clear()  # tfds keeps the last record until all are in their files
