@@ -134,16 +134,14 @@ def _instead(given: Path, name: str) -> str:
 
 
 def start_worker(*numbers: int) -> None:
-  """Begins a process that decodes; the last number is how many there are beside each other."""
+  """Begins a process that decodes; the last number is how many there are beside each other.
+
+  It ignores what a terminal sends to all, and ends with its parent even when that is killed.
+  """
   import cv2
 
-  follow_parent()
   cv2.setNumThreads(1)  # the processes share the cores already
   share_cores(numbers[-1])
-
-
-def follow_parent() -> None:
-  """Lets a process that decodes ignore what a terminal sends to all, and end with its parent even when that is killed."""
   for number in (signal.SIGINT, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)
   parent = multiprocessing.parent_process()

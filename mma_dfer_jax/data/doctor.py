@@ -128,11 +128,11 @@ def look_at(record: Record, split: str, index: int, classes: Sequence[str]) -> R
   facts: dict[str, Any] = {"label": name, "frames": len(frames), "repeats": repeats, "has_audio": has_audio}
   facts |= dict.fromkeys(("size", "brightness", "contrast", "white", "motion"))
   facts |= {
-    "pictures": _digest(frames) if frames else "",
     "seconds": 0.0,
     "sample_rate": 0,
     "peak": 0,
     "sound": "",
+    "pictures": _digest(frames) if frames else "",
   }
   if frames or classes:
     facts |= _measured(frames)
@@ -317,8 +317,8 @@ def as_markdown(result: Diagnosis, about: Mapping[str, Any], pages: Mapping[str,
   """The report for people; `about`: facts about the data set; `pages`: files with samples, by title."""
   sections = {title: "\n".join(f"- {line}" for line in getattr(result, title.lower()))
               for title in ("Problems", "Warnings", "Notes")}  # fmt: skip
-  keys = next(iter(result.splits.values()), {})
-  rows = [[key.replace("_", " "), *(_cell(of[key]) for of in result.splits.values())] for key in keys]
+  keys, of_splits = next(iter(result.splits.values()), {}), result.splits.values()
+  rows = [[key.replace("_", " "), *(_cell(of[key]) for of in of_splits)] for key in keys]
   sections |= {"Clips": counts.counts_table(result), "Numbers": counts.table([["", *result.splits], *rows])}
   sections |= {title: f"![{title}]({file})" for title, file in pages.items()}
   sections["The data set"] = "\n".join(f"- {key}: {value}" for key, value in about.items())

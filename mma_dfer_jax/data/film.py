@@ -353,11 +353,5 @@ def _excerpts(film: Film, wanted: Sequence[Window], num_rows: int) -> Iterator[t
       parts.append(piece.waveform[max(0, position - reached) :])
       reached += len(piece.waveform)
     kept = np.concatenate(parts)
-    waveform = kept[: max(0, min(stop, start + room) - position)]
-    yield (
-      waveform,
-      rate,
-      (stop - start) / (rate or 1),
-      sound.peak(window.start, end),
-      film.notes if alone else (),
-    )
+    waveform, notes = kept[: max(0, min(stop, start + room) - position)], film.notes if alone else ()
+    yield waveform, rate, (stop - start) / (rate or 1), sound.peak(window.start, end), notes

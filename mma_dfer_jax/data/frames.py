@@ -278,19 +278,17 @@ def pillow_weights(
   count = np.minimum((centre + support + 0.5).astype(np.int64), old) - first
   place = np.arange(count.max())
   distance = np.abs((place + first[:, None] - centre[:, None] + 0.5) * (1.0 / stretched))
-  weights = _cubic(distance) if cubic else np.maximum(1.0 - distance, 0.0)
+  weights = np.maximum(1.0 - distance, 0.0)
+  if cubic:  # Keys', with a = -1/2, in the order of operations of Pillow's bicubic_filter
+    x = distance
+    near, far = ((-0.5 + 2.0) * x - (-0.5 + 3.0)) * x * x + 1, (((x - 5) * x + 8) * x - 4) * -0.5
+    weights = np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
   weights[place >= count[:, None]] = 0.0
   weights /= np.cumsum(weights, axis=1)[:, -1:]  # summed from left to right, as PIL
   fixed = (np.copysign(0.5, weights) + weights * (1 << WEIGHT_BITS)).astype(np.int32)
   if backwards:
     first, count, fixed = first[::-1].copy(), count[::-1].copy(), fixed[::-1].copy()
   return first, count, fixed
-
-
-def _cubic(x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-  """Keys' cubic with a = -1/2 at distances in rows, in the order of operations of Pillow's bicubic_filter."""
-  near, far = ((-0.5 + 2.0) * x - (-0.5 + 3.0)) * x * x + 1, (((x - 5) * x + 8) * x - 4) * -0.5
-  return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
 
 
 def _mix(rows, first, count, weights, out):

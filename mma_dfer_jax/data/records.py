@@ -89,31 +89,30 @@ def read_clip(
   chosen = ((i, one) for i, one in enumerate(source) if taken is None or i in taken)
 
   def frames() -> Iterator[bytes]:
-    yield from _limited(_encoded(chosen, changes, watcher), place)
+    yield from _encoded(chosen, changes, watcher, place)
     if taken is not None and times:
       times[:-1] = [times[i] for i in sorted(taken)]
 
-  return frames(), {
-    "waveform": found.waveform if found else np.zeros(0, np.int16),
-    "sample_rate": found.sample_rate if found else 0,
-    "has_audio": found is not None,
-    "face_share": track.share if track else float("nan"),
-    "changes": changes,
-    "times": times,
-    "turned": track.turned if track else "",
-    "notes": notes,
-  }
+  waveform, rate = found or (np.zeros(0, np.int16), 0)
+  of_sound = {"waveform": waveform, "sample_rate": rate, "has_audio": found is not None, "notes": notes}
+  of_faces = {"face_share": track.share if track else math.nan, "turned": track.turned if track else ""}
+  return frames(), {**of_sound, **of_faces, "changes": changes, "times": times}
 
 
 def _encoded(
-  numbered: Iterable[tuple[int, Any]], changes: dict[str, None], watcher: Watcher | None
+  numbered: Iterable[tuple[int, Any]], changes: dict[str, None], watcher: Watcher | None, place: Path
 ) -> Iterator[bytes]:
-  """Frames, given as pixels or as files, with their numbers; the watcher sees them."""
-  for i, one in numbered:
-    data, pixels = _checked(one, changes) if isinstance(one, Path) else (None, one)
-    if watcher:
-      watcher.look(i, pixels)
-    yield data or encode_frame(pixels)
+  """Frames, given as pixels or as files, with their numbers, as long as a record can hold them; the watcher sees them."""
+  size = 0
+  with media.one_clip(place):
+    for number, (i, one) in enumerate(numbered, 1):
+      data, pixels = _checked(one, changes) if isinstance(one, Path) else (None, one)
+      if watcher:
+        watcher.look(i, pixels)
+      yield (jpeg := data or encode_frame(pixels))
+      if (size := size + len(jpeg)) > LARGEST_CLIP:
+        what = f"its first {number:,} frames take more than {LARGEST_CLIP >> 30} GiB"
+        raise media.MediaError(f"{place}: is too long: {what}; {SHORTEN}")
 
 
 def _heard(video: Path | None, sound: Path | None, channel: str) -> tuple[media.Sound | None, list[str]]:
@@ -133,18 +132,6 @@ def _as_shown(video: Path, changes: dict[str, None], times: list[float]) -> Iter
     times[-1:] = [max([picture.time, *times[-2:-1]]), picture.time + picture.duration]
   if times:
     times[-1] = media.end_of_last(times[:-1], times[-1])
-
-
-def _limited(encoded: Iterable[bytes], place: Path) -> Iterator[bytes]:
-  """The frames of one clip, as long as a record can hold them."""
-  size = 0
-  with media.one_clip(place):
-    for number, jpeg in enumerate(encoded, 1):
-      yield jpeg
-      size += len(jpeg)
-      if size > LARGEST_CLIP:
-        what = f"its first {number:,} frames take more than {LARGEST_CLIP >> 30} GiB"
-        raise media.MediaError(f"{place}: is too long: {what}; {SHORTEN}")
 
 
 def _checked(picture: Path, changes: dict[str, None]) -> tuple[bytes, np.ndarray]:
@@ -227,15 +214,15 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
     lengths = [length_of_sound(clip.decoded) for clip in clips]
     rates = [rate for _, rate in lengths]
     seconds = [samples / rate for samples, rate in lengths if rate]
-    splits = dict.fromkeys(clip.split for clip in clips)
+    splits, median = dict.fromkeys(clip.split for clip in clips), float(np.median(seconds or [0]))
+    by_class = {split: {label: counts[split, label] for label in self.classes or [""]} for split in splits}
     self.facts: dict[str, Any] = facts | {
       "classes": self.classes,
-      "clips": {split: {label: counts[split, label] for label in self.classes or [""]} for split in splits},
-      "sample_rates": sorted(set(rates) - {0}),
-      "seconds_of_sound": round(float(np.median(seconds)), 3) if seconds else 0.0,
+      "clips": by_class,
       "typical": typical_of(clips),
-      "without_sound": {split: silent[split] for split in splits},
     }
+    self.facts |= {"sample_rates": sorted(set(rates) - {0}), "seconds_of_sound": round(median, 3)}
+    self.facts["without_sound"] = {split: silent[split] for split in splits}
     if voted := Counter(clip.split for clip in clips if clip.votes):
       self.facts["votes"] = {split: voted[split] for split in splits}
     super().__init__(data_dir=data_dir, file_format="array_record")
@@ -278,15 +265,14 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
         arrays, parts = dict(decoded), self.parts[clip.clip_id]
         for part, (frames, sound) in enumerate(parts, 1):
           has_audio = sound.start < sound.stop
-          record = {
-            "clip_id": clip.clip_id + f" ({part} of {len(parts)})" * (len(parts) > 1),
-            "frames": [pictures.read(length) for length in arrays["lengths"][frames].tolist()],
-            "waveform": arrays["waveform"][sound],
-            "sample_rate": int(arrays["sample_rate"]) if has_audio else 0,
-            "has_audio": has_audio,
-            "face_share": float(arrays["face_share"]),
-            "label": clip.label if self.classes else -1,
-          }
+          name, rate = (
+            clip.clip_id + f" ({part} of {len(parts)})" * (len(parts) > 1),
+            int(arrays["sample_rate"]),
+          )
+          record = {"clip_id": name, "has_audio": has_audio, "sample_rate": rate if has_audio else 0}
+          record["frames"] = [pictures.read(length) for length in arrays["lengths"][frames].tolist()]
+          record |= {"waveform": arrays["waveform"][sound], "face_share": float(arrays["face_share"])}
+          record["label"] = clip.label if self.classes else -1
           if TIMES in self.facts["recipe"]:
             record["times"] = arrays["times"][frames.start : frames.stop + 1]
           if "votes" in self.facts:

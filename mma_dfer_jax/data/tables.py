@@ -11,11 +11,7 @@ _SPREADSHEET = "is a spreadsheet, not a csv; save it as CSV (UTF-8)"
 _PACKED = "is a packed file; unpack it first"
 _UTF16 = "must be saved as UTF-8; it is UTF-16"
 _OTHER_FILES = dict.fromkeys([b"PK\3\4", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!"], _PACKED)
-_OTHER_FILES |= {
-  b"\xd0\xcf\x11\xe0": _SPREADSHEET,
-  b"\xff\xfe": _UTF16,
-  b"\xfe\xff": _UTF16,
-}  # by how they begin
+_OTHER_FILES |= {b"\xd0\xcf\x11\xe0": _SPREADSHEET, b"\xff\xfe": _UTF16, b"\xfe\xff": _UTF16}
 _IN_SPREADSHEETS = (b"xl/workbook", b"opendocument.spreadsheet", b"Index/Document.iwa")  # of packed ones
 
 

@@ -55,7 +55,9 @@ class Examples:
     """For each split: 0, then the number of examples in the clips up to each one."""
     if self.stream == "image":
       return [index[0] for index in self._indices]
-    return [np.cumsum(_stretches(index[2], index[3], self.rows)) for index in self._indices]
+    # How many stretches of so many rows, of 10 ms each, each sound begins; 0 where there is none.
+    begun = (-(-100 * of[2] // np.maximum(of[3] * self.rows, 1)) * (of[3] > 0) for of in self._indices)
+    return list(map(np.cumsum, begun))
 
   @functools.cached_property
   def _totals(self) -> list[int]:
@@ -136,11 +138,6 @@ class _Cache:
       if size <= self._left and key not in self._found:
         self._found[key] = value
         self._left -= size
-
-
-def _stretches(samples: np.ndarray, rates: np.ndarray, rows: int) -> np.ndarray:
-  """How many stretches of so many rows, of 10 ms each, each sound begins; 0 where there is none."""
-  return -(-100 * samples // np.maximum(rates * rows, 1)) * (rates > 0)
 
 
 def open_examples(data_set: DataSet, splits: str, stream: str, rows: int = Inputs.audio_shape[0]) -> Examples:

@@ -59,7 +59,7 @@ def few_clips(clips: Mapping[str, int]) -> str:
           "often better than training then, within seconds; try mma_dfer_jax.probe first (docs/training.md)") * bool(short)  # fmt: skip
 
 
-def first_error(check: Callable[[], Any]) -> list[str]:
+def first_error(check: Callable[..., Any]) -> list[str]:
   """The words of its UserError; none if there is none."""
   try:
     check()

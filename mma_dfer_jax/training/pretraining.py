@@ -58,11 +58,8 @@ def check_pretraining(config: ConfigDict, *, devices: bool = True) -> CheckedPre
   model = data_set = examples = None
   splits = ""
   try:
-    fields = {
-      name: value.to_dict() if isinstance(value, ConfigDict) else value
-      for name, value in config.model.items()
-    }
-    model = read_autoencoder({**fields, "inputs": {**config.inputs.to_dict(), "num_frames": 1}})
+    inputs = {**config.inputs.to_dict(), "num_frames": 1}
+    model = read_autoencoder({**config.model.to_dict(), "inputs": inputs})
     other = next(name for name in STREAMS if name != stream)
     if config.init[other]:
       problems.append(f"init.{other}={config.init[other]}, but this config pretrains on {STREAMS[stream]}: "
@@ -74,7 +71,8 @@ def check_pretraining(config: ConfigDict, *, devices: bool = True) -> CheckedPre
   try:
     if config.data.data_dir:
       data_set = open_data_set(config.data.data_dir, config.data.name, labelled=False)
-      splits = _splits(data_set, config.data.fold)
+      splits = "train" if "train" in data_set.splits else "+".join(data_set.splits)
+      splits = data_set.train_and_test(config.data.fold)[0] if config.data.fold else splits
       if model:
         examples = unlabelled.open_examples(data_set, splits, stream, model.inputs.audio_shape[0])
   except UserError as error:
@@ -84,13 +82,6 @@ def check_pretraining(config: ConfigDict, *, devices: bool = True) -> CheckedPre
   if problems or not (model and data_set and examples):
     raise listed("this pretraining cannot start", problems)
   return CheckedPretraining(model, data_set, splits, examples, tuple(starts))
-
-
-def _splits(data_set: DataSet, fold: int) -> str:
-  """The splits whose clips are read: without a test fold, else `train`, else all."""
-  if fold:
-    return data_set.train_and_test(fold)[0]
-  return "train" if "train" in data_set.splits else "+".join(data_set.splits)
 
 
 def describe_pretraining(config: ConfigDict, checked: CheckedPretraining) -> Run:

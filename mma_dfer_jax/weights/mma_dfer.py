@@ -67,13 +67,10 @@ def open_checkpoint(path: Path, heads: int | None = None, wanted: str | None = N
   source = {"file": path.name, "bytes": size, "sha256": weights.sha256}
   source |= (trained_as if isinstance(trained_as, dict) else {}) | weights.training
   source |= {"notes": list(weights.notes)} if weights.notes else {}
-  about = {key: ours[key] for key, kind in OF_A_RUN.items() if type(ours.get(key)) is kind} | {
-    "assumed": assumed,
-    "classes": None if classes is None else names,
-    "class_order": str(ours.get("class_order", "as the file says")),
-    "recipe": recipe if isinstance(recipe, dict) else recipe_of(model.inputs),
-    "source": source,
-  }
+  about = {key: ours[key] for key, kind in OF_A_RUN.items() if type(ours.get(key)) is kind}
+  about |= {"assumed": assumed, "source": source, "classes": None if classes is None else names}
+  about["class_order"] = str(ours.get("class_order", "as the file says"))
+  about["recipe"] = recipe if isinstance(recipe, dict) else recipe_of(model.inputs)
   try:
     found = of_names.ours(shapes, rows, tensors)
   except UserError as error:
@@ -193,14 +190,11 @@ def export(stored: StoredModel, to_torch: Path | None, to_safetensors: Path | No
   stored.verify()
   tensors = {f"module.{name}": tensor for name, tensor in authors_tensors(stored).items()}
   source, kept = stored.about["source"], ("classes", "class_order", "recipe", *OF_A_RUN)
-  about = {
-    "model": stored.model.to_fields(),
-    **{key: stored.about[key] for key in kept if key in stored.about},
-    **{key: source.get(key) for key in ("epoch", "best_acc")},
-    "trained_as": {key: source[key] for key in ("run", "step") if key in source},
-    "unused": "kept" if any(name.startswith(UNUSED) for name in stored.tensors) else "fresh",
-    "version": __version__,
-  }
+  about = {key: stored.about[key] for key in kept if key in stored.about}
+  about |= {"model": stored.model.to_fields(), "version": __version__}
+  about |= {key: source.get(key) for key in ("epoch", "best_acc")}
+  about["trained_as"] = {key: source[key] for key in ("run", "step") if key in source}
+  about["unused"] = "kept" if any(name.startswith(UNUSED) for name in stored.tensors) else "fresh"
   about = json.loads(json.dumps(about))  # plain lists and numbers, which any reader takes
   if to_torch:
     files.write_torch(to_torch, tensors, about)

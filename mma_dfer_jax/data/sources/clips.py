@@ -72,10 +72,8 @@ def read(manifest: Path, options: Options) -> Layout:
     problems.append(Problem(str(manifest), there))
   labels = dict.fromkeys([*classes, *(clip.label for clip in clips)])
   problems += [Problem(str(manifest), text) for text in source.near_duplicates(labels)]
-  order = (
-    LabelOrder(classes, "as given by --classes")
-    if classes
-    else LabelOrder(tuple(sorted(labels, key=natural)), "sorted by name")
+  order = LabelOrder(
+    classes or tuple(sorted(labels, key=natural)), "as given by --classes" if classes else "sorted by name"
   )
   said = [*map(Note, notes), *(Note(source.left_out(label), tuple(paths)) for label, paths in others.items())]
   return Layout(*order, clips, problems, {}, said, frozenset(splits), frozenset(doubtful))
@@ -100,24 +98,15 @@ def _clip_of(
     split, known = f"fold{looks(row['fold']).removeprefix('fold')}", FOLD
     unknown = f"fold {escaped(row['fold'])} is not a number from 1 on"
   else:
-    split, known, advice = (
-      looks(row["split"]),
-      TRAIN_OR_TEST,
-      "write train or test, or a column fold with 1, 2, …",
-    )
-    unknown = f"no run uses the split {escaped(row['split'])}: {advice}"
+    split, known, given = looks(row["split"]), TRAIN_OR_TEST, escaped(row["split"])
+    unknown = f"no run uses the split {given}: write train or test, or a column fold with 1, 2, …"
   similar = [name for name in classes if name != label and keys(name) & keys(label)]
   control, written = any(unicodedata.category(c) == "Cc" for c in label), f"label {escaped(label)}"
-  wrong = {
-    problem: problem,
-    "no label": not label,
-    f"{written} holds a control character": control,
-    f"{written} looks like the class {', '.join(map(escaped, similar))}: write that": similar,
-    unknown: not known.fullmatch(split),
-    f"is in line {first} already": first != line,
-  }
-  clip = ClipFiles(path, f"line {line}", label, split, video=file, sound=file)
-  return clip, [words for words, holds in wrong.items() if holds]
+  wrong = [problem] * bool(problem) + ["no label"] * (not label)
+  wrong += [f"{written} holds a control character"] * control
+  wrong += [f"{written} looks like the class {', '.join(map(escaped, similar))}: write that"] * bool(similar)
+  wrong += [unknown] * (not known.fullmatch(split)) + [f"is in line {first} already"] * (first != line)
+  return ClipFiles(path, f"line {line}", label, split, video=file, sound=file), wrong
 
 
 def _unlabelled(place: Path, options: Options) -> Layout:
