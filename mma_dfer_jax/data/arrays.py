@@ -18,9 +18,8 @@ LOUDEST = 2.0  # of a floating-point sound: decoders overshoot full scale; more 
 
 
 def read_arrays(
-  frames: Any, waveform: Any, sample_rate: Any, inputs: Inputs, *, times: Any = None, channel: str = "first",
-  coded: bool = False, finder: FaceFinder | None = None,
-) -> tuple[np.ndarray, ...]:  # fmt: skip
+  frames: Any, waveform: Any, sample_rate: Any, inputs: Inputs, **how: Any
+) -> tuple[np.ndarray, ...]:
   """The video and the spectrogram that a model is given of a clip in memory: sampled, resized and transformed as in evaluation.
 
   They are uint8 (T, H, W, 3) and float32 (F, K); of a model that takes points of the face, float32 landmarks (T, p, 3) come
@@ -41,10 +40,7 @@ def read_arrays(
   Raises:
     UserError: with everything that is wrong with the arrays.
   """
-  sample = sample_of(
-    frames, waveform, sample_rate, inputs, times=times, channel=channel, coded=coded, finder=finder
-  )
-  return sample.arrays
+  return sample_of(frames, waveform, sample_rate, inputs, **how).arrays
 
 
 def sample_of(

@@ -1,6 +1,5 @@
 """What is published of data sets: class names in the orders that lists count by, numbers of clips, and scores."""
 
-from collections import ChainMap
 from typing import Any
 
 from mma_dfer_jax.data.source import Counts, LabelOrder, names, near_duplicates, said_by
@@ -12,7 +11,9 @@ def _all(what: str) -> dict[str, Any]:
   return {name: found for name in names() if (found := said_by(name, what))}
 
 
-LABEL_ORDERS: dict[str, LabelOrder] = dict(ChainMap(*_all("LABELS").values()))
+LABEL_ORDERS: dict[str, LabelOrder] = {
+  name: order for of in _all("LABELS").values() for name, order in of.items()
+}
 COUNTS: dict[str, Counts] = _all("COUNTS")
 SCORES: dict[str, dict[str, float]] = _all("SCORES")
 

@@ -30,11 +30,9 @@ from mma_dfer_jax.data.pixels import Picture
 from mma_dfer_jax.errors import UserError, of_type, print_traceback
 
 # Formats that write their length down, which shows whether a file was cut short. For others FFmpeg guesses.
-FORMATS_WITH_LENGTH = (
-  *("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "asf"),
-  *("nut", "rm", "film_cpk", "apm", "kvag", "ast"),
-)
 FORMATS_WITH_ONE_LENGTH = ("matroska,webm", "flv", "nut")  # FFmpeg may say it of a shorter stream
+_OTHERS = ("mov,mp4,m4a,3gp,3g2,mj2", "avi", "asf", "rm", "film_cpk", "apm", "kvag", "ast")
+FORMATS_WITH_LENGTH = (*FORMATS_WITH_ONE_LENGTH, *_OTHERS)
 # Not opened: these only name other files or addresses; FFmpeg would even wait for a "live" playlist without an end.
 TEXT_AS_PICTURES = {"adf", "bin", "idf", "tty", "xbin"}  # FFmpeg draws the letters of any text
 PLAYLISTS = {"concat", "dash", "hls", "imf", "rtsp", "sdp", "webm_dash_manifest"}

@@ -103,24 +103,20 @@ def _chosen(record: Record, inputs: Inputs, rng: np.random.Generator | None, vie
   return choose_frames(inputs, len(record["frames"]), record.get("times"), rng=rng, view=view)
 
 
-def training_faces(
-  order: "TrainOrder", inputs: Inputs, ranges: Augment, position: int
-) -> dict[str, np.ndarray]:
-  """landmarks and face_box of one training example, as `make_batch` makes them, without decoding its frames."""
-  record, rng = order.records[order.clip_at(position)], np.random.default_rng([order.seed, position])
-  chosen = _chosen(record, inputs, rng, None)
-  sizes = [frame_size(record["frames"][i]) for i in chosen.tolist()]
-  augmentation = draw_augmentation(*sizes[0], inputs.image_size, rng, ranges)
-  return as_shown(np.frombuffer(record["faces"], STORED)[chosen], sizes, augmentation)
-
-
 def mean_faces(
   order: "TrainOrder", inputs: Inputs, ranges: Augment
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """Mean and deviation (at least 1e-3) of boxes (4,) and points (p, 2) that are seen in the first epoch's training clips."""
-  number = order.steps_per_epoch * order.batch_size
-  positions = watched(range(number), "look at faces", number, leave=False)
-  found = [training_faces(order, inputs, ranges, i) for i in positions]
+  """Mean and deviation (at least 1e-3) of boxes (4,) and points (p, 2) that are seen in the first epoch's training clips.
+
+  They are those that `make_batch` makes; no frame is decoded for it.
+  """
+  number, found = order.steps_per_epoch * order.batch_size, []
+  for position in watched(range(number), "look at faces", number, leave=False):
+    record, rng = order.records[order.clip_at(position)], np.random.default_rng([order.seed, position])
+    chosen = _chosen(record, inputs, rng, None)
+    sizes = [frame_size(record["frames"][i]) for i in chosen.tolist()]
+    augmentation = draw_augmentation(*sizes[0], inputs.image_size, rng, ranges)
+    found.append(as_shown(np.frombuffer(record["faces"], STORED)[chosen], sizes, augmentation))
   box, points = (np.concatenate([one[name] for one in found]) for name in ("face_box", "landmarks"))
   result = {}
   for name, values in (("box", box[:, None]), ("landmarks", points)):

@@ -151,9 +151,8 @@ class Stream:
   def _read(self) -> None:
     try:
       with self._opened() as container:
-        streams = [
-          next(iter(of_kind), None) for of_kind in (container.streams.video, container.streams.audio)
-        ]
+        kinds = container.streams.video, container.streams.audio
+        streams = [next(iter(of_kind), None) for of_kind in kinds]
         if streams[0] is None:
           raise UserError("it holds no pictures")
         self.has_sound = streams[1] is not None
