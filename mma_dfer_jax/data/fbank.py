@@ -182,10 +182,9 @@ def rate_difference(
   divisor = math.gcd(sample_rate, other)
   sound = waveform.astype(np.float32) / 32768.0
   resampled = resample_poly(sound, other // divisor, sample_rate // divisor).astype(np.float32)
-  rows, others = (
-    log_mel_fbank(wave, rate, num_mel_bins=audio_shape[1], max_rows=audio_shape[0])
-    for wave, rate in ((sound, sample_rate), (resampled, other))
-  )
+  num_rows, bins = audio_shape
+  both = (sound, sample_rate), (resampled, other)
+  rows, others = (log_mel_fbank(*one, num_mel_bins=bins, max_rows=num_rows) for one in both)
   shared = min(len(rows), len(others))
   return float(np.abs(rows[:shared] - others[:shared]).mean()) / ENERGY_SCALE if shared else 0.0
 

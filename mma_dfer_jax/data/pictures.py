@@ -248,13 +248,8 @@ def _transform(profile: bytes, mode: str) -> tuple[Any, str] | None:
     meant = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     transform: Any = ImageCms.buildTransform(meant, ImageCms.createProfile("sRGB"), mode, "RGB")
     name = " ".join(ImageCms.getProfileDescription(meant).split())[:60] or "a colour profile"
-  except (
-    ImageCms.PyCMSError,
-    OSError,
-    ValueError,
-    TypeError,
-  ):  # damaged, or of other colours: browsers ignore it
-    return None
+  except (ImageCms.PyCMSError, OSError, ValueError, TypeError):  # damaged, or of other colours
+    return None  # as in browsers
   if mode != "CMYK":
     levels = np.linspace(0, 255, 6).round().astype(np.uint8)
     colours = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(1, -1, 3)

@@ -60,7 +60,7 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the data set that is
 _NUM_WORKERS = flags.DEFINE_integer(
   "num_workers",
   usable_cores(),
-  "Processes that decode; 0: only this one, which a fault in a library ends.",
+  "Processes that decode; 0: none but this one, which a fault in a library ends.",
   0,
 )
 _MAX_FRAMES = flags.DEFINE_integer(

@@ -265,11 +265,9 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
         arrays, parts = dict(decoded), self.parts[clip.clip_id]
         for part, (frames, sound) in enumerate(parts, 1):
           has_audio = sound.start < sound.stop
-          name, rate = (
-            clip.clip_id + f" ({part} of {len(parts)})" * (len(parts) > 1),
-            int(arrays["sample_rate"]),
-          )
-          record = {"clip_id": name, "has_audio": has_audio, "sample_rate": rate if has_audio else 0}
+          name = clip.clip_id + f" ({part} of {len(parts)})" * (len(parts) > 1)
+          record = {"clip_id": name, "has_audio": has_audio}
+          record["sample_rate"] = int(arrays["sample_rate"]) if has_audio else 0
           record["frames"] = [pictures.read(length) for length in arrays["lengths"][frames].tolist()]
           record |= {"waveform": arrays["waveform"][sound], "face_share": float(arrays["face_share"])}
           record["label"] = clip.label if self.classes else -1

@@ -46,10 +46,8 @@ def measure(
     "frames": len(first["frames"]),
     "samples": len(first["waveform"]),
   }
-  clips |= {
-    "sample_rate": int(first["sample_rate"]),
-    "frame_size": decode_frame(first["frames"][0]).shape[:2],
-  }
+  size, rate = decode_frame(first["frames"][0]).shape[:2], int(first["sample_rate"])
+  clips |= {"sample_rate": rate, "frame_size": size}
   clips["jpeg_kb"] = float(np.mean([len(jpeg) for jpeg in first["frames"]])) / 1000
   speeds = {name: time_pipeline(records, inputs, training=name == "training", repeats=repeats, **how)
             for name in ("training", "evaluation")}  # fmt: skip

@@ -192,10 +192,7 @@ class Stream:
       try:
         packet = next(packets, None)
         frames = packet.decode() if packet else []
-      except (
-        av.error.InvalidDataError,
-        IndexError,
-      ):  # the latter of bytes that tell of a stream that is not there
+      except (av.error.InvalidDataError, IndexError):  # IndexError: damaged bytes tell of another stream
         self.damaged, in_a_row = self.damaged + 1, in_a_row + 1
         if in_a_row >= MOST_DAMAGED:
           raise
