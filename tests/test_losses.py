@@ -182,7 +182,7 @@ def _rngs():
 @pytest.mark.parametrize(
   ("fields", "words"),
   [
-    ({"name": "focal", "gamma": 0.5}, r"gamma=0.5 must lie in \[1, inf\), or be 0"),
+    ({"name": "focal", "gamma": 0.5}, r"gamma=0.5 must lie in \[1, 100\], or be 0"),
     ({"name": "cross_entropy", "label_smoothing": 1.0}, r"label_smoothing=1.0 must lie in \[0, 1\)"),
     ({"name": "votes", "mix": 1.5}, r"mix=1.5 must lie in \[0, 1\]"),
     ({"name": "ldam", "class_weights": "rare"}, "choose one of none, inverse, effective, or give a positive number"),

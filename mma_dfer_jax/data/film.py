@@ -23,7 +23,7 @@ from mma_dfer_jax.data.channels import SILENT, Heard
 from mma_dfer_jax.data.faces import Detections, FaceFinder, cut, look_over
 from mma_dfer_jax.data.fbank import samples_for
 from mma_dfer_jax.data.frames import choose_frames, encode_frame, uneven_rate
-from mma_dfer_jax.data.landmarks import STORED, Watcher, detector
+from mma_dfer_jax.data.landmarks import STORED, OfFilms, Watcher
 from mma_dfer_jax.data.persons import Person, persons, present
 from mma_dfer_jax.data.pipeline import make_example
 from mma_dfer_jax.errors import UserError
@@ -267,7 +267,7 @@ class OpenWindow:
   ):
     self.window, self.finder, self.person = window, finder, person
     # Points of the face are looked for in the frames that the model sees; those of training data in all, too.
-    self.watcher = Watcher(finder.detector if finder else detector(None)) if inputs.points else None
+    self.watcher = Watcher(finder.detector if finder else OfFilms.detector()) if inputs.points else None
     times = np.append(film.times[window.first : window.last], window.end)
     self.rates = uneven_rate(times)
     self.frames: list[Any] = [b""] * (window.last - window.first)

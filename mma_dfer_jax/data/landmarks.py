@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import functools
 from itertools import pairwise
 from pathlib import Path
+from typing import ClassVar
 
 from jaxtyping import Float32, Shaped, UInt8
 import numpy as np
@@ -61,6 +62,16 @@ class Watcher:
 def detector(model: Path | None) -> Detector:
   """YuNet, kept for later calls; UserError as `face_model` if there is no such file."""
   return Detector(face_model(model))
+
+
+class OfFilms:
+  """The detector that finds points in films that no face is cut out of, as `prediction.face_finder` was given it."""
+
+  file: ClassVar[Path | None] = None  # None: the public one
+
+  @classmethod
+  def detector(cls) -> Detector:
+    return detector(cls.file)
 
 
 def as_shown(

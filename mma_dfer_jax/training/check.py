@@ -16,6 +16,7 @@ from mma_dfer_jax.layers import REMAT
 from mma_dfer_jax.model import SLOTS, ModelConfig
 from mma_dfer_jax.parameters import PRECISIONS, parameter_shapes, tunable_patterns
 from mma_dfer_jax.training.calibration import LARGEST_SHARE, number_held_out
+from mma_dfer_jax.training.objective import first_weighted_epoch
 from mma_dfer_jax.training.sharding import check_batch_size, check_precision, make_mesh
 from mma_dfer_jax.training.start import open_init
 from mma_dfer_jax.weights import class_vectors
@@ -155,11 +156,6 @@ def check_model_and_data(config: ml_collections.ConfigDict) -> tuple[ModelConfig
       problems += [f"model.{name}.tunable={part.tunable} has no effect, for {why}"
                    for name, part in chosen.items() if part.tunable != type(part)().tunable]  # fmt: skip
       tunable_patterns(model, config.tunable)
-      if config.mixup or config.cutmix or config.data.rand_augment:
-        problems += [f"mixup, cutmix and data.rand_augment do not move points of the face along, which model.{name}={place} "
-                     "needs: set them to 0"
-                     for name in ("landmarks", "auxiliary")
-                     if (place := parts.place_of(getattr(model, name)).partition("/")[2]) != "none"]  # fmt: skip
       if model.inputs.frame_choice == "time" and TIMES not in data_set.recipe:
         problems.append("inputs.frame_choice=time, but the data set does not keep the times of its frames: prepare it "
                         "again with --keep_times --overwrite")  # fmt: skip
@@ -214,26 +210,50 @@ def check_run(config: ml_collections.ConfigDict, *, devices: bool = True) -> Che
   if data_set:
     try:
       train, test = data_set.train_and_test(config.data.fold)
-      of_class, share = clips_of(data_set, train), config.data.get("held_out", 0.0)
-      share = share if 0 <= share <= LARGEST_SHARE else 0.0  # of which more is said above
-      held_out = sum(number_held_out(clips, share) for clips in of_class.values())
-      if share and not held_out:
-        problems.append(f"data.held_out={share}, but no class of {train} has two clips: set it to 0")
-      whose = f"{train}{' without those held out' * bool(held_out)} has"
-      clips = sum(of_class.values()) - held_out
-      if model and not first_error(lambda: loss_of(config)):
-        left = {name: number - number_held_out(number, share) for name, number in of_class.items()}
-        problems += loss_of(config).problems_with(model.head, left)
-        if loss_of(config).NEEDS_VOTES and not data_set.votes:
-          problems.append("loss=votes needs the votes of people, but the data set keeps none: prepare it again with --overwrite from "
-                          "an archive that has them (DFEW: Annotation/annotation.csv)")  # fmt: skip
-      problems += too_few_clips(config.batch_size, clips, whose, jax.device_count() if devices else 1)
+      problems += problems_of_clips(config, model, data_set, train, jax.device_count() if devices else 1)
     except UserError as error:
       problems.append(str(error))
   if problems or not (model and data_set):
     raise listed("this run cannot start", problems)
   share = config.data.get("held_out", 0.0)
   return Checked(model, data_set, train, test, loss_of(config), tuple(starts), share)
+
+
+def problems_of_clips(
+  config: ml_collections.ConfigDict,
+  model: ModelConfig | None,
+  data_set: DataSet,
+  train: str,
+  devices: int = 1,
+) -> list[str]:
+  """Why these training splits are too few for what is asked for; the model is None if it is not known."""
+  of_class, share = clips_of(data_set, train), config.data.get("held_out", 0.0)
+  share = share if 0 <= share <= LARGEST_SHARE else 0.0  # of which more is said elsewhere
+  left = {name: number - number_held_out(number, share) for name, number in of_class.items()}
+  held_out, found = sum(of_class.values()) - sum(left.values()), list[str]()
+  if share and not held_out:
+    found.append(f"data.held_out={share}, but no class of {train} has two clips: set it to 0")
+  if model and not first_error(lambda: loss_of(config)):
+    found += loss_of(config).problems_with(model.head, left) + _of_sampling(config, left)
+    if loss_of(config).NEEDS_VOTES and not data_set.votes:
+      found.append("loss=votes needs the votes of people, but the data set keeps none: prepare it again with --overwrite from "
+                   "an archive that has them (DFEW: Annotation/annotation.csv)")  # fmt: skip
+  whose = f"{train}{' without those held out' * bool(held_out)} has"
+  return found + too_few_clips(config.batch_size, sum(left.values()), whose, devices)
+
+
+def _of_sampling(config: ml_collections.ConfigDict, clips: Mapping[str, int]) -> list[str]:
+  """Why classes would not be weighed, drawn or mixed as asked for, with so many training clips of each."""
+  found, loss = list[str](), loss_of(config)
+  if loss.reweight_from and (first := first_weighted_epoch(loss, config.num_epochs)) >= config.num_epochs:
+    found.append(f"loss.reweight_from={loss.reweight_from}: class weights would act from epoch {first + 1} on, but there are "
+                 f"{config.num_epochs}: lower it, or train longer")  # fmt: skip
+  if config.data.balanced and (without := [name for name, number in clips.items() if not number]):
+    found.append(f"data.balanced=True cannot be used, for no training clip is {' or '.join(without)}")
+  mixed = [f"{name}={config[name]}" for name in ("mixup", "cutmix") if config[name]]
+  if mixed and config.batch_size == 1:
+    found.append(f"{' and '.join(mixed)}, but with batch_size=1 there is no other clip to mix with")
+  return found
 
 
 def problems_of_devices(config: ml_collections.ConfigDict) -> list[str]:

@@ -19,6 +19,7 @@ from mma_dfer_jax.weights.files import Start, StoredModel, Weights, held
 
 PATH = "classifier/vectors"  # the parameter that a file fills
 KEYS = ("classes", "vectors", "source")
+LENGTHS = 1e-6, 1e6  # of a vector, between which float32 tells its direction
 LARGEST = 2**28  # bytes of all arrays, unpacked; a thousand classes of 512 numbers are 2 MiB
 
 
@@ -89,9 +90,17 @@ def _problems(said: dict[str, np.ndarray], embedding: int) -> list[str]:
     return [*problems, f"vectors must be {want}, it is {vectors.dtype} {vectors.shape}"]
   if vectors.shape[1] != embedding:
     problems.append(f"vectors is {vectors.shape}, but the model has model.head.embedding={embedding}")
-  finite = np.isfinite(vectors).all(axis=1)
-  zero = finite & ~vectors.any(axis=1)
-  for wrong, what in ((~finite, "infinite or undefined (NaN)"), (zero, "0, which has no direction")):
+  finite, (least, most) = np.isfinite(vectors).all(axis=1), LENGTHS
+  lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
+  unit = vectors / lengths.clip(least)[:, None]
+  same = finite & ((unit @ unit.T > 1 - 1e-6).sum(axis=1) > 1)
+  outside = finite & (lengths > 0) & ~((least <= lengths) & (lengths <= most))
+  for wrong, what in (
+    (~finite, "infinite or undefined (NaN)"),
+    (finite & (lengths == 0), "0, which has no direction"),
+    (outside, f"a length outside of {least:g} to {most:g}"),
+    (same & (lengths >= least), "the direction of another class, from which no answer can tell it apart"),
+  ):
     bad = [shown(name) for name, is_wrong in zip(names, wrong, strict=False) if is_wrong]
     problems += [f"the {'vector' if len(bad) == 1 else 'vectors'} of {few(bad)}: {what}"] * bool(bad)
   return problems

@@ -62,6 +62,7 @@ class Row:
 def name_table(cfg: ModelConfig) -> list[Row]:
   """Every parameter with its tensors in an authors' file; UserError names parts that it cannot hold."""
   slots = [(name, place) for name, slot in SLOTS.items() for place in slot.places]
+  slot_of = {place: name for name, place in slots}
   tables = {place: parts.authors_table(getattr(cfg, name)) for name, place in slots}
   tables["joint_adaptation"] = model.AUTHORS
   rows, homeless = [], set()
@@ -70,7 +71,9 @@ def name_table(cfg: ModelConfig) -> list[Row]:
     if row := row_of(path, shape, place, tables[place] or ()):
       rows.append(row)
     else:
-      homeless.add(path.split("/")[0])
+      name = slot_of.get(place, place)
+      chosen = f"model.{name}={parts.place_of(getattr(cfg, name)).partition('/')[2]}, " * (place in slot_of)
+      homeless.add(f"{chosen}{path.split('/')[0]}")
   if homeless:
     raise listed("an authors' file has no place for these parts of the model", sorted(homeless))
   return rows
