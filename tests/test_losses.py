@@ -53,12 +53,6 @@ def loss_of(objective: Objective, logits, batch, epoch: int = 0):
   return total(means, terms), means
 
 
-@pytest.fixture
-def float64():
-  with jax.enable_x64(True):
-    yield
-
-
 def batch_of(numbers, case: str) -> dict:
   votes = {"votes": jnp.asarray(numbers[f"{case}/votes"])} if f"{case}/votes" in numbers else {}
   return {"label": jnp.asarray(numbers[f"{case}/labels"]), **votes}

@@ -60,11 +60,7 @@ def few_clips(clips: Mapping[str, int]) -> str:
           "often better than training then, within seconds; try mma_dfer_jax.probe first (docs/training.md)") * bool(short)  # fmt: skip
 
 
-# Fields of a training's config that must be above 0.
-POSITIVE = ("num_epochs", "batch_size", "learning_rate", "log_every_steps", "keep_checkpoints", "eval_every")
-
-
-def first_error(check: Callable[[], Any]) -> list[str]:
+def first_error(check: Callable[..., Any]) -> list[str]:
   """The words of its UserError; none if there is none."""
   try:
     check()
@@ -73,8 +69,15 @@ def first_error(check: Callable[[], Any]) -> list[str]:
   return []
 
 
-def problems_of_values(config: ml_collections.ConfigDict, positive: Sequence[str] = POSITIVE) -> list[str]:
-  """What is wrong with the values of a config, of training or pretraining, one line each; parts check their own fields."""
+def problems_of_values(
+  config: ml_collections.ConfigDict, positive: Sequence[str] = ("num_epochs", "eval_every")
+) -> list[str]:
+  """What is wrong with the values of a config, of training or pretraining, one line each; parts check their own fields.
+
+  Args:
+    positive: fields that must be above 0, besides those that both kinds have.
+  """
+  positive = (*positive, "batch_size", "learning_rate", "log_every_steps", "keep_checkpoints")
   c, d = config, config.data
   choices = {"matmul_precision": ("float32", "tensorfloat32", "bfloat16"), "precision": PRECISIONS, "remat": REMAT}  # fmt: skip
   rules = [
@@ -159,11 +162,8 @@ def check_model_and_data(config: ml_collections.ConfigDict) -> tuple[ModelConfig
       if model.wants_faces and LANDMARKS not in data_set.recipe:
         problems.append(NO_LANDMARKS)
       if model.wants_faces:
-        mixed = {
-          "mixup": config.mixup,
-          "cutmix": config.cutmix,
-          "data.rand_augment": config.data.rand_augment,
-        }
+        mixed = {name: config[name] for name in ("mixup", "cutmix")}
+        mixed["data.rand_augment"] = config.data.rand_augment
         problems += [f"{name}={value} moves pixels, but not the boxes and points of faces that the model needs: set it to 0"
                      for name, value in mixed.items() if value]  # fmt: skip
   except UserError as error:
@@ -188,15 +188,13 @@ def open_starts(config: ml_collections.ConfigDict, model: ModelConfig, classes: 
       problems += first_error(lambda: starts.append(open_pretrained(stream, path, model)))  # noqa: B023 # called at once
   path, wanted = config.pretrained.text, class_vectors.PATH in parameter_shapes(model)
   if path and not wanted:
-    problems.append(
-      f"pretrained.text={path}, but model.head is {parts.place_of(model.head).partition('/')[2]}"
-    )
+    head = parts.place_of(model.head).partition("/")[2]
+    problems.append(f"pretrained.text={path}, but model.head is {head}")
   elif path:
     problems += first_error(lambda: starts.append(class_vectors.open_text(path, model, classes)))
   elif wanted and not any(class_vectors.PATH in start.taken for start in starts):
-    problems.append(
-      "pretrained.text is empty: the head text needs a file of class vectors; docs/weights.md says how to make one"
-    )
+    needs = "the head text needs a file of class vectors; docs/weights.md says how to make one"
+    problems.append(f"pretrained.text is empty: {needs}")
   return starts, problems
 
 
@@ -217,9 +215,8 @@ def check_run(config: ml_collections.ConfigDict, *, devices: bool = True) -> Che
       problems.append(str(error))
   if problems or not (model and data_set):
     raise listed("this run cannot start", problems)
-  return Checked(
-    model, data_set, train, test, loss_of(config), tuple(starts), config.data.get("held_out", 0.0)
-  )
+  share = config.data.get("held_out", 0.0)
+  return Checked(model, data_set, train, test, loss_of(config), tuple(starts), share)
 
 
 def problems_of_clips(
