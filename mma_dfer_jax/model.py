@@ -82,6 +82,9 @@ class ModelConfig:
       problems += self.frame_mask.problems_with(self.image, self.temporal, self.inputs, self.layers)
     for stream in ("image", "audio"):
       problems += getattr(self, stream).problems_with(stream, self.inputs)
+    of_faces = {"landmarks": self.landmarks.POINTS > 0, "auxiliary": self.auxiliary.FACES}
+    problems += [f"model.{slot}={parts.place_of(getattr(self, slot)).partition('/')[2]} is about faces in pictures, but model.image is "
+                 "none: choose none" for slot, looks in of_faces.items() if looks and not self.image.depth]  # fmt: skip
     if self.inputs.points not in (0, self.landmarks.POINTS):
       problems.append(
         f"inputs.points={self.inputs.points}, but model.landmarks takes {self.landmarks.POINTS}"

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import os
 from pathlib import Path
 import re
@@ -256,6 +257,8 @@ def test_a_loss_that_is_not_finite_ends_the_run(data_dir, tmp_path):
     ({"micro_batch": 3}, ["micro_batch=3 must divide batch_size=4"]),
     ({"loss.class_weights": "inverse", "loss.reweight_from": 0.8, "num_epochs": 2, "mixup": 0.5, "batch_size": 1},
      ["class weights would act from epoch 3 on, but there are 2", "mixup=0.5, but with batch_size=1 there is no other clip"]),
+    ({"choices": "cascade", "model.auxiliary.weight": math.nan},
+     ["model.auxiliary: auxiliary/cascade cannot have these values", "weight=nan must be finite"]),
     ({"model.fusion.layers": "last 3"}, ["model.fusion.layers='last 3'", "the model has 2 layers"]),
   ],
 )  # fmt: skip
