@@ -1,7 +1,7 @@
 """Video files: their pictures in display order and one channel of their sound, read with PyAV alone."""
 
 import collections
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from fractions import Fraction
 import functools
