@@ -229,18 +229,10 @@ def evaluate(evaluation: Evaluation) -> report.Fold:
     result, predictions = found
     predictions = _adjusted(predictions, prior) if _LOGIT_ADJUSTMENT.value else predictions
     predictions = calibrated(predictions, about.temperature)
-    ece, votes = reliability(predictions).ece, {}
-    if evaluation.data_set.votes.get(split) and evaluation.data_set.classes == about.classes:
-      votes = {"votes": against_votes(predictions, evaluation.data_set.votes_of(split))}
     scores, no_sound = predictions.scores, {"clips_without_sound": result["clips_without_sound"]}
-    evaluations[without] = {
-      **report.scores_as_json(scores),
-      **no_sound,
-      "cross_entropy": result["test_loss"],
-      **{name: result[name] for name in ("layers",) if name in result},
-      "ece": ece,
-      **votes,
-    }
+    evaluations[without] = {**_in_numbers(evaluation, predictions, about), **no_sound, "cross_entropy": result["test_loss"],
+                            **{name: result[name] for name in ("layers",) if name in result}}  # fmt: skip
+    ece, votes = evaluations[without]["ece"], evaluations[without].get("votes")
     of_fold = {"folder": str(path), "step": about.step, **no_sound, "model": about.origin, "data_set": facts["data_set"]}  # fmt: skip
     folds.append(report.Fold(split, predictions, of_fold))
     if chief:
@@ -248,7 +240,7 @@ def evaluate(evaluation: Evaluation) -> report.Fold:
       war, uar = report.percent(scores.war), report.percent(scores.uar)
       shown = f"WAR {war}, UAR {uar}, ECE {report.percent(ece)}, {count(scores.clips, 'clip')}"
       shown += (
-        "; {won:.2f} % of the votes won, cross-entropy to them {cross_entropy:.4f}".format(**votes["votes"])
+        "; {won:.2f} % of the votes won, cross-entropy to them {cross_entropy:.4f}".format(**votes)
         if votes
         else ""
       )
@@ -260,6 +252,14 @@ def evaluate(evaluation: Evaluation) -> report.Fold:
   if chief:
     print(f"\nwrote {files}.json")
   return folds[0]
+
+
+def _in_numbers(evaluation: Evaluation, predictions: Predictions, about: About) -> dict[str, Any]:
+  """Scores, calibration and, if people were asked about these classes, agreement with their votes."""
+  found = {**report.scores_as_json(predictions.scores), "ece": reliability(predictions).ece}
+  if evaluation.data_set.votes.get(evaluation.split) and evaluation.data_set.classes == about.classes:
+    found["votes"] = against_votes(predictions, evaluation.data_set.votes_of(evaluation.split))
+  return found
 
 
 def _adjusted(predictions: Predictions, prior: Any) -> Predictions:
