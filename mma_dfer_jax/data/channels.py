@@ -1,13 +1,10 @@
 """Which channel of a sound is heard, and what there is to say of it."""
 
 from collections.abc import Sequence
-import os
 from typing import Any
 
 from jaxtyping import Int16
 import numpy as np
-
-from mma_dfer_jax.errors import UserError
 
 CHANNELS = ("first", "loudest", "centre", "mix")
 # Names of channels in the usual order, where a file does not say which they are.
@@ -89,14 +86,3 @@ def by_channel(frame: Any) -> np.ndarray:
     return np.concatenate([one.to_ndarray() for one in packed.resample(frame) + packed.resample(None)], 1).reshape(-1, number).T  # fmt: skip
   samples = frame.to_ndarray()
   return samples if frame.format.is_planar else samples.reshape(-1, number).T
-
-
-def as_int16(samples: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray:
-  """Samples of any decoder as 16-bit: floats are rounded and cut at full scale, integers lose or gain low bits."""
-  if samples.dtype.kind == "f":
-    if not np.isfinite(samples).all():
-      raise UserError(f"{path}: its sound holds infinite or undefined (NaN) samples")
-    return np.clip(np.rint(samples * 32768.0), -32768, 32767).astype(np.int16)
-  if samples.dtype == np.uint8:  # unsigned: silence is 128
-    return (samples.astype(np.int16) - 128) << 8
-  return (samples >> 8 * (samples.dtype.itemsize - 2)).astype(np.int16)

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from mma_dfer_jax.cores import own_cores
-from mma_dfer_jax.data.channels import SILENT, Heard, as_int16, by_channel, names_of, take
+from mma_dfer_jax.data.channels import SILENT, Heard, by_channel, names_of, take
 from mma_dfer_jax.data.ends import AGAIN, PartOfFile, ending
 from mma_dfer_jax.data.formats import Ending
 from mma_dfer_jax.data.frames import is_cut
@@ -453,3 +453,14 @@ def _check_length(container: InputContainer, stream: Any, reached: float, of_any
 def _seconds(time: int | None, source: Any) -> float:
   """A time of a stream, packet or frame, which count in units of their own."""
   return float((time or 0) * source.time_base)
+
+
+def as_int16(samples: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray:
+  """Samples of any decoder as 16-bit: floats are rounded and cut at full scale, integers lose or gain low bits."""
+  if samples.dtype.kind == "f":
+    if not np.isfinite(samples).all():
+      raise MediaError(f"{path}: its sound holds infinite or undefined (NaN) samples")
+    return np.clip(np.rint(samples * 32768.0), -32768, 32767).astype(np.int16)
+  if samples.dtype == np.uint8:  # unsigned: silence is 128
+    return (samples.astype(np.int16) - 128) << 8
+  return (samples >> 8 * (samples.dtype.itemsize - 2)).astype(np.int16)
