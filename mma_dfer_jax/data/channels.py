@@ -1,6 +1,7 @@
 """Which channel of a sound is heard, and what there is to say of it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from jaxtyping import Int16
 import numpy as np
@@ -9,6 +10,7 @@ CHANNELS = ("first", "loudest", "centre", "mix")
 # Names of channels in the usual order, where a file does not say which they are.
 USUAL = {1: ("FC",), 2: ("FL", "FR"), 6: ("FL", "FR", "FC", "LFE", "BL", "BR"), 8: ("FL", "FR", "FC", "LFE", "BL", "BR", "SL", "SR")}  # fmt: skip
 BASS = "LFE"  # a channel for effects alone, which carries no voice
+MOST_PLANES = 7  # of a sound: PyAV reads past the end of more, which ends the process
 SILENT = 33  # of 32768, 60 dB below full scale: quieter than any room, louder than coded silence
 CLIPPED = 0.001  # share of samples at full scale from where on a recording was too loud
 
@@ -72,3 +74,15 @@ def take(
     return np.rint(np.mean(voices, axis=0)).astype(np.int16)
   chosen = {"loudest": loudest, "centre": names.index("FC") if "FC" in names else 0}.get(channel, 0)
   return pcm[min(chosen, len(pcm) - 1)]
+
+
+def by_channel(frame: Any) -> np.ndarray:
+  """(C, S): the samples of each channel."""
+  number = frame.layout.nb_channels
+  if frame.format.is_planar and number > MOST_PLANES:
+    import av  # not for --help
+
+    packed = av.AudioResampler(frame.format.packed, frame.layout, frame.sample_rate)
+    return np.concatenate([one.to_ndarray() for one in packed.resample(frame) + packed.resample(None)], 1).reshape(-1, number).T  # fmt: skip
+  samples = frame.to_ndarray()
+  return samples if frame.format.is_planar else samples.reshape(-1, number).T

@@ -22,7 +22,7 @@ from mma_dfer_jax.data import media
 from mma_dfer_jax.data.channels import SILENT, Heard
 from mma_dfer_jax.data.faces import Detections, FaceFinder, cut, look_over
 from mma_dfer_jax.data.fbank import samples_for
-from mma_dfer_jax.data.frames import choose_frames, encode_frame, uneven_rate
+from mma_dfer_jax.data.frames import choose_frames, encode_frame, end_of_last, uneven_rate
 from mma_dfer_jax.data.landmarks import STORED, OfFilms, Watcher
 from mma_dfer_jax.data.persons import Person, persons, present
 from mma_dfer_jax.data.pipeline import make_example
@@ -155,7 +155,7 @@ def survey(
     return hop is not None and len({math.floor((time + EPSILON) / hop) for time in around}) > 1
 
   looked = look_over(seen(), finder, due)
-  end = media.end_of_last(times, times[-1] + duration)
+  end = end_of_last(times, times[-1] + duration)
   return Film(
     os.fspath(path), np.array(times), end, looked.sizes, looked.detections, sound, stamp, looked.turned,
     media.tracks_taken(path), looked.cuts,

@@ -1,6 +1,6 @@
 """Pictures of a clip: which frames are used, how they are decoded, resized and augmented. All pixels are uint8 RGB."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 import functools
 import inspect
@@ -113,6 +113,12 @@ def choose_frames(
     assert times is not None
     return sample_at_times(times, rng=rng, num_segments=inputs.num_frames)
   return sample_frames(num_frames, train=rng is not None, rng=rng, num_segments=inputs.num_frames)
+
+
+def end_of_last(times: Sequence[float], end: float) -> float:
+  """When the last of frames at these seconds ends: as the file says, or else after the usual time."""
+  usual = float(np.median(np.diff(times))) if len(times) > 1 else 0.04
+  return end if end > times[-1] else times[-1] + usual
 
 
 def uneven_rate(times: Float[np.ndarray, "E"]) -> tuple[float, float] | None:

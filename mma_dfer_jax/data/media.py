@@ -1,6 +1,7 @@
 """Video files: their pictures in display order and one channel of their sound, read with PyAV alone."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import collections
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from fractions import Fraction
 import functools
@@ -21,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from mma_dfer_jax.cores import own_cores
-from mma_dfer_jax.data.channels import SILENT, Heard, names_of, take
+from mma_dfer_jax.data.channels import SILENT, Heard, by_channel, names_of, take
 from mma_dfer_jax.data.ends import AGAIN, PartOfFile, ending
 from mma_dfer_jax.data.formats import Ending
 from mma_dfer_jax.data.frames import is_cut
@@ -36,7 +37,6 @@ FORMATS_WITH_LENGTH = (*FORMATS_WITH_ONE_LENGTH, *_OTHERS)
 # Not opened: these only name other files or addresses; FFmpeg would even wait for a "live" playlist without an end.
 TEXT_AS_PICTURES = {"adf", "bin", "idf", "tty", "xbin"}  # FFmpeg draws the letters of any text
 PLAYLISTS = {"concat", "dash", "hls", "imf", "rtsp", "sdp", "webm_dash_manifest"}
-MOST_PLANES = 7  # of a sound: PyAV reads past the end of more, which ends the process
 FORMATS_WITHOUT_ASPECT = ("mpegts", "mpeg")  # of pixels: the pictures say it, each for itself
 PICTURES = ("_pipe", "apng")  # ends of FFmpeg's names of formats that are pictures
 LOWEST_RATE = 100  # Hz, of a sound: else a row of the spectrogram would be shorter than one sample
@@ -48,7 +48,6 @@ LARGEST_SOUND = 1 << 29  # bytes of one clip: an hour and a half at 48 kHz
 JOINABLE = ("mpegts", "mpeg", "ogg")
 JOINT_BACK, JOINT_AHEAD = 0.5, 10.0
 SETTLED = 1.0  # seconds after which a change of a file shows in its time
-# What to do about a file that is not supported.
 CONVERT = "convert it, for instance with `ffmpeg -i FILE new.mp4`"
 # Titles and tags need not be UTF-8. PyAV takes them as they come since 19; before, it needs this option.
 _BAD_TITLES: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
@@ -122,12 +121,6 @@ def iterate_pictures(path: str | os.PathLike[str]) -> Iterator[Picture]:
       yield picture
 
 
-def end_of_last(times: Sequence[float], end: float) -> float:
-  """When the last of frames at these seconds ends: as the file says, or else after the usual time."""
-  usual = float(np.median(np.diff(times))) if len(times) > 1 else 0.04
-  return end if end > times[-1] else times[-1] + usual
-
-
 def read_sound(
   path: str | os.PathLike[str], channel: str = "first", heard: Heard | None = None
 ) -> Sound | None:
@@ -158,11 +151,10 @@ def iterate_sound(
     MediaError: while iterating, if the file is missing, damaged or cut short, its sample rate changes, or its times jump
       by more than ten minutes.
   """
-  heard, loudest = heard or Heard(channel), 0
+  heard, all_channels = heard or Heard(channel), Heard()
   if channel == "loudest":
-    for _ in iterate_sound(path, "first", all_channels := Heard()):
-      pass
-    loudest = all_channels.loudest
+    collections.deque(iterate_sound(path, "first", all_channels), maxlen=0)
+  loudest = all_channels.loudest
   with _opened(path) as (container, found):
     stream, _ = _chosen(container, "audio", path)
     if stream is None:
@@ -461,16 +453,6 @@ def _check_length(container: InputContainer, stream: Any, reached: float, of_any
 def _seconds(time: int | None, source: Any) -> float:
   """A time of a stream, packet or frame, which count in units of their own."""
   return float((time or 0) * source.time_base)
-
-
-def by_channel(frame: av.AudioFrame) -> np.ndarray:
-  """(C, S): the samples of each channel."""
-  number = frame.layout.nb_channels
-  if frame.format.is_planar and number > MOST_PLANES:
-    packed = av.AudioResampler(frame.format.packed, frame.layout, frame.sample_rate)
-    return np.concatenate([one.to_ndarray() for one in packed.resample(frame) + packed.resample(None)], 1).reshape(-1, number).T  # fmt: skip
-  samples = frame.to_ndarray()
-  return samples if frame.format.is_planar else samples.reshape(-1, number).T
 
 
 def as_int16(samples: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray:

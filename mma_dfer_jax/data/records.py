@@ -22,7 +22,7 @@ from mma_dfer_jax.data import media
 from mma_dfer_jax.data.channels import Heard
 from mma_dfer_jax.data.data_set import INDEX, LANDMARKS, TIMES
 from mma_dfer_jax.data.faces import FaceFinder
-from mma_dfer_jax.data.frames import JPEG_QUALITY, decode_as_meant, encode_frame, sample_frames
+from mma_dfer_jax.data.frames import JPEG_QUALITY, decode_as_meant, encode_frame, end_of_last, sample_frames
 from mma_dfer_jax.data.landmarks import Watcher
 from mma_dfer_jax.data.source import ClipFiles
 from mma_dfer_jax.data.wire import field, integers, number_of_integers, strings, values, varints
@@ -131,7 +131,7 @@ def _as_shown(video: Path, changes: dict[str, None], times: list[float]) -> Iter
     changes.update(dict.fromkeys(picture.changes))
     times[-1:] = [max([picture.time, *times[-2:-1]]), picture.time + picture.duration]
   if times:
-    times[-1] = media.end_of_last(times[:-1], times[-1])
+    times[-1] = end_of_last(times[:-1], times[-1])
 
 
 def _checked(picture: Path, changes: dict[str, None]) -> tuple[bytes, np.ndarray]:

@@ -16,10 +16,11 @@ import av
 from av.video.reformatter import VideoReformatter
 import numpy as np
 
-from mma_dfer_jax.data.channels import names_of, take
+from mma_dfer_jax.data.channels import by_channel, names_of, take
 from mma_dfer_jax.data.faces import EVERY, Detections, FaceFinder
 from mma_dfer_jax.data.film import EPSILON, LEFTOVER, LONGEST_STEP_BACK, Film, OpenWindow, Sample, Window
-from mma_dfer_jax.data.media import LONGEST_JUMP, SYNC_TOLERANCE, as_int16, by_channel, end_of_last
+from mma_dfer_jax.data.frames import end_of_last
+from mma_dfer_jax.data.media import LONGEST_JUMP, SYNC_TOLERANCE, as_int16
 from mma_dfer_jax.data.pixels import Picture
 from mma_dfer_jax.data.shots import Shots
 from mma_dfer_jax.errors import UserError
