@@ -20,9 +20,9 @@ import numpy as np
 from mma_dfer_jax import __version__
 from mma_dfer_jax.cores import own_cores, working_ahead
 from mma_dfer_jax.data import film, media, speech
-from mma_dfer_jax.data.faces import MODEL_SHA256
 from mma_dfer_jax.data.frames import encode_frame
 from mma_dfer_jax.data.persons import check_person
+from mma_dfer_jax.data.yunet import MODEL_SHA256
 from mma_dfer_jax.disk import new_file, sha256_of, write_json
 from mma_dfer_jax.doubt import check_abstain, warnings_of_windows
 from mma_dfer_jax.engines.engine import Engine

@@ -42,7 +42,11 @@ class Fields:
   MAY_BE_ZERO: ClassVar[tuple[str, ...]] = ()
 
   def __post_init__(self):
-    if problems := self.problems():
+    problems = self.problems()
+    for name, value in ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self)):
+      if type(value) is float and not math.isfinite(value) and not any(f"{name}=" in one for one in problems):
+        problems.append(f"{name}={value} must be finite")
+    if problems:
       raise listed(f"{place_of(self)} cannot have these values", problems)
 
   def problems(self) -> list[str]:

@@ -13,8 +13,9 @@ from typing import ClassVar
 from jaxtyping import Float32, Shaped, UInt8
 import numpy as np
 
-from mma_dfer_jax.data.faces import Detector, Track, choose, face_model, link
+from mma_dfer_jax.data.faces import choose, link
 from mma_dfer_jax.data.frames import Augmentation, move_points
+from mma_dfer_jax.data.yunet import Detector, face_model
 
 POINTS = 5
 MIRRORED = [1, 0, 2, 4, 3]  # which point each becomes in a mirrored frame
@@ -43,21 +44,18 @@ class Watcher:
     """Box and points of all frames that were looked at, as `STORED`."""
     kept, numbers = np.zeros(len(self._numbers), STORED), np.array(self._numbers)
     for track in choose(link(self._seen)) if any(boxes for _, boxes in self._seen) else ():
-      at, values = [i for i, _ in track], self._as_shares(track)
+      at, shares = [i for i, _ in track], []
+      for i, box in track:
+        height, width = self._sizes[i]
+        pixels = [box.left, box.top, box.right - box.left, box.bottom - box.top, *box.points]
+        shares.append(np.array(pixels) / ([width, height] * (2 + POINTS)))
+      values = np.array(shares)
       for one, other in pairwise([*at, at[-1]]):
         last = other if numbers[other] - numbers[one] <= LARGEST_GAP else one
         for i in range(one, last + 1):
           kept["values"][i] = [np.interp(numbers[i], numbers[at], column) for column in values.T]
           kept["face"][i] = 1
     return kept
-
-  def _as_shares(self, track: Track) -> np.ndarray:
-    rows = []
-    for i, box in track:
-      height, width = self._sizes[i]
-      pixels = [box.left, box.top, box.right - box.left, box.bottom - box.top, *box.points]
-      rows.append(np.array(pixels) / ([width, height] * (2 + POINTS)))
-    return np.array(rows)
 
 
 @functools.lru_cache(maxsize=2)
