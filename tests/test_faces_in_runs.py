@@ -27,7 +27,9 @@ RUNS = {  # each form of the graph and each scale of targets, among the parts th
     "model.auxiliary.targets": "standardised", "model.auxiliary.dropout": 0.3, "model.auxiliary.head_dropout": 0.1,
     "model.frame_mask.keep": 8, "model.frame_mask.after": 1, "model.head.embedding": 16, "model.head.learn_scale": True,
   } | SIZES,
-  "frames": {"choices": BOTH, "precision": "bfloat16"} | SIZES,
+  "frames": {
+    "choices": BOTH, "precision": "bfloat16", "inputs.test_views": 2, "inputs.frame_choice": "stride", "inputs.frame_stride": 2,
+  } | SIZES,
 }  # fmt: skip
 
 
@@ -136,6 +138,10 @@ def test_an_exported_file_says_the_same(trained, tmp_path):
   given = rng.integers(0, 256, (3, *i.video_shape), np.uint8), sound, points
   expected = model.outputs(*given)
   assert expected.keys() >= {"logits", "found_box", "found_landmarks"}
+  status, _, err = run("convert", f"--model={workdir}", f"--out={tmp_path / 'folder'}")
+  assert status == 0, err
+  of_folder = load_model(tmp_path / "folder", precision="float32").outputs(*given)
+  np.testing.assert_array_equal(of_folder["logits"], expected["logits"])
   for form in ("onnx", "stablehlo")[: 1 + (name == "token")]:
     out = tmp_path / f"model.{'onnx' if form == 'onnx' else 'jax'}"
     flags = ["--platforms=cpu"] * (form == "stablehlo") + ["--precision=float32"]
