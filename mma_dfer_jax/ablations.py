@@ -134,7 +134,8 @@ ROWS = {
   "stream_weights": _row("a learned factor for picture and one for sound", layer_pool="streams"),
   "cascade": _row("boxes and points of faces as auxiliary tasks", auxiliary="cascade"),
   "cascade_standardised": _row("auxiliary tasks over the deviation of their targets", auxiliary="cascade", auxiliary__targets="standardised"),
-  "landmark_graph": _row("a token of five points of the face", landmarks="graph"),
+  "landmark_graph": _row("five points of the face added to each frame", landmarks="graph"),
+  "landmark_token": _row("five points of the face as a token beside the frames", landmarks="graph", landmarks__form="token"),
   "image_only": _row("picture alone", "image"),
   "image_only_no_fusion": _row("picture alone, no bottlenecks", "image", fusion="none"),
   "audio_only": _row("sound alone", "audio", temporal="mean"),  # one moment needs no model of time

@@ -20,9 +20,9 @@ import numpy as np
 from mma_dfer_jax import __version__
 from mma_dfer_jax.cores import own_cores, working_ahead
 from mma_dfer_jax.data import film, media, speech
-from mma_dfer_jax.data.faces import MODEL_SHA256
 from mma_dfer_jax.data.frames import encode_frame
 from mma_dfer_jax.data.persons import check_person
+from mma_dfer_jax.data.yunet import MODEL_SHA256
 from mma_dfer_jax.disk import new_file, sha256_of, write_json
 from mma_dfer_jax.doubt import check_abstain, warnings_of_windows
 from mma_dfer_jax.engines.engine import Engine
@@ -168,11 +168,12 @@ class Answers:
   def _asked(self, files: Sequence[str]) -> dict[str, Json]:
     """All that the answer depends on, by file."""
     about = self.engine.about
-    detector = sha256_of(Path(self.face_model)) if self.finder and self.face_model else MODEL_SHA256
+    looks = self.finder or about.inputs.points  # for boxes, or for points
+    detector = sha256_of(Path(self.face_model)) if looks and self.face_model else MODEL_SHA256
     of_all = {
       "model": os.path.abspath(self.model), "model_fingerprint": about.fingerprint, "origin": about.origin,
       "precision": about.precision, "version": __version__,
-      "faces": described(self.finder), "face_model_sha256": detector if self.finder else None,
+      "faces": described(self.finder), "face_model_sha256": detector if looks else None,
       "window": self.window, "hop": self.hop, "force": self.force, "abstain": self.abstain,
     }  # fmt: skip
     if self.engine.name != "jax":

@@ -67,6 +67,7 @@ _GOES_WITH = {
   "split": ("workdir",), "class_vectors": ("workdir",), "without": ("workdir",), "splits": ("workdirs",), "out": ("workdirs", "compare"),
 }  # fmt: skip
 
+LARGEST_ADJUSTMENT = 100  # far beyond what is of use: the paper's is 1
 MODALITIES = {"none": "picture and sound", "sound": "picture only", "picture": "sound only"}  # by --without
 
 
@@ -226,23 +227,12 @@ def evaluate(evaluation: Evaluation) -> report.Fold:
     )  # fmt: skip
     assert found is not None  # nothing stops it
     result, predictions = found
-    if _LOGIT_ADJUSTMENT.value:
-      adjusted = np.log(np.maximum(predictions.probabilities, np.finfo(float).tiny)) - prior
-      predictions = dataclasses.replace(Predictions.of_logits(predictions.classes, predictions.clips, predictions.labels, adjusted),
-                                        data_set=predictions.data_set)  # fmt: skip
+    predictions = _adjusted(predictions, prior) if _LOGIT_ADJUSTMENT.value else predictions
     predictions = calibrated(predictions, about.temperature)
-    ece, votes = reliability(predictions).ece, {}
-    if evaluation.data_set.votes.get(split) and evaluation.data_set.classes == about.classes:
-      votes = {"votes": against_votes(predictions, evaluation.data_set.votes_of(split))}
     scores, no_sound = predictions.scores, {"clips_without_sound": result["clips_without_sound"]}
-    evaluations[without] = {
-      **report.scores_as_json(scores),
-      **no_sound,
-      "cross_entropy": result["test_loss"],
-      **{name: result[name] for name in ("layers",) if name in result},
-      "ece": ece,
-      **votes,
-    }
+    evaluations[without] = {**_in_numbers(evaluation, predictions, about), **no_sound, "cross_entropy": result["test_loss"],
+                            **{name: result[name] for name in ("layers",) if name in result}}  # fmt: skip
+    ece, votes = evaluations[without]["ece"], evaluations[without].get("votes")
     of_fold = {"folder": str(path), "step": about.step, **no_sound, "model": about.origin, "data_set": facts["data_set"]}  # fmt: skip
     folds.append(report.Fold(split, predictions, of_fold))
     if chief:
@@ -250,7 +240,7 @@ def evaluate(evaluation: Evaluation) -> report.Fold:
       war, uar = report.percent(scores.war), report.percent(scores.uar)
       shown = f"WAR {war}, UAR {uar}, ECE {report.percent(ece)}, {count(scores.clips, 'clip')}"
       shown += (
-        "; {won:.2f} % of the votes won, cross-entropy to them {cross_entropy:.4f}".format(**votes["votes"])
+        "; {won:.2f} % of the votes won, cross-entropy to them {cross_entropy:.4f}".format(**votes)
         if votes
         else ""
       )
@@ -262,6 +252,21 @@ def evaluate(evaluation: Evaluation) -> report.Fold:
   if chief:
     print(f"\nwrote {files}.json")
   return folds[0]
+
+
+def _in_numbers(evaluation: Evaluation, predictions: Predictions, about: About) -> dict[str, Any]:
+  """Scores, calibration and, if people were asked about these classes, agreement with their votes."""
+  found = {**report.scores_as_json(predictions.scores), "ece": reliability(predictions).ece}
+  if evaluation.data_set.votes.get(evaluation.split) and evaluation.data_set.classes == about.classes:
+    found["votes"] = against_votes(predictions, evaluation.data_set.votes_of(evaluation.split))
+  return found
+
+
+def _adjusted(predictions: Predictions, prior: Any) -> Predictions:
+  """The answers of the logits less `prior` (C,)."""
+  logits = np.log(np.maximum(predictions.probabilities, np.finfo(float).tiny)) - prior
+  made = Predictions.of_logits(predictions.classes, predictions.clips, predictions.labels, logits)
+  return dataclasses.replace(made, data_set=predictions.data_set)
 
 
 def _draw(files: str, predictions: Predictions, about: About) -> None:
@@ -285,6 +290,7 @@ def files_of(path: Path, facts: Mapping[str, Any]) -> tuple[str, dict[str, Any]]
     if flag.value and key in facts
   )
   name += f"_logit_adjustment_{facts['logit_adjustment']}" if "logit_adjustment" in facts else ""
+  name += f"_class_vectors_{facts['model']['class_vectors']['sha256'][:8]}" if _CLASS_VECTORS.value else ""
   begin = str(path / name if path.is_dir() else path.with_name(f"{path.name}.{name}"))
   for files in (begin, f"{begin}_{facts['data_set'][:8]}_{facts['weights'][:8]}"):
     try:
@@ -330,6 +336,10 @@ def check_flags() -> None:
               for name, forms in _GOES_WITH.items() if name in flags.FLAGS and flags.FLAGS[name].present and form not in forms]  # fmt: skip
   if _CLASS_VECTORS.value and _LOGIT_ADJUSTMENT.value:
     problems.append("--logit_adjustment is for the classes of the training, not for those of --class_vectors")
+  if not 0 <= _LOGIT_ADJUSTMENT.value <= LARGEST_ADJUSTMENT:
+    problems.append(
+      f"--logit_adjustment={_LOGIT_ADJUSTMENT.value} must lie in [0, {LARGEST_ADJUSTMENT}]; 1 is usual"
+    )
   if not _WITHOUT.value or set(_WITHOUT.value) - MODALITIES.keys():
     problems.append(f"--without={','.join(_WITHOUT.value)}: give none, sound or picture, comma-separated")
   out = Path(_OUT.value or "").absolute()

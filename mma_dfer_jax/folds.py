@@ -18,7 +18,7 @@ from mma_dfer_jax import cli
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.paths import define_path
 from mma_dfer_jax.training import hosts, series
-from mma_dfer_jax.training.check import check_model_and_data, too_few_clips
+from mma_dfer_jax.training.check import check_model_and_data, problems_of_clips
 from mma_dfer_jax.training.predictions import read_predictions
 from mma_dfer_jax.training.report import Fold, write_folds
 from mma_dfer_jax.training.run import Run, check_same_runs, describe_run
@@ -37,9 +37,10 @@ def checked(config, runs: Path, names: Sequence[str]) -> dict[str, Run]:
   model, data_set, starts, problems = check_model_and_data(config)
   problems += series.problems_of_series("data.fold", _FOLDS)
   folds = {split: clips for split, clips in data_set.splits.items() if split.startswith("fold")} if data_set else {}  # fmt: skip
-  left = {split: sum(folds.values()) - folds[split] for split in folds if split in names}
-  for split, clips in left.items():
-    problems += too_few_clips(config.batch_size, clips, f"the folds without {split} have")
+  for split in (one for one in folds if one in names and len(folds) > 1):
+    assert data_set
+    problems += problems_of_clips(config, model, data_set, "+".join(one for one in folds if one != split))
+  problems = [*dict.fromkeys(problems)]
   if data_set and (missing := ", ".join(name for name in names if name not in folds)):
     known = ",".join(split.removeprefix("fold") for split in folds)
     advice = f"give --folds={known}" if folds else "prepare it from a manifest with the column fold"

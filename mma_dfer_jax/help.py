@@ -3,9 +3,12 @@
 Read from source text: comments are nowhere else, and importing all commands would take seconds.
 """
 
+import ast
 from collections.abc import Iterator, Mapping
+import io
 from pathlib import Path
 import re
+import tokenize
 from typing import Any
 
 _PACKAGE = Path(__file__).parent
@@ -47,15 +50,16 @@ def _flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _comments(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
   """(path, comment) of the fields in `default_config` or `pretraining_config`, and of the parts that these values choose."""
   file = "pretraining_config.py" if "model.stream" in values else "config.py"
-  source = re.split(r"\ndef _?chos", (_PACKAGE / file).read_text(encoding="utf-8"))[
-    0
-  ]  # what chooses parts comes after
-  for path, value, comment in re.findall(r"^ +c\.([\w.]+) = (.*?)(?:  # (.*))?$", source, re.M):
+  for target, value, comment in _assignments(file):
+    path = target.removeprefix("c.")
+    if path == target:
+      continue
     if kind := re.match(r'part\("(\w+)"', value):
       names = sorted(file.stem for file in (_PACKAGE / kind[1]).glob("[a-z]*.py"))
       yield f"{path}.name", f"chosen after the colon of --config; there is {', '.join(names)}"
-      fields = _fields(f"{kind[1]}/{values.get(f'{path}.name')}.py", "Config")
-      fields = {"tunable": _fields("parts.py", "Part").get("tunable", "")} | fields
+      fields = _fields("parts.py", "LossPart") if kind[1] == "losses" else {
+        "tunable": _fields("parts.py", "Part").get("tunable", "")}  # fmt: skip
+      fields |= _fields(f"{kind[1]}/{values.get(f'{path}.name')}.py", "Config")
     elif "Inputs()" in value:
       fields = _fields("inputs.py", "Inputs")
     else:
@@ -66,7 +70,27 @@ def _comments(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _fields(path: str, name: str) -> dict[str, str]:
   """The fields of a dataclass in a file, and their comments; none if there is no such file or class."""
+  return {field: comment for field, _, comment in _assignments(path, name)}
+
+
+def _assignments(path: str, of_class: str = "") -> Iterator[tuple[str, str, str]]:
+  """(target, value, comment) of the assignments in a file, or of a class in it; a comment stands beside them, or above."""
   file = _PACKAGE / path
   source = file.read_text(encoding="utf-8") if file.is_file() else ""
-  body = re.search(rf"^class {name}\b.*?(?=^\S|\Z)", source, re.M | re.S)
-  return dict(re.findall(r"^  (\w+): [^=\n]+ = .*?(?:  # (.*))?$", body[0] if body else "", re.M))
+  comments = {token.start[0]: token.string.lstrip("# ") for token in tokenize.generate_tokens(io.StringIO(source).readline)
+              if token.type == tokenize.COMMENT and not token.string.startswith("# fmt")}  # fmt: skip
+  alone = {number for number, line in enumerate(source.splitlines(), 1) if line.lstrip().startswith("#")}
+  inside = [
+    node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef) and node.name == of_class
+  ]
+  kind = ast.AnnAssign if of_class else ast.Assign
+  for node in (inside[0].body if inside else ()) if of_class else ast.walk(ast.parse(source)):
+    if not isinstance(node, kind) or node.value is None:
+      continue
+    found = [comments[line] for line in range(node.lineno, (node.end_lineno or 0) + 1) if line in comments]
+    above = node.lineno
+    while not found and above - 1 in alone:
+      above -= 1
+    found = found or [comments[line] for line in range(above, node.lineno)]
+    target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+    yield ast.unparse(target), ast.unparse(node.value).replace("'", '"'), " ".join(found)

@@ -5,6 +5,7 @@ Letters in shapes: B examples (clips, or frames of clips), N and M tokens, D wid
 
 from collections.abc import Callable, Sequence
 import functools
+import math
 from typing import Any
 
 from flax import nnx
@@ -82,6 +83,26 @@ def drop_path(key: Array, rates: Sequence[float], examples: int, branches: int =
   """
   kept = 1.0 - jnp.asarray(rates, jnp.float32)[:, None, None]
   return jax.random.bernoulli(key, kept, (len(rates), branches, examples)) / kept
+
+
+class Dropout:
+  """Dropout by numbers from 0 to 1 (N, B), drawn before for all clips at once; None: nothing is dropped.
+
+  One draw, as for `drop_path`: with one for each call the training step took three times as long to compile.
+  """
+
+  def __init__(self, drawn: Float[Array, "N B"] | None):
+    self._left: Any = drawn
+
+  def acts(self, rate: float) -> bool:
+    return self._left is not None and rate > 0
+
+  def __call__(self, x: Float[Array, "B ..."], rate: float) -> Float[Array, "B ..."]:
+    """Numbers 0 at this rate, the others over 1 - rate; uses up as many of the drawn numbers as a clip has here."""
+    if not self.acts(rate):
+      return x
+    here, self._left = jnp.split(self._left, [math.prod(x.shape[1:])])
+    return jnp.where(here.T.reshape(x.shape) >= rate, x / (1 - rate), 0).astype(x.dtype)
 
 
 def of_each_block(scales: Float[Array, "L r B"] | None, blocks: int) -> Sequence[Float[Array, "r B"] | None]:
@@ -175,7 +196,7 @@ def attend(
   """
   if _is_fused(q, bias):
     return _fused_attention(q, k, v)
-  return _attention_weights(q, k, bias) @ v
+  return attention_weights(q, k, bias) @ v
 
 
 def _is_fused(q, bias) -> bool:
@@ -199,7 +220,10 @@ def _fused_attention(q, k, v, even: bool = False):
   return mixed[:, :n].swapaxes(1, 2)
 
 
-def _attention_weights(q, k, bias):
+def attention_weights(
+  q: Float[Array, "B h N d"], k: Float[Array, "B h M d"], bias: Float[Array, "B M"] | None = None
+) -> Float[Array, "B h N M"]:
+  """softmax(q kᵀ / √d + bias) of each head."""
   scores = q @ k.swapaxes(-1, -2) * q.shape[-1] ** -0.5  # (B, heads, N, M)
   return jax.nn.softmax(scores if bias is None else scores + bias[:, None, None], axis=-1)
 
@@ -208,7 +232,7 @@ def _attend_backward(kept, gradient):
   q, k, v, bias = kept
   if _is_fused(q, bias):
     return *jax.vjp(functools.partial(_fused_attention, even=True), q, k, v)[1](gradient), None
-  weights = _attention_weights(q, k, bias)
+  weights = attention_weights(q, k, bias)
   to_weights = gradient @ v.swapaxes(-1, -2)
   to_sums = weights * (to_weights - (to_weights * weights).sum(-1, keepdims=True))
   to_scores = to_sums * q.shape[-1] ** -0.5

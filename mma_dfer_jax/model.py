@@ -183,7 +183,15 @@ def summary_of(encoder: parts.Encoder, tokens: Array | None, every_layer: bool) 
   return encoder.summary(tokens)  # type: ignore[arg-type] # an absent stream takes None and gives None
 
 
-DropPath = tuple[Float[Array, "L r BV"] | None, Float[Array, "J s B"] | None]  # of both encoders' blocks
+class Dropped(NamedTuple):
+  """What one training step drops: factors of drop path of both encoders' blocks, and what the auxiliary task's dropout goes by."""
+
+  image: Float[Array, "L r BV"] | None = None
+  audio: Float[Array, "J s B"] | None = None
+  auxiliary: Float[Array, "N B"] | None = None
+
+
+NOTHING = Dropped()
 
 
 class MmaDfer(nnx.Module):
@@ -238,7 +246,7 @@ class MmaDfer(nnx.Module):
 
   def __call__(
     self, video: Float[Array, "B T H W 3"] | UInt8[Array, "B T H W 3"], spectrogram: Float[Array, "B F K"],
-    landmarks: Float[Array, "B T p 3"] | None = None, *, dropped: DropPath = (None, None), remat: str = "none",
+    landmarks: Float[Array, "B T p 3"] | None = None, *, dropped: Dropped = NOTHING, remat: str = "none",
   ) -> parts.Outputs:  # fmt: skip
     """Logits (B, C) of a batch of clips, and what the parts say besides.
 
@@ -246,27 +254,29 @@ class MmaDfer(nnx.Module):
       video: (B, T, H, W, 3) RGB, uint8 or float in [0, 1]; an encoder normalises as it was pretrained.
       spectrogram: (B, F, K) float, log-mel energies normalised as AudioMAE's, 10 ms per row.
       landmarks: (B, T, p, 3), points of the face as `parts.Landmarks` takes them; None if the model takes none.
-      dropped: factors of drop path from `draw_drop_path` in training; None in evaluation.
+      dropped: what `draw_drop_path` drew, in training; nothing in evaluation.
       remat: what the forward pass keeps for the backward pass, one of `layers.REMAT`; it changes no number.
     """
-    return self.answer(self.features(video, spectrogram, landmarks, dropped=dropped, remat=remat))
+    return self.answer(
+      self.features(video, spectrogram, landmarks, dropped=dropped, remat=remat), dropped.auxiliary
+    )
 
-  def answer(self, features: parts.Features) -> parts.Outputs:
+  def answer(self, features: parts.Features, drawn: Float[Array, "N B"] | None = None) -> parts.Outputs:
     """Logits (B, C) of features, and what the parts say besides."""
-    outputs = self.cascade(self.classifier(features.clip), features.moments)  # 🔥
+    outputs = self.cascade(self.classifier(features.clip), features.moments, drawn)  # 🔥
     return outputs._replace(extra={**features.extra, **outputs.extra})
 
   def features(
     self, video: Float[Array, "B T H W 3"] | UInt8[Array, "B T H W 3"], spectrogram: Float[Array, "B F K"],
-    landmarks: Float[Array, "B T p 3"] | None = None, *, dropped: DropPath = (None, None), remat: str = "none",
+    landmarks: Float[Array, "B T p 3"] | None = None, *, dropped: Dropped = NOTHING, remat: str = "none",
   ) -> parts.Features:  # fmt: skip
     """What the classifier's answer is made of; arguments as for a call."""
     if (video.shape[1:], spectrogram.shape[1:]) != (self.cfg.inputs.video_shape, self.cfg.inputs.audio_shape):
       raise ValueError(f"the model takes {self.cfg.inputs}, not {video.shape} and {spectrogram.shape}")
     image = self.image_encoder.embed(video, self.image_prompts.tokens)  # (B·V, N, D)
     audio = self.audio_encoder.embed(spectrogram, self.audio_prompts.tokens)  # (B, M, E)
-    image_blocks = self._by_layer(self.image_encoder, dropped[0])
-    audio_blocks = self._by_layer(self.audio_encoder, dropped[1])
+    image_blocks = self._by_layer(self.image_encoder, dropped.image)
+    audio_blocks = self._by_layer(self.audio_encoder, dropped.audio)
     layer = REMAT[remat](adapted_layer)  # modules are its arguments, so that equal layers are traced once
     summaries: tuple[list, list] = ([], [])  # after each layer that the layer pool reads
     every = self.cfg.layer_pool.EVERY_LAYER
@@ -280,7 +290,7 @@ class MmaDfer(nnx.Module):
         summaries[1].append(summary_of(self.audio_encoder, audio, every))
       if number + 1 == self.frame_mask.after:
         places = (self.frame_mask.choose(self.image_encoder.summary(image)),)
-        image, fewer_dropped = self._fewer_frames(*places, image, dropped[0])
+        image, fewer_dropped = self._fewer_frames(*places, image, dropped.image)
         image_blocks = self._by_layer(self.image_encoder, fewer_dropped)
         summaries[0][:] = [at_places(summary, *places) for summary in summaries[0]]
         landmarks = landmarks if landmarks is None else at_places(landmarks, *places)
@@ -288,7 +298,8 @@ class MmaDfer(nnx.Module):
     joint = self.joint_adaptation(image, audio)  # 🔥 (B, S, W)
     joint = self.landmark_graph(joint, landmarks)  # 🔥
     joint, bias, of_frames = self.frame_mask(image, joint, *places)  # 🔥
-    clip, moments = self.temporal(joint, bias, *places)  # 🔥 (B, W), (B, S, W)
+    temporal = functools.partial(self.temporal, joint, bias, *places)  # 🔥
+    clip, moments = self.landmark_graph.beside(temporal, landmarks)  # 🔥 (B, W), (B, S, W)
     return parts.Features(image, audio, joint, clip, moments, {**said, **of_frames})
 
   def _image_encoder(self, layer: int) -> parts.Encoder:
@@ -314,14 +325,17 @@ class MmaDfer(nnx.Module):
     kept = at_places(of_clips, places).transpose(2, 3, 0, 1)
     return image, kept.reshape(*dropped.shape[:2], -1)
 
-  def draw_drop_path(self, rngs: nnx.Rngs, clips: int) -> DropPath:
-    """Draws, for one training step, which branches of which blocks are dropped for which sequences."""
+  def draw_drop_path(self, rngs: nnx.Rngs, clips: int) -> Dropped:
+    """Draws, for one training step, which branches of which blocks are dropped for which sequences, and what dropout goes by."""
 
     def draw(key: Array, encoder: parts.Encoder):
       rates = encoder.drop_path_rates
       return drop_path(key, rates, clips * encoder.views, encoder.branches) if any(rates) else None
 
-    return draw(rngs.drop_path(), self.image_encoder), draw(rngs.drop_path(), self.audio_encoder)
+    of_image, of_audio = (
+      draw(rngs.drop_path(), encoder) for encoder in (self.image_encoder, self.audio_encoder)
+    )
+    return Dropped(of_image, of_audio, self.cascade.draw(rngs.drop_path(), clips))
 
   def _by_layer(self, encoder: parts.Encoder, dropped: Array | None) -> list[list]:
     """(block, its drop path factors) of each layer; 24 blocks in 12 layers are two each."""

@@ -1,6 +1,7 @@
 """A trained model as one ONNX file: written from its own program, read back and compared, if wanted in 8-bit integers."""
 
 from collections.abc import Sequence
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +65,18 @@ def given_clips(engine: Engine, files: Sequence[str], face_model: str | None) ->
 
 
 def generated_clips(engine: Engine, number: int) -> list[Clip]:
-  """Clips of the demo, at most one for each of its seven classes: drawn faces with synthetic voices."""
+  """Clips of the demo, at most one for each of its seven classes: drawn faces with synthetic voices, and any points."""
   clips: list[Clip] = []
+  inputs = engine.about.inputs
   for i, (label, (gesture, style)) in enumerate(list(demo.CLASSES.items())[:number]):
     faces, voice = np.random.default_rng([0, i]).spawn(2)
     frames = demo.clip_picture(gesture, faces, demo.MAX_FRAMES)
     waveform = demo.clip_voice(style, voice, demo.MAX_FRAMES / demo.FPS)
-    inputs = read_arrays(frames, waveform, demo.SAMPLE_RATE, engine.about.inputs)
-    clips.append((f"generated, {label}", inputs))
+    arrays = read_arrays(frames, waveform, demo.SAMPLE_RATE, dataclasses.replace(inputs, points=0))
+    if inputs.points:  # a detector need not be there
+      points = faces.random(inputs.points_shape, np.float32)
+      arrays += (np.concatenate([points[..., :2], np.ones_like(points[..., 2:])], axis=-1),)
+    clips.append((f"generated, {label}", arrays))
   return clips
 
 

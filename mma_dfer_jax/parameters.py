@@ -41,7 +41,8 @@ def parameter_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def tunable_patterns(cfg: ModelConfig, patterns: Sequence[Any] = ()) -> tuple[str, ...]:
-  """Regular expressions of whole paths of parameters that are trained: the given ones, or else the parts' own.
+  """Regular expressions of whole paths of parameters that are trained: the given ones, or else those of the parts' own that
+  match any.
 
   UserError names every pattern that is no regular expression or matches no parameter.
   """
@@ -50,16 +51,19 @@ def tunable_patterns(cfg: ModelConfig, patterns: Sequence[Any] = ()) -> tuple[st
   usual = {f"model.{slot}.tunable {p!r}" for slot in SLOTS for p in type(getattr(cfg, slot))().tunable}
   # A stranger's file may hold anything, nested too deeply to be shown.
   given = {f"tunable {p!r}" if isinstance(p, str) else "tunable": [p] for p in patterns} or cfg.tunable()
+  found: list[str] = []
   for name, of_name in given.items():
     try:
-      if not any(re.fullmatch(pattern, path) for pattern in of_name for path in paths) and name not in usual:
+      matching = [one for one in of_name if any(re.fullmatch(one, path) for path in paths)]
+      if not matching and name not in usual:
         problems.append(f"{name} matches no parameter")
+      found += matching
     except (re.error, TypeError) as error:
       problems.append(f"{name} is no regular expression: {error}")
   if problems:
     places = ", ".join(sorted({path.split("/")[0] for path in paths}))
     raise listed("these patterns do not fit the model", problems, f"parameter paths start with {places}")
-  return tuple(pattern for of_name in given.values() for pattern in of_name)
+  return tuple(found)
 
 
 def split_tunable(model: nnx.Module, patterns: Sequence[str]) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:

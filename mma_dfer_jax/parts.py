@@ -9,10 +9,10 @@ tokens; the protocols below describe all other kinds.
 
 Letters in shapes: B clips, V sequences of tokens per clip (16 for an encoder of frames, 1 for sound), N tokens of a
 sequence, M of the sound's, S moments in time, D and E widths of the two encoders, W of the temporal model, P prompts,
-C classes, L layers, p points of a face.
+C classes, L layers, T frames, p points of a face.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import importlib
 import math
@@ -42,7 +42,11 @@ class Fields:
   MAY_BE_ZERO: ClassVar[tuple[str, ...]] = ()
 
   def __post_init__(self):
-    if problems := self.problems():
+    problems = self.problems()
+    for name, value in ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self)):
+      if type(value) is float and not math.isfinite(value) and not any(f"{name}=" in one for one in problems):
+        problems.append(f"{name}={value} must be finite")
+    if problems:
       raise listed(f"{place_of(self)} cannot have these values", problems)
 
   def problems(self) -> list[str]:
@@ -237,12 +241,17 @@ class FrameMask(Protocol):
 
 @runtime_checkable
 class Landmarks(Protocol):
-  """Adds what `Config.POINTS` points of the face say of each moment."""
+  """Adds what `Config.POINTS` points of the face say: to each moment, or beside all of them."""
 
   def __call__(
-    self, joint: Float[Array, "B S W"], landmarks: Float[Array, "B S p 3"] | None
+    self, joint: Float[Array, "B S W"], landmarks: Float[Array, "B T p 3"] | None
   ) -> Float[Array, "B S W"]:
     """Landmarks are x and y from 0 to 1 from the frame's upper left corner, and 1 if the point is known, else 0."""
+
+  def beside(
+    self, temporal: Callable[..., tuple[Array, Array]], landmarks: Float[Array, "B T p 3"] | None
+  ) -> tuple[Float[Array, "B W"], Float[Array, "B S W"]]:
+    """What `temporal(more=tokens)`, the temporal model of these moments, makes of them."""
 
 
 @runtime_checkable
@@ -250,9 +259,10 @@ class Temporal(Protocol):
   """Makes one vector of all moments of a clip, and one of each."""
 
   def __call__(
-    self, joint: Float[Array, "B S W"], bias: Float[Array, "B S"] | None = None, places: Int[Array, "B S"] | None = None
+    self, joint: Float[Array, "B S W"], bias: Float[Array, "B S"] | None = None, places: Int[Array, "B S"] | None = None,
+    *, more: Float[Array, "B n W"] | None = None,
   ) -> tuple[Float[Array, "B W"], Float[Array, "B S W"]]:  # fmt: skip
-    """`bias` is added to the logits of attention to each moment; `places` are those of the moments, given if some are left out.
+    """`more` are tokens of no moment; `bias` is added to the logits of attention to each moment; `places` are those of the moments, given if some are left out.
 
     A `Config` that takes no bias has ATTENDS = False.
     """
@@ -262,7 +272,13 @@ class Temporal(Protocol):
 class Auxiliary(Protocol):
   """Learns something else of the moments, which may change the answer."""
 
-  def __call__(self, outputs: Outputs, moments: Float[Array, "B S W"]) -> Outputs: ...
+  def __call__(
+    self, outputs: Outputs, moments: Float[Array, "B S W"], drawn: Float[Array, "N B"] | None = None
+  ) -> Outputs:
+    """`drawn` is what `draw` gave, in training."""
+
+  def draw(self, key: Array, clips: int) -> Float[Array, "N B"] | None:
+    """What dropout goes by in one training step; None: nothing is dropped."""
 
 
 @runtime_checkable

@@ -15,6 +15,7 @@ from mma_dfer_jax.data import film, media
 from mma_dfer_jax.data.channels import CHANNELS
 from mma_dfer_jax.data.faces import FaceFinder, finder_of
 from mma_dfer_jax.data.film import Sample, Soundtrack
+from mma_dfer_jax.data.landmarks import OfFilms
 from mma_dfer_jax.data.persons import Person, check_person, chosen_persons
 from mma_dfer_jax.data.speech import sentences
 from mma_dfer_jax.doubt import check_abstain, doubts, is_scene, looks_cut_out
@@ -322,6 +323,9 @@ def face_finder(engine: Engine, faces: Faces, face_model: str | Path | None) -> 
   if not isinstance(faces, str):
     return faces
   about, model = engine.about, Path(face_model) if face_model else None
+  if about.inputs.points:
+    OfFilms.file = model
+    OfFilms.detector()  # or says at once that there is none
   if faces == "auto" and looks_cut_out(about):
     _ = model and _kept_finder((), model, "yunet")  # a file that is given must be one
     return OfScenes(about, model)

@@ -1,14 +1,18 @@
 """Small video files, good and bad, a manifest of them, and the data set that `prepare` makes of it."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from archives import refused
 import av
 from films import write_film
 import numpy as np
 
+from mma_dfer_jax.data import media
 from mma_dfer_jax.data.data_set import open_data_set
 from mma_dfer_jax.data.demo import write_clip
+from mma_dfer_jax.data.records import read_clip
 
 FPS, RATE = 10, 16_000
 
@@ -84,3 +88,15 @@ def assert_same(one, other):
   assert list(one) == list(other)  # in the same order
   for clip_id in one:
     np.testing.assert_equal(one[clip_id], other[clip_id])
+
+
+def read_record(video: Path | None, sound: Path | None, **how: Any) -> dict[str, Any]:
+  """A clip as `read_clip` decodes it, with all of its frames: the record that training would see."""
+  frames, others = read_clip(video, sound, **how)
+  return {"frames": list(frames), **others}
+
+
+def iterate_frames(path: str | Path) -> Iterator[np.ndarray]:
+  """The pixels of a video's pictures."""
+  for picture in media.iterate_pictures(path):
+    yield picture.pixels()

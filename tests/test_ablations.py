@@ -90,7 +90,9 @@ OF_11_CLASSES = {"base": 4 * 513, "audio_only": 4 * 513, "linear_probe": 4 * 769
 def trained(config: ConfigDict, num_classes: int = 7) -> dict[str, int]:
   """Sizes of the parameters that are trained, by path."""
   cfg = model_of(config, num_classes)
-  is_tunable = Tunable(tunable_patterns(cfg, config.tunable))
+  patterns = tunable_patterns(cfg, config.tunable)
+  assert tunable_patterns(cfg, patterns) == patterns, "what a run keeps, it must be opened with"
+  is_tunable = Tunable(patterns)
   shapes = parameter_shapes(cfg).items()
   return {path: math.prod(shape) for path, shape in shapes if is_tunable(path.split("/"), None)}
 

@@ -11,6 +11,7 @@ import sys
 import time
 
 import av
+from clip_files import iterate_frames
 from commands import own_flags, run
 from conftest import ROOT
 from films import hum, noise, write_film
@@ -21,7 +22,7 @@ import pytest
 
 from mma_dfer_jax.cli import StopSignal
 from mma_dfer_jax.config import PATHS, default_config, resolve_paths
-from mma_dfer_jax.data import film, media
+from mma_dfer_jax.data import film
 from mma_dfer_jax.engines import engine
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.paths import user_files
@@ -188,7 +189,7 @@ def test_pictures_of_a_camera_with_exif(tmp_path, orientation, brightest):
       packet.stream, packet.pts, packet.dts, packet.duration = stream, number, number, 1
       packet.time_base = Fraction(1, 10)
       file.mux(packet)
-  frame = next(media.iterate_frames(tmp_path / "a.mov"))
+  frame = next(iterate_frames(tmp_path / "a.mov"))
   sides = {"left": frame[:, :8], "right": frame[:, -8:], "top": frame[:8], "bottom": frame[-8:]}
   assert max(sides, key=lambda side: sides[side].mean()) == brightest
 

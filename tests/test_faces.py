@@ -10,12 +10,13 @@ import threading
 import time
 import weakref
 
+from clip_files import iterate_frames
 from conftest import ROOT
 import numpy as np
 from PIL import Image
 import pytest
 
-from mma_dfer_jax.data import faces, media
+from mma_dfer_jax.data import faces, yunet
 from mma_dfer_jax.data.faces import Box
 from mma_dfer_jax.errors import UserError
 
@@ -276,9 +277,9 @@ def cache(monkeypatch, tmp_path):
   """The place that the model is kept at; the model is BYTES and has no address."""
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
   monkeypatch.setenv("no_proxy", "*")
-  monkeypatch.setattr(faces, "MODEL_SHA256", hashlib.sha256(BYTES).hexdigest())
-  monkeypatch.setattr(faces, "MODEL_ADDRESSES", ())
-  return tmp_path / "mma_dfer_jax" / faces.MODEL_NAME
+  monkeypatch.setattr(yunet, "MODEL_SHA256", hashlib.sha256(BYTES).hexdigest())
+  monkeypatch.setattr(yunet, "MODEL_ADDRESSES", ())
+  return tmp_path / "mma_dfer_jax" / yunet.MODEL_NAME
 
 
 @contextlib.contextmanager
@@ -305,7 +306,7 @@ def served(monkeypatch, pages):
 
   with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
     addresses = tuple(f"http://127.0.0.1:{server.server_port}{path}" for path in pages)
-    monkeypatch.setattr(faces, "MODEL_ADDRESSES", addresses)
+    monkeypatch.setattr(yunet, "MODEL_ADDRESSES", addresses)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
@@ -317,18 +318,18 @@ def served(monkeypatch, pages):
 
 def test_the_model_is_fetched_once(monkeypatch, cache):
   with served(monkeypatch, {"/gone": None, "/model": BYTES}) as requests:
-    assert faces.face_model(None) == cache
-    assert faces.face_model(None) == cache
+    assert yunet.face_model(None) == cache
+    assert yunet.face_model(None) == cache
     assert requests == ["/gone", "/model"]
     cache.write_bytes(BYTES[:100])  # damaged
-    assert faces.face_model(None).read_bytes() == BYTES
+    assert yunet.face_model(None).read_bytes() == BYTES
     assert requests == ["/gone", "/model"] * 2
-  assert [file.name for file in cache.parent.iterdir()] == [faces.MODEL_NAME]
-  assert faces.face_model(None) == cache  # without the server
+  assert [file.name for file in cache.parent.iterdir()] == [yunet.MODEL_NAME]
+  assert yunet.face_model(None) == cache  # without the server
 
 
 def test_what_is_not_the_model_is_not_kept(monkeypatch, cache):
-  monkeypatch.setattr(faces, "TIMEOUT", 0.2)
+  monkeypatch.setattr(yunet, "TIMEOUT", 0.2)
   for page, says in {
     b"x" * len(BYTES): "another sha256",
     BYTES[:500]: "more expected|another sha256",
@@ -336,7 +337,7 @@ def test_what_is_not_the_model_is_not_kept(monkeypatch, cache):
     0.5: "timed out",
   }.items():
     with served(monkeypatch, {"/model": page}), pytest.raises(UserError, match=says) as error:
-      faces.face_model(None)
+      yunet.face_model(None)
     for word in ("--face_model=PATH", "http://127.0.0.1", str(cache)):
       assert word in str(error.value)
     assert not cache.parent.exists()
@@ -346,13 +347,13 @@ def test_no_network_no_place_and_a_relative_place(monkeypatch, cache, tmp_path):
   with served(monkeypatch, {"/model": BYTES}):
     cache.parent.write_text("a file where a folder should be")
     with pytest.raises(UserError, match="--face_model=PATH"):
-      faces.face_model(None)
+      yunet.face_model(None)
     monkeypatch.setenv("XDG_CACHE_HOME", "here")  # ignored
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert faces.face_model(None).parent == tmp_path / ".cache" / "mma_dfer_jax"
+    assert yunet.face_model(None).parent == tmp_path / ".cache" / "mma_dfer_jax"
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
   with pytest.raises(UserError, match=r"refused.*--face_model=PATH.*download http"):
-    faces.face_model(None)
+    yunet.face_model(None)
 
 
 def test_a_given_file_that_is_no_model_is_refused_without_noise(tmp_path, capfd):
@@ -366,7 +367,7 @@ def test_a_given_file_that_is_no_model_is_refused_without_noise(tmp_path, capfd)
     if data is not None:
       path.write_bytes(data)
     with pytest.raises(UserError, match=says):
-      faces.face_model(path)
+      yunet.face_model(path)
   assert capfd.readouterr() == ("", "")
 
 
@@ -376,11 +377,11 @@ def test_a_given_file_that_is_no_model_is_refused_without_noise(tmp_path, capfd)
 @pytest.fixture(scope="module")
 def model():
   """A model that the OpenCV of this machine reads: version 4 does not read those with dynamic sizes."""
-  kept = Path.home() / ".cache" / "mma_dfer_jax" / faces.MODEL_NAME
+  kept = Path.home() / ".cache" / "mma_dfer_jax" / yunet.MODEL_NAME
   for path in [*sorted((SHARED / "models").glob("*.onnx")), kept]:
     if path.exists():
       with contextlib.suppress(UserError):
-        return faces.face_model(path)
+        return yunet.face_model(path)
   pytest.skip(f"no face model in {SHARED / 'models'} or {kept.parent} that this OpenCV reads")
 
 
@@ -391,7 +392,7 @@ def shared_clips(folder):
 @pytest.fixture(scope="module")
 def face(model):
   """A real face of 224 pixels, with little around it."""
-  return next(media.iterate_frames(shared_clips("ravdess")[0]))
+  return next(iterate_frames(shared_clips("ravdess")[0]))
 
 
 def scene(height, width, *pasted):
@@ -426,7 +427,7 @@ def test_faces_in_frames_of_all_sizes(model, face):
 
 
 def test_several_tilted_and_no_faces(model, face, capfd):
-  assert faces.face_model(model) == model
+  assert yunet.face_model(model) == model
   detector = faces.Detector(model)
   frame = scene(720, 1280, (face, 200, 300, 120), (face, 900, 350, 320), (face, 500, 500, 200))
   found = detector.detect(frame)
@@ -445,13 +446,13 @@ def test_several_tilted_and_no_faces(model, face, capfd):
 def test_filmed_clips(model):
   detector = faces.Detector(model)
   for path in shared_clips("ravdess_hd"):
-    clip = list(itertools.islice(media.iterate_frames(path), 41))
+    clip = list(itertools.islice(iterate_frames(path), 41))
     crops, where = faces.FaceFinder(model).crops(lambda clip=clip: iter(clip))
     assert where.share == 1
     assert np.abs(np.diff(where.boxes, axis=0)).max() <= 6
     for crop in list(crops)[::20]:
       (found,) = detector.detect(crop)
       assert found.square[2] > 0.75 * 224
-  crops, where = faces.FaceFinder(model).crops(lambda: media.iterate_frames(shared_clips("ravdess")[0]))
+  crops, where = faces.FaceFinder(model).crops(lambda: iterate_frames(shared_clips("ravdess")[0]))
   assert where.share == 1
   assert (where.boxes == [0, 0, 224, 224]).all()  # cut already: left as they are

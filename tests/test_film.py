@@ -7,6 +7,7 @@ from pathlib import Path
 import subprocess
 import sys
 
+from clip_files import iterate_frames, read_record
 from conftest import ROOT
 from films import LOSSY, hum, noise, turn, write_film
 import numpy as np
@@ -17,7 +18,6 @@ from mma_dfer_jax.data import faces, film, media
 from mma_dfer_jax.data.fbank import missing_spectrogram, spectrogram
 from mma_dfer_jax.data.frames import decode_frame, encode_frame, resize
 from mma_dfer_jax.data.pipeline import make_example
-from mma_dfer_jax.data.records import read_record
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.inputs import Inputs
 
@@ -319,11 +319,13 @@ def test_clicks_are_heard_when_flashes_are_seen(tmp_path, monkeypatch, container
     path.write_bytes(data[len(data) // 188 * 55 // 100 * 188 :])
   records = []
   monkeypatch.setattr(
-    film, "make_example", lambda record, inputs: make_example(records.append(record) or record, inputs)
+    film,
+    "make_example",
+    lambda record, *how, **named: make_example(records.append(record) or record, *how, **named),
   )
   found, seen = in_windows(path, 2.0, 1.0), film.survey(path)
   flashes = [
-    time for time, pixels in zip(seen.times, media.iterate_frames(path), strict=True) if pixels.mean() > 150
+    time for time, pixels in zip(seen.times, iterate_frames(path), strict=True) if pixels.mean() > 150
   ]
   assert len(flashes) == len(FLASHES) or (container == "cut.ts" and len(flashes) >= 3)
   heard = 0

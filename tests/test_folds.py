@@ -157,7 +157,7 @@ def test_what_is_wrong_is_said_before_anything_starts(data_dir, tmp_path):
     "no fold5",
     "give --folds=1,2",
     "with --folds",
-    "without fold1 have 12 clips in all; set --config.batch_size=12 or lower",
+    "batch_size=13, but fold2 has 12 clips in all; set --config.batch_size=12 or lower",
   )
   assert [word for word in words if word not in printed] == []
   assert not list(tmp_path.iterdir())

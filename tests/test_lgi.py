@@ -15,7 +15,7 @@ from torch_files import from_torch
 
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.model import PAPER, MmaDfer, ModelConfig, read_model
-from mma_dfer_jax.parameters import abstract_model, flat_params, parameter_shapes
+from mma_dfer_jax.parameters import abstract_model, flat_params, parameter_shapes, tunable_patterns
 from mma_dfer_jax.weights import names
 
 IMAGENET = np.float32((0.485, 0.456, 0.406)), np.float32((0.229, 0.224, 0.225))
@@ -149,7 +149,7 @@ def test_drop_path_leaves_out_one_branch_of_one_clip(branch, regions, of_region)
 
 def test_each_branch_of_each_block_is_dropped_by_itself():
   model = build(model_of("tiny", drop_path=0.5), "tiny", np.float32)
-  drawn, of_sound = model.draw_drop_path(nnx.Rngs(0), 64)
+  drawn, of_sound, _ = model.draw_drop_path(nnx.Rngs(0), 64)
   assert of_sound is None
   assert drawn.shape == (3, 10, 64)
   assert set(np.unique(drawn[0])) == {1.0}
@@ -199,3 +199,5 @@ def test_beside_sound_sixteen_blocks_meet_twelve_in_four_layers():
   assert shapes["temporal/pos_embed"] == (1, 9, 512)
   assert shapes["joint_adaptation/audio_proj/kernel"] == (768, 512)
   assert shapes["fusion/3/image_down/kernel"] == (512, 128)
+  patterns = tunable_patterns(cfg)
+  assert tunable_patterns(cfg, patterns) == patterns, "what a run keeps, it must be opened with"

@@ -6,11 +6,12 @@ from pathlib import Path
 import struct
 
 import av
+from clip_files import iterate_frames
 from films import LOSSY, hum, turn, write_film
 import numpy as np
 import pytest
 
-from mma_dfer_jax.data.media import MediaError, iterate_frames, iterate_sound, read_sound
+from mma_dfer_jax.data.media import MediaError, iterate_sound, read_sound
 
 RATE = 44_100
 MP4 = LOSSY | {"sample_rate": RATE, "layout": "stereo"}

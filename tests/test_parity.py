@@ -22,6 +22,7 @@ from mma_dfer_jax import layers, model
 from mma_dfer_jax.adapters.prompts import ProgressivePrompts
 from mma_dfer_jax.encoders.mae import MaeEncoder
 from mma_dfer_jax.engines.engine import load_model
+from mma_dfer_jax.model import NOTHING
 from mma_dfer_jax.parameters import Tunable, abstract_model, flat_params, split_tunable, tunable_patterns
 from mma_dfer_jax.temporal.transformer import MultimodalTemporalTransformer
 from mma_dfer_jax.training.objective import Term
@@ -161,7 +162,7 @@ def tiny_loss(graphdef, frozen, *, train=False):
 
   def loss(tunable):
     net = nnx.merge(graphdef, tunable, frozen)
-    dropped = net.draw_drop_path(nnx.Rngs(drop_path=0), len(labels)) if train else (None, None)
+    dropped = net.draw_drop_path(nnx.Rngs(drop_path=0), len(labels)) if train else NOTHING
     real = jnp.result_type(float)
     logits = net(jnp.asarray(video, real), jnp.asarray(sound, real), dropped=dropped).logits
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), logits

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 
+from clip_files import read_record
 from commands import run
 from conftest import GOLDEN, ROOT
 from films import LOSSY, hum, noise, write_film
@@ -27,7 +28,6 @@ from mma_dfer_jax import convert_checkpoint, predict_video
 from mma_dfer_jax.data import faces
 from mma_dfer_jax.data.film import Soundtrack
 from mma_dfer_jax.data.pipeline import make_example
-from mma_dfer_jax.data.records import read_record
 from mma_dfer_jax.engines import engine
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.prediction import Prediction, Timeline, predict_timeline

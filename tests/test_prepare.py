@@ -15,6 +15,7 @@ from small_runs import command
 from tensorflow_datasets.core import shuffle
 
 from mma_dfer_jax.data.data_set import open_data_set
+from mma_dfer_jax.data.decoding import key_of
 from mma_dfer_jax.data.frames import decode_frame
 from mma_dfer_jax.data.records import RECIPE
 from mma_dfer_jax.data.source import ClipFiles
@@ -278,8 +279,8 @@ def test_the_detector_is_known_by_its_bytes(tmp_path):
   source = ClipFiles("a.mp4", "line 2", "x", "train", (), tmp_path / "a.mp4", None)
   assert one.recipe == same.recipe != other.recipe
   assert one.recipe["face_detector"].startswith("sha256 9372c470")
-  assert MODULE._key(source, one) == MODULE._key(source, same)
-  assert MODULE._key(source, one) != MODULE._key(source, other)
+  assert key_of(source, one) == key_of(source, same)
+  assert key_of(source, one) != key_of(source, other)
 
 
 def test_missing_sound_when_allowed(clips, tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from small_runs import command
 
+from mma_dfer_jax.data.decoding import decode_clip
 from mma_dfer_jax.data.records import Clips
 from mma_dfer_jax.data.source import ClipFiles
 
@@ -117,7 +118,7 @@ def test_killed_while_a_clip_is_kept(clips, tmp_path, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(np, "savez", half)
     with pytest.raises(KeyboardInterrupt):
-      MODULE.decode_clip(ClipFiles(*files), MODULE.Decoding())
+      decode_clip(ClipFiles(*files), MODULE.Decoding())
   assert sorted(left.suffix for left in decoded.iterdir()) == [".frames", ".partial"]
   with refused("line 2"):
     prepare_clips(manifest(clips, [("text", "x", "train")], "text.csv"), tmp_path)

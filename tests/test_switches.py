@@ -104,6 +104,9 @@ def test_logit_adjustment_at_evaluation(workdir, monkeypatch):
     status, out, err = run("evaluate", f"--workdir={workdir}", *flags)
     assert status == 0, err
   assert "logit adjustment 2.0" in out
+  for wrong in ("nan", "inf", "1e300"):
+    status, _, err = run("evaluate", f"--workdir={workdir}", f"--logit_adjustment={wrong}")
+    assert (status, "must lie in [0, 100]" in err) == (1, True), err
   plain, adjusted = (
     read_predictions(workdir / f"evaluation_test_step15{which}_without_none_predictions.csv").probabilities
     for which in ("", "_logit_adjustment_2.0")

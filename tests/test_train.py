@@ -1,6 +1,7 @@
 """Training whole: it reports, survives kills to the same bits, and says what is wrong before it starts."""
 
 import contextlib
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -21,7 +22,7 @@ from mma_dfer_jax.config import choose
 from mma_dfer_jax.disk import alone_in
 from mma_dfer_jax.engines.engine import load_model
 from mma_dfer_jax.errors import UserError
-from mma_dfer_jax.training.check import check_run
+from mma_dfer_jax.training.check import check_model_and_data, check_run, problems_of_clips
 from mma_dfer_jax.training.predictions import read_predictions
 from mma_dfer_jax.training.run import claim_workdir, describe_run, model_of, read_run
 from mma_dfer_jax.training.start import open_run
@@ -253,6 +254,8 @@ def test_a_loss_that_is_not_finite_ends_the_run(data_dir, tmp_path):
     ({"data.held_out": 0.6}, ["data.held_out=0.6 must lie in [0, 0.5]"]),
     ({"data.held_out": 0.5, "batch_size": 16}, ["train without those held out has 7 clips in all; set --config.batch_size=4"]),
     ({"micro_batch": 3}, ["micro_batch=3 must divide batch_size=4"]),
+    ({"loss.class_weights": "inverse", "loss.reweight_from": 0.8, "num_epochs": 2, "mixup": 0.5, "batch_size": 1},
+     ["class weights would act from epoch 3 on, but there are 2", "mixup=0.5, but with batch_size=1 there is no other clip"]),
     ({"model.fusion.layers": "last 3"}, ["model.fusion.layers='last 3'", "the model has 2 layers"]),
   ],
 )  # fmt: skip
@@ -260,6 +263,15 @@ def test_what_is_wrong_is_said_before_anything_starts(data_dir, overrides, words
   with pytest.raises(UserError) as error:
     check_run(small.config_of(data_dir, **overrides))
   assert [word for word in words if word not in str(error.value)] == []
+
+
+def test_drawing_classes_evenly_needs_clips_of_all(data_dir):
+  config = small.config_of(data_dir, **{"data.balanced": True})
+  model, data_set, _, problems = check_model_and_data(config)
+  assert (problems, problems_of_clips(config, model, data_set, "train")) == ([], [])
+  lacking = dataclasses.replace(data_set, clips={"train": data_set.clips["train"] | {"sad": 0}})
+  (problem,) = problems_of_clips(config, model, lacking, "train")
+  assert problem == "data.balanced=True cannot be used, for no training clip is sad"
 
 
 def test_choices_after_the_colon(data_dir):

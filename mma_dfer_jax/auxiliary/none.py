@@ -25,5 +25,8 @@ class Config(parts.Part):
 class NoAuxiliary(nnx.Module):
   """Has no parameters."""
 
-  def __call__(self, outputs, moments):
+  def __call__(self, outputs, moments, drawn=None):
     return outputs
+
+  def draw(self, key, clips):
+    return None

@@ -6,9 +6,8 @@ from typing import Any
 from jaxtyping import Int16
 import numpy as np
 
-from mma_dfer_jax.data.channels import CHANNELS, SILENT, Heard, names_of, take
+from mma_dfer_jax.data.channels import CHANNELS, Heard, names_of, take
 from mma_dfer_jax.data.faces import FaceFinder, look_over
-from mma_dfer_jax.data.fbank import window_and_hop
 from mma_dfer_jax.data.film import Film, OpenWindow, Sample, Window
 from mma_dfer_jax.data.media import LOWEST_RATE, is_long_enough
 from mma_dfer_jax.errors import listed
@@ -19,9 +18,8 @@ LOUDEST = 2.0  # of a floating-point sound: decoders overshoot full scale; more 
 
 
 def read_arrays(
-  frames: Any, waveform: Any, sample_rate: Any, inputs: Inputs, *, times: Any = None, channel: str = "first",
-  coded: bool = False, finder: FaceFinder | None = None,
-) -> tuple[np.ndarray, ...]:  # fmt: skip
+  frames: Any, waveform: Any, sample_rate: Any, inputs: Inputs, **how: Any
+) -> tuple[np.ndarray, ...]:
   """The video and the spectrogram that a model is given of a clip in memory: sampled, resized and transformed as in evaluation.
 
   They are uint8 (T, H, W, 3) and float32 (F, K); of a model that takes points of the face, float32 landmarks (T, p, 3) come
@@ -42,10 +40,7 @@ def read_arrays(
   Raises:
     UserError: with everything that is wrong with the arrays.
   """
-  sample = sample_of(
-    frames, waveform, sample_rate, inputs, times=times, channel=channel, coded=coded, finder=finder
-  )
-  return sample.arrays
+  return sample_of(frames, waveform, sample_rate, inputs, **how).arrays
 
 
 def sample_of(
@@ -79,14 +74,8 @@ def sample_of(
   window = OpenWindow(film, Window(0.0, film.seconds, 0, len(frames)), inputs, finder)
   for number in window.chosen:
     window.take(number, np.ascontiguousarray(frames[number]), (), coded=coded)
-  room = 0
-  if rate:
-    row, hop = window_and_hop(rate)
-    room = row + hop * (inputs.audio_shape[0] - 1)  # samples of so many rows
-  of_sample = {"heard": room / rate if rate else 0.0, "seconds_of_sound": seconds, "sample_rate": rate, "notes": notes * bool(rate),
-               "silent": rate > 0 and int(np.abs(taken.astype(np.int32)).max()) < SILENT}  # fmt: skip
-  of_record = {"waveform": taken[:room], "sample_rate": rate, "has_audio": rate > 0}
-  return window.sample(of_record, of_sample, inputs)
+  peak = int(np.abs(taken.astype(np.int32)).max(initial=0))
+  return window.sample(inputs, taken, rate, seconds, peak, notes * bool(rate))
 
 
 def _heard(pcm: Int16[np.ndarray, "C S"], channel: str) -> tuple[Int16[np.ndarray, "S"], tuple[str, ...]]:

@@ -6,7 +6,6 @@ Sources: Cubuk et al. 2020 (arXiv 1909.13719) and Zhong et al. 2020 (1708.04896)
 
 from collections.abc import Callable
 import dataclasses
-import functools
 import math
 from typing import Any
 
@@ -19,10 +18,7 @@ from mma_dfer_jax.data.frames import Augment
 MOST, DEVIATION = 10.0, 0.5  # magnitudes reach from 0 to 10, and are drawn around the one that is asked for
 APPLIED = 0.5  # probability of an operation that was chosen
 GREY = (128, 128, 128)  # beyond the edges
-ERASED_AREA, ERASED_ASPECT = (
-  (0.02, 1 / 3),
-  1 / 0.3,
-)  # share of the frame; at most so many times higher than wide, or wider
+ERASED_AREA, ERASED_ASPECT = (0.02, 1 / 3), 1 / 0.3  # share of the frame; how much longer than wide at most
 ATTEMPTS = 10
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])  # of erased pixels: ImageNet's
 
@@ -43,17 +39,13 @@ def _enhanced(kind: Callable[[Picture], ImageEnhance._Enhance]) -> Callable[[Pic
   return lambda picture, amount: kind(picture).enhance(1 + amount)
 
 
-# By name: the amount at the highest magnitude, whether its sign is drawn, and what it does.
+# By name: the amount at the highest magnitude (of degrees, bits, values or shares), whether its sign is drawn, what it does.
 OPERATIONS: dict[str, tuple[float, bool, Callable[[Picture, float], Picture]]] = {
   "autocontrast": (0, False, lambda picture, _: ImageOps.autocontrast(picture)),
   "equalize": (0, False, lambda picture, _: ImageOps.equalize(picture)),
   "invert": (0, False, lambda picture, _: ImageOps.invert(picture)),
-  "rotate": (
-    30,
-    True,
-    lambda picture, a: picture.rotate(a, Image.Resampling.BICUBIC, fillcolor=GREY),
-  ),  # degrees
-  "posterize": (4, False, lambda picture, a: ImageOps.posterize(picture, 4 - int(a))),  # bits
+  "rotate": (30, True, lambda picture, a: picture.rotate(a, Image.Resampling.BICUBIC, fillcolor=GREY)),
+  "posterize": (4, False, lambda picture, a: ImageOps.posterize(picture, 4 - int(a))),
   "solarize": (256, False, lambda picture, a: ImageOps.solarize(picture, 256 - int(a))),
   "brighten_dark": (110, False, _brightened),
   "color": (0.9, True, _enhanced(ImageEnhance.Color)),
@@ -79,9 +71,9 @@ class Effects:
     """Changes a frame in place."""
     if self.operations:
       picture = Image.fromarray(frame)
-      frame[...] = functools.reduce(
-        lambda seen, one: OPERATIONS[one[0]][2](seen, one[1]), self.operations, picture
-      )
+      for name, amount in self.operations:
+        picture = OPERATIONS[name][2](picture, amount)
+      frame[...] = picture
     if self.erased is not None and self.noise is not None:
       frame[self.erased] = self.noise
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 
 from mma_dfer_jax.data.labels import COUNTS, SCORES
-from mma_dfer_jax.data.source import Counts, count, first_few, names, said_by
+from mma_dfer_jax.data.source import Counts, count, fields_of, first_few, names
 from mma_dfer_jax.errors import EXAMPLES
 
 
@@ -61,21 +61,12 @@ def check_counts(
   there = [label for label in classes if any(counts[split][label] for split in filled)]
   if not problems:  # else those are why a split is empty
     report(problems, "empty splits", [split for split in counts if split not in filled])
-  may_choose = name not in names() or "classes" in getattr(
-    said_by(name, "Options"), "__dataclass_fields__", ()
-  )
+  may_choose = name not in names() or "classes" in fields_of(name)
   advice = f"; --classes={','.join(there)} prepares the others" if may_choose and there else ""
-  report(
-    problems,
-    f"classes without a clip{advice}",
-    [label for label in classes if label not in {*doubtful, *there}],
-  )
-  lacking = [
-    f"{label} in {split}"
-    for label in there
-    for split in filled
-    if not counts[split][label] and label not in doubtful
-  ]
+  gone = [label for label in classes if label not in {*doubtful, *there}]
+  report(problems, f"classes without a clip{advice}", gone)
+  known = [label for label in there if label not in doubtful]
+  lacking = [f"{label} in {split}" for label in known for split in filled if not counts[split][label]]
   report(result.warnings, "classes without a clip in a split", lacking)
   folds = sorted(int(split[4:]) for split in counts if split.startswith("fold") and split[4:].isdecimal())
   if classes and counts and len(folds) < 2 and not {"train", "test"} <= set(counts):

@@ -27,13 +27,9 @@ NOTES = "notes.txt"  # in a data set: what was noted of its clips, with all name
 INDEX = "index-{}.npy"
 TIMES = "frame_times"  # of a recipe, if records keep the times of their frames
 LANDMARKS = "landmarks"  # of a recipe, if records keep box and points of the face in every frame
-NO_LANDMARKS = (
-  "the model needs boxes and points of faces, which these data do not keep: prepare them again with --landmarks=yunet "
-  "--overwrite"
-)
-AS_MEANT = (
-  "pixels_as_meant"  # of a recipe: what some clips needed, as their pixels are stored otherwise than meant
-)
+_AGAIN = "prepare them again with --landmarks=yunet --overwrite"
+NO_LANDMARKS = f"the model needs boxes and points of faces, which these data do not keep: {_AGAIN}"
+AS_MEANT = "pixels_as_meant"  # of a recipe: what clips needed whose pixels are stored otherwise than meant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +49,7 @@ class DataSet:
   seconds_of_sound: float = 0.0  # median of the clips with sound; 0 if there are none
   # Between which values 90 % of the clips but those of `test` lie: `records.typical_of`.
   typical: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
-
-  votes: Mapping[str, int] = dataclasses.field(
-    default_factory=dict
-  )  # clips with votes by split; empty: none are stored
+  votes: Mapping[str, int] = dataclasses.field(default_factory=dict)  # clips with votes by split; empty: none
 
   def votes_of(self, split: str) -> UInt8[np.ndarray, "N C"]:
     """Votes for each class, of all records of a split, which are read for it; all 0: there are none."""
@@ -141,16 +134,14 @@ def _instead(given: Path, name: str) -> str:
 
 
 def start_worker(*numbers: int) -> None:
-  """Begins a process that decodes; the last number is how many there are beside each other."""
+  """Begins a process that decodes; the last number is how many there are beside each other.
+
+  It ignores what a terminal sends to all, and ends with its parent even when that is killed.
+  """
   import cv2
 
-  follow_parent()
   cv2.setNumThreads(1)  # the processes share the cores already
   share_cores(numbers[-1])
-
-
-def follow_parent() -> None:
-  """Lets a process that decodes ignore what a terminal sends to all, and end with its parent even when that is killed."""
   for number in (signal.SIGINT, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)
   parent = multiprocessing.parent_process()

@@ -88,9 +88,8 @@ class RecordStats:
   face_share: float | None  # of the frames; None: `prepare` looked for no faces
   pictures: str  # digest of all frames; empty: there are none
   sound: str  # digest of the waveform; empty: there is none
-  target_share: float | None = (
-    None  # of the frames, those with box and points of a face; None: they are not kept
-  )
+  # Of the frames, those with box and points of a face; None: they are not kept.
+  target_share: float | None = None
 
   def __str__(self) -> str:
     return printable(f"{self.split} {self.clip_id}")
@@ -124,29 +123,27 @@ def look_at(record: Record, split: str, index: int, classes: Sequence[str]) -> R
   if has_audio:
     spectrogram(waveform.astype(np.float32) / 32768.0, rate, *Inputs().audio_shape)  # raises what is wrong
   share = float(record.get("face_share", math.nan))
-  return RecordStats(
-    split=split,
-    index=index,
-    clip_id=record["clip_id"].decode(errors="replace"),
-    label=classes[label] if 0 <= label < len(classes) else None if classes else "",
-    frames=len(frames),
-    **(
-      _measured(frames)
-      if frames or classes
-      else dict.fromkeys(("size", "brightness", "contrast", "white", "motion"))
-    ),
-    repeats=sum(map(bytes.__eq__, frames, frames[1:])) / max(1, len(frames) - 1),
-    seconds=round(len(waveform) / rate, 3) if has_audio else 0.0,
-    sample_rate=rate if has_audio else 0,
-    peak=int(np.abs(waveform.astype(np.int32)).max()) if has_audio else 0,
-    has_audio=has_audio,
-    face_share=None if math.isnan(share) else round(share, 4),
-    pictures=_digest(frames) if frames else "",
-    sound=_digest([waveform.tobytes()]) if has_audio else "",
-    target_share=float(np.frombuffer(record["faces"], STORED)["face"].mean())
-    if frames and "faces" in record
-    else None,
-  )
+  name = classes[label] if 0 <= label < len(classes) else None if classes else ""
+  repeats = sum(map(bytes.__eq__, frames, frames[1:])) / max(1, len(frames) - 1)
+  facts: dict[str, Any] = {"label": name, "frames": len(frames), "repeats": repeats, "has_audio": has_audio}
+  facts |= dict.fromkeys(("size", "brightness", "contrast", "white", "motion"))
+  facts |= {
+    "seconds": 0.0,
+    "sample_rate": 0,
+    "peak": 0,
+    "sound": "",
+    "pictures": _digest(frames) if frames else "",
+  }
+  if frames or classes:
+    facts |= _measured(frames)
+  if has_audio:
+    peak = int(np.abs(waveform.astype(np.int32)).max())
+    facts |= {"seconds": round(len(waveform) / rate, 3), "sample_rate": rate, "peak": peak}
+    facts["sound"] = _digest([waveform.tobytes()])
+  if frames and "faces" in record:
+    facts["target_share"] = float(np.frombuffer(record["faces"], STORED)["face"].mean())
+  facts["face_share"] = None if math.isnan(share) else round(share, 4)
+  return RecordStats(split, index, record["clip_id"].decode(errors="replace"), **facts)
 
 
 def _measured(frames: Sequence[bytes]) -> dict[str, Any]:
@@ -220,10 +217,9 @@ def diagnose(data_set: DataSet, name: str, seen: Sequence[RecordStats], bad: Seq
   report(problems, "labels that stand for no class", [str(one) for one in seen if one.label is None])
   lost = Counter(line.split(" ", 1)[0] for line in bad)  # by split; of what class is not known
   written = {key: data_set.clips.get(key[0], {}).get(key[1], 0) for key in product(splits, classes)}
+  others = [(*key, clips) for key, clips in written.items() if not 0 <= clips - found[key] <= lost[key[0]]]
   differing = [
-    f"{split} has {found[split, label]} clips of {label} instead of {clips}"
-    for (split, label), clips in written.items()
-    if not 0 <= clips - found[split, label] <= lost[split]
+    f"{split} has {found[split, of]} clips of {of} instead of {clips}" for split, of, clips in others
   ]
   report(problems, "other numbers of clips than prepare wrote", differing)
   counts.check_counts(result, data_set.classes, name)
@@ -231,12 +227,8 @@ def diagnose(data_set: DataSet, name: str, seen: Sequence[RecordStats], bad: Seq
   for key, text in ODDITIES.items():
     result.lists[key] = [str(one) for one in seen if key in one.odd]
     report(warnings, text, result.lists[key])
-  result.lists["too_long"] = _too_long(seen)
-  report(
-    warnings,
-    f"more than {TOO_LONG} times as long as the median clip, perhaps several in one",
-    result.lists["too_long"],
-  )
+  long = result.lists["too_long"] = _too_long(seen)
+  report(warnings, f"more than {TOO_LONG} times as long as the median clip, perhaps several in one", long)
   rates = Counter(one.sample_rate for one in seen if one.has_audio)
   if len(rates) > 1:
     mixed = [f"{rate} Hz in {clips}" for rate, clips in rates.most_common()]
@@ -256,13 +248,12 @@ def diagnose(data_set: DataSet, name: str, seen: Sequence[RecordStats], bad: Seq
 def _too_long(seen: Sequence[RecordStats]) -> list[str]:
   """Clips whose frames or sounds are many times as many or as long as those of the median clip, the longest first."""
   longer: dict[str, float] = {}
-  for of in (lambda one: one.frames, lambda one: one.seconds):
-    if lengths := [of(one) for one in seen if of(one)]:
-      longer |= {
-        str(one): max(times, longer.get(str(one), 0))
-        for one in seen
-        if (times := of(one) / np.median(lengths)) > TOO_LONG
-      }
+  for measured in ("frames", "seconds"):
+    lengths = [(str(one), float(getattr(one, measured))) for one in seen]
+    usual = np.median([length for _, length in lengths if length] or [math.inf])
+    for name, length in lengths:
+      if (times := length / usual) > TOO_LONG:
+        longer[name] = max(times, longer.get(name, 0))
   return sorted(longer, key=lambda name: -longer[name])
 
 
@@ -306,13 +297,11 @@ def _numbers(seen: Sequence[RecordStats]) -> dict[str, Any]:
   for name, values in measured.items():
     known = [value for value in values if value is not None]
     spreads[name] = [round(float(f(known)), 3) for f in (np.min, np.median, np.max)] if known else None
-  return {
-    "clips": len(seen),
-    **spreads,
-    "sample_rates": dict(Counter(str(one.sample_rate) for one in heard).most_common()),
-    "frame_sizes": dict(Counter(f"{one.size[0]}x{one.size[1]}" for one in seen if one.size).most_common()),
-    **{key: sum(key in one.odd for one in seen) for key in ODDITIES},
-  }
+  sizes = Counter(f"{one.size[0]}x{one.size[1]}" for one in seen if one.size)
+  rates = Counter(str(one.sample_rate) for one in heard)
+  many = {"sample_rates": dict(rates.most_common()), "frame_sizes": dict(sizes.most_common())}
+  odd = {key: sum(key in one.odd for one in seen) for key in ODDITIES}
+  return {"clips": len(seen), **spreads, **many, **odd}
 
 
 def _cell(value: Any) -> str:
@@ -328,8 +317,8 @@ def as_markdown(result: Diagnosis, about: Mapping[str, Any], pages: Mapping[str,
   """The report for people; `about`: facts about the data set; `pages`: files with samples, by title."""
   sections = {title: "\n".join(f"- {line}" for line in getattr(result, title.lower()))
               for title in ("Problems", "Warnings", "Notes")}  # fmt: skip
-  keys = next(iter(result.splits.values()), {})
-  rows = [[key.replace("_", " "), *(_cell(of[key]) for of in result.splits.values())] for key in keys]
+  keys, of_splits = next(iter(result.splits.values()), {}), result.splits.values()
+  rows = [[key.replace("_", " "), *(_cell(of[key]) for of in of_splits)] for key in keys]
   sections |= {"Clips": counts.counts_table(result), "Numbers": counts.table([["", *result.splits], *rows])}
   sections |= {title: f"![{title}]({file})" for title, file in pages.items()}
   sections["The data set"] = "\n".join(f"- {key}: {value}" for key, value in about.items())

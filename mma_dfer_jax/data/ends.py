@@ -12,25 +12,25 @@ from pathlib import Path
 import struct
 import zlib
 
+from mma_dfer_jax.data import formats
 from mma_dfer_jax.data.formats import boxes, chunks, matroska, pictures, streams, units
-from mma_dfer_jax.data.formats.base import CutShort, Damaged, Data, Ending, Joined, must_reach
 
 AGAIN = "copy or download it again"
 FEW_ZEROS, MANY_ZEROS = 4096, 1 << 20  # bytes: so many may follow any end; so many are looked at before it
 
 
-def ending(path: str | os.PathLike[str]) -> Ending:
+def ending(path: str | os.PathLike[str]) -> formats.Ending:
   """What the format of a file says of its end; raises OSError if it cannot be read."""
   if not Path(path).stat().st_size:
-    return Ending()
+    return formats.Ending()
   with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
     return ending_of(data)
 
 
-def ending_of(data: Data) -> Ending:
+def ending_of(data: formats.Data) -> formats.Ending:
   """The same of a file's bytes. ID3 tags before them are skipped where FFmpeg does not skip them itself."""
   start = streams.after_tags(data) if data[:3] == b"ID3" else 0
-  found, head = Ending(), data[start : start + 200]
+  found, head = formats.Ending(), data[start : start + 200]
   is_such, check = next(((is_such, check) for is_such, check in FORMATS if is_such(head)), (None, None))
   if start and check not in (streams.mp3, streams.adts):
     found = ending_of(data[start:])
@@ -43,10 +43,10 @@ def ending_of(data: Data) -> Ending:
       check(data, found)
       if found.end is not None:
         _check_rest(data, found, found.end, is_such)
-  except Joined as error:
+  except formats.Joined as error:
     found.fault = f"is several files, joined end to end: {error}; take them apart"
-  except CutShort as error:
-    found.fault = f"is {'damaged' if isinstance(error, Damaged) else 'cut short'}: {error}; {AGAIN}"
+  except formats.CutShort as error:
+    found.fault = f"is {'damaged' if isinstance(error, formats.Damaged) else 'cut short'}: {error}; {AGAIN}"
   except zlib.error as error:
     found.fault = f"is damaged: its pixels cannot be decompressed ({error}); {AGAIN}"
   except (struct.error, IndexError):  # a header is longer than the file
@@ -54,24 +54,26 @@ def ending_of(data: Data) -> Ending:
   return found
 
 
-def _check_rest(data: Data, found: Ending, end: int, is_such: Callable[[bytes], bool]) -> None:
+def _check_rest(
+  data: formats.Data, found: formats.Ending, end: int, is_such: Callable[[bytes], bool]
+) -> None:
   """What follows the end is left out. It must be no further file, no tag that is cut, and not the end itself as zeros."""
   if end >= len(data):
     return
   if not found.parts and not (len(data) - end == 128 and data[end : end + 3] == b"TAG"):  # which FFmpeg reads
     found.parts = [(0, end)]
   tags = streams.after_tags(data, end)
-  must_reach("its last tag", tags, data)
+  formats.must_reach("its last tag", tags, data)
   for at in (end, tags):
     if is_such(data[at : at + 200]):
-      raise Joined(at)
+      raise formats.Joined(at)
   if found.declared or any(data[end:]):
     return
   # The end itself may be zeros: of a part that ends with them too, or more of them than would fill anything up.
   before = len(data[max(0, end - MANY_ZEROS) : end]) - len(data[max(0, end - MANY_ZEROS) : end].rstrip(b"\0"))
   zeros = len(data) - end + before
   if (before >= 4 and zeros > len(data) // 20) or zeros > max(FEW_ZEROS, len(data) // 3):
-    raise Damaged(f"its last {zeros:,} bytes are zeros")
+    raise formats.Damaged(f"its last {zeros:,} bytes are zeros")
 
 
 def _starts(*marks: bytes, at: int = 0) -> Callable[[bytes], bool]:
@@ -79,7 +81,7 @@ def _starts(*marks: bytes, at: int = 0) -> Callable[[bytes], bool]:
 
 
 # (whether the first 200 bytes are of such a file, what looks at it).
-FORMATS: tuple[tuple[Callable[[bytes], bool], Callable[[Data, Ending], None]], ...] = (
+FORMATS: tuple[tuple[Callable[[bytes], bool], Callable[[formats.Data, formats.Ending], None]], ...] = (
   (_starts(b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot", b"styp", at=4), boxes.iso),
   (_starts(b"\x1a\x45\xdf\xa3"), matroska.matroska),
   (_starts(b"RIFF", b"RIFX", b"RF64", b"BW64"), chunks.riff),

@@ -28,6 +28,14 @@ def window_and_hop(sample_rate: int) -> tuple[int, int]:
   return int(sample_rate * 25.0 * 0.001), int(sample_rate * 10.0 * 0.001)
 
 
+def samples_for(rows: int, sample_rate: int) -> int:
+  """Samples that so many rows are made of; none at a sample rate of 0, of a sound that is missing."""
+  if not sample_rate:
+    return 0
+  window, hop = window_and_hop(sample_rate)
+  return window + hop * (rows - 1)
+
+
 def mel_triangles(sample_rate: int, padded: int, num_mel_bins: int) -> Float[np.ndarray, "K bins"]:
   """Weights of the mel filters: triangles that are equally spaced and straight-sided on the mel scale.
 
@@ -174,10 +182,9 @@ def rate_difference(
   divisor = math.gcd(sample_rate, other)
   sound = waveform.astype(np.float32) / 32768.0
   resampled = resample_poly(sound, other // divisor, sample_rate // divisor).astype(np.float32)
-  rows, others = (
-    log_mel_fbank(wave, rate, num_mel_bins=audio_shape[1], max_rows=audio_shape[0])
-    for wave, rate in ((sound, sample_rate), (resampled, other))
-  )
+  num_rows, bins = audio_shape
+  both = (sound, sample_rate), (resampled, other)
+  rows, others = (log_mel_fbank(*one, num_mel_bins=bins, max_rows=num_rows) for one in both)
   shared = min(len(rows), len(others))
   return float(np.abs(rows[:shared] - others[:shared]).mean()) / ENERGY_SCALE if shared else 0.0
 

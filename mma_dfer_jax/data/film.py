@@ -21,9 +21,9 @@ import numpy as np
 from mma_dfer_jax.data import media
 from mma_dfer_jax.data.channels import SILENT, Heard
 from mma_dfer_jax.data.faces import Detections, FaceFinder, cut, look_over
-from mma_dfer_jax.data.fbank import window_and_hop
+from mma_dfer_jax.data.fbank import samples_for
 from mma_dfer_jax.data.frames import choose_frames, encode_frame, uneven_rate
-from mma_dfer_jax.data.landmarks import STORED, Watcher, detector
+from mma_dfer_jax.data.landmarks import STORED, OfFilms, Watcher
 from mma_dfer_jax.data.persons import Person, persons, present
 from mma_dfer_jax.data.pipeline import make_example
 from mma_dfer_jax.errors import UserError
@@ -103,9 +103,8 @@ class Sample:
   notes: tuple[str, ...]  # of a whole film, as there
   person: int | None = None  # number of the one who was cut out; None: the largest face over time
   times: tuple[float, ...] = ()  # seconds of each frame of `video` since the first of the film
-  of_others: int = (
-    0  # frames of `video` without the largest person over time, in whose place another was followed
-  )
+  # Frames of `video` without the largest person over time, in whose place another was followed.
+  of_others: int = 0
   landmarks: Float32[np.ndarray, "T p 3"] | None = None  # of a model that takes points of the face
   # With `inputs.test_views` above 1: the same of each part, whose probabilities are averaged; this sample is the middle.
   views: "tuple[Sample, ...]" = ()
@@ -132,9 +131,7 @@ def survey(
     MediaError: if the file is no video, or damaged; with a hop also if its clock jumps.
   """
   stamp = _stamp(path)
-  sound = _listen(
-    path, channel
-  )  # takes a hundredth of the time that the pictures take, so that damage is found soon
+  sound = _listen(path, channel)  # a hundredth of the time of the pictures, so that damage is found soon
   times: list[float] = []
   duration = upcoming = 0.0
 
@@ -257,7 +254,7 @@ def samples(
       for window in takers:
         window.take(number, pixels, picture.changes)
     while opened and opened[0].chosen[-1] <= number:
-      yield opened.popleft().sample(*next(sounds), inputs)
+      yield opened.popleft().sample(inputs, *next(sounds))
   if upcoming or opened or _stamp(film.path) != film.stamp:
     raise changed
 
@@ -270,7 +267,7 @@ class OpenWindow:
   ):
     self.window, self.finder, self.person = window, finder, person
     # Points of the face are looked for in the frames that the model sees; those of training data in all, too.
-    self.watcher = Watcher(finder.detector if finder else detector(None)) if inputs.points else None
+    self.watcher = Watcher(finder.detector if finder else OfFilms.detector()) if inputs.points else None
     times = np.append(film.times[window.first : window.last], window.end)
     self.rates = uneven_rate(times)
     self.frames: list[Any] = [b""] * (window.last - window.first)
@@ -308,45 +305,41 @@ class OpenWindow:
     if self.watcher:
       self.watcher.look(number, pixels)
 
-  def sample(self, sound: dict[str, Any], heard: dict[str, Any], inputs: Inputs) -> Sample:
-    record = {
-      "frames": [self.frames[i] for i in self.shown],
-      "times": self.times,
-      "label": 0,
-      "clip_id": b"",
-      **sound,
-    }
+  def sample(
+    self, inputs: Inputs, sound: np.ndarray, rate: int, seconds: float, peak: int, notes: tuple[str, ...] = ()
+  ) -> Sample:
+    """What the model is given: of a sound with so many seconds and this largest sample, what the spectrogram has room for."""
+    room = samples_for(inputs.audio_shape[0], rate)
+    waveform, heard = sound[:room].copy(), room / (rate or 1)
+    if not media.is_long_enough(len(waveform), rate):
+      rate, seconds = 0, 0.0
+    frames = [self.frames[i] for i in self.shown]
+    record: dict[str, Any] = {"frames": frames, "times": self.times, "label": 0, "clip_id": b""}
+    record |= {"waveform": waveform, "sample_rate": rate, "has_audio": rate > 0}
     if self.watcher:
       faces = np.zeros(len(self.shown), STORED)
       faces[np.searchsorted(self.window.first + self.shown, self.chosen)] = self.watcher.found()
       record["faces"] = faces.tobytes()
-    found = None if self.track is None else self.track.found
-    of_pictures: dict[str, Any] = {"size": (self.width, self.height), "changes": tuple(self.changes), "rates": self.rates, "turned": self.turned,
-                   "waveform": sound["waveform"], "person": self.person.number if self.person else None,
-                   "of_others": self.of_others}  # fmt: skip
-    score = self.track.score if self.track else 0.0
+    found, score = (self.track.found, self.track.score) if self.track else (None, 0.0)
+    facts: dict[str, Any] = {"with_face": found, "face_score": score, "faces_at_once": self.faces_at_once}
+    facts |= {"size": (self.width, self.height), "changes": tuple(self.changes), "rates": self.rates}
+    facts |= {"waveform": waveform, "seconds_of_sound": seconds, "heard": heard, "sample_rate": rate}
+    facts |= {"silent": rate > 0 and peak < SILENT, "notes": notes, "turned": self.turned}
+    facts |= {"person": self.person.number if self.person else None, "of_others": self.of_others}
 
     def of_view(view: int | None) -> Sample:
       example = make_example(record, inputs, view=view)
-      return Sample(
-        self.window, example["video"], example["spectrogram"], found, self.faces_at_once, score,
-        landmarks=example.get("landmarks"), times=self.seconds[view], **of_pictures, **heard,
-      )  # fmt: skip
+      arrays: dict[str, Any] = {name: example.get(name) for name in ("video", "spectrogram", "landmarks")}
+      return Sample(self.window, times=self.seconds[view], **arrays, **facts)
 
     middle, *views = map(of_view, self.seconds)
     return dataclasses.replace(middle, views=tuple(views))
 
 
-def _excerpts(
-  film: Film, wanted: Sequence[Window], num_rows: int
-) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-  """Of each window, whose sound is read once: the sound's part of a record, cut to a spectrogram, and of its sample."""
+def _excerpts(film: Film, wanted: Sequence[Window], num_rows: int) -> Iterator[tuple[Any, ...]]:
+  """Of each window, whose sound is read once, what `OpenWindow.sample` takes: no more samples than so many rows need."""
   sound = film.sound or Soundtrack(0, 0.0, np.zeros((0, 2), np.int16))
-  rate, heard, room = sound.sample_rate, 0.0, 0
-  if rate:
-    row, hop = window_and_hop(rate)
-    room = row + hop * (num_rows - 1)  # samples of so many rows
-    heard = room / rate
+  rate, room = sound.sample_rate, samples_for(num_rows, sound.sample_rate)
   pieces = media.iterate_sound(film.path, sound.channel)
   kept, position = np.zeros(0, np.int16), 0  # what was read and may be needed, and its first sample's number
   for window in wanted:
@@ -360,17 +353,5 @@ def _excerpts(
       parts.append(piece.waveform[max(0, position - reached) :])
       reached += len(piece.waveform)
     kept = np.concatenate(parts)
-    waveform = kept[: max(0, min(stop, start + room) - position)].copy()
-    enough = media.is_long_enough(len(waveform), rate)
-    silent = enough and sound.peak(window.start, end) < SILENT
-    sample_rate, seconds = (rate, (stop - start) / rate) if enough else (0, 0.0)
-    yield (
-      {"waveform": waveform, "sample_rate": sample_rate, "has_audio": enough},
-      {
-        "heard": heard,
-        "seconds_of_sound": seconds,
-        "silent": silent,
-        "sample_rate": sample_rate,
-        "notes": film.notes if alone else (),
-      },
-    )
+    waveform, notes = kept[: max(0, min(stop, start + room) - position)], film.notes if alone else ()
+    yield waveform, rate, (stop - start) / (rate or 1), sound.peak(window.start, end), notes

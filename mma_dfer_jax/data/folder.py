@@ -7,18 +7,8 @@ from pathlib import Path
 from mma_dfer_jax.data import media
 from mma_dfer_jax.errors import UserError, counted
 
-VIDEOS = (
-  ".mp4",
-  ".mov",
-  ".mkv",
-  ".avi",
-  ".webm",
-  ".m4v",
-  ".flv",
-  ".mpg",
-  ".mpeg",
-  ".wmv",
-)  # names that promise one
+# Ends of names that promise one.
+VIDEOS = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".flv", ".mpg", ".mpeg", ".wmv")
 
 
 def with_folders(files: Sequence[str], leave_out: str = "") -> tuple[dict[str, str], list[str]]:
@@ -38,17 +28,14 @@ def with_folders(files: Sequence[str], leave_out: str = "") -> tuple[dict[str, s
       videos[file] = Path(file).stem
       continue
     reasons = {path: media.why_no_video(path) for path in sorted(_below(file, leave_out))}
-    found = [path for path, reason in reasons.items() if not reason or _promises(Path(path).name)]
+    names = {path: Path(path).name for path in reasons}  # hidden ones are what macOS leaves beside a file
+    promised = {p for p, name in names.items() if name.lower().endswith(VIDEOS) and not name.startswith(".")}
+    found = [path for path, reason in reasons.items() if not reason or path in promised]
     others += [(path, reason) for path, reason in reasons.items() if reason and path not in found]
     videos |= {path: str(Path(path).relative_to(file).with_suffix("")) for path in found}
     if not found:
       videos[file] = Path(file).stem  # reading it says what is wrong
   return videos, counted(others, "files")
-
-
-def _promises(name: str) -> bool:
-  """Whether a file should be a video, by its name; hidden ones are what macOS leaves beside a file."""
-  return name.lower().endswith(VIDEOS) and not name.startswith(".")
 
 
 def _below(folder: str, leave_out: str) -> Iterator[str]:

@@ -23,16 +23,12 @@ CROP_ATTEMPTS = 10  # as torchvision's RandomResizedCrop and the original
 LARGEST_PICTURE = 1 << 26  # pixels of a JPEG: small files may claim a size that fills the memory
 # Of a JPEG that is not progressive. Some cameras leave its last three bytes, which say nothing there, unset.
 SCAN_HEADER = re.compile(rb"(\xff\xda\x00(?:\x08\x01..|\x0c\x03.{6}))...", re.DOTALL)
-UNEVEN = (
-  2.0  # times as many frames a second in one quarter of a clip as in another: the rate is said to be uneven
-)
+UNEVEN = 2.0  # times as many frames a second in one quarter of a clip as in another: an uneven rate
 # What may say, in front of the pixels of a JPEG, how they are meant.
 TAGS = (b"Exif\0", b"ICC_PROFILE\0", b"http://ns.adobe.com/xap")
 # What libraries say of pictures, by what is wrong with them.
-CUT_SHORT = re.compile(
-  "truncated|premature end|not enough|only got|incomplete|more than one byte", re.IGNORECASE
-)
-NOT_SUPPORTED = re.compile("not supported|unsupported|not available|unknown|conversion from", re.IGNORECASE)
+CUT_SHORT = re.compile("(?i)truncated|premature end|not enough|only got|incomplete|more than one byte")
+NOT_SUPPORTED = re.compile("(?i)not supported|unsupported|not available|unknown|conversion from")
 ENDS_IN_ZEROS = "is damaged: it ends in zeros that its picture does not need"
 WEIGHT_BITS = 22  # of Pillow's fixed-point weights (Resample.c: 32 bits less 8 of the pixel and 2 to spare)
 
@@ -185,9 +181,8 @@ def _fault(data: bytes, error: Exception) -> str:
   if isinstance(error, MemoryError):
     return "it does not fit into the memory that this process may use"
   if isinstance(error, UnidentifiedImageError):  # its text is the address of an object
-    if not ending_of(data).known and not any(
-      accept and accept(data[:16]) is True for _, accept in Image.OPEN.values()
-    ):
+    readers = (accept for _, accept in Image.OPEN.values() if accept)
+    if not ending_of(data).known and not any(accept(data[:16]) is True for accept in readers):
       return "it is not supported: no picture, or of a kind that PIL does not read; convert it to PNG or JPEG"
     words = "its header cannot be read"
   if isinstance(error, NotImplementedError | Image.DecompressionBombError) or NOT_SUPPORTED.search(words):
@@ -283,7 +278,11 @@ def pillow_weights(
   count = np.minimum((centre + support + 0.5).astype(np.int64), old) - first
   place = np.arange(count.max())
   distance = np.abs((place + first[:, None] - centre[:, None] + 0.5) * (1.0 / stretched))
-  weights = _cubic(distance) if cubic else np.maximum(1.0 - distance, 0.0)
+  weights = np.maximum(1.0 - distance, 0.0)
+  if cubic:  # Keys', with a = -1/2, in the order of operations of Pillow's bicubic_filter
+    x = distance
+    near, far = ((-0.5 + 2.0) * x - (-0.5 + 3.0)) * x * x + 1, (((x - 5) * x + 8) * x - 4) * -0.5
+    weights = np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
   weights[place >= count[:, None]] = 0.0
   weights /= np.cumsum(weights, axis=1)[:, -1:]  # summed from left to right, as PIL
   fixed = (np.copysign(0.5, weights) + weights * (1 << WEIGHT_BITS)).astype(np.int32)
@@ -292,17 +291,10 @@ def pillow_weights(
   return first, count, fixed
 
 
-def _cubic(x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-  """Keys' cubic with a = -1/2 at distances in rows, in the order of operations of Pillow's bicubic_filter."""
-  near, far = ((-0.5 + 2.0) * x - (-0.5 + 3.0)) * x * x + 1, (((x - 5) * x + 8) * x - 4) * -0.5
-  return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
-
-
 def _mix(rows, first, count, weights, out):
   """out[i] = sum of weights[i, j] * rows[first[i] + j], rounded to 8 bits. Integers: no order of sums matters."""
-  sums = np.empty(
-    rows.shape[1], np.int32
-  )  # the greatest sum is (255 + 1/2) * 2^22, of cubics 1.3 times as much, < 2^31
+  # The greatest sum is (255 + 1/2) * 2^22, of cubics 1.3 times as much, < 2^31.
+  sums = np.empty(rows.shape[1], np.int32)
   for i in range(len(out)):
     sums[:] = 1 << (WEIGHT_BITS - 1)
     for j in range(count[i]):

@@ -24,9 +24,8 @@ def label_order(text: str) -> LabelOrder:
     return LABEL_ORDERS[text]
   given = tuple(map(tidy, text.split(",")))
   if len(given) < 2 or not all(given) or len(set(given)) < len(given):
-    raise UserError(
-      f"--classes={text}: give {', '.join(LABEL_ORDERS)}, or at least two different names, comma-separated"
-    )
+    orders = ", ".join(LABEL_ORDERS)
+    raise UserError(f"--classes={text}: give {orders}, or at least two different names, comma-separated")
   if wrong := near_duplicates(given):
     raise listed(f"--classes={text} cannot be used", wrong)
   return LabelOrder(given, "as given by --classes")

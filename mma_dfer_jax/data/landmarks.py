@@ -8,12 +8,14 @@ from collections.abc import Sequence
 import functools
 from itertools import pairwise
 from pathlib import Path
+from typing import ClassVar
 
 from jaxtyping import Float32, Shaped, UInt8
 import numpy as np
 
-from mma_dfer_jax.data.faces import Detector, Track, choose, face_model, link
+from mma_dfer_jax.data.faces import choose, link
 from mma_dfer_jax.data.frames import Augmentation, move_points
+from mma_dfer_jax.data.yunet import Detector, face_model
 
 POINTS = 5
 MIRRORED = [1, 0, 2, 4, 3]  # which point each becomes in a mirrored frame
@@ -42,7 +44,12 @@ class Watcher:
     """Box and points of all frames that were looked at, as `STORED`."""
     kept, numbers = np.zeros(len(self._numbers), STORED), np.array(self._numbers)
     for track in choose(link(self._seen)) if any(boxes for _, boxes in self._seen) else ():
-      at, values = [i for i, _ in track], self._as_shares(track)
+      at, shares = [i for i, _ in track], []
+      for i, box in track:
+        height, width = self._sizes[i]
+        pixels = [box.left, box.top, box.right - box.left, box.bottom - box.top, *box.points]
+        shares.append(np.array(pixels) / ([width, height] * (2 + POINTS)))
+      values = np.array(shares)
       for one, other in pairwise([*at, at[-1]]):
         last = other if numbers[other] - numbers[one] <= LARGEST_GAP else one
         for i in range(one, last + 1):
@@ -50,19 +57,21 @@ class Watcher:
           kept["face"][i] = 1
     return kept
 
-  def _as_shares(self, track: Track) -> np.ndarray:
-    rows = []
-    for i, box in track:
-      height, width = self._sizes[i]
-      pixels = [box.left, box.top, box.right - box.left, box.bottom - box.top, *box.points]
-      rows.append(np.array(pixels) / ([width, height] * (2 + POINTS)))
-    return np.array(rows)
-
 
 @functools.lru_cache(maxsize=2)
 def detector(model: Path | None) -> Detector:
   """YuNet, kept for later calls; UserError as `face_model` if there is no such file."""
   return Detector(face_model(model))
+
+
+class OfFilms:
+  """The detector that finds points in films that no face is cut out of, as `prediction.face_finder` was given it."""
+
+  file: ClassVar[Path | None] = None  # None: the public one
+
+  @classmethod
+  def detector(cls) -> Detector:
+    return detector(cls.file)
 
 
 def as_shown(

@@ -31,8 +31,8 @@ ROWS = 64  # converted at once, so that they stay in the processor's cache
 LUMINANCE = np.array((0.2627, 0.6780, 0.0593), np.float32)  # of BT.2020
 
 
-def meaning(curve: int | None, primaries: int | None) -> str | None:
-  """In words, what must be brought to BT.709, as in "HLG, BT.2020"; None if nothing.
+def change(curve: int | None, primaries: int | None) -> str | None:
+  """What bringing it to BT.709 is called, as in "HDR (HLG, BT.2020) brought to BT.709"; None if there is nothing to do.
 
   Args:
     curve, primaries: numbers of H.273; None or 2 if the file does not say.
@@ -42,13 +42,8 @@ def meaning(curve: int | None, primaries: int | None) -> str | None:
   if curve in REFUSED or primaries == XYZ:
     what = REFUSED.get(curve or 0, "the colours of digital cinema (XYZ)")
     raise ValueError(f"its pictures are in {what}; convert them to BT.709")
-  return ", ".join(filter(None, (CURVES.get(curve or 0), WIDE.get(primaries or 0)))) or None
-
-
-def change(curve: int | None, primaries: int | None) -> str | None:
-  """What bringing it to BT.709 is called; None if there is nothing to do. Raises ValueError as `meaning`."""
-  said = meaning(curve, primaries)
-  return said and f"{'HDR' if curve in CURVES else 'wide colours'} ({said}) brought to BT.709"
+  said = ", ".join(filter(None, (CURVES.get(curve or 0), WIDE.get(primaries or 0))))
+  return f"{'HDR' if curve in CURVES else 'wide colours'} ({said}) brought to BT.709" if said else None
 
 
 def to_bt709(

@@ -3,10 +3,8 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-import csv
 import dataclasses
 import functools
-import io
 import os
 from pathlib import Path
 import re
@@ -15,6 +13,7 @@ from typing import NamedTuple
 from mma_dfer_jax.data import archive, source
 from mma_dfer_jax.data.archive import PICTURES, SOUNDS, VIDEOS, Archive, scan
 from mma_dfer_jax.data.source import FOLDS, ClipFiles, LabelOrder, Layout, as_clip_id, first_few, option
+from mma_dfer_jax.data.tables import read_table, read_text
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.lookalikes import escaped, looks, tidy
 from mma_dfer_jax.paths import hint
@@ -38,75 +37,6 @@ class Options(archive.Options):
   lists: str | None = option(None, "Folder with the lists of the folds, if they are not in --raw.", path=True)
   recipe: str = option("default", "reference: frames as the original orders them.", "default", "reference")
   frames: str = option("all", "Which pictures to take.")
-
-
-LARGEST_LIST = 1 << 28  # bytes
-_SPREADSHEET = "is a spreadsheet, not a csv; save it as CSV (UTF-8)"
-_PACKED = "is a packed file; unpack it first"
-_UTF16 = "must be saved as UTF-8; it is UTF-16"
-_OTHER_FILES = (  # beginnings of files
-  dict.fromkeys([b"PK\3\4", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!"], _PACKED)
-  | {b"\xd0\xcf\x11\xe0": _SPREADSHEET, b"\xff\xfe": _UTF16, b"\xfe\xff": _UTF16}
-)
-
-
-def read_text(path: Path) -> str:
-  """Raises ValueError if it cannot be read or is not UTF-8."""
-  try:
-    if path.stat().st_size > LARGEST_LIST:
-      raise ValueError(f"has {path.stat().st_size:,} bytes: a list of clips is shorter")
-    data = path.read_bytes()
-    if kind := next((kind for start, kind in _OTHER_FILES.items() if data.startswith(start)), ""):
-      spreadsheet = any(
-        part in data for part in (b"xl/workbook", b"opendocument.spreadsheet", b"Index/Document.iwa")
-      )
-      raise ValueError(_SPREADSHEET if spreadsheet else kind)
-    return data.decode("utf-8-sig")
-  except OSError as error:
-    raise ValueError(f"cannot be read ({error.strerror})") from error
-  except UnicodeDecodeError as error:
-    data = error.object[:1000]
-    no_text = b"\0" in data and not data.startswith((b"\xff\xfe", b"\xfe\xff"))  # which UTF-16 begins with
-    raise ValueError("is no text file" if no_text else "must be saved as UTF-8") from error
-
-
-def read_table(
-  path: Path, *columns: str
-) -> tuple[list[str], list[tuple[int, list[str], dict[str, str]]], list[str]]:
-  """A csv with one of these sets of columns, as "path,label"; raises ValueError with what is wrong with it.
-
-  Returns: its columns; its rows, as number of the last line, values, and the same by column; what is odd about its form.
-  """
-  text, wanted = read_text(path), " or ".join(columns)
-  first = next((line for line in text.splitlines() if tidy(line)), "")
-  if not first:
-    raise ValueError(f"is empty; it must begin with the line {wanted}")
-  known = set(",".join(columns).split(","))
-  for delimiter in ",;\t":
-    header = list(map(looks, next(csv.reader([first[:100_000]], delimiter=delimiter))))
-    used = sorted(name for name in header if name in known)
-    if any(used == sorted(one.split(",")) for one in columns):
-      break
-  else:
-    raise ValueError(
-      f"must begin with the line {wanted} (comma, semicolon or tab); it begins with {escaped(first)}"
-    )
-  reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
-  try:
-    lines = [(reader.line_num, [tidy(value) for value in row]) for row in reader]
-    lines = [(number, row) for number, row in lines if any(row)][1:]
-  except csv.Error as error:
-    raise ValueError(f"cannot be read in line {reader.line_num}: {error}") from error
-  notes = [f"columns are separated by {delimiter!r}, not by a comma"] * (delimiter != ",")
-  if extra := sorted(set(header) - known - {""}):
-    notes.append(f"columns that are not used: {', '.join(extra)}")
-  if any(value and not name for _, row in lines for name, value in zip(header, row, strict=False)):
-    notes.append("columns without a name hold values that are not used")
-  empty = dict.fromkeys(header, "")
-  for _, row in lines:
-    while len(row) > len(header) and not row[-1]:
-      row.pop()  # spreadsheets write commas for empty columns
-  return header, [(n, row, empty | dict(zip(header, row, strict=False))) for n, row in lines], notes
 
 
 class Row(NamedTuple):
@@ -147,10 +77,8 @@ class ListedArchive(Archive):
     if not folder:
       raise self.unrecognised("there are no lists of folds")
     if not folder.is_dir():
-      words = hint(folder, folder=True)
-      raise UserError(
-        f"--lists={folder}: {words}; give the folder with the lists of all folds\n{self.layout}"
-      )
+      words = f"{hint(folder, folder=True)}; give the folder with the lists of all folds"
+      raise UserError(f"--lists={folder}: {words}\n{self.layout}")
     files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in (".csv", ".txt")
              and not path.name.startswith(".") and "__MACOSX" not in path.parts]  # fmt: skip
     others = {"dfew", "mafw", "ferv39k"} - {self.name}
@@ -262,16 +190,13 @@ class ListedArchive(Archive):
   def _places(self, classes: Sequence[str]) -> dict[str, Row]:
     """The clips of the five test lists, each in one fold and with one label, in the order of the lists."""
     places: dict[str, Row] = {}
-    allowed = {
-      kind: f"{', '.join(classes)} or {first}…{first + len(classes) - 1}"
-      for kind, first in self.first.items()
-    }
+    names, last = ", ".join(classes), len(classes) - 1
+    allowed = {kind: f"{names} or {first}…{first + last}" for kind, first in self.first.items()}
     for row in (row for row in self.rows if row.part == "test"):
       before = places.get(row.clip_id)
       if row.label is None:
-        self.problem(
-          row.where, f"unknown label {escaped(row.written)}; write {allowed[row.kind]}", row.clip_id
-        )
+        what = f"unknown label {escaped(row.written)}; write {allowed[row.kind]}"
+        self.problem(row.where, what, row.clip_id)
         self.doubtful.update(classes)
       elif before:
         labels = f", with the label {before.label} there and {row.label} here" * (row.label != before.label)
@@ -304,11 +229,10 @@ class ListedArchive(Archive):
       mistakes = {
         "named more than once": {clip for clip, times in clips.items() if times > 1},
         "also in the test set of the same fold": here & clips.keys(),
-        "in no test set": clips.keys() - tested if complete else set(),
-        "missing, though in the test set of another fold": places.keys() - here - clips.keys()
-        if complete
-        else set(),
       }
+      if complete:
+        mistakes["in no test set"] = clips.keys() - tested
+        mistakes["missing, though in the test set of another fold"] = places.keys() - here - clips.keys()
       for what, clip in ((what, clip) for what, those in mistakes.items() for clip in those):
         wrong[what, clip][k] = shown[k]
     bad = self.bad_clips
@@ -420,10 +344,8 @@ class ListedArchive(Archive):
     known = {name: choice for choice, names in self.by_frames.items() if choice != "video" for name in names}
     of = {known[row.folder.lower()] for row in self.rows if row.folder.lower() in known}
     if kind in known.values() and of - {kind}:  # the lists' numbers of frames would be wrong
-      lists = self.rows[0].path.parent
-      raise UserError(
-        f"{lists}: the lists are of --frames={', '.join(of)}, but --frames={kind} was chosen; choose one for both"
-      )
+      both = f"the lists are of --frames={', '.join(of)}, but --frames={kind} was chosen"
+      raise UserError(f"{self.rows[0].path.parent}: {both}; choose one for both")
     (videos_in,) = self.by_frames["video"]
     videos, wavs = self.find(videos_in), None if own_sound else self.find(self.sounds)
     if kind in ("scenes", "video") and self.options.faces != "yunet":

@@ -16,28 +16,23 @@ import av
 from av.container import InputContainer
 from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import VideoReformatter
-from jaxtyping import Int16, UInt8
+from jaxtyping import Int16
 import numpy as np
 from PIL import Image
 
 from mma_dfer_jax.cores import own_cores
 from mma_dfer_jax.data.channels import SILENT, Heard, names_of, take
-from mma_dfer_jax.data.ends import AGAIN, Ending, PartOfFile, ending
+from mma_dfer_jax.data.ends import AGAIN, PartOfFile, ending
+from mma_dfer_jax.data.formats import Ending
 from mma_dfer_jax.data.frames import is_cut
 from mma_dfer_jax.data.pictures import quiet
 from mma_dfer_jax.data.pixels import Picture
 from mma_dfer_jax.errors import UserError, of_type, print_traceback
 
 # Formats that write their length down, which shows whether a file was cut short. For others FFmpeg guesses.
-FORMATS_WITH_LENGTH = (
-  *("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "asf"),
-  *("nut", "rm", "film_cpk", "apm", "kvag", "ast"),
-)
-FORMATS_WITH_ONE_LENGTH = (
-  "matroska,webm",
-  "flv",
-  "nut",
-)  # of the whole file; FFmpeg may say it of a shorter stream
+FORMATS_WITH_ONE_LENGTH = ("matroska,webm", "flv", "nut")  # FFmpeg may say it of a shorter stream
+_OTHERS = ("mov,mp4,m4a,3gp,3g2,mj2", "avi", "asf", "rm", "film_cpk", "apm", "kvag", "ast")
+FORMATS_WITH_LENGTH = (*FORMATS_WITH_ONE_LENGTH, *_OTHERS)
 # Not opened: these only name other files or addresses; FFmpeg would even wait for a "live" playlist without an end.
 TEXT_AS_PICTURES = {"adf", "bin", "idf", "tty", "xbin"}  # FFmpeg draws the letters of any text
 PLAYLISTS = {"concat", "dash", "hls", "imf", "rtsp", "sdp", "webm_dash_manifest"}
@@ -60,12 +55,12 @@ _BAD_TITLES: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version
 
 
 def _unnamed(cls, value):
+  """FFmpeg knows kinds of data beside a picture (the EXIF of cameras) that PyAV has no names for, and then shows none."""
   kind = object.__new__(cls)
   kind._name_, kind._value_ = f"UNNAMED_{value}", value
   return kind
 
 
-# FFmpeg knows kinds of data beside a picture (the EXIF of cameras) that PyAV has no names for, and PyAV shows none then.
 SideData._missing_ = classmethod(_unnamed)  # type: ignore[assignment]
 
 
@@ -119,19 +114,12 @@ def iterate_pictures(path: str | os.PathLike[str]) -> Iterator[Picture]:
       time = _seconds(ticks, frame) if ticks is not None else 0.0 if time is None else time + step
       start = time if start is None else start
       aspect = (None if changing else stream.sample_aspect_ratio) or codec.sample_aspect_ratio
+      how = {"codec": codec, "aspect": aspect, "converters": converters, "profile": profile}
       try:
-        picture = Picture(
-          frame, time - start, codec=codec, aspect=aspect, converters=converters, profile=profile
-        )
+        picture = Picture(frame, time - start, **how)
       except ValueError as error:
         raise MediaError(f"{path}: {error}") from error
       yield picture
-
-
-def iterate_frames(path: str | os.PathLike[str]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-  """The pixels of `iterate_pictures`: (H, W, 3) uint8 RGB in the video's own size, in the orientation that is shown."""
-  for picture in iterate_pictures(path):
-    yield picture.pixels()
 
 
 def end_of_last(times: Sequence[float], end: float) -> float:
@@ -149,10 +137,8 @@ def read_sound(
     data += piece.waveform.tobytes()
     sample_rate = piece.sample_rate
     if len(data) > LARGEST_SOUND:
-      seconds = len(data) / 2 / sample_rate
-      raise MediaError(
-        f"{path}: is too long: after {seconds:.0f} s its sound does not end; cut it into shorter clips"
-      )
+      end = f"after {len(data) / 2 / sample_rate:.0f} s its sound does not end"
+      raise MediaError(f"{path}: is too long: {end}; cut it into shorter clips")
   waveform = np.frombuffer(data, np.int16)
   return Sound(waveform, sample_rate) if is_long_enough(len(waveform), sample_rate) else None
 
@@ -227,11 +213,8 @@ def why_no_video(path: str | os.PathLike[str]) -> str | None:
         return "is a picture"
       return None if _chosen(container, "video", path)[0] else "holds no pictures"
   except MediaError as error:
-    return (
-      "is no video"
-      if "no video or sound of a kind" in str(error) or "device or a pipe" in str(error)
-      else None
-    )
+    other = any(words in str(error) for words in ("no video or sound of a kind", "device or a pipe"))
+    return "is no video" if other else None
 
 
 def tracks_taken(path: str | os.PathLike[str]) -> tuple[str, ...]:
@@ -321,10 +304,8 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, Endi
   try:
     # "file:" so that a name with a colon is no protocol; the whitelists keep a file from leading to other places.
     # (As container_options: with plain options PyAV before 18 crashes on Flash files.)
-    options = {
-      "protocol_whitelist": "file",
-      "format_whitelist": ",".join(av.formats_available - PLAYLISTS - TEXT_AS_PICTURES),
-    }
+    allowed = ",".join(av.formats_available - PLAYLISTS - TEXT_AS_PICTURES)
+    options = {"protocol_whitelist": "file", "format_whitelist": allowed}
     source: Any = f"file:{name}"
     if len(found.parts) > 1:
       with PartOfFile(name, {}, 0, status.st_size) as file:
@@ -332,21 +313,21 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, Endi
       source = io.BytesIO(b"".join(whole[start:end] for start, end in found.parts))
     elif found.repairs or found.parts:
       source = PartOfFile(name, found.repairs, *(found.parts or [(0, status.st_size)])[0])
-    with (
-      nullcontext() if isinstance(source, str) else source,
-      av.open(source, container_options=options, **_BAD_TITLES) as container,
-    ):
+    closing = nullcontext() if isinstance(source, str) else source
+    with closing, av.open(source, container_options=options, **_BAD_TITLES) as container:
       opened = True
-      _check_tracks(container, found, path)
+      for kind in ("video", "audio"):
+        if (there := sum(stream.type == kind for stream in container.streams)) < found.tracks[kind]:
+          what = f"it describes {found.tracks[kind]} {kind} tracks, of which FFmpeg understands {there}"
+          raise MediaError(f"{path}: is damaged: {what}; {AGAIN}")
       yield container, found
   except av.error.FFmpegError as error:
     kinds = av.error.DecoderNotFoundError, av.error.DemuxerNotFoundError, av.error.PatchWelcomeError
     if isinstance(error, kinds) or not (opened or found.known):
       what = f"it is no video or sound of a kind that this program reads ({error.strerror})"
       raise MediaError(f"{path}: is not supported: {what}; {CONVERT}") from error
-    raise MediaError(
-      f"{path}: is damaged: FFmpeg cannot {'decode' if opened else 'open'} it ({error.strerror}); {AGAIN}"
-    ) from error
+    what = f"FFmpeg cannot {'decode' if opened else 'open'} it ({error.strerror})"
+    raise MediaError(f"{path}: is damaged: {what}; {AGAIN}") from error
 
 
 _ending = functools.lru_cache(maxsize=256)(lambda name, *stamp: ending(name))
@@ -367,11 +348,9 @@ def _chosen(container: InputContainer, kind: str, path: Any) -> tuple[Any, str |
   if chosen is None or len(tracks) == 1:
     return chosen, None
   why = "the file marks it as the default" if 0 < len(marked) < len(readable) else "it is the first"
-  unread = f"; for {len(tracks) - len(readable)} of them FFmpeg has no decoder" * (
-    len(readable) < len(tracks)
-  )
-  number = tracks.index(chosen) + 1
-  return chosen, f"of {len(tracks)} {kind} tracks number {number} was taken: {why}{unread}"
+  if unread := len(tracks) - len(readable):
+    why += f"; for {unread} of them FFmpeg has no decoder"
+  return chosen, f"of {len(tracks)} {kind} tracks number {tracks.index(chosen) + 1} was taken: {why}"
 
 
 def _packets(container: InputContainer) -> Iterator[Any]:
@@ -412,16 +391,13 @@ def _decoded(container: InputContainer, stream: av.stream.Stream, path: Any, fou
     if packet.stream.index != stream.index:
       continue
     if packet.is_corrupt and not complete:
-      raise MediaError(
-        f"{path}: is damaged: after {reached:.2f} s of its {stream.type} a part is missing; {AGAIN}"
-      )
+      where = f"after {reached:.2f} s of its {stream.type}"
+      raise MediaError(f"{path}: is damaged: {where} a part is missing; {AGAIN}")
     if packet.size and stream.codec_context.name in ("mjpeg", "webp") and is_cut(bytes(packet)):
       raise MediaError(f"{path}: is damaged: its picture at {reached:.2f} s ends early; {AGAIN}")
     lengths[packet.pts] = packet.duration or 0
     animated = found.pictures and stream.codec_context.name == "webp"
-    frames: Iterable[Any] = (
-      _of_webp(path) if animated and packet.size else packet.decode() if not animated else ()
-    )
+    frames: Iterable[Any] = packet.decode() if not animated else _of_webp(path) if packet.size else ()
     for frame in frames:
       if frame.is_corrupt:
         raise MediaError(f"{path}: is damaged after {reached:.2f} s of its {stream.type}; {AGAIN}")
@@ -459,15 +435,6 @@ def _of_webp(path: Any) -> Iterator[av.VideoFrame]:
         yield frame
   except (OSError, SyntaxError, ValueError, EOFError) as error:
     raise MediaError(f"{path}: is damaged: PIL cannot decode it ({error}); {AGAIN}") from error
-
-
-def _check_tracks(container: InputContainer, found: Ending, path: Any) -> None:
-  """Makes sure that FFmpeg leaves out no track and no picture that the file describes."""
-  for kind in ("video", "audio"):
-    there, number = sum(stream.type == kind for stream in container.streams), found.tracks[kind]
-    if there < number:
-      what = f"it describes {number} {kind} tracks, of which FFmpeg understands {there}"
-      raise MediaError(f"{path}: is damaged: {what}; {AGAIN}")
 
 
 def _check_length(container: InputContainer, stream: Any, reached: float, of_any: float, path: Any) -> None:

@@ -9,7 +9,8 @@ from typing import NamedTuple
 from jaxtyping import Bool, Int
 import numpy as np
 
-from mma_dfer_jax.data.faces import LEAST_AREA, Box, Detections, Track, link
+from mma_dfer_jax.data.faces import LEAST_AREA, Detections, Track, link
+from mma_dfer_jax.data.yunet import Box
 from mma_dfer_jax.errors import UserError, count
 
 # Least overlap (intersection over union) of the last box of a person with the first of a track that continues them. Measured
@@ -79,9 +80,8 @@ def present(people: Iterable[Person], frames: Int[np.ndarray, "N"]) -> Bool[np.n
 def check_person(person: str) -> None:
   """Raises UserError unless it is "largest", "all" or a number from 1."""
   if person not in ("largest", "all") and not (person.isascii() and person.isdecimal() and int(person)):
-    raise UserError(
-      f"person={person}: choose largest, all, or a number from 1, which is the largest over time"
-    )
+    choices = "choose largest, all, or a number from 1, which is the largest over time"
+    raise UserError(f"person={person}: {choices}")
 
 
 def chosen_persons(

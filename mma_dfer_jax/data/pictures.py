@@ -39,9 +39,7 @@ CHROMATICITIES = {9: (0.3127, 0.3290, 0.708, 0.292, 0.170, 0.797, 0.131, 0.046),
 SAME_PRIMARIES = 0.002  # by which they may differ
 BRADFORD = np.array(((0.8951, 0.2664, -0.1614), (-0.7502, 1.7135, 0.0367), (0.0389, -0.0685, 1.0296)))
 MANY_ZEROS = 32  # bytes at the end of a picture
-SAME_COLOUR = (
-  4  # levels of 255 by which the colours of a profile may differ from sRGB and still be those of sRGB
-)
+SAME_COLOUR = 4  # levels of 255 by which a profile may differ from sRGB and still be sRGB
 
 
 @contextlib.contextmanager
@@ -113,12 +111,8 @@ def _coded(data: bytes, form: str) -> tuple[int, int, int, int] | None:
   if form == "PNG" and (at := data.find(b"\0\0\0\4cICP", 0, data.find(b"IDAT"))) > 0:
     primaries, curve, matrix, full = data[at + 8 : at + 12]
     return primaries, curve, matrix, full
-  if (
-    form == "AVIF"
-    and b"colrprof" not in data
-    and b"colrrICC" not in data
-    and (at := data.find(b"colrnclx")) > 0
-  ):
+  own = b"colrprof" in data or b"colrrICC" in data  # a profile, which says more
+  if form == "AVIF" and not own and (at := data.find(b"colrnclx")) > 0:
     primaries, curve = struct.unpack_from(">HH", data, at + 8)
     return primaries, curve, 0, 1  # PIL undoes the matrix and the range
   return None
@@ -128,9 +122,8 @@ def _of_code(
   pixels: np.ndarray, primaries: int, curve: int, matrix: int, full: int, changes: list[str]
 ) -> np.ndarray:
   if matrix:
-    raise Unclear(
-      f"its colours are coded by matrix {matrix} of H.273, which PNG does not have; save it as sRGB"
-    )
+    coded = f"its colours are coded by matrix {matrix} of H.273"
+    raise Unclear(f"{coded}, which PNG does not have; save it as sRGB")
   if not full:
     pixels = cv2.LUT(pixels, ((np.arange(256) - 16) * 255 / 219).round().clip(0, 255).astype(np.uint8))
     changes.append("limited range brought to full")
@@ -218,14 +211,11 @@ def over_black(
 
 def _in_8_bits(picture: Image.Image, changes: list[str]) -> Image.Image:
   """A picture of 16-bit greys with as many as a JPEG has."""
-  sixteen = picture.mode.startswith("I;16") or (
-    picture.mode == "I" and picture.format == "PPM"
-  )  # whose white PIL sets
-  if sixteen:
+  # Of PPM, PIL sets the white.
+  if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PPM"):
     changes.append("16-bit greys brought to 8 bits")
-    reduced = Image.fromarray(
-      ((np.asarray(picture).astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
-    )
+    greys = (np.asarray(picture).astype(np.uint32) * 255 + 32767) // 65535
+    reduced = Image.fromarray(greys.astype(np.uint8))
     reduced.info = picture.info
     return reduced
   if picture.mode in ("I", "F"):
@@ -258,13 +248,8 @@ def _transform(profile: bytes, mode: str) -> tuple[Any, str] | None:
     meant = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     transform: Any = ImageCms.buildTransform(meant, ImageCms.createProfile("sRGB"), mode, "RGB")
     name = " ".join(ImageCms.getProfileDescription(meant).split())[:60] or "a colour profile"
-  except (
-    ImageCms.PyCMSError,
-    OSError,
-    ValueError,
-    TypeError,
-  ):  # damaged, or of other colours: browsers ignore it
-    return None
+  except (ImageCms.PyCMSError, OSError, ValueError, TypeError):  # damaged, or of other colours
+    return None  # as in browsers
   if mode != "CMYK":
     levels = np.linspace(0, 255, 6).round().astype(np.uint8)
     colours = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(1, -1, 3)

@@ -103,26 +103,20 @@ def _chosen(record: Record, inputs: Inputs, rng: np.random.Generator | None, vie
   return choose_frames(inputs, len(record["frames"]), record.get("times"), rng=rng, view=view)
 
 
-def training_faces(
-  order: "TrainOrder", inputs: Inputs, ranges: Augment, position: int
-) -> dict[str, np.ndarray]:
-  """landmarks and face_box of one training example, as `make_batch` makes them, without decoding its frames."""
-  record, rng = order.records[order.clip_at(position)], np.random.default_rng([order.seed, position])
-  chosen = _chosen(record, inputs, rng, None)
-  sizes = [frame_size(record["frames"][i]) for i in chosen.tolist()]
-  augmentation = draw_augmentation(*sizes[0], inputs.image_size, rng, ranges)
-  return as_shown(np.frombuffer(record["faces"], STORED)[chosen], sizes, augmentation)
-
-
 def mean_faces(
   order: "TrainOrder", inputs: Inputs, ranges: Augment
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """Mean and deviation (at least 1e-3) of boxes (4,) and points (p, 2) that are seen in the first epoch's training clips."""
-  number = order.steps_per_epoch * order.batch_size
-  found = [
-    training_faces(order, inputs, ranges, i)
-    for i in watched(range(number), "look at faces", number, leave=False)
-  ]
+  """Mean and deviation (at least 1e-3) of boxes (4,) and points (p, 2) that are seen in the first epoch's training clips.
+
+  They are those that `make_batch` makes; no frame is decoded for it.
+  """
+  number, found = order.steps_per_epoch * order.batch_size, []
+  for position in watched(range(number), "look at faces", number, leave=False):
+    record, rng = order.records[order.clip_at(position)], np.random.default_rng([order.seed, position])
+    chosen = _chosen(record, inputs, rng, None)
+    sizes = [frame_size(record["frames"][i]) for i in chosen.tolist()]
+    augmentation = draw_augmentation(*sizes[0], inputs.image_size, rng, ranges)
+    found.append(as_shown(np.frombuffer(record["faces"], STORED)[chosen], sizes, augmentation))
   box, points = (np.concatenate([one[name] for one in found]) for name in ("face_box", "landmarks"))
   result = {}
   for name, values in (("box", box[:, None]), ("landmarks", points)):
@@ -148,9 +142,8 @@ class TrainOrder:
   num_epochs: int
   host: int = 0
   num_hosts: int = 1
-  labels: tuple[
-    int, ...
-  ] = ()  # of the records; if given, a class is drawn for each place, and then one of its clips
+  # Of the records; if given, a class is drawn for each place, and then one of its clips.
+  labels: tuple[int, ...] = ()
 
   @property
   def steps_per_epoch(self) -> int:
@@ -193,9 +186,8 @@ def balanced(labels: tuple[int, ...], seed: int, epoch: int) -> np.ndarray:
   rng, of_clips = np.random.default_rng([seed, epoch, 1]), np.array(labels)
   of_classes = [np.flatnonzero(of_clips == label) for label in np.unique(of_clips)]
   classes, shares = rng.integers(len(of_classes), size=len(labels)), rng.random(len(labels))
-  return np.array(
-    [of_classes[one][int(share * len(of_classes[one]))] for one, share in zip(classes, shares, strict=True)]
-  )
+  drawn = ((of_classes[one], share) for one, share in zip(classes, shares, strict=True))
+  return np.array([clips[int(share * len(clips))] for clips, share in drawn])
 
 
 class EvalOrder(TrainOrder):
@@ -209,17 +201,12 @@ class EvalOrder(TrainOrder):
     return position % (self.steps_per_epoch * self.batch_size)
 
 
-def make_batch(
-  order: TrainOrder,
-  inputs: Inputs,
-  ranges: Augment | None,
-  without: str,
-  view: int | None,
-  votes: int,
-  faces: bool,
-  step: int,
-) -> Batch:
-  """Batch `step` of an order. Frames are written in place: 2.4 MB for each clip are not copied together later."""
+def make_batch(order: TrainOrder, inputs: Inputs, ranges: Augment | None, how: Any, step: int) -> Batch:
+  """Batch `step` of an order; `how` are the last four arguments of `load_batches`.
+
+  Frames are written in place: 2.4 MB for each clip are not copied together later.
+  """
+  without, view, votes, faces = how
   videos = np.zeros((order.share, *inputs.video_shape), np.uint8)
   nothing = {"spectrogram": np.zeros(inputs.audio_shape, np.float32), "label": np.int32(0), "clip_id": b"",
              "has_audio": np.bool_(False), "mask": np.bool_(False)}  # fmt: skip
@@ -264,11 +251,9 @@ def load_batches(
     votes: classes, if batches bring votes (B, C) uint8 of people; 0: they do not.
     faces: whether batches have the targets of tasks about faces, too.
   """
-  make, num_steps = (
-    functools.partial(make_batch, order, inputs, ranges, without, view, votes, faces),
-    len(order) // order.share,
-  )
-  with stream_batches(make, start_step, num_steps, num_workers=num_workers, prefetch=prefetch) as batches:
+  make = functools.partial(make_batch, order, inputs, ranges, (without, view, votes, faces))
+  end, how = len(order) // order.share, {"num_workers": num_workers, "prefetch": prefetch}
+  with stream_batches(make, start_step, end, **how) as batches:
     yield batches
 
 

@@ -19,10 +19,7 @@ ALMOST_SQUARE = 0.01  # a pixel wider or higher by less stays as it is
 LONGEST_PIXEL = 4  # times as long as wide; the longest that any standard has is 64:27, of films on tape
 # Of H.273's matrices from RGB to YUV, those that FFmpeg undoes; 0 is RGB itself, 2 and 3 say nothing.
 MATRICES = {0, 1, 2, 3, 4, 5, 6, 7, 9}
-CRASHING = (
-  "png",
-  "apng",
-)  # PyAV may end the process after it has looked beside pictures of theirs (named profiles)
+CRASHING = ("png", "apng")  # PyAV may end the process after a look beside their pictures (named profiles)
 
 
 class Picture:
@@ -51,9 +48,8 @@ class Picture:
     if not of_rgb and frame.colorspace not in MATRICES:
       raise ValueError(f"its colours are coded by matrix {int(frame.colorspace)} of H.273, which is not supported; convert "
                        "them to BT.709")  # fmt: skip
-    self._light = tuple(
-      int(getattr(frame, name, getattr(codec, name))) for name in ("color_trc", "color_primaries")
-    )
+    said = (getattr(frame, name, getattr(codec, name)) for name in ("color_trc", "color_primaries"))
+    self._light = tuple(map(int, said))
     self._meaning = light.change(*self._light)
     if self._meaning:
       self.changes.append(self._meaning)

@@ -16,51 +16,33 @@ Run the same command again; it picks up where it stopped.
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 import contextlib
-import dataclasses
-import functools
 import hashlib
-import io
 import itertools
 import json
-import multiprocessing
 import os
 from pathlib import Path
 import shutil
 from typing import Any
-import zipfile
 
 from absl import flags
 import numpy as np
-from PIL import Image
 
 from mma_dfer_jax import cli
 from mma_dfer_jax.cores import usable_cores
-from mma_dfer_jax.data import media, source
+from mma_dfer_jax.data import source
 from mma_dfer_jax.data.channels import CHANNELS
 from mma_dfer_jax.data.counts import Findings, check_counts, published_counts
-from mma_dfer_jax.data.data_set import (
-  AS_MEANT,
-  LANDMARKS,
-  NOTES,
-  TIMES,
-  UNEQUAL,
-  UNEVEN,
-  open_data_set,
-  start_worker,
-)
-from mma_dfer_jax.data.faces import POLICIES, FaceFinder, face_model, face_recipe
-from mma_dfer_jax.data.frames import decode_frame, uneven_rate
-from mma_dfer_jax.data.landmarks import LARGEST_GAP, Watcher, detector
-from mma_dfer_jax.data.pictures import quiet
-from mma_dfer_jax.data.records import RECIPE, Clips, length_of_sound, read_clip
+from mma_dfer_jax.data.data_set import AS_MEANT, NOTES, UNEQUAL, UNEVEN, open_data_set
+from mma_dfer_jax.data.decoding import Decoding, decode_all, key_of
+from mma_dfer_jax.data.faces import POLICIES
+from mma_dfer_jax.data.frames import uneven_rate
+from mma_dfer_jax.data.records import RECIPE, Clips, length_of_sound
 from mma_dfer_jax.data.source import ClipFiles, Layout, Note, Problem, count, in_lines, natural
-from mma_dfer_jax.disk import alone_in, sha256_of
+from mma_dfer_jax.data.yunet import face_model
+from mma_dfer_jax.disk import alone_in
 from mma_dfer_jax.errors import UserError, listed, printable
 from mma_dfer_jax.paths import define_path, hint
-from mma_dfer_jax.progress import Progress
 
 _DATASET = flags.DEFINE_enum("dataset", "clips", source.names(), "Data set; clips, folders: any videos.")
 define_path("manifest", None, "clips: a csv; without labels: a folder or glob of videos and sounds.")
@@ -94,15 +76,11 @@ flags.register_multi_flags_validator(["data_dir", "check"], lambda given: given[
                                      "give --data_dir=FOLDER to write to, or --check.")  # fmt: skip
 
 
-def _fields(name: str) -> dict[str, dataclasses.Field]:
-  return getattr(source.said_by(name, "Options"), "__dataclass_fields__", {})
-
-
 def _define_options() -> list[str]:
   """Defines every field of every data set's Options as a flag, once; returns their names."""
   kinds: dict[type, Any] = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float,
                             tuple: flags.DEFINE_list}  # fmt: skip
-  of = {name: _fields(name) for name in source.names()}
+  of = {name: source.fields_of(name) for name in source.names()}
   options: dict[str, Any] = {flag: field for fields in of.values() for flag, field in fields.items()}
   for flag, one in options.items():
     choices = {name: fields[flag].metadata["choices"] for name, fields in of.items() if flag in fields}
@@ -124,158 +102,6 @@ BY_NUMBER = (f"{UNEVEN} (one quarter of the frames takes more than twice as long
              "time")  # fmt: skip
 LEAST_DIFFERENCE = 0.5  # seconds between picture and sound that are worth a note
 SCRATCH = ".unfinished"  # beside the data set: decoded clips, and the data set while it is written
-
-
-@dataclasses.dataclass(frozen=True)
-class Decoding:
-  """What becomes of a clip's files."""
-
-  allow_missing_sound: bool = False  # whether to take a clip without (enough) sound
-  face_model: str = ""  # YuNet's file; empty: faces are not looked for
-  face_policy: str = "follow"  # or union
-  face_size: int = 224  # side of the cut faces in pixels
-  max_frames: int = 0  # so many of longer clips, evenly spread; 0: all
-  keep_times: bool = False  # of frames
-  channel: str = "first"  # of the sound
-  landmarks: str = ""  # YuNet's file, which finds box and points in every frame; empty: they are not kept
-
-  @functools.cached_property
-  def recipe(self) -> dict[str, str]:
-    recipe = {"missing_sound": "constant spectrogram" if self.allow_missing_sound else "refused"}
-    if self.face_model:
-      faces = face_recipe(self.face_policy, self.face_size, sha256_of(Path(self.face_model)))
-      recipe |= faces | {"frame_coding": RECIPE["frame_coding"]}
-    if self.max_frames:
-      recipe["frame_count"] = f"at most {self.max_frames}, evenly spread over the clip"
-    if self.keep_times:
-      recipe[TIMES] = "kept, as the video is played"
-    if self.channel != "first":
-      recipe["sound_channel"] = self.channel
-    if self.landmarks:
-      how = f"box and five points in every frame as stored, linear over gaps of up to {LARGEST_GAP} frames"
-      recipe[LANDMARKS] = f"yunet, {how}, sha256 {sha256_of(Path(self.landmarks))}"
-    return recipe
-
-
-@functools.lru_cache(maxsize=1)  # one for each process
-def _finder(of: Decoding) -> FaceFinder | None:
-  return FaceFinder(Path(of.face_model), of.face_policy, of.face_size) if of.face_model else None
-
-
-def decode_clip(files: ClipFiles, decoding: Decoding) -> str | None:
-  """Decodes a clip completely and keeps its record in two files; returns what is wrong with the clip, or None.
-
-  A clip without a label may lack pictures or sound: pretraining takes what there is.
-  """
-  finder, video = _finder(decoding), None if files.frames else files.video
-  watcher = Watcher(detector(Path(decoding.landmarks))) if decoding.landmarks else None
-  lengths, sizes, shape = [], set(), ()
-  try:
-    if video and not files.label and not media.holds_pictures(video):
-      video = None
-    frames, record = read_clip(
-      video,
-      files.sound,
-      pictures=files.frames,
-      finder=finder,
-      max_frames=decoding.max_frames,
-      channel=decoding.channel,
-      watcher=watcher,
-    )
-    seen = bool(video or files.frames)
-    taken = seen and (decoding.allow_missing_sound or not files.label)
-    if files.sound and not record["has_audio"] and not taken:
-      lacking = f"no audio stream, or less than {1000 * media.SHORTEST_SOUND:.0f} ms in it"
-      return f"{files.sound}: {lacking}{' (--allow_missing_sound takes such clips)' if seen else ', and no pictures'}"
-    with files.pictures.open("wb") as file:  # one by one: a clip may be long
-      for frame in frames:
-        file.write(frame)
-        lengths.append(len(frame))
-        shape = shape or decode_frame(frame).shape[:2]
-        if files.frames:  # those of a video are of one size
-          with media.one_clip(files.frames[0].parent), quiet():
-            sizes.add(Image.open(io.BytesIO(frame)).size)
-  except UserError as error:
-    files.pictures.unlink(missing_ok=True)
-    return str(error)
-  partial = files.decoded.with_suffix(f".{os.getpid()}.partial")
-  with partial.open("wb") as file:
-    kept = {key: record[key] for key in ("waveform", "sample_rate", "face_share")}
-    kept |= {key: list(record[key]) for key in ("changes", "times", "notes")} | {"turned": record["turned"]}
-    kept |= {"faces": watcher.found()} if watcher else {}
-    np.savez(file, lengths=lengths, sizes=sorted(sizes), shape=shape, **kept)
-  partial.replace(files.decoded)  # a killed run keeps no half clip
-  return None
-
-
-def decode_all(files: Sequence[ClipFiles], scratch: Path, decoding: Decoding, num_workers: int,
-               ) -> tuple[list[ClipFiles], list[Problem]]:  # fmt: skip
-  """Decodes every clip that is not decoded yet, by several processes; returns the clips, and what is wrong with others.
-
-  A clip that ends the process that decodes it, as faults in libraries do, is one of the others.
-  """
-  scratch.mkdir(parents=True, exist_ok=True)
-  for left in scratch.iterdir():
-    if not left.with_suffix(".npz").exists() or left.suffix == ".partial":
-      left.unlink()
-  clips = [dataclasses.replace(one, decoded=scratch / f"{_key(one, decoding)}.npz") for one in files]
-  todo = [
-    clip for clip in clips if not zipfile.is_zipfile(clip.decoded)
-  ]  # a machine that loses power leaves less
-  if done := len(clips) - len(todo):
-    print(f"{done} of {len(clips)} clips are decoded already")
-  problems: dict[str, Problem] = {}
-  with Progress("decode", len(clips), done=done) as bar:
-
-    def decode(some: Sequence[ClipFiles], workers: int) -> list[ClipFiles]:
-      """Returns those whose process was ended, and those that waited for one."""
-      left = {clip.clip_id: clip for clip in some}
-      pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker, (workers,))
-      try:
-        futures = {pool.submit(decode_clip, clip, decoding): clip for clip in some}
-        for future in as_completed(futures):
-          note(futures[future], future.result())
-          del left[futures[future].clip_id]
-      except BrokenProcessPool:
-        pass
-      finally:
-        pool.shutdown(cancel_futures=True)
-      return list(left.values())
-
-    def note(clip: ClipFiles, wrong: str | None) -> None:
-      if wrong:
-        what = wrong.removeprefix(f"{clip.video}: ") if str(clip.video).endswith(clip.clip_id) else wrong
-        problems[clip.clip_id] = Problem(clip.where, what, (clip.clip_id,))
-      bar.update()
-
-    while todo:
-      if not num_workers:
-        for clip in todo:
-          note(clip, decode_clip(clip, decoding))
-        break
-      workers = min(num_workers, len(todo))
-      todo = decode(todo, workers)
-      # Those that were being decoded are among the first; each alone in a process shows which one ends it.
-      alone, todo = todo[: workers + 1], todo[workers + 1 :]
-      ended = [clip for clip in alone if decode([clip], 1)]
-      if len(ended) > 1 and len(ended) == len(alone):
-        raise UserError("the system ends the processes that decode, most often for lack of memory; run the command again "
-                        "with a smaller --num_workers; finished clips are kept")  # fmt: skip
-      for clip in ended:
-        note(clip, "ended the process that decoded it: a fault in a library, or too little memory")
-  return [clip for clip in clips if clip.clip_id not in problems], list(problems.values())
-
-
-def _key(files: ClipFiles, decoding: Decoding) -> str:
-  """Names the decoded form of a clip by all that it depends on."""
-  versions = []
-  for file in (*files.frames, files.video, files.sound):
-    size = modified = -1
-    with contextlib.suppress(OSError, ValueError):  # decoding it says what is wrong
-      if file:
-        size, modified = (stat := file.stat()).st_size, stat.st_mtime_ns
-    versions.append((str(file), size, modified))
-  return hashlib.sha256(json.dumps([versions, decoding.recipe, RECIPE]).encode()).hexdigest()[:32]
 
 
 @contextlib.contextmanager
@@ -302,7 +128,7 @@ def prepare(
   """
   named, notes = layout.doubtful | {clip.label for clip in layout.clips}, list(layout.notes)
   if unused := tuple(label for label in layout.classes if label not in named):
-    hint = ": --classes=… names those to take" if "classes" in _fields(name) else ""
+    hint = ": --classes=… names those to take" * ("classes" in source.fields_of(name))
     notes.append(Note(f"classes without a clip{hint}", unused))
   _print_notes(notes)
   if any(not problem.clips for problem in layout.problems):
@@ -311,7 +137,7 @@ def prepare(
   recipe = RECIPE | layout.recipe | decoding.recipe
   if not layout.classes:
     recipe["missing_sound"] = "taken, and sounds without pictures too, for pretraining"
-  described = [(c.clip_id, c.label, c.split, _key(c, decoding), *c.votes) for c in layout.clips]
+  described = [(c.clip_id, c.label, c.split, key_of(c, decoding), *c.votes) for c in layout.clips]
   facts = [described, layout.problems, layout.classes, recipe, allow_bad]
   fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
   with _alone_in(data_dir / name) as scratch:
@@ -418,11 +244,8 @@ def _check_left_out(layout: Layout, clips: Sequence[ClipFiles], problems: list[P
     none_left = f"leave no clip of {', '.join(sorted(lost, key=natural))}"
     advice = f"fix them, or add --allow_bad={len(bad)} to leave out these clips" if clips and not gone else ""
     if advice and lost:
-      advice = (
-        f"fix them: --allow_bad would {none_left}"
-        if lost & layout.doubtful
-        else f"{advice}; that would {none_left}"
-      )
+      fixed = f"fix them: --allow_bad would {none_left}"
+      advice = fixed if lost & layout.doubtful else f"{advice}; that would {none_left}"
     raise listed(f"{len(bad)} of {count(total, 'clip')} of {origin} cannot be used, no data set was written",
                  in_lines(problems), advice)  # fmt: skip
   if gone or not clips:
@@ -447,9 +270,8 @@ def check(layout: Layout, name: str, *problems: str) -> int:
   found, classes = Counter((clip.split, clip.label) for clip in layout.clips), layout.classes or ("",)
   splits = sorted(layout.splits | {split for split, _ in found})
   counts = {split: {label: found[split, label] for label in classes} for split in splits}
-  result = Findings(
-    counts, published_counts(name, classes), [*problems, *in_lines(layout.problems)], purpose="preparation"
-  )
+  lines, published = [*problems, *in_lines(layout.problems)], published_counts(name, classes)
+  result = Findings(counts, published, lines, purpose="preparation")
   for note in layout.notes:
     (result.warnings if note.warning else result.notes).append(str(note))
   silent = tuple(clip.clip_id for clip in layout.clips if clip.sound is None)
@@ -471,7 +293,7 @@ def main(argv: Sequence[str]) -> int:
       source.source_of(other)
     except UserError as error:
       print(f"WARNING: {error}")
-  takes, place = [of.FLAG, *_fields(name)], str(flags.FLAGS[of.FLAG].value or "")
+  takes, place = [of.FLAG, *source.fields_of(name)], str(flags.FLAGS[of.FLAG].value or "")
   given = [flag for flag in ("raw", "manifest", *_OPTIONS) if flags.FLAGS[flag].present]
   problems = [f"--{flag} is not for --dataset={name}" for flag in given if flag not in takes]
   if "raw" in given and of.FLAG == "manifest":
@@ -495,20 +317,13 @@ def main(argv: Sequence[str]) -> int:
     return check(layout, name, *wrong)
   if not Path(_DATA_DIR.value).is_dir() and os.path.lexists(_DATA_DIR.value):
     raise UserError(f"--data_dir={_DATA_DIR.value}: {hint(_DATA_DIR.value, folder=True)}")
-  model = str(face_model(given_model)) if "yunet" in (options.faces, _LANDMARKS.value) else ""
-  decoding = Decoding(options.allow_missing_sound, landmarks=model * (_LANDMARKS.value == "yunet"))
-  if options.faces == "yunet":
-    how: dict[str, Any] = {
-      "face_model": model,
-      "face_policy": _FACE_POLICY.value,
-      "face_size": _FACE_SIZE.value,
-    }
-    decoding = dataclasses.replace(decoding, **how)
   if _KEEP_TIMES.value and any(clip.frames for clip in layout.clips):
     raise UserError("--keep_times is for videos; pictures in folders have no times")
-  decoding = dataclasses.replace(
-    decoding, max_frames=_MAX_FRAMES.value, keep_times=_KEEP_TIMES.value, channel=_CHANNEL.value
-  )
+  model = str(face_model(given_model)) if "yunet" in (options.faces, _LANDMARKS.value) else ""
+  cut = (model, _FACE_POLICY.value, _FACE_SIZE.value) if options.faces == "yunet" else ("", "follow", 224)
+  of_sound, of_points = _CHANNEL.value, model * (_LANDMARKS.value == "yunet")
+  frames = _MAX_FRAMES.value, _KEEP_TIMES.value
+  decoding = Decoding(options.allow_missing_sound, *cut, *frames, of_sound, of_points)
   prepare(layout, name, Path(_DATA_DIR.value), decoding, place, allow_bad=_ALLOW_BAD.value,
           overwrite=_OVERWRITE.value, num_workers=_NUM_WORKERS.value)  # fmt: skip
   return 0

@@ -45,12 +45,6 @@ PART_BYTES, PART_SECONDS = 1 << 21, 20
 SHORTEN = "cut it into shorter clips, or take fewer frames of it with --max_frames=N"
 
 
-def read_record(video: Path | None, sound: Path | None, **how: Any) -> dict[str, Any]:
-  """A clip as `read_clip` decodes it, with all of its frames: the record that training would see."""
-  frames, others = read_clip(video, sound, **how)
-  return {"frames": list(frames), **others}
-
-
 def read_clip(
   video: Path | None, sound: Path | None, *, pictures: Sequence[Path] = (), finder: FaceFinder | None = None,
   max_frames: int = 0, channel: str = "first", watcher: Watcher | None = None,
@@ -88,39 +82,37 @@ def read_clip(
     images, track = finder.crops(decoded) if finder else (decoded(), None)
     number = len(track.boxes) if track else len(pictures)
     number = number or (sum(1 for _ in media.iterate_pictures(place)) if max_frames else 0)
-    taken = (
-      set(sample_frames(number, train=False, num_segments=max_frames)) if 0 < max_frames < number else None
-    )
+    fewer = 0 < max_frames < number
+    taken = set(sample_frames(number, train=False, num_segments=max_frames)) if fewer else None
 
   source: Iterable[Any] = images if video or finder else pictures
   chosen = ((i, one) for i, one in enumerate(source) if taken is None or i in taken)
 
   def frames() -> Iterator[bytes]:
-    yield from _limited(_encoded(chosen, changes, watcher), place)
+    yield from _encoded(chosen, changes, watcher, place)
     if taken is not None and times:
       times[:-1] = [times[i] for i in sorted(taken)]
 
-  return frames(), {
-    "waveform": found.waveform if found else np.zeros(0, np.int16),
-    "sample_rate": found.sample_rate if found else 0,
-    "has_audio": found is not None,
-    "face_share": track.share if track else float("nan"),
-    "changes": changes,
-    "times": times,
-    "turned": track.turned if track else "",
-    "notes": notes,
-  }
+  waveform, rate = found or (np.zeros(0, np.int16), 0)
+  of_sound = {"waveform": waveform, "sample_rate": rate, "has_audio": found is not None, "notes": notes}
+  of_faces = {"face_share": track.share if track else math.nan, "turned": track.turned if track else ""}
+  return frames(), {**of_sound, **of_faces, "changes": changes, "times": times}
 
 
 def _encoded(
-  numbered: Iterable[tuple[int, Any]], changes: dict[str, None], watcher: Watcher | None
+  numbered: Iterable[tuple[int, Any]], changes: dict[str, None], watcher: Watcher | None, place: Path
 ) -> Iterator[bytes]:
-  """Frames, given as pixels or as files, with their numbers; the watcher sees them."""
-  for i, one in numbered:
-    data, pixels = _checked(one, changes) if isinstance(one, Path) else (None, one)
-    if watcher:
-      watcher.look(i, pixels)
-    yield data or encode_frame(pixels)
+  """Frames, given as pixels or as files, with their numbers, as long as a record can hold them; the watcher sees them."""
+  size = 0
+  with media.one_clip(place):
+    for number, (i, one) in enumerate(numbered, 1):
+      data, pixels = _checked(one, changes) if isinstance(one, Path) else (None, one)
+      if watcher:
+        watcher.look(i, pixels)
+      yield (jpeg := data or encode_frame(pixels))
+      if (size := size + len(jpeg)) > LARGEST_CLIP:
+        what = f"its first {number:,} frames take more than {LARGEST_CLIP >> 30} GiB"
+        raise media.MediaError(f"{place}: is too long: {what}; {SHORTEN}")
 
 
 def _heard(video: Path | None, sound: Path | None, channel: str) -> tuple[media.Sound | None, list[str]]:
@@ -140,18 +132,6 @@ def _as_shown(video: Path, changes: dict[str, None], times: list[float]) -> Iter
     times[-1:] = [max([picture.time, *times[-2:-1]]), picture.time + picture.duration]
   if times:
     times[-1] = media.end_of_last(times[:-1], times[-1])
-
-
-def _limited(encoded: Iterable[bytes], place: Path) -> Iterator[bytes]:
-  """The frames of one clip, as long as a record can hold them."""
-  size = 0
-  with media.one_clip(place):
-    for number, jpeg in enumerate(encoded, 1):
-      yield jpeg
-      size += len(jpeg)
-      if size > LARGEST_CLIP:
-        what = f"its first {number:,} frames take more than {LARGEST_CLIP >> 30} GiB"
-        raise media.MediaError(f"{place}: is too long: {what}; {SHORTEN}")
 
 
 def _checked(picture: Path, changes: dict[str, None]) -> tuple[bytes, np.ndarray]:
@@ -194,10 +174,8 @@ def typical_of(clips: Iterable[ClipFiles]) -> dict[str, tuple[float, float]]:
       of_clip |= {"shape": width / height, "side": max(height, width)}
     for name, value in of_clip.items():
       found[name] += [value] * (not math.isnan(value))
-  limits = {
-    name: np.percentile(values, (5, 95)).round(3).tolist() for name, values in found.items() if values
-  }
-  return {name: (least, most) for name, (least, most) in limits.items()}
+  limits = ((name, np.percentile(values, (5, 95))) for name, values in found.items() if values)
+  return {name: tuple(of.round(3).tolist()) for name, of in limits}
 
 
 def parts_of(clip: ClipFiles) -> list[tuple[slice, slice]]:
@@ -209,9 +187,8 @@ def parts_of(clip: ClipFiles) -> list[tuple[slice, slice]]:
     of_frames = min(len(lengths), -(-int(lengths.sum()) // PART_BYTES))
     number = max(1, of_frames, samples // (PART_SECONDS * rate or 1))
   with_sound = min(number, max(1, samples // (rate or 1)))  # at least a second in each
-  frames, sound = (
-    np.arange(of + 1) * size // of for of, size in ((number, len(lengths)), (with_sound, samples))
-  )
+  parts = (number, len(lengths)), (with_sound, samples)
+  frames, sound = (np.arange(of + 1) * size // of for of, size in parts)
   sound = np.pad(sound, (0, number - with_sound), mode="edge")
   return [(slice(*frames[i : i + 2].tolist()), slice(*sound[i : i + 2].tolist())) for i in range(number)]
 
@@ -237,19 +214,17 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
     lengths = [length_of_sound(clip.decoded) for clip in clips]
     rates = [rate for _, rate in lengths]
     seconds = [samples / rate for samples, rate in lengths if rate]
-    splits = dict.fromkeys(clip.split for clip in clips)
+    splits, median = dict.fromkeys(clip.split for clip in clips), float(np.median(seconds or [0]))
+    by_class = {split: {label: counts[split, label] for label in self.classes or [""]} for split in splits}
     self.facts: dict[str, Any] = facts | {
       "classes": self.classes,
-      "clips": {split: {label: counts[split, label] for label in self.classes or [""]} for split in splits},
-      "sample_rates": sorted(set(rates) - {0}),
-      "seconds_of_sound": round(float(np.median(seconds)), 3) if seconds else 0.0,
+      "clips": by_class,
       "typical": typical_of(clips),
-      "without_sound": {split: silent[split] for split in splits},
     }
-    if any(clip.votes for clip in clips):
-      self.facts["votes"] = {
-        split: sum(bool(clip.votes) for clip in clips if clip.split == split) for split in splits
-      }
+    self.facts |= {"sample_rates": sorted(set(rates) - {0}), "seconds_of_sound": round(median, 3)}
+    self.facts["without_sound"] = {split: silent[split] for split in splits}
+    if voted := Counter(clip.split for clip in clips if clip.votes):
+      self.facts["votes"] = {split: voted[split] for split in splits}
     super().__init__(data_dir=data_dir, file_format="array_record")
 
   @classmethod
@@ -290,15 +265,12 @@ class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
         arrays, parts = dict(decoded), self.parts[clip.clip_id]
         for part, (frames, sound) in enumerate(parts, 1):
           has_audio = sound.start < sound.stop
-          record = {
-            "clip_id": clip.clip_id + f" ({part} of {len(parts)})" * (len(parts) > 1),
-            "frames": [pictures.read(length) for length in arrays["lengths"][frames].tolist()],
-            "waveform": arrays["waveform"][sound],
-            "sample_rate": int(arrays["sample_rate"]) if has_audio else 0,
-            "has_audio": has_audio,
-            "face_share": float(arrays["face_share"]),
-            "label": clip.label if self.classes else -1,
-          }
+          name = clip.clip_id + f" ({part} of {len(parts)})" * (len(parts) > 1)
+          record = {"clip_id": name, "has_audio": has_audio}
+          record["sample_rate"] = int(arrays["sample_rate"]) if has_audio else 0
+          record["frames"] = [pictures.read(length) for length in arrays["lengths"][frames].tolist()]
+          record |= {"waveform": arrays["waveform"][sound], "face_share": float(arrays["face_share"])}
+          record["label"] = clip.label if self.classes else -1
           if TIMES in self.facts["recipe"]:
             record["times"] = arrays["times"][frames.start : frames.stop + 1]
           if "votes" in self.facts:
@@ -350,10 +322,8 @@ def _serialized(serializer: ExampleSerializer, example: Mapping[str, Any]) -> by
   rest = ExampleSerializer(specs).get_tf_example(others).features.SerializeToString()
   frames = [part for frame in example["frames"] for part in field(1, frame)]
   samples = list(varints(example["waveform"]))
-  values = {
-    "frames": field(1, *frames),
-    "waveform": field(3, *(field(1, *samples) if samples else [])),
-  }  # of bytes; of integers
+  integers = field(3, *(field(1, *samples) if samples else []))
+  values = {"frames": field(1, *frames), "waveform": integers}
   entries = [field(1, *field(1, name.encode()), *field(2, *value)) for name, value in values.items()]
   whole = b"".join(field(1, rest, *itertools.chain(*entries)))
   example["frames"].clear()  # tfds keeps the last record until all are in their files

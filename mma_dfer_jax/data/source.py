@@ -66,6 +66,11 @@ def said_by(name: str, what: str) -> Any:
     return None
 
 
+def fields_of(name: str) -> dict[str, dataclasses.Field]:
+  """The fields of a data set's Options by name; none if its file is broken, or not there."""
+  return getattr(said_by(name, "Options"), "__dataclass_fields__", {})
+
+
 def folds_of(classes: Sequence[str], *rows: Sequence[int]) -> Counts:
   """COUNTS from a row of numbers for each fold."""
   return {f"fold{k}": dict(zip(classes, row, strict=True)) for k, row in enumerate(rows, 1)}
@@ -210,17 +215,14 @@ def with_legible_names(layout: Layout) -> Layout:
   problems = [Problem(clip.where, f"the name {escaped(clip.clip_id)} is not UTF-8; rename it", (clip.clip_id,))
               for clip in layout.clips if not _is_text(clip.clip_id + clip.label)]  # fmt: skip
   for group in alike((clip.clip_id for clip in layout.clips), lambda name: [looks(name, case=True)]):
-    problems.append(
-      Problem("", f"look alike: {' and '.join(map(escaped, group))}; rename one of them", tuple(group))
-    )
+    what = f"look alike: {' and '.join(map(escaped, group))}; rename one of them"
+    problems.append(Problem("", what, tuple(group)))
   bad = {clip for problem in problems for clip in problem.clips}
   clips = [clip for clip in layout.clips if clip.clip_id not in bad]
   similar = tuple(itertools.chain(*alike((clip.clip_id for clip in clips), lambda name: [looks(name)])))
-  notes = [*layout.notes, *([Note("clips whose names differ in case only", similar)] if similar else [])]
-  classes = tuple(filter(_is_text, layout.classes))
-  return dataclasses.replace(
-    layout, classes=classes, clips=clips, problems=layout.problems + problems, notes=notes
-  )
+  notes = layout.notes + [Note("clips whose names differ in case only", similar)] * bool(similar)
+  classes, problems = tuple(filter(_is_text, layout.classes)), layout.problems + problems
+  return dataclasses.replace(layout, classes=classes, clips=clips, problems=problems, notes=notes)
 
 
 def _is_text(name: str) -> bool:
@@ -234,9 +236,8 @@ def rate_warning(name: str, rates: Mapping[int, int]) -> str | None:
     rates: number of sounds by sample rate in Hz.
   """
   converted, total = rates.get(16_000, 0), sum(rates.values())
-  if (
-    not said_by(name, "SCORES") or not converted or (converted < total and converted <= max(2, total // 100))
-  ):
+  few = converted < total and converted <= max(2, total // 100)
+  if not said_by(name, "SCORES") or not converted or few:
     return None
   return (f"{converted} of {total} sounds have 16000 Hz: common recipes convert them, which costs about 2.6 UAR, as the "
           "original reads every file at its own rate (mostly 44100 or 48000 Hz); extract the wavs from the videos without a "

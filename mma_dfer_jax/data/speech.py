@@ -36,10 +36,8 @@ def sentences(path: str | os.PathLike[str], channel: str, longest: float) -> lis
   check()
   found: list[tuple[float, float]] = []
   for start, end in _spoken(_chunks(path, channel)):
-    parts = math.ceil((end - start) / longest)
-    found += [
-      (start + k * (end - start) / parts, start + (k + 1) * (end - start) / parts) for k in range(parts)
-    ]
+    edges = np.linspace(start, end, math.ceil((end - start) / longest) + 1).tolist()
+    found += itertools.pairwise(edges)
   if not found:
     raise UserError(f"{path}: nobody speaks in it; give --window in seconds")
   return found

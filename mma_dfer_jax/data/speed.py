@@ -41,14 +41,14 @@ def measure(
 ) -> dict[str, Any]:
   """All that `benchmark --loading` reports, as JSON holds it."""
   first, how = records[0], dict[str, Any](num_workers=num_workers, batch_size=batch_size)
-  clips = {
+  clips: dict[str, Any] = {
     "number": len(records),
     "frames": len(first["frames"]),
-    "frame_size": decode_frame(first["frames"][0]).shape[:2],
-    "jpeg_kb": float(np.mean([len(jpeg) for jpeg in first["frames"]])) / 1000,
     "samples": len(first["waveform"]),
-    "sample_rate": int(first["sample_rate"]),
   }
+  size, rate = decode_frame(first["frames"][0]).shape[:2], int(first["sample_rate"])
+  clips |= {"sample_rate": rate, "frame_size": size}
+  clips["jpeg_kb"] = float(np.mean([len(jpeg) for jpeg in first["frames"]])) / 1000
   speeds = {name: time_pipeline(records, inputs, training=name == "training", repeats=repeats, **how)
             for name in ("training", "evaluation")}  # fmt: skip
   stages = time_stages(records, inputs, repeats)

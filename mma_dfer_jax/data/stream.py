@@ -16,11 +16,10 @@ import av
 from av.video.reformatter import VideoReformatter
 import numpy as np
 
-from mma_dfer_jax.data.channels import SILENT, names_of, take
+from mma_dfer_jax.data.channels import names_of, take
 from mma_dfer_jax.data.faces import EVERY, Detections, FaceFinder
-from mma_dfer_jax.data.fbank import window_and_hop
 from mma_dfer_jax.data.film import EPSILON, LEFTOVER, LONGEST_STEP_BACK, Film, OpenWindow, Sample, Window
-from mma_dfer_jax.data.media import LONGEST_JUMP, SYNC_TOLERANCE, as_int16, by_channel, is_long_enough
+from mma_dfer_jax.data.media import LONGEST_JUMP, SYNC_TOLERANCE, as_int16, by_channel, end_of_last
 from mma_dfer_jax.data.pixels import Picture
 from mma_dfer_jax.data.shots import Shots
 from mma_dfer_jax.errors import UserError
@@ -152,16 +151,13 @@ class Stream:
   def _read(self) -> None:
     try:
       with self._opened() as container:
-        streams = [
-          next(iter(of_kind), None) for of_kind in (container.streams.video, container.streams.audio)
-        ]
+        kinds = container.streams.video, container.streams.audio
+        streams = [next(iter(of_kind), None) for of_kind in kinds]
         if streams[0] is None:
           raise UserError("it holds no pictures")
         self.has_sound = streams[1] is not None
         clock, number, converters = Clock(), 0, (VideoReformatter(), VideoReformatter())
-        early = deque[tuple[Any, float | None]](
-          maxlen=4 * WAITING
-        )  # sound before the picture that it belongs to
+        early = deque[tuple[Any, float | None]](maxlen=4 * WAITING)  # sound before the picture of its time
         for stream, frame in self._decoded(container, [one for one in streams if one]):
           at = frame.time
           if stream.type == "audio":
@@ -196,10 +192,7 @@ class Stream:
       try:
         packet = next(packets, None)
         frames = packet.decode() if packet else []
-      except (
-        av.error.InvalidDataError,
-        IndexError,
-      ):  # IndexError: damaged bytes tell of a stream that is not there
+      except (av.error.InvalidDataError, IndexError):  # IndexError: damaged bytes tell of another stream
         self.damaged, in_a_row = self.damaged + 1, in_a_row + 1
         if in_a_row >= MOST_DAMAGED:
           raise
@@ -232,25 +225,20 @@ class Stream:
       self._waiting.put(item)
 
 
+@dataclasses.dataclass(eq=False)
 class Ring:
   """What is remembered of the last seconds of a stream: pictures, where faces were, cuts, sound."""
 
-  def __init__(
-    self,
-    inputs: Inputs,
-    finder: FaceFinder | None,
-    window: float,
-    hop: float,
-    channel: str = "first",
-    *,
-    origin: float = 0.0,
-    awaits_sound: bool = False,
-    counts: Counter[str] | None = None,
-  ):
-    """`origin`: seconds of the stream before its first picture; `awaits_sound`: the source says that it has sound."""
-    self.inputs, self.finder, self.window, self.hop, self.channel = inputs, finder, window, hop, channel
-    self.origin, self.awaits_sound = origin, awaits_sound
-    self.counts = Counter[str]() if counts is None else counts  # of windows
+  inputs: Inputs
+  finder: FaceFinder | None
+  window: float
+  hop: float
+  channel: str = "first"
+  origin: float = 0.0  # seconds of the stream before its first picture
+  awaits_sound: bool = False  # the source says that it has sound
+  counts: Counter[str] = dataclasses.field(default_factory=Counter)  # of windows
+
+  def __post_init__(self) -> None:
     self.pictures, self.times = deque[Picture](), deque[float]()
     self.detections: Detections = []
     self.first = 0  # number of the oldest picture
@@ -265,11 +253,9 @@ class Ring:
     return self.first + len(self.times)
 
   def add_picture(self, picture: Picture) -> None:
-    new = max([picture.time, *list(self.times)[-1:]])
-    if len(self.times) > MOST_A_SECOND * (self.window + self.hop) + 2 * WAITING:
-      raise UserError(
-        f"its clock stands still: {len(self.times)} pictures came in {new - self.times[0]:.2f} s of it"
-      )
+    new, number = max([picture.time, *list(self.times)[-1:]]), len(self.times)
+    if number > MOST_A_SECOND * (self.window + self.hop) + 2 * WAITING:
+      raise UserError(f"its clock stands still: {number} pictures came in {new - self.times[0]:.2f} s of it")
     if self.finder:
       for pixels in self.shots.watch([picture.pixels()]):
         around = [*list(self.times)[-2:], new]
@@ -311,9 +297,7 @@ class Ring:
     """
     while len(self.times) and (self.complete() or ended):
       start = self.answered * self.hop
-      seconds = self.times[-1] + (
-        self.pictures[-1].duration or float(np.median(np.diff(self.times) if len(self.times) > 1 else [0.04]))
-      )
+      seconds = end_of_last(self.times, self.times[-1] + self.pictures[-1].duration)
       end = start + self.window
       if ended and whole and end > seconds + LEFTOVER:
         return
@@ -359,25 +343,12 @@ class Ring:
       pixels = self.pictures[number].pixels()
       opened.take(number, pixels, self.pictures[number].changes)
     opened.window = Window(self.origin + start, self.origin + end, self.first + first, self.first + last)
-    opened.seconds = {
-      view: tuple(self.origin + one for one in times) for view, times in opened.seconds.items()
-    }
-    return opened.sample(*self._excerpt(start, end), self.inputs)
-
-  def _excerpt(self, start: float, end: float) -> tuple[dict[str, Any], dict[str, Any]]:
-    room, heard = 0, 0.0
-    if self.rate:
-      row, hop = window_and_hop(self.rate)
-      room = row + hop * (self.inputs.audio_shape[0] - 1)
-      heard = room / self.rate
+    views = opened.seconds.items()
+    opened.seconds = {view: tuple(self.origin + one for one in times) for view, times in views}
     at, until = (max(0, round(one * self.rate) - self.heard) for one in (start, end))
     part = self.sound[at:until]
-    enough = is_long_enough(len(part), self.rate)
-    silent = enough and int(np.abs(part.astype(np.int32)).max()) < SILENT
-    rate, seconds = (self.rate, len(part) / self.rate) if enough else (0, 0.0)
-    return {"waveform": part[:room].copy(), "sample_rate": rate, "has_audio": enough}, {
-      "heard": heard, "seconds_of_sound": seconds, "silent": silent, "sample_rate": rate, "notes": ()
-    }  # fmt: skip
+    peak = int(np.abs(part.astype(np.int32)).max(initial=0))
+    return opened.sample(self.inputs, part, self.rate, len(part) / (self.rate or 1), peak)
 
   def _forget(self, before: float) -> None:
     """What no later window needs."""

@@ -18,7 +18,7 @@ import numpy as np
 
 from mma_dfer_jax.data import wire
 from mma_dfer_jax.data.data_set import INDEX, DataSet
-from mma_dfer_jax.data.fbank import spectrogram, window_and_hop
+from mma_dfer_jax.data.fbank import samples_for, spectrogram, window_and_hop
 from mma_dfer_jax.data.frames import CROP_ATTEMPTS, decode_frame, resize
 from mma_dfer_jax.data.pipeline import AGAIN, Batch, permutation
 from mma_dfer_jax.errors import UserError, count
@@ -55,7 +55,9 @@ class Examples:
     """For each split: 0, then the number of examples in the clips up to each one."""
     if self.stream == "image":
       return [index[0] for index in self._indices]
-    return [np.cumsum(_stretches(index[2], index[3], self.rows)) for index in self._indices]
+    # How many stretches of so many rows, of 10 ms each, each sound begins; 0 where there is none.
+    begun = (-(-100 * of[2] // np.maximum(of[3] * self.rows, 1)) * (of[3] > 0) for of in self._indices)
+    return list(map(np.cumsum, begun))
 
   @functools.cached_property
   def _totals(self) -> list[int]:
@@ -136,11 +138,6 @@ class _Cache:
       if size <= self._left and key not in self._found:
         self._found[key] = value
         self._left -= size
-
-
-def _stretches(samples: np.ndarray, rates: np.ndarray, rows: int) -> np.ndarray:
-  """How many stretches of so many rows, of 10 ms each, each sound begins; 0 where there is none."""
-  return -(-100 * samples // np.maximum(rates * rows, 1)) * (rates > 0)
 
 
 def open_examples(data_set: DataSet, splits: str, stream: str, rows: int = Inputs.audio_shape[0]) -> Examples:
@@ -287,17 +284,13 @@ def make_sounds(order: PretrainOrder, inputs: Inputs, sounds: Sounds | None, ste
 
 
 def _make_sound(
-  samples: np.ndarray,
-  rate: int,
-  stretch: int,
-  inputs: Inputs,
-  sounds: Sounds,
-  rng: np.random.Generator | None,
+  samples: np.ndarray, rate: int, stretch: int, inputs: Inputs, sounds: Sounds, rng: Any
 ) -> Float32[np.ndarray, "F K"]:
-  window, hop = window_and_hop(rate)
-  needed = window + hop * (inputs.audio_shape[0] - 1)
+  rows = inputs.audio_shape[0]
+  needed = samples_for(rows, rate)
   spare = max(len(samples) - needed, 0)
-  start = min(stretch * inputs.audio_shape[0] * hop, spare) if rng is None else int(rng.integers(spare + 1))
+  begin = stretch * rows * window_and_hop(rate)[1]
+  start = min(begin, spare) if rng is None else int(rng.integers(spare + 1))
   waveform = samples[start : start + needed].astype(np.float32) / 32768  # as a 16-bit wav is read
   if rng is not None and sounds.roll:
     waveform = np.roll(waveform, rng.integers(len(waveform)))

@@ -1,6 +1,7 @@
 """Records as bytes: tf.train.Example in the coding of protobuf, written and read without a Python number for each sample."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -24,19 +25,23 @@ def field(number: int, *parts: bytes) -> list[bytes]:
   return [bytes([*head, size]), *parts]
 
 
+def varint(data: Any, at: int) -> tuple[int, int]:
+  """A number of seven bits a byte, the lowest first, and where it ends; IndexError if that is not seen."""
+  value = 0
+  for place in range(10):  # of 64 bits
+    value |= (data[at + place] & 127) << 7 * place
+    if data[at + place] < 128:
+      return value, at + place + 1
+  raise IndexError(f"at byte {at} begins no number of 64 bits")
+
+
 def contents(message: memoryview) -> Iterator[memoryview]:
   """What the fields of a message hold, in their order; all must be bytes or messages themselves."""
   at = 0
   while at < len(message):
     if message[at] & 7 != 2:
       raise ValueError(f"byte {at} begins no field of bytes")
-    at, size, shift = at + 1, 0, 0
-    while True:
-      byte, at = message[at], at + 1
-      size |= (byte & 127) << shift
-      shift += 7
-      if byte < 128:
-        break
+    size, at = varint(message, at + 1)
     yield message[at : at + size]
     at += size
   if at > len(message):

@@ -122,6 +122,10 @@ class JaxEngine(Engine):
     found = open_class_vectors(path, self.cfg.head.embedding)
     names, sha256 = tuple(order) or found.classes, found.sha256
     vectors = found.in_order(names)
+    if len(names) < 2:
+      raise UserError(f"{path} has one class, of which every answer would be sure: give two or more")
+    unknown = [name for name in names if name not in self.about.classes]
+    unlike = (f"the model was never trained on {', '.join(unknown)}: names of {path}",) * bool(unknown)
 
     def put(state: nnx.State) -> nnx.State:
       return nnx.from_flat_state(
@@ -139,7 +143,13 @@ class JaxEngine(Engine):
     origin = {**self.about.origin, "class_vectors": {"source": found.source, "sha256": sha256}}
     # The temperature was fitted to logits of the classes that it was trained on.
     about = dataclasses.replace(
-      self.about, classes=names, class_order=f"of {path}", origin=origin, fingerprint=digest, temperature=1.0
+      self.about,
+      classes=names,
+      class_order=f"of {path}",
+      origin=origin,
+      fingerprint=digest,
+      temperature=1.0,
+      warnings=(*self.about.warnings, *unlike),
     )
     return JaxEngine(about, self.path, model.cfg, nnx.split(model)[0], *states)
 

@@ -18,6 +18,9 @@ class Config(parts.Part):
 
   initial: float = 0.0  # deviation of fresh weights, with a bias of 0; 0: PyTorch's way
 
+  def problems(self) -> list[str]:
+    return super().problems() + self.outside(initial="[0, 1]")
+
   def build(self, width: int, num_classes: int, *, rngs: nnx.Rngs) -> "LinearHead":
     head = LinearHead(width, num_classes, rngs=rngs)
     if self.initial:

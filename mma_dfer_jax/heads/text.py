@@ -34,8 +34,7 @@ class Config(parts.Part):
 
   def problems(self) -> list[str]:
     found = super().problems()
-    if not (isinstance(self.scale, int | float) and 0 < self.scale < math.inf):
-      found.append(f"scale={self.scale!r} must be positive and finite")
+    found += self.outside(scale="(0, 10000]")
     if self.tune_vectors and self.tunable not in (FROZEN_VECTORS, (".*",)):
       found.append(
         f"tune_vectors=True trains all of the head, but tunable={self.tunable}: set one of the two"

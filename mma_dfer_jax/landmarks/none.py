@@ -26,3 +26,6 @@ class NoLandmarks(nnx.Module):
 
   def __call__(self, joint, landmarks):
     return joint
+
+  def beside(self, temporal, landmarks):
+    return temporal()

@@ -18,7 +18,7 @@ class Config(parts.LossPart):
 
   def problems(self) -> list[str]:
     words = ", or be 0: between them the slope is infinite where a clip is surely right"
-    return super().problems() + [line + words for line in self.outside(gamma="[1, inf)") if self.gamma != 0]
+    return super().problems() + [line + words for line in self.outside(gamma="[1, 100]") if self.gamma != 0]
 
   def build(self, clips_per_class: Float[Array, "C"]) -> parts.Loss:
     return self

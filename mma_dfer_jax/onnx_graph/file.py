@@ -6,10 +6,11 @@ So a reader of the description needs no `onnx`, and does not wait for the weight
 import contextlib
 import hashlib
 import json
+import mmap
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
-from mma_dfer_jax.data.wire import contents, field
+from mma_dfer_jax.data.wire import contents, field, varint
 
 KEY = b"mma_dfer_jax"  # of the description among the model's metadata
 GRAPH, METADATA = 7, 14  # fields of ModelProto; source: onnx.proto
@@ -56,29 +57,17 @@ def _digest(said: dict[str, Any]) -> Any:
 
 def read(path: Path) -> Described | None:
   """The description of a file; None if it is none of ours."""
-  said = None
+  said, at = None, 0
   with contextlib.suppress(ValueError, IndexError, OSError), path.open("rb") as file:
-    while (key := _varint(file)) & 7 in (0, 2):
-      size = _varint(file)
-      if key & 7 == 0:
-        continue
+    data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    while (key := varint(data, at)[0]) & 7 in (0, 2):
+      size, at = varint(data, varint(data, at)[1])
       if key >> 3 == GRAPH:
-        return Described(said, file.tell(), size) if isinstance(said, dict) else None
-      if size > LARGEST:
+        return Described(said, at, size) if isinstance(said, dict) else None
+      if key & 7 and size > LARGEST:
         return None
-      content = file.read(size)
       if key >> 3 == METADATA:
-        name, value = contents(memoryview(content))
+        name, value = contents(memoryview(data[at : at + size]))
         said = json.loads(bytes(value)) if name == KEY else said
+      at += size if key & 7 else 0
   return None
-
-
-def _varint(file: BinaryIO) -> int:
-  """A number in the coding of protobuf; IndexError at the end of the file."""
-  found = shift = 0
-  while True:
-    byte = file.read(1)[0]
-    found |= (byte & 127) << shift
-    shift += 7
-    if byte < 128:
-      return found

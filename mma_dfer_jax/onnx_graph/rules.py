@@ -161,14 +161,10 @@ def _starts(index: Tensor, axes: Any, shape: Any, sizes: Any) -> list[int]:
 @rule("gather")
 def _(w, eqn, x, index):
   numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
-  if (numbers.operand_batching_dims, numbers.start_index_map, numbers.collapsed_slice_dims) == (
-    (0,),
-    (1,),
-    (1,),
-  ):
-    if numbers.start_indices_batching_dims != (0,) or not all(
-      s in (1, d) for s, d in zip(sizes, x.shape, strict=True)
-    ):
+  dims = numbers.operand_batching_dims, numbers.start_index_map, numbers.collapsed_slice_dims
+  if dims == ((0,), (1,), (1,)):
+    whole = all(s in (1, d) for s, d in zip(sizes, x.shape, strict=True))
+    if numbers.start_indices_batching_dims != (0,) or not whole:
       raise NotWritable("rows of each example, but not whole ones")
     index = w.cast(w.full(index), np.dtype(np.int64))  # places along the second axis: (B, k, 1), in bounds
     return w.op("GatherND", [w.full(x), index], eqn.outvars[0].aval.shape, x.dtype, batch_dims=1)
@@ -231,10 +227,8 @@ def _(w, eqn, a, b):
   batch, inner = [a.shape[i] for i in batch_a], math.prod(a.shape[i] for i in inner_a)
   left, right = [a.shape[i] for i in rows], [b.shape[i] for i in columns]
   a, b = w.transpose(a, [*batch_a, *rows, *inner_a]), w.transpose(b, [*batch_b, *inner_b, *columns])
-  plain = len(inner_a) == len(columns) == 1 and (
-    len(rows) == 1 or not batch
-  )  # a kernel: rows may have several axes
-  if not plain:
+  several = len(rows) > 1 and bool(batch)  # else it is a kernel: rows may have several axes
+  if several or not len(inner_a) == len(columns) == 1:
     a = w.reshape(a, [*batch, math.prod(left), inner])
     b = w.reshape(b, [*batch, inner, math.prod(right)])
     left, right = [math.prod(left)], [math.prod(right)]

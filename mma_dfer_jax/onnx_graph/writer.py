@@ -126,10 +126,7 @@ def to_onnx(
   given_back = [info(name, x) for name, x in zip(outputs, results, strict=True)]
   graph = helper.make_graph(kept[::-1], "model", taken, given_back)
   model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-  for (
-    name,
-    array,
-  ) in w.arrays.items():  # straight into the model: a list of them first would double the memory
+  for name, array in w.arrays.items():  # straight into the model: a list of them would double the memory
     if name in needed:
       model.graph.initializer.add().CopyFrom(numpy_helper.from_array(np.asarray(array, order="C"), name))
   return model

@@ -4,6 +4,7 @@ import dataclasses
 from typing import ClassVar
 
 from flax import nnx
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mma_dfer_jax import parts
@@ -29,7 +30,9 @@ class Mean(nnx.Module):
   """Has no parameters."""
 
   def __call__(
-    self, joint: Float[Array, "B S W"], bias: Float[Array, "B S"] | None = None, places: Int[Array, "B S"] | None = None
+    self, joint: Float[Array, "B S W"], bias: Float[Array, "B S"] | None = None, places: Int[Array, "B S"] | None = None,
+    *, more: Float[Array, "B n W"] | None = None,
   ) -> tuple[Float[Array, "B W"], Float[Array, "B S W"]]:  # fmt: skip
     assert bias is None  # it has no attention
-    return joint.mean(axis=1), joint
+    read = joint if more is None else jnp.concatenate([joint, more], axis=1)
+    return read.mean(axis=1), joint

@@ -50,7 +50,8 @@ class MultimodalTemporalTransformer(nnx.Module):
     )
 
   def __call__(
-    self, joint: Float[Array, "B S W"], bias: Float[Array, "B S"] | None = None, places: Int[Array, "B S"] | None = None
+    self, joint: Float[Array, "B S W"], bias: Float[Array, "B S"] | None = None, places: Int[Array, "B S"] | None = None,
+    *, more: Float[Array, "B n W"] | None = None,
   ) -> tuple[Float[Array, "B W"], Float[Array, "B S W"]]:  # fmt: skip
     cls = jnp.broadcast_to(self.cls_token[...], (joint.shape[0], 1, joint.shape[-1]))
     positions = self.pos_embed[...]
@@ -60,6 +61,9 @@ class MultimodalTemporalTransformer(nnx.Module):
     tokens = jnp.concatenate([cls, joint], axis=1) + positions
     if bias is not None:
       bias = jnp.concatenate([jnp.zeros_like(bias[:, :1]), bias], axis=1).astype(tokens.dtype)
+    if more is not None:
+      tokens = jnp.concatenate([tokens, more], axis=1)
+      bias = None if bias is None else jnp.pad(bias, ((0, 0), (0, more.shape[1])))
     for block in self.blocks:
       tokens = block(tokens, None, bias)
-    return tokens[:, 0], tokens[:, 1:]
+    return tokens[:, 0], tokens[:, 1 : 1 + joint.shape[1]]

@@ -16,6 +16,7 @@ from mma_dfer_jax.layers import REMAT
 from mma_dfer_jax.model import SLOTS, ModelConfig
 from mma_dfer_jax.parameters import PRECISIONS, parameter_shapes, tunable_patterns
 from mma_dfer_jax.training.calibration import LARGEST_SHARE, number_held_out
+from mma_dfer_jax.training.objective import first_weighted_epoch
 from mma_dfer_jax.training.sharding import check_batch_size, check_precision, make_mesh
 from mma_dfer_jax.training.start import open_init
 from mma_dfer_jax.weights import class_vectors
@@ -59,11 +60,7 @@ def few_clips(clips: Mapping[str, int]) -> str:
           "often better than training then, within seconds; try mma_dfer_jax.probe first (docs/training.md)") * bool(short)  # fmt: skip
 
 
-# Fields of a training's config that must be above 0.
-POSITIVE = ("num_epochs", "batch_size", "learning_rate", "log_every_steps", "keep_checkpoints", "eval_every")
-
-
-def first_error(check: Callable[[], Any]) -> list[str]:
+def first_error(check: Callable[..., Any]) -> list[str]:
   """The words of its UserError; none if there is none."""
   try:
     check()
@@ -72,8 +69,15 @@ def first_error(check: Callable[[], Any]) -> list[str]:
   return []
 
 
-def problems_of_values(config: ml_collections.ConfigDict, positive: Sequence[str] = POSITIVE) -> list[str]:
-  """What is wrong with the values of a config, of training or pretraining, one line each; parts check their own fields."""
+def problems_of_values(
+  config: ml_collections.ConfigDict, positive: Sequence[str] = ("num_epochs", "eval_every")
+) -> list[str]:
+  """What is wrong with the values of a config, of training or pretraining, one line each; parts check their own fields.
+
+  Args:
+    positive: fields that must be above 0, besides those that both kinds have.
+  """
+  positive = (*positive, "batch_size", "learning_rate", "log_every_steps", "keep_checkpoints")
   c, d = config, config.data
   choices = {"matmul_precision": ("float32", "tensorfloat32", "bfloat16"), "precision": PRECISIONS, "remat": REMAT}  # fmt: skip
   rules = [
@@ -152,22 +156,14 @@ def check_model_and_data(config: ml_collections.ConfigDict) -> tuple[ModelConfig
       problems += [f"model.{name}.tunable={part.tunable} has no effect, for {why}"
                    for name, part in chosen.items() if part.tunable != type(part)().tunable]  # fmt: skip
       tunable_patterns(model, config.tunable)
-      if config.mixup or config.cutmix or config.data.rand_augment:
-        problems += [f"mixup, cutmix and data.rand_augment do not move points of the face along, which model.{name}={place} "
-                     "needs: set them to 0"
-                     for name in ("landmarks", "auxiliary")
-                     if (place := parts.place_of(getattr(model, name)).partition("/")[2]) != "none"]  # fmt: skip
       if model.inputs.frame_choice == "time" and TIMES not in data_set.recipe:
         problems.append("inputs.frame_choice=time, but the data set does not keep the times of its frames: prepare it "
                         "again with --keep_times --overwrite")  # fmt: skip
       if model.wants_faces and LANDMARKS not in data_set.recipe:
         problems.append(NO_LANDMARKS)
       if model.wants_faces:
-        mixed = {
-          "mixup": config.mixup,
-          "cutmix": config.cutmix,
-          "data.rand_augment": config.data.rand_augment,
-        }
+        mixed = {name: config[name] for name in ("mixup", "cutmix")}
+        mixed["data.rand_augment"] = config.data.rand_augment
         problems += [f"{name}={value} moves pixels, but not the boxes and points of faces that the model needs: set it to 0"
                      for name, value in mixed.items() if value]  # fmt: skip
   except UserError as error:
@@ -192,15 +188,13 @@ def open_starts(config: ml_collections.ConfigDict, model: ModelConfig, classes: 
       problems += first_error(lambda: starts.append(open_pretrained(stream, path, model)))  # noqa: B023 # called at once
   path, wanted = config.pretrained.text, class_vectors.PATH in parameter_shapes(model)
   if path and not wanted:
-    problems.append(
-      f"pretrained.text={path}, but model.head is {parts.place_of(model.head).partition('/')[2]}"
-    )
+    head = parts.place_of(model.head).partition("/")[2]
+    problems.append(f"pretrained.text={path}, but model.head is {head}")
   elif path:
     problems += first_error(lambda: starts.append(class_vectors.open_text(path, model, classes)))
   elif wanted and not any(class_vectors.PATH in start.taken for start in starts):
-    problems.append(
-      "pretrained.text is empty: the head text needs a file of class vectors; docs/weights.md says how to make one"
-    )
+    needs = "the head text needs a file of class vectors; docs/weights.md says how to make one"
+    problems.append(f"pretrained.text is empty: {needs}")
   return starts, problems
 
 
@@ -216,27 +210,50 @@ def check_run(config: ml_collections.ConfigDict, *, devices: bool = True) -> Che
   if data_set:
     try:
       train, test = data_set.train_and_test(config.data.fold)
-      of_class, share = clips_of(data_set, train), config.data.get("held_out", 0.0)
-      share = share if 0 <= share <= LARGEST_SHARE else 0.0  # of which more is said above
-      held_out = sum(number_held_out(clips, share) for clips in of_class.values())
-      if share and not held_out:
-        problems.append(f"data.held_out={share}, but no class of {train} has two clips: set it to 0")
-      whose = f"{train}{' without those held out' * bool(held_out)} has"
-      clips = sum(of_class.values()) - held_out
-      if model and not first_error(lambda: loss_of(config)):
-        left = {name: number - number_held_out(number, share) for name, number in of_class.items()}
-        problems += loss_of(config).problems_with(model.head, left)
-        if loss_of(config).NEEDS_VOTES and not data_set.votes:
-          problems.append("loss=votes needs the votes of people, but the data set keeps none: prepare it again with --overwrite from "
-                          "an archive that has them (DFEW: Annotation/annotation.csv)")  # fmt: skip
-      problems += too_few_clips(config.batch_size, clips, whose, jax.device_count() if devices else 1)
+      problems += problems_of_clips(config, model, data_set, train, jax.device_count() if devices else 1)
     except UserError as error:
       problems.append(str(error))
   if problems or not (model and data_set):
     raise listed("this run cannot start", problems)
-  return Checked(
-    model, data_set, train, test, loss_of(config), tuple(starts), config.data.get("held_out", 0.0)
-  )
+  share = config.data.get("held_out", 0.0)
+  return Checked(model, data_set, train, test, loss_of(config), tuple(starts), share)
+
+
+def problems_of_clips(
+  config: ml_collections.ConfigDict,
+  model: ModelConfig | None,
+  data_set: DataSet,
+  train: str,
+  devices: int = 1,
+) -> list[str]:
+  """Why these training splits are too few for what is asked for; the model is None if it is not known."""
+  of_class, share = clips_of(data_set, train), config.data.get("held_out", 0.0)
+  share = share if 0 <= share <= LARGEST_SHARE else 0.0  # of which more is said elsewhere
+  left = {name: number - number_held_out(number, share) for name, number in of_class.items()}
+  held_out, found = sum(of_class.values()) - sum(left.values()), list[str]()
+  if share and not held_out:
+    found.append(f"data.held_out={share}, but no class of {train} has two clips: set it to 0")
+  if model and not first_error(lambda: loss_of(config)):
+    found += loss_of(config).problems_with(model.head, left) + _of_sampling(config, left)
+    if loss_of(config).NEEDS_VOTES and not data_set.votes:
+      found.append("loss=votes needs the votes of people, but the data set keeps none: prepare it again with --overwrite from "
+                   "an archive that has them (DFEW: Annotation/annotation.csv)")  # fmt: skip
+  whose = f"{train}{' without those held out' * bool(held_out)} has"
+  return found + too_few_clips(config.batch_size, sum(left.values()), whose, devices)
+
+
+def _of_sampling(config: ml_collections.ConfigDict, clips: Mapping[str, int]) -> list[str]:
+  """Why classes would not be weighed, drawn or mixed as asked for, with so many training clips of each."""
+  found, loss = list[str](), loss_of(config)
+  if loss.reweight_from and (first := first_weighted_epoch(loss, config.num_epochs)) >= config.num_epochs:
+    found.append(f"loss.reweight_from={loss.reweight_from}: class weights would act from epoch {first + 1} on, but there are "
+                 f"{config.num_epochs}: lower it, or train longer")  # fmt: skip
+  if config.data.balanced and (without := [name for name, number in clips.items() if not number]):
+    found.append(f"data.balanced=True cannot be used, for no training clip is {' or '.join(without)}")
+  mixed = [f"{name}={config[name]}" for name in ("mixup", "cutmix") if config[name]]
+  if mixed and config.batch_size == 1:
+    found.append(f"{' and '.join(mixed)}, but with batch_size=1 there is no other clip to mix with")
+  return found
 
 
 def problems_of_devices(config: ml_collections.ConfigDict) -> list[str]:

@@ -122,12 +122,11 @@ def gathered(strings: Sequence[str]) -> list[list[str]]:
 def check_equal_on_all(what: str, here: Mapping[str, Any]) -> None:
   """Raises UserError, in all processes, with every value that is not that of process 0."""
   first, *others = map(json.loads, everyone_says(json.dumps(here)))
-  problems = [
-    f"{what} {key}: {other.get(key)!r} in process {number}, {first.get(key)!r} in process 0"
-    for number, other in enumerate(others, start=1)
-    for key in sorted(first.keys() | other.keys())
-    if other.get(key) != first.get(key)
-  ]
+  problems = []
+  for number, other in enumerate(others, start=1):
+    for key in sorted(key for key in first.keys() | other.keys() if other.get(key) != first.get(key)):
+      there = f"{other.get(key)!r} in process {number}"
+      problems.append(f"{what} {key}: {there}, {first.get(key)!r} in process 0")
   if problems:
     raise _in_all(listed("the processes disagree", problems, "start all of them with the same command"))
 

@@ -19,17 +19,10 @@ import optax
 from mma_dfer_jax import __version__, errors
 from mma_dfer_jax.autoencoder import STREAMS, AutoencoderConfig, MaskedAutoencoder, read_autoencoder
 from mma_dfer_jax.config import flat_config, resolve_paths
+from mma_dfer_jax.data import unlabelled
 from mma_dfer_jax.data.data_set import DataSet, open_data_set
 from mma_dfer_jax.data.pipeline import Batch, stream_batches
-from mma_dfer_jax.data.unlabelled import (
-  Crops,
-  Examples,
-  PretrainOrder,
-  Sounds,
-  make_frames,
-  make_sounds,
-  open_examples,
-)
+from mma_dfer_jax.data.unlabelled import Crops, Examples, PretrainOrder, Sounds
 from mma_dfer_jax.errors import UserError, listed
 from mma_dfer_jax.parameters import PRECISIONS
 from mma_dfer_jax.training import pretraining_report
@@ -42,15 +35,6 @@ from mma_dfer_jax.training.state import TrainState, make_mae_optimizer, warm_up_
 from mma_dfer_jax.training.steps import Metrics
 from mma_dfer_jax.weights.encoder_file import open_autoencoder
 from mma_dfer_jax.weights.files import Start
-
-POSITIVE = (
-  "num_steps",
-  "batch_size",
-  "learning_rate",
-  "log_every_steps",
-  "report_every_steps",
-  "keep_checkpoints",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +50,7 @@ class CheckedPretraining:
 
 def check_pretraining(config: ConfigDict, *, devices: bool = True) -> CheckedPretraining:
   """Autoencoder, data and file to start from; UserError with all problems, before anything long has started."""
-  problems = problems_of_values(config, POSITIVE)
+  problems = problems_of_values(config, ("num_steps", "report_every_steps"))
   if not 0 <= config.warm_up < 1:
     problems.append(f"warm_up={config.warm_up} must lie in [0, 1): it is a share of the steps")
   problems += resolve_paths(config)
@@ -74,11 +58,8 @@ def check_pretraining(config: ConfigDict, *, devices: bool = True) -> CheckedPre
   model = data_set = examples = None
   splits = ""
   try:
-    fields = {
-      name: value.to_dict() if isinstance(value, ConfigDict) else value
-      for name, value in config.model.items()
-    }
-    model = read_autoencoder({**fields, "inputs": {**config.inputs.to_dict(), "num_frames": 1}})
+    inputs = {**config.inputs.to_dict(), "num_frames": 1}
+    model = read_autoencoder({**config.model.to_dict(), "inputs": inputs})
     other = next(name for name in STREAMS if name != stream)
     if config.init[other]:
       problems.append(f"init.{other}={config.init[other]}, but this config pretrains on {STREAMS[stream]}: "
@@ -90,9 +71,10 @@ def check_pretraining(config: ConfigDict, *, devices: bool = True) -> CheckedPre
   try:
     if config.data.data_dir:
       data_set = open_data_set(config.data.data_dir, config.data.name, labelled=False)
-      splits = _splits(data_set, config.data.fold)
+      splits = "train" if "train" in data_set.splits else "+".join(data_set.splits)
+      splits = data_set.train_and_test(config.data.fold)[0] if config.data.fold else splits
       if model:
-        examples = open_examples(data_set, splits, stream, model.inputs.audio_shape[0])
+        examples = unlabelled.open_examples(data_set, splits, stream, model.inputs.audio_shape[0])
   except UserError as error:
     problems.append(str(error))
   if devices:
@@ -100,13 +82,6 @@ def check_pretraining(config: ConfigDict, *, devices: bool = True) -> CheckedPre
   if problems or not (model and data_set and examples):
     raise listed("this pretraining cannot start", problems)
   return CheckedPretraining(model, data_set, splits, examples, tuple(starts))
-
-
-def _splits(data_set: DataSet, fold: int) -> str:
-  """The splits whose clips are read: without a test fold, else `train`, else all."""
-  if fold:
-    return data_set.train_and_test(fold)[0]
-  return "train" if "train" in data_set.splits else "+".join(data_set.splits)
 
 
 def describe_pretraining(config: ConfigDict, checked: CheckedPretraining) -> Run:
@@ -142,9 +117,8 @@ class Pretraining:
 
   def optimizer(self) -> tuple[optax.Schedule, optax.GradientTransformation]:
     c = self.config
-    rate = warm_up_and_cosine(
-      c.learning_rate * c.batch_size / 256, round(c.warm_up * c.num_steps), c.num_steps
-    )
+    highest = c.learning_rate * c.batch_size / 256
+    rate = warm_up_and_cosine(highest, round(c.warm_up * c.num_steps), c.num_steps)
     return rate, make_mae_optimizer(rate, c.weight_decay)
 
   def whole(self, batch: Mapping[str, jax.Array], key: jax.Array, step: jax.Array) -> tuple[Mapping[str, jax.Array], None]:  # fmt: skip
@@ -172,10 +146,9 @@ class Pretraining:
       order = dataclasses.replace(order, batch_size=examples, host=0, num_hosts=1)
     if self.checked.model.stream == "image":
       crops = Crops(scale=tuple(d.crop_scale), ratio=tuple(d.crop_ratio), flip=d.flip)
-      return functools.partial(make_frames, order, inputs, crops if augmented else None)
-    return functools.partial(
-      make_sounds, order, inputs, Sounds(roll=d.roll, gain=d.gain) if augmented else None
-    )
+      return functools.partial(unlabelled.make_frames, order, inputs, crops if augmented else None)
+    sounds = Sounds(roll=d.roll, gain=d.gain) if augmented else None
+    return functools.partial(unlabelled.make_sounds, order, inputs, sounds)
 
   def batches(self, start_step: int) -> contextlib.AbstractContextManager[Iterator[Mapping[str, np.ndarray]]]:
     d = self.config.data

@@ -19,6 +19,7 @@ from mma_dfer_jax.inputs import Inputs
 from mma_dfer_jax.parameters import count as elements
 from mma_dfer_jax.parameters import flat_params, put_over
 from mma_dfer_jax.training import read_out, sharding
+from mma_dfer_jax.training.check import clips_of
 from mma_dfer_jax.training.report import empty_figure, plus_minus, save_figure, table, write_markdown
 from mma_dfer_jax.training.state import TrainState
 from mma_dfer_jax.weights.encoder_file import write_encoder
@@ -99,9 +100,7 @@ def _read_out(task: Any, model: MaskedAutoencoder) -> tuple[list[dict[str, Any]]
   data_set, clips = checked.data_set, dict[str, int]()
   try:
     train, test = data_set.train_and_test(c.data.fold)
-    clips = {
-      name: sum(data_set.clips[split][name] for split in train.split("+")) for name in data_set.classes
-    }
+    clips = clips_of(data_set, train)
   except UserError as error:
     return [], f"There is none: {error}."
   labels = read_out.possible_labels(clips, READ_OUT_LABELS) if clips else []
@@ -114,32 +113,26 @@ def _read_out(task: Any, model: MaskedAutoencoder) -> tuple[list[dict[str, Any]]
     put_over(of_clips, {path: variable[...] for path, variable in flat_params(nnx.state(encoder)).items()})
     groups.append({stream: of_clips})
   mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:1]).reshape(1, 1), ("data", "fsdp"))
-  found = [
-    read_out.features(
-      groups, data_set.records(split), inputs, mesh=mesh, batch_size=16, title=f"features of {split}"
-    )
-    for split in (train, test)
-  ]
-  answers = [
-    read_out.few_shot(of_train, of_test, data_set.classes, labels=labels)
-    for of_train, of_test in zip(*found, strict=True)
-  ]
+  found = []
+  for split in (train, test):
+    how: dict[str, Any] = {"mesh": mesh, "batch_size": 16, "title": f"features of {split}"}
+    found.append(read_out.features(groups, data_set.records(split), inputs, **how))
+  pairs: Any = zip(*found, strict=True)
+  answers = [read_out.few_shot(one, other, data_set.classes, labels=labels) for one, other in pairs]
   return read_out.score_rows(*answers), ""
 
 
 def _whole(array: Any) -> np.ndarray:
   """A parameter, on this host, however the devices hold it."""
-  return np.asarray(
-    array if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True)
-  )
+  here = array.is_fully_addressable
+  return np.asarray(array if here else multihost_utils.process_allgather(array, tiled=True))
 
 
 def _draw_curve(workdir: Path, history: Sequence[Mapping[str, Any]], norm_pix: bool) -> None:
   figure = empty_figure(6.0, 4.0)
   axes = figure.subplots()
-  axes.plot(
-    [point["step"] for point in history], [point["loss"] for point in history], marker="o", markersize=3
-  )
+  steps, losses = ([point[key] for point in history] for key in ("step", "loss"))
+  axes.plot(steps, losses, marker="o", markersize=3)
   if norm_pix:
     axes.axhline(1.0, linestyle=":", color="gray")
     axes.annotate("the mean of each patch", (0.99, 1.0), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="gray")  # fmt: skip

@@ -28,9 +28,7 @@ from mma_dfer_jax.training.steps import model_inputs
 from mma_dfer_jax.weights.files import Start
 
 ALL = "all"  # every labelled clip, in place of a number of clips for each class
-Answers = dict[
-  int | str, list[Predictions]
-]  # by labels for each class: the answers to the test clips, draw by draw
+Answers = dict[int | str, list[Predictions]]  # by labels for each class: to the test clips, draw by draw
 STRENGTHS = np.logspace(-1, 5, 13)  # of the ridge; the features are standardised
 TEMPERATURES = np.logspace(-2, 2, 81)  # by which scores become probabilities
 

@@ -17,7 +17,7 @@ import optax
 
 from mma_dfer_jax import errors, parts
 from mma_dfer_jax.data.pipeline import Augment, TrainOrder, load_batches, mean_faces
-from mma_dfer_jax.model import DropPath, MmaDfer
+from mma_dfer_jax.model import Dropped, MmaDfer
 from mma_dfer_jax.parameters import count, put_over, tunable_patterns
 from mma_dfer_jax.training import sharding
 from mma_dfer_jax.training.calibration import Some, calibrated, fitted_to, hold_out
@@ -118,14 +118,14 @@ class Recognition:
     mixup, cutmix = self.config.mixup, self.config.cutmix
     return mix(batch, key, mixup, cutmix) if mixup or cutmix else batch, shared
 
-  def losses(self, model: MmaDfer, batch: Batch, drawn: DropPath, remat: str, shared: Statistics) -> tuple[Terms, Metrics]:  # fmt: skip
+  def losses(self, model: MmaDfer, batch: Batch, drawn: Dropped, remat: str, shared: Statistics) -> tuple[Terms, Metrics]:  # fmt: skip
     outputs = in_float32(model(*model_inputs(batch, self.config.precision), dropped=drawn, remat=remat))
     right = outputs.logits.argmax(axis=-1) == batch["label"]
     terms = terms_of(self.objective, outputs, batch, shared)
     terms = self.objective.with_tasks(terms, model, outputs, batch, shared)
     return terms, {"accuracy": 100.0 * right, **of_frames(outputs)}
 
-  def draw(self, model: MmaDfer, rngs: nnx.Rngs, examples: int) -> DropPath:
+  def draw(self, model: MmaDfer, rngs: nnx.Rngs, examples: int) -> Dropped:
     return model.draw_drop_path(rngs, examples)
 
   def abstract_batch(self, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:

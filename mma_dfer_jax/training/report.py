@@ -60,9 +60,8 @@ class MetricsLog:
         self._board.add_scalar(name, value, step)
       self._board.flush()
     except OSError as error:  # a full disk, which names no file
-      raise UserError(
-        f"cannot write {self._file.name}, or tensorboard/ beside it: {error.strerror}"
-      ) from error
+      where = f"{self._file.name}, or tensorboard/ beside it"
+      raise UserError(f"cannot write {where}: {error.strerror}") from error
 
   def close(self) -> None:
     self._file.close()
@@ -225,18 +224,13 @@ def _layer_blocks(said: Mapping[str, Any]) -> list[str]:
   for name, words in (("image", "picture"), ("audio", "sound")):
     if weights := said.get(f"layers_of_{name}"):
       means = np.atleast_2d(weights).mean(axis=0)
-      gate = f"Layers of the {words}: their weighted mean replaces the last one through a gate, tanh(g) = {said[f'layer_gate_of_{name}']:.3f}."
-      blocks += [
-        gate,
-        table(
-          ["layer", *(f"{i}>" for i in range(1, len(means) + 1))],
-          [["weight α", *(f"{w:.3f}" for w in means)]],
-        ),
-      ]
+      gate = f"tanh(g) = {said[f'layer_gate_of_{name}']:.3f}"
+      blocks += [f"Layers of the {words}: their weighted mean replaces the last one through a gate, {gate}."]
+      layers, weights = range(1, len(means) + 1), [f"{w:.3f}" for w in means]
+      blocks += [table(["layer", *(f"{i}>" for i in layers)], [["weight α", *weights]])]
   if factors := said.get("streams"):
-    blocks.append(
-      f"Factors of the streams: β = {factors[0]:.3f} of the picture, {factors[1]:.3f} of the sound; they add up to 2."
-    )
+    each = f"β = {factors[0]:.3f} of the picture, {factors[1]:.3f} of the sound"
+    blocks += [f"Factors of the streams: {each}; they add up to 2."]
   return ["## Layers and streams", *blocks] if blocks else []
 
 
@@ -247,14 +241,10 @@ def _undefined(clips: str, present: str) -> str:
 
 def scores_as_json(scores: Scores) -> dict[str, Any]:
   """WAR, UAR and recalls in percent, and the counts they come from."""
-  return {
-    "war": _number(scores.war),
-    "uar": _number(scores.uar),
-    "uar_of_present_classes": _number(scores.uar_present),
-    "recall": {name: _number(r) for name, r in zip(scores.classes, scores.recall, strict=True)},
-    "confusion_matrix": scores.confusion.tolist(),
-    "clips": scores.clips,
-  }
+  means = {"war": scores.war, "uar": scores.uar, "uar_of_present_classes": scores.uar_present}
+  recall = {name: _number(r) for name, r in zip(scores.classes, scores.recall, strict=True)}
+  counts = {"confusion_matrix": scores.confusion.tolist(), "clips": scores.clips}
+  return {name: _number(value) for name, value in means.items()} | {"recall": recall} | counts
 
 
 def published_for(scores: Scores, folds: Sequence[str]) -> dict[str, Any] | None:
@@ -272,9 +262,8 @@ def published_for(scores: Scores, folds: Sequence[str]) -> dict[str, Any] | None
     clips = f"{scores.clips:,} clips here against {sum(there.values()):,} published"
     reasons.append(f"the class counts differ, {clips} ({some})")
   if sorted(folds) != sorted(of_folds):
-    reasons.append(
-      f"the published score is the mean of {len(of_folds)} folds, this run has {', '.join(folds)} only"
-    )
+    mean = f"the published score is the mean of {len(of_folds)} folds"
+    reasons.append(f"{mean}, this run has {', '.join(folds)} only")
   return {"data_set": name.upper(), "clips": sum(sum(fold.values()) for fold in of_folds.values()), **SCORES[name],
           "not_comparable": ", and ".join(reasons) or None}  # fmt: skip
 

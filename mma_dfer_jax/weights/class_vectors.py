@@ -19,6 +19,7 @@ from mma_dfer_jax.weights.files import Start, StoredModel, Weights, held
 
 PATH = "classifier/vectors"  # the parameter that a file fills
 KEYS = ("classes", "vectors", "source")
+LENGTHS = 1e-6, 1e6  # of a vector, between which float32 tells its direction
 LARGEST = 2**28  # bytes of all arrays, unpacked; a thousand classes of 512 numbers are 2 MiB
 
 
@@ -63,55 +64,42 @@ def open_class_vectors(path: str | Path, embedding: int) -> ClassVectors:
     raise
   except OSError as error:
     raise UserError(f"{path}: {error.strerror or error}") from error
-  except (
-    ValueError,
-    EOFError,
-    zipfile.BadZipFile,
-    NotImplementedError,
-    SyntaxError,
-    RuntimeError,
-    MemoryError,
-  ) as error:
+  except (ValueError, EOFError, zipfile.BadZipFile, SyntaxError, RuntimeError, MemoryError) as error:
     raise UserError(f"{path} is no .npz file of names and numbers without pickles: {shown(error)}") from error
   if missing := [name for name in KEYS if name not in said]:
     raise UserError(f"{path} lacks {', '.join(missing)}; a file of class vectors has {', '.join(KEYS)}")
   if problems := _problems(said, embedding):
-    raise listed(
-      f"{path} holds no class vectors for this model",
-      problems,
-      "docs/weights.md says how to make such a file",
-    )
-  classes = tuple(said["classes"].tolist())
-  return ClassVectors(
-    path, classes, said["vectors"], str(said["source"]), tuple(n for n in names if n not in KEYS)
-  )
+    advice = "docs/weights.md says how to make such a file"
+    raise listed(f"{path} holds no class vectors for this model", problems, advice)
+  classes, others = tuple(said["classes"].tolist()), tuple(n for n in names if n not in KEYS)
+  return ClassVectors(path, classes, said["vectors"], str(said["source"]), others)
 
 
 def _problems(said: dict[str, np.ndarray], embedding: int) -> list[str]:
   classes, vectors, source = (said[name] for name in KEYS)
   names = classes.tolist() if classes.dtype.kind == "U" and classes.ndim == 1 else []
   problems = [] if names else [f"classes must be names (C,), it is {classes.dtype} {classes.shape}"]
-  problems += [
-    f"classes has a name that is empty or cannot be printed: {shown(n)!r}"
-    for n in names
-    if not n.strip() or not n.isprintable()
-  ]
+  unseen = [name for name in names if not name.strip() or not name.isprintable()]
+  problems += [f"classes has a name that is empty or cannot be printed: {shown(name)!r}" for name in unseen]
   if twice := sorted({name for name in names if names.count(name) > 1}):
     problems.append(f"classes has names twice: {few(list(map(shown, twice)))}")
   if source.dtype.kind != "U" or source.ndim or not str(source).strip():
     problems.append(f"source must be a text, it is {source.dtype} {source.shape}")
   if vectors.dtype != np.float32 or vectors.ndim != 2 or (names and len(vectors) != len(names)):
-    rows = len(names) or "C"
-    return [
-      *problems,
-      f"vectors must be float32 ({rows}, {embedding}), it is {vectors.dtype} {vectors.shape}",
-    ]
+    want = f"float32 ({len(names) or 'C'}, {embedding})"
+    return [*problems, f"vectors must be {want}, it is {vectors.dtype} {vectors.shape}"]
   if vectors.shape[1] != embedding:
     problems.append(f"vectors is {vectors.shape}, but the model has model.head.embedding={embedding}")
-  finite = np.isfinite(vectors).all(axis=1)
+  finite, (least, most) = np.isfinite(vectors).all(axis=1), LENGTHS
+  lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
+  unit = vectors / lengths.clip(least)[:, None]
+  same = finite & ((unit @ unit.T > 1 - 1e-6).sum(axis=1) > 1)
+  outside = finite & (lengths > 0) & ~((least <= lengths) & (lengths <= most))
   for wrong, what in (
     (~finite, "infinite or undefined (NaN)"),
-    (finite & ~vectors.any(axis=1), "0, which has no direction"),
+    (finite & (lengths == 0), "0, which has no direction"),
+    (outside, f"a length outside of {least:g} to {most:g}"),
+    (same & (lengths >= least), "the direction of another class, from which no answer can tell it apart"),
   ):
     bad = [shown(name) for name, is_wrong in zip(names, wrong, strict=False) if is_wrong]
     problems += [f"the {'vector' if len(bad) == 1 else 'vectors'} of {few(bad)}: {what}"] * bool(bad)

@@ -55,10 +55,10 @@ def open_autoencoder(path: str | Path, cfg: AutoencoderConfig) -> Start:
     facts.append("decoder fresh: the file has none")
   elif unfit:
     first = unfit[0]
-    is_there, should_be = weights.shapes.get(first, "missing"), wanted.get(first, "not in this one")
-    facts.append(
-      f"decoder fresh: the file's is another one ({first} {is_there} in the file, {should_be} here)"
+    differs = (
+      f"{weights.shapes.get(first, 'missing')} in the file, {wanted.get(first, 'not in this one')} here"
     )
+    facts.append(f"decoder fresh: the file's is another one ({first} {differs})")
   else:
     taken |= ours(shapes, decoder, weights.tensors)
     facts.append(f"{len(decoder)} tensors of its decoder taken")
@@ -74,10 +74,8 @@ def write_encoder(folder: Path, cfg: AutoencoderConfig, arrays: Mapping[str, np.
   """
   theirs = {name: array for row in rows(cfg) for name, array in row.to_torch(arrays[row.path]).items()}
   said = {"stream": cfg.stream, **cfg.to_fields(), **about}
-  tensors, path = (
-    held({name: np.ascontiguousarray(array) for name, array in theirs.items()}),
-    folder / ENCODER_FILE,
-  )
+  tensors = held({name: np.ascontiguousarray(array) for name, array in theirs.items()})
+  path = folder / ENCODER_FILE
   path.unlink(missing_ok=True)  # of the same run, when its report is written again
   write_safetensors(path, tensors, {"format": "mma_dfer_jax", OURS: json.dumps(said)}, folder)
   written = [path]

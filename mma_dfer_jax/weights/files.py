@@ -30,12 +30,7 @@ PARAMETERS = "model.safetensors"  # the file of a model folder with its paramete
 MOST_BLOCKS = 32  # a ViT-H has so many; tracing a model takes seconds for a dozen, and minutes for a hundred
 MOST = 2**16  # of any other size in a file's description of a model
 _TYPES = {"F64": np.dtype("f8"), "F32": np.dtype("f4"), "F16": np.dtype("f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}  # fmt: skip
-_COUNTS = {
-  "I64": np.dtype("i8"),
-  "I32": np.dtype("i4"),
-  "U8": np.dtype("u1"),
-  "BOOL": np.dtype("?"),
-}  # of training tools
+_COUNTS = {kind: np.dtype(of) for kind, of in (("I64", "i8"), ("I32", "i4"), ("U8", "u1"), ("BOOL", "?"))}
 # Facts that only a run knows: which parameters it trained, its precision, what its clips were like, its temperature, and
 # where its class vectors are from.
 OF_A_RUN = {"tunable": list, "precision": str, "sample_rates": list, "seconds_of_sound": float, "typical": dict,
@@ -108,9 +103,8 @@ class Start:
     return self.source.sha256
 
   def describe(self) -> str:
-    what = {"text": "class vectors"}.get(
-      self.name, self.name + " encoder" * (self.name in ("image", "audio"))
-    )
+    kinds = {"text": "class vectors", "image": "image encoder", "audio": "audio encoder"}
+    what = kinds.get(self.name, self.name)
     return f"{what}: {self.source.path}, sha256 {self.sha256[:16]}…; {'; '.join(self.facts)}"
 
   def read(self) -> dict[str, np.ndarray]:
@@ -143,9 +137,8 @@ def open_weights(path: str | Path, wanted: str | None = None) -> Weights:
   # Shared and expanded tensors may take more memory than the file has bytes, but not much in any real file.
   claimed, size = sum(max(t.nbytes, t.span) for t in tensors.values()), sum(f.stat().st_size for f in files)
   if claimed > 2 * size + 2**26:
-    raise UserError(
-      f"{path} is no real checkpoint: its tensors claim {claimed:,} bytes, the file has {size:,}"
-    )
+    sizes = f"its tensors claim {claimed:,} bytes, the file has {size:,}"
+    raise UserError(f"{path} is no real checkpoint: {sizes}")
   _check_types(path, {n: str(t.dtype) for n, t in tensors.items()}, [str(t) for t in _TYPES.values()])
   training: dict[str, Any] = {}
   epoch, accuracy = saved.get("epoch"), saved.get("best_acc")
@@ -155,9 +148,8 @@ def open_weights(path: str | Path, wanted: str | None = None) -> Weights:
     accuracy = float(accuracy.read())
   if isinstance(accuracy, float) and math.isfinite(accuracy):
     training["best_acc"] = accuracy
-  notes = [
-    f"read from {', '.join(file.name for file in files[:3])}{', …' * (len(files) > 3)}"
-  ] * path.is_dir() + notes
+  read_from = f"read from {', '.join(file.name for file in files[:3])}{', …' * (len(files) > 3)}"
+  notes = [read_from] * path.is_dir() + notes
   return Weights(path, tensors, ours if isinstance(ours, dict) else {}, training, files, tuple(notes))
 
 
@@ -183,9 +175,7 @@ def _open_file(path: Path) -> tuple[dict[str, Any], Any]:
     raise UserError(f"{path} has damaged notes under {OURS}: {error}") from error
 
 
-def read_safetensors(
-  path: Path, types: Mapping[str, np.dtype] = _TYPES
-) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_safetensors(path: Path, types: Mapping[str, np.dtype] = _TYPES) -> tuple[dict[str, Tensor], dict]:
   """Tensors of a .safetensors file, mapped into memory when read, and metadata; UserError if it is damaged."""
   try:
     with safetensors.safe_open(path, framework="numpy") as checked:  # all sizes and places in the file agree
@@ -220,14 +210,12 @@ def _check_types(path: Path, types: Mapping[str, str], allowed: Collection[str])
 
 def looks_like(shapes: Mapping[str, tuple[int, ...]]) -> str:
   """What a file is, judging by names and shapes, in words for a message."""
+  patch, head = shapes.get("patch_embed.proj.weight", ()), shapes.get("head.weight", ())
   if any(name.startswith(("image_encoder.", "audio_model.", "temporal_net.")) for name in shapes):
     return "an MMA-DFER checkpoint"
   if "lg_region_tokens" in shapes:
-    head = shapes.get("head.weight", ())
-    return "MAE-DFER's LGI-Former" + (
-      f", fine-tuned to {head[0]} classes" if len(head) == 2 else ", an encoder of clips"
-    )
-  patch, head = shapes.get("patch_embed.proj.weight", ()), shapes.get("head.weight", ())
+    what = f"fine-tuned to {head[0]} classes" if len(head) == 2 else "an encoder of clips"
+    return f"MAE-DFER's LGI-Former, {what}"
   if any(name.endswith("embeddings.patch_embeddings.projection.weight") for name in shapes):
     return (
       "a vision transformer of Hugging Face's transformers, whose names differ; take the authors' own file"
@@ -250,13 +238,10 @@ def model_in(fields: Any, title: str, tunable: Any = ()) -> ModelConfig:
   """The model that a file, possibly a stranger's, describes; UserError if it is none, or larger than any."""
   try:
     model = read_model(fields)
-    large = [
-      f"{name}={n}"
-      for name, size in traverse_util.flatten_dict(model.to_fields(), sep=".").items()
-      for n in (size if isinstance(size, tuple) else [size])
-      if isinstance(n, int) and n > (MOST_BLOCKS if name.endswith(".depth") else MOST)
-    ]
-    if large:
+    flat = traverse_util.flatten_dict(model.to_fields(), sep=".").items()
+    sizes = [(name, n) for name, size in flat for n in (size if isinstance(size, tuple) else [size])]
+    most = {name: MOST_BLOCKS if name.endswith(".depth") else MOST for name, _ in sizes}
+    if large := [f"{name}={n}" for name, n in sizes if isinstance(n, int) and n > most[name]]:
       raise UserError(f"no such model can be built: {', '.join(large)}")
     tunable_patterns(model)
     tunable_patterns(model, tunable)

@@ -31,18 +31,16 @@ def open_folder(folder: Path) -> StoredModel:
   if not path.is_file():
     raise UserError(f"{folder} is no model folder: it has no model.json")
   if (folder / "params").exists():
-    raise UserError(
-      f"{folder} is a model folder of mma_dfer_jax 0.1.0, which this version does not read: {AGAIN}"
-    )
+    old = "a model folder of mma_dfer_jax 0.1.0, which this version does not read"
+    raise UserError(f"{folder} is {old}: {AGAIN}")
   try:
     about = json.loads(path.read_text())
   except (ValueError, RecursionError) as error:
     raise UserError(f"{path} is damaged: {error}; {AGAIN}") from error
   about = about if isinstance(about, dict) else {}
   kinds = FIELDS | {key: kind for key, kind in OF_A_RUN.items() if key in about}
-  wrong = [
-    f"{key} must be a {kind.__name__}" for key, kind in kinds.items() if type(about.get(key)) is not kind
-  ]
+  others = {key: kind for key, kind in kinds.items() if type(about.get(key)) is not kind}
+  wrong = [f"{key} must be a {kind.__name__}" for key, kind in others.items()]
   names = [] if wrong else about["classes"]
   if len({name for name in names if isinstance(name, str) and name and name.isprintable()}) < len(names):
     wrong = ["classes must be different names"]

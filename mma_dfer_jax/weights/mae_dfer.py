@@ -1,6 +1,6 @@
 """MAE-DFER's files: its LGI-Former, pretrained (with a decoder, in which nothing is taken) or fine-tuned (with a head)."""
 
-from collections.abc import Mapping
+import functools
 import re
 from typing import Any
 
@@ -8,16 +8,9 @@ from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.inputs import Inputs
 from mma_dfer_jax.model import PAPER, ModelConfig, read_model
 from mma_dfer_jax.parameters import parameter_shapes
+from mma_dfer_jax.weights import names
 from mma_dfer_jax.weights.files import MOST_BLOCKS, Start, Weights, looks_like
-from mma_dfer_jax.weights.names import (
-  CheckpointMismatchError,
-  Row,
-  check_fit,
-  encoder_rows,
-  ours,
-  row_of,
-  their_shapes,
-)
+from mma_dfer_jax.weights.names import encoder_rows
 
 MARK = "lg_region_tokens"  # no other model has it
 # Besides an encoder: a classifier, the norm that means over tokens replace, and all of pretraining's decoder.
@@ -35,44 +28,34 @@ def open_lgi(stream: str, weights: Weights, cfg: ModelConfig) -> Start:
 
   Pretraining files have no `fc_norm`, which is fresh then. Positions are in no file.
   """
-  rows, encoder = encoder_rows(stream, cfg), getattr(cfg, stream)
-  there = _sizes(weights.shapes)
-  here = {name: getattr(encoder, name) for name in there}
-  if MARK in weights.shapes and there != here:
-    differ = [name for name in there if there[name] != here[name]]
-    has, wants = (", ".join(f"{name}={of[name]}" for name in differ) for of in (there, here))
-    raise CheckpointMismatchError(f"{weights.path} holds an LGI-Former of another size, {has}, but this model has {wants}: "
-                                  "give the config the file's sizes, or take another file")  # fmt: skip
+  rows = encoder_rows(stream, cfg)
+  if MARK in weights.shapes:
+    names.check_sizes(weights.path, "an LGI-Former", _sizes(weights.shapes), getattr(cfg, stream))
   lacking = [row for row in rows if row.path.startswith(f"{stream}_encoder/fc_norm/")
              and not {"fc_norm.weight", "fc_norm.bias"} & weights.shapes.keys()]  # fmt: skip
   rows = [row for row in rows if row not in lacking]
   shapes, left = parameter_shapes(cfg), unused_in(weights)
   title = f"{weights.path} holds no LGI-Former for this model; it looks like {looks_like(weights.shapes)}"
-  check_fit(title, weights.shapes, their_shapes(rows, shapes), allowed=[*left, *_HEAD])
+  names.check_fit(title, weights.shapes, names.their_shapes(rows, shapes), allowed=[*left, *_HEAD])
   facts = [looks_like(weights.shapes), f"{len(rows)} tensors taken"]
   facts += ["fc_norm fresh, which the file does not have"] * bool(lacking)
   facts += ["its classifier left out"] * bool(weights.shapes.keys() & set(_HEAD))
   facts += [f"{len(left)} tensors of pretraining left out"] * bool(left)
-  return Start(stream, weights, (*facts, *weights.notes), ours(shapes, rows, weights.tensors))
+  return Start(stream, weights, (*facts, *weights.notes), names.ours(shapes, rows, weights.tensors))
 
 
-def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+def _sizes(shapes: names.Shapes) -> dict[str, int]:
   """Sizes of an encoder that shapes show; 0 for what is missing."""
-
-  def axis(name: str, i: int) -> int:
-    shape = shapes.get(name, ())
-    return shape[i] if len(shape) > i else 0
-
-  blocks = [int(found[1]) for name in shapes if (found := re.match(r"blocks\.(\d{1,9})\.", name))]
-  kernel = "patch_embed.proj.weight"
-  return {"width": axis(kernel, 0), "depth": max(blocks, default=-1) + 1, "mlp_dim": axis("blocks.0.mlp.fc1.weight", 0),
-          "tubelet": axis(kernel, 2), "patch_size": axis(kernel, 3)}  # fmt: skip
+  axis, kernel = functools.partial(names.size_of, shapes), "patch_embed.proj.weight"
+  sizes = {"width": axis(kernel, 0), "depth": names.numbered(shapes, r"blocks\.(\d{1,9})\.")}
+  sizes |= {"mlp_dim": axis("blocks.0.mlp.fc1.weight", 0)}
+  return sizes | {"tubelet": axis(kernel, 2), "patch_size": axis(kernel, 3)}
 
 
-def rows_of(cfg: ModelConfig) -> list[Row]:
+def rows_of(cfg: ModelConfig) -> list[names.Row]:
   """All parameters of their whole model with their names in a fine-tuned file."""
   heads = ((path, shape) for path, shape in parameter_shapes(cfg).items() if path.startswith("classifier/"))
-  found = [row_of(path, shape, "classifier", (("", "head", "linear"),)) for path, shape in heads]
+  found = [names.row_of(path, shape, "classifier", (("", "head", "linear"),)) for path, shape in heads]
   return [*encoder_rows("image", cfg), *filter(None, found)]
 
 
@@ -83,10 +66,8 @@ def find_model(weights: Weights, heads: int | None) -> tuple[ModelConfig, dict[s
     raise UserError(f"{path} is MAE-DFER's encoder without a classifier, not a model that answers: give it as "
                     "--config.pretrained.image with --config=configs/mae_dfer.py")  # fmt: skip
   sizes = _sizes(shapes)
-  if sizes["depth"] > MOST_BLOCKS:
-    raise UserError(
-      f"{path} numbers its blocks up to {sizes['depth'] - 1}; no such model has more than {MOST_BLOCKS}"
-    )
+  if (depth := sizes["depth"]) > MOST_BLOCKS:
+    raise UserError(f"{path} numbers its blocks up to {depth - 1}; no such model has more than {MOST_BLOCKS}")
   width, published = sizes["width"], "as published (not in the shapes)"
   assumed = {"inputs": f"every 4th of 64 frames of 160 pixels, {published}", "image.region": f"(2, 5, 10), {published}",
              "image.readout": f"region, {published}"}  # fmt: skip

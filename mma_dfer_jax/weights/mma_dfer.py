@@ -18,9 +18,9 @@ from mma_dfer_jax.inputs import Inputs
 from mma_dfer_jax.model import ModelConfig, paper, read_model
 from mma_dfer_jax.parameters import parameter_shapes
 from mma_dfer_jax.weights import files, mae_dfer
+from mma_dfer_jax.weights import names as of_names
 from mma_dfer_jax.weights.files import OF_A_RUN, OURS, StoredModel, Tensor, Weights
-from mma_dfer_jax.weights.names import Row, check_fit, name_table, their_shapes, unused_shapes, used_shapes
-from mma_dfer_jax.weights.names import ours as ours_of
+from mma_dfer_jax.weights.names import Row, name_table, numbered, size_of, unused_shapes
 
 UNUSED = "unused."  # before the authors' names of tensors that never take part
 # What the authors' checkpoints were trained on; records that differ in one of these cannot be evaluated with them.
@@ -51,14 +51,14 @@ def open_checkpoint(path: Path, heads: int | None = None, wanted: str | None = N
   of_mae_dfer = mae_dfer.MARK in weights.shapes
   if not of_mae_dfer and (what := files.looks_like(weights.shapes)) != "an MMA-DFER checkpoint":
     advice = "; give the two pretraining files as --config.pretrained.image and --config.pretrained.audio"
-    raise UserError(
-      f"{path} is not an MMA-DFER checkpoint; it looks like {what}{advice * ('encoder' in what)}"
-    )
+    what += advice * ("encoder" in what)
+    raise UserError(f"{path} is not an MMA-DFER checkpoint; it looks like {what}")
   model, assumed = (mae_dfer.find_model if of_mae_dfer else find_model)(weights, heads)
   rows, shapes = (mae_dfer.rows_of if of_mae_dfer else name_table)(model), parameter_shapes(model)
   unused, ours, tensors = {} if of_mae_dfer else unused_shapes(model), weights.ours, weights.tensors
   allowed = mae_dfer.unused_in(weights) if of_mae_dfer else unused
-  check_fit(f"{path} does not fit the model", weights.shapes, their_shapes(rows, shapes), allowed=allowed)
+  theirs = of_names.their_shapes(rows, shapes)
+  of_names.check_fit(f"{path} does not fit the model", weights.shapes, theirs, allowed=allowed)
   classes, recipe, trained_as = (ours.get(key) for key in ("classes", "recipe", "trained_as"))
   names = classes if isinstance(classes, list) and all(isinstance(name, str) for name in classes) else []
   if classes is not None and len(names) != model.num_classes:
@@ -67,15 +67,12 @@ def open_checkpoint(path: Path, heads: int | None = None, wanted: str | None = N
   source = {"file": path.name, "bytes": size, "sha256": weights.sha256}
   source |= (trained_as if isinstance(trained_as, dict) else {}) | weights.training
   source |= {"notes": list(weights.notes)} if weights.notes else {}
-  about = {key: ours[key] for key, kind in OF_A_RUN.items() if type(ours.get(key)) is kind} | {
-    "assumed": assumed,
-    "classes": None if classes is None else names,
-    "class_order": str(ours.get("class_order", "as the file says")),
-    "recipe": recipe if isinstance(recipe, dict) else recipe_of(model.inputs),
-    "source": source,
-  }
+  about = {key: ours[key] for key, kind in OF_A_RUN.items() if type(ours.get(key)) is kind}
+  about |= {"assumed": assumed, "source": source, "classes": None if classes is None else names}
+  about["class_order"] = str(ours.get("class_order", "as the file says"))
+  about["recipe"] = recipe if isinstance(recipe, dict) else recipe_of(model.inputs)
   try:
-    found = ours_of(shapes, rows, tensors)
+    found = of_names.ours(shapes, rows, tensors)
   except UserError as error:
     raise UserError(f"{path}: {error}") from error
   kept = {} if ours.get("unused") == "fresh" else {UNUSED + n: tensors[n] for n in unused if n in tensors}
@@ -118,23 +115,19 @@ def _from_shapes(weights: Weights, heads: int | None) -> tuple[ModelConfig, dict
   layers = "temporal_net.temporal_transformer.layers"
   temporal, mel_bins = usual.temporal, usual.inputs.audio_shape[1]
 
-  def axis(name: str, i: int, otherwise: int) -> int:
-    shape = shapes.get(name, ())
-    return shape[i] if len(shape) > i and 0 not in shape else otherwise  # an empty tensor may claim any size
+  axis = functools.partial(size_of, shapes)
 
-  def numbered(pattern: str, otherwise: int) -> int:
-    found = [int(match[1]) for name in shapes if (match := re.match(pattern, name))]
-    count = max(found, default=otherwise - 1) + 1
-    if count > files.MOST_BLOCKS:
+  def count(pattern: str, otherwise: int) -> int:
+    if (number := numbered(shapes, pattern)) > files.MOST_BLOCKS:
       most = f"no such model has more than {files.MOST_BLOCKS}"
-      raise UserError(f"{weights.path} numbers its parts up to {count - 1}; {most}")
-    return count
+      raise UserError(f"{weights.path} numbers its parts up to {number - 1}; {most}")
+    return number or otherwise
 
   width = axis("image_encoder.norm.weight", 0, usual.image.width)
   # If some blocks lack tensors, others still show the depth.
   blocks = r"(?:image_encoder|audio_model)\.(?:blocks|all_gate|temporal_pre)\.(\d{1,9})\b"
-  depth = numbered(blocks, usual.image.depth)
-  stages = numbered(r"image_encoder\.learnable_prompts_progr\.(\d{1,9})$", 2)
+  depth = count(blocks, usual.image.depth)
+  stages = count(r"image_encoder\.learnable_prompts_progr\.(\d{1,9})$", 2)
   prompts = axis("image_encoder.learnable_prompts_init", 0, 6)
   patch = max(axis("image_encoder.patch_embed.proj.weight", 2, usual.image.patch_size), 1)
   image_patches = axis("image_encoder.pos_embed", 1, 1 + 14**2 + prompts) - 1 - prompts
@@ -159,7 +152,7 @@ def _from_shapes(weights: Weights, heads: int | None) -> tuple[ModelConfig, dict
     "fusion": {"width": axis("image_encoder.temporal_pre.0.weight", 0, usual.fusion.width)},
     "temporal": {
       "width": axis("vision_proj.weight", 0, temporal.width),
-      "depth": numbered(rf"{re.escape(layers)}\.(\d{{1,9}})\.", temporal.depth),
+      "depth": count(rf"{re.escape(layers)}\.(\d{{1,9}})\.", temporal.depth),
       "head_dim": max(inner // temporal.heads, 1),
       "mlp_dim": axis(f"{layers}.0.1.fn.fn.net.0.weight", 0, temporal.mlp_dim),
     },
@@ -175,7 +168,7 @@ def _from_shapes(weights: Weights, heads: int | None) -> tuple[ModelConfig, dict
 
 def authors_tensors(stored: StoredModel) -> dict[str, Tensor]:
   """All of the authors' tensors; those that never take part come from the source or start as the original's."""
-  shapes, found = used_shapes(stored.model), {}
+  shapes, found = of_names.used_shapes(stored.model), {}
 
   def theirs(row: Row, name: str) -> np.ndarray:
     return np.ascontiguousarray(row.to_torch(stored.tensors[row.path].read())[name])
@@ -197,14 +190,11 @@ def export(stored: StoredModel, to_torch: Path | None, to_safetensors: Path | No
   stored.verify()
   tensors = {f"module.{name}": tensor for name, tensor in authors_tensors(stored).items()}
   source, kept = stored.about["source"], ("classes", "class_order", "recipe", *OF_A_RUN)
-  about = {
-    "model": stored.model.to_fields(),
-    **{key: stored.about[key] for key in kept if key in stored.about},
-    **{key: source.get(key) for key in ("epoch", "best_acc")},
-    "trained_as": {key: source[key] for key in ("run", "step") if key in source},
-    "unused": "kept" if any(name.startswith(UNUSED) for name in stored.tensors) else "fresh",
-    "version": __version__,
-  }
+  about = {key: stored.about[key] for key in kept if key in stored.about}
+  about |= {"model": stored.model.to_fields(), "version": __version__}
+  about |= {key: source.get(key) for key in ("epoch", "best_acc")}
+  about["trained_as"] = {key: source[key] for key in ("run", "step") if key in source}
+  about["unused"] = "kept" if any(name.startswith(UNUSED) for name in stored.tensors) else "fresh"
   about = json.loads(json.dumps(about))  # plain lists and numbers, which any reader takes
   if to_torch:
     files.write_torch(to_torch, tensors, about)

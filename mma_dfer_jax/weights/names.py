@@ -8,6 +8,7 @@ stands for a number. This file expands the tables for the parameters of a model.
 from collections.abc import Callable, Collection, Iterable, Mapping
 import dataclasses
 import functools
+from pathlib import Path
 import re
 from typing import Any
 
@@ -22,20 +23,15 @@ from mma_dfer_jax.weights.pickles import Tensor
 # PyTorch keeps linear weights as (out, in) and convolutions as (out, in, [time,] height, width).
 # Of each layout: from the authors' tensors to our array, and back.
 LAYOUTS: dict[str, tuple[Callable[..., np.ndarray], Callable[[np.ndarray], Iterable[np.ndarray]]]] = {
-  "keep": (lambda tensors: tensors[0], lambda array: [array]),
-  "linear": (lambda tensors: tensors[0].T, lambda array: [array.T]),
-  "conv": (lambda tensors: tensors[0].transpose(2, 3, 1, 0), lambda array: [array.transpose(3, 2, 0, 1)]),
-  "conv3d": (
-    lambda tensors: tensors[0].transpose(2, 3, 4, 1, 0),
-    lambda array: [array.transpose(4, 3, 0, 1, 2)],
-  ),
+  "keep": (lambda theirs: theirs[0], lambda x: [x]),
+  "linear": (lambda theirs: theirs[0].T, lambda x: [x.T]),
+  "conv": (lambda theirs: theirs[0].transpose(2, 3, 1, 0), lambda x: [x.transpose(3, 2, 0, 1)]),
+  "conv3d": (lambda theirs: theirs[0].transpose(2, 3, 4, 1, 0), lambda x: [x.transpose(4, 3, 0, 1, 2)]),
   # to_q (q), to_kv (k, v) -> one qkv
-  "concat": (
-    lambda tensors: np.concatenate(tensors).T,
-    lambda array: np.split(array.T, [array.shape[1] // 3]),
-  ),
+  "concat": (lambda theirs: np.concatenate(theirs).T, lambda x: np.split(x.T, [x.shape[1] // 3])),
   "stack": (np.stack, list),  # one tensor per stage
 }
+Shapes = Mapping[str, tuple[int, ...]]  # of tensors by name
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}  # of modules
 # The authors' module with a part's tensors; elsewhere the tables have whole names.
 OWNERS = {"image_encoder": "image_encoder.", "audio_encoder": "audio_model.", "image_prompts": "image_encoder.",
@@ -66,6 +62,7 @@ class Row:
 def name_table(cfg: ModelConfig) -> list[Row]:
   """Every parameter with its tensors in an authors' file; UserError names parts that it cannot hold."""
   slots = [(name, place) for name, slot in SLOTS.items() for place in slot.places]
+  slot_of = {place: name for name, place in slots}
   tables = {place: parts.authors_table(getattr(cfg, name)) for name, place in slots}
   tables["joint_adaptation"] = model.AUTHORS
   rows, homeless = [], set()
@@ -74,7 +71,9 @@ def name_table(cfg: ModelConfig) -> list[Row]:
     if row := row_of(path, shape, place, tables[place] or ()):
       rows.append(row)
     else:
-      homeless.add(path.split("/")[0])
+      name = slot_of.get(place, place)
+      chosen = f"model.{name}={parts.place_of(getattr(cfg, name)).partition('/')[2]}, " * (place in slot_of)
+      homeless.add(f"{chosen}{path.split('/')[0]}")
   if homeless:
     raise listed("an authors' file has no place for these parts of the model", sorted(homeless))
   return rows
@@ -109,7 +108,7 @@ def row_of(path: str, shape: tuple[int, ...], place: str, table: Iterable[tuple[
   return None
 
 
-def unused_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
+def unused_shapes(cfg: ModelConfig) -> Shapes:
   """The authors' tensors that never take part: both encoders' heads and the temporal net's `norm2`."""
   shapes: dict[str, tuple[int, ...]] = {}
   # Outputs of the heads: the original passes timm's classes as the number of heads for frames, 1000 for sound.
@@ -123,41 +122,54 @@ def unused_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
   return shapes
 
 
-def used_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
+def used_shapes(cfg: ModelConfig) -> Shapes:
   """The shape of each tensor that takes part, by the authors' name."""
   return their_shapes(name_table(cfg), parameter_shapes(cfg))
 
 
-def their_shapes(rows: Iterable[Row], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+def their_shapes(rows: Iterable[Row], shapes: Shapes) -> dict[str, tuple[int, ...]]:
   """The shapes of the tensors in the authors' file that these parameters, of these shapes by path, are made of."""
   # One zero, broadcast to every shape, costs no memory.
   theirs = [row.to_torch(np.broadcast_to(np.float32(0), shapes[row.path])) for row in rows]
   return {name: tensor.shape for tensors in theirs for name, tensor in tensors.items()}
 
 
-def check_fit(
-  title: str,
-  found: Mapping[str, tuple[int, ...]],
-  wanted: Mapping[str, tuple[int, ...]],
-  allowed: Collection[str] = (),
-) -> None:
+def size_of(shapes: Shapes, name: str, axis: int, otherwise: int = 0) -> int:
+  """Of a tensor along an axis; or, without one or of an empty one, which may claim any size, something else."""
+  shape = shapes.get(name, ())
+  return shape[axis] if len(shape) > axis and 0 not in shape else otherwise
+
+
+def numbered(names: Iterable[str], pattern: str) -> int:
+  """How many of something there are, by the largest number that follows in names; 0 without any."""
+  return max([int(found[1]) for name in names if (found := re.match(pattern, name))], default=-1) + 1
+
+
+def check_sizes(source: Path, what: str, there: Mapping[str, int], encoder: Any) -> None:
+  """Raises CheckpointMismatchError, in a sentence in place of the names of all tensors, if a file's sizes are others."""
+  if differ := [name for name, size in there.items() if size != getattr(encoder, name)]:
+    has = ", ".join(f"{name}={there[name]}" for name in differ)
+    wants = ", ".join(f"{name}={getattr(encoder, name)}" for name in differ)
+    advice = "give the config the file's sizes, or take another file"
+    raise CheckpointMismatchError(
+      f"{source} holds {what} of another size, {has}, but this model has {wants}: {advice}"
+    )
+
+
+def check_fit(title: str, found: Shapes, wanted: Shapes, allowed: Collection[str] = ()) -> None:
   """Raises CheckpointMismatchError, which begins with `title`, unless the shapes are the wanted or allowed ones."""
-  wrong = [
-    f"{n} {found[n]}, not {shape}" for n, shape in wanted.items() if found.get(n, shape) != tuple(shape)
-  ]
+  others = {name: shape for name, shape in wanted.items() if found.get(name, shape) != tuple(shape)}
   problems = {
     "missing": sorted(wanted.keys() - found.keys()),
     "unexpected": sorted(found.keys() - wanted.keys() - set(allowed)),
-    "wrong shape": wrong,
+    "wrong shape": [f"{name} {found[name]}, not {shape}" for name, shape in others.items()],
   }
   if any(problems.values()):
     lines = [f"  {what} ({len(n)}): {', '.join(map(shown, n)) or 'none'}" for what, n in problems.items()]
     raise CheckpointMismatchError("\n".join([f"{title}:", *lines]))
 
 
-def ours(
-  shapes: Mapping[str, tuple[int, ...]], rows: Iterable[Row], theirs: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def ours(shapes: Shapes, rows: Iterable[Row], theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
   """Our parameters of these rows, by path, made of the authors' tensors when they are read; `shapes` by path."""
   found = {}
   for row in rows:

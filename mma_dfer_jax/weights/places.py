@@ -45,9 +45,8 @@ def files_of(path: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
   elif path.is_file() and not _INDEX.fullmatch(path.name):
     refuse_other(path, [path.name])
     if (piece := re.fullmatch(r".*-0*(\d+)-of-0*(\d+)\.\w+", path.name)) and int(piece[2]) > 1:
-      raise UserError(
-        f"{path} is piece {piece[1]} of {piece[2]} of a model; give the folder with all of them, or its index"
-      )
+      advice = "give the folder with all of them, or its index"
+      raise UserError(f"{path} is piece {piece[1]} of {piece[2]} of a model; {advice}")
   if not _INDEX.fullmatch(path.name):
     return (path,), {}
   try:
@@ -61,10 +60,8 @@ def files_of(path: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
   except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
     raise UserError(f"{path} is no index of pieces, with weight_map: {shown(error)}") from error
   files = tuple(path.parent / file for file in sorted(set(where.values())))
-  if gone := [file.name for file in files if not file.is_file()]:
-    raise UserError(
-      f"{path} lists {len(files)} files; {len(gone)} are missing: {few([shown(name) for name in gone])}"
-    )
+  if gone := [shown(file.name) for file in files if not file.is_file()]:
+    raise UserError(f"{path} lists {len(files)} files; {len(gone)} are missing: {few(gone)}")
   return files, where
 
 
@@ -78,23 +75,20 @@ def _in_folder(folder: Path) -> Path:
   """The file with the weights of a folder, or with the list of their pieces."""
   names = sorted(entry.name for entry in folder.iterdir())
   if {"run.json", "model.json"} & set(names):
-    raise UserError(
-      f"{folder} is a whole model of this program, which config.init_from of training takes; here give a file of weights"
-    )
+    what = "a whole model of this program, which config.init_from of training takes"
+    raise UserError(f"{folder} is {what}; here give a file of weights")
   tag = "checkpoint"  # Lightning's name for DeepSpeed's folder
   if "latest" in names:
     tag = (folder / "latest").read_bytes()[:255].decode(errors="replace").strip()
   if Path(tag).name == tag and list((folder / tag).glob("*_model_states.pt")):
     return _in_folder(folder / tag)
   if found := [name for name in names if _WHOLE.fullmatch(name)]:
-    return folder / min(
-      found, key=lambda name: (not name.startswith("model.s"), "safetensors" not in name, len(name))
-    )
+    order = {name: (not name.startswith("model.s"), "safetensors" not in name, len(name)) for name in found}
+    return folder / min(order, key=order.__getitem__)
   states = [name for name in names if re.fullmatch(r"mp_rank_\d+_model_states\.pt", name)]
   if len(states) > 1:
-    raise UserError(
-      f"{folder} is of DeepSpeed and splits every tensor into {len(states)}; save the model from one device"
-    )
+    split = f"splits every tensor into {len(states)}"
+    raise UserError(f"{folder} is of DeepSpeed and {split}; save the model from one device")
   if states:
     return folder / states[0]
   refuse_other(
@@ -102,6 +96,5 @@ def _in_folder(folder: Path) -> Path:
   )  # Accelerate's lie below
   files = [name for name in names if _NAMED.fullmatch(name)]
   advice = f"; give one of its files: {few([shown(name) for name in files])}" * bool(files)
-  raise UserError(
-    f"{folder} is neither the workdir of a run (no run.json) nor a model folder (no model.json){advice}"
-  )
+  neither = "neither the workdir of a run (no run.json) nor a model folder (no model.json)"
+  raise UserError(f"{folder} is {neither}{advice}")

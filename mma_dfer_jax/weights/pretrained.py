@@ -1,6 +1,6 @@
 """Pretraining files, MAE-Face's, AudioMAE's and our own: checks that a file fits an encoder, and reads it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import math
 from pathlib import Path
 import re
@@ -10,16 +10,9 @@ from mma_dfer_jax.errors import listed
 from mma_dfer_jax.inputs import Inputs
 from mma_dfer_jax.model import ModelConfig
 from mma_dfer_jax.parameters import parameter_shapes
+from mma_dfer_jax.weights import names
 from mma_dfer_jax.weights.files import Start, Tensor, Weights, looks_like, open_weights
 from mma_dfer_jax.weights.mae_dfer import open_lgi
-from mma_dfer_jax.weights.names import (
-  CheckpointMismatchError,
-  Row,
-  check_fit,
-  encoder_rows,
-  ours,
-  their_shapes,
-)
 from mma_dfer_jax.weights.positions import resize_positions
 
 # Tensors of the pretrained autoencoders that only their training needs: MAE's and AudioMAE's decoders.
@@ -35,7 +28,7 @@ def open_pretrained(stream: str, path: str | Path, cfg: ModelConfig) -> Start:
   The table of positions is resized to the model's grid; rows of prompts are not in the file. UserError names all that is
   missing, unexpected and of the wrong shape. Source: the original's constructors, which accept any file.
   """
-  rows, weights = encoder_rows(stream, cfg), open_weights(path)
+  rows, weights = names.encoder_rows(stream, cfg), open_weights(path)
   if not hasattr(getattr(cfg, stream), "grid"):  # the encoder has no table of positions
     return open_lgi(stream, weights, cfg)
   taken, facts = take_encoder(stream, weights, getattr(cfg, stream), cfg.inputs, rows, parameter_shapes(cfg))
@@ -45,9 +38,8 @@ def open_pretrained(stream: str, path: str | Path, cfg: ModelConfig) -> Start:
 
 
 def take_encoder(
-  stream: str, weights: Weights, encoder: Any, inputs: Inputs, rows: Sequence[Row],
-  shapes: Mapping[str, tuple[int, ...]],
-) -> tuple[dict[str, Tensor], list[str]]:  # fmt: skip
+  stream: str, weights: Weights, encoder: Any, inputs: Inputs, rows: Sequence[names.Row], shapes: names.Shapes
+) -> tuple[dict[str, Tensor], list[str]]:
   """The parameters of an encoder, by path, from a pretraining file; and what the file is and how much of it is taken.
 
   Args:
@@ -58,7 +50,7 @@ def take_encoder(
     UserError: with all that does not fit.
   """
   path, target = weights.path, encoder.grid(stream, inputs)
-  wanted = their_shapes(rows, shapes)
+  wanted = names.their_shapes(rows, shapes)
   positions = weights.shapes.get("pos_embed", ())
   patches = max(positions[1] - 1, 0) if len(positions) == 3 else 0
   # Frames are square; spectrograms of any length have the model's mel bins.
@@ -68,12 +60,10 @@ def take_encoder(
   size = f"width {encoder.width}, {encoder.depth} blocks"
   _refuse_other_sizes(stream, weights, encoder)
   title = f"{path} is not {expected} pretraining file for this model ({size}); it looks like {what}"
-  check_fit(
-    title, weights.shapes, wanted, allowed=[name for name in weights.tensors if DECODER.fullmatch(name)]
-  )
+  names.check_fit(title, weights.shapes, wanted, allowed=list(filter(DECODER.fullmatch, weights.tensors)))
   if problems := _not_in_shapes(stream, weights, encoder):
     raise listed(f"{path} was pretrained with other values than this model has", problems)
-  taken = ours(shapes, rows, weights.tensors)
+  taken = names.ours(shapes, rows, weights.tensors)
   table = next(row.path for row in rows if row.torch_names == ("pos_embed",))
   shape = (1, 1 + target[0] * target[1], encoder.width)
   taken[table] = taken[table].changed(shape, lambda array: resize_positions(array.astype("f4"), grid, target))
@@ -82,22 +72,13 @@ def take_encoder(
 
 
 def _refuse_other_sizes(stream: str, weights: Weights, encoder: Any) -> None:
-  """Raises UserError, in a sentence in place of the names of all tensors, if a file holds a right encoder of other sizes."""
+  """Raises UserError if a file holds a right encoder of other sizes; what else it may be is for others to say."""
   kernel, hidden = (weights.shapes.get(f"{n}.weight", ()) for n in ("patch_embed.proj", "blocks.0.mlp.fc1"))
-  if (
-    len(kernel) != 4
-    or len(hidden) != 2
-    or kernel[1] != {"image": 3, "audio": 1}[stream]
-    or "head.weight" in weights.shapes
-  ):
-    return  # it is something else, of which more is to be said
-  blocks = [int(found[1]) for name in weights.tensors if (found := re.match(r"blocks\.(\d+)\.", name))]
-  sizes = {"width": kernel[0], "depth": 1 + max(blocks), "mlp_dim": hidden[0], "patch_size": kernel[2]}
-  if other := {name: size for name, size in sizes.items() if size != getattr(encoder, name)}:
-    there, here = (", ".join(f"{name}={value}" for name, value in values.items())
-                   for values in (other, {name: getattr(encoder, name) for name in other}))  # fmt: skip
-    raise CheckpointMismatchError(f"{weights.path} holds an encoder of another size, {there}, but this model has {here}: "
-                                  "give the config the file's sizes, or take another file")  # fmt: skip
+  right = len(kernel) == 4 and len(hidden) == 2 and kernel[1] == {"image": 3, "audio": 1}[stream]
+  if right and "head.weight" not in weights.shapes:
+    depth = names.numbered(weights.tensors, r"blocks\.(\d+)\.")
+    sizes = {"width": kernel[0], "depth": depth, "mlp_dim": hidden[0], "patch_size": kernel[2]}
+    names.check_sizes(weights.path, "an encoder", sizes, encoder)
 
 
 def _not_in_shapes(stream: str, weights: Weights, encoder: Any) -> list[str]:

@@ -24,9 +24,7 @@ _STARTS = (re.compile(rf"((?:[^.]+\.)*?)(?:{'|'.join(ROOTS)})(?:\.|$)"),
 _WRAPPER = re.compile(r"module|_\w*mod(?:ule)?")
 _AVERAGES = {"ema", "swa", "avg", "average", "averaged", "momentum", "shadow"}  # words in names of sets
 _USUAL = ((), ("state_dict",), ("model",))  # keys of a file that lead to its weights
-_FULL = (
-  "a run on several devices must save its full state dict (FullStateDictConfig, or full_state_dict=True)"
-)
+_FULL = "a run on several devices must save its full state dict (FullStateDictConfig or full_state_dict=True)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,10 +88,8 @@ def _sets(path: Path, saved: Mapping) -> tuple[dict[str, list[_Entry]], list[str
   """The sets of weights by name, each with all that stands beside its tensors; and names of tensors in no set."""
   dicts = _dicts(saved)
   if not dicts:
-    held = [shown(key) + _object(value) for key, value in saved.items()]
-    raise UserError(
-      f"{path} holds no state dict, at no key; it has {few(held) or 'nothing'}; save model.state_dict()"
-    )
+    held = few([shown(key) + _object(value) for key, value in saved.items()]) or "nothing"
+    raise UserError(f"{path} holds no state dict, at no key; it has {held}; save model.state_dict()")
   entries = []
   for keys, here in dicts.items():
     for name, value in here.items():
@@ -178,8 +174,6 @@ def _of_one_type(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
       return tensor.read().astype(np.float32)
 
   dtype = np.dtype(np.float32)
-  same = {
-    name: tensor if tensor.dtype == dtype else Tensor(tensor.shape, dtype, functools.partial(single, tensor))
-    for name, tensor in tensors.items()
-  }
+  others = {name: tensor for name, tensor in tensors.items() if tensor.dtype != dtype}
+  same = tensors | {n: Tensor(t.shape, dtype, functools.partial(single, t)) for n, t in others.items()}
   return same, f"tensors of {', '.join(f'{name} ({count})' for name, count in types.items())}: all as float32"

@@ -5,12 +5,12 @@ import itertools
 import re
 
 import av
+from clip_files import iterate_frames, read_record
 import numpy as np
 import pytest
 
 from mma_dfer_jax.data.channels import Heard
-from mma_dfer_jax.data.media import MediaError, iterate_frames, read_sound, tracks_taken
-from mma_dfer_jax.data.records import read_record
+from mma_dfer_jax.data.media import MediaError, read_sound, tracks_taken
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.prediction import sound_channel
 

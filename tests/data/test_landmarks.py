@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from test_pipeline import RATE
 
+from mma_dfer_jax.data import decoding
 from mma_dfer_jax.data.data_set import open_data_set
 from mma_dfer_jax.data.faces import Box, Detector
 from mma_dfer_jax.data.frames import Augmentation, move_points
@@ -117,7 +118,7 @@ def test_gaps_of_up_to_four_frames_are_interpolated():
 
 
 def test_prepare_keeps_them_and_batches_have_them_only_if_wanted(tmp_path, monkeypatch):
-  monkeypatch.setattr(PREPARE, "detector", lambda path: FakeDetector({3}))
+  monkeypatch.setattr(decoding, "detector", lambda path: FakeDetector({3}))
   monkeypatch.setattr(PREPARE, "face_model", lambda path: __file__)
   for name in ("a", "b"):
     make(tmp_path / f"{name}.mp4", 90)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mma_dfer_jax.data.light import meaning, to_bt709
+from mma_dfer_jax.data.light import change, to_bt709
 
 HLG, PQ, LINEAR, BT709, BT2020, P3 = 18, 16, 8, 1, 9, 12
 
@@ -36,8 +36,8 @@ def test_colours_of_bt709_come_back():
 
 
 def test_what_is_said_of_a_file():
-  assert meaning(HLG, BT2020) == "HLG, BT.2020"
-  assert meaning(BT709, P3) == "Display P3"
-  assert meaning(None, 2) is meaning(BT709, BT709) is meaning(6, 6) is None
+  assert change(HLG, BT2020) == "HDR (HLG, BT.2020) brought to BT.709"
+  assert change(BT709, P3) == "wide colours (Display P3) brought to BT.709"
+  assert change(None, 2) is change(BT709, BT709) is change(6, 6) is None
   with pytest.raises(ValueError, match="logarithmic"):
-    meaning(9, BT709)
+    change(9, BT709)

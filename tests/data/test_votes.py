@@ -72,8 +72,8 @@ def test_batches_bring_votes_only_if_asked_for(data):
 @pytest.mark.parametrize(
   ("line", "words"),
   [
-    ([9, 0, 0, 0, 0, 0, 0, 5, 5], "the votes 9, 0, 0, 0, 0, 0, 0 are not 10"),
-    ([10, 0, 0, 0, 0, 0, "x", 5, 5], "are not 10"),
+    ([9, 0, 0, 0, 0, 0, 0, 5, 5], "the votes 9, 0, 0, 0, 0, 0, 0 are not whole numbers that add up to 10"),
+    ([10, 0, 0, 0, 0, 0, "x", 5, 5], "are not whole numbers that add up to 10"),
     ([*votes_of(4), 5, 1], "the label 1 there is not"),
   ],
 )

@@ -5,13 +5,14 @@ import io
 import struct
 import zlib
 
+from clip_files import iterate_frames
 from formats import SOUNDS, VIDEOS, write_noise
 import numpy as np
 from PIL import Image, features
 import pytest
 
 from mma_dfer_jax.data.frames import decode_frame
-from mma_dfer_jax.data.media import MediaError, declared_seconds, iterate_frames, iterate_pictures, read_sound
+from mma_dfer_jax.data.media import MediaError, declared_seconds, iterate_pictures, read_sound
 
 OTHERS = {
   "mpg": ("mpeg", "mpeg1video", "mp2", {}),

@@ -1,15 +1,21 @@
 """The landmark graph and the cascade: golden numbers in float64, sizes, and a start at the model without."""
 
+import functools
+from types import SimpleNamespace
+
 from conftest import GOLDEN
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from model_folders import model_of, random_parameters, with_layers
 import numpy as np
 import pytest
 
 from mma_dfer_jax import parts
 from mma_dfer_jax.landmarks import graph
-from mma_dfer_jax.parameters import flat_params
+from mma_dfer_jax.layers import Dropout
+from mma_dfer_jax.parameters import flat_params, parameter_shapes
+from mma_dfer_jax.training.objective import Objective, total
 
 
 @pytest.fixture
@@ -54,9 +60,139 @@ def test_the_graph_token_in_float64(golden):
   assert_gradients(gradients, {path: g[f"grad/{name}"] for path, name in names.items()})
 
 
+@pytest.mark.parametrize("name", ["transformer", "mean"])
+def test_the_graph_as_one_token_more(float64, name):
+  """As a temporal model of one moment more, whose position is the token's own; the last clip has no frame with all points."""
+  sizes = {"width": 8, "depth": 2, "heads": 2, "head_dim": 4, "mlp_dim": 8} if name == "transformer" else {}
+  config, rng = parts.read("temporal", {"name": name, **sizes}), np.random.default_rng(0)
+  temporal, longer = (config.build(moments, rngs=nnx.Rngs(0)) for moments in (3, 4))
+  module = parts.read("landmarks", {"name": "graph", "width": 5, "form": "token"}).build(
+    8, 3, 6, rngs=nnx.Rngs(0)
+  )
+  joint, points = jnp.asarray(rng.normal(size=(3, 3, 8))), rng.random((3, 6, 5, 3))
+  points[..., 2] = 1
+  points[0, 2:, 3, 2] = points[2, ..., 0, 2] = 0
+  given, position = jnp.asarray(points), rng.normal(size=(1, 1, 8))
+  module.position[...] = jnp.asarray(position)
+
+  def run(gate):
+    module.gate[...] = jnp.full(1, gate)
+    assert module(joint, given) is joint
+    return module.beside(functools.partial(temporal, joint), given)
+
+  plain = temporal(joint)
+  for found, base in zip(run(0.0), plain, strict=True):
+    np.testing.assert_array_equal(found, base)
+  token = np.stack(
+    [module.tokens(given[i : i + 1, :until, :, :2])[0].mean(axis=0) for i, until in ((0, 2), (1, 6), (2, 6))]
+  )
+  if name == "transformer":
+    longer.pos_embed[...] = jnp.concatenate([temporal.pos_embed[...], position], axis=1)
+  more = token[:, None] + (position if name == "mean" else 0)
+  clip, moments = longer(jnp.concatenate([joint, more], axis=1))
+  with_token = clip, moments[:, :3]
+  for found, base, moved in zip(run(0.7), plain, with_token, strict=True):
+    np.testing.assert_allclose(found[:2], (base + np.tanh(0.7) * (moved - base))[:2], atol=1e-12)
+    np.testing.assert_array_equal(found[2], base[2])
+
+
+@pytest.mark.slow
+def test_a_batch_without_a_face_trains(golden):
+  """Nothing is learned of boxes and points, and gradients are those of the classes alone."""
+  g = golden("cascade")
+  graphdef, state = cascade(g)
+  batch = {
+    "face_box": jnp.zeros((2, 4, 5)),
+    "landmarks": jnp.zeros((2, 4, 5, 3)),
+    "label": jnp.asarray(g["labels"]),
+  }
+  objective = Objective(parts.read("losses", {"name": "cross_entropy"}), (1,) * 7, 1, cascade_config())
+
+  def run(state, with_tasks):
+    module = nnx.merge(graphdef, state)
+    outputs = module(parts.Outputs(jnp.asarray(g["base_logits"])), jnp.asarray(g["tokens"]))
+    shared = objective.whole(batch, 0, objective.statistics)
+    terms = objective.terms(outputs, batch, shared)
+    if with_tasks:
+      terms = objective.with_tasks(terms, SimpleNamespace(cascade=module), outputs, batch, shared)
+    means = {name: term.losses.mean() for name, term in terms.items()}
+    return total(means, terms), means
+
+  (loss, means), gradients = jax.value_and_grad(run, has_aux=True)(state, True)
+  (alone, _), of_classes = jax.value_and_grad(run, has_aux=True)(state, False)
+  assert (float(means["box"]), float(means["landmarks"])) == (0, 0)
+  np.testing.assert_allclose(loss, 1.5 * alone)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 1.5 * b, atol=1e-12), gradients, of_classes)
+
+
+@pytest.mark.slow
+def test_dropout_uses_what_was_drawn_and_evaluation_drops_nothing(golden):
+  g = golden("cascade")
+  logits, tokens, rates = (
+    parts.Outputs(jnp.asarray(g["base_logits"])),
+    jnp.asarray(g["tokens"]),
+    {"dropout": 0.3},
+  )
+  plain, module = nnx.merge(*cascade(g)), nnx.merge(*cascade(g, **rates, head_dropout=0.1))
+  drawn = module.draw(jax.random.key(0), 2)
+  assert plain.draw(jax.random.key(0), 2) is None
+  for one in (
+    module(logits, tokens),
+    module(logits, tokens, jnp.ones_like(drawn)),
+  ):  # as trained: everything is larger
+    assert np.isfinite(one.logits).all()
+  np.testing.assert_array_equal(module(logits, tokens).logits, plain(logits, tokens).logits)
+  dropped = module(logits, tokens, drawn)
+  np.testing.assert_array_equal(dropped.logits, module(logits, tokens, drawn).logits)
+  assert np.abs(dropped.logits - module(logits, tokens).logits).min() > 1e-6
+  for i in range(2):  # a clip by itself drops the same
+    alone = module(parts.Outputs(logits.logits[i : i + 1]), tokens[i : i + 1], drawn[:, i : i + 1])
+    np.testing.assert_allclose(alone.extra["found_box"][0], dropped.extra["found_box"][i], atol=1e-12)
+  with pytest.raises(ValueError, match="nonnegative"):  # the numbers drawn are just enough
+    module(logits, tokens, drawn[:-1])
+  heads = nnx.merge(*cascade(g, head_dropout=0.5))
+  none = heads(logits, tokens, jnp.zeros_like(heads.draw(jax.random.key(0), 2)))
+  np.testing.assert_array_equal(none.extra["found_box"].reshape(2, -1)[0], heads.box.head.bias[...])
+  drop = Dropout(jnp.linspace(0, 1, 20).reshape(10, 2))
+  np.testing.assert_allclose(drop(jnp.ones((2, 4)), 0.25), 4 / 3 * np.array([[0, 0, 0, 1], [0, 0, 1, 1]]))
+  np.testing.assert_allclose(drop(jnp.ones((2, 2, 3)), 0.25), np.full((2, 2, 3), 4 / 3))
+
+
+@pytest.mark.slow
+def test_models_with_both_start_at_the_model_without():
+  """In either form, also where frames are left out; but for rounding, because XLA compiles another program."""
+  kept = {"name": "soft", "keep": 4, "after": 1}
+  for mask in ({"name": "none"}, kept):
+    answers = []
+    for form in ("", "frames", "token"):
+      auxiliary = {"name": "cascade", "width": 8, "mlp_dim": 8} if form else {"name": "none"}
+      landmarks = {"name": "graph", "form": form} if form else {"name": "none"}
+      cfg = with_layers(2, frame_mask=mask, landmarks=landmarks, auxiliary=auxiliary)
+      if not form:
+        values = random_parameters(cfg)
+      shapes = parameter_shapes(cfg)
+      rest = {path: np.full(shape, 0.0 if path.endswith("gate") else 0.1) for path, shape in shapes.items()}
+      rng = np.random.default_rng(0)
+      given = [
+        rng.integers(0, 256, (2, *cfg.inputs.video_shape), np.uint8),
+        rng.normal(size=(2, *cfg.inputs.audio_shape)),
+      ]
+      given += [rng.random((2, *cfg.inputs.points_shape), np.float32).round(1)] * bool(form)
+      answers.append(
+        jax.jit(lambda model, *given: model(*given).logits)(
+          model_of(cfg, rest | values), *map(jnp.asarray, given)
+        )
+      )
+    for answer in answers[1:]:
+      np.testing.assert_allclose(answer, answers[0], atol=1e-6)
+
+
+def cascade_config(**changes):
+  return parts.read("auxiliary", {"name": "cascade", "width": 6, "depth": 2, "mlp_dim": 12, **changes})
+
+
 def cascade(g, **changes):
-  config = parts.read("auxiliary", {"name": "cascade", "width": 6, "depth": 2, "mlp_dim": 12, **changes})
-  module = config.build(8, 4, 7, rngs=nnx.Rngs(0))
+  module = cascade_config(**changes).build(8, 4, 7, rngs=nnx.Rngs(0))
   return filled(
     module, {path.removeprefix("w/"): value for path, value in g.items() if path.startswith("w/")}
   )
@@ -129,3 +265,4 @@ def test_sizes_and_the_start_at_the_model_without():
   assert count(built("auxiliary", name="cascade", depth=3)) == 9_669_864
   assert count(built("auxiliary", name="cascade")) == 3_352_296
   assert count(built("landmarks", name="graph")) == 37_633
+  assert count(built("landmarks", name="graph", form="token")) == 37_633 + 512

@@ -94,7 +94,7 @@ def test_a_learned_scale_starts_as_clips_and_ends_at_the_largest():
 
 
 def test_wrong_fields_are_refused():
-  for fields, says in (({"scale": 0.0}, "scale=0.0 must be positive"), ({"embedding": 0}, "embedding=0"),
+  for fields, says in (({"scale": 0.0}, "scale=0.0 must lie in"), ({"embedding": 0}, "embedding=0"),
                        ({"tune_vectors": True, "tunable": ("proj/.*",)}, "set one of the two")):  # fmt: skip
     with pytest.raises(UserError, match=says):
       parts.read("heads", {"name": "text", **fields})
@@ -115,6 +115,8 @@ def test_a_file_is_reordered_by_name(tmp_path):
   ({"vectors": np.ones((2, 32), np.float32)}, r"must be float32 \(3, 32\), it is float32 \(2, 32\)"),
   ({"vectors": np.ones((3, 32))}, r"must be float32 \(3, 32\), it is float64"),
   ({"vectors": np.diag([1, np.nan, 0])[:, [0, 1, 2] * 10 + [0, 0]].astype("f4")}, r"(?s)vectors? of up: .*NaN.*of left: 0, which"),
+  ({"vectors": np.eye(3, 32, dtype="f4") * np.array([[1e-30], [1], [1e9]], "f4")}, "the vectors of down, left: a length outside"),
+  ({"vectors": np.eye(3, 32, dtype="f4")[[0, 0, 1]] * np.float32(7)}, "of down, up: the direction of another class"),
   ({"classes": np.array(["up", "up", "left"])}, "names twice: up"),
   ({"classes": np.array(["up", "", "left"])}, "is empty"),
   ({"classes": np.array(CLASSES, object)}, "no .npz file of names and numbers"),
@@ -159,7 +161,7 @@ def test_a_run_says_where_its_vectors_are_from_and_what_its_layers_weigh(run, da
   assert said["class_vectors"] == {"source": "a test", "sha256": sha256_of(file)}
   for words in ("a test; reordered by name", "Layers of the picture", "| weight α | 0.", "β = "):
     assert words in report
-  other = write(run.with_name("b.npz"), said["classes"], vectors=np.ones((7, 32), np.float32))
+  other = write(run.with_name("b.npz"), said["classes"], vectors=np.eye(7, 32, dtype=np.float32))
   with pytest.raises(UserError, match="starts text"):
     train_here(run, data_dir, **overrides(other))
   with pytest.raises(UserError, match="text is empty"):

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mma_dfer_jax.data.formats.base import (
+from mma_dfer_jax.data.formats import (
   CutShort,
   Damaged,
   Data,

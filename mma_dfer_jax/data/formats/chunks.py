@@ -6,8 +6,7 @@ import struct
 
 import numpy as np
 
-from mma_dfer_jax.data.formats.base import (
-  PLACEHOLDER,
+from mma_dfer_jax.data.formats import (
   CutShort,
   Damaged,
   Data,
@@ -21,19 +20,10 @@ from mma_dfer_jax.data.formats.base import (
 )
 
 STREAMS = {b"vids": "video", b"auds": "audio", b"txts": "other", b"mids": "other", b"iavs": "video"}  # of AVI
-AFTER_SOUND = (
-  b"pakt",
-  b"info",
-  b"strg",
-  b"mark",
-  b"regn",
-  b"midi",
-  b"inst",
-  b"ovvw",
-  b"peak",
-  b"uuid",
-  b"free",
-)  # CAF
+AFTER_SOUND = set(b"pakt info strg mark regn midi inst ovvw peak uuid free".split())  # of CAF
+PLACEHOLDER = (
+  0x7FFF0000  # sizes from here on, or 0, stand where the size was not known when they were written
+)
 UNKNOWN = 1 << 62  # sizes of 64 bits from here on stand in for an unknown one
 
 
@@ -56,12 +46,10 @@ def riff(data: Data, found: Ending) -> None:
   size = integer(data, 4, 4, order)
   if form in (b"WAVE", b"AIFF", b"AIFC"):
     return _sound(data, order, 8 + size, found)
-  known = not _is_placeholder(size, data)
-  if known:
+  if not _is_placeholder(size, data):
     must_reach(f"its {name_of(form)} data", 8 + size, data)
   if form == b"WEBP":
-    pictures = sum(kind == b"ANMF" for kind, *_ in _chunks(data, 12, "<"))
-    found.pictures = pictures or None
+    found.pictures = sum(kind == b"ANMF" for kind, *_ in _chunks(data, 12, "<")) or None
   if form == b"AVI ":
     found.tracks += _streams_of_avi(data)
     for kind, start, size in _chunks(data, 0, "<"):
@@ -88,18 +76,12 @@ def _sound(data: Data, order: str, end: int, found: Ending) -> None:
         if large[1] and large[1] < UNKNOWN:
           found.end = start + large[1] + large[1] % 2
           return must_reach("its chunk data", start + large[1], data)
-        found.repairs |= {
-          large[0]: rest.to_bytes(8, "little"),
-          large[0] + 8: bytes(8),
-        }  # and number of samples
+        number_of_samples = {large[0] + 8: bytes(8)}
+        found.repairs |= {large[0]: rest.to_bytes(8, "little")} | number_of_samples
         return None
       if _is_placeholder(size, data):
-        if 0 < rest < PLACEHOLDER:
-          right = rest.to_bytes(4, "big" if order == ">" else "little")
-          found.repairs |= {
-            start - 4: right,
-            4: (len(data) - 8).to_bytes(4, "big" if order == ">" else "little"),
-          }
+        sizes = {start - 4: rest, 4: len(data) - 8} if 0 < rest < PLACEHOLDER else {}
+        found.repairs |= {at: n.to_bytes(4, "big" if order == ">" else "little") for at, n in sizes.items()}
         return None
     elif seen and start - 8 >= end:
       break  # follows the end

@@ -4,55 +4,38 @@ from collections import Counter
 from collections.abc import Iterator
 import zlib
 
-from mma_dfer_jax.data.formats.base import (
-  CutShort,
-  Damaged,
-  Data,
-  Ending,
-  Joined,
-  integer,
-  is_text,
-  must_reach,
-)
+from mma_dfer_jax.data.formats import CutShort, Damaged, Data, Ending, Joined, integer, is_text, must_reach
 
-KINDS = {
-  1,
-  2,
-  3,
-  16,
-  17,
-  18,
-  32,
-  33,
-}  # of tracks: pictures, sound, both, logo, subtitles, buttons, control, data
+# Of tracks: pictures, sound, both, logo, subtitles, buttons, control, data.
+KINDS = {1, 2, 3, 16, 17, 18, 32, 33}
 HEAD = 0x1A45DFA3
 SEGMENT, SEEK_HEAD, CLUSTER, TRACKS = 0x18538067, 0x114D9B74, 0x1F43B675, 0x1654AE6B
 PARTS = {SEEK_HEAD, CLUSTER, TRACKS, 0x1549A966, 0x1C53BB6B, 0x1254C367, 0x1043A770, 0x1941A469}
 
 
-def _vint(data: Data, at: int, *, keep_mark: bool) -> tuple[int | None, int]:
-  """A number of variable length, None if unknown, and where it ends."""
-  length = 9 - data[at].bit_length()
-  if length > 8:
-    raise Damaged(f"at byte {at:,}")
-  value = integer(data, at, length)
-  if keep_mark:
-    return value, at + length
-  value &= (1 << 7 * length) - 1
-  return None if value == (1 << 7 * length) - 1 else value, at + length
+def _head(data: Data, at: int) -> tuple[int, int | None, int]:
+  """Kind of an element, size of its content (None: unknown), and where that begins: two numbers of variable length."""
+  numbers = []
+  for _ in range(2):
+    length = 9 - data[at].bit_length()
+    if length > 8:
+      raise Damaged(f"at byte {at:,}")
+    numbers.append(integer(data, at, length))
+    at += length
+  kind, size, most = *numbers, (1 << 7 * length) - 1
+  return kind, None if size & most == most else size & most, at
 
 
 def matroska(data: Data, found: Ending) -> None:
   at, end = 0, len(data)
-  kinds: set[int | None] = set()
+  kinds: set[int] = set()
   segment = places = None
   sized = False
   while at < end:
     no_id = data[at] < 0x10 or 0x20 <= data[at] < 0x80
     if no_id and not sized and CLUSTER in kinds and is_text(data[at:]):
       break  # follows the end, which a live recording does not tell
-    kind, body = _vint(data, at, keep_mark=True)
-    size, body = _vint(data, body, keep_mark=False)
+    kind, size, body = _head(data, at)
     if kind == SEGMENT:
       segment, at = body, body
       sized = size is not None
@@ -71,7 +54,8 @@ def matroska(data: Data, found: Ending) -> None:
       at = body
       continue
     must_reach("its last cluster" if CLUSTER in kinds else "its header", body + (size or 0), data)
-    if kind == CLUSTER and _is_wrong(data[body : body + (size or 0)]):
+    content = data[body : body + (size or 0)] if kind == CLUSTER else b""
+    if content[:2] == b"\xbf\x84" and zlib.crc32(content[6:]) != int.from_bytes(content[2:6], "little"):
       raise Damaged(f"between byte {at:,} and {body + (size or 0):,}")
     if kind == TRACKS and size is not None:
       found.tracks += _tracks(data, body, body + size)
@@ -83,16 +67,10 @@ def matroska(data: Data, found: Ending) -> None:
     must_reach("what its index points to", segment + place + 4, data)
 
 
-def _is_wrong(content: bytes) -> bool:
-  """Whether it begins with a check sum, and the rest has another."""
-  return content[:2] == b"\xbf\x84" and zlib.crc32(content[6:]) != int.from_bytes(content[2:6], "little")
-
-
-def _elements(data: Data, at: int, end: int) -> Iterator[tuple[int | None, int, int]]:
+def _elements(data: Data, at: int, end: int) -> Iterator[tuple[int, int, int]]:
   """(kind, first byte of the content, end) of each element."""
   while at < end:
-    kind, body = _vint(data, at, keep_mark=True)
-    size, body = _vint(data, body, keep_mark=False)
+    kind, size, body = _head(data, at)
     at = body + (size or 0)
     yield kind, body, at
 

@@ -3,7 +3,7 @@
 import struct
 import zlib
 
-from mma_dfer_jax.data.formats.base import CutShort, Damaged, Data, Ending, integer, must_reach, name_of
+from mma_dfer_jax.data.formats import CutShort, Damaged, Data, Ending, integer, must_reach, name_of
 
 LARGEST = 1 << 30  # bytes of pixels; PIL refuses more
 

@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 
-from mma_dfer_jax.data.formats.base import (
+from mma_dfer_jax.data.formats import (
   CutShort,
   Damaged,
   Data,
@@ -19,9 +19,7 @@ from mma_dfer_jax.data.formats.base import (
   must_reach,
 )
 
-REVERSED = bytes(
-  int(f"{byte:08b}"[::-1], 2) for byte in range(256)
-)  # each byte with its bits from last to first
+REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))  # the bits of each byte
 ASF_TRACK = bytes.fromhex("9107dcb7b7a9cf118ee600c00c205365")
 ASF_KINDS = {
   bytes.fromhex("c0ef19bc4d5bcf11a8fd00805f5c442b"): "video",
@@ -32,6 +30,7 @@ NOTES = b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"ID3"  # that follow the sound of 
 # Bytes of a frame by its type, https://www.rfc-editor.org/rfc/rfc4867 section 5.3; 0: such frames do not exist.
 AMR = (13, 14, 16, 18, 20, 21, 27, 32, 6, 0, 0, 0, 0, 0, 0, 1)
 AMR_WB = (18, 24, 33, 37, 41, 47, 51, 59, 61, 6, 0, 0, 0, 0, 1, 1)
+SizeAt = Callable[[Data, int], int]  # bytes of the frame that begins there; 0: none does
 AC3 = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 576, 640)  # kbit/s
 # kbit/s of MPEG audio, by (version 1 or not, layer) and index.
 BITRATES = {
@@ -53,24 +52,19 @@ def ogg(data: Data, found: Ending) -> None:
       raise Damaged(f"at byte {at:,}: no page begins there")
     flags, serial, number = data[at + 5], integer(data, at + 14, 4, "<"), integer(data, at + 18, 4, "<")
     lengths = data[at + 27 : at + 27 + data[at + 26]]
-    if (
-      number != upcoming.get(serial, number) and not flags & 2
-    ):  # 2: the first, perhaps of a file joined to this one
+    # 2: the first, perhaps of a file joined to this one.
+    if number != upcoming.get(serial, number) and not flags & 2:
       raise Damaged(f"pages are missing before byte {at:,}")
     upcoming[serial], ended[serial] = number + 1, bool(flags & 4)
     start, at = at, at + 27 + data[at + 26] + sum(lengths)
     must_reach("its last page", at, data)
-    if _check_sum(data[start:at]) != integer(data, start + 22, 4, "<"):
+    # Its check sum is zlib's of the bits in reversed order, from 0.
+    page = (data[start : start + 22] + bytes(4) + data[start + 26 : at]).translate(REVERSED)
+    if int(f"{zlib.crc32(page, 0xFFFFFFFF) ^ 0xFFFFFFFF:032b}"[::-1], 2) != integer(data, start + 22, 4, "<"):
       raise Damaged(f"between byte {start:,} and {at:,}")
   if not all(ended.values()):
     raise CutShort("its last page is not marked as the last")
   found.end = at
-
-
-def _check_sum(page: bytes) -> int:
-  """Ogg's: zlib's of the bits in reversed order, from 0."""
-  found = zlib.crc32((page[:22] + bytes(4) + page[26:]).translate(REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
-  return int(f"{found:032b}"[::-1], 2)
 
 
 def after_tags(data: Data, at: int = 0) -> int:
@@ -108,12 +102,7 @@ def mpeg_frame(data: Data, at: int) -> int:
 
 
 def _frames(
-  data: Data,
-  at: int,
-  size_at: Callable[[Data, int], int],
-  found: Ending,
-  mark: bytes = b"\xff",
-  chain: int = 2,
+  data: Data, at: int, size_at: SizeAt, found: Ending, mark: bytes = b"\xff", chain: int = 2
 ) -> int:
   """How many frames follow each other from `at` on; the last must be whole.
 
@@ -147,7 +136,7 @@ def _frames(
   return count
 
 
-def _follow(data: Data, at: int, size_at: Callable[[Data, int], int], number: int) -> bool:
+def _follow(data: Data, at: int, size_at: SizeAt, number: int) -> bool:
   """Whether so many whole frames begin there, one after the other."""
   for _ in range(number):
     size = size_at(data, at)
@@ -193,24 +182,19 @@ def adts(data: Data, found: Ending) -> None:
 
 
 def amr(data: Data, found: Ending) -> None:
-  wide = data[:9] == b"#!AMR-WB\n"
+  begin, sizes = (9, AMR_WB) if data[:9] == b"#!AMR-WB\n" else (6, AMR)
 
   def size_at(data: Data, at: int) -> int:
     # Five bits of the head are 0, or the frame is marked as lost.
-    return (
-      (AMR_WB if wide else AMR)[data[at] >> 3 & 15]
-      if at < len(data) and data[at] and not data[at] & 0x83
-      else 0
-    )
+    return sizes[data[at] >> 3 & 15] if at < len(data) and data[at] and not data[at] & 0x83 else 0
 
-  _frames(data, 9 if wide else 6, size_at, found, mark=b"", chain=6)
+  _frames(data, begin, size_at, found, mark=b"", chain=6)
 
 
 def flash(data: Data, found: Ending) -> None:
   at, told = integer(data, 5, 4) + 4, False
-  while (
-    at < len(data) and data[at] in (8, 9, 18) and not any(data[at + 8 : at + 11])
-  ):  # sound, pictures, facts
+  # Sound, pictures, facts.
+  while at < len(data) and data[at] in (8, 9, 18) and not any(data[at + 8 : at + 11]):
     size = 11 + integer(data, at + 1, 3)
     at += size + 4
     must_reach("its last tag", at, data)
@@ -258,27 +242,24 @@ def transport(data: Data, found: Ending) -> None:
   if (bad := (sync != 0x47) | (high & 0x80 > 0)).any():
     raise Damaged(f"at byte {int(bad.argmax()) * size:,}")
   programmes = (high.astype(np.int32) & 31) << 8 | low
-  lists = np.cumsum(
-    programmes == 0
-  )  # that came so far; a joint has another table just before its list, or none
+  # Lists that came so far; a joint has another table just before its list, or none.
+  lists = np.cumsum(programmes == 0)
   adapted, begins = flags & 0x20 > 0, high & 0x40 > 0
   room = np.where(adapted, 183 - extra.astype(np.int32), 184)
   gaps, parts, joints = [], [], Counter[int]()  # joints: how many programmes miss something around a list
   for programme in np.unique(programmes[programmes != NOTHING]).tolist():
     which = np.flatnonzero((programmes == programme) & (flags & 0x10 > 0))
     steps = np.diff(flags[which] & 15) & 15
-    meant = (
-      adapted[which] & (extra[which] > 0) & (more[which] & 0x80 > 0)
-    )  # the packet says that it does not go on
+    # Whether the packet says that it does not go on.
+    meant = adapted[which] & (extra[which] > 0) & (more[which] & 0x80 > 0)
     for k in np.flatnonzero((steps > 1) & ~meant[1:]):
       before, after = int(which[k]), int(which[k + 1])
       gaps.append((before, after))
       joints.update(range(int(lists[before]) + 1, int(lists[after]) + 2))
     parts.append(which[np.append(True, steps > 0)])  # others were sent twice
   for before, after in gaps:
-    if not begins[after] or not any(
-      joints[k] > 1 for k in range(int(lists[before]) + 1, int(lists[after]) + 2)
-    ):
+    around = range(int(lists[before]) + 1, int(lists[after]) + 2)
+    if not begins[after] or not any(joints[k] > 1 for k in around):
       raise Damaged(f"packets are missing before byte {after * size:,}")
   for which in parts:
     _check_parts(data, which, begins, room, size)

@@ -2,16 +2,8 @@
 
 import re
 
-from mma_dfer_jax.data.formats.base import (
-  CutShort,
-  Damaged,
-  Data,
-  Ending,
-  Joined,
-  integer,
-  is_text,
-  must_reach,
-)
+from mma_dfer_jax.data.formats import CutShort, Damaged, Data, Ending, Joined, integer, is_text, must_reach
+from mma_dfer_jax.data.wire import varint
 
 PART = bytes.fromhex("060e2b34020501010d010201")  # begins the keys of all parts of MXF that divide it
 
@@ -65,10 +57,7 @@ def open_units(data: Data, found: Ending) -> None:
   """OBU, a bare AV1: units that say their size. Source: the AV1 specification, section 5.3."""
   at = 0
   while at < len(data) and not data[at] & 0x81 and data[at] & 2:
-    size, shift, place = 0, 0, at + 1 + (data[at] >> 2 & 1)
-    while shift < 56:  # a number of variable length
-      size |= (data[place] & 127) << shift
-      shift, place = shift + 7 if data[place] & 128 else 99, place + 1
+    size, place = varint(data, at + 1 + (data[at] >> 2 & 1))
     at = place + size
     must_reach("its last unit", at, data)
   _must_be_text(data, at, "unit", found)

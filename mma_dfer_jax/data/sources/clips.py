@@ -9,9 +9,10 @@ from pathlib import Path
 import re
 import unicodedata
 
-from mma_dfer_jax.data import listed, source
+from mma_dfer_jax.data import source
 from mma_dfer_jax.data.archive import SOUNDS, VIDEOS
-from mma_dfer_jax.data.source import ClipFiles, Layout, Note, Problem, natural
+from mma_dfer_jax.data.source import ClipFiles, LabelOrder, Layout, Note, Problem, natural
+from mma_dfer_jax.data.tables import read_table
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.lookalikes import escaped, keys, looks, tidy
 from mma_dfer_jax.paths import hint, user_path
@@ -20,8 +21,6 @@ FLAG = "manifest"
 LAYOUT = """accepted as --manifest: a csv with the columns path,label,split (train or test) or path,label,fold (1, 2, …); or,
 for clips without labels, which pretraining takes, a folder of videos and sounds or a pattern in quotes such as
 'films/**/*.mp4'. Videos in one folder for each class need no manifest: --dataset=folders --raw=FOLDER"""
-
-
 FOLD, TRAIN_OR_TEST = re.compile("fold[1-9][0-9]{0,5}"), re.compile("train|test")
 
 
@@ -41,7 +40,7 @@ def read(manifest: Path, options: Options) -> Layout:
   if not manifest.exists():
     raise UserError(f"{manifest}: {hint(manifest, folder=False)}\n{LAYOUT}")
   try:
-    header, lines, notes = listed.read_table(manifest, "path,label,split", "path,label,fold")
+    header, lines, notes = read_table(manifest, "path,label,split", "path,label,fold")
   except ValueError as error:
     raise UserError(f"{manifest}: {error}\n{LAYOUT}") from error
   if not lines:
@@ -73,21 +72,19 @@ def read(manifest: Path, options: Options) -> Layout:
     problems.append(Problem(str(manifest), there))
   labels = dict.fromkeys([*classes, *(clip.label for clip in clips)])
   problems += [Problem(str(manifest), text) for text in source.near_duplicates(labels)]
-  order = "as given by --classes" if classes else "sorted by name"
-  all_notes = [
-    *map(Note, notes),
-    *(Note(source.left_out(label), tuple(paths)) for label, paths in others.items()),
-  ]
-  return Layout(classes or tuple(sorted(labels, key=natural)), order, clips, problems, {}, all_notes, frozenset(splits),
-                frozenset(doubtful))  # fmt: skip
+  order = LabelOrder(
+    classes or tuple(sorted(labels, key=natural)), "as given by --classes" if classes else "sorted by name"
+  )
+  said = [*map(Note, notes), *(Note(source.left_out(label), tuple(paths)) for label, paths in others.items())]
+  return Layout(*order, clips, problems, {}, said, frozenset(splits), frozenset(doubtful))
 
 
 def _clip_of(
   line: int, row: Mapping[str, str], manifest: Path, classes: Sequence[str], seen: dict[str, int]
 ) -> tuple[ClipFiles, list[str]]:
   """A row as a clip, and what is wrong with it; `seen` are the lines of all files before."""
-  path, label, file, problem = row["path"], tidy(row["label"]), manifest, "" if row["path"] else "no path"
-  first = line
+  path, label, file, first = row["path"], tidy(row["label"]), manifest, line
+  problem = "" if path else "no path"
   try:
     if path:
       file = Path(user_path(path, manifest.parent))
@@ -98,24 +95,18 @@ def _clip_of(
   except UserError as error:
     problem = f"the path {error}"
   if "fold" in row:
-    split = f"fold{looks(row['fold']).removeprefix('fold')}"
-    unknown = not FOLD.fullmatch(split) and f"fold {escaped(row['fold'])} is not a number from 1 on"
+    split, known = f"fold{looks(row['fold']).removeprefix('fold')}", FOLD
+    unknown = f"fold {escaped(row['fold'])} is not a number from 1 on"
   else:
-    split = looks(row["split"])
-    unknown = not TRAIN_OR_TEST.fullmatch(split) and (
-      f"no run uses the split {escaped(row['split'])}: write train or test, or a column fold with 1, 2, …"
-    )
+    split, known, given = looks(row["split"]), TRAIN_OR_TEST, escaped(row["split"])
+    unknown = f"no run uses the split {given}: write train or test, or a column fold with 1, 2, …"
   similar = [name for name in classes if name != label and keys(name) & keys(label)]
-  wrong = [
-    problem,
-    not label and "no label",
-    any(unicodedata.category(c) == "Cc" for c in label)
-    and f"label {escaped(label)} holds a control character",
-    similar and f"label {escaped(label)} looks like the class {', '.join(map(escaped, similar))}: write that",
-    unknown,
-    first != line and f"is in line {first} already",
-  ]
-  return ClipFiles(path, f"line {line}", label, split, video=file, sound=file), [one for one in wrong if one]
+  control, written = any(unicodedata.category(c) == "Cc" for c in label), f"label {escaped(label)}"
+  wrong = [problem] * bool(problem) + ["no label"] * (not label)
+  wrong += [f"{written} holds a control character"] * control
+  wrong += [f"{written} looks like the class {', '.join(map(escaped, similar))}: write that"] * bool(similar)
+  wrong += [unknown] * (not known.fullmatch(split)) + [f"is in line {first} already"] * (first != line)
+  return ClipFiles(path, f"line {line}", label, split, video=file, sound=file), wrong
 
 
 def _unlabelled(place: Path, options: Options) -> Layout:
@@ -135,18 +126,14 @@ def _unlabelled(place: Path, options: Options) -> Layout:
     if file.suffix.lower() not in (*VIDEOS, *SOUNDS):
       others.append(name)
     elif outside or (first := seen.setdefault(target, name)) != name:
-      leads = (
-        f"out of {home}, to {target} (--follow_links allows it)"
-        if outside
-        else f"to {first}, which is taken already"
-      )
+      allowed = f"out of {home}, to {target} (--follow_links allows it)"
+      leads = allowed if outside else f"to {first}, which is taken already"
       problems.append(Problem("", f"is a link that leads {leads}", (name,)))
     else:
       clips.append(ClipFiles(name, name, "", "train", video=path, sound=path))
   if not clips and not problems:
-    raise UserError(
-      f"--manifest={place}: there is no video or sound; found: {source.first_few(others) or 'no file'}\n{LAYOUT}"
-    )
+    found = source.first_few(others) or "no file"
+    raise UserError(f"--manifest={place}: there is no video or sound; found: {found}\n{LAYOUT}")
   notes = [Note("clips without labels, for pretraining only: train and evaluate need a manifest with labels")]
   notes += [Note("no videos or sounds by extension, not used", tuple(others))] if others else []
   videos = [Path(clip.clip_id) for clip in clips if clip.clip_id.lower().endswith(VIDEOS)]

@@ -10,14 +10,9 @@ from mma_dfer_jax.data.source import ClipFiles, LabelOrder, Layout, folds_of
 FLAG = "raw"
 LAYOUT = "accepted for CREMA-D: VideoFlash/1001_DFA_ANG_XX.flv … or VideoMP4/*.mp4; and AudioWAV/*.wav"
 CLASSES = {"ANG": "anger", "DIS": "disgust", "FEA": "fear", "HAP": "happy", "NEU": "neutral", "SAD": "sad"}
-COUNTS = folds_of(  # in MAE-DFER's lists
-  tuple(CLASSES.values()),
-  (250, 250, 250, 250, 213, 250),
-  (251, 251, 251, 251, 215, 251),
-  (252, 252, 252, 252, 216, 252),
-  (252, 252, 252, 252, 216, 252),
-  (266, 266, 266, 266, 227, 266),
-)
+# In MAE-DFER's lists: clips of each class but neutral, and of that, by fold.
+_CLIPS = ((250, 213), (251, 215), (252, 216), (252, 216), (266, 227))
+COUNTS = folds_of(tuple(CLASSES.values()), *[(n, n, n, n, neutral, n) for n, neutral in _CLIPS])
 FOLDS = "by speaker: 1001-1018, 1019-1036, 1037-1054, 1055-1072, 1073-1091, as MAE-DFER"
 
 

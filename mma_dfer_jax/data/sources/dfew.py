@@ -74,7 +74,11 @@ def with_votes(layout: Layout, home: Path) -> Layout:
       continue  # of no single label, or left out
     where, votes = f"{path} line {line}", [row[column] for column in columns]
     if not all(vote.isdecimal() for vote in votes) or sum(map(int, votes)) != VOTES:
-      problems.append(Problem(where, f"the votes {', '.join(votes)} are not {VOTES}", (clip.clip_id,)))
+      problems.append(
+        Problem(
+          where, f"the votes {', '.join(votes)} are not whole numbers that add up to {VOTES}", (clip.clip_id,)
+        )
+      )
     elif row["label"] != str(CLASSES.index(clip.label) + 1):
       wrong = f"the label {row['label']} there is not {clip.label} ({CLASSES.index(clip.label) + 1}), as in the lists"
       problems.append(Problem(where, wrong, (clip.clip_id,)))

@@ -85,20 +85,16 @@ def _drawn(clips: list[ClipFiles], options: Options) -> set[str]:
   groups: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))  # split; kept together
   speakers: dict[str, str] = {}
   for clip in clips:
-    stem = Path(clip.clip_id).stem
-    key = looks(re.split("[_ -]", looks(stem))[0])
-    speaker = speakers.setdefault(
-      key, re.split("[_ -]", stem)[0].lower()
-    )  # the first of those that look the same
+    first, key = (
+      re.split("[_ -]", name)[0] for name in (Path(clip.clip_id).stem, looks(Path(clip.clip_id).stem))
+    )
+    speaker = speakers.setdefault(looks(key), first.lower())  # the first of those that look the same
     group, member = (clip.label, clip.clip_id) if options.split_by == "clip" else ("", speaker)
     groups[group][member].append(clip.clip_id)
   test: set[str] = set()
   for members in groups.values():
-    digests = {
-      hashlib.sha256(f"{options.split_seed}/{name}".encode(errors="surrogateescape")).hexdigest(): name
-      for name in members
-    }
-    order = [digests[digest] for digest in sorted(digests)]
+    seeded = {name: f"{options.split_seed}/{name}".encode(errors="surrogateescape") for name in members}
+    order = sorted(members, key=lambda name: hashlib.sha256(seeded[name]).digest())
     if len(order) < 2:
       why = f"{order[0]} is the only clip of its class; add clips, or use --split_by=speaker"
       if options.split_by == "speaker":
