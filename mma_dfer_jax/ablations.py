@@ -93,12 +93,6 @@ def _linear_probe(says: str, only: str = "") -> Row:
   return _encoders(says, lambda c, stream: put(c, f"{stream}.tunable", ()), bare)
 
 
-def _half_the_frames(c: ConfigDict) -> None:
-  put(c, "frame_mask", "soft")
-  put(c, "frame_mask.keep", c.inputs.num_frames // 2)
-  put(c, "frame_mask.after", max(1, c.model.image.get("depth", 0) // 3))
-
-
 def _of_loss(says: str, name: str = "", head: str = "", balanced: bool = False, **fields: Any) -> Row:
   """A row that changes what is minimised, or which clips are drawn."""
 
@@ -134,7 +128,7 @@ ROWS = {
   "temporal_depth_2": _row("two blocks in the temporal transformer", temporal__depth=2),
   "frame_mask_soft": _row("frames are weighed", frame_mask="soft"),
   "frame_mask_bias": _row("attention to frames is weighed", frame_mask="soft", frame_mask__form="bias"),
-  "frame_mask_half": Row("frames are weighed, and from a third of the layers on only the better half is kept", _half_the_frames),
+  "frame_mask_half": _row("frames are weighed, and from a third of the layers on only the better half is kept", frame_mask="soft", frame_mask__keep=0.5, frame_mask__after=1 / 3),
   "layer_pool_softmax": _row("summaries of all layers, one weight a layer", layer_pool="softmax"),
   "layer_pool_attention": _row("summaries of all layers, weighed by attention", layer_pool="attention"),
   "stream_weights": _row("a learned factor for picture and one for sound", layer_pool="streams"),

@@ -126,7 +126,8 @@ def choose(c: ml_collections.ConfigDict, choices: str) -> ml_collections.ConfigD
         problems.append(f"there is no choice {choice!r}: choose parts as place=name; the places are "
                         f"{', '.join(places)}; rows of the ablations are {', '.join(ROWS)}")  # fmt: skip
     except UserError as error:
-      problems.append(str(error))
+      row = f"{place}_{name}"
+      problems.append(f"{error}" + f"; or did you mean the row {row}?" * (row in ROWS))
   if problems:
     raise listed("the choices after the colon do not fit", problems)
   return c

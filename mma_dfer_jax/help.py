@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 import io
 from pathlib import Path
 import re
+import textwrap
 import tokenize
 from typing import Any
 
@@ -79,12 +80,13 @@ def _assignments(path: str, of_class: str = "") -> Iterator[tuple[str, str, str]
   source = file.read_text(encoding="utf-8") if file.is_file() else ""
   comments = {token.start[0]: token.string.lstrip("# ") for token in tokenize.generate_tokens(io.StringIO(source).readline)
               if token.type == tokenize.COMMENT and not token.string.startswith("# fmt")}  # fmt: skip
+  tree = ast.parse(textwrap.dedent(source))
   alone = {number for number, line in enumerate(source.splitlines(), 1) if line.lstrip().startswith("#")}
   inside = [
-    node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef) and node.name == of_class
+    node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == of_class
   ]
   kind = ast.AnnAssign if of_class else ast.Assign
-  for node in (inside[0].body if inside else ()) if of_class else ast.walk(ast.parse(source)):
+  for node in (inside[0].body if inside else ()) if of_class else ast.walk(tree):
     if not isinstance(node, kind) or node.value is None:
       continue
     found = [comments[line] for line in range(node.lineno, (node.end_lineno or 0) + 1) if line in comments]

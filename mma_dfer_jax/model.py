@@ -92,6 +92,7 @@ class ModelConfig:
     object.__setattr__(self, "inputs", dataclasses.replace(self.inputs, points=self.landmarks.POINTS))
     if problems:
       raise listed("this model cannot be built", problems)
+    object.__setattr__(self, "frame_mask", self.frame_mask.settled(self.inputs.num_frames, self.layers))
 
   @property
   def wants_faces(self) -> bool:

@@ -196,7 +196,9 @@ class Page:
     if "image" in about.streams:
       scale = min(1.0, CROP_PIXELS / about.inputs.image_size)
       small = (
-        cv2.resize(one, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) for one in sample.video
+        cv2.resize(one, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        for view in sample.views or (sample,)
+        for one in view.video
       )
       seen |= {"size": about.inputs.image_size, "frames": [_address("jpeg", frame) for frame in small]}
     if "audio" in about.streams and prediction.sound:

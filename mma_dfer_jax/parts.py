@@ -57,7 +57,7 @@ class Fields:
       least = 0 if field.name in self.MAY_BE_ZERO else 1
       if type(value) is not type(default) and not (isinstance(default, float) and type(value) is int):
         found.append(f"{field.name}={value!r} must be a {type(default).__name__}, such as {default!r}")
-      elif type(value) is int and value < least:
+      elif type(value) is int and not isinstance(default, float) and value < least:
         found.append(f"{field.name}={value} must be a positive whole number{'' if least else ' or 0'}")
     return found
 

@@ -55,7 +55,7 @@ _ENGINE = cli.shared_flag("engine")
 _PERSON = cli.shared_flag("person")
 _PRECISION = cli.shared_flag("precision")
 _KEEP_FRAMES = flags.DEFINE_integer("keep_frames", None, "Let the model's frame mask keep only so many frames, fewer than in its "
-                                    "training: faster.", lower_bound=2)  # fmt: skip
+                                    "training but at least 3: faster.", lower_bound=3)  # fmt: skip
 _CLASS_VECTORS = cli.shared_flag("class_vectors")
 _FEATURES = flags.DEFINE_enum("features", "none", FEATURES,
                               "Also write what the model makes of each clip: an .npz for each, or besides a table of all in Parquet.")  # fmt: skip

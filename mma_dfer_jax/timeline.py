@@ -106,22 +106,18 @@ def draw(timeline: Timeline) -> "Figure":
   of_windows = list(zip(spans(first), map(what_is_missing, first.predictions), strict=True))
   rows = [name for name in greys if any(name in missing for _, missing in of_windows)]
   weighed = any(one.frame_weights for one in timeline.predictions)
-  heights = [
-    *[1.1, 4 if len(rows_of) == 1 else 2] * len(rows_of),
-    *[0.7] * weighed,
-    1.2,
-    *[0.2 + 0.2 * len(rows)] * bool(rows),
-  ]
+  rows_each = [1.1, 4 if len(rows_of) == 1 else 2, *[0.7] * weighed]
+  heights = [*rows_each * len(rows_of), 1.2, *[0.2 + 0.2 * len(rows)] * bool(rows)]
   axes_of = list(figure.subplots(len(heights), sharex=True, height_ratios=heights))
   for number, of_one in enumerate(rows_of):
-    faces, stack = axes_of[2 * number : 2 * number + 2]
+    faces, stack, *of_frames = axes_of[number * len(rows_each) :][: len(rows_each)]
     _draw_faces(faces, of_one)
     _draw_probabilities(stack, of_one, legend=number == 0)
     if timeline.persons:
       stack.set_ylabel(f"person {of_one.predictions[0].person}")
-  if weighed:
-    _draw_frames(axes_of.pop(2 * len(rows_of)), timeline)
-  wave, *below = axes_of[2 * len(rows_of) :]
+    for axes in of_frames:
+      _draw_frames(axes, of_one)
+  wave, *below = axes_of[len(rows_each) * len(rows_of) :]
   _draw_wave(wave, timeline)
   for axes in below:
     for line, name in enumerate(rows):
@@ -176,14 +172,19 @@ def _draw_faces(axes, timeline: Timeline) -> None:
 
 
 def _draw_frames(axes, timeline: Timeline) -> None:
-  """A bar for each frame of each window, as high as the frame counts; those that are not kept have none."""
-  weights = [of for one in timeline.predictions for of in one.frame_weights]
-  axes.vlines(
-    [of.seconds for of in weights], 0, [of.weight for of in weights], color="0.3", alpha=0.6, linewidth=1.5
-  )
-  axes.axhline(1, color="0.7", linewidth=0.8)  # the average
-  axes.set(yticks=[], ylim=(0, None))
-  axes.set_ylabel("frames\ncount", rotation=0, ha="right", va="center")
+  """A bar for each frame, as high as it counts in the window that speaks for its moment; a cross if it was left out."""
+  of_windows = zip(timeline.predictions, spans(timeline), strict=True)
+  frames = [of for one, (start, end) in of_windows for of in one.frame_weights if start <= of.seconds < end]
+  kept, left = ([of for of in frames if (of.weight > 0) is which] for which in (True, False))
+  weights = [of.weight for of in kept]
+  axes.vlines([of.seconds for of in kept], 0, weights, color="0.3", linewidth=1.5)
+  axes.plot([of.seconds for of in left], [0.1] * len(left), "x", color="0.5", markersize=4)
+  axes.axhline(1, color="0.7", linewidth=0.8, zorder=0)
+  said = f"{min(weights):.2f} to {max(weights):.2f}\n" if kept else ""
+  said += "1 on average" + "\n×: left out" * bool(left)
+  axes.text(1.015, 0.5, said, transform=axes.transAxes, va="center")
+  axes.set(yticks=[0, 1], ylim=(0, None))
+  axes.set_ylabel("weight\nof frames", rotation=0, ha="right", va="center")
 
 
 def _draw_wave(axes, timeline: Timeline) -> None:

@@ -110,7 +110,7 @@ def smaller(module: str, args: list[str]) -> list[str]:
     fields = [field for field in TINY if not any(f"model.{place}." in field for place in gone)]
     args += [f"--config.{field}" for field in fields]
   if "frame_mask" in config:  # of frames and layers that TINY leaves
-    half = ("image.depth=2", "audio.depth=2", "frame_mask.keep=2", "frame_mask.after=1")
+    half = ("image.depth=2", "audio.depth=2", "frame_mask.keep=3")
     args += [f"--config.model.{field}" for field in half]
   return [arg for arg in args if arg]
 

@@ -69,6 +69,21 @@ def test_an_answer_says_which_frames_counted(trained, clip, tmp_path):
   assert (status, "keeps 8 already" in err) == (1, True)
 
 
+@pytest.mark.parametrize("layers", [2, 4])
+def test_a_mask_that_kept_all_frames_in_training_keeps_fewer_later(layers, tmp_path):
+  path = tmp_path / "model"
+  write_folder(path, stored(path, with_layers(layers, audio_shape=(64, 32), frame_mask={"name": "soft"})))
+  model = load_model(path)
+  rng = np.random.default_rng(0)
+  video = rng.integers(0, 256, (1, *model.about.inputs.video_shape), np.uint8)
+  sound = missing_spectrogram(*model.about.inputs.audio_shape)[None]
+  weights = model.keeping_frames(3).outputs(video, sound)["frame_weights"]
+  assert (weights > 0).sum() == 3
+  for number in (0, 2, 16):
+    with pytest.raises(UserError, match="give a number from 3 to 15"):
+      model.keeping_frames(number)
+
+
 def test_exported_files_say_it_too(trained, tmp_path):
   model = load_model(trained)
   rng = np.random.default_rng(0)

@@ -30,7 +30,7 @@ from mma_dfer_jax.data.film import Soundtrack
 from mma_dfer_jax.data.pipeline import make_example
 from mma_dfer_jax.engines import engine
 from mma_dfer_jax.errors import UserError
-from mma_dfer_jax.prediction import Prediction, Timeline, predict_timeline
+from mma_dfer_jax.prediction import FrameWeight, Prediction, Timeline, predict_timeline
 from mma_dfer_jax.timeline import draw, spans, to_csv, to_srt
 
 CLASSES = ("happy", "sad", "neutral", "angry", "surprise", "disgust", "fear")
@@ -400,6 +400,22 @@ def test_class_names_of_all_kinds_survive(tmp_path):
 def test_at_any_moment_the_window_with_the_nearest_middle_speaks():
   timeline = imagined(CLASSES, [0.0, 1.0, 2.0, 3.0], [2.0, 3.0, 4.0, 4.5])
   assert spans(timeline) == [(0.0, 1.5), (1.5, 2.5), (2.5, 3.375), (3.375, 4.5)]
+
+
+def test_the_picture_shows_weights_of_frames_of_the_window_that_speaks():
+  timeline = imagined(CLASSES, [0.0, 1.0], [2.0, 3.0])
+  weights = 0.0, 0.5, 1.25, 1.25
+  predictions = tuple(
+    dataclasses.replace(one, frame_weights=tuple(
+      FrameWeight(one.start + 0.25 + 0.5 * k, weight) for k, weight in enumerate(weights)
+    ))
+    for one in timeline.predictions
+  )  # fmt: skip
+  axes = draw(dataclasses.replace(timeline, predictions=predictions)).axes[2]
+  bars = [(bar[0][0], bar[1][1]) for bar in axes.collections[0].get_segments()]
+  assert bars == [(0.75, 0.5), (1.25, 1.25), (1.75, 0.5), (2.25, 1.25), (2.75, 1.25)]
+  assert list(axes.lines[0].get_xdata()) == [0.25]  # the later window's is where the earlier one speaks
+  assert axes.texts[0].get_text() == "0.50 to 1.25\n1 on average\n×: left out"
 
 
 @pytest.mark.parametrize("number", [1, 2, 5000])

@@ -103,8 +103,10 @@ class JaxEngine(Engine):
     mask, frames = self.cfg.frame_mask, self.about.inputs.num_frames
     if not hasattr(mask, "keep"):
       raise UserError(NO_FRAMES.format(self.path, "trained with"))
-    if not number < (kept := mask.keep or frames):
-      raise UserError(f"keep_frames={number}: {self.path} keeps {kept} already; give fewer")
+    kept, fewest = mask.keep or frames, mask.FEWEST
+    if not fewest <= number < kept:
+      how = f"give a number from {fewest} to {kept - 1}" if kept > fewest else "no mask tells fewer apart"
+      raise UserError(f"keep_frames={number}: {self.path} keeps {kept} already; {how}")
     cfg = dataclasses.replace(self.cfg, frame_mask=dataclasses.replace(mask, keep=number))
     warning = f"the model goes on with {number} of {frames} frames, but was trained with {kept}"
     origin = {**self.about.origin, "keep_frames": number}

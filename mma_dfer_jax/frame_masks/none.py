@@ -16,6 +16,9 @@ class Config(parts.Part):
 
   tunable: tuple[str, ...] = ()
 
+  def settled(self, frames: int, layers: int) -> "Config":
+    return self
+
   def build(self, *args: Any, **kwargs: Any) -> "NoMask":
     return NoMask()
 

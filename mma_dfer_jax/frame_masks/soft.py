@@ -5,7 +5,7 @@ Its other branch, which reconstructs masked pixels, is left out. With `keep` the
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 from flax import nnx
 import jax
@@ -19,6 +19,7 @@ from mma_dfer_jax.inputs import Inputs
 FORMS = ("soft", "bias")
 START = {"a": 1.0, "b": 2.0, "c": 1.0, "e": 2.0, "g": 0.0}  # g = 0: every frame counts alike
 UNDER_ROOT, VARIANCE = 1e-12, 1e-6  # keep gradients of still clips finite
+TOO_FEW = "fewer than 3 frames always count alike"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,26 +27,42 @@ class Config(parts.Part):
   """Weighs all frames and drops none."""
 
   form: str = "soft"  # joint features times the weights; "bias": attention to each frame plus their logarithm
-  keep: int = 0  # frames of a clip with which the model goes on after layer `after`; 0: all
-  after: int = 4  # layers that see all frames
-  MAY_BE_ZERO = ("keep",)
+  keep: int | float = 0.0  # frames that the model goes on with after layer `after`; below 1 a share; 0: all
+  after: int | float = 1 / 3  # layers that see all frames; below 1 a share of all layers
+  # Frames. Of two, each is as far from the other and as like it: both weights are always 1.
+  FEWEST: ClassVar[int] = 3
 
   def problems(self) -> list[str]:
-    found = super().problems()
+    found = super().problems() + self.outside(keep="[0, inf)", after="[0, inf)")
     if self.form not in FORMS:
       found.append(f"form={self.form!r}: choose one of {', '.join(FORMS)}")
     if self.after == 0:
       found.append(
         "after=0: before the first layer there are only pixels, which do not say what frames are worth"
       )
-    if self.keep == 1:
-      found.append("keep=1: a mask needs at least 2 frames to weigh; 0 keeps all")
+    if self.keep in range(1, self.FEWEST):
+      found.append(f"keep={self.keep:g}: {TOO_FEW}; keep at least {self.FEWEST}, or 0 for all")
+    for name in ("keep", "after"):
+      if type(value := getattr(self, name)) is float and value > 1 and not value.is_integer():
+        found.append(f"{name}={value}: give a whole number, or a share below 1")
     return found
+
+  def settled(self, frames: int, layers: int) -> "Config":
+    """The same with numbers of frames and layers in place of shares."""
+    keep, after = self._numbers(frames, layers)
+    return dataclasses.replace(self, keep=keep, after=after)
+
+  def _numbers(self, frames: int, layers: int) -> tuple[int, int]:
+    """`keep` and `after`; a share of the layers leaves at least one before and after, as far as there are two."""
+    keep = int(self.keep * frames + 0.5) if self.keep < 1 else int(self.keep)
+    after = max(1, min(int(self.after * layers + 0.5), layers - 1)) if self.after < 1 else int(self.after)
+    return keep or int(self.keep > 0), after
 
   def problems_with(self, image: Any, temporal: Any, inputs: Inputs, layers: int) -> list[str]:  # type: ignore[override]
     if not image.depth:
       return ["model.frame_mask=soft weighs frames, but model.image is none: choose frame_mask=none"]
     found, frames = [], inputs.num_frames
+    keep, after = self._numbers(frames, layers)
     if not image.problems_with("image", inputs):
       encoder = nnx.eval_shape(lambda: image.build("image", inputs, 0, rngs=nnx.Rngs(0)))
       name = parts.place_of(image).partition("/")[2]
@@ -57,14 +74,22 @@ class Config(parts.Part):
       found.append(
         "model.frame_mask.form=bias changes attention, of which model.temporal has none: choose form=soft"
       )
-    if frames < 2:
-      found.append(f"model.frame_mask=soft needs at least 2 frames to weigh, and inputs.num_frames={frames}")
-    if self.keep > frames:
-      found.append(f"model.frame_mask.keep={self.keep} must be at most inputs.num_frames={frames}")
-    if self.keep and self.after >= layers:
+    if frames < self.FEWEST:
       found.append(
-        f"model.frame_mask.after={self.after} must be below {layers}, the model's number of layers"
+        f"model.frame_mask=soft with inputs.num_frames={frames}: {TOO_FEW}; choose frame_mask=none"
       )
+    elif 0 < keep < self.FEWEST:
+      found.append(
+        f"model.frame_mask.keep={self.keep:g} of inputs.num_frames={frames} is {keep}, and {TOO_FEW}"
+      )
+    if keep > frames:
+      found.append(f"model.frame_mask.keep={keep} must be at most inputs.num_frames={frames}")
+    if keep and layers < 2:
+      found.append(
+        "model.frame_mask.keep leaves frames out between two layers, and this model has one: keep all"
+      )
+    elif after >= layers > 1:
+      found.append(f"model.frame_mask.after={after} must be below {layers}, the model's number of layers")
     return found
 
   def build(self, frames: int, *, rngs: nnx.Rngs) -> "SoftMask":
@@ -76,8 +101,8 @@ class SoftMask(nnx.Module):
 
   def __init__(self, cfg: Config, frames: int):
     self.form, self.frames = cfg.form, frames
-    self.keep = cfg.keep or frames
-    self.after = cfg.after if self.keep < frames else 0
+    self.keep = int(cfg.keep) or frames
+    self.after = int(cfg.after) if self.keep < frames else 0
     self.a, self.b, self.c, self.e, self.g = (nnx.Param(jnp.full((), value)) for value in START.values())
 
   def importance(self, image: Float[Array, "B S D"]) -> Float[Array, "B S"]:

@@ -11,6 +11,7 @@ import pytest
 from torch_files import from_torch
 
 from mma_dfer_jax import layers
+from mma_dfer_jax.config import choose, default_config, model_config
 from mma_dfer_jax.errors import UserError
 from mma_dfer_jax.frame_masks.soft import Config
 from mma_dfer_jax.model import MmaDfer, read_model
@@ -189,8 +190,13 @@ def test_kept_frames_are_all_that_later_layers_see():
   ({"image": {"name": "none"}, "temporal": {"name": "mean"}, "frame_mask": {"name": "soft"}}, "model.image is none"),
   ({"frame_mask": {"name": "soft", "keep": 17}}, "keep=17 must be at most inputs.num_frames=16"),
   ({"frame_mask": {"name": "soft", "keep": 8, "after": 12}}, "after=12 must be below 12"),
-  ({"frame_mask": {"name": "soft", "keep": 1}}, "at least 2 frames"),
-  ({"frame_mask": {"name": "soft", "keep": 8, "after": 0}}, "only pixels"),
+  ({"frame_mask": {"name": "soft", "after": 12}}, "after=12 must be below 12"),
+  ({"frame_mask": {"name": "soft", "keep": 1}}, "keep=1: fewer than 3 frames always count alike"),
+  ({"frame_mask": {"name": "soft", "keep": 2.0}}, "keep=2: fewer than 3 frames always count alike"),
+  ({"frame_mask": {"name": "soft", "keep": 0.1}}, r"keep=0.1 of inputs.num_frames=16 is 2, and fewer than 3"),
+  ({"frame_mask": {"name": "soft", "keep": 8.5}}, "a whole number, or a share below 1"),
+  ({"frame_mask": {"name": "soft", "keep": 8, "after": -1}}, r"after=-1 must lie in \[0, inf\)$"),
+  ({"frame_mask": {"name": "soft", "keep": 8, "after": 0}}, r"values:\n[^\n]*only pixels[^\n]*$"),
   ({"frame_mask": {"name": "soft", "form": "hard"}}, "choose one of soft, bias"),
 ])  # fmt: skip
 def test_what_cannot_be_masked_is_refused(changes, words):
@@ -198,10 +204,36 @@ def test_what_cannot_be_masked_is_refused(changes, words):
     tiny(**changes)
 
 
-def test_one_frame_cannot_be_weighed():
+@pytest.mark.parametrize("frames", [1, 2])
+def test_too_few_frames_cannot_be_weighed(frames):
   fields = tiny(frame_mask={"name": "soft"}).to_fields()
-  with pytest.raises(UserError, match=r"at least 2 frames to weigh, and inputs\.num_frames=1"):
-    read_model(fields | {"inputs": fields["inputs"] | {"num_frames": 1}})
+  with pytest.raises(
+    UserError, match=rf"inputs\.num_frames={frames}: fewer than 3 frames always count alike"
+  ):
+    read_model(fields | {"inputs": fields["inputs"] | {"num_frames": frames}})
+
+
+@pytest.mark.parametrize(("frames", "depths", "expected"), [
+  (16, (12, 12), (8, 4)), (32, (12, 12), (16, 4)), (5, (12, 12), (3, 4)), (16, (6, 6), (8, 2)), (7, (2, 2), (4, 1)),
+  (16, (12, 16), (8, 1)),  # four layers
+])  # fmt: skip
+def test_the_better_half_is_half_whatever_later_flags_say(frames, depths, expected):
+  c = choose(default_config(), "frame_mask_half,prompts=none")
+  c.inputs.num_frames, c.model.image.depth, c.model.audio.depth = frames, *depths
+  mask = model_config(c.to_dict(), "ab").frame_mask
+  assert (mask.keep, mask.after) == expected
+
+
+def test_one_layer_keeps_all_frames():
+  one = {"image": {"depth": 1}, "audio": {"depth": 1}, "prompts": {"name": "none"}}
+  assert tiny(**one, frame_mask={"name": "soft"}).frame_mask.keep == 0
+  with pytest.raises(UserError, match="between two layers, and this model has one"):
+    tiny(**one, frame_mask={"name": "soft", "keep": 8})
+
+
+def test_a_guess_is_told_the_row():
+  with pytest.raises(UserError, match="did you mean the row frame_mask_bias"):
+    choose(default_config(), "frame_mask=bias")
 
 
 def test_an_encoder_of_whole_clips_has_no_frames_to_weigh():
