@@ -82,9 +82,7 @@ def _assignments(path: str, of_class: str = "") -> Iterator[tuple[str, str, str]
               if token.type == tokenize.COMMENT and not token.string.startswith("# fmt")}  # fmt: skip
   tree = ast.parse(textwrap.dedent(source))
   alone = {number for number, line in enumerate(source.splitlines(), 1) if line.lstrip().startswith("#")}
-  inside = [
-    node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == of_class
-  ]
+  inside = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == of_class]
   kind = ast.AnnAssign if of_class else ast.Assign
   for node in (inside[0].body if inside else ()) if of_class else ast.walk(tree):
     if not isinstance(node, kind) or node.value is None:
